@@ -1,0 +1,171 @@
+"""Algorithm = gate (x ref_gate) x advantage x penalty x update."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from rgpo.batch import Array, Rollout, disjoint_groups
+from rgpo.errors import ConfigError
+from rgpo.gates import Gate, Open
+from rgpo.objective import Dual, check_dual, surrogate
+
+if TYPE_CHECKING:
+    from rgpo.batch import Batch
+    from rgpo.policies.actor_critic import ActorCritic
+
+
+class Advantage(Protocol):
+    """Credit: a rollout to advantage and value target, both (T, E) float64."""
+
+    gamma: float
+
+    def __call__(self, rollout: Rollout) -> tuple[Array, Array]: ...
+
+
+class Penalty(Protocol):
+    """The KL penalty's coefficient and its schedule."""
+
+    coef: float
+
+    def observe(self, kl: float) -> None: ...
+
+    def state_dict(self) -> dict[str, float]: ...
+
+    def load_state_dict(self, state: dict[str, float]) -> None: ...
+
+
+class Update(Protocol):
+    """How to climb; owns the optimiser."""
+
+    trust_region: bool  # whether the update holds the KL divergence by itself, so that a penalty would be ignored
+    note: str
+
+    def check(self, batch_size: int) -> None: ...
+
+    def setup(self, policy: Any, objective: Any, penalised: bool, num_iterations: int, seed: int) -> None: ...
+
+    def __call__(self, policy: Any, batch: Batch, kl_coef: float, after_epoch: Any) -> dict[str, float]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Algorithm:
+    """One point in the design space; impossible combinations are refused at construction with a ConfigError."""
+
+    gate: Gate
+    ref_gate: Gate
+    dual: Dual
+    advantage: Advantage
+    penalty: Penalty
+    update: Update
+    kl_spike_threshold: float  # nats
+
+    def __post_init__(self) -> None:
+        check_dual(self.dual, self.ref_gate)
+        if isinstance(self.gate, Open):
+            raise ConfigError("gate=open: has weight 0 everywhere and learns nothing, it is meant for gate@ref_gate.")
+        if self.update.trust_region and self.penalty.coef > 0:
+            raise ConfigError("penalty: natural_gradient keeps its own trust region update.kl_max, use penalty=none.")
+
+    def check_control(self, batch_size: int) -> None:
+        """Refuse what control tasks cannot honour."""
+        if not isinstance(self.ref_gate, Open):
+            raise ConfigError("gate@ref_gate: control tasks have no reference policy, leave it open.")
+        self.update.check(batch_size)
+
+    def setup(self, policy: ActorCritic, num_iterations: int, seed: int) -> None:
+        """Get ready to train policy for num_iterations."""
+        self.objective = partial(surrogate, gate=self.gate, ref_gate=self.ref_gate, dual=self.dual)
+        self.update.setup(policy, self.objective, self.penalty.coef > 0, num_iterations, seed)
+
+    def learn(self, policy: ActorCritic, rollout: Rollout, measure_variance: bool) -> dict[str, Any]:
+        """One iteration's learning; returns its metrics. NonFiniteError if a loss, gradient or KL is not finite."""
+        from rgpo import diagnostics
+        from rgpo.updates.losses import standardise
+
+        clock = Clock()
+        batch, metrics = make_batch(policy, rollout, self.advantage)
+        advantage = standardise(batch.advantage)
+        clock.add("time/update_s")
+        groups = disjoint_groups(*rollout.reward.shape)
+        variance = partial(
+            diagnostics.policy_gradient_variance, policy, batch, advantage, objective=self.objective, groups=groups
+        )
+        if measure_variance:
+            metrics["gradvar/num_groups"] = len(groups)
+            metrics["gradvar/before"], metrics["gradvar/before_relative"] = variance()
+            clock.add("time/gradvar_s")
+        epochs: list[dict[str, float]] = []
+
+        def after_epoch() -> None:
+            clock.add("time/update_s")
+            nonlocal now
+            now = diagnostics.moved(policy, batch)
+            epochs.append(diagnostics.epoch_statistics(now, self.gate, advantage))
+            clock.add("time/diagnostics_s")
+
+        now = diagnostics.moved(policy, batch)
+        metrics["kl/coef"] = self.penalty.coef
+        metrics |= self.update(policy, batch, self.penalty.coef, after_epoch)
+        clock.add("time/update_s")
+        metrics |= diagnostics.update_statistics(now, self.gate, advantage, self.kl_spike_threshold)
+        metrics |= {key: [row[key] for row in epochs] for key in epochs[0]}
+        clock.add("time/diagnostics_s")
+        if measure_variance:
+            metrics["gradvar/after"], metrics["gradvar/after_relative"] = variance()
+            clock.add("time/gradvar_s")
+        self.penalty.observe(metrics["kl/old_exact"])
+        self.gate.observe(metrics["kl/old_exact"])
+        return metrics | clock.seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        return {key: getattr(self, key).state_dict() for key in ("gate", "penalty", "update")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for key, value in state.items():
+            getattr(self, key).load_state_dict(value)
+
+
+class Clock:
+    """Seconds spent since the last call, added up by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def add(self, name: str) -> None:
+        """Charge the time since the last call to name."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def make_batch(policy: ActorCritic, rollout: Rollout, estimator: Advantage) -> tuple[Batch, dict[str, Any]]:
+    """Flatten a rollout (T, E) to N samples with advantages and the old policy's log-probabilities, recomputed by the
+    forward pass that training uses, so that the ratio starts at 1."""
+    import torch
+
+    from rgpo.batch import Batch
+
+    advantage, target = estimator(rollout)
+    unexplained, spread = (target - rollout.value).var(), target.var()
+    observation = torch.from_numpy(rollout.observation.reshape(-1, rollout.observation.shape[-1]))
+    action = torch.from_numpy(rollout.action.reshape(-1, *rollout.action.shape[2:]))
+    with torch.no_grad():
+        old = policy.distribution(policy.parameters, observation)
+        logp_old = old.log_prob(action)
+    flat = (torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (advantage, target, rollout.value))
+    batch = Batch(observation, action, logp_old, tuple(x.contiguous() for x in old), *flat)
+    return batch, {
+        "advantage/mean": advantage.mean(),
+        "advantage/std": advantage.std(),
+        "value/explained_variance": 1 - unexplained / spread if spread > 0 else float("nan"),
+    }

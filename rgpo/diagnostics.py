@@ -1,0 +1,122 @@
+"""What a batch says of an update: ratios, gates, weights, divergences, and the variance of the policy gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rgpo.batch import Array, Batch
+from rgpo.divergences import effective_sample_size, k1, k3, tail_index
+from rgpo.gates import Gate, weight
+from rgpo.policies.actor_critic import ActorCritic
+from rgpo.updates.losses import policy_loss
+
+QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
+
+
+class Moved(NamedTuple):
+    """The new policy seen from the batch: log ratio (N,), exact KL(old || new) (N,), entropy (N,)."""
+
+    log_ratio: Tensor
+    kl: Tensor
+    entropy: Tensor
+
+
+@torch.no_grad()
+def moved(policy: ActorCritic, batch: Batch) -> Moved:
+    """Compare the policy's present parameters with those that collected the batch."""
+    new = policy.distribution(policy.parameters, batch.observation)
+    old = type(new)(*batch.old)
+    return Moved(new.log_prob(batch.action) - batch.logp_old, old.kl(new), new.entropy())  # type: ignore[arg-type]
+
+
+def epoch_statistics(now: Moved, gate: Gate, advantage: Tensor) -> dict[str, float]:
+    """One point of the per-epoch curves; advantage (N,) as the gate sees it."""
+    w = weight(gate, now.log_ratio, advantage)
+    return {
+        "epoch/kl_old_exact": now.kl.mean().item(),
+        "epoch/weight_relative_mean": w.mean().item() / _divisor(gate),
+        "epoch/ess_ratio": effective_sample_size(now.log_ratio.clamp(max=80.0).exp()).item(),
+    }
+
+
+def update_statistics(now: Moved, gate: Gate, advantage: Tensor, kl_spike_threshold: float) -> dict[str, float]:
+    """The columns kl/, ratio/, gate/, weight/, ess/ and policy/entropy after an update; advantage (N,)."""
+    d = now.log_ratio
+    ratio = d.double().clamp(max=700.0).exp()
+    value, w = gate(d, advantage), weight(gate, d, advantage)
+    kl_exact = now.kl.mean().item()
+    root_n = len(d) ** 0.5
+    metrics = {
+        "kl/old_exact": kl_exact,
+        "kl/old_k1": k1(d).mean().item(),
+        "kl/old_k1_se": k1(d).std().item() / root_n,
+        "kl/old_k3": k3(d).mean().item(),
+        "kl/old_k3_se": k3(d).std().item() / root_n,
+        "kl/spike": float(kl_exact > kl_spike_threshold),
+        "policy/entropy": now.entropy.mean().item(),
+        "ratio/min": ratio.min().item(),
+        "ratio/max": ratio.max().item(),
+        "ratio/abs_log_max": d.abs().max().item(),
+        "ratio/tail_index": tail_index(d).item(),
+        "weight/at_one": gate.weight_at_one(),
+        "weight/relative_mean": w.mean().item() / _divisor(gate),
+        "ess/ratio": effective_sample_size(ratio).item(),
+        "ess/weight": effective_sample_size(w).item(),
+        "gate/sharpness": float(getattr(gate, "sharpness", float("nan"))),
+    }
+    for side, chosen in (("pos", advantage >= 0), ("neg", advantage < 0)):
+        for name, x in (("gate", value[chosen]), ("weight", w[chosen])):
+            metrics |= {f"{name}/{side}_{key}": number for key, number in _summary(x).items()}
+    return metrics
+
+
+def _summary(x: Tensor) -> dict[str, float]:
+    if not len(x):
+        return dict.fromkeys(("mean", *QUANTILES), float("nan"))
+    levels = torch.tensor(list(QUANTILES.values()), dtype=x.dtype)
+    quantiles = torch.quantile(x[: 2**24], levels).tolist()
+    return {"mean": x.mean().item(), **dict(zip(QUANTILES, quantiles, strict=True))}
+
+
+def _divisor(gate: Gate) -> float:
+    return gate.weight_at_one() or 1.0
+
+
+def gradient_variance(gradients: Sequence[Tensor] | Tensor, group_size: int) -> tuple[float, float]:
+    """tr Sigma of one sample's gradient and tr Sigma/n/||g||^2, from M disjoint groups' mean gradients (M, P).
+
+    tr Sigma = b/(M-1) sum_j ||G_j - Gbar||^2 with b samples a group and n = M b (Evans & Swartz's batch means).
+    """
+    table = torch.stack(tuple(gradients)).double()
+    mean = table.mean(0)
+    trace = group_size / (len(table) - 1) * (table - mean).square().sum().item()
+    signal = mean.square().sum().item()
+    return trace, trace / (group_size * len(table)) / signal if signal > 0 else float("nan")
+
+
+def policy_gradient_variance(
+    policy: ActorCritic, batch: Batch, advantage: Tensor, objective: Callable[..., Any], groups: Array
+) -> tuple[float, float]:
+    """``gradient_variance`` of the surrogate without its penalty, at the policy's present parameters.
+
+    groups (M, b) are disjoint indices into the batch; advantage (N,) was normalised once over the batch.
+    """
+    flat = policy.parameters.clone().requires_grad_()
+    count = policy.num_actor_parameters
+    gradients = []
+    for index in torch.from_numpy(groups):
+        loss, _ = policy_loss(
+            flat,
+            batch.select(index),
+            advantage[index],
+            policy=policy,
+            objective=objective,
+            kl_coef=0.0,
+            penalised=False,
+        )
+        gradients.append(torch.autograd.grad(loss, flat)[0][:count])
+    return gradient_variance(gradients, groups.shape[1])

@@ -1,0 +1,42 @@
+"""Divergences and weight statistics over samples; every function is pure and shape-preserving unless it says mean.
+
+x = log q/p on samples of p. On samples of p: E[-x] = E[e^x - 1 - x] = KL(p || q).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def k1(x: Tensor) -> Tensor:
+    """-x: unbiased for KL(p || q), of either sign (Schulman 2020)."""
+    return -x
+
+
+def k2(x: Tensor) -> Tensor:
+    """x^2/2: biased, low variance, its gradient is that of KL (Schulman 2020)."""
+    return x.square() / 2
+
+
+def k3(x: Tensor) -> Tensor:
+    """e^x - 1 - x: unbiased for KL(p || q), never negative (Schulman 2020); e^x is taken at most at x = 40."""
+    return x.clamp(max=40.0).expm1() - x
+
+
+def effective_sample_size(weight: Tensor) -> Tensor:
+    """(sum w)^2 / sum w^2 / n in [0, 1]; 0 if every weight is 0. weight (n,)."""
+    weight = weight.double()
+    return weight.sum().square() / weight.square().sum().clamp(min=1e-300) / weight.numel()
+
+
+def tail_index(log_ratio: Tensor, fraction: float = 0.05) -> Tensor:
+    """Hill's estimator of the tail index of r = e^d over its top fraction: k / sum (d_(i) - d_(k+1)); inf without spread.
+
+    log_ratio (n,); at least ten order statistics are used where there are that many.
+    """
+    count = min(max(int(fraction * log_ratio.numel()), 10), log_ratio.numel() - 1)
+    top = log_ratio.double().topk(count + 1).values
+    return count / (top[:-1] - top[-1]).sum()

@@ -1,0 +1,26 @@
+"""Errors that speak to the user: one sentence with key, value and remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the command line prints it in one line and exits with 2."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss, gradient, observation or reward that is NaN or infinite; the run stops and keeps what it has."""
+
+
+def require(ok: bool, key: str, value: object, remedy: str) -> None:
+    """Raise ConfigError "key=value: remedy" unless ok."""
+    if not ok:
+        raise ConfigError(f"{key}={value}: {remedy}")
+
+
+def close_matches(name: str, known: Iterable[str], count: int = 3) -> str:
+    """A clause " Did you mean a, b?" or "" for a misspelt name."""
+    near = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return f" Did you mean {', '.join(near)}?" if near else ""

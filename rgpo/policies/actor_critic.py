@@ -1,0 +1,121 @@
+"""Separate actor and critic networks whose parameters are one flat float32 vector: [actor | log_std | critic].
+
+The vector is what updates climb and checkpoints keep. Acting reads it through numpy views, because a call into torch for
+one observation costs more than the network itself; learning reads it through ``unflatten``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from rgpo.batch import Array
+from rgpo.errors import ConfigError
+from rgpo.policies.distributions import Categorical, Distribution, Gaussian
+from rgpo.policies.mlp import MLP
+
+class ActorCritic:
+    """pi(a|s) and V(s) over flat observations; `discrete` chooses categorical or diagonal Gaussian actions."""
+
+    has_distribution = True
+
+    def __init__(self, mlp: MLP, observation_size: int, action_size: int, discrete: bool, generator: Generator) -> None:
+        self.mlp = mlp
+        self.discrete = discrete
+        self.action_size = action_size
+        self.observation_size = observation_size
+        actor = (observation_size, *mlp.hidden_sizes, action_size)
+        critic = (observation_size, *mlp.hidden_sizes, 1)
+        self.actor_shapes = [s for i, o in zip(actor, actor[1:], strict=False) for s in ((i, o), (o,))]
+        self.critic_shapes = [s for i, o in zip(critic, critic[1:], strict=False) for s in ((i, o), (o,))]
+        if not discrete:
+            self.actor_shapes.append((action_size,))
+        self.shapes = self.actor_shapes + self.critic_shapes
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self.num_actor_parameters = sum(math.prod(shape) for shape in self.actor_shapes)
+        self.parameters: Tensor = torch.empty(sum(self.sizes))
+        self._initialise(generator)
+        self._views = [t.numpy() for t in self.unflatten(self.parameters)]
+        self._act: Callable[[Array], Array] = np.tanh if mlp.activation == "tanh" else lambda x: np.maximum(x, 0.0)
+
+    def _initialise(self, generator: Generator) -> None:
+        tensors = self.unflatten(self.parameters)
+        last_policy_layer = 2 * len(self.mlp.hidden_sizes)
+        for i, tensor in enumerate(tensors):
+            if tensor.dim() == 2:
+                last = {last_policy_layer: self.mlp.policy_gain, len(tensors) - 2: self.mlp.value_gain}
+                gain = last.get(i, math.sqrt(2))
+                if self.mlp.orthogonal_init:
+                    tensor.copy_(torch.nn.init.orthogonal_(torch.empty_like(tensor.T), gain, generator=generator).T)
+                else:
+                    tensor.uniform_(-1, 1, generator=generator).div_(math.sqrt(tensor.shape[0]))
+            else:
+                tensor.zero_()
+        if not self.discrete:
+            tensors[len(self.actor_shapes) - 1].fill_(self.mlp.log_std_init)
+
+    def unflatten(self, flat: Tensor) -> list[Tensor]:
+        """Views of flat (P,) as weights (in, out), biases (out,) and, for Gaussians, log_std (A,)."""
+        return [part.view(shape) for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
+
+    def distribution(self, flat: Tensor, observation: Tensor) -> Distribution:
+        """pi(.|observation) at the parameters flat (P,); observation (N, D)."""
+        tensors = self.unflatten(flat)
+        count = len(self.actor_shapes)
+        output = self._network(tensors[: count if self.discrete else count - 1], observation)
+        if self.discrete:
+            return Categorical(output)
+        return Gaussian(output, torch.broadcast_to(tensors[count - 1], output.shape))
+
+    def value(self, flat: Tensor, observation: Tensor) -> Tensor:
+        """V(observation) at the parameters flat (P,); observation (N, D) -> (N,)."""
+        return self._network(self.unflatten(flat)[len(self.actor_shapes) :], observation).squeeze(-1)
+
+    def _network(self, tensors: list[Tensor], x: Tensor) -> Tensor:
+        for i in range(0, len(tensors) - 2, 2):
+            x = x @ tensors[i] + tensors[i + 1]
+            x = x.tanh() if self.mlp.activation == "tanh" else x.relu()
+        return x @ tensors[-2] + tensors[-1]
+
+    def load(self, flat: Tensor) -> None:
+        """Take over the parameters flat (P,), in place, so that acting sees them."""
+        self.parameters.copy_(flat)
+
+    def act(self, observation: Array, noise: Array) -> Array:
+        """Draw actions for observation (E, D) float32 from noise (E, A): Gaussian for Box, Gumbel for Discrete actions.
+
+        Zero noise gives the mode. Returns (E, A) float32 or (E,) int64.
+        """
+        output = self.mode_output(observation)
+        if self.discrete:
+            return (output + noise).argmax(-1)
+        action: Array = output + np.exp(self._views[len(self.actor_shapes) - 1]) * noise
+        return action
+
+    def mode_output(self, observation: Array) -> Array:
+        """Logits or Gaussian means (E, A) for observation (E, D), in numpy."""
+        views = self._views
+        x = observation
+        for i in range(0, 2 * len(self.mlp.hidden_sizes), 2):
+            x = self._act(x @ views[i] + views[i + 1])
+        last = 2 * len(self.mlp.hidden_sizes)
+        out: Array = x @ views[last] + views[last + 1]
+        return out
+
+    def draw_noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        """Noise (*shape, A) float32 for ``act``."""
+        size = (*shape, self.action_size)
+        return (rng.gumbel(size=size) if self.discrete else rng.standard_normal(size)).astype(np.float32)
+
+
+def check_parameters(policy: ActorCritic, flat: Tensor) -> None:
+    """Refuse parameters of another architecture."""
+    if flat.shape != policy.parameters.shape:
+        raise ConfigError(
+            f"checkpoint: holds {flat.numel()} parameters and the policy has {policy.parameters.numel()}, "
+            "it belongs to another network; use another results_dir or force=true."
+        )

@@ -1,0 +1,101 @@
+"""Columns and metric glossary: the contract between the runner, which writes, and the report, which reads.
+
+A row is one iteration (collect + learn). Provenance columns are strings (dictionary-encoded) or int64, metrics are float32.
+Metrics under ``epoch/`` are lists, one entry per pass over the batch. A metric that is not listed here is refused when
+it is logged. NaN means "not measured in this iteration".
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+PROVENANCE = ("run_id", "task", "algo", "gate", "config_hash", "git_sha")  # dictionary-encoded strings
+COUNTERS = ("seed", "attempt", "iteration", "env_steps")  # int64; attempt counts the starts of a run from 1
+
+
+class Metric(NamedTuple):
+    """One line of the glossary."""
+
+    unit: str
+    meaning: str
+
+
+_SIDES = {"pos": "samples with advantage >= 0", "neg": "samples with advantage < 0"}
+
+
+def _by_sign(group: str, what: str) -> dict[str, Metric]:
+    return {
+        f"{group}/{side}_{stat}": Metric("1", f"{stat} of {what} over {samples}, after the last epoch")
+        for side, samples in _SIDES.items()
+        for stat in ("mean", "q05", "q50", "q95")
+    }
+
+
+GLOSSARY: dict[str, Metric] = {
+    "return/train_mean": Metric("reward", "mean raw, undiscounted return of the episodes that ended in this rollout"),
+    "return/train_std": Metric("reward", "standard deviation of the same returns"),
+    "return/num_episodes": Metric("episodes", "episodes that ended in this rollout"),
+    "return/length_mean": Metric("steps", "mean length of the same episodes"),
+    "return/eval_mean": Metric("reward", "mean raw return of deterministic evaluation episodes (after the update)"),
+    "return/eval_std": Metric("reward", "standard deviation of the evaluation returns over episodes"),
+    "kl/old_exact": Metric("nats", "mean over states of KL(old || new) in closed form, after the last epoch"),
+    "kl/old_k1": Metric("nats", "mean of -d over the batch, d = log ratio: unbiased for KL(old || new), may be negative"),
+    "kl/old_k1_se": Metric("nats", "standard error of kl/old_k1 (samples taken as independent)"),
+    "kl/old_k3": Metric("nats", "mean of exp(d) - 1 - d: unbiased for KL(old || new), never negative"),
+    "kl/old_k3_se": Metric("nats", "standard error of kl/old_k3 (samples taken as independent)"),
+    "kl/spike": Metric("0/1", "1 if kl/old_exact exceeds kl_spike_threshold in this iteration"),
+    "kl/coef": Metric("1", "KL penalty coefficient used in this iteration"),
+    "policy/entropy": Metric("nats", "mean entropy of the policy over the batch's states, after the last epoch"),
+    "ratio/min": Metric("1", "smallest probability ratio new/old of the batch, before any clamp"),
+    "ratio/max": Metric("1", "largest probability ratio new/old of the batch, before any clamp"),
+    "ratio/abs_log_max": Metric("nats", "largest |log ratio| of the batch; 0 means that no gate can matter"),
+    "ratio/tail_index": Metric("1", "Hill's estimator of the ratio's tail index over its top 5 %, before any clamp"),
+    "gate/sharpness": Metric("1", "sharpness k of the gate in this iteration (NaN for gates without one)"),
+    **_by_sign("gate", "the gate value g"),
+    "weight/at_one": Metric("1", "w(1), the gate's weight at ratio 1 after scaling (A >= 0 side)"),
+    **_by_sign("weight", "the weight w = dg/dd"),
+    "weight/relative_mean": Metric("1", "mean of w / w(1) after the last epoch"),
+    "ess/ratio": Metric("fraction", "effective sample size (sum r)^2 / sum r^2 / n of the ratios"),
+    "ess/weight": Metric("fraction", "effective sample size (sum w)^2 / sum w^2 / n of the weights"),
+    "loss/policy": Metric("1", "mean policy loss (gated surrogate and KL penalty) over the iteration's gradient steps"),
+    "loss/value": Metric("reward^2", "mean value loss over the iteration's gradient steps, before vf_coef"),
+    "grad/norm_mean": Metric("1", "mean gradient norm before clipping over the iteration's gradient steps"),
+    "grad/norm_max": Metric("1", "largest gradient norm before clipping in this iteration"),
+    "grad/clip_fraction": Metric("fraction", "share of gradient steps whose gradient was clipped"),
+    "value/explained_variance": Metric("fraction", "1 - Var(return - value) / Var(return) of the critic before learning"),
+    "advantage/mean": Metric("1", "mean advantage of the batch before normalisation"),
+    "advantage/std": Metric("1", "standard deviation of the advantage of the batch before normalisation"),
+    "gradvar/before": Metric("1", "tr Sigma of one sample's policy gradient at the old parameters, from disjoint groups"),
+    "gradvar/after": Metric("1", "the same at the parameters after the last epoch"),
+    "gradvar/before_relative": Metric("1", "tr Sigma / n / ||g||^2 at the old parameters: noise over signal of the batch"),
+    "gradvar/after_relative": Metric("1", "the same at the parameters after the last epoch"),
+    "gradvar/num_groups": Metric("groups", "number of disjoint groups the variance was estimated from"),
+    "trpo/line_search_success": Metric("0/1", "1 if the line search found a step inside the trust region that improves"),
+    "trpo/step_fraction": Metric("fraction", "accepted fraction of the full natural-gradient step (0 if refused)"),
+    "trpo/quadratic_form": Metric("1", "s'Hs of the search direction s"),
+    "trpo/cg_residual": Metric("1", "squared residual of conjugate gradient over the squared gradient norm"),
+    "bandit/num_samples": Metric("samples", "number of ratios drawn in this iteration"),
+    "bandit/weight_mean": Metric("1", "sample mean of w"),
+    "bandit/weight_mean_true": Metric("1", "E w by quadrature"),
+    "bandit/weight_var": Metric("1", "sample variance of w"),
+    "bandit/weight_var_true": Metric("1", "Var w by quadrature (inf where it diverges)"),
+    "bandit/gradient_var": Metric("1", "sample variance of w A s"),
+    "bandit/gradient_var_true": Metric("1", "Var(w A s) by quadrature (inf where it diverges)"),
+    "time/collect_s": Metric("s", "wall time of the rollout"),
+    "time/update_s": Metric("s", "wall time of advantages and update, without the diagnostics below"),
+    "time/diagnostics_s": Metric("s", "wall time of ratio, gate and weight statistics"),
+    "time/gradvar_s": Metric("s", "wall time of the gradient-variance estimate"),
+    "time/evaluate_s": Metric("s", "wall time of evaluation episodes"),
+    "time/iteration_s": Metric("s", "wall time of the whole iteration"),
+    "speed/env_steps_per_s": Metric("steps/s", "environment steps over collect + update + diagnostics time"),
+    "epoch/kl_old_exact": Metric("nats", "KL(old || new) after each epoch, whole batch"),
+    "epoch/weight_relative_mean": Metric("1", "mean of w / w(1) after each epoch, whole batch"),
+    "epoch/ess_ratio": Metric("fraction", "effective sample size of the ratios after each epoch, whole batch"),
+}
+
+CLOCK_PREFIXES = ("time/", "speed/")  # columns that read a clock: the only ones two identical runs may differ in
+
+
+def is_list(name: str) -> bool:
+    """Whether a metric is a list with one entry per epoch."""
+    return name.startswith("epoch/")

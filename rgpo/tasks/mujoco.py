@@ -1,0 +1,294 @@
+"""Four MuJoCo locomotion tasks stepped directly, bitwise equal to gymnasium's environments only faster.
+
+HalfCheetah, Hopper, Walker2d and Ant in gymnasium's versions v4 and v5 share one set of formulas:
+
+    reward = (x' - x) / dt + bonus - c_ctrl ||a||^2 - c_contact ||clip(forces, -1, 1)||^2     dt = frame_skip * timestep
+    terminated = some monitored coordinate of (qpos, qvel) left its open interval,  truncated = 1,000 steps elapsed
+
+``a`` is the action clipped to the bounds in float32, as ``GymnasiumVector`` passes it on, and its cost is float32 too.
+Where gymnasium's order of operations matters to the last bit it is kept; tests/test_environments.py compares them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf, nextafter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import gymnasium
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.utils import seeding
+
+from rgpo.tasks.environments import Floats, Step, check_saved
+
+EPISODE_STEPS = 1000
+_STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # every input of mj_step, the solver's warm start included
+
+
+class Interval(NamedTuple):
+    """Coordinates first..last-1 of (qpos, qvel) have to lie in the open interval (low, high); nan does not."""
+
+    first: int
+    last: int | None  # None: up to the end
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Locomotion:
+    """What distinguishes one task and version from another."""
+
+    xml: str  # in gymnasium's assets folder
+    frame_skip: int  # physics steps an environment step
+    num_hidden: int  # leading positions left out of the observation
+    ctrl_cost: float  # c_ctrl
+    reset_noise: float  # half-width of the uniform noise on the initial positions
+    velocity_noise: Literal["normal", "uniform"]  # on the initial velocities: N(0, reset_noise^2) or the same uniform
+    bonus: Literal["none", "always", "healthy"]  # 1 a step; v4 pays it in the terminal step too, v5 does not
+    healthy: tuple[Interval, ...] = ()
+    velocity_clip: float = inf  # bound on the observed velocities
+    measure: Literal["qpos", "torso"] = "qpos"  # x: first coordinate, or the torso's frame (one physics step older)
+    contact_cost: float | None = None  # c_contact; None: no forces in reward and observation
+
+
+_HALF_CHEETAH = Locomotion("half_cheetah.xml", 5, 1, 0.1, 0.1, "normal", "none")
+_HOPPER = Locomotion(
+    "hopper.xml",
+    4,
+    1,
+    1e-3,
+    5e-3,
+    "uniform",
+    "always",
+    (Interval(2, None, -100.0, 100.0), Interval(1, 2, 0.7, inf), Interval(2, 3, -0.2, 0.2)),
+    velocity_clip=10.0,
+)
+_WALKER = replace(_HOPPER, xml="walker2d.xml", healthy=(Interval(1, 2, 0.8, 2.0), Interval(2, 3, -1.0, 1.0)))
+_ANT = Locomotion(
+    "ant.xml",
+    5,
+    2,
+    0.5,
+    0.1,
+    "normal",
+    "always",
+    # every coordinate finite and the height in the closed interval [0.2, 1]
+    (Interval(0, None, -inf, inf), Interval(2, 3, nextafter(0.2, -inf), nextafter(1.0, inf))),
+    measure="torso",
+)
+TASKS: dict[str, Locomotion] = {
+    "HalfCheetah-v4": _HALF_CHEETAH,
+    "HalfCheetah-v5": _HALF_CHEETAH,
+    "Hopper-v4": _HOPPER,
+    "Hopper-v5": replace(_HOPPER, bonus="healthy"),
+    "Walker2d-v4": _WALKER,
+    "Walker2d-v5": replace(_WALKER, bonus="healthy", xml="walker2d_v5.xml"),
+    "Ant-v4": _ANT,
+    "Ant-v5": replace(_ANT, bonus="healthy", contact_cost=5e-4),
+}
+
+
+class MujocoVector:
+    """E copies of one of ``TASKS`` over one shared model; a ``VectorEnv``.
+
+    Operands of one ufunc have one shape, its output is another array: numpy is three times slower on small arrays that
+    broadcast or overlap.
+    """
+
+    def __init__(self, env_id: str, num_envs: int) -> None:
+        self.env_id = env_id
+        self.num_envs = num_envs
+        self._task = task = TASKS[env_id]
+        self._model = model = _load(task.xml)
+        self._data = [mujoco.MjData(model) for _ in range(num_envs)]
+        self._rngs: list[np.random.Generator] = []  # empty before the first reset
+
+        low, high = model.actuator_ctrlrange.astype(np.float32).T
+        self.action_space = spaces.Box(low, high, dtype=np.float32)
+        self._low, self._high = np.tile(low, (num_envs, 1)), np.tile(high, (num_envs, 1))
+        self._above_low, self._action = (np.zeros((num_envs, model.nu), np.float32) for _ in range(2))
+
+        # read from the physics: (qpos, qvel), x and the external force and torque on each body
+        size = model.nq + model.nv
+        self._coordinates = np.zeros((num_envs, size))
+        self._x = self._coordinates[:, 0] if task.measure == "qpos" else np.zeros(num_envs)
+        self._forces = np.zeros((num_envs, 6 * model.nbody))
+        self._copies = [self._reads(i) for i in range(num_envs)]
+        self._loop = list(zip(self._data, [d.ctrl for d in self._data], self._action, self._copies, strict=True))
+
+        # observation = (qpos[num_hidden:], qvel, forces on every body but the world)
+        num_moving = size - task.num_hidden
+        self.observation_size = num_moving + (self._forces.shape[1] - 6 if task.contact_cost is not None else 0)
+        self._observation, self._final = (np.zeros((num_envs, self.observation_size)) for _ in range(2))
+        self._moving, self._moving_source = self._observation[:, :num_moving], self._coordinates[:, task.num_hidden :]
+        self._velocity = self._observation[:, model.nq - task.num_hidden : num_moving]
+        self._fastest = np.full((num_envs, model.nv), task.velocity_clip)
+
+        self._x_before, self._distance, self._velocity_x, self._income = (np.zeros(num_envs) for _ in range(4))
+        self._dt = np.full(num_envs, model.opt.timestep * task.frame_skip)
+        self._square = np.zeros_like(self._action)
+        self._effort, self._cost = (np.zeros(num_envs, np.float32) for _ in range(2))
+        self._ctrl_cost = np.full(num_envs, task.ctrl_cost, np.float32)
+        self._reward = np.zeros(num_envs)
+
+        first, last, lowest, highest = _bounds(task.healthy, size)
+        self._monitored = self._coordinates[:, first:last]
+        self._lowest, self._highest = np.tile(lowest, (num_envs, 1)), np.tile(highest, (num_envs, 1))
+        self._above, self._below = np.zeros_like(self._lowest, bool), np.zeros_like(self._lowest, bool)
+        self._healthy, self._terminated, self._truncated, self._done = (np.zeros(num_envs, bool) for _ in range(4))
+        self._elapsed, self._limit = np.zeros(num_envs, np.int64), np.full(num_envs, EPISODE_STEPS)
+        self._bonus = {"none": np.zeros(num_envs), "always": np.ones(num_envs), "healthy": self._healthy}[task.bonus]
+
+    def reset(self, seed: int) -> Floats:
+        self._rngs = [seeding.np_random(int(seed) + i)[0] for i in range(self.num_envs)]
+        for i in range(self.num_envs):
+            self._begin(i)
+        self._observe()
+        return self._observation
+
+    def step(self, actions: npt.NDArray[Any]) -> Step:
+        assert self._rngs, "step before reset"
+        np.maximum(actions, self._low, out=self._above_low)
+        np.minimum(self._above_low, self._high, out=self._action)
+        np.copyto(self._x_before, self._x)
+
+        model, frame_skip, advance = self._model, self._task.frame_skip, mujoco.mj_step
+        has_forces = self._task.contact_cost is not None
+        for data, control, action, copies in self._loop:
+            control[:] = action
+            advance(model, data, frame_skip)
+            if has_forces:  # outputs only: without it the trajectory is the same
+                mujoco.mj_rnePostConstraint(model, data)
+            for target, source in copies:
+                target[:] = source
+
+        self._observe()
+        self._judge()
+        self._pay()
+        if not np.count_nonzero(self._done):
+            return Step(self._observation, self._reward, self._terminated, self._truncated, self._observation)
+        np.copyto(self._final, self._observation)
+        for i in np.flatnonzero(self._done).tolist():
+            self._begin(i)
+        self._observe()
+        return Step(self._observation, self._reward, self._terminated, self._truncated, self._final)
+
+    def state_dict(self) -> dict[str, Any]:
+        assert self._rngs, "state_dict before reset"
+        envs = []
+        for i, data in enumerate(self._data):
+            physics = np.empty(mujoco.mj_stateSize(self._model, _STATE))
+            mujoco.mj_getState(self._model, data, physics, _STATE)
+            envs.append(
+                {
+                    "physics": physics.tolist(),
+                    "x": float(self._x[i]),  # the torso's frame is not part of MuJoCo's state
+                    "elapsed": int(self._elapsed[i]),
+                    "rng": dict(self._rngs[i].bit_generator.state),
+                }
+            )
+        return {"backend": "mujoco", "env_id": self.env_id, "envs": envs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for the state of another task, backend or number of environments."""
+        check_saved(state, "mujoco", self.env_id, self.num_envs)
+        self._rngs = [seeding.np_random(0)[0] for _ in range(self.num_envs)]
+        for i, saved in enumerate(state["envs"]):
+            # no mj_forward here: it would move the solver's warm start
+            mujoco.mj_resetData(self._model, self._data[i])
+            mujoco.mj_setState(self._model, self._data[i], np.asarray(saved["physics"], np.float64), _STATE)
+            self._rngs[i].bit_generator.state = saved["rng"]
+            self._elapsed[i] = saved["elapsed"]
+            for target, source in self._copies[i]:
+                target[:] = source
+            self._x[i] = saved["x"]
+
+    def close(self) -> None:
+        """Nothing to release: MuJoCo frees a model with its last reference."""
+
+    def _reads(self, i: int) -> list[tuple[Any, Any]]:
+        """(target, source) views that bring environment i's physics into the buffers."""
+        data, nq = self._data[i], self._model.nq
+        reads = [(self._coordinates[i, :nq], data.qpos), (self._coordinates[i, nq:], data.qvel)]
+        if self._task.measure == "torso":
+            reads.append((self._x[i : i + 1], data.xpos[1, :1]))  # body 0 is the world
+        if self._task.contact_cost is not None:
+            reads.append((self._forces[i].reshape(-1, 6), data.cfrc_ext))
+        return reads
+
+    def _begin(self, i: int) -> None:
+        """Start an episode: qpos0 and velocity 0, with noise from the environment's own generator."""
+        task, model, data, rng = self._task, self._model, self._data[i], self._rngs[i]
+        mujoco.mj_resetData(model, data)
+        data.qpos[:] = model.qpos0 + rng.uniform(-task.reset_noise, task.reset_noise, model.nq)
+        if task.velocity_noise == "normal":
+            data.qvel[:] = task.reset_noise * rng.standard_normal(model.nv)
+        else:
+            data.qvel[:] = rng.uniform(-task.reset_noise, task.reset_noise, model.nv)
+        mujoco.mj_forward(model, data)
+        for target, source in self._copies[i]:
+            target[:] = source
+        self._elapsed[i] = 0
+
+    def _observe(self) -> None:
+        """Fill the observation from the coordinates and forces."""
+        np.copyto(self._moving, self._moving_source)
+        if self._task.velocity_clip < inf:
+            np.clip(self._velocity, -self._fastest, self._fastest, out=self._velocity)
+        if self._task.contact_cost is not None:
+            np.clip(self._forces, -1.0, 1.0, out=self._forces)
+            self._observation[:, self._moving.shape[1] :] = self._forces[:, 6:]
+
+    def _judge(self) -> None:
+        """Fill healthy, terminated, truncated and done."""
+        if self._task.healthy:
+            np.less(self._lowest, self._monitored, out=self._above)
+            np.less(self._monitored, self._highest, out=self._below)
+            np.logical_and(self._above, self._below, out=self._above)
+            np.logical_and.reduce(self._above, axis=1, out=self._healthy)
+            np.logical_not(self._healthy, out=self._terminated)
+        self._elapsed += 1
+        np.greater_equal(self._elapsed, self._limit, out=self._truncated)
+        np.logical_or(self._terminated, self._truncated, out=self._done)
+
+    def _pay(self) -> None:
+        """Fill the reward, in gymnasium's order of operations."""
+        np.subtract(self._x, self._x_before, out=self._distance)
+        np.divide(self._distance, self._dt, out=self._velocity_x)
+        np.add(self._velocity_x, self._bonus, out=self._income)
+        np.square(self._action, out=self._square)
+        np.add.reduce(self._square, axis=1, out=self._effort)
+        np.multiply(self._effort, self._ctrl_cost, out=self._cost)
+        if self._task.contact_cost is None:
+            np.subtract(self._income, self._cost, out=self._reward)
+        else:
+            contact_cost = self._task.contact_cost * np.square(self._forces).sum(axis=1)
+            np.subtract(self._income, self._cost + contact_cost, out=self._reward)
+
+
+def _bounds(intervals: tuple[Interval, ...], size: int) -> tuple[int, int, Floats, Floats]:
+    """Intersect the intervals: first and last monitored coordinate and the bounds (last - first,) between them."""
+    if not intervals:
+        return 0, 0, np.zeros(0), np.zeros(0)
+    first, last = min(i.first for i in intervals), max(i.last or size for i in intervals)
+    low, high = np.full(last - first, -inf), np.full(last - first, inf)
+    for interval in intervals:
+        part = slice(interval.first - first, (interval.last or size) - first)
+        low[part] = np.maximum(low[part], interval.low)
+        high[part] = np.minimum(high[part], interval.high)
+    return first, last, low, high
+
+
+def _load(xml: str) -> Any:
+    """Compile one of gymnasium's models; MuJoCo's remarks on the file (deprecated attributes) are not for the user."""
+    path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml
+    warn = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda _: None)  # the default writes stderr and MUJOCO_LOG.TXT in the working folder
+    try:
+        return mujoco.MjModel.from_xml_path(str(path))
+    finally:
+        mujoco.set_mju_user_warning(warn)

@@ -1,0 +1,77 @@
+"""Losses of an actor-critic at a flat parameter vector: pure, so that they differentiate, vectorise and compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgpo.batch import Batch
+from rgpo.policies.actor_critic import ActorCritic
+
+Objective = Callable[..., Any]
+
+
+def standardise(advantage: Tensor) -> Tensor:
+    """(A - mean)/(std + 1e-8) with the unbiased std."""
+    return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+
+
+def value_loss(value: Tensor, target: Tensor, old: Tensor, clip: float | None) -> Tensor:
+    """mean max((V - target)^2, (V_clipped - target)^2)/2, V_clipped = old + clamp(V - old, +-clip); clip None: no max."""
+    squared = (value - target).square()
+    if clip is not None:
+        squared = torch.maximum(squared, (old + (value - old).clamp(-clip, clip) - target).square())
+    return squared.mean() / 2
+
+
+def policy_loss(
+    flat: Tensor,
+    batch: Batch,
+    advantage: Tensor,
+    *,
+    policy: ActorCritic,
+    objective: Objective,
+    kl_coef: Tensor | float,
+    penalised: bool,
+) -> tuple[Tensor, Any]:
+    """mean(surrogate) and the new distribution; advantage (N,) as the gate sees it. penalised False: no KL in the graph."""
+    new = policy.distribution(flat, batch.observation)
+    logp = new.log_prob(batch.action)
+    kl = type(new)(*batch.old).kl(new) if penalised else logp * 0  # type: ignore[arg-type]
+    return objective(logp, batch.logp_old, batch.logp_old, advantage, kl_coef=kl_coef, kl=kl).loss.mean(), new
+
+
+def actor_critic_loss(
+    flat: Tensor,
+    batch: Batch,
+    kl_coef: Tensor,
+    *,
+    policy: ActorCritic,
+    objective: Objective,
+    penalised: bool,
+    normalize: bool,
+    vf_coef: float,
+    ent_coef: float,
+    value_clip: float | None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """policy loss + vf_coef value loss - ent_coef entropy, and (policy loss, value loss); normalize: A per minibatch."""
+    advantage = standardise(batch.advantage) if normalize else batch.advantage
+    actor, new = policy_loss(
+        flat, batch, advantage, policy=policy, objective=objective, kl_coef=kl_coef, penalised=penalised
+    )
+    critic = value_loss(policy.value(flat, batch.observation), batch.value_target, batch.value_old, value_clip)
+    total = actor + vf_coef * critic
+    if ent_coef != 0:
+        total = total - ent_coef * new.entropy().mean()
+    return total, (actor, critic)
+
+
+def critic_loss(
+    flat: Tensor, batch: Batch, kl_coef: Tensor, *, policy: ActorCritic
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The value loss alone, unclipped, in the shape of ``actor_critic_loss``."""
+    loss = value_loss(policy.value(flat, batch.observation), batch.value_target, batch.value_old, None)
+    return loss, (loss * 0, loss)
