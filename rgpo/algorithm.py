@@ -104,19 +104,18 @@ class Algorithm:
             metrics["gradvar/before"], metrics["gradvar/before_relative"] = variance()
             clock.add("time/gradvar_s")
         epochs: list[dict[str, float]] = []
+        after: list[diagnostics.Moved] = []
 
         def after_epoch() -> None:
             clock.add("time/update_s")
-            nonlocal now
-            now = diagnostics.moved(policy, batch)
-            epochs.append(diagnostics.epoch_statistics(now, self.gate, advantage))
+            after.append(diagnostics.moved(policy, batch))
+            epochs.append(diagnostics.epoch_statistics(after[-1], self.gate, advantage))
             clock.add("time/diagnostics_s")
 
-        now = diagnostics.moved(policy, batch)
         metrics["kl/coef"] = self.penalty.coef
         metrics |= self.update(policy, batch, self.penalty.coef, after_epoch)
         clock.add("time/update_s")
-        metrics |= diagnostics.update_statistics(now, self.gate, advantage, self.kl_spike_threshold)
+        metrics |= diagnostics.update_statistics(after[-1], self.gate, advantage, self.kl_spike_threshold)
         metrics |= {key: [row[key] for row in epochs] for key in epochs[0]}
         clock.add("time/diagnostics_s")
         if measure_variance:

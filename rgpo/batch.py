@@ -42,14 +42,15 @@ class Batch(NamedTuple):
     value_target: Tensor  # (N,)
     value_old: Tensor  # (N,)
 
-    def select(self, index: Tensor) -> Batch:
-        """The samples at index (any shape); its shape replaces the first axis."""
-        return Batch(*(tuple(t[index] for t in x) if isinstance(x, tuple) else x[index] for x in self))
+    def select(self, index: Any) -> Batch:
+        """The samples at index, a number or a tensor of any shape, whose shape replaces the first axis."""
+        old = tuple(parameter[index] for parameter in self.old)
+        rest = {name: getattr(self, name)[index] for name in self._fields if name != "old"}
+        return Batch(old=old, **rest)
 
     def unbind(self) -> list[Batch]:
         """Minibatches (U, b, ...) as a list of U batches."""
-        count = self.logp_old.shape[0]
-        return [Batch(*(tuple(t[u] for t in x) if isinstance(x, tuple) else x[u] for x in self)) for u in range(count)]
+        return [self.select(u) for u in range(self.logp_old.shape[0])]
 
 
 def disjoint_groups(num_steps: int, num_envs: int, smallest: int = 8, largest: int = 32) -> Array:

@@ -18,6 +18,7 @@ from rgpo.errors import ConfigError
 from rgpo.policies.distributions import Categorical, Distribution, Gaussian
 from rgpo.policies.mlp import MLP
 
+
 class ActorCritic:
     """pi(a|s) and V(s) over flat observations; `discrete` chooses categorical or diagonal Gaussian actions."""
 
@@ -60,7 +61,7 @@ class ActorCritic:
 
     def unflatten(self, flat: Tensor) -> list[Tensor]:
         """Views of flat (P,) as weights (in, out), biases (out,) and, for Gaussians, log_std (A,)."""
-        return [part.view(shape) for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
+        return [part.view(shape) for part, shape in zip(torch.split(flat, self.sizes), self.shapes, strict=True)]
 
     def distribution(self, flat: Tensor, observation: Tensor) -> Distribution:
         """pi(.|observation) at the parameters flat (P,); observation (N, D)."""
@@ -92,7 +93,8 @@ class ActorCritic:
         """
         output = self.mode_output(observation)
         if self.discrete:
-            return (output + noise).argmax(-1)
+            choice: Array = (output + noise).argmax(-1)
+            return choice
         action: Array = output + np.exp(self._views[len(self.actor_shapes) - 1]) * noise
         return action
 

@@ -11,12 +11,12 @@ BETA1, BETA2 = 0.9, 0.999
 
 
 class AdamState(NamedTuple):
-    """Parameters and moments (P,), and the number of steps taken ()."""
+    """Parameters and moments (P,), and the number of steps taken num_steps ()."""
 
     parameters: Tensor
     first: Tensor
     second: Tensor
-    count: Tensor
+    num_steps: Tensor
 
     @classmethod
     def start(cls, parameters: Tensor) -> AdamState:
@@ -27,12 +27,12 @@ class AdamState(NamedTuple):
 
 def adam(state: AdamState, gradient: Tensor, lr: Tensor | float, eps: float) -> AdamState:
     """theta -= lr m^/(sqrt v^ + eps) with bias-corrected moments m^, v^ (Kingma & Ba 2015, Algorithm 1)."""
-    count = state.count + 1
+    num_steps = state.num_steps + 1
     first = state.first + (1 - BETA1) * (gradient - state.first)
     second = BETA2 * state.second + (1 - BETA2) * gradient.square()
-    corrected = first / (1 - BETA1**count)
-    scale = (second / (1 - BETA2**count)).sqrt() + eps
-    return AdamState(state.parameters - lr * corrected / scale, first, second, count)
+    corrected = first / (1 - BETA1**num_steps)
+    scale = (second / (1 - BETA2**num_steps)).sqrt() + eps
+    return AdamState(state.parameters - lr * corrected / scale, first, second, num_steps)
 
 
 def clip_by_norm(gradient: Tensor, max_norm: float | None) -> tuple[Tensor, Tensor]:

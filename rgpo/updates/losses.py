@@ -37,11 +37,12 @@ def policy_loss(
     kl_coef: Tensor | float,
     penalised: bool,
 ) -> tuple[Tensor, Any]:
-    """mean(surrogate) and the new distribution; advantage (N,) as the gate sees it. penalised False: no KL in the graph."""
+    """mean(surrogate), and (new distribution, log ratio); advantage (N,) as the gate sees it. penalised: KL in the graph."""
     new = policy.distribution(flat, batch.observation)
     logp = new.log_prob(batch.action)
     kl = type(new)(*batch.old).kl(new) if penalised else logp * 0  # type: ignore[arg-type]
-    return objective(logp, batch.logp_old, batch.logp_old, advantage, kl_coef=kl_coef, kl=kl).loss.mean(), new
+    out = objective(logp, batch.logp_old, batch.logp_old, advantage, kl_coef=kl_coef, kl=kl)
+    return out.loss.mean(), (new, out.log_ratio)
 
 
 def actor_critic_loss(
@@ -56,22 +57,22 @@ def actor_critic_loss(
     vf_coef: float,
     ent_coef: float,
     value_clip: float | None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """policy loss + vf_coef value loss - ent_coef entropy, and (policy loss, value loss); normalize: A per minibatch."""
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """policy loss + vf_coef value loss - ent_coef entropy; and (policy loss, value loss, max |d|). normalize: A per minibatch."""
     advantage = standardise(batch.advantage) if normalize else batch.advantage
-    actor, new = policy_loss(
+    actor, (new, log_ratio) = policy_loss(
         flat, batch, advantage, policy=policy, objective=objective, kl_coef=kl_coef, penalised=penalised
     )
     critic = value_loss(policy.value(flat, batch.observation), batch.value_target, batch.value_old, value_clip)
     total = actor + vf_coef * critic
     if ent_coef != 0:
         total = total - ent_coef * new.entropy().mean()
-    return total, (actor, critic)
+    return total, (actor, critic, log_ratio.abs().max())
 
 
 def critic_loss(
     flat: Tensor, batch: Batch, kl_coef: Tensor, *, policy: ActorCritic
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The value loss alone, unclipped, in the shape of ``actor_critic_loss``."""
     loss = value_loss(policy.value(flat, batch.observation), batch.value_target, batch.value_old, None)
-    return loss, (loss * 0, loss)
+    return loss, (loss * 0, loss, loss * 0)

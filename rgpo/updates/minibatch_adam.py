@@ -19,8 +19,8 @@ from torch import Tensor
 from rgpo.batch import Batch
 from rgpo.updates.adam import AdamState, adam, clip_by_norm
 
-LossFunction = Callable[[Tensor, Batch, Tensor], tuple[Tensor, tuple[Tensor, Tensor]]]
-STATISTICS = ("loss/policy", "loss/value", "grad/norm", "grad/clipped")
+LossFunction = Callable[[Tensor, Batch, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
+STATISTICS = ("loss/policy", "loss/value", "ratio/abs_log_max", "grad/norm", "grad/clipped")
 LARGEST_UNROLL = 4  # minibatches in one compiled graph: more takes longer to compile and gains little
 ENOUGH_STEPS = 20_000  # gradient steps that earn back the half minute of a first compilation
 
@@ -35,7 +35,7 @@ def steps(
     max_grad_norm: float | None,
     adam_eps: float,
 ) -> tuple[AdamState, Tensor]:
-    """One Adam step for each of the U minibatches (U, b, ...); statistics (U, 4) in the order of STATISTICS."""
+    """One Adam step for each of the U minibatches (U, b, ...); statistics (U, 5) in the order of STATISTICS."""
     rows = []
     for batch in minibatches.unbind():
         gradient, (_, parts) = torch.func.grad_and_value(loss_function, has_aux=True)(state.parameters, batch, kl_coef)
@@ -77,14 +77,16 @@ class MinibatchAdam:
         self.num_minibatches = num_minibatches
         self.compiled = compiled
         self._unroll = math.gcd(num_minibatches, LARGEST_UNROLL) if compiled else 1
-        function = partial(steps, loss_function=loss_function, max_grad_norm=max_grad_norm, adam_eps=adam_eps)
+        function: Callable[..., tuple[AdamState, Tensor]] = partial(
+            steps, loss_function=loss_function, max_grad_norm=max_grad_norm, adam_eps=adam_eps
+        )
         if compiled:
             torch.compiler.reset()  # an earlier run in this process would count against the recompile limit
             function = torch.compile(function, fullgraph=True, dynamic=False)
         self._steps = function
 
     def epoch(self, batch: Batch, lr: float, kl_coef: float) -> Tensor:
-        """One pass over batch (N, ...) from the present state; statistics (num_minibatches, 4)."""
+        """One pass over batch (N, ...) from the present state; statistics (num_minibatches, 5)."""
         num_samples = batch.advantage.shape[0]
         order = torch.from_numpy(self.rng.permutation(num_samples))
         shuffled = batch.select(order.view(-1, self._unroll, num_samples // self.num_minibatches))

@@ -90,7 +90,9 @@ class NaturalGradient:
         from rgpo.updates.minibatch_adam import MinibatchAdam, resolve_compile
 
         if not policy.has_distribution:
-            raise ConfigError("update=natural_gradient: needs a policy with a distribution (its Fisher matrix), use sgd.")
+            raise ConfigError(
+                "update=natural_gradient: needs a policy with a distribution (its Fisher matrix), use sgd."
+            )
         self.loss_function = partial(policy_loss, policy=policy, objective=objective, kl_coef=0.0, penalised=False)
         num_steps = num_iterations * self.critic_epochs * self.critic_minibatches
         compiled, self.note = resolve_compile(self.compile, num_steps)
@@ -129,7 +131,7 @@ class NaturalGradient:
         start = policy.parameters.clone()
 
         def surrogate_loss(flat: Tensor) -> tuple[Tensor, Tensor]:
-            loss, new = self.loss_function(flat, batch, advantage)
+            loss, (new, _) = self.loss_function(flat, batch, advantage)
             return loss, type(new)(*batch.old).kl(new).mean()
 
         flat = start.clone().requires_grad_()

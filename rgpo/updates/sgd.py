@@ -126,11 +126,13 @@ class SGD:
                 f"lower update.lr={self.lr} or set update.max_grad_norm."
             )
         mean = dict(zip(STATISTICS, table.mean(0).tolist(), strict=True))
+        highest = dict(zip(STATISTICS, table.amax(0).tolist(), strict=True))
         return {
             "loss/policy": mean["loss/policy"],
             "loss/value": mean["loss/value"],
+            "ratio/abs_log_max_learning": highest["ratio/abs_log_max"],
             "grad/norm_mean": mean["grad/norm"],
-            "grad/norm_max": table[:, 2].max().item(),
+            "grad/norm_max": highest["grad/norm"],
             "grad/clip_fraction": mean["grad/clipped"],
         }
 

@@ -1,0 +1,90 @@
+"""The curve g and the weight w = dg/dd of every gate over d = log r, from results_dir/gates.parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from rgpo.report import style
+from rgpo.report.load import Unreadable
+from rgpo.report.stats import Floats
+
+FILE = "gates.parquet"
+MAKE = "python -m rgpo.gates_table"
+TABLE_COLUMNS = ("gate", "advantage", "log_ratio", "gate_value", "weight")
+G, W = style.BLUE, style.VERMILLION
+Y_LIMITS = (-1.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One gate on one side of A: d, g and w (I,)."""
+
+    gate: str
+    advantage: float  # 1 or -1
+    log_ratio: Floats
+    gate_value: Floats
+    weight: Floats
+
+
+def compute(results_dir: Path) -> tuple[Curve, ...]:
+    """Curves by gate, then A = 1 before A = -1. Unreadable with the command that makes the file."""
+    path = results_dir / FILE
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = set(TABLE_COLUMNS) - set(file.schema_arrow.names)
+            if missing:
+                raise Unreadable(f"{path} has no column {', '.join(sorted(missing))}; make it again with `{MAKE}`")
+            table = file.read(columns=list(TABLE_COLUMNS))
+    except FileNotFoundError:
+        raise Unreadable(f"there is no {path}; `{MAKE}` makes it") from None
+    except (pa.ArrowException, OSError):
+        raise Unreadable(f"{path} cannot be read; make it again with `{MAKE}`") from None
+    names = np.array(table["gate"].to_pylist(), dtype=object)
+    numbers = {key: np.asarray(table[key].to_numpy(), dtype=np.float64) for key in TABLE_COLUMNS[1:]}
+    curves = []
+    for gate in sorted(set(names)):
+        for side in (1.0, -1.0):
+            rows = np.flatnonzero((names == gate) & (numbers["advantage"] == side))
+            rows = rows[np.argsort(numbers["log_ratio"][rows], kind="stable")]
+            curves.append(Curve(gate, side, *(numbers[key][rows] for key in TABLE_COLUMNS[2:])))
+    return tuple(curves)
+
+
+def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line] | None = None) -> Figure:
+    """A panel a gate: g and w, solid for A >= 0, dashed for A < 0 where that differs."""
+    gates = list(dict.fromkeys(curve.gate for curve in curves))
+    figure, all_axes = style.grid(len(gates), columns=5, height=1.35)
+    for i, (axes, gate) in enumerate(zip(all_axes, gates, strict=True)):
+        positive, negative = (c for c in curves if c.gate == gate)
+        for key, color in (("gate_value", G), ("weight", W)):
+            y, other = getattr(positive, key), getattr(negative, key)
+            axes.plot(positive.log_ratio, y, color=color)
+            if y.shape != other.shape or not np.allclose(y, other, rtol=1e-4, atol=1e-6, equal_nan=True):
+                axes.plot(negative.log_ratio, other, color=color, linestyle=style.DASHED)
+        axes.axvline(0, color=style.GREY, linewidth=0.5, zorder=1)
+        axes.set_title(gate)
+        axes.set_ylim(*Y_LIMITS)
+        axes.set_xlim(-3, 3)
+        axes.set_xticks([-3, 0, 3])
+        axes.set_yticks([-1, 0, 1, 2, 3])
+        axes.tick_params(labelleft=i % 5 == 0, labelbottom=i + 5 >= len(gates))
+    figure.supxlabel("log ratio  d = log r  [nats]", fontsize=8)
+    shown = [(G, "-", "g, A ≥ 0"), (G, style.DASHED, "g, A < 0"), (W, "-", "w = dg/dd, A ≥ 0"), (W, style.DASHED, "w, A < 0")]
+    handles = [Line2D([], [], color=color, linestyle=dashes, label=text) for color, dashes, text in shown]
+    style.legend_below(figure, {}, handles)
+    return figure
+
+
+def caption(curves: Sequence[Curve]) -> str:
+    """What the figure shows."""
+    low, high = Y_LIMITS
+    what = "Every gate of conf/gate with its default values: the curve g and its slope w, the weight on A grad log pi, over d = log r."
+    return f"{what} Dashes (A < 0) only where the sign of A matters; curves that leave [{low:g}, {high:g}] are cut off there."

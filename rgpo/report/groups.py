@@ -1,0 +1,148 @@
+"""Which runs may be averaged: the same task, algorithm, gate and every other config key, seeds apart."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rgpo.report.load import Problem, Run
+
+AXES = ("gate", "ref_gate", "dual", "advantage", "penalty", "update")  # config groups, named by their choice
+HARMLESS = ("name", "results_dir", "plan", "force", "tags", "checkpoint_every_s")  # keys that change no number
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in the seed alone."""
+
+    task: str
+    algo: str
+    label: str  # algorithm and the keys that tell its variants apart
+    runs: tuple[Run, ...]  # every readable run, by seed
+    used: tuple[Run, ...]  # those that means, intervals and tables are made of
+
+    @property
+    def differences(self) -> str:
+        """What follows the algorithm's name in the label."""
+        return self.label[len(self.algo) :].strip()
+
+    @property
+    def provisional(self) -> bool:
+        """Whether no run is finished, so that the numbers are those of unfinished runs."""
+        return bool(self.used) and not any(run.complete for run in self.used)
+
+
+def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[Problem]]:
+    """Groups sorted by task, algorithm and label, and the runs that no mean is made of, each with its reason."""
+    groups, problems = [], []
+    by_algo: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_algo[run.algo].append(run)
+    for algo, members in sorted(by_algo.items()):
+        keys = telling_keys(members)
+        variants: dict[tuple[Hashable, ...], list[Run]] = defaultdict(list)
+        for run in members:
+            variants[(run.task, *(_value(run, key) for key in keys))].append(run)
+        for variant in variants.values():
+            unique, found = _one_per_seed(variant)
+            used, more = _usable(unique)
+            problems += found + more
+            label = " ".join([algo, *(f"{_short(key, keys)}={_shown(variant[0], key)}" for key in keys)])
+            groups.append(Group(variant[0].task, algo, label, tuple(unique), tuple(used)))
+    return sorted(groups, key=lambda g: (g.task, g.algo, _natural(g.label))), problems
+
+
+def telling_keys(runs: Sequence[Run]) -> list[str]:
+    """The fewest config keys, most telling first, that tell apart all runs of one algorithm that differ in more than the seed.
+
+    A key counts if it varies among runs of the same task; task.* and the like may differ from task to task. A subkey of a
+    choice (gate.sharpness) counts only if it varies under the same choice.
+    """
+    names = {key for run in runs for key in run.config if _counts(key)}
+    first = ["choices.gate", *(f"choices.{axis}" for axis in AXES[1:]), "total_env_steps", "num_iterations"]
+    ordered = [key for key in first if key in names] + sorted(names - set(first), key=lambda key: (key.count("."), key))
+    keys: list[str] = []
+    cells = _partition(runs, lambda run: run.task)
+    for key in ordered:
+        finer = _partition(runs, lambda run, key=key: (cells[run.folder], _value(run, key)))  # type: ignore[misc]
+        if len(set(finer.values())) > len(set(cells.values())):
+            keys.append(key)
+            cells = finer
+    return keys
+
+
+def _counts(key: str) -> bool:
+    leaf = key.rsplit(".", 1)[-1]
+    if leaf == "seed" or leaf.endswith("_seed") or key.startswith("hydra.") or key in ("choices.task", "choices.algo"):
+        return False
+    return key not in HARMLESS
+
+
+def _partition(runs: Iterable[Run], cell: Callable[[Run], Hashable]) -> Mapping[Any, Hashable]:
+    return {run.folder: cell(run) for run in runs}
+
+
+def _value(run: Run, key: str) -> Hashable:
+    value = run.config.get(key)
+    return value if isinstance(value, Hashable) else repr(value)
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The last part of a key, or all of it where two keys end alike."""
+    leaf = key.rsplit(".", 1)[-1]
+    alike = sum(other.rsplit(".", 1)[-1] == leaf for other in keys) > 1
+    return key.removeprefix("choices.") if alike else leaf
+
+
+def _shown(run: Run, key: str) -> str:
+    value = run.config.get(key)
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    if isinstance(value, int) and value >= 10_000 and value % 1_000 == 0:
+        return f"{value // 1_000}k" if value % 1_000_000 else f"{value // 1_000_000}M"
+    if isinstance(value, (int, float)):
+        return f"{value:g}"
+    return str(value).rsplit(".", 1)[-1] if key.endswith("_target_") else str(value)
+
+
+def _natural(label: str) -> list[tuple[int, float, str]]:
+    """Sort key that puts k=5 before k=10."""
+    parts = label.replace("=", " ").split()
+    numbers = [part.removesuffix("k").removesuffix("M") for part in parts]
+    is_number = [number.replace(".", "", 1).replace("-", "", 1).isdigit() for number in numbers]
+    return [(0, float(n), "") if yes else (1, 0.0, p) for n, p, yes in zip(numbers, parts, is_number, strict=True)]
+
+
+def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
+    """The run of each seed that got furthest; a second one of the same config and seed would be counted twice."""
+    best: dict[int, Run] = {}
+    problems = []
+    for run in sorted(runs, key=lambda r: (r.seed, not r.complete, -r.reached, r.run_id)):
+        if run.seed in best:
+            kept = best[run.seed].run_id
+            problems.append(Problem(_where(run), f"has the config and seed of {kept}; it is left out"))
+        else:
+            best[run.seed] = run
+    return list(best.values()), problems
+
+
+def _usable(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
+    """Finished runs; if there are none, the unfinished ones that did not fail."""
+    complete = [run for run in runs if run.complete]
+    used = complete or [run for run in runs if run.status != "failed"]
+    problems = []
+    for run in runs:
+        if run not in used or (run.status == "failed"):
+            state = "incomplete" if run.status in ("completed", "unknown") else run.status
+            reason = f" ({run.reason})" if run.reason else ""
+            progress = f"at iteration {run.reached} of {run.num_iterations}"
+            problems.append(
+                Problem(_where(run), f"{state} {progress}{reason}; drawn as a thin line, in no mean or table")
+            )
+    return used, problems
+
+
+def _where(run: Run) -> str:
+    return f"{run.experiment}/{run.run_id}"

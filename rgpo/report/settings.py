@@ -1,0 +1,67 @@
+"""The report's knobs, whose values and meaning stand in conf/report.yaml."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, fields
+
+from rgpo.errors import close_matches, require
+
+FIGURES = (
+    "learning_curves",
+    "kl",
+    "weight",
+    "epoch_drift",
+    "gradient_variance",
+    "gates",
+)  # modules of rgpo.report.figures
+FORMATS = ("svg", "png", "pdf")
+DEFAULT_BASELINE = "ppo"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked knobs. ConfigError (key=value: remedy) for a value that cannot be used."""
+
+    results_dir: str
+    out: str
+    experiment: str | None
+    baseline: str | None
+    figures: list[str] | None
+    formats: list[str]
+    dpi: int
+    final_fraction: float
+    confidence: float
+    num_resamples: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for key, known in (("figures", FIGURES), ("formats", FORMATS)):
+            for name in getattr(self, key) or ():
+                remedy = f"{name} is not one of {', '.join(known)}.{close_matches(str(name), known)}"
+                require(name in known, key, _text(getattr(self, key)), remedy)
+        require(bool(self.formats) or self.figures == [], "formats", "[]", "give at least one of svg, png, pdf")
+        require(20 <= self.dpi <= 1200, "dpi", self.dpi, "give 20 to 1200 dots per inch")
+        require(0 < self.final_fraction <= 1, "final_fraction", self.final_fraction, "give a share above 0, up to 1")
+        require(0 < self.confidence < 1, "confidence", self.confidence, "give a share between 0 and 1, such as 0.95")
+        require(100 <= self.num_resamples <= 100_000, "num_resamples", self.num_resamples, "give 100 to 100000")
+        require(self.seed >= 0, "seed", self.seed, "give 0 or more")
+
+    @property
+    def wanted_figures(self) -> list[str]:
+        """Names in the report's order, without repetitions."""
+        return [name for name in FIGURES if self.figures is None or name in self.figures]
+
+
+def command(settings: Settings, defaults: Settings, **change: object) -> str:
+    """The shell line that makes the report of `settings` with `change`, naming only what is not the default."""
+    values = {field.name: change.get(field.name, getattr(settings, field.name)) for field in fields(settings)}
+    words = [f"{key}={_text(value)}" for key, value in values.items() if value != getattr(defaults, key)]
+    return shlex.join(["rgpo-report", *words])
+
+
+def _text(value: object) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(str, value))}]"
+    return "null" if value is None else str(value)

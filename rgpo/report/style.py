@@ -1,0 +1,176 @@
+"""How every figure looks: one colour, line and marker per algorithm, 8 pt, Okabe and Ito's colour-blind-safe palette."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import cycle
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+WIDTH = 7.0  # inches, the text width of a page
+BLACK, ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#D55E00",
+    "#0072B2",
+    "#CC79A7",
+)
+GREY = "#7F7F7F"
+SOLID, DASHED, DOTTED, DASHDOT, LONG = "-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (8, 2))
+DASHES = (SOLID, DASHED, DOTTED, DASHDOT, LONG)
+MARKERS = "os^DvPX*<>"
+
+RC: dict[str, Any] = {
+    "font.size": 8,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica"],
+    "axes.titlesize": 8,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "ytick.minor.width": 0.4,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.6,
+    "lines.markeredgewidth": 0.0,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rgpo",
+    "pdf.fonttype": 42,
+    "text.usetex": False,
+    "path.simplify": True,
+}
+
+
+class Line(NamedTuple):
+    """How one label is drawn, in every figure."""
+
+    color: str
+    dashes: Any
+    marker: str
+
+
+KNOWN = {
+    "ppo": Line(BLACK, SOLID, "o"),
+    "ppo_kl": Line(GREY, DASHED, "s"),
+    "trpo": Line(GREEN, DASHDOT, "D"),
+    "rgpo": Line(VERMILLION, SOLID, "^"),
+    "rgpo_literal": Line(ORANGE, DASHED, "v"),
+    "rgpo_signed": Line(BLUE, SOLID, "P"),
+    "reinforce": Line(PURPLE, DOTTED, "X"),
+    "awr": Line(SKY, DASHED, "*"),
+    "grpo": Line(SKY, SOLID, "<"),
+    "rloo": Line(PURPLE, DASHDOT, ">"),
+}
+_OTHERS = [
+    Line(c, d, m)
+    for d, m in zip(DASHES[1:], "<>dh", strict=True)
+    for c in (SKY, PURPLE, GREEN, ORANGE, BLUE, VERMILLION)
+]
+
+
+def context() -> AbstractContextManager[None]:
+    """The style, for as long as a figure is built and saved."""
+    defaults = {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith(("backend", "webagg", "tk."))}
+    return mpl.rc_context({**defaults, **RC})  # whatever the reader's own matplotlibrc says
+
+
+def assign(labels: Iterable[tuple[str, str]]) -> dict[str, Line]:
+    """Line of every (algorithm, label): an algorithm's own, its variants with its colour and another dash and marker.
+
+    Where one algorithm alone has variants, or an algorithm has more than five, each variant gets a colour of its own.
+    """
+    variants: dict[str, list[str]] = {}
+    for algo, label in labels:
+        variants.setdefault(algo, [])
+        if label not in variants[algo]:
+            variants[algo].append(label)
+    others = [line for line in _OTHERS if line not in KNOWN.values()]
+    free = cycle(others)
+    lines: dict[str, Line] = {}
+    for algo, names in sorted(variants.items()):
+        if len(names) > len(DASHES) or (len(variants) == 1 and len(names) > 1):
+            pool = [*KNOWN.values(), *others]
+            lines |= {name: pool[i % len(pool)] for i, name in enumerate(names)}
+            continue
+        base = KNOWN.get(algo) or next(free)
+        rest = [dashes for dashes in DASHES if dashes != base.dashes]
+        marks = [marker for marker in MARKERS if marker != base.marker]
+        for i, name in enumerate(names):
+            lines[name] = base if i == 0 else Line(base.color, rest[i - 1], marks[i - 1])
+    return lines
+
+
+def grid(num_panels: int, *, columns: int, height: float, share_x: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of text width with num_panels axes in rows of up to `columns`, each `height` inches high."""
+    columns = min(columns, max(num_panels, 1))
+    rows = math.ceil(num_panels / columns)
+    width = WIDTH if columns > 1 else 4.6
+    figure = Figure(figsize=(width, rows * height + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x)
+    flat = list(axes.flat)
+    for unused in flat[num_panels:]:
+        unused.remove()
+    return figure, flat[:num_panels]
+
+
+def legend_below(figure: Figure, lines: Mapping[str, Line], extra: Sequence[Line2D] = (), columns: int = 6) -> None:
+    """One legend for all panels, outside of them."""
+    handles: list[Line2D] = [
+        Line2D([], [], color=line.color, linestyle=line.dashes, marker=line.marker, label=label)
+        for label, line in lines.items()
+    ]
+    handles += extra
+    if handles:
+        longest = max(len(str(handle.get_label())) for handle in handles)
+        fits = max(1, int(figure.get_size_inches()[0] * 72 / (4.6 * longest + 46)))
+        count = len(handles)
+        wide = min(columns, fits, count)
+        wide = math.ceil(count / math.ceil(count / wide))  # rows of equal length
+        figure.legend(handles=handles, loc="outside lower center", ncols=wide, columnspacing=1.4, handletextpad=0.5)
+
+
+def count_axis(axes: Axes) -> None:
+    """Ticks 100k, 200k, 1M on the x axis."""
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.get_major_locator().set_params(nbins=6)
+
+
+def save(figure: Figure, stem: str, formats: Sequence[str], dpi: int) -> dict[str, bytes]:
+    """Bytes of the figure per format, the same whenever and wherever it is made with the same versions."""
+    metadata: dict[str, dict[str, Any]] = {
+        "svg": {"Date": None, "Title": stem},
+        "pdf": {"CreationDate": None, "Title": stem},
+        "png": {"Title": stem},
+    }
+    made = {}
+    figure.draw_without_rendering()  # settles the layout once for all formats
+    figure.set_layout_engine("none")
+    for kind in formats:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata[kind])
+        made[kind] = buffer.getvalue()
+    return made

@@ -1,0 +1,248 @@
+"""The loop: collect, learn, evaluate, write, checkpoint; resume what was interrupted, skip what is finished."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from rgpo import checkpoint, console, provenance, runfolder
+from rgpo.config import build
+from rgpo.errors import ConfigError, NonFiniteError
+from rgpo.metrics import MetricsWriter
+
+RATIO_MOVED = 1e-4  # nats; below it the log ratio is rounding
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it has written a checkpoint."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.exit_code = 128 + signal_number
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM asks for a stop after the present iteration, the second stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> _Signals:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        print("stopping after this iteration; once more to stop at once", flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def run(config: Mapping[str, Any], run_dir: Path, config_hash: str, command: str) -> str:
+    """Run or resume one configuration in its folder; returns completed, skipped or held.
+
+    Raises Interrupted after a signal, ConfigError, NonFiniteError or whatever the task raised; state.json says which.
+    """
+    with runfolder.lock(run_dir) as mine:
+        if not mine:
+            print(f"{run_dir}: another process is running it, skipped", flush=True)
+            return "held"
+        if runfolder.read_state(run_dir).get("status") == "completed":
+            print(f"{run_dir}: already complete, skipped (force=true runs it again)", flush=True)
+            return "skipped"
+        session = _Session(config, run_dir, config_hash, command)
+        try:
+            with _Signals() as signals:
+                session.start()
+                session.loop(signals)
+        except Interrupted:
+            session.state("interrupted", "stopped by a signal")
+            raise
+        except KeyboardInterrupt:
+            session.state("interrupted", "stopped at once; goes on from the last checkpoint")
+            raise
+        except BaseException as error:
+            session.fail(error)
+            raise
+        return "completed"
+
+
+class _Session:
+    """One attempt at one run."""
+
+    def __init__(self, config: Mapping[str, Any], run_dir: Path, config_hash: str, command: str) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.config_hash = config_hash
+        self.command = command
+        self.attempt = int(runfolder.read_state(run_dir).get("attempt", 0)) + 1
+        self.iteration = 0
+        self.num_iterations = 0
+        self.writer: MetricsWriter | None = None
+        self.last_checkpoint = 0  # iteration; 0 none
+        self.ratio_moved = 0.0  # largest |log ratio| a gradient was taken at
+        self.started = time.monotonic()
+
+    def start(self) -> None:
+        """Write what the run is, make its parts, and take over the last checkpoint if there is one."""
+        import torch
+
+        torch.set_num_threads(self.config["num_threads"])
+        self.state("running", None)
+        facts = provenance.collect(
+            self.run_dir.name, self.config_hash, self.command, self.config["num_threads"], self.attempt
+        )
+        text = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
+        (self.run_dir / "config.yaml").write_text(text)
+        (self.run_dir / "provenance.json").write_text(json.dumps(facts, indent=1) + "\n")
+        self.task, self.algorithm = build(self.config)
+        seeds = [int(x) >> 1 for x in np.random.SeedSequence(self.config["seed"]).generate_state(3)]
+        self.task.setup(seeds[0], self.algorithm.advantage.gamma)
+        self.policy = self.task.make_policy(seeds[1])
+        steps = self.config["total_env_steps"]
+        self.num_iterations = self.config["num_iterations"] or math.ceil(steps / self.task.batch_size)
+        self.algorithm.setup(self.policy, self.num_iterations, seeds[2])
+        saved = checkpoint.load(self.run_dir, self.config_hash)
+        if saved is not None:
+            self._load(saved)
+        choices = self.config["choices"]
+        row = {key: choices[key] for key in ("task", "algo", "gate")}
+        row |= {"run_id": self.run_dir.name, "config_hash": self.config_hash, "git_sha": provenance.git_sha(facts)}
+        metadata = {"config": text, "versions": json.dumps(facts["versions"])}
+        self.writer = MetricsWriter(
+            self.run_dir, row, self.config["seed"], self.attempt, keep_until=self.iteration, metadata=metadata
+        )
+        print(
+            console.banner(self.run_dir, self.config, facts, self.num_iterations, self.algorithm.update.note),
+            flush=True,
+        )
+        if self.iteration:
+            print(f"  resuming after iteration {self.iteration:,} of {self.num_iterations:,}", flush=True)
+
+    def loop(self, signals: _Signals) -> None:
+        """All remaining iterations. Interrupted after a signal."""
+        assert self.writer is not None
+        progress = console.Progress(self.num_iterations, self.iteration)
+        saved_at = time.monotonic()
+        metrics: dict[str, Any] = {}
+        try:
+            while self.iteration < self.num_iterations:
+                metrics = self._iterate()
+                env_steps = self.iteration * self.task.batch_size
+                self.writer.log(self.iteration, env_steps, metrics)
+                progress.update(self.iteration, env_steps, metrics)
+                if signals.received is not None:
+                    self._save()
+                    raise Interrupted(signals.received)
+                if time.monotonic() - saved_at >= self.config["checkpoint_every_s"]:
+                    self._save()
+                    saved_at = time.monotonic()
+        finally:
+            progress.close()
+        self._save()
+        self.writer.finish()
+        self.state("completed", None)
+        self._summarise(metrics)
+
+    def _iterate(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        every, last = self.config["gradvar_every"], self.iteration + 1 == self.num_iterations
+        measure = every > 0 and (self.iteration % every == 0)
+        rollout = self.task.collect(self.policy)
+        collected = time.perf_counter()
+        metrics: dict[str, Any] = rollout.metrics | self.algorithm.learn(self.policy, rollout, measure)
+        self.iteration += 1
+        self.ratio_moved = max(self.ratio_moved, metrics.get("ratio/abs_log_max_learning", math.inf))
+        evaluate = self.config["eval_every"]
+        if evaluate > 0 and (self.iteration % evaluate == 0 or last):
+            before = time.perf_counter()
+            metrics |= self.task.evaluate(self.policy)
+            metrics["time/evaluate_s"] = time.perf_counter() - before
+        metrics["time/collect_s"] = collected - start
+        busy = sum(metrics.get(f"time/{phase}_s", 0.0) for phase in ("collect", "update", "diagnostics"))
+        metrics["speed/env_steps_per_s"] = self.task.batch_size / busy
+        metrics["time/iteration_s"] = time.perf_counter() - start
+        return metrics
+
+    def _save(self) -> None:
+        """Flush the metrics, then replace the checkpoint: a checkpoint never knows more than the rows on disk."""
+        assert self.writer is not None
+        self.writer.flush()
+        state = {
+            "config_hash": self.config_hash,
+            "iteration": self.iteration,
+            "ratio_moved": self.ratio_moved,
+            "policy": self.policy.parameters.clone(),
+            "algorithm": self.algorithm.state_dict(),
+            "task": self.task.state_dict(),
+        }
+        checkpoint.save(self.run_dir, state)
+        self.last_checkpoint = self.iteration
+        self.state("running", None)
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        self.iteration = self.last_checkpoint = saved["iteration"]
+        self.ratio_moved = saved["ratio_moved"]
+        self.policy.load(saved["policy"])
+        self.algorithm.load_state_dict(saved["algorithm"])
+        self.task.load_state_dict(saved["task"])
+
+    def state(self, status: str, reason: str | None) -> None:
+        """Write state.json."""
+        runfolder.write_state(
+            self.run_dir,
+            status=status,
+            attempt=self.attempt,
+            iteration=self.iteration,
+            num_iterations=self.num_iterations,
+            reason=reason,
+        )
+
+    def fail(self, error: BaseException) -> None:
+        """Keep everything measured so far and say what happened, where, and what can be gone on from."""
+        where = f"iteration {self.iteration + 1}"
+        good = (
+            f"the last good checkpoint is after iteration {self.last_checkpoint}"
+            if self.last_checkpoint
+            else "no checkpoint yet"
+        )
+        if isinstance(error, NonFiniteError):
+            error.args = (
+                f"{where}: {error.args[0].rstrip('.')}; {good}; everything before is kept in {self.run_dir}.",
+            )
+        elif isinstance(error, OSError):
+            error.args = (
+                f"{where}: cannot write the results ({error.strerror or error}); {good}; free some space and repeat.",
+            )
+        try:
+            if self.writer is not None:
+                self.writer.flush()
+            if not isinstance(error, ConfigError | NonFiniteError):
+                (self.run_dir / "error.txt").write_text("".join(traceback.format_exception(error)))
+            self.state("failed", " ".join(str(error).split()) or type(error).__name__)
+        except OSError as second:  # a full disk must not hide the first error
+            print(f"{self.run_dir}: could not record the failure ({second.strerror})", flush=True)
+
+    def _summarise(self, metrics: Mapping[str, Any]) -> None:
+        minutes, seconds = divmod(time.monotonic() - self.started, 60)
+        print(f"  done in {minutes:.0f} min {seconds:.0f} s: {self.run_dir / 'metrics.parquet'}")
+        shown = {"return/eval_mean": "deterministic return", "kl/old_exact": "last KL(old || new)"}
+        parts = [f"{text} {metrics[key]:.4g}" for key, text in shown.items() if key in metrics]
+        print(f"  {', '.join(parts)}; `rgpo-report` draws it", flush=True)
+        if self.ratio_moved < RATIO_MOVED:
+            print(
+                "  the ratio was 1 at every gradient (one step per rollout): no gate can matter in this run", flush=True
+            )
