@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from rgpo.batch import Array, Rollout, disjoint_groups
+from rgpo.batch import Array, Moved, Rollout, disjoint_groups
 from rgpo.errors import ConfigError
 from rgpo.gates import Gate, Open
 from rgpo.objective import Dual, check_dual, surrogate
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rgpo.batch import Batch
-    from rgpo.policies.actor_critic import ActorCritic
 
 
 class Advantage(Protocol):
@@ -37,6 +36,18 @@ class Penalty(Protocol):
     def state_dict(self) -> dict[str, float]: ...
 
     def load_state_dict(self, state: dict[str, float]) -> None: ...
+
+
+class Policy(Protocol):
+    """What is trained: parameters and what they make of a rollout."""
+
+    parameters: Tensor
+
+    def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> tuple[Batch, dict[str, Any]]: ...
+
+    def moved(self, batch: Batch) -> Moved: ...
+
+    def group_gradients(self, batch: Batch, advantage: Tensor, objective: Any, groups: Array) -> Tensor: ...
 
 
 class Update(Protocol):
@@ -75,40 +86,37 @@ class Algorithm:
         if self.update.trust_region and self.penalty.coef > 0:
             raise ConfigError("penalty: natural_gradient keeps its own trust region update.kl_max, use penalty=none.")
 
-    def check_control(self, batch_size: int) -> None:
-        """Refuse what control tasks cannot honour."""
+    def refuse_reference(self, task: str) -> None:
+        """Refuse a gate on the reference's ratio where there is no reference policy."""
         if not isinstance(self.ref_gate, Open):
-            raise ConfigError("gate@ref_gate: control tasks have no reference policy, leave it open.")
-        self.update.check(batch_size)
+            raise ConfigError(f"gate@ref_gate: {task} tasks have no reference policy, leave it open.")
 
-    def setup(self, policy: ActorCritic, num_iterations: int, seed: int) -> None:
+    def setup(self, policy: Policy, num_iterations: int, seed: int) -> None:
         """Get ready to train policy for num_iterations."""
         self.objective = partial(surrogate, gate=self.gate, ref_gate=self.ref_gate, dual=self.dual)
         self.update.setup(policy, self.objective, self.penalty.coef > 0, num_iterations, seed)
 
-    def learn(self, policy: ActorCritic, rollout: Rollout, measure_variance: bool) -> dict[str, Any]:
+    def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> dict[str, Any]:
         """One iteration's learning; returns its metrics. NonFiniteError if a loss, gradient or KL is not finite."""
         from rgpo import diagnostics
         from rgpo.updates.losses import standardise
 
         clock = Clock()
-        batch, metrics = make_batch(policy, rollout, self.advantage)
+        batch, metrics = policy.make_batch(rollout, *self.advantage(rollout))
         advantage = standardise(batch.advantage)
         clock.add("time/update_s")
         groups = disjoint_groups(*rollout.reward.shape)
-        variance = partial(
-            diagnostics.policy_gradient_variance, policy, batch, advantage, objective=self.objective, groups=groups
-        )
+        gradients = partial(policy.group_gradients, batch, advantage, self.objective, groups)
         if measure_variance:
             metrics["gradvar/num_groups"] = len(groups)
-            metrics["gradvar/before"], metrics["gradvar/before_relative"] = variance()
+            metrics |= diagnostics.gradient_variance("before", gradients(), groups.shape[1])
             clock.add("time/gradvar_s")
         epochs: list[dict[str, float]] = []
-        after: list[diagnostics.Moved] = []
+        after: list[Moved] = []
 
         def after_epoch() -> None:
             clock.add("time/update_s")
-            after.append(diagnostics.moved(policy, batch))
+            after.append(policy.moved(batch))
             epochs.append(diagnostics.epoch_statistics(after[-1], self.gate, advantage))
             clock.add("time/diagnostics_s")
 
@@ -119,7 +127,7 @@ class Algorithm:
         metrics |= {key: [row[key] for row in epochs] for key in epochs[0]}
         clock.add("time/diagnostics_s")
         if measure_variance:
-            metrics["gradvar/after"], metrics["gradvar/after_relative"] = variance()
+            metrics |= diagnostics.gradient_variance("after", gradients(), groups.shape[1])
             clock.add("time/gradvar_s")
         self.penalty.observe(metrics["kl/old_exact"])
         self.gate.observe(metrics["kl/old_exact"])
@@ -145,26 +153,3 @@ class Clock:
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
-
-
-def make_batch(policy: ActorCritic, rollout: Rollout, estimator: Advantage) -> tuple[Batch, dict[str, Any]]:
-    """Flatten a rollout (T, E) to N samples with advantages and the old policy's log-probabilities, recomputed by the
-    forward pass that training uses, so that the ratio starts at 1."""
-    import torch
-
-    from rgpo.batch import Batch
-
-    advantage, target = estimator(rollout)
-    unexplained, spread = (target - rollout.value).var(), target.var()
-    observation = torch.from_numpy(rollout.observation.reshape(-1, rollout.observation.shape[-1]))
-    action = torch.from_numpy(rollout.action.reshape(-1, *rollout.action.shape[2:]))
-    with torch.no_grad():
-        old = policy.distribution(policy.parameters, observation)
-        logp_old = old.log_prob(action)
-    flat = (torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (advantage, target, rollout.value))
-    batch = Batch(observation, action, logp_old, tuple(x.contiguous() for x in old), *flat)
-    return batch, {
-        "advantage/mean": advantage.mean(),
-        "advantage/std": advantage.std(),
-        "value/explained_variance": 1 - unexplained / spread if spread > 0 else float("nan"),
-    }

@@ -53,6 +53,14 @@ class Batch(NamedTuple):
         return [self.select(u) for u in range(self.logp_old.shape[0])]
 
 
+class Moved(NamedTuple):
+    """The new policy seen from a batch of the old one."""
+
+    log_ratio: Tensor  # (N,) nats
+    kl: Tensor  # (N,) KL(old || new) at each sample's state, exact, nats
+    entropy: Tensor  # (N,) of the new policy, nats
+
+
 def disjoint_groups(num_steps: int, num_envs: int, smallest: int = 8, largest: int = 32) -> Array:
     """Indices (M, b) of M disjoint groups for the gradient's variance: whole environments where there are at least `smallest`.
 

@@ -128,9 +128,8 @@ def check(config: Mapping[str, Any]) -> None:
     )
     for axis in ("task", *AXES):
         _check_node(axis, config[axis])
-    task, algorithm = build(config)
+    task, _ = build(config)
     task.check()
-    task.check_algorithm(algorithm)
 
 
 def build(config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -138,7 +137,8 @@ def build(config: Mapping[str, Any]) -> tuple[Any, Any]:
     from rgpo.algorithm import Algorithm
 
     parts = {axis: make(axis, config[axis]) for axis in ("task", *AXES)}
-    return parts.pop("task"), Algorithm(**parts, kl_spike_threshold=config["kl_spike_threshold"])
+    task = parts.pop("task")
+    return task, task.admit(Algorithm(**parts, kl_spike_threshold=config["kl_spike_threshold"]))
 
 
 def make(key: str, node: Mapping[str, Any]) -> Any:

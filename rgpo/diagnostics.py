@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
 
-from rgpo.batch import Array, Batch
+from rgpo.batch import Moved
 from rgpo.divergences import effective_sample_size, k1, k3, tail_index
 from rgpo.gates import Gate, weight
-from rgpo.policies.actor_critic import ActorCritic
-from rgpo.updates.losses import policy_loss
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
-
-
-class Moved(NamedTuple):
-    """The new policy seen from the batch: log ratio (N,), exact KL(old || new) (N,), entropy (N,)."""
-
-    log_ratio: Tensor
-    kl: Tensor
-    entropy: Tensor
-
-
-@torch.no_grad()
-def moved(policy: ActorCritic, batch: Batch) -> Moved:
-    """Compare the policy's present parameters with those that collected the batch."""
-    new = policy.distribution(policy.parameters, batch.observation)
-    old = type(new)(*batch.old)
-    return Moved(new.log_prob(batch.action) - batch.logp_old, old.kl(new), new.entropy())  # type: ignore[arg-type]
 
 
 def epoch_statistics(now: Moved, gate: Gate, advantage: Tensor) -> dict[str, float]:
@@ -86,37 +65,14 @@ def _divisor(gate: Gate) -> float:
     return gate.weight_at_one() or 1.0
 
 
-def gradient_variance(gradients: Sequence[Tensor] | Tensor, group_size: int) -> tuple[float, float]:
+def gradient_variance(when: str, gradients: Tensor, group_size: int) -> dict[str, float]:
     """tr Sigma of one sample's gradient and tr Sigma/n/||g||^2, from M disjoint groups' mean gradients (M, P).
 
-    tr Sigma = b/(M-1) sum_j ||G_j - Gbar||^2 with b samples a group and n = M b (Evans & Swartz's batch means).
+    tr Sigma = b/(M-1) sum_j ||G_j - Gbar||^2 with b = group_size and n = M b (batch means, our choice of groups).
     """
-    table = torch.stack(tuple(gradients)).double()
+    table = gradients.double()
     mean = table.mean(0)
     trace = group_size / (len(table) - 1) * (table - mean).square().sum().item()
     signal = mean.square().sum().item()
-    return trace, trace / (group_size * len(table)) / signal if signal > 0 else float("nan")
-
-
-def policy_gradient_variance(
-    policy: ActorCritic, batch: Batch, advantage: Tensor, objective: Callable[..., Any], groups: Array
-) -> tuple[float, float]:
-    """``gradient_variance`` of the surrogate without its penalty, at the policy's present parameters.
-
-    groups (M, b) are disjoint indices into the batch; advantage (N,) was normalised once over the batch.
-    """
-    flat = policy.parameters.clone().requires_grad_()
-    count = policy.num_actor_parameters
-    gradients = []
-    for index in torch.from_numpy(groups):
-        loss, _ = policy_loss(
-            flat,
-            batch.select(index),
-            advantage[index],
-            policy=policy,
-            objective=objective,
-            kl_coef=0.0,
-            penalised=False,
-        )
-        gradients.append(torch.autograd.grad(loss, flat)[0][:count])
-    return gradient_variance(gradients, groups.shape[1])
+    relative = trace / (group_size * len(table)) / signal if signal > 0 else float("nan")
+    return {f"gradvar/{when}": trace, f"gradvar/{when}_relative": relative}

@@ -41,7 +41,7 @@ from rgpo.errors import ConfigError, require
 if TYPE_CHECKING:
     from torch import Tensor
 
-D_MAX = 40.0  # nats; e^40 squared is still finite in float32 and bfloat16
+D_MAX, D_MAX_DOUBLE = 40.0, 300.0  # nats; e^d squared is finite in float32 and bfloat16, and in float64
 
 
 class Gate(Protocol):
@@ -128,12 +128,16 @@ def weight(gate: _CurveFunction, log_ratio: Tensor, advantage: Tensor) -> Tensor
     return slope
 
 
+def _bounded(d: Tensor) -> Tensor:
+    return d.clamp(max=D_MAX_DOUBLE if d.element_size() == 8 else D_MAX)
+
+
 def _ratio(d: Tensor) -> Tensor:
-    return d.clamp(max=D_MAX).exp()
+    return _bounded(d).exp()
 
 
 def _ratio_minus_one(d: Tensor) -> Tensor:
-    return d.clamp(max=D_MAX).expm1()
+    return _bounded(d).expm1()
 
 
 def _capped_ratio(d: Tensor, cap: float) -> Tensor:
@@ -167,9 +171,8 @@ class Clip(Curve):
     cap: float | None = None
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        log_cap = D_MAX if self.cap is None else math.log(self.cap)
         upper = d.clamp(max=math.log1p(self.eps_high)).exp()
-        lower = d.clamp(min=math.log1p(-self.eps_low), max=log_cap).exp()
+        lower = _ratio(d.clamp(min=math.log1p(-self.eps_low), max=None if self.cap is None else math.log(self.cap)))
         return upper.where(advantage >= 0, lower)
 
 

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rgpo import __version__
+
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf", "pyarrow", "transformers")
 
 
@@ -32,7 +34,7 @@ def collect(run_id: str, config_hash: str, command: str, num_threads: int, attem
 
 def versions() -> dict[str, str]:
     """Installed versions of rgpo, Python and the packages that can change a number."""
-    found = {"python": platform.python_version(), "rgpo": _version("rgpo")}
+    found = {"python": platform.python_version(), "rgpo": __version__}
     return found | {name: _version(name) for name in PACKAGES}
 
 

@@ -90,6 +90,7 @@ class _Session:
         self.command = command
         self.attempt = int(runfolder.read_state(run_dir).get("attempt", 0)) + 1
         self.iteration = 0
+        self.env_steps = 0
         self.num_iterations = 0
         self.writer: MetricsWriter | None = None
         self.last_checkpoint = 0  # iteration; 0 none
@@ -112,8 +113,7 @@ class _Session:
         seeds = [int(x) >> 1 for x in np.random.SeedSequence(self.config["seed"]).generate_state(3)]
         self.task.setup(seeds[0], self.algorithm.advantage.gamma)
         self.policy = self.task.make_policy(seeds[1])
-        steps = self.config["total_env_steps"]
-        self.num_iterations = self.config["num_iterations"] or math.ceil(steps / self.task.batch_size)
+        self.num_iterations = self.config["num_iterations"] or self.task.plan_iterations(self.config["total_env_steps"])
         self.algorithm.setup(self.policy, self.num_iterations, seeds[2])
         saved = checkpoint.load(self.run_dir, self.config_hash)
         if saved is not None:
@@ -141,9 +141,8 @@ class _Session:
         try:
             while self.iteration < self.num_iterations:
                 metrics = self._iterate()
-                env_steps = self.iteration * self.task.batch_size
-                self.writer.log(self.iteration, env_steps, metrics)
-                progress.update(self.iteration, env_steps, metrics)
+                self.writer.log(self.iteration, self.env_steps, metrics)
+                progress.update(self.iteration, self.env_steps, metrics)
                 if signals.received is not None:
                     self._save()
                     raise Interrupted(signals.received)
@@ -165,6 +164,7 @@ class _Session:
         collected = time.perf_counter()
         metrics: dict[str, Any] = rollout.metrics | self.algorithm.learn(self.policy, rollout, measure)
         self.iteration += 1
+        self.env_steps += rollout.reward.size
         self.ratio_moved = max(self.ratio_moved, metrics.get("ratio/abs_log_max_learning", math.inf))
         evaluate = self.config["eval_every"]
         if evaluate > 0 and (self.iteration % evaluate == 0 or last):
@@ -173,7 +173,7 @@ class _Session:
             metrics["time/evaluate_s"] = time.perf_counter() - before
         metrics["time/collect_s"] = collected - start
         busy = sum(metrics.get(f"time/{phase}_s", 0.0) for phase in ("collect", "update", "diagnostics"))
-        metrics["speed/env_steps_per_s"] = self.task.batch_size / busy
+        metrics["speed/env_steps_per_s"] = rollout.reward.size / busy
         metrics["time/iteration_s"] = time.perf_counter() - start
         return metrics
 
@@ -184,6 +184,7 @@ class _Session:
         state = {
             "config_hash": self.config_hash,
             "iteration": self.iteration,
+            "env_steps": self.env_steps,
             "ratio_moved": self.ratio_moved,
             "policy": self.policy.parameters.clone(),
             "algorithm": self.algorithm.state_dict(),
@@ -195,6 +196,7 @@ class _Session:
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.iteration = self.last_checkpoint = saved["iteration"]
+        self.env_steps = saved["env_steps"]
         self.ratio_moved = saved["ratio_moved"]
         self.policy.load(saved["policy"])
         self.algorithm.load_state_dict(saved["algorithm"])

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from rgpo.batch import Array
-from rgpo.errors import ConfigError
+from rgpo.batch import Array, Batch, Moved, Rollout
 from rgpo.policies.distributions import Categorical, Distribution, Gaussian
 from rgpo.policies.mlp import MLP
 
@@ -113,11 +114,36 @@ class ActorCritic:
         size = (*shape, self.action_size)
         return (rng.gumbel(size=size) if self.discrete else rng.standard_normal(size)).astype(np.float32)
 
+    def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> tuple[Batch, dict[str, Any]]:
+        """Flatten a rollout (T, E) to N samples, and what it says of critic and advantages.
 
-def check_parameters(policy: ActorCritic, flat: Tensor) -> None:
-    """Refuse parameters of another architecture."""
-    if flat.shape != policy.parameters.shape:
-        raise ConfigError(
-            f"checkpoint: holds {flat.numel()} parameters and the policy has {policy.parameters.numel()}, "
-            "it belongs to another network; use another results_dir or force=true."
-        )
+        The old log-probabilities are recomputed by the forward pass that training uses, so that the ratio starts at 1.
+        """
+        unexplained, spread = (value_target - rollout.value).var(), value_target.var()
+        observation = torch.from_numpy(rollout.observation.reshape(-1, self.observation_size))
+        action = torch.from_numpy(rollout.action.reshape(-1, *rollout.action.shape[2:]))
+        with torch.no_grad():
+            old = self.distribution(self.parameters, observation)
+            logp_old = old.log_prob(action)
+        flat = (torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (advantage, value_target, rollout.value))
+        return Batch(observation, action, logp_old, tuple(x.contiguous() for x in old), *flat), {
+            "advantage/mean": advantage.mean(),
+            "advantage/std": advantage.std(),
+            "value/explained_variance": 1 - unexplained / spread if spread > 0 else math.nan,
+        }
+
+    @torch.no_grad()
+    def moved(self, batch: Batch) -> Moved:
+        """The present parameters compared with those that collected the batch."""
+        new = self.distribution(self.parameters, batch.observation)
+        old = type(new)(*batch.old)
+        return Moved(new.log_prob(batch.action) - batch.logp_old, old.kl(new), new.entropy())  # type: ignore[arg-type]
+
+    def group_gradients(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any], groups: Array) -> Tensor:
+        """The actor's gradient of the surrogate without its penalty, averaged over each group, (M, P); groups (M, b)."""
+        from rgpo.updates.losses import policy_loss
+
+        flat = self.parameters.clone().requires_grad_()
+        loss_of = partial(policy_loss, flat, policy=self, objective=objective, kl_coef=0.0, penalised=False)
+        losses = (loss_of(batch.select(i), advantage[i])[0] for i in torch.from_numpy(groups))
+        return torch.stack([torch.autograd.grad(loss, flat)[0][: self.num_actor_parameters] for loss in losses])

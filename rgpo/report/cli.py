@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 USAGE = """rgpo-report [key=value ...]
 
-Reads results/<experiment>/<run>/ (running experiments too), writes report/index.md with figures (svg, png, pdf) and tables
-(md, tex, csv).
+Reads results/<experiment>/<run>/ (running experiments too) and writes report/index.md with figures (svg, png, pdf) and
+tables (md, tex, csv).
 
   rgpo-report
   rgpo-report experiment=first_evidence baseline=ppo 'figures=[learning_curves,kl]' out=report
 
-exit code: 0 all fine; 1 written, but something named on stderr and in index.md was left out; 2 wrong usage or no results
+exit code: 0 all fine; 1 written, but what stderr and index.md name was left out; 2 wrong usage or no results
 """
 
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
-    """Settings of conf/report.yaml with the overrides, and those of conf/report.yaml alone. ConfigError in one sentence."""
+    """Settings of conf/report.yaml with the overrides, and of conf/report.yaml alone. ConfigError in one sentence."""
     import yaml  # type: ignore[import-untyped]
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from rgpo.report.load import Problem, Run
 
@@ -55,21 +55,21 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[Problem]]:
 
 
 def telling_keys(runs: Sequence[Run]) -> list[str]:
-    """The fewest config keys, most telling first, that tell apart all runs of one algorithm that differ in more than the seed.
+    """The fewest config keys that tell apart all runs of one algorithm which differ in more than the seed.
 
-    A key counts if it varies among runs of the same task; task.* and the like may differ from task to task. A subkey of a
-    choice (gate.sharpness) counts only if it varies under the same choice.
+    A key counts if it varies among runs of the same task (task.* may differ from task to task) and says more than the
+    keys before it: a subkey of a choice (gate.sharpness) must vary under the same choice.
     """
     names = {key for run in runs for key in run.config if _counts(key)}
     first = ["choices.gate", *(f"choices.{axis}" for axis in AXES[1:]), "total_env_steps", "num_iterations"]
     ordered = [key for key in first if key in names] + sorted(names - set(first), key=lambda key: (key.count("."), key))
     keys: list[str] = []
-    cells = _partition(runs, lambda run: run.task)
+    cells: dict[Path, Hashable] = {run.folder: run.task for run in runs}
     for key in ordered:
-        finer = _partition(runs, lambda run, key=key: (cells[run.folder], _value(run, key)))  # type: ignore[misc]
+        finer = {run.folder: (cells[run.folder], _value(run, key)) for run in runs}
         if len(set(finer.values())) > len(set(cells.values())):
             keys.append(key)
-            cells = finer
+            cells = dict(finer)
     return keys
 
 
@@ -78,10 +78,6 @@ def _counts(key: str) -> bool:
     if leaf == "seed" or leaf.endswith("_seed") or key.startswith("hydra.") or key in ("choices.task", "choices.algo"):
         return False
     return key not in HARMLESS
-
-
-def _partition(runs: Iterable[Run], cell: Callable[[Run], Hashable]) -> Mapping[Any, Hashable]:
-    return {run.folder: cell(run) for run in runs}
 
 
 def _value(run: Run, key: str) -> Hashable:

@@ -1,4 +1,4 @@
-"""Runs from disk: config, state, provenance and metrics of finished and of running runs, with a sentence for what cannot be read.
+"""Runs from disk: config, state, provenance, metrics of finished and running runs; a sentence for what is unreadable.
 
 results_dir/<experiment>/<task>-<algo>-s<seed>-<hash8>/
     config.yaml  provenance.json  state.json  metrics.parquet | metrics/part-<attempt>-<n>.parquet
@@ -98,7 +98,7 @@ def experiments(results_dir: Path, wanted: str | None) -> list[str]:
 
 
 def run_folders(experiment_dir: Path) -> list[Path]:
-    """Folders named <task>-<algo>-s<seed>-<hash8>, sorted; others (set aside by force=true) are none of the report's."""
+    """Folders named <task>-<algo>-s<seed>-<hash8>, sorted; others (set aside by force=true) are not read."""
     return sorted(d for d in experiment_dir.iterdir() if _visible_folder(d) and RUN_FOLDER.fullmatch(d.name))
 
 
@@ -211,11 +211,14 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> dict[str, Floats]:
         if missing:
             raise KeyError(f"has no column {', '.join(sorted(missing))}")
         table = file.read(columns=present)
-    return {name: _padded(table[name]) if is_list(name) else _floats(table[name]) for name in present}
+    return {name: _padded(table[name]) if is_list(name) else floats(table[name]) for name in present}
 
 
-def _floats(column: Any) -> Floats:
-    return np.asarray(column.to_numpy(), dtype=np.float64)  # nulls become nan
+def floats(column: Any) -> Floats:
+    """A numeric arrow column as (I,), nulls as nan; to_numpy would import pandas, half a second."""
+    if column.null_count:
+        return np.array(column.to_pylist(), dtype=np.float64)
+    return np.concatenate([np.empty(0), *(np.from_dlpack(chunk) for chunk in column.chunks if len(chunk))])
 
 
 def _padded(column: Any) -> Floats:

@@ -30,6 +30,7 @@ class Settings:
     figures: list[str] | None
     formats: list[str]
     dpi: int
+    smoothing: int
     final_fraction: float
     confidence: float
     num_resamples: int
@@ -42,6 +43,7 @@ class Settings:
                 require(name in known, key, _text(getattr(self, key)), remedy)
         require(bool(self.formats) or self.figures == [], "formats", "[]", "give at least one of svg, png, pdf")
         require(20 <= self.dpi <= 1200, "dpi", self.dpi, "give 20 to 1200 dots per inch")
+        require(1 <= self.smoothing <= 1000, "smoothing", self.smoothing, "give 1 (none) to 1000 updates")
         require(0 < self.final_fraction <= 1, "final_fraction", self.final_fraction, "give a share above 0, up to 1")
         require(0 < self.confidence < 1, "confidence", self.confidence, "give a share between 0 and 1, such as 0.95")
         require(100 <= self.num_resamples <= 100_000, "num_resamples", self.num_resamples, "give 100 to 100000")

@@ -73,6 +73,22 @@ def mean_interval(
     return low, high
 
 
+def running_mean(values: Floats, window: int) -> Floats:
+    """Centred mean over `window` points of values (S, I), over fewer at the ends; nan stays nan and is not averaged."""
+    if window == 1 or not values.size:
+        return values
+    measured = ~np.isnan(values)
+    before, after = (window - 1) // 2, window // 2
+    ends = np.arange(values.shape[1])
+    start, stop = np.maximum(ends - before, 0), np.minimum(ends + after + 1, values.shape[1])
+    sums, counts = (
+        np.concatenate([np.zeros((len(values), 1)), np.cumsum(x, axis=1)], axis=1)
+        for x in (np.where(measured, values, 0.0), measured)
+    )
+    means = (sums[:, stop] - sums[:, start]) / np.maximum(counts[:, stop] - counts[:, start], 1)
+    return np.where(measured, means, np.nan)
+
+
 def mean_of_all(drawn: Sequence[Floats]) -> Floats:
     """Mean over every run of every stratum: [(B, S_t), ...] -> (B,)."""
     return np.asarray(np.concatenate(list(drawn), axis=1).mean(axis=1))

@@ -1,4 +1,4 @@
-"""How every figure looks: one colour, line and marker per algorithm, 8 pt, Okabe and Ito's colour-blind-safe palette."""
+"""How every figure looks: a colour, line and marker per algorithm, 8 pt, Okabe and Ito's colour-blind-safe palette."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 WIDTH = 7.0  # inches, the text width of a page
 BLACK, ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = (
@@ -94,8 +94,8 @@ _OTHERS = [
 
 def context() -> AbstractContextManager[None]:
     """The style, for as long as a figure is built and saved."""
-    defaults = {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith(("backend", "webagg", "tk."))}
-    return mpl.rc_context({**defaults, **RC})  # whatever the reader's own matplotlibrc says
+    settings: dict[Any, Any] = {**mpl.rcParamsDefault, **RC}  # whatever the reader's own matplotlibrc says
+    return mpl.rc_context({key: value for key, value in settings.items() if not key.startswith("backend")})
 
 
 def assign(labels: Iterable[tuple[str, str]]) -> dict[str, Line]:
@@ -137,7 +137,7 @@ def grid(num_panels: int, *, columns: int, height: float, share_x: bool = False)
     return figure, flat[:num_panels]
 
 
-def legend_below(figure: Figure, lines: Mapping[str, Line], extra: Sequence[Line2D] = (), columns: int = 6) -> None:
+def legend_below(figure: Figure, lines: Mapping[str, Line], extra: Sequence[Line2D] = ()) -> None:
     """One legend for all panels, outside of them."""
     handles: list[Line2D] = [
         Line2D([], [], color=line.color, linestyle=line.dashes, marker=line.marker, label=label)
@@ -145,18 +145,35 @@ def legend_below(figure: Figure, lines: Mapping[str, Line], extra: Sequence[Line
     ]
     handles += extra
     if handles:
-        longest = max(len(str(handle.get_label())) for handle in handles)
-        fits = max(1, int(figure.get_size_inches()[0] * 72 / (4.6 * longest + 46)))
-        count = len(handles)
-        wide = min(columns, fits, count)
-        wide = math.ceil(count / math.ceil(count / wide))  # rows of equal length
-        figure.legend(handles=handles, loc="outside lower center", ncols=wide, columnspacing=1.4, handletextpad=0.5)
+        columns = _columns_that_fit([str(h.get_label()) for h in handles], 72 * figure.get_size_inches()[0])
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.4, handletextpad=0.5)
+
+
+def _columns_that_fit(words: Sequence[str], width: float) -> int:
+    """Most legend columns whose estimated widths (points) add up to less than `width`; entries run down the columns."""
+    for columns in range(len(words), 1, -1):
+        sizes = [len(words[i::columns]) for i in range(columns)]
+        starts = [sum(sizes[:i]) for i in range(columns)]
+        longest = (max(map(len, words[start : start + size])) for start, size in zip(starts, sizes, strict=True))
+        if sum(4.6 * length + 42 for length in longest) < width:
+            return columns
+    return 1
+
+
+def log_axis(axes: Axes) -> None:
+    """Logarithmic y axis: decades, or plain numbers where fewer than two of them are shown. Call it after plotting."""
+    axes.set_yscale("log", nonpositive="mask")
+    low, high = axes.get_ylim()
+    if high < 100 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def count_axis(axes: Axes) -> None:
     """Ticks 100k, 200k, 1M on the x axis."""
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.get_major_locator().set_params(nbins=6)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
 
 
 def save(figure: Figure, stem: str, formats: Sequence[str], dpi: int) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
@@ -19,6 +19,9 @@ from rgpo.errors import NonFiniteError, require
 from rgpo.policies.mlp import MLP
 from rgpo.tasks.environments import Step, VectorEnv, make_vector_env
 from rgpo.tasks.normalize import ObservationNormalizer, RewardNormalizer
+
+if TYPE_CHECKING:
+    from rgpo.algorithm import Algorithm
 
 LONGEST_EVALUATION = 10_000  # steps after which an evaluation episode without a time limit is cut
 
@@ -39,8 +42,6 @@ class Control:
     num_eval_episodes: int = 4
     backend: str = "auto"  # auto takes MuJoCo directly where the id is known, gymnasium or mujoco force one
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    has_reference = False
 
     def __post_init__(self) -> None:
         require(
@@ -70,9 +71,15 @@ class Control:
         """Refuse, before anything starts, an id that is not installed or a space that is not supported."""
         self._make_env(1).close()
 
-    def check_algorithm(self, algorithm: Any) -> None:
-        """Refuse an algorithm that needs what control does not have."""
-        algorithm.check_control(self.batch_size)
+    def admit(self, algorithm: Algorithm) -> Algorithm:
+        """The algorithm as it runs on this task. ConfigError for what control cannot honour."""
+        algorithm.refuse_reference("control")
+        algorithm.update.check(self.batch_size)
+        return algorithm
+
+    def plan_iterations(self, total_env_steps: int) -> int:
+        """Whole iterations that take at least total_env_steps."""
+        return -(-total_env_steps // self.batch_size)
 
     def _make_env(self, num_envs: int) -> VectorEnv:
         return make_vector_env(self.full_id, num_envs, self.backend, **self.env_kwargs)

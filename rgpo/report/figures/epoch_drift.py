@@ -33,9 +33,9 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line]) -> Figure:
     """Small multiples on a logarithmic axis with one legend below."""
     figure, all_axes = style.grid(len(panels), columns=3 if len(panels) > 4 else 2, height=2.5)
     for axes, panel in zip(all_axes, panels, strict=True):
-        axes.set_yscale("log", nonpositive="mask")
         for i, curve in enumerate(panel.series):
             draw_series(axes, curve, lines[curve.label], order=i, count=len(panel.series))
+        style.log_axis(axes)
         axes.set_title(panel.task)
         axes.set_ylabel(panel.y_label)
         axes.set_xlabel("passes over the batch (epochs)")

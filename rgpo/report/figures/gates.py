@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rgpo.report import style
-from rgpo.report.load import Unreadable
+from rgpo.report.load import Unreadable, floats
 from rgpo.report.stats import Floats
 
 FILE = "gates.parquet"
 MAKE = "python -m rgpo.gates_table"
 TABLE_COLUMNS = ("gate", "advantage", "log_ratio", "gate_value", "weight")
 G, W = style.BLUE, style.VERMILLION
+G_WIDTH, W_WIDTH = 2.0, 1.0  # points
 Y_LIMITS = (-1.0, 3.0)
 
 
@@ -48,7 +50,7 @@ def compute(results_dir: Path) -> tuple[Curve, ...]:
     except (pa.ArrowException, OSError):
         raise Unreadable(f"{path} cannot be read; make it again with `{MAKE}`") from None
     names = np.array(table["gate"].to_pylist(), dtype=object)
-    numbers = {key: np.asarray(table[key].to_numpy(), dtype=np.float64) for key in TABLE_COLUMNS[1:]}
+    numbers = {key: floats(table[key]) for key in TABLE_COLUMNS[1:]}
     curves = []
     for gate in sorted(set(names)):
         for side in (1.0, -1.0):
@@ -64,11 +66,11 @@ def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line] | None = None)
     figure, all_axes = style.grid(len(gates), columns=5, height=1.35)
     for i, (axes, gate) in enumerate(zip(all_axes, gates, strict=True)):
         positive, negative = (c for c in curves if c.gate == gate)
-        for key, color in (("gate_value", G), ("weight", W)):
+        for key, color, width in (("gate_value", G, G_WIDTH), ("weight", W, W_WIDTH)):  # both are seen where they coincide
             y, other = getattr(positive, key), getattr(negative, key)
-            axes.plot(positive.log_ratio, y, color=color)
+            axes.plot(positive.log_ratio, y, color=color, linewidth=width)
             if y.shape != other.shape or not np.allclose(y, other, rtol=1e-4, atol=1e-6, equal_nan=True):
-                axes.plot(negative.log_ratio, other, color=color, linestyle=style.DASHED)
+                axes.plot(negative.log_ratio, other, color=color, linewidth=width, linestyle=style.DASHED)
         axes.axvline(0, color=style.GREY, linewidth=0.5, zorder=1)
         axes.set_title(gate)
         axes.set_ylim(*Y_LIMITS)
@@ -76,9 +78,11 @@ def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line] | None = None)
         axes.set_xticks([-3, 0, 3])
         axes.set_yticks([-1, 0, 1, 2, 3])
         axes.tick_params(labelleft=i % 5 == 0, labelbottom=i + 5 >= len(gates))
-    figure.supxlabel("log ratio  d = log r  [nats]", fontsize=8)
-    shown = [(G, "-", "g, A ≥ 0"), (G, style.DASHED, "g, A < 0"), (W, "-", "w = dg/dd, A ≥ 0"), (W, style.DASHED, "w, A < 0")]
-    handles = [Line2D([], [], color=color, linestyle=dashes, label=text) for color, dashes, text in shown]
+        axes.set_xlabel("log ratio d  [nats]" if i + 5 >= len(gates) else "")
+    shown: list[tuple[str, Any, str]] = [(G, "-", "g, A ≥ 0"), (G, style.DASHED, "g, A < 0")]
+    shown += [(W, "-", "w = dg/dd, A ≥ 0"), (W, style.DASHED, "w, A < 0")]
+    widths = {G: G_WIDTH, W: W_WIDTH}
+    handles = [Line2D([], [], color=c, linestyle=dashes, linewidth=widths[c], label=text) for c, dashes, text in shown]
     style.legend_below(figure, {}, handles)
     return figure
 
@@ -86,5 +90,6 @@ def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line] | None = None)
 def caption(curves: Sequence[Curve]) -> str:
     """What the figure shows."""
     low, high = Y_LIMITS
-    what = "Every gate of conf/gate with its default values: the curve g and its slope w, the weight on A grad log pi, over d = log r."
-    return f"{what} Dashes (A < 0) only where the sign of A matters; curves that leave [{low:g}, {high:g}] are cut off there."
+    what = "Every gate of conf/gate with its default values: the curve g and its slope w, the weight on A grad log pi,"
+    signs = "over d = log r. Dashes (A < 0) only where the sign of A matters;"
+    return f"{what} {signs} curves that leave [{low:g}, {high:g}] are cut off there."

@@ -31,6 +31,8 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line]) -> Figure:
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
     """What the figure shows."""
-    what = "Policy-gradient variance at the old parameters of each measured update, from disjoint groups of samples (log axes):"
+    what = (
+        "Policy-gradient variance at each measured update's old parameters, from disjoint groups of samples (log axes):"
+    )
     scale = "left: scale-free, tr Sigma / n / |g|^2 (noise over signal of the batch); right: tr Sigma of one sample."
     return f"{what} {scale} {interval_text(panels, settings)}"

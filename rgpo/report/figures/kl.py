@@ -24,7 +24,7 @@ THRESHOLD_DASHES = (0, (2, 2))
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
     """A panel a task with the thresholds that its runs were configured with."""
     panels = []
-    for panel in series.panels(groups, KL, settings, y_label="KL(old || new)  [nats]"):
+    for panel in series.panels(groups, KL, settings, y_label="KL(old || new)  [nats]", window=settings.smoothing):
         runs = [run for group in groups if group.task == panel.task for run in group.runs]
         levels = {float(run.config[THRESHOLD]) for run in runs if run.config.get(THRESHOLD) is not None}
         panels.append(replace(panel, levels=tuple(sorted(levels))))
@@ -35,11 +35,11 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line]) -> Figure:
     """Small multiples on a logarithmic axis with one legend below."""
     figure, all_axes = style.grid(len(panels), columns=3 if len(panels) > 4 else 2, height=2.5)
     for axes, panel in zip(all_axes, panels, strict=True):
-        axes.set_yscale("log", nonpositive="mask")
         for i, curve in enumerate(panel.series):
             draw_series(axes, curve, lines[curve.label], order=i, count=len(panel.series))
         for level in panel.levels:
             axes.axhline(level, color=style.BLACK, linewidth=0.8, linestyle=THRESHOLD_DASHES, zorder=2.5)
+        style.log_axis(axes)
         axes.set_title(panel.task)
         axes.set_ylabel(panel.y_label)
         axes.set_xlabel("update")
@@ -53,5 +53,5 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line]) -> Figure:
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
     """What the figure shows."""
-    what = "KL(old || new) in closed form, mean over the batch's states, after the last epoch of each update (log axis)."
-    return f"{what} {series.interval_text(panels, settings)}"
+    what = "KL(old || new) in closed form, mean over the batch's states, after each update's last epoch (log axis)."
+    return f"{what} {series.interval_text(panels, settings, settings.smoothing)}"

@@ -48,4 +48,5 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line]) -> Figure:
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
     """What the figure shows."""
     kinds = sorted({panel.y_label for panel in panels})
-    return f"Raw, undiscounted {' or '.join(kinds)} (reward) against environment steps. {interval_text(panels, settings)}"
+    what = f"Raw, undiscounted {' or '.join(kinds)} (reward) against environment steps."
+    return f"{what} {interval_text(panels, settings)}"

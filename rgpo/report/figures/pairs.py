@@ -14,9 +14,11 @@ from rgpo.report.settings import Settings
 from rgpo.report.style import Line
 
 
-def compute(groups: Sequence[Group], settings: Settings, y_labels: Mapping[str, str]) -> tuple[Panel, ...]:
+def compute(
+    groups: Sequence[Group], settings: Settings, y_labels: Mapping[str, str], window: int = 1
+) -> tuple[Panel, ...]:
     """For each task a panel for each metric (column -> y label), in that order; tasks without any are left out."""
-    found = [series.panels(groups, column, settings, y_label=text) for column, text in y_labels.items()]
+    found = [series.panels(groups, column, settings, y_label=text, window=window) for column, text in y_labels.items()]
     by_place = {(panel.task, panel.y_label): panel for panels in found for panel in panels}
     tasks = sorted({task for task, _ in by_place})
     return tuple(by_place.get((t, text), Panel(t, text, ())) for t in tasks for text in y_labels.values())
@@ -25,16 +27,16 @@ def compute(groups: Sequence[Group], settings: Settings, y_labels: Mapping[str, 
 def draw(panels: Sequence[Panel], lines: Mapping[str, Line], *, log: bool, level: float | None = None) -> Figure:
     """Rows of two panels with one legend below; `level` is a reference line."""
     figure, all_axes = style.grid(len(panels), columns=2, height=2.1)
-    for axes, panel in zip(all_axes, panels, strict=True):
-        if log:
-            axes.set_yscale("log", nonpositive="mask")
+    for place, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
         for i, curve in enumerate(panel.series):
             draw_series(axes, curve, lines[curve.label], order=i, count=len(panel.series))
         if level is not None:
             axes.axhline(level, color=style.GREY, linewidth=0.6, zorder=1)
+        if log and panel.series:
+            style.log_axis(axes)
         axes.set_title(panel.task)
         axes.set_ylabel(panel.y_label)
-        axes.set_xlabel("update")
+        axes.set_xlabel("update" if place >= len(panels) - 2 else "")
         if panel.series:
             axes.set_xlim(left=0)
         else:

@@ -42,8 +42,11 @@ class Panel:
     levels: tuple[float, ...] = ()  # horizontal reference lines
 
 
-def over_iterations(group: Group, column: str, settings: Settings, *, x: str) -> Series | None:
-    """`column` against column `x`; straight lines between a seed's measurements; None if no run measured it."""
+def over_iterations(group: Group, column: str, settings: Settings, *, x: str, window: int = 1) -> Series | None:
+    """`column` against column `x`; straight lines between a seed's measurements; None if no run measured it.
+
+    Mean and interval are those of running means over `window` points; the seeds stay raw.
+    """
     drawn = [run for run in group.runs if run.has(column)]
     if not drawn:
         return None
@@ -53,6 +56,7 @@ def over_iterations(group: Group, column: str, settings: Settings, *, x: str) ->
     values = np.full((len(used), len(points)), np.nan)
     for row, run in zip(values, used, strict=True):
         row[:] = np.interp(points, *seeds[run.folder], left=np.nan, right=np.nan)
+    values = stats.running_mean(values, window)
     return _series(group, column, settings, points, values, tuple(seeds.values()))
 
 
@@ -70,12 +74,12 @@ def over_epochs(group: Group, column: str, settings: Settings) -> Series | None:
 
 
 def panels(
-    groups: Sequence[Group], column: str, settings: Settings, *, y_label: str, x: str = "iteration"
+    groups: Sequence[Group], column: str, settings: Settings, *, y_label: str, x: str = "iteration", window: int = 1
 ) -> tuple[Panel, ...]:
     """One panel a task that measured the column."""
     made = []
     for task in tasks(groups):
-        found = (over_iterations(group, column, settings, x=x) for group in groups if group.task == task)
+        found = (over_iterations(group, column, settings, x=x, window=window) for group in groups if group.task == task)
         series = tuple(s for s in found if s is not None)
         if series:
             made.append(Panel(task, y_label, series))
@@ -101,14 +105,16 @@ def seeds_text(drawn: Iterable[Panel]) -> str:
     return f"{few} to {many} seeds" if few != many else f"{many} seed{'s' if many > 1 else ''}"
 
 
-def interval_text(drawn: Iterable[Panel], settings: Settings) -> str:
+def interval_text(drawn: Iterable[Panel], settings: Settings, window: int = 1) -> str:
     """The clause of a caption that says what thick lines, bands and thin lines are."""
     band = f"band: {100 * settings.confidence:g} % percentile-bootstrap interval of the mean"
-    return f"Thick: mean over {seeds_text(drawn)}; {band} (none below {stats.MIN_RUNS} seeds); thin: each seed."
+    mean = f"mean over {seeds_text(drawn)}" + (f", running mean over {window} updates" if window > 1 else "")
+    raw = "each seed, not smoothed" if window > 1 else "each seed"
+    return f"Thick: {mean}; {band} (none below {stats.MIN_RUNS} seeds); thin: {raw}."
 
 
-def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: int, band: float = 0.16) -> None:
-    """Thin seeds, band, mean. Markers sit at other places for each of `count` series, so that grey print can be read."""
+def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: int, band: float = 0.13) -> None:
+    """Thin seeds, band, mean. Each of `count` series has its markers elsewhere, so that grey print can be read."""
     for x, y in series.seeds:
         axes.plot(x, y, color=line.color, linewidth=0.45, alpha=0.3, zorder=2)
     axes.fill_between(series.x, series.low, series.high, color=line.color, alpha=band, linewidth=0, zorder=2.2)
@@ -116,7 +122,13 @@ def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: in
     step = max(1, num_points // 6)
     start = int(step * (order + 0.5) / count) if step > 1 else 0
     axes.plot(
-        series.x, series.mean, color=line.color, linestyle=line.dashes, marker=line.marker, markevery=(start, step), zorder=3
+        series.x,
+        series.mean,
+        color=line.color,
+        linestyle=line.dashes,
+        marker=line.marker,
+        markevery=(start, step),
+        zorder=3,
     )
 
 
@@ -138,8 +150,6 @@ def _series(
     group: Group, column: str, settings: Settings, x: Floats, values: Floats, seeds: tuple[tuple[Floats, Floats], ...]
 ) -> Series:
     rng = stats.generator(settings.seed, group.task, group.label, column)
-    low, high = stats.mean_interval(
-        values, rng, num_resamples=settings.num_resamples, confidence=settings.confidence
-    )
+    low, high = stats.mean_interval(values, rng, num_resamples=settings.num_resamples, confidence=settings.confidence)
     mean = values.mean(axis=0) if len(values) else np.full(len(x), np.nan)
     return Series(group.label, x, mean, low, high, seeds, len(values))

@@ -21,7 +21,7 @@ COLUMNS = tuple(Y_LABELS)
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
     """Two panels a task: relative weight, effective sample size."""
-    return pairs.compute(groups, settings, Y_LABELS)
+    return pairs.compute(groups, settings, Y_LABELS, settings.smoothing)
 
 
 def draw(panels: Sequence[Panel], lines: Mapping[str, Line]) -> Figure:
@@ -31,5 +31,6 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line]) -> Figure:
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
     """What the figure shows."""
-    what = "Left: mean of w / w(1) over the batch; right: effective sample size (sum r)^2 / sum r^2 / n of the ratios r,"
-    return f"{what} both after the last epoch of each update; grey: 1. {interval_text(panels, settings)}"
+    what = "Left: mean of w / w(1) over the batch; right: effective sample size (sum r)^2 / sum r^2 / n of the ratios,"
+    text = interval_text(panels, settings, settings.smoothing)
+    return f"{what} both after the last epoch of each update; grey: 1. {text}"

@@ -1,0 +1,117 @@
+"""Tables as markdown, LaTeX (booktabs) and csv: text for readers, full numbers for csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+NOTHING = "–"
+_TEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
+_TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column for readers: title, and the text of a row's cell."""
+
+    title: str
+    text: Callable[[Row], str]
+    left: bool = False  # words to the left, numbers to the right
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of raw values (the csv's columns are their keys) and the columns that readers see."""
+
+    name: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    section: str | None = None  # key whose change draws a line in LaTeX
+
+    def markdown(self) -> str:
+        """A GitHub table."""
+        head = [column.title for column in self.columns]
+        rule = [":--" if column.left else "--:" for column in self.columns]
+        body = [[column.text(row).replace("|", "\\|") for column in self.columns] for row in self.rows]
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, rule, *body])
+
+    def tex(self) -> str:
+        """A tabular with booktabs rules and the caption as a comment."""
+        align = "".join("l" if column.left else "r" for column in self.columns)
+        head = " & ".join(escape_tex(column.title) for column in self.columns)
+        out = [f"% {self.caption}", r"% needs \usepackage{booktabs}", f"\\begin{{tabular}}{{{align}}}", r"\toprule"]
+        out += [f"{head} \\\\", r"\midrule"]
+        for i, row in enumerate(self.rows):
+            if i and self.section and row[self.section] != self.rows[i - 1][self.section]:
+                out.append(r"\midrule")
+            out.append(" & ".join(escape_tex(column.text(row)) for column in self.columns) + r" \\")
+        return "\n".join([*out, r"\bottomrule", r"\end{tabular}", ""])
+
+    def csv(self) -> str:
+        """Raw values at full precision; empty where there is none."""
+        out = io.StringIO()
+        keys = list(self.rows[0]) if self.rows else []
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(keys)
+        for row in self.rows:
+            writer.writerow(["" if _is_nan(row[key]) else row[key] for key in keys])
+        return out.getvalue()
+
+
+def word(key: str, title: str) -> Column:
+    """A column of words."""
+    return Column(title, lambda row: str(row[key]) or NOTHING, left=True)
+
+
+def number(key: str, title: str, digits: int = 3) -> Column:
+    """A column of numbers."""
+    return Column(title, lambda row: plain(row[key], digits))
+
+
+def interval(low: str, high: str, title: str, digits: int = 3) -> Column:
+    """A column "low to high", or the number of seeds where they are too few for one."""
+
+    def text(row: Row) -> str:
+        if _is_nan(row[low]):
+            return few(row)
+        return f"{plain(row[low], digits)} to {plain(row[high], digits)}"
+
+    return Column(title, text)
+
+
+def few(row: Row) -> str:
+    """What stands where there are too few seeds for a statement about their spread."""
+    return f"n = {row['n']} < 3" if row["n"] else NOTHING
+
+
+def plain(value: float | int | None, digits: int = 3) -> str:
+    """`digits` significant digits without an exponent where that is legible: 2383, 41.2, 0.00973, 1.2e-05."""
+    if value is None or _is_nan(value):
+        return NOTHING
+    if not math.isfinite(value):
+        return "inf" if value > 0 else "-inf"
+    if value == 0 or isinstance(value, int):
+        return str(int(value))
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:.0f}"
+    if abs(value) < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def escape_tex(text: str) -> str:
+    """Text that LaTeX prints as it stands; a number's minus becomes a minus sign."""
+    escaped = "".join(_TEX.get(character, character) for character in text)
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", escaped)
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
