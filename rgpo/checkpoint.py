@@ -21,7 +21,7 @@ def save(run_dir: Path, state: dict[str, Any]) -> None:
         torch.save({"format": FORMAT, **state}, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, run_dir / NAME)
+    aside.replace(run_dir / NAME)
 
 
 def load(run_dir: Path, config_hash: str) -> dict[str, Any] | None:
@@ -35,9 +35,7 @@ def load(run_dir: Path, config_hash: str) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged archive
-        raise ConfigError(
-            f"{path}: cannot be read ({type(error).__name__}), it is truncated or damaged; {remedy}"
-        ) from error
+        raise ConfigError(f"{path}: cannot be read ({type(error).__name__}), it is truncated or damaged; {remedy}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ConfigError(f"{path}: is not a checkpoint of this version (format {FORMAT}); {remedy}")
     if state["config_hash"] != config_hash:

@@ -123,9 +123,7 @@ def check(config: Mapping[str, Any]) -> None:
     for key in ("plan", "force"):
         require(isinstance(config[key], bool), key, config[key], "must be true or false.")
     name = str(config["name"])
-    require(
-        re.fullmatch(r"[\w.-]+", name) is not None and name[0] != ".", "name", name, "use letters, digits, - and _."
-    )
+    require(re.fullmatch(r"[\w.-]+", name) is not None and name[0] != ".", "name", name, "use letters, digits, - and _.")
     for axis in ("task", *AXES):
         _check_node(axis, config[axis])
     task, _ = build(config)
@@ -151,9 +149,7 @@ def make(key: str, node: Mapping[str, Any]) -> Any:
             cause = cause.__cause__
         if isinstance(cause, ValueError):
             raise ConfigError(str(cause)) from error
-        raise ConfigError(
-            f"{key}: cannot be made from {dict(node)} ({type(cause).__name__}: {_first_line(cause)})."
-        ) from error
+        raise ConfigError(f"{key}: cannot be made from {dict(node)} ({type(cause).__name__}: {_first_line(cause)}).") from error
 
 
 def _check_node(key: str, node: Any) -> None:

@@ -15,9 +15,7 @@ def banner(run_dir: Path, config: Mapping[str, Any], facts: Mapping[str, Any], n
     """What runs, where, and from which code."""
     choices = config["choices"]
     gate = config["gate"]
-    details = ", ".join(
-        f"{key} {value}" for key, value in gate.items() if key != "_target_" and not isinstance(value, dict)
-    )
+    details = ", ".join(f"{key} {value}" for key, value in gate.items() if key != "_target_" and not isinstance(value, dict))
     commit = facts["commit"][:10] + (" with changes" if facts["dirty"] else "") if facts["commit"] else "no repository"
     versions = facts["versions"]
     return "\n".join(
@@ -72,6 +70,5 @@ def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
     """Left-aligned columns as wide as their longest cell."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]
     )

@@ -76,14 +76,10 @@ class Curve:
             value = getattr(self, key, 0.5)
             require(0 < value < 1, f"gate.{key}", value, "must lie strictly between 0 and 1.")
         cap = getattr(self, "cap", None)
-        require(
-            cap is None or cap > 1, "gate.cap", cap, "must be greater than 1 (or null where a gate may go uncapped)."
-        )
+        require(cap is None or cap > 1, "gate.cap", cap, "must be greater than 1 (or null where a gate may go uncapped).")
         object.__setattr__(self, "_divisor", self._slope_at_one() if self.scale == "unit" else 1.0)
         if self._divisor <= 0:
-            raise ConfigError(
-                f"gate.scale=unit: {type(self).__name__} has no positive w(1) to divide by, use scale=none."
-            )
+            raise ConfigError(f"gate.scale=unit: {type(self).__name__} has no positive w(1) to divide by, use scale=none.")
 
     _divisor = 1.0
 

@@ -7,7 +7,6 @@ Whatever was flushed can be read after a kill with `pandas.read_parquet(run_fold
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +36,7 @@ def write_atomically(table: pa.Table, path: Path) -> None:
     floats = [f.name for f in table.schema if pa.types.is_float32(f.type)]
     words = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
     pq.write_table(table, aside, compression="zstd", use_dictionary=words, use_byte_stream_split=floats)
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 class MetricsWriter:
@@ -78,9 +77,7 @@ class MetricsWriter:
         """Add one row. KeyError for a metric that the glossary does not describe."""
         unknown = [name for name in metrics if name not in GLOSSARY]
         if unknown:
-            raise KeyError(
-                f"metric {unknown[0]!r} is not in rgpo.schema.GLOSSARY.{close_matches(unknown[0], GLOSSARY)}"
-            )
+            raise KeyError(f"metric {unknown[0]!r} is not in rgpo.schema.GLOSSARY.{close_matches(unknown[0], GLOSSARY)}")
         row = {name: math.nan for name in GLOSSARY if not is_list(name)}
         self._rows.append({**row, **metrics, **self._constants, "iteration": iteration, "env_steps": env_steps})
         if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._last_flush > FLUSH_SECONDS:

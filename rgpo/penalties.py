@@ -60,9 +60,7 @@ class AdaptivePenalty:
         require(self.kl_target > 0, "penalty.kl_target", self.kl_target, "must be positive (nats).")
         require(self.factor > 1, "penalty.factor", self.factor, "must be greater than 1.")
         require(self.tolerance >= 1, "penalty.tolerance", self.tolerance, "must be at least 1.")
-        require(
-            0 < self.min_coef <= self.max_coef, "penalty.min_coef", self.min_coef, "must be positive and <= max_coef."
-        )
+        require(0 < self.min_coef <= self.max_coef, "penalty.min_coef", self.min_coef, "must be positive and <= max_coef.")
         require(
             self.min_coef <= self.coef <= self.max_coef,
             "penalty.coef",

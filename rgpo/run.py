@@ -83,7 +83,9 @@ def _main(words: list[str]) -> int:
         print(f"rgpo-run: {error}", file=sys.stderr)
         return 2
     if not multirun:
-        return _start(jobs[0].config, jobs[0])
+        return _start(jobs[0])
+    options = ["--config-dir", config_dir] if config_dir else []
+    sys.argv[1:] = ["-m", *options, *overrides]  # hydra's parser wants its options before the overrides
     _hydra_main()
     return _report_failures(jobs)
 
@@ -122,19 +124,20 @@ def _sweep_job(composed: Any) -> None:
     job = make_job(composed, HydraConfig.get().runtime.choices, tuple(HydraConfig.get().overrides.task))
     os.environ.setdefault("OMP_NUM_THREADS", str(job.config["num_threads"]))
     _cache_compiled_code()
-    code = _start(job.config, job)
+    code = _start(job)
     if code in (130, 143):
         sys.exit(code)
 
 
-def _start(config: dict[str, Any], job: Job) -> int:
+def _start(job: Job) -> int:
     """Run one job; its exit code."""
+    from rgpo.config import build
     from rgpo.errors import ConfigError, NonFiniteError
     from rgpo.runner import Interrupted, run
 
     command = shlex.join(["rgpo-run", *job.overrides])
     try:
-        run(config, job.run_dir, job.config_hash, command)
+        run(job.config, build(job.config), job.run_dir, job.config_hash, command)
     except Interrupted as stop:
         print(f"stopped; the same command goes on from here: {job.run_dir}", flush=True)
         return stop.exit_code
@@ -185,9 +188,7 @@ def _report_failures(jobs: list[Job]) -> int:
     print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are complete or running", flush=True)
     for job in failed:
         reason = runfolder.read_state(job.run_dir).get("reason")
-        print(
-            f"  {runfolder.status(job.run_dir)}: {' '.join(job.overrides)}: {reason} ({job.run_dir})", file=sys.stderr
-        )
+        print(f"  {runfolder.status(job.run_dir)}: {' '.join(job.overrides)}: {reason} ({job.run_dir})", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -36,7 +36,7 @@ def write_state(run_dir: Path, **facts: Any) -> None:
     aside = run_dir / ".state.json.writing"
     now = datetime.now(UTC).isoformat(timespec="seconds")
     aside.write_text(json.dumps({**facts, "pid": os.getpid(), "updated": now}, indent=1) + "\n")
-    os.replace(aside, run_dir / "state.json")
+    aside.replace(run_dir / "state.json")
 
 
 @contextmanager
@@ -46,9 +46,7 @@ def lock(run_dir: Path) -> Iterator[bool]:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = (run_dir / ".lock").open("w")
     except OSError as error:
-        raise ConfigError(
-            f"results_dir: cannot write {run_dir} ({error.strerror}); choose another results_dir."
-        ) from error
+        raise ConfigError(f"results_dir: cannot write {run_dir} ({error.strerror}); choose another results_dir.") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

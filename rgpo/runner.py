@@ -13,14 +13,17 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
+import yaml
 
 from rgpo import checkpoint, console, provenance, runfolder
-from rgpo.config import build
+from rgpo.algorithm import Algorithm
 from rgpo.errors import ConfigError, NonFiniteError
 from rgpo.metrics import MetricsWriter
 
 RATIO_MOVED = 1e-4  # nats; below it the log ratio is rounding
+
+
+Parts = tuple[Any, Algorithm]  # the task and the algorithm
 
 
 class Interrupted(Exception):
@@ -51,8 +54,8 @@ class _Signals:
             signal.signal(number, handler)
 
 
-def run(config: Mapping[str, Any], run_dir: Path, config_hash: str, command: str) -> str:
-    """Run or resume one configuration in its folder; returns completed, skipped or held.
+def run(config: Mapping[str, Any], parts: Parts, run_dir: Path, config_hash: str, command: str) -> str:
+    """Run or resume one plain configuration, whose parts are given, in its folder; returns completed, skipped or held.
 
     Raises Interrupted after a signal, ConfigError, NonFiniteError or whatever the task raised; state.json says which.
     """
@@ -63,7 +66,7 @@ def run(config: Mapping[str, Any], run_dir: Path, config_hash: str, command: str
         if runfolder.read_state(run_dir).get("status") == "completed":
             print(f"{run_dir}: already complete, skipped (force=true runs it again)", flush=True)
             return "skipped"
-        session = _Session(config, run_dir, config_hash, command)
+        session = _Session(config, parts, run_dir, config_hash, command)
         try:
             with _Signals() as signals:
                 session.start()
@@ -83,8 +86,9 @@ def run(config: Mapping[str, Any], run_dir: Path, config_hash: str, command: str
 class _Session:
     """One attempt at one run."""
 
-    def __init__(self, config: Mapping[str, Any], run_dir: Path, config_hash: str, command: str) -> None:
+    def __init__(self, config: Mapping[str, Any], parts: Parts, run_dir: Path, config_hash: str, command: str) -> None:
         self.config = config
+        self.task, self.algorithm = parts
         self.run_dir = run_dir
         self.config_hash = config_hash
         self.command = command
@@ -103,13 +107,10 @@ class _Session:
 
         torch.set_num_threads(self.config["num_threads"])
         self.state("running", None)
-        facts = provenance.collect(
-            self.run_dir.name, self.config_hash, self.command, self.config["num_threads"], self.attempt
-        )
-        text = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
+        facts = provenance.collect(self.run_dir.name, self.config_hash, self.command, self.config["num_threads"], self.attempt)
+        text = yaml.safe_dump(dict(self.config), sort_keys=False)
         (self.run_dir / "config.yaml").write_text(text)
         (self.run_dir / "provenance.json").write_text(json.dumps(facts, indent=1) + "\n")
-        self.task, self.algorithm = build(self.config)
         seeds = [int(x) >> 1 for x in np.random.SeedSequence(self.config["seed"]).generate_state(3)]
         self.task.setup(seeds[0], self.algorithm.advantage.gamma)
         self.policy = self.task.make_policy(seeds[1])
@@ -217,18 +218,12 @@ class _Session:
         """Keep everything measured so far and say what happened, where, and what can be gone on from."""
         where = f"iteration {self.iteration + 1}"
         good = (
-            f"the last good checkpoint is after iteration {self.last_checkpoint}"
-            if self.last_checkpoint
-            else "no checkpoint yet"
+            f"the last good checkpoint is after iteration {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
         )
         if isinstance(error, NonFiniteError):
-            error.args = (
-                f"{where}: {error.args[0].rstrip('.')}; {good}; everything before is kept in {self.run_dir}.",
-            )
+            error.args = (f"{where}: {error.args[0].rstrip('.')}; {good}; everything before is kept in {self.run_dir}.",)
         elif isinstance(error, OSError):
-            error.args = (
-                f"{where}: cannot write the results ({error.strerror or error}); {good}; free some space and repeat.",
-            )
+            error.args = (f"{where}: cannot write the results ({error.strerror or error}); {good}; free some space and repeat.",)
         try:
             if self.writer is not None:
                 self.writer.flush()
@@ -245,6 +240,4 @@ class _Session:
         parts = [f"{text} {metrics[key]:.4g}" for key, text in shown.items() if key in metrics]
         print(f"  {', '.join(parts)}; `rgpo-report` draws it", flush=True)
         if self.ratio_moved < RATIO_MOVED:
-            print(
-                "  the ratio was 1 at every gradient (one step per rollout): no gate can matter in this run", flush=True
-            )
+            print("  the ratio was 1 at every gradient (one step per rollout): no gate can matter in this run", flush=True)

@@ -39,9 +39,7 @@ GLOSSARY: dict[str, Metric] = {
     "return/eval_mean": Metric("reward", "mean raw return of deterministic evaluation episodes (after the update)"),
     "return/eval_std": Metric("reward", "standard deviation of the evaluation returns over episodes"),
     "kl/old_exact": Metric("nats", "mean over states of KL(old || new) in closed form, after the last epoch"),
-    "kl/old_k1": Metric(
-        "nats", "mean of -d over the batch, d = log ratio: unbiased for KL(old || new), may be negative"
-    ),
+    "kl/old_k1": Metric("nats", "mean of -d over the batch, d = log ratio: unbiased for KL(old || new), may be negative"),
     "kl/old_k1_se": Metric("nats", "standard error of kl/old_k1 (samples taken as independent)"),
     "kl/old_k3": Metric("nats", "mean of exp(d) - 1 - d: unbiased for KL(old || new), never negative"),
     "kl/old_k3_se": Metric("nats", "standard error of kl/old_k3 (samples taken as independent)"),
@@ -67,23 +65,15 @@ GLOSSARY: dict[str, Metric] = {
     "grad/norm_mean": Metric("1", "mean gradient norm before clipping over the iteration's gradient steps"),
     "grad/norm_max": Metric("1", "largest gradient norm before clipping in this iteration"),
     "grad/clip_fraction": Metric("fraction", "share of gradient steps whose gradient was clipped"),
-    "value/explained_variance": Metric(
-        "fraction", "1 - Var(return - value) / Var(return) of the critic before learning"
-    ),
+    "value/explained_variance": Metric("fraction", "1 - Var(return - value) / Var(return) of the critic before learning"),
     "advantage/mean": Metric("1", "mean advantage of the batch before normalisation"),
     "advantage/std": Metric("1", "standard deviation of the advantage of the batch before normalisation"),
-    "gradvar/before": Metric(
-        "1", "tr Sigma of one sample's policy gradient at the old parameters, from disjoint groups"
-    ),
+    "gradvar/before": Metric("1", "tr Sigma of one sample's policy gradient at the old parameters, from disjoint groups"),
     "gradvar/after": Metric("1", "the same at the parameters after the last epoch"),
-    "gradvar/before_relative": Metric(
-        "1", "tr Sigma / n / ||g||^2 at the old parameters: noise over signal of the batch"
-    ),
+    "gradvar/before_relative": Metric("1", "tr Sigma / n / ||g||^2 at the old parameters: noise over signal of the batch"),
     "gradvar/after_relative": Metric("1", "the same at the parameters after the last epoch"),
     "gradvar/num_groups": Metric("groups", "number of disjoint groups the variance was estimated from"),
-    "trpo/line_search_success": Metric(
-        "0/1", "1 if the line search found a step inside the trust region that improves"
-    ),
+    "trpo/line_search_success": Metric("0/1", "1 if the line search found a step inside the trust region that improves"),
     "trpo/step_fraction": Metric("fraction", "accepted fraction of the full natural-gradient step (0 if refused)"),
     "trpo/quadratic_form": Metric("1", "s'Hs of the search direction s"),
     "trpo/cg_residual": Metric("1", "squared residual of conjugate gradient over the squared gradient norm"),

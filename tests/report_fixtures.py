@@ -81,7 +81,9 @@ def metrics_of(task: str, algo: str, seed: int, iterations: int) -> Metrics:
     }
 
 
-def write_parquet(path: Path, metrics: Mapping[str, Any], start: int = 0, stop: int | None = None, attempt: int = 1) -> None:
+def write_parquet(
+    path: Path, metrics: Mapping[str, Any], start: int = 0, stop: int | None = None, attempt: int = 1
+) -> None:
     """Rows start..stop of the metrics with their counters."""
     rows = range(start, stop if stop is not None else len(metrics["return/train_mean"]))
     counters = {"iteration": [i + 1 for i in rows], "env_steps": [(i + 1) * STEPS for i in rows]}
@@ -138,7 +140,11 @@ def write_run(
 
 
 def write_experiment(
-    results: Path, tasks: Sequence[str] = TASKS, algos: Sequence[str] = tuple(ALGOS), seeds: int = 3, iterations: int = 30
+    results: Path,
+    tasks: Sequence[str] = TASKS,
+    algos: Sequence[str] = tuple(ALGOS),
+    seeds: int = 3,
+    iterations: int = 30,
 ) -> list[Path]:
     """tasks x algos x seeds finished runs."""
     grid = [(task, algo, seed) for task in tasks for algo in algos for seed in range(1, seeds + 1)]
@@ -150,14 +156,19 @@ def write_gates(path: Path) -> None:
     d = np.linspace(-3, 3, 121)
     r = np.exp(d)
     curves = {
-        "identity": {side: (r, r) for side in (1, -1)},
+        "identity": dict.fromkeys((1, -1), (r, r)),
         "log": {side: (d, np.ones_like(d)) for side in (1, -1)},
         "sigmoid": {side: (1 / (1 + np.exp(-4 * (r - 1))), r / np.cosh(2 * (r - 1)) ** 2) for side in (1, -1)},
         "sigmoid_log": {side: (1 / (1 + np.exp(-4 * d)), 1 / np.cosh(2 * d) ** 2) for side in (1, -1)},
         "open": {side: (np.ones_like(d), np.zeros_like(d)) for side in (1, -1)},
         "clip": {1: (np.minimum(r, 1.2), r * (r < 1.2)), -1: (np.maximum(r, 0.8), r * (r > 0.8))},
     }
-    rows = [(g, float(a), *point) for g, both in curves.items() for a, y in both.items() for point in zip(d, *y, strict=True)]
+    rows = [
+        (g, float(a), *point)
+        for g, both in curves.items()
+        for a, y in both.items()
+        for point in zip(d, *y, strict=True)
+    ]
     names = ("gate", "advantage", "log_ratio", "gate_value", "weight")
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), path)

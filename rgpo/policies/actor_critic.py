@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Generator, Tensor
 from rgpo.batch import Array, Batch, Moved, Rollout
 from rgpo.policies.distributions import Categorical, Distribution, Gaussian
 from rgpo.policies.mlp import MLP
+from rgpo.updates.losses import policy_loss
 
 
 class ActorCritic:
@@ -32,8 +34,8 @@ class ActorCritic:
         self.observation_size = observation_size
         actor = (observation_size, *mlp.hidden_sizes, action_size)
         critic = (observation_size, *mlp.hidden_sizes, 1)
-        self.actor_shapes = [s for i, o in zip(actor, actor[1:], strict=False) for s in ((i, o), (o,))]
-        self.critic_shapes = [s for i, o in zip(critic, critic[1:], strict=False) for s in ((i, o), (o,))]
+        self.actor_shapes = [s for i, o in pairwise(actor) for s in ((i, o), (o,))]
+        self.critic_shapes = [s for i, o in pairwise(critic) for s in ((i, o), (o,))]
         if not discrete:
             self.actor_shapes.append((action_size,))
         self.shapes = self.actor_shapes + self.critic_shapes
@@ -141,8 +143,6 @@ class ActorCritic:
 
     def group_gradients(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any], groups: Array) -> Tensor:
         """The actor's gradient of the surrogate without its penalty, averaged over each group, (M, P); groups (M, b)."""
-        from rgpo.updates.losses import policy_loss
-
         flat = self.parameters.clone().requires_grad_()
         loss_of = partial(policy_loss, flat, policy=self, objective=objective, kl_coef=0.0, penalised=False)
         losses = (loss_of(batch.select(i), advantage[i])[0] for i in torch.from_numpy(groups))

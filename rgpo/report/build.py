@@ -43,10 +43,10 @@ def build(settings: Settings, defaults: Settings) -> Outcome:
     loaded = [_load(results_dir / name, columns) for name in experiments(results_dir, settings.experiment)]
     everything = [group for experiment in loaded for group in experiment.groups]
     check_baseline(everything, settings)
-    lines = style.assign((group.algo, group.label) for group in everything)
+    base = style.algorithm_lines(group.algo for group in everything)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        sections = [_section(e, modules, lines, settings, defaults) for e in loaded]
+        sections = [_section(e, modules, base, settings, defaults) for e in loaded]
         general = _gates(results_dir, settings, defaults) if "gates" in settings.wanted_figures else None
         problems = [problem for section in sections for problem in section.problems]
         if general:
@@ -68,12 +68,18 @@ def _load(folder: Path, columns: set[str]) -> _Loaded:
 
 
 def _section(
-    loaded: _Loaded, modules: Mapping[str, Any], lines: Mapping[str, Line], settings: Settings, defaults: Settings
+    loaded: _Loaded, modules: Mapping[str, Any], base: Mapping[str, Line], settings: Settings, defaults: Settings
 ) -> Section:
     """Tables and figures of one experiment, written to out/<experiment>/."""
-    section = Section(loaded.name, loaded.groups, [*loaded.problems, *baseline_problems(loaded.groups, settings)])
+    section = Section(loaded.name, loaded.groups, list(loaded.problems))
     if not loaded.groups:
         return section
+    incomparable = baseline_problems(loaded.groups, settings)
+    if settings.baseline:
+        section.problems += incomparable
+    else:
+        section.notes += [f"{problem}." for problem in incomparable]
+    lines = style.assign([(group.algo, group.label) for group in loaded.groups], base)
     folder = Path(settings.out) / loaded.name
     for table in (summary(loaded.groups, settings), run_table(loaded.groups, settings)):
         _write_table(table, folder / "tables")

@@ -17,6 +17,8 @@ tables (md, tex, csv).
   rgpo-report
   rgpo-report experiment=first_evidence baseline=ppo 'figures=[learning_curves,kl]' out=report
 
+A narrower command (experiment=, figures=) writes a narrower index.md; other files in report/ stay.
+
 exit code: 0 all fine; 1 written, but what stderr and index.md name was left out; 2 wrong usage or no results
 """
 
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
     """Settings of conf/report.yaml with the overrides, and of conf/report.yaml alone. ConfigError in one sentence."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 

@@ -79,7 +79,7 @@ def _lists(section: Section) -> list[str]:
     if section.problems:
         parts.append("### Left out or incomplete\n\n" + "\n".join(f"- {_literal(str(p))}." for p in section.problems))
     if section.notes:
-        parts.append("Not shown, for want of data:\n\n" + "\n".join(f"- {note}" for note in section.notes))
+        parts.append("Notes:\n\n" + "\n".join(f"- {note}" for note in section.notes))
     return parts
 
 
@@ -107,7 +107,9 @@ def _provenance(runs: Sequence[Run]) -> str:
 
 
 def _counted(name: str, found: Counter[str], quote: str = "") -> list[str]:
-    counts = {value: f" ({n} runs)" if len(found) > 1 else "" for value, n in sorted(found.items())}
+    counts = {
+        value: f" ({n} run{'s' if n > 1 else ''})" if len(found) > 1 else "" for value, n in sorted(found.items())
+    }
     shown = [f"{quote}{value}{quote}{count}" for value, count in counts.items()]
     more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
     return [f"- {name}: {'; '.join(shown[:5])}{more}"]

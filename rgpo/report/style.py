@@ -10,7 +10,9 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -28,7 +30,7 @@ BLACK, ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = (
 GREY = "#7F7F7F"
 SOLID, DASHED, DOTTED, DASHDOT, LONG = "-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (8, 2))
 DASHES = (SOLID, DASHED, DOTTED, DASHDOT, LONG)
-MARKERS = "os^DvPX*<>"
+MARKERS = "o^DvX"  # of variants; as many as DASHES
 
 RC: dict[str, Any] = {
     "font.size": 8,
@@ -98,30 +100,36 @@ def context() -> AbstractContextManager[None]:
     return mpl.rc_context({key: value for key, value in settings.items() if not key.startswith("backend")})
 
 
-def assign(labels: Iterable[tuple[str, str]]) -> dict[str, Line]:
-    """Line of every (algorithm, label): an algorithm's own, its variants with its colour and another dash and marker.
+def algorithm_lines(algos: Iterable[str]) -> dict[str, Line]:
+    """Line of every algorithm: its own if it is known, else the next free one in alphabetical order."""
+    free = cycle(_OTHERS)
+    return {algo: KNOWN.get(algo) or next(free) for algo in sorted(set(algos))}
 
-    Where one algorithm alone has variants, or an algorithm has more than five, each variant gets a colour of its own.
+
+def assign(labels: Sequence[tuple[str, str]], base: Mapping[str, Line]) -> dict[str, Line]:
+    """Line of every label, given (algorithm, label) in order: the algorithm's own, or a shade of it for each variant.
+
+    Where one algorithm alone was run in several variants, or in more variants than there are dashes, each has a colour.
     """
-    variants: dict[str, list[str]] = {}
-    for algo, label in labels:
-        variants.setdefault(algo, [])
-        if label not in variants[algo]:
-            variants[algo].append(label)
-    others = [line for line in _OTHERS if line not in KNOWN.values()]
-    free = cycle(others)
     lines: dict[str, Line] = {}
-    for algo, names in sorted(variants.items()):
-        if len(names) > len(DASHES) or (len(variants) == 1 and len(names) > 1):
-            pool = [*KNOWN.values(), *others]
-            lines |= {name: pool[i % len(pool)] for i, name in enumerate(names)}
-            continue
-        base = KNOWN.get(algo) or next(free)
-        rest = [dashes for dashes in DASHES if dashes != base.dashes]
-        marks = [marker for marker in MARKERS if marker != base.marker]
-        for i, name in enumerate(names):
-            lines[name] = base if i == 0 else Line(base.color, rest[i - 1], marks[i - 1])
+    for algo in dict.fromkeys(algo for algo, _ in labels):
+        names = list(dict.fromkeys(label for other, label in labels if other == algo))
+        if len(names) == 1:
+            lines[names[0]] = base[algo]
+        elif len(names) > len(DASHES) or len({algo for algo, _ in labels}) == 1:
+            lines |= dict(zip(names, cycle([*KNOWN.values(), *_OTHERS]), strict=False))
+        else:
+            shades = np.linspace(-0.35 if base[algo].color != BLACK else 0.0, 0.55, len(names))
+            looks = zip(names, shades, DASHES, MARKERS, strict=False)
+            lines |= {name: Line(_shade(base[algo].color, t), dashes, marker) for name, t, dashes, marker in looks}
     return lines
+
+
+def _shade(color: str, t: float) -> str:
+    """A colour moved by |t| of the way to black (t < 0) or to white."""
+    goal = 0.0 if t < 0 else 1.0
+    red, green, blue = (float(x + abs(t) * (goal - x)) for x in to_rgb(color))
+    return to_hex((red, green, blue)).upper()
 
 
 def grid(num_panels: int, *, columns: int, height: float, share_x: bool = False) -> tuple[Figure, list[Axes]]:
@@ -155,8 +163,8 @@ def _columns_that_fit(words: Sequence[str], width: float) -> int:
         sizes = [len(words[i::columns]) for i in range(columns)]
         starts = [sum(sizes[:i]) for i in range(columns)]
         longest = (max(map(len, words[start : start + size])) for start, size in zip(starts, sizes, strict=True))
-        if sum(4.6 * length + 42 for length in longest) < width:
-            return columns
+        if sum(4.2 * length + 39 for length in longest) < width:
+            return math.ceil(len(words) / math.ceil(len(words) / columns))  # rows of about equal length
     return 1
 
 
@@ -170,8 +178,15 @@ def log_axis(axes: Axes) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def update_axis(axes: Axes) -> None:
+    """Whole numbers from 0 on the x axis."""
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+
+
 def count_axis(axes: Axes) -> None:
-    """Ticks 100k, 200k, 1M on the x axis."""
+    """Ticks 100k, 200k, 1M from 0 on the x axis."""
+    axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
 
@@ -184,8 +199,10 @@ def save(figure: Figure, stem: str, formats: Sequence[str], dpi: int) -> dict[st
         "png": {"Title": stem},
     }
     made = {}
-    figure.draw_without_rendering()  # settles the layout once for all formats
-    figure.set_layout_engine("none")
+    engine = figure.get_layout_engine()
+    if engine is not None:  # settle the layout once for all formats
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     for kind in formats:
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata[kind])

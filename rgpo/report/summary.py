@@ -98,13 +98,15 @@ def check_baseline(groups: Sequence[Group], settings: Settings) -> None:
 
 
 def baseline_problems(groups: Sequence[Group], settings: Settings) -> list[Problem]:
-    """Tasks without the comparison that was asked for."""
-    problems = []
-    for task in sorted({group.task for group in groups}) if settings.baseline else []:
-        if baseline_of(task, groups, settings.baseline) is None:
-            several = [g.label for g in groups if g.task == task and g.algo == settings.baseline]
-            hint = f"there are {', '.join(several)}; give one of these labels" if several else "it was not run"
-            problems.append(Problem(f"baseline={settings.baseline}", f"no comparison in task {task}: {hint}"))
+    """Tasks without the comparison that was asked for, or, if none was, whose default baseline has several variants."""
+    problems, name = [], settings.baseline or DEFAULT_BASELINE
+    for task in sorted({group.task for group in groups}):
+        several = [g.label for g in groups if g.task == task and g.algo == name]
+        if baseline_of(task, groups, settings.baseline) is None and (several or settings.baseline):
+            hint = (
+                f"it has the variants {', '.join(several)}; give one as 'baseline=...'" if several else "it was not run"
+            )
+            problems.append(Problem(f"baseline={name}", f"no comparison in task {task}: {hint}"))
     return problems
 
 

@@ -85,9 +85,7 @@ class Pareto:
     tail_index: float = 1.5
 
     def __post_init__(self) -> None:
-        require(
-            self.tail_index > 1, "task.ratio.tail_index", self.tail_index, "must be above 1, so that E r = 1 exists."
-        )
+        require(self.tail_index > 1, "task.ratio.tail_index", self.tail_index, "must be above 1, so that E r = 1 exists.")
 
     @property
     def log_smallest(self) -> float:
@@ -202,9 +200,7 @@ class FixedRatios:
         """Mean of w A s over each group, (M, 1)."""
         import torch
 
-        product = (
-            weight(objective.keywords["gate"], batch.action, batch.advantage) * batch.advantage * batch.observation
-        )
+        product = weight(objective.keywords["gate"], batch.action, batch.advantage) * batch.advantage * batch.observation
         return product[torch.from_numpy(groups)].mean(1, keepdim=True)
 
 

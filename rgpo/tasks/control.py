@@ -44,18 +44,14 @@ class Control:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.env_id, str) and self.env_id != "???", "task.env_id", self.env_id, "give a gymnasium id."
-        )
+        require(isinstance(self.env_id, str) and self.env_id != "???", "task.env_id", self.env_id, "give a gymnasium id.")
         for key in ("num_envs", "num_steps", "num_eval_episodes"):
             value = getattr(self, key)
             require(isinstance(value, int) and value > 0, f"task.{key}", value, "must be a positive whole number.")
         for key in ("clip_observation", "clip_reward"):
             require(getattr(self, key) > 0, f"task.{key}", getattr(self, key), "must be positive.")
         if self.version is not None:
-            require(
-                re.fullmatch(r"v\d+", self.version) is not None, "task.version", self.version, "write it as v4 or v5."
-            )
+            require(re.fullmatch(r"v\d+", self.version) is not None, "task.version", self.version, "write it as v4 or v5.")
 
     @property
     def full_id(self) -> str:
@@ -151,9 +147,7 @@ class Control:
             metrics["return/length_mean"] = float(np.mean(lengths))
         return Rollout(seen, actions, reward, terminated, done, value, next_value, metrics)
 
-    def _close_episodes(
-        self, t: int, step: Step, done: Array, ends: list[Any], returns: list[float], lengths: list[int]
-    ) -> None:
+    def _close_episodes(self, t: int, step: Step, done: Array, ends: list[Any], returns: list[float], lengths: list[int]) -> None:
         final = self._see(step.final_observation, learn=False)
         for e in np.flatnonzero(done):
             ends.append((t, e, final[e]))

@@ -11,6 +11,7 @@ one as ``final_observation``, so no transition of a rollout joins two episodes.
 from __future__ import annotations
 
 import difflib
+import warnings
 from typing import Any, NamedTuple, Protocol
 from zlib import crc32
 
@@ -18,6 +19,8 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+
+from rgpo.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -64,17 +67,17 @@ class VectorEnv(Protocol):
 def make_vector_env(env_id: str, num_envs: int, backend: str = "auto", **kwargs: Any) -> VectorEnv:
     """Make ``num_envs`` copies; ``auto`` takes the direct MuJoCo backend where it knows the id and no kwargs are given.
 
-    Raises ValueError for an unknown id or backend, a missing dependency, unsupported spaces and num_envs < 1.
+    Raises ConfigError for an unknown id or backend, a missing dependency, unsupported spaces and num_envs < 1.
     """
     from rgpo.tasks.mujoco import TASKS, MujocoVector
 
     if num_envs < 1:
-        raise ValueError(f"num_envs={num_envs} is not possible: give the number of environment copies, 1 or more")
+        raise ConfigError(f"num_envs={num_envs} is not possible: give the number of environment copies, 1 or more")
     if backend not in ("auto", "gymnasium", "mujoco"):
-        raise ValueError(f"backend={backend!r} is unknown: choose auto, gymnasium or mujoco")
+        raise ConfigError(f"backend={backend!r} is unknown: choose auto, gymnasium or mujoco")
     direct = env_id in TASKS and not kwargs
     if backend == "mujoco" and not direct:
-        raise ValueError(
+        raise ConfigError(
             f"backend='mujoco' cannot run env_id={env_id!r} with kwargs {kwargs}: it knows {', '.join(TASKS)} without "
             "kwargs, so choose one of them or backend='gymnasium'"
         )
@@ -87,7 +90,7 @@ def check_saved(state: dict[str, Any], backend: str, env_id: str, num_envs: int)
     """Raise ValueError unless a state was saved by the same backend with the same id and number of environments."""
     saved, wanted = (state["backend"], state["env_id"], len(state["envs"])), (backend, env_id, num_envs)
     if saved != wanted:
-        raise ValueError(
+        raise ConfigError(
             f"the saved environments (backend, env_id, num_envs) = {saved} do not fit {wanted}: resume with the "
             "configuration that saved them"
         )
@@ -143,13 +146,13 @@ class GymnasiumVector:
         return Step(self._observation, self._reward, self._terminated, self._truncated, self._final)
 
     def state_dict(self) -> dict[str, Any]:
-        """Raises ValueError where an environment's np_random is not the generator that gymnasium gives it."""
+        """Raises ConfigError where an environment's np_random is not the generator that gymnasium gives it."""
         assert self._seed >= 0, "state_dict before reset"
         envs = []
         for i, env in enumerate(self._envs):
             rng, episode_rng = _rng_state(env), self._episode_rng[i]
             if rng.get("bit_generator") != "PCG64" or (episode_rng is not None and not episode_rng):
-                raise ValueError(
+                raise ConfigError(
                     f"environment {self.env_id!r} cannot be resumed exactly: its np_random is not gymnasium's PCG64 "
                     "generator, so run it without saving"
                 )
@@ -166,7 +169,7 @@ class GymnasiumVector:
         return {"backend": "gymnasium", "env_id": self.env_id, "envs": envs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where the replayed episode differs from the saved one in any bit."""
+        """Raises ConfigError where the replayed episode differs from the saved one in any bit."""
         check_saved(state, "gymnasium", self.env_id, self.num_envs)
         self._seed = state["envs"][0]["seed"]
         for i, (env, saved) in enumerate(zip(self._envs, state["envs"], strict=True)):
@@ -186,7 +189,7 @@ class GymnasiumVector:
                 or self._rows[i].tobytes() != np.asarray(saved["observation"], np.float64).tobytes()
                 or _rng_state(env) != saved["rng"]
             ):
-                raise ValueError(
+                raise ConfigError(
                     f"environment {self.env_id!r} cannot be resumed exactly: replaying the {len(saved['actions'])} "
                     f"actions of its open episode (copy {i}) did not give the saved observations and rewards again, so "
                     "it depends on more than its np_random and its actions, and the run has to be started afresh"
@@ -202,13 +205,13 @@ class GymnasiumVector:
         self._episode_rng[i] = None if seed is not None else _rng_state(env)
         self._write(i, env.reset(seed=seed)[0])
         self._actions[i] = []
-        self._checksum[i] = crc32(self._rows[i])
+        self._checksum[i] = crc32(self._rows[i].data)
 
     def _advance(self, i: int, action: Any) -> None:
         observation, self._reward[i], self._terminated[i], self._truncated[i], _ = self._envs[i].step(action)
         self._write(i, observation)
         self._actions[i].append(action)
-        self._checksum[i] = crc32(self._rewards[i], crc32(self._rows[i], self._checksum[i]))
+        self._checksum[i] = crc32(self._rewards[i].data, crc32(self._rows[i].data, self._checksum[i]))
 
     def _write(self, i: int, observation: Any) -> None:
         """Box: flattened and cast to float64. Discrete: one-hot."""
@@ -228,21 +231,21 @@ class GymnasiumVector:
 
 
 def _make(env_id: str, kwargs: dict[str, Any]) -> Any:
-    """``gymnasium.make``; raises ValueError with near matches or gymnasium's own remedy."""
+    """``gymnasium.make``; raises ConfigError with near matches or gymnasium's own remedy."""
     try:
-        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # v4 is asked for on purpose
+            return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     except gymnasium.error.NamespaceNotFound as error:
-        raise ValueError(
+        raise ConfigError(
             f"env_id={env_id!r} is not registered with gymnasium: install the package that brings it and name its "
             f"module before a colon (pip install ale-py, then ale_py:ALE/Pong-v5){_near(env_id)}"
         ) from error
     except (gymnasium.error.DependencyNotInstalled, ImportError, TypeError) as error:
         given = f" with kwargs {kwargs}" if kwargs else ""
-        raise ValueError(f"env_id={env_id!r}{given} cannot be made by gymnasium: {str(error).rstrip('.')}") from error
+        raise ConfigError(f"env_id={env_id!r}{given} cannot be made by gymnasium: {str(error).rstrip('.')}") from error
     except gymnasium.error.Error as error:
-        raise ValueError(
-            f"env_id={env_id!r} is not an environment of this gymnasium installation{_near(env_id)}"
-        ) from error
+        raise ConfigError(f"env_id={env_id!r} is not an environment of this gymnasium installation{_near(env_id)}") from error
 
 
 def _near(env_id: str) -> str:
@@ -262,7 +265,7 @@ def _flat_size(env_id: str, space: spaces.Space[Any]) -> int:
         return int(np.prod(space.shape))
     if isinstance(space, spaces.Discrete):
         return int(space.n)
-    raise ValueError(
+    raise ConfigError(
         f"env_id={env_id!r} observes {space}, which is not supported: Box (flattened) and Discrete (one-hot) are, so "
         "wrap the environment in gymnasium.wrappers.FlattenObservation and register that"
     )
@@ -270,7 +273,7 @@ def _flat_size(env_id: str, space: spaces.Space[Any]) -> int:
 
 def _check_actions(env_id: str, space: spaces.Space[Any]) -> None:
     if not (isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and space.dtype.kind == "f")):
-        raise ValueError(
+        raise ConfigError(
             f"env_id={env_id!r} acts in {space}, which is not supported: Box of floats and Discrete are, so wrap the "
             "environment in one of these and register that"
         )

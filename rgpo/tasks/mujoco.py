@@ -194,7 +194,7 @@ class MujocoVector:
         return {"backend": "mujoco", "env_id": self.env_id, "envs": envs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError for the state of another task, backend or number of environments."""
+        """Raises ConfigError for the state of another task, backend or number of environments."""
         check_saved(state, "mujoco", self.env_id, self.num_envs)
         self._rngs = [seeding.np_random(0)[0] for _ in range(self.num_envs)]
         for i, saved in enumerate(state["envs"]):

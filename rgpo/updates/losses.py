@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rgpo.batch import Batch
-from rgpo.policies.actor_critic import ActorCritic
+
+if TYPE_CHECKING:
+    from rgpo.policies.actor_critic import ActorCritic
 
 Objective = Callable[..., Any]
 
@@ -70,9 +72,7 @@ def actor_critic_loss(
     return total, (actor, critic, log_ratio.abs().max())
 
 
-def critic_loss(
-    flat: Tensor, batch: Batch, kl_coef: Tensor, *, policy: ActorCritic
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def critic_loss(flat: Tensor, batch: Batch, kl_coef: Tensor, *, policy: ActorCritic) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The value loss alone, unclipped, in the shape of ``actor_critic_loss``."""
     loss = value_loss(policy.value(flat, batch.observation), batch.value_target, batch.value_old, None)
     return loss, (loss * 0, loss, loss * 0)

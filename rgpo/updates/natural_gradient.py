@@ -37,9 +37,7 @@ def conjugate_gradient(
     return x, float(squared / start) if start > 0 else 0.0
 
 
-def line_search(
-    evaluate: Callable[[float], tuple[float, float]], kl_max: float, shrink: float, num_tries: int
-) -> float:
+def line_search(evaluate: Callable[[float], tuple[float, float]], kl_max: float, shrink: float, num_tries: int) -> float:
     """The first fraction 1, shrink, shrink^2, ... whose (improvement, KL) = evaluate(fraction) rises within kl_max, else 0."""
     for i in range(num_tries):
         fraction = shrink**i
@@ -90,9 +88,7 @@ class NaturalGradient:
         from rgpo.updates.minibatch_adam import MinibatchAdam, resolve_compile
 
         if not policy.has_distribution:
-            raise ConfigError(
-                "update=natural_gradient: needs a policy with a distribution (its Fisher matrix), use sgd."
-            )
+            raise ConfigError("update=natural_gradient: needs a policy with a distribution (its Fisher matrix), use sgd.")
         self.loss_function = partial(policy_loss, policy=policy, objective=objective, kl_coef=0.0, penalised=False)
         num_steps = num_iterations * self.critic_epochs * self.critic_minibatches
         compiled, self.note = resolve_compile(self.compile, num_steps)
@@ -106,9 +102,7 @@ class NaturalGradient:
             seed=seed,
         )
 
-    def __call__(
-        self, policy: ActorCritic, batch: Batch, kl_coef: float, after_epoch: Callable[[], None]
-    ) -> dict[str, float]:
+    def __call__(self, policy: ActorCritic, batch: Batch, kl_coef: float, after_epoch: Callable[[], None]) -> dict[str, float]:
         """One natural-gradient step of the actor, then critic_epochs passes of the critic. NonFiniteError on NaN."""
         import torch
 

@@ -100,9 +100,7 @@ class SGD:
             seed=seed,
         )
 
-    def __call__(
-        self, policy: ActorCritic, batch: Batch, kl_coef: float, after_epoch: Callable[[], None]
-    ) -> dict[str, float]:
+    def __call__(self, policy: ActorCritic, batch: Batch, kl_coef: float, after_epoch: Callable[[], None]) -> dict[str, float]:
         """Climb for num_epochs; after_epoch is called when the policy has the epoch's parameters. NonFiniteError on NaN."""
         import torch
 

@@ -22,7 +22,7 @@ MAKE = "python -m rgpo.gates_table"
 TABLE_COLUMNS = ("gate", "advantage", "log_ratio", "gate_value", "weight")
 G, W = style.BLUE, style.VERMILLION
 G_WIDTH, W_WIDTH = 2.0, 1.0  # points
-Y_LIMITS = (-1.0, 3.0)
+Y_LIMITS = (-1.0, 3.2)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,10 @@ def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line] | None = None)
     figure, all_axes = style.grid(len(gates), columns=5, height=1.35)
     for i, (axes, gate) in enumerate(zip(all_axes, gates, strict=True)):
         positive, negative = (c for c in curves if c.gate == gate)
-        for key, color, width in (("gate_value", G, G_WIDTH), ("weight", W, W_WIDTH)):  # both are seen where they coincide
+        for key, color, width in (
+            ("gate_value", G, G_WIDTH),
+            ("weight", W, W_WIDTH),
+        ):  # both are seen where they coincide
             y, other = getattr(positive, key), getattr(negative, key)
             axes.plot(positive.log_ratio, y, color=color, linewidth=width)
             if y.shape != other.shape or not np.allclose(y, other, rtol=1e-4, atol=1e-6, equal_nan=True):
@@ -92,4 +95,4 @@ def caption(curves: Sequence[Curve]) -> str:
     low, high = Y_LIMITS
     what = "Every gate of conf/gate with its default values: the curve g and its slope w, the weight on A grad log pi,"
     signs = "over d = log r. Dashes (A < 0) only where the sign of A matters;"
-    return f"{what} {signs} curves that leave [{low:g}, {high:g}] are cut off there."
+    return f"{what} {signs} curves are cut off at {low:g} and {high:g}."

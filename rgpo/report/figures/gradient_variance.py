@@ -31,8 +31,7 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line]) -> Figure:
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
     """What the figure shows."""
-    what = (
-        "Policy-gradient variance at each measured update's old parameters, from disjoint groups of samples (log axes):"
-    )
-    scale = "left: scale-free, tr Sigma / n / |g|^2 (noise over signal of the batch); right: tr Sigma of one sample."
-    return f"{what} {scale} {interval_text(panels, settings)}"
+    what = "Policy-gradient variance at each measured update's old parameters, from disjoint groups (log axes). Left:"
+    left = "tr Sigma / n / |g|^2, noise over signal of the batch, free of scale."
+    right = "Right: tr Sigma of one sample, which carries the gate's w(1)^2."
+    return f"{what} {left} {right} {interval_text(panels, settings)}"

@@ -43,7 +43,7 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line]) -> Figure:
         axes.set_title(panel.task)
         axes.set_ylabel(panel.y_label)
         axes.set_xlabel("update")
-        axes.set_xlim(left=0)
+        style.update_axis(axes)
     levels = sorted({level for panel in panels for level in panel.levels})
     text = f"spike threshold {', '.join(f'{level:g}' for level in levels)} nats"
     extra = [Line2D([], [], color=style.BLACK, linewidth=0.8, linestyle=THRESHOLD_DASHES, label=text)] if levels else []

@@ -38,7 +38,7 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line], *, log: bool, level
         axes.set_ylabel(panel.y_label)
         axes.set_xlabel("update" if place >= len(panels) - 2 else "")
         if panel.series:
-            axes.set_xlim(left=0)
+            style.update_axis(axes)
         else:
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=style.GREY)
     style.legend_below(figure, {label: lines[label] for label in series.labels(panels)})

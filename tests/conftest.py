@@ -1,0 +1,48 @@
+"""One thread, and the policies and batches that several test modules share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rgpo.batch import Batch, Rollout
+from rgpo.policies.actor_critic import ActorCritic
+from rgpo.policies.mlp import MLP
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_policy() -> Callable[..., ActorCritic]:
+    """A small actor-critic with D observations and A actions; keywords go to the MLP."""
+
+    def make(*, discrete: bool = False, observation: int = 5, action: int = 3, seed: int = 0, **mlp: Any) -> ActorCritic:
+        generator = torch.Generator().manual_seed(seed)
+        shape = {"hidden_sizes": (16, 16), "policy_gain": 0.5} | mlp
+        return ActorCritic(MLP(**shape), observation, action, discrete, generator)
+
+    return make
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    """num_samples samples of a policy with standard normal observations, advantages and value targets."""
+
+    def make(policy: ActorCritic, num_samples: int, seed: int = 0) -> Batch:
+        rng = np.random.default_rng(seed)
+        observation = rng.standard_normal((num_samples, policy.observation_size)).astype(np.float32)
+        action = policy.act(observation, policy.draw_noise((num_samples,), rng))
+        ended, value = np.zeros((num_samples, 1), bool), rng.standard_normal((num_samples, 1))
+        rollout = Rollout(observation[:, None], action[:, None], value, ended, ended, value, value, {})
+        advantage, target = rng.standard_normal((2, num_samples, 1))
+        return policy.make_batch(rollout, advantage, target)[0]
+
+    return make

@@ -1,0 +1,132 @@
+"""Vector environments: the direct backend equals gymnasium bit for bit, and a saved state goes on as if nothing had happened."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from rgpo.tasks.environments import GymnasiumVector, make_vector_env
+from rgpo.tasks.mujoco import TASKS
+
+
+def random_actions(env, num_steps: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if isinstance(env.action_space, gymnasium.spaces.Discrete):
+        return rng.integers(env.action_space.n, size=(num_steps, env.num_envs))
+    size = (num_steps, env.num_envs, *env.action_space.shape)
+    return (1.5 * rng.standard_normal(size)).astype(np.float32)  # often out of bounds
+
+
+def play(env, actions: np.ndarray) -> list[np.ndarray]:
+    steps = [[np.copy(x) for x in env.step(action)] for action in actions]
+    return [np.stack(column) for column in zip(*steps, strict=True)]
+
+
+@pytest.mark.parametrize("env_id", sorted(TASKS))
+def test_direct_mujoco_equals_gymnasium_bit_for_bit(env_id: str) -> None:
+    direct, judge = make_vector_env(env_id, 2, "mujoco"), make_vector_env(env_id, 2, "gymnasium")
+    assert type(direct) is not type(judge) and direct.observation_size == judge.observation_size
+    assert np.array_equal(direct.reset(7), judge.reset(7))
+    actions = random_actions(direct, 1100, 0)  # past the time limit of 1,000 steps
+    for ours, theirs in zip(play(direct, actions), play(judge, actions), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_the_judge_is_gymnasium_itself() -> None:
+    """The loop that judges the direct backend against plain gymnasium.make."""
+    env, vector = gymnasium.make("Hopper-v4"), GymnasiumVector("Hopper-v4", 1)
+    observation, _ = env.reset(seed=3)
+    assert np.array_equal(vector.reset(3)[0], observation)
+    for action in random_actions(vector, 300, 1)[:, 0]:
+        clipped = np.clip(action, env.action_space.low, env.action_space.high)
+        observation, reward, terminated, truncated, _ = env.step(clipped)
+        step = vector.step(action[None])
+        assert np.array_equal(step.final_observation[0], observation) and step.reward[0] == reward
+        assert (step.terminated[0], step.truncated[0]) == (terminated, truncated)
+        if terminated or truncated:
+            observation, _ = env.reset()
+        assert np.array_equal(step.observation[0], observation)
+
+
+def test_same_step_autoreset_keeps_the_true_last_observation() -> None:
+    env = make_vector_env("CartPole-v1", 3)
+    env.reset(0)
+    ended = 0
+    for action in random_actions(env, 200, 2):
+        step = env.step(action)
+        done = step.terminated | step.truncated
+        ended += done.sum()
+        assert np.array_equal(step.final_observation[~done], step.observation[~done])
+        beyond = np.abs(step.final_observation[done][:, [0, 2]]) > [2.4, 0.2095]
+        assert beyond.any(1).all()  # the true final state lies outside the limits
+        assert (np.abs(step.observation[done]) <= 0.05).all()  # the next episode's first one does not
+    assert ended > 5
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v4", "Ant-v5", "CartPole-v1", "Pendulum-v1", "Acrobot-v1", "FrozenLake-v1"])
+def test_a_saved_state_goes_on_bit_for_bit(env_id: str, tmp_path) -> None:
+    env = make_vector_env(env_id, 2)
+    env.reset(11)
+    actions = random_actions(env, 260, 3)
+    play(env, actions[:130])
+    torch.save(env.state_dict(), tmp_path / "state.pt")
+    rest = play(env, actions[130:])
+    fresh = make_vector_env(env_id, 2)
+    fresh.reset(99)
+    fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for expected, got in zip(rest, play(fresh, actions[130:]), strict=True):
+        assert np.array_equal(expected, got)
+
+
+def test_different_copies_and_seeds_differ() -> None:
+    env = make_vector_env("Hopper-v4", 2)
+    first = env.reset(1).copy()
+    assert not np.array_equal(first[0], first[1])
+    assert np.array_equal(env.reset(1), first) and not np.array_equal(env.reset(5), first)
+
+
+class Forgetful(gymnasium.Env):
+    """Draws from the global generator: cannot be replayed."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2, start=3)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.random.random(1).astype(np.float32), {}  # noqa: NPY002
+
+    def step(self, action):
+        assert action in (3, 4)
+        return np.random.random(1).astype(np.float32), 0.0, False, False, {}  # noqa: NPY002
+
+
+gymnasium.register("Forgetful-v0", Forgetful)
+
+
+def test_an_environment_that_cannot_be_replayed_is_refused() -> None:
+    env = make_vector_env("Forgetful-v0", 1)
+    env.reset(0)
+    play(env, random_actions(env, 5, 0))
+    with pytest.raises(ValueError, match="cannot be resumed exactly"):
+        make_vector_env("Forgetful-v0", 1).load_state_dict(env.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "words"),
+    [
+        ("Hoper-v4", {}, "Hopper-v4"),
+        ("Blackjack-v1", {}, "not supported"),
+        ("CartPole-v1", {"speed": 3}, "speed"),
+        ("ALE/Pong-v5", {}, "pip install"),
+    ],
+)
+def test_what_cannot_be_made_is_one_sentence(env_id: str, kwargs: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        make_vector_env(env_id, 1, **kwargs)
+    assert "\n" not in str(caught.value) and env_id in str(caught.value)
+
+
+def test_one_hot_observations() -> None:
+    env = make_vector_env("FrozenLake-v1", 2)
+    assert env.observation_size == 16
+    assert np.array_equal(env.reset(0), np.eye(16)[[0, 0]])

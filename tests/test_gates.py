@@ -1,0 +1,383 @@
+"""Gates against the closed forms of their weights, in every dtype; and the naive formula that must fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from rgpo import gates
+from rgpo.adaptive import AdaptiveSharpness
+from rgpo.errors import ConfigError
+from rgpo.gates import Curve, weight
+from rgpo.objective import Detached, surrogate
+from rgpo.paths import conf_dir
+
+FILES = sorted((conf_dir() / "gate").glob("*.yaml"))
+BY_NAME = {file.stem: file for file in FILES}
+every_gate = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+both_signs = pytest.mark.parametrize("sign", [1.0, -1.0])
+IN_UNIT_INTERVAL = ["sigmoid", "sigmoid_log", "sigmoid_matched", "gaussian_log", "erf", "arctan", "softsign", "tanh"]
+IN_UNIT_INTERVAL += ["power", "rational", "open", "p3o"]
+)
+KINKS = [math.log(x) for x in (0.8, 1.2, 3.0)] + [0.0]
+
+
+def load(file: Path) -> Any:
+    return instantiate(OmegaConf.load(file))
+
+
+def unit(gate: Any) -> Any:
+    """The same gate with scale=unit."""
+    if isinstance(gate, AdaptiveSharpness):
+        return replace(gate, gate=replace(gate.gate, scale="unit"))
+    return replace(gate, scale="unit")
+
+
+def grid(low: float, high: float, num: int = 4001) -> Tensor:
+    return torch.linspace(low, high, num, dtype=torch.float64)
+
+
+def weights(gate: Any, d: Tensor, sign: float = 1.0) -> Tensor:
+    return weight(gate, d, torch.full_like(d, sign))
+
+
+def sech2(x: Tensor) -> Tensor:
+    return 1 / torch.cosh(x).square()
+
+
+@every_gate
+@both_signs
+def test_weight_is_the_slope_of_the_value(file: Path, sign: float) -> None:
+    gate, h = load(file), 1e-5
+    d = grid(-4.0, 4.0, 397)
+    d = d[(d[:, None] - torch.tensor(KINKS)).abs().amin(1) > 1e-3]
+    a = torch.full_like(d, sign)
+    central = (gate(d + h, a) - gate(d - h, a)) / (2 * h)
+    torch.testing.assert_close(weight(gate, d, a), central, rtol=1e-6, atol=2e-8)
+
+
+@every_gate
+def test_scale_unit_gives_weight_one_at_one_or_is_refused(file: Path) -> None:
+    gate = load(file)
+    at_one = weights(gate, torch.zeros((), dtype=torch.float64)).item()
+    assert gate.weight_at_one() == pytest.approx(at_one, rel=1e-6)
+    if file.stem in ("open", "budget"):
+        with pytest.raises(ConfigError, match=r"gate\.scale=unit: .*scale=none"):
+            unit(gate)
+        return
+    scaled, d = unit(gate), grid(-2.0, 2.0, 101)
+    assert scaled.weight_at_one() == pytest.approx(1.0, rel=1e-6)
+    assert weights(scaled, torch.zeros((), dtype=torch.float64)).item() == pytest.approx(1.0, rel=1e-6)
+    torch.testing.assert_close(scaled(d, d * 0 + 1) * at_one, gate(d, d * 0 + 1), rtol=1e-6, atol=1e-12)
+
+
+@every_gate
+@both_signs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_value_and_slope_are_finite_and_keep_their_dtype(file: Path, sign: float, dtype: torch.dtype) -> None:
+    gate = load(file)
+    d = torch.cat([grid(-300, 300, 2401), grid(-3, 3, 601), torch.tensor([88.0, 88.8, 89.0, -104.0])]).to(dtype)
+    a = torch.full_like(d, sign)
+    value, slope = gate(d, a), weight(gate, d, a)
+    assert value.dtype == slope.dtype == dtype
+    assert value.shape == slope.shape == d.shape
+    assert value.isfinite().all()
+    assert slope.isfinite().all()
+
+
+def sigmoid_supremum(k: float) -> float:
+    """(k/4)(r* - 1/(k^2 r*)) with k r* tanh(k (r*-1)/2) = 1, by bisection."""
+    low, high = 1.0, 10.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if k * middle * math.tanh(k * (middle - 1) / 2) > 1 else (middle, high)
+    return k / 4 * (low - 1 / (k**2 * low))
+
+
+K = 10.0
+TABLE: list[tuple[str, Curve, float, Callable[[Tensor], Tensor], float, float]] = [
+    # name, gate, sign of A, w(r), w(1), sup w: the table of the gates, each row written out
+    ("reinforce", gates.Log(), 1, lambda r: r**0, 1, 1),
+    ("importance_sampling", gates.Identity(), 1, lambda r: r, 1, math.inf),
+    ("ppo_pos", gates.Clip(), 1, lambda r: r * (r < 1.2), 1, 1.2),
+    ("ppo_neg", gates.Clip(), -1, lambda r: r * (r > 0.8), 1, math.inf),
+    ("dual_clip_neg", gates.Clip(cap=3.0), -1, lambda r: r * (r > 0.8) * (r < 3), 1, 3),
+    ("cispo", gates.Cispo(cap=3.0), 1, lambda r: r.clamp(max=3), 1, 3),
+    ("sapo_pos", gates.Sapo(), 1, lambda r: r * sech2((r - 1) / 2), 1, 4 * sigmoid_supremum(1.0)),
+    ("sapo_neg", gates.Sapo(), -1, lambda r: r * sech2(1.05 * (r - 1) / 2), 1, 4 / 1.05 * sigmoid_supremum(1.05)),
+    ("sigmoid", gates.Sigmoid(sharpness=K), 1, lambda r: K / 4 * r * sech2(K * (r - 1) / 2), K / 4, sigmoid_supremum(K)),
+    ("sigmoid_log", gates.SigmoidLog(sharpness=K), 1, lambda r: K / 4 * sech2(K * r.log() / 2), K / 4, K / 4),
+    (
+        "sigmoid_matched",
+        gates.SigmoidMatched(sharpness=K),
+        1,
+        lambda r: K / 4 * sech2(K * r.log() / 2 - math.atanh(1 / K)),
+        (K**2 - 1) / (4 * K),
+        K / 4,
+    ),
+    (
+        "gaussian_log",
+        gates.GaussianLog(sharpness=1 / 0.3),
+        1,
+        lambda r: torch.exp(-(r.log() ** 2) / (2 * 0.3**2)) / (0.3 * math.sqrt(2 * math.pi)),
+        1 / (0.3 * math.sqrt(2 * math.pi)),
+        1 / (0.3 * math.sqrt(2 * math.pi)),
+    ),
+    (
+        "power",
+        gates.Power(sharpness=2.0, center=1.5),
+        1,
+        lambda r: 2 * r / 1.5 * (1 + r / 1.5) ** -3,
+        2 / 1.5 * (1 + 1 / 1.5) ** -3,
+        (1 + 1 / 2) ** -3,
+    ),
+    (
+        "rational",
+        gates.Rational(sharpness=4.0, center=1.5),
+        1,
+        lambda r: 4 * r**4 / (1.5**4 + r**4) * (1 - r**4 / (1.5**4 + r**4)),
+        4 * 1.5**4 / (1 + 1.5**4) ** 2,
+        4 / 4,
+    ),
+    ("open", gates.Open(), 1, lambda r: 0 * r, 0, 0),
+    ("erf", gates.Erf(), 1, lambda r: 5 / math.pi**0.5 * r * torch.exp(-25 * (r - 1) ** 2), 5 / math.pi**0.5, -1),
+    ("arctan", gates.Arctan(), 1, lambda r: 5 / math.pi * r / (1 + 25 * (r - 1) ** 2), 5 / math.pi, -1),
+    ("softsign", gates.Softsign(), 1, lambda r: 2.5 * r / (1 + 5 * (r - 1).abs()) ** 2, 2.5, -1),
+    ("tanh", gates.Tanh(), 1, lambda r: 2.5 * r * sech2(5 * (r - 1)), 2.5, -1),
+    ("spo_pos", gates.Spo(), 1, lambda r: r * (1 - (r - 1) / 0.2), 1, -1),
+    ("spo_neg", gates.Spo(), -1, lambda r: r * (1 + (r - 1) / 0.2), 1, math.inf),
+    (
+        "signed_pos",
+        gates.SigmoidSigned(sharpness=K),
+        1,
+        lambda r: torch.where(r > 1, r * sech2(K * (r - 1) / 2), r),
+        1,
+        4 / K * sigmoid_supremum(K),
+    ),
+    (
+        "signed_neg",
+        gates.SigmoidSigned(sharpness=K),
+        -1,
+        lambda r: torch.where(r < 1, r * sech2(K * (r - 1) / 2), r.clamp(max=3)),
+        1,
+        3,
+    ),
+]
+
+
+@pytest.mark.parametrize(("gate", "sign", "w", "at_one", "supremum"), [t[1:] for t in TABLE], ids=[t[0] for t in TABLE])
+def test_the_table_of_weights(
+    gate: Curve, sign: float, w: Callable[[Tensor], Tensor], at_one: float, supremum: float
+) -> None:
+    d = grid(-9.0, 9.0, 18_001)
+    d = d[(d[:, None] - torch.tensor(KINKS)).abs().amin(1) > 1e-9]
+    found = weights(gate, d, sign)
+    torch.testing.assert_close(found, w(d.exp()), rtol=1e-9, atol=1e-10)
+    assert weights(gate, torch.zeros((), dtype=torch.float64), sign).item() == pytest.approx(at_one)
+    if supremum == math.inf:
+        assert found.max() > 1e3
+        assert weights(gate, grid(-9.0, 20.0), sign).max() > 1e8
+    elif supremum >= 0:  # -1: the theory states none
+        assert found.max().item() == pytest.approx(supremum, rel=1e-3)
+
+
+def test_the_numbers_the_theory_quotes() -> None:
+    assert 4 * sigmoid_supremum(1.0) == pytest.approx(1.57, abs=0.005)  # SAPO's sup w at t = 1
+    d = grid(-10, 10)
+    assert gates.Sapo(sharpness=4.0, sharpness_neg=4.0)(d, d * 0).max() <= 1  # in [0, 1] at t >= 4 ...
+    assert gates.Sapo(sharpness=3.9)(d, d * 0).max() > 1  # ... only
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bell(Curve):
+    """exp(-d^2/2 s^2), s = 1/2: no slope at r = 1, then it rewards leaving; the case that must fail."""
+
+    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+        return (-2 * d.square()).exp()
+
+
+def test_the_bell_learns_nothing_at_one_and_then_rewards_leaving() -> None:
+    d = torch.tensor([-0.5, 0.0, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(weights(Bell(), d), -4 * d * (-2 * d.square()).exp())
+    with pytest.raises(ConfigError, match=r"gate\.scale=unit: Bell has no positive w\(1\)"):
+        Bell(scale="unit")
+
+
+@pytest.mark.parametrize("name", IN_UNIT_INTERVAL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_gates_that_are_probabilities_stay_in_the_unit_interval_and_rise(name: str, dtype: torch.dtype) -> None:
+    gate, d = load(BY_NAME[name]), grid(-300, 300, 6001).to(dtype)
+    value = gate(d, torch.ones_like(d))
+    assert value.min() >= 0
+    assert value.max() <= 1
+    assert (value.diff() >= -torch.finfo(dtype).eps).all()
+
+
+@pytest.mark.parametrize("name", ["log", "identity", "cispo", "sapo", "clip"])
+def test_the_others_are_no_probabilities(name: str) -> None:
+    d = grid(-20, 20)
+    assert load(BY_NAME[name])(d, d * 0 - 1).max() > 1
+
+
+def test_budget_keeps_steps_towards_the_reference_and_fades_the_others() -> None:
+    budget, b, tau = gates.Budget(sharpness=1 / 0.15, budget=0.75), 0.75, 0.15
+    d = grid(-3, 3, 61)
+    for sign in (1.0, -1.0):
+        written_out = torch.sigmoid((b - sign * d) / tau) / torch.sigmoid(torch.tensor(b / tau, dtype=torch.float64))
+        torch.testing.assert_close(budget(d, d * 0 + sign), written_out)
+    assert budget(torch.tensor(0.0), torch.tensor(1.0)).item() == pytest.approx(1.0)
+    assert budget(torch.tensor(3.0), torch.tensor(1.0)) < 1e-6
+    assert budget(torch.tensor(3.0), torch.tensor(-1.0)).item() == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("gate", "relative"),
+    [(gates.SigmoidMatched(sharpness=3.0), 1.0), (gates.Sigmoid(), 1.0), (gates.SigmoidLog(), 0.0)],
+    ids=["matched", "sigmoid", "log"],
+)
+def test_the_weight_follows_the_ratio_to_first_order_or_not(gate: Curve, relative: float) -> None:
+    h = 1e-6
+    low, high = weights(gate, torch.tensor([-h, h], dtype=torch.float64)).tolist()
+    assert (high - low) / (2 * h) == pytest.approx(relative * gate.weight_at_one(), abs=1e-6)
+
+
+def test_rational_with_center_one_is_the_sigmoid_in_log_r() -> None:
+    d = grid(-50, 50)
+    torch.testing.assert_close(gates.Rational(sharpness=7.0, center=1.0)(d, d), gates.SigmoidLog(sharpness=7.0)(d, d))
+
+
+def test_tanh_is_the_sigmoid_of_twice_the_sharpness() -> None:
+    d = grid(-5, 2)
+    torch.testing.assert_close(gates.Tanh(sharpness=5.0)(d, d), gates.Sigmoid(sharpness=10.0)(d, d))
+
+
+@pytest.mark.parametrize(
+    "naive",
+    [lambda d: torch.sigmoid(10 * (torch.exp(d) - 1)), lambda d: torch.exp(d).clamp(max=1.2)],
+    ids=["sigmoid", "clip"],
+)
+def test_the_naive_formula_fails_where_ours_does_not(naive: Callable[[Tensor], Tensor]) -> None:
+    d = torch.tensor(89.0, requires_grad=True)
+    (slope,) = torch.autograd.grad(naive(d), d)
+    assert slope.isnan()
+    for gate in (gates.Sigmoid(), gates.Clip()):
+        assert weights(gate, torch.tensor(89.0)) == 0
+
+
+BAD = [(gates.Sigmoid, "sharpness", value) for value in (0.0, -1.0, math.nan, math.inf)]
+BAD += [(gates.Clip, key, value) for key in ("eps_low", "eps_high") for value in (0.0, 1.0, -0.2, math.nan)]
+BAD += [(gates.Spo, "eps_high", 1.5), (gates.Sapo, "sharpness_neg", 0.0), (gates.Power, "center", 0.0)]
+BAD += [(gates.Budget, "budget", -1.0), (gates.Log, "scale", "foo")]
+BAD += [(cls, "cap", value) for cls in (gates.Clip, gates.Cispo, gates.SigmoidSigned) for value in (1.0, 0.5, math.nan)]
+BAD += [(cls, "cap", value) for cls in (gates.Cispo, gates.SigmoidSigned) for value in (None, math.inf)]  # nan otherwise
+BAD += [(gates.SigmoidMatched, "sharpness", value) for value in (1.0, 0.5, math.nan)]
+
+
+@pytest.mark.parametrize(("cls", "key", "value"), BAD, ids=[f"{c.__name__}-{k}={v}" for c, k, v in BAD])
+def test_bad_fields_are_refused_with_key_value_and_remedy(cls: type[Curve], key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^gate\.{key}={value}: .{{10,}}\.$"):
+        cls(**{key: value})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cauchy(Curve):
+    """A new gate takes eight lines."""
+
+    sharpness: float = 2.0
+
+    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+        return (self.sharpness * d).atan() / math.pi + 0.5
+
+
+def test_a_gate_of_ones_own_works_in_the_objective() -> None:
+    gate = Cauchy(scale="unit")
+    logp = grid(-1, 1, 11).requires_grad_()
+    advantage = torch.linspace(-1, 1, 11).double()
+    out = surrogate(
+        logp, logp * 0, logp * 0, advantage, gate=gate, ref_gate=gates.Open(), dual=Detached(), kl_coef=0.0
+    )
+    (gradient,) = torch.autograd.grad(out.loss.sum(), logp)
+    torch.testing.assert_close(gradient, -advantage / (1 + 4 * logp.detach().square()))
+    with pytest.raises(ConfigError, match=r"gate\.sharpness=-1"):
+        Cauchy(sharpness=-1)
+
+
+# the sharpness that follows the KL divergence
+
+
+def test_adaptive_sharpness_takes_the_written_step_and_stays_within_its_bounds() -> None:
+    gate = AdaptiveSharpness(gate=gates.SigmoidSigned(sharpness=10.0), kl_target=0.01, rate=0.2)
+    for kl, step in ((0.015, 0.5), (0.0, -1.0), (0.5, 1.0), (0.01, 0.0), (0.004, -0.6)):
+        before = gate.sharpness
+        gate.observe(kl)
+        assert gate.sharpness == pytest.approx(before * math.exp(0.2 * step))
+    for kl, bound in ((1.0, 60.0), (0.0, 1.0)):
+        for _ in range(40):
+            gate.observe(kl)
+        assert gate.sharpness == bound
+
+
+@pytest.mark.parametrize("scale", ["none", "unit"])
+@pytest.mark.parametrize("cls", [gates.Sigmoid, gates.SigmoidLog, gates.SigmoidSigned, gates.GaussianLog, gates.Power])
+def test_adaptive_sharpness_is_the_gate_of_its_present_sharpness(cls: type[Curve], scale: str) -> None:
+    gate = AdaptiveSharpness(gate=cls(sharpness=4.0, scale=scale), kl_target=0.01)
+    live = vars(gate._live)["sharpness"]
+    d = torch.linspace(-1, 1, 9)
+    advantage = torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1, 1])
+    for kl in (1.0, 1.0, 0.0):
+        before = gate(d, advantage)
+        gate.observe(kl)
+        plain = cls(sharpness=gate.sharpness, scale=scale)
+        assert not torch.equal(gate(d, advantage), before)
+        torch.testing.assert_close(gate(d, advantage), plain(d, advantage))
+        assert gate.weight_at_one() == pytest.approx(plain.weight_at_one(), rel=1e-6)
+        assert gate.scale == scale
+    assert vars(gate._live)["sharpness"] is live  # one tensor all along: a compiled step sees it change
+    assert live.item() == pytest.approx(gate.sharpness)
+
+
+def test_adaptive_sharpness_round_trips() -> None:
+    gate, other = (AdaptiveSharpness(gate=gates.Sigmoid(scale="unit")) for _ in range(2))
+    gate.observe(0.2)
+    other.load_state_dict(gate.state_dict())
+    d = torch.linspace(-1, 1, 9)
+    assert other.state_dict() == gate.state_dict() == {"sharpness": pytest.approx(10 * math.exp(0.2))}
+    assert torch.equal(gate(d, d), other(d, d))
+    gate.observe(0.2)
+    assert gate.sharpness > other.sharpness
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"gate": gates.Identity()}, r"gate\.gate=Identity: needs a gate with exactly one sharpness"),
+        ({"gate": gates.Sapo()}, r"gate\.gate=Sapo: needs a gate with exactly one sharpness"),
+        ({"gate": gates.SigmoidMatched()}, r"gate\.gate=SigmoidMatched: .*choose SigmoidLog"),
+        ({"kl_target": 0.0}, r"gate\.kl_target=0\.0: must be positive"),
+        ({"kl_target": math.nan}, r"gate\.kl_target=nan: must be positive"),
+        ({"rate": -0.1}, r"gate\.rate=-0\.1: must be positive"),
+        ({"min_sharpness": 60.0}, r"gate\.min_sharpness=60\.0: must be positive and below max_sharpness=60\.0"),
+        ({"gate": gates.Sigmoid(sharpness=100.0)}, r"sharpness=100\.0: "),  # outside [1, 60], where k is said to stay
+    ],
+    ids=lambda x: str(x)[:60] if isinstance(x, str) else None,
+)
+def test_adaptive_sharpness_refuses(fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        AdaptiveSharpness(**{"gate": gates.Sigmoid(), **fields})
+
+
+def test_plain_gates_have_no_state() -> None:
+    gate = gates.Sigmoid()
+    gate.observe(1.0)
+    gate.load_state_dict({})
+    assert gate.state_dict() == {}
+    assert gate == gates.Sigmoid()

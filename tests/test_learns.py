@@ -1,0 +1,25 @@
+"""Learning itself, small: a solved CartPole, and the trust region that a literal gate lacks."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cli import rgpo_run
+
+
+@pytest.mark.parametrize("algo", ["ppo", "trpo", "rgpo", "rgpo_signed"])
+def test_cartpole_is_solved(algo: str, tmp_path: Path) -> None:
+    rgpo_run(["task=cartpole", f"algo={algo}", "total_env_steps=60000", "update.compile=false"], tmp_path)
+    frame = pd.read_parquet(next(tmp_path.rglob("metrics.parquet")))
+    assert frame["return/train_mean"].tail(5).mean() > 150  # random play earns 22
+    assert frame["return/eval_mean"].iloc[-1] > 195
+
+
+def test_the_literal_gate_leaves_the_trust_region_and_the_signed_one_keeps_it(tmp_path: Path) -> None:
+    kl = {}
+    for algo in ("rgpo_literal", "rgpo_signed"):
+        rgpo_run(["task=hopper", f"algo={algo}", "num_iterations=6", "gradvar_every=0", "eval_every=0"], tmp_path)
+    for file in tmp_path.rglob("metrics.parquet"):
+        frame = pd.read_parquet(file)
+        kl[frame.algo[0]] = frame["kl/old_exact"].median()
+    assert kl["rgpo_signed"] < 0.05 < 3 * kl["rgpo_signed"] < kl["rgpo_literal"]

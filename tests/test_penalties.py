@@ -1,0 +1,76 @@
+"""KL penalties: the published schedule, its bounds and its state."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from rgpo.errors import ConfigError
+from rgpo.penalties import AdaptivePenalty, FixedPenalty, NoPenalty
+
+
+def test_constant_penalties_stay_constant() -> None:
+    for penalty, coef in ((NoPenalty(), 0.0), (FixedPenalty(coef=0.3), 0.3)):
+        for kl in (0.0, 1.0, 100.0):
+            penalty.observe(kl)
+        penalty.load_state_dict(penalty.state_dict())
+        assert penalty.coef == coef
+        assert penalty.state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("kl", "factor"), [(0.031, 2.0), (0.0299, 1.0), (0.02, 1.0), (0.0134, 1.0), (0.0133, 0.5), (0.0, 0.5), (50.0, 2.0)]
+)
+def test_adaptive_rule_of_the_ppo_paper(kl: float, factor: float) -> None:
+    """beta doubles if d > 1.5 d_target, halves if d < d_target/1.5 (Schulman et al. 2017, Eq. 8)."""
+    penalty = AdaptivePenalty(coef=1.0, kl_target=0.02, factor=2.0, tolerance=1.5)
+    penalty.observe(kl)
+    assert penalty.coef == factor
+
+
+def test_adaptive_penalty_stays_in_its_bounds_and_comes_back() -> None:
+    penalty = AdaptivePenalty(coef=1.0, min_coef=0.1, max_coef=5.0)
+    for kl, bound in ((1.0, 5.0), (0.0, 0.1)):
+        for _ in range(20):
+            penalty.observe(kl)
+        assert penalty.coef == bound
+    penalty.observe(1.0)
+    assert penalty.coef == pytest.approx(0.2)
+
+
+def test_adaptive_penalty_drives_a_simple_loop_to_its_target() -> None:
+    """KL = 1/(1 + 100 coef): the coefficient settles within the tolerance around the target."""
+    penalty, kl = AdaptivePenalty(coef=1e-3, kl_target=0.02), 1.0
+    for _ in range(30):
+        kl = 1 / (1 + 100 * penalty.coef)
+        penalty.observe(kl)
+    assert 0.02 / 1.5 <= kl <= 0.02 * 1.5
+
+
+def test_adaptive_penalty_round_trips() -> None:
+    penalty, other = AdaptivePenalty(), AdaptivePenalty()
+    penalty.observe(1.0)
+    other.load_state_dict(penalty.state_dict())
+    assert other == penalty
+    assert other.state_dict() == {"coef": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "value"),
+    [
+        (FixedPenalty, "coef", 0.0),
+        (FixedPenalty, "coef", math.nan),
+        (AdaptivePenalty, "kl_target", 0.0),
+        (AdaptivePenalty, "factor", 1.0),
+        (AdaptivePenalty, "tolerance", 0.9),
+        (AdaptivePenalty, "min_coef", 0.0),
+        (AdaptivePenalty, "min_coef", 2e3),
+        (AdaptivePenalty, "coef", 0.0),
+        (AdaptivePenalty, "coef", 1e4),
+    ],
+)
+def test_bad_values_are_refused(cls: Any, key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"^penalty\.{key}={value}: .{{10,}}\.$"):
+        cls(**{key: value})

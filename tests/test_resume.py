@@ -1,0 +1,103 @@
+"""A run that was stopped, in any way, ends as the uninterrupted one, bit for bit; nothing is lost and nothing doubled."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from cli import parameters, rgpo_run, rows, start, the_run
+
+COMMON = ["num_iterations=8", "eval_every=3", "gradvar_every=3", "checkpoint_every_s=0", "task.num_eval_episodes=2"]
+CASES = {
+    "hopper-ppo_kl-adaptive": ["task=hopper", "algo=ppo_kl", "gate=adaptive_signed", "task.num_steps=256", "update.num_minibatches=4"],
+    "halfcheetah-trpo": ["task=halfcheetah", "algo=trpo", "task.num_steps=256", "task.num_envs=2", "update.critic_minibatches=4"],
+    "pendulum-rgpo": ["task=pendulum", "algo=rgpo", "task.num_steps=64", "update.num_minibatches=4", "update.num_epochs=20"],
+    "frozenlake-awr": ["task=gym", "task.env_id=FrozenLake-v1", "algo=awr", "task.num_steps=64", "update.num_epochs=40"],
+    "bandit": ["task=bandit", "gate=sigmoid"],
+}
+
+
+def wait_for_iteration(run_dir_parent: Path, iteration: int, process, seconds: float = 60.0) -> None:
+    """Until state.json of the only run says that the checkpoint holds the iteration."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        for file in run_dir_parent.rglob("state.json"):
+            if json.loads(file.read_text())["iteration"] >= iteration:
+                return
+        time.sleep(0.005)
+    assert process.poll() is not None, "the run never got there"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_run_equals_uninterrupted(name: str, tmp_path: Path) -> None:
+    words = [*COMMON, *CASES[name]]
+    rgpo_run([*words, "results_dir=whole"], tmp_path)
+    for iteration in (2, 5):  # killed twice, each time somewhere after that iteration's checkpoint: in the next rollout
+        process = start([*words, "results_dir=killed"], tmp_path)
+        wait_for_iteration(tmp_path / "killed", iteration, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    run_dir = the_run(tmp_path / "killed")
+    if (run_dir / "metrics").is_dir():  # what was flushed is readable with plain pandas
+        assert len(pd.read_parquet(run_dir / "metrics")) >= 2
+    rgpo_run([*words, "results_dir=killed"], tmp_path)
+    whole = the_run(tmp_path / "whole")
+    pd.testing.assert_frame_equal(rows(run_dir), rows(whole), check_exact=True)
+    assert rows(run_dir).iteration.tolist() == list(range(1, 9))
+    assert torch.equal(parameters(run_dir), parameters(whole))
+    assert "already complete" in rgpo_run([*words, "results_dir=killed"], tmp_path)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_writes_a_checkpoint_and_leaves(number: int, code: int, tmp_path: Path) -> None:
+    words = [*COMMON, *CASES["pendulum-rgpo"], "checkpoint_every_s=1000", "num_iterations=400"]
+    process = start(words, tmp_path)
+    for line in process.stdout:
+        if "results in" in line:
+            break
+    time.sleep(1.0)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, out + err
+    run_dir = the_run(tmp_path / "results")
+    state = json.loads((run_dir / "state.json").read_text())
+    saved = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    assert state["status"] == "interrupted" and saved["iteration"] == state["iteration"] > 0
+    assert len(pd.read_parquet(run_dir / "metrics")) == state["iteration"]
+    assert "interrupted" in rgpo_run([*words, "plan=true"], tmp_path)
+
+
+def test_a_truncated_checkpoint_is_refused_and_force_starts_again(tmp_path: Path) -> None:
+    words = [*COMMON, *CASES["pendulum-rgpo"], "num_iterations=2"]
+    rgpo_run(words, tmp_path)
+    run_dir = the_run(tmp_path / "results")
+    checkpoint = run_dir / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    state = json.loads((run_dir / "state.json").read_text())
+    (run_dir / "state.json").write_text(json.dumps(state | {"status": "interrupted"}))
+    message = rgpo_run(words, tmp_path, code=2)
+    assert "checkpoint.pt: cannot be read" in message and "force=true" in message
+    assert "moved the earlier run" in rgpo_run([*words, "force=true"], tmp_path)
+    assert json.loads((run_dir / "state.json").read_text())["status"] == "completed"
+
+
+def test_a_checkpoint_of_another_config_is_refused(tmp_path: Path) -> None:
+    words = [*COMMON, *CASES["pendulum-rgpo"], "num_iterations=2"]
+    rgpo_run(words, tmp_path)
+    one = the_run(tmp_path / "results")
+    other = rgpo_run([*words, "seed=9", "plan=true"], tmp_path).split("missing")[1].split()[0]
+    (tmp_path / other).mkdir()
+    (one / "checkpoint.pt").rename(tmp_path / other / "checkpoint.pt")
+    assert "was written by config" in rgpo_run([*words, "seed=9"], tmp_path, code=2)
+
+
+def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
+    words = ["-m", *COMMON, *CASES["pendulum-rgpo"], "seed=1,2"]
+    both = [start(words, tmp_path) for _ in range(2)]
+    outputs = ["".join(process.communicate(timeout=120)) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    frames = [pd.read_parquet(file) for file in (tmp_path / "results").rglob("metrics.parquet")]
+    assert sorted(frame.seed[0] for frame in frames) == [1, 2] and all(len(frame) == 8 for frame in frames)
