@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -172,3 +173,9 @@ def write_gates(path: Path) -> None:
     names = ("gate", "advantage", "log_ratio", "gate_value", "weight")
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), path)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a table as the report wrote it."""
+    with path.open() as file:
+        return list(csv.DictReader(file))

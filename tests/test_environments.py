@@ -9,6 +9,12 @@ from rgpo.tasks.environments import GymnasiumVector, make_vector_env
 from rgpo.tasks.mujoco import TASKS
 
 
+@pytest.fixture(autouse=True)
+def _scratch_folder(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MuJoCo writes MUJOCO_LOG.TXT into the working folder when gymnasium loads HalfCheetah."""
+    monkeypatch.chdir(tmp_path)
+
+
 def random_actions(env, num_steps: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     if isinstance(env.action_space, gymnasium.spaces.Discrete):
@@ -100,7 +106,69 @@ class Forgetful(gymnasium.Env):
         return np.random.random(1).astype(np.float32), 0.0, False, False, {}  # noqa: NPY002
 
 
+class Counter(gymnasium.Env):
+    """Episodes of 5 steps that show the time as a picture; an episode's reward may depend on how many came before."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (2, 3), np.uint8)
+    action_space = gymnasium.spaces.Box(-1, 1, (2, 2), np.float64)
+
+    def __init__(self, remembers: bool = False) -> None:
+        self.remembers, self.episode = remembers, 0
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.episode = 0, self.episode + 1
+        return np.zeros((2, 3), np.uint8), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)  # clipped, with the space's shape and type
+        self.time += 1
+        reward = action.sum() + (self.episode if self.remembers else 0)
+        return np.full((2, 3), self.time, np.uint8), reward, self.time == 5, False, {}
+
+
 gymnasium.register("Forgetful-v0", Forgetful)
+gymnasium.register("Counter-v0", Counter)
+
+
+def test_shapes_types_and_final_observations_of_an_arbitrary_environment() -> None:
+    env = make_vector_env("Counter-v0", 2)
+    assert env.observation_size == 6 and np.array_equal(env.reset(0), np.zeros((2, 6)))
+    actions = random_actions(env, 10, 0)
+    observation, reward, terminated, truncated, final = play(env, actions)
+    assert observation.dtype == final.dtype == reward.dtype == np.float64
+    assert observation[:, 0, 0].tolist() == [1, 2, 3, 4, 0] * 2 and final[:, 1, 5].tolist() == [1, 2, 3, 4, 5] * 2
+    assert np.array_equal(np.flatnonzero(terminated[:, 0]), [4, 9]) and not truncated.any()
+    assert np.allclose(reward, np.clip(actions, -1, 1).sum((2, 3), dtype=np.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_what_an_environment_remembers_of_earlier_episodes_is_noticed(remembers: bool) -> None:
+    env = make_vector_env("Counter-v0", 2, remembers=remembers)
+    env.reset(0)
+    actions = random_actions(env, 20, 0)
+    play(env, actions[:13])  # third step of the third episode
+    fresh, state = make_vector_env("Counter-v0", 2, remembers=remembers), env.state_dict()
+    if remembers:
+        with pytest.raises(ValueError, match="cannot be resumed exactly"):
+            fresh.load_state_dict(state)
+    else:
+        fresh.load_state_dict(state)
+        for expected, got in zip(play(env, actions[13:]), play(fresh, actions[13:]), strict=True):
+            assert np.array_equal(expected, got)
+
+
+def test_a_state_of_other_environments_is_refused() -> None:
+    env = make_vector_env("Hopper-v4", 2)
+    env.reset(0)
+    for other in (make_vector_env("Hopper-v4", 3), make_vector_env("Hopper-v4", 2, "gymnasium"), make_vector_env("Ant-v4", 2)):
+        with pytest.raises(ValueError, match="resume with the configuration"):
+            other.load_state_dict(env.state_dict())
+
+
+def test_at_least_one_copy() -> None:
+    with pytest.raises(ValueError, match="num_envs=0"):
+        make_vector_env("CartPole-v1", 0)
 
 
 def test_an_environment_that_cannot_be_replayed_is_refused() -> None:
@@ -116,7 +184,10 @@ def test_an_environment_that_cannot_be_replayed_is_refused() -> None:
     [
         ("Hoper-v4", {}, "Hopper-v4"),
         ("Blackjack-v1", {}, "not supported"),
+        ("HalfCheetah-v9", {}, "HalfCheetah-v5"),
         ("CartPole-v1", {"speed": 3}, "speed"),
+        ("CartPole-v1", {"backend": "mujoco"}, "backend='mujoco' cannot run"),
+        ("Ant-v5", {"backend": "mujoco", "frame_skip": 2}, "without kwargs"),
         ("ALE/Pong-v5", {}, "pip install"),
     ],
 )

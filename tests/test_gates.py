@@ -27,7 +27,6 @@ every_gate = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 both_signs = pytest.mark.parametrize("sign", [1.0, -1.0])
 IN_UNIT_INTERVAL = ["sigmoid", "sigmoid_log", "sigmoid_matched", "gaussian_log", "erf", "arctan", "softsign", "tanh"]
 IN_UNIT_INTERVAL += ["power", "rational", "open", "p3o"]
-)
 KINKS = [math.log(x) for x in (0.8, 1.2, 3.0)] + [0.0]
 
 

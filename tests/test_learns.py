@@ -22,4 +22,5 @@ def test_the_literal_gate_leaves_the_trust_region_and_the_signed_one_keeps_it(tm
     for file in tmp_path.rglob("metrics.parquet"):
         frame = pd.read_parquet(file)
         kl[frame.algo[0]] = frame["kl/old_exact"].median()
-    assert kl["rgpo_signed"] < 0.05 < 3 * kl["rgpo_signed"] < kl["rgpo_literal"]
+    assert kl["rgpo_signed"] < 0.03
+    assert kl["rgpo_literal"] > max(0.1, 10 * kl["rgpo_signed"])

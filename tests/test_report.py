@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 import subprocess
 import sys
@@ -14,14 +13,13 @@ import numpy as np
 import pytest
 import report_fixtures as fixtures
 
-from rgpo.report.cli import main, parse
+from rgpo.report.cli import main
 from rgpo.report.figures import gates
 from rgpo.report.groups import Group, group_runs
 from rgpo.report.load import Problem, read_run, read_runs
 
 COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "kl/spike", "epoch/kl_old_exact")
 FAST = ["formats=[svg]", "num_resamples=200"]
-SETTINGS, _ = parse(["num_resamples=200"])
 
 
 @pytest.fixture
@@ -172,7 +170,9 @@ def test_corrupt_files_among_good_ones(here: Path, stored: Path, capsys: pytest.
         assert any(folder.name in line and why in line for line in error.splitlines())
         assert f"{folder.name.replace('_', chr(92) + '_')}" in page
     assert (here / "report/first_evidence/figures/learning_curves.svg").exists()
-    rows = {(row["task"], row["label"]): row for row in read_csv(here / "report/first_evidence/tables/summary.csv")}
+    rows = {
+        (row["task"], row["label"]): row for row in fixtures.read_csv(here / "report/first_evidence/tables/summary.csv")
+    }
     assert [rows["hopper", algo]["n"] for algo in ("ppo", "rgpo", "trpo")] == ["1", "2", "2"]
 
 
@@ -222,7 +222,7 @@ def test_unfinished_and_failed_runs_enter_no_mean(here: Path, capsys: pytest.Cap
     error = capsys.readouterr().err
     assert "failed at iteration 10 of 30 (nan in the loss)" in error and "running at iteration 20 of 30" in error
     assert "-rgpo-" not in error  # no other run of it finished: shown, marked as provisional
-    ppo, rgpo = read_csv(here / "report/first_evidence/tables/summary.csv")
+    ppo, rgpo = fixtures.read_csv(here / "report/first_evidence/tables/summary.csv")
     assert ppo["n"] == "3" and ppo["note"] == "2 runs not counted"
     assert rgpo["note"] == "provisional: none finished, at iteration 20 of 30"
 
@@ -295,14 +295,3 @@ def test_gates_are_read_from_their_table(tmp_path: Path, here: Path, capsys: pyt
         assert main([*FAST, "figures=[gates]"]) == 1
         error = capsys.readouterr().err
         assert said in error and "`python -m rgpo.gates_table`" in error
-
-
-def test_the_fixtures_are_what_the_runner_writes() -> None:
-    from rgpo.schema import GLOSSARY
-
-    assert set(fixtures.metrics_of("hopper", "ppo", 1, 3)) <= set(GLOSSARY)
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))

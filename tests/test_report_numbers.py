@@ -17,6 +17,7 @@ from rgpo.report.load import read_runs
 from rgpo.report.style import KNOWN, algorithm_lines, assign
 from rgpo.report.summary import final_train, summary
 from rgpo.report.tables import Table, escape_tex, number, plain, word
+from rgpo.schema import GLOSSARY
 
 COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "kl/spike", "epoch/kl_old_exact")
 SETTINGS, _ = parse(["num_resamples=200"])
@@ -184,3 +185,7 @@ def test_one_look_per_algorithm() -> None:
     sweep = assign([("rgpo", f"rgpo k={k}") for k in range(12)], base)
     assert len(set(sweep.values())) == 12
     assert len({(line.color, line.dashes, line.marker) for line in KNOWN.values()}) == len(KNOWN)
+
+
+def test_the_fixtures_name_metrics_of_the_glossary() -> None:
+    assert set(fixtures.metrics_of("hopper", "ppo", 1, 3)) <= set(GLOSSARY)

@@ -87,7 +87,7 @@ def make_vector_env(env_id: str, num_envs: int, backend: str = "auto", **kwargs:
 
 
 def check_saved(state: dict[str, Any], backend: str, env_id: str, num_envs: int) -> None:
-    """Raise ValueError unless a state was saved by the same backend with the same id and number of environments."""
+    """Raise ConfigError unless a state was saved by the same backend with the same id and number of environments."""
     saved, wanted = (state["backend"], state["env_id"], len(state["envs"])), (backend, env_id, num_envs)
     if saved != wanted:
         raise ConfigError(
