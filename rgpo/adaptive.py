@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from rgpo.errors import ConfigError, require
-from rgpo.gates import Curve, SigmoidMatched
+from rgpo.gates import Budget, Curve, SigmoidMatched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +34,8 @@ class AdaptiveSharpness:
         name = type(self.gate).__name__
         if {"sharpness", "sharpness_neg"} & {f.name for f in fields(self.gate)} != {"sharpness"}:
             raise ConfigError(f"gate.gate={name}: needs a gate with exactly one sharpness, for example SigmoidSigned.")
-        if isinstance(self.gate, SigmoidMatched):
-            raise ConfigError(f"gate.gate={name}: its shift belongs to a fixed sharpness, choose SigmoidLog instead.")
+        if isinstance(self.gate, SigmoidMatched | Budget):
+            raise ConfigError(f"gate.gate={name}: its constants belong to a fixed sharpness, choose SigmoidLog instead.")
         require(self.kl_target > 0, "gate.kl_target", self.kl_target, "must be positive (nats).")
         require(self.rate > 0, "gate.rate", self.rate, "must be positive.")
         require(
@@ -44,11 +44,18 @@ class AdaptiveSharpness:
             self.min_sharpness,
             f"must be positive and below max_sharpness={self.max_sharpness}.",
         )
+        start = vars(self.gate)["sharpness"]
+        require(
+            self.min_sharpness <= start <= self.max_sharpness,
+            "gate.gate.sharpness",
+            start,
+            f"must start in [min_sharpness, max_sharpness] = [{self.min_sharpness}, {self.max_sharpness}].",
+        )
         import torch
 
         self._live = copy.copy(self.gate)
         vars(self._live).update(sharpness=torch.ones(()), _divisor=torch.ones(()))
-        self._set(vars(self.gate)["sharpness"])
+        self._set(start)
 
     def __call__(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         value: Tensor = self._live(log_ratio, advantage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -35,6 +36,9 @@ class GAE:
     lam: float = 0.95
     bootstrap_truncated: bool = True  # False treats a time limit as a termination, as CleanRL does
 
+    may_be_centred: ClassVar[bool] = True
+    of_completions: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         require(0 <= self.gamma <= 1, "advantage.gamma", self.gamma, "must lie in [0, 1].")
         require(0 <= self.lam <= 1, "advantage.lam", self.lam, "must lie in [0, 1].")
@@ -58,6 +62,9 @@ class Exponential:
     gae: GAE
     beta: float = 1.0
     max_weight: float = 20.0
+
+    may_be_centred: ClassVar[bool] = False
+    of_completions: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(self.beta > 0, "advantage.beta", self.beta, "must be positive.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from rgpo.batch import Array, Moved, Rollout, disjoint_groups
 from rgpo.errors import ConfigError
@@ -22,6 +22,8 @@ class Advantage(Protocol):
     """Credit: a rollout to advantage and value target, both (T, E) float64."""
 
     gamma: float
+    may_be_centred: ClassVar[bool]  # whether an update may take the mean away
+    of_completions: ClassVar[bool]  # whether it credits whole completions, and not the steps of a rollout
 
     def __call__(self, rollout: Rollout) -> tuple[Array, Array]: ...
 
@@ -54,9 +56,12 @@ class Update(Protocol):
     """How to climb; owns the optimiser."""
 
     trust_region: bool  # whether the update holds the KL divergence by itself, so that a penalty would be ignored
+    centres_advantage: bool
     note: str
 
     def check(self, batch_size: int) -> None: ...
+
+    def seen(self, advantage: Tensor) -> Tensor: ...
 
     def setup(self, policy: Any, objective: Any, penalised: bool, num_iterations: int, seed: int) -> None: ...
 
@@ -86,6 +91,9 @@ class Algorithm:
         if self.update.trust_region and self.penalty.coef > 0:
             raise ConfigError("penalty: natural_gradient keeps its own trust region update.kl_max, use penalty=none.")
 
+        if self.update.centres_advantage and not self.advantage.may_be_centred:
+            raise ConfigError("advantage: exponential weights must stay positive, use sgd with update.normalize_advantage=none.")
+
     def refuse_reference(self, task: str) -> None:
         """Refuse a gate on the reference's ratio where there is no reference policy."""
         if not isinstance(self.ref_gate, Open):
@@ -99,11 +107,10 @@ class Algorithm:
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> dict[str, Any]:
         """One iteration's learning; returns its metrics. NonFiniteError if a loss, gradient or KL is not finite."""
         from rgpo import diagnostics
-        from rgpo.updates.losses import standardise
 
         clock = Clock()
         batch, metrics = policy.make_batch(rollout, *self.advantage(rollout))
-        advantage = standardise(batch.advantage)
+        advantage = self.update.seen(batch.advantage)
         clock.add("time/update_s")
         groups = disjoint_groups(*rollout.reward.shape)
         gradients = partial(policy.group_gradients, batch, advantage, self.objective, groups)

@@ -24,7 +24,7 @@ def banner(run_dir: Path, config: Mapping[str, Any], facts: Mapping[str, Any], n
             f"update {choices['update']}, seed {config['seed']}",
             f"  {num_iterations:,} iterations, {facts['num_threads']} thread(s), {note}",
             f"  results in {run_dir}",
-            f"  rgpo {versions['rgpo']} ({commit}), torch {versions['torch']}, mujoco {versions['mujoco']}, attempt {facts['attempt']}",
+            f"  rgpo {versions['rgpo']} ({commit}), torch {versions['torch']}, mujoco {versions['mujoco']}",
         ]
     )
 

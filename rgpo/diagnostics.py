@@ -71,6 +71,8 @@ def gradient_variance(when: str, gradients: Tensor, group_size: int) -> dict[str
     tr Sigma = b/(M-1) sum_j ||G_j - Gbar||^2 with b = group_size and n = M b (batch means, our choice of groups).
     """
     table = gradients.double()
+    if len(table) < 2:
+        return {f"gradvar/{when}": float("nan"), f"gradvar/{when}_relative": float("nan")}
     mean = table.mean(0)
     trace = group_size / (len(table) - 1) * (table - mean).square().sum().item()
     signal = mean.square().sum().item()

@@ -5,10 +5,13 @@ x = log q/p on samples of p. On samples of p: E[-x] = E[e^x - 1 - x] = KL(p || q
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+X_MAX = 40.0  # nats; e^40 times any log ratio below 300 is finite in float32
 
 
 def k1(x: Tensor) -> Tensor:
@@ -22,14 +25,15 @@ def k2(x: Tensor) -> Tensor:
 
 
 def k3(x: Tensor) -> Tensor:
-    """e^x - 1 - x: unbiased for KL(p || q), never negative (Schulman 2020); e^x is taken at most at x = 40."""
-    return x.clamp(max=40.0).expm1() - x
+    """e^x - 1 - x: unbiased for KL(p || q), never negative (Schulman 2020); beyond x = 40 it goes on as its tangent."""
+    bounded = x.clamp(max=X_MAX)
+    return bounded.expm1() - bounded + math.expm1(X_MAX) * (x - X_MAX).relu()
 
 
 def effective_sample_size(weight: Tensor) -> Tensor:
     """(sum w)^2 / sum w^2 / n in [0, 1]; 0 if every weight is 0. weight (n,)."""
-    weight = weight.double()
-    return weight.sum().square() / weight.square().sum().clamp(min=1e-300) / weight.numel()
+    share = weight.double() / weight.abs().max().double().clamp(min=1e-300)
+    return share.sum().square() / share.square().sum().clamp(min=1e-300) / weight.numel()
 
 
 def tail_index(log_ratio: Tensor, fraction: float = 0.05) -> Tensor:

@@ -20,6 +20,11 @@ def require(ok: bool, key: str, value: object, remedy: str) -> None:
         raise ConfigError(f"{key}={value}: {remedy}")
 
 
+def require_compile(value: object) -> None:
+    """Refuse anything but auto, true and false for update.compile."""
+    require(isinstance(value, bool) or value == "auto", "update.compile", value, "choose auto, true or false.")
+
+
 def close_matches(name: str, known: Iterable[str], count: int = 3) -> str:
     """A clause " Did you mean a, b?" or "" for a misspelt name."""
     near = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

@@ -75,8 +75,9 @@ class Curve:
         for key in ("eps_low", "eps_high"):
             value = getattr(self, key, 0.5)
             require(0 < value < 1, f"gate.{key}", value, "must lie strictly between 0 and 1.")
-        cap = getattr(self, "cap", None)
-        require(cap is None or cap > 1, "gate.cap", cap, "must be greater than 1 (or null where a gate may go uncapped).")
+        cap = getattr(self, "cap", 2.0)
+        uncapped = cap is None and isinstance(self, Clip)
+        require(uncapped or (cap is not None and 1 < cap < math.inf), "gate.cap", cap, "must be a finite number above 1.")
         object.__setattr__(self, "_divisor", self._slope_at_one() if self.scale == "unit" else 1.0)
         if self._divisor <= 0:
             raise ConfigError(f"gate.scale=unit: {type(self).__name__} has no positive w(1) to divide by, use scale=none.")

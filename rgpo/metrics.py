@@ -7,6 +7,7 @@ Whatever was flushed can be read after a kill with `pandas.read_parquet(run_fold
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,9 +104,7 @@ class MetricsWriter:
         measured = [name for name in table.column_names if name not in GLOSSARY or _has_value(table[name])]
         path = self.run_dir / "metrics.parquet"
         write_atomically(table.select(measured).replace_schema_metadata(self.schema.metadata), path)
-        for part in parts:
-            part.unlink()
-        self.folder.rmdir()
+        shutil.rmtree(self.folder)
         return path
 
 

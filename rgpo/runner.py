@@ -131,7 +131,7 @@ class _Session:
             flush=True,
         )
         if self.iteration:
-            print(f"  resuming after iteration {self.iteration:,} of {self.num_iterations:,}", flush=True)
+            print(f"  attempt {self.attempt} resumes after iteration {self.iteration:,} of {self.num_iterations:,}", flush=True)
 
     def loop(self, signals: _Signals) -> None:
         """All remaining iterations. Interrupted after a signal."""

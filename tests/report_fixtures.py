@@ -82,9 +82,7 @@ def metrics_of(task: str, algo: str, seed: int, iterations: int) -> Metrics:
     }
 
 
-def write_parquet(
-    path: Path, metrics: Mapping[str, Any], start: int = 0, stop: int | None = None, attempt: int = 1
-) -> None:
+def write_parquet(path: Path, metrics: Mapping[str, Any], start: int = 0, stop: int | None = None, attempt: int = 1) -> None:
     """Rows start..stop of the metrics with their counters."""
     rows = range(start, stop if stop is not None else len(metrics["return/train_mean"]))
     counters = {"iteration": [i + 1 for i in rows], "env_steps": [(i + 1) * STEPS for i in rows]}
@@ -164,12 +162,7 @@ def write_gates(path: Path) -> None:
         "open": {side: (np.ones_like(d), np.zeros_like(d)) for side in (1, -1)},
         "clip": {1: (np.minimum(r, 1.2), r * (r < 1.2)), -1: (np.maximum(r, 0.8), r * (r > 0.8))},
     }
-    rows = [
-        (g, float(a), *point)
-        for g, both in curves.items()
-        for a, y in both.items()
-        for point in zip(d, *y, strict=True)
-    ]
+    rows = [(g, float(a), *point) for g, both in curves.items() for a, y in both.items() for point in zip(d, *y, strict=True)]
     names = ("gate", "advantage", "log_ratio", "gate_value", "weight")
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), path)

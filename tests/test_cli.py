@@ -32,6 +32,7 @@ BAD = {
     "task=gym task.env_id=Blackjack-v1": ("Blackjack-v1", "supported"),
     "task=hopper task.version=v1": ("Hopper-v1", ""),
     "algo=trpo penalty=adaptive": ("natural_gradient", "penalty=none"),
+    "advantage=group_relative": ("group_relative", "gae"),
     "gate=open": ("gate=open", "gate@ref_gate"),
     "gate@ref_gate=budget": ("gate@ref_gate", "open"),
     "dual=geometric gate@ref_gate=budget": ("dual=geometric", "open"),
@@ -109,7 +110,8 @@ def test_a_sweep_goes_on_after_a_failure_and_lists_it(tmp_path: Path) -> None:
         "        super().reset(seed=seed); return np.zeros(2, np.float32), {}\n"
         "    def step(self, action):\n"
         "        self.t += 1\n"
-        "        return np.zeros(2, np.float32), float('nan') if self.bad and self.t > 150 else 1.0, self.t % 10 == 0, False, {}\n"
+        "        reward = float('nan') if self.bad and self.t > 150 else 1.0\n"
+        "        return np.zeros(2, np.float32), reward, self.t % 10 == 0, False, {}\n"
         "gymnasium.register('Broken-v0', Broken)\n"
     )
     words = ["task=gym", "task.env_id=broken:Broken-v0", "task.num_envs=1", "task.num_steps=64", "num_iterations=5"]
@@ -141,7 +143,9 @@ def test_one_step_per_rollout_says_that_no_gate_matters(tmp_path: Path) -> None:
 def test_a_run_folder_holds_what_a_reader_needs(tmp_path: Path) -> None:
     rgpo_run([*TINY, "algo=rgpo", "update.lr=0.01"], tmp_path)
     run_dir = the_run(tmp_path / "results")
-    assert {"config.yaml", "provenance.json", "state.json", "metrics.parquet", "checkpoint.pt"} <= {f.name for f in run_dir.iterdir()}
+    assert {"config.yaml", "provenance.json", "state.json", "metrics.parquet", "checkpoint.pt"} <= {
+        f.name for f in run_dir.iterdir()
+    }
     frame = pd.read_parquet(run_dir / "metrics.parquet")
     assert frame.iteration.tolist() == [1, 2, 3, 4, 5, 6] and frame.env_steps.tolist() == [64 * i for i in range(1, 7)]
     assert frame["return/eval_mean"].notna().tolist() == [False, False, True] * 2

@@ -76,9 +76,7 @@ def test_groups_of_single_correlated_samples_understate_the_variance() -> None:
     ("num_steps", "num_envs", "groups", "size"),
     [(5, 8, 8, 5), (5, 32, 32, 5), (5, 33, 16, 10), (2048, 1, 16, 128), (128, 4, 16, 32), (100, 3, 18, 16), (1, 1000, 31, 32)],
 )
-def test_groups_are_disjoint_and_whole_environments_where_possible(
-    num_steps: int, num_envs: int, groups: int, size: int
-) -> None:
+def test_groups_are_disjoint_and_whole_environments_where_possible(num_steps: int, num_envs: int, groups: int, size: int) -> None:
     index = disjoint_groups(num_steps, num_envs)
     assert index.shape == (groups, size)
     assert len(np.unique(index)) == index.size <= num_steps * num_envs

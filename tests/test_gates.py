@@ -174,9 +174,7 @@ TABLE: list[tuple[str, Curve, float, Callable[[Tensor], Tensor], float, float]] 
 
 
 @pytest.mark.parametrize(("gate", "sign", "w", "at_one", "supremum"), [t[1:] for t in TABLE], ids=[t[0] for t in TABLE])
-def test_the_table_of_weights(
-    gate: Curve, sign: float, w: Callable[[Tensor], Tensor], at_one: float, supremum: float
-) -> None:
+def test_the_table_of_weights(gate: Curve, sign: float, w: Callable[[Tensor], Tensor], at_one: float, supremum: float) -> None:
     d = grid(-9.0, 9.0, 18_001)
     d = d[(d[:, None] - torch.tensor(KINKS)).abs().amin(1) > 1e-9]
     found = weights(gate, d, sign)
@@ -301,9 +299,7 @@ def test_a_gate_of_ones_own_works_in_the_objective() -> None:
     gate = Cauchy(scale="unit")
     logp = grid(-1, 1, 11).requires_grad_()
     advantage = torch.linspace(-1, 1, 11).double()
-    out = surrogate(
-        logp, logp * 0, logp * 0, advantage, gate=gate, ref_gate=gates.Open(), dual=Detached(), kl_coef=0.0
-    )
+    out = surrogate(logp, logp * 0, logp * 0, advantage, gate=gate, ref_gate=gates.Open(), dual=Detached(), kl_coef=0.0)
     (gradient,) = torch.autograd.grad(out.loss.sum(), logp)
     torch.testing.assert_close(gradient, -advantage / (1 + 4 * logp.detach().square()))
     with pytest.raises(ConfigError, match=r"gate\.sharpness=-1"):

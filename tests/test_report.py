@@ -106,9 +106,7 @@ def test_no_torch_and_a_quick_help(tmp_path: Path, stored: Path) -> None:
         (["out=file"], "out=file: cannot be written"),
     ],
 )
-def test_wrong_usage_is_one_sentence(
-    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
-) -> None:
+def test_wrong_usage_is_one_sentence(here: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
     (here / "empty").mkdir()
     (here / "file").write_text("")
     fixtures.write_run(here / "results", iterations=3)
@@ -145,9 +143,7 @@ def test_parts_with_other_columns_and_longer_lists(tmp_path: Path) -> None:
 
 def test_corrupt_files_among_good_ones(here: Path, stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(stored, here / "results")
-    ppo, rgpo, trpo = (
-        sorted((here / "results/first_evidence").glob(f"hopper-{a}-s*")) for a in ("ppo", "rgpo", "trpo")
-    )
+    ppo, rgpo, trpo = (sorted((here / "results/first_evidence").glob(f"hopper-{a}-s*")) for a in ("ppo", "rgpo", "trpo"))
     whole = (ppo[0] / "metrics.parquet").read_bytes()
     (ppo[0] / "metrics.parquet").write_bytes(whole[: len(whole) // 2])
     (ppo[1] / "metrics.parquet").write_bytes(b"")
@@ -170,9 +166,7 @@ def test_corrupt_files_among_good_ones(here: Path, stored: Path, capsys: pytest.
         assert any(folder.name in line and why in line for line in error.splitlines())
         assert f"{folder.name.replace('_', chr(92) + '_')}" in page
     assert (here / "report/first_evidence/figures/learning_curves.svg").exists()
-    rows = {
-        (row["task"], row["label"]): row for row in fixtures.read_csv(here / "report/first_evidence/tables/summary.csv")
-    }
+    rows = {(row["task"], row["label"]): row for row in fixtures.read_csv(here / "report/first_evidence/tables/summary.csv")}
     assert [rows["hopper", algo]["n"] for algo in ("ppo", "rgpo", "trpo")] == ["1", "2", "2"]
 
 
@@ -207,9 +201,7 @@ def test_a_missing_metric(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "gradient_variance: no run measured gradvar" in page  # a note: nobody asked for it by name
     assert "python -m rgpo.gates_table" in page
     assert main([*FAST, "figures=[gradient_variance]"]) == 1
-    assert (
-        "no run measured gradvar/before_relative or gradvar/before; the figure is left out" in capsys.readouterr().err
-    )
+    assert "no run measured gradvar/before_relative or gradvar/before; the figure is left out" in capsys.readouterr().err
 
 
 def test_unfinished_and_failed_runs_enter_no_mean(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

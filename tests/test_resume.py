@@ -12,7 +12,13 @@ from cli import parameters, rgpo_run, rows, start, the_run
 
 COMMON = ["num_iterations=8", "eval_every=3", "gradvar_every=3", "checkpoint_every_s=0"]
 CASES = {
-    "hopper-ppo_kl-adaptive": ["task=hopper", "algo=ppo_kl", "gate=adaptive_signed", "task.num_steps=256", "update.num_minibatches=4"],
+    "hopper-ppo_kl-adaptive": [
+        "task=hopper",
+        "algo=ppo_kl",
+        "gate=adaptive_signed",
+        "task.num_steps=256",
+        "update.num_minibatches=4",
+    ],
     "halfcheetah-trpo": ["task=halfcheetah", "algo=trpo", "task.num_steps=256", "task.num_envs=2", "update.critic_minibatches=4"],
     "pendulum-rgpo": ["task=pendulum", "algo=rgpo", "task.num_steps=64", "update.num_minibatches=4", "update.num_epochs=20"],
     "frozenlake-awr": ["task=gym", "task.env_id=FrozenLake-v1", "algo=awr", "task.num_steps=64", "update.num_epochs=40"],

@@ -208,15 +208,11 @@ class PlainPPO(nn.Module):
 
 @both_kinds
 @pytest.mark.parametrize("value_clip", [0.2, None])
-def test_sgd_is_ppo_in_plain_torch(
-    make_policy: Make, make_batch: MakeBatch, discrete: bool, value_clip: float | None
-) -> None:
+def test_sgd_is_ppo_in_plain_torch(make_policy: Make, make_batch: MakeBatch, discrete: bool, value_clip: float | None) -> None:
     policy = make_policy(discrete=discrete)
     plain, batch = PlainPPO(policy), make_batch(policy, 64)
     epochs: list[Tensor] = []
-    update = SGD(
-        num_epochs=2, num_minibatches=4, lr=3e-4, ent_coef=0.01, value_clip=value_clip, anneal_lr=True, compile=False
-    )
+    update = SGD(num_epochs=2, num_minibatches=4, lr=3e-4, ent_coef=0.01, value_clip=value_clip, anneal_lr=True, compile=False)
     update.setup(policy, objective(gates.Clip()), False, 4, 7)
     update.num_updates = 1  # a quarter of the run is over: lr has fallen by a quarter
     metrics = update(policy, batch, 0.0, lambda: epochs.append(policy.parameters.clone()))
@@ -398,9 +394,7 @@ def test_natural_gradient_stays_in_its_trust_region(make_policy: Make, make_batc
     assert (policy.moved(batch).log_ratio.exp() * advantage).mean() > advantage.mean()
 
 
-def test_a_natural_gradient_step_solves_with_the_explicit_fisher_matrix(
-    make_policy: Make, make_batch: MakeBatch
-) -> None:
+def test_a_natural_gradient_step_solves_with_the_explicit_fisher_matrix(make_policy: Make, make_batch: MakeBatch) -> None:
     """theta' - theta = fraction sqrt(2 delta/s'(F + damping)s) s, (F + damping) s = g, F = mean J'(diag p - pp')J."""
     policy = make_policy(discrete=True, observation=2, action=3, hidden_sizes=(3,), seed=2)
     batch, start, count = make_batch(policy, 128), policy.parameters.clone(), policy.num_actor_parameters
@@ -428,9 +422,7 @@ def test_a_natural_gradient_step_solves_with_the_explicit_fisher_matrix(
 def test_natural_gradient_refuses_what_it_would_ignore() -> None:
     def make(**change: Any) -> Algorithm:
         parts = {"gate": gates.Identity(), "penalty": NoPenalty(), "update": NaturalGradient()} | change
-        return Algorithm(
-            ref_gate=gates.Open(), dual=Detached(), advantage=GAE(), kl_spike_threshold=0.04, **parts
-        )
+        return Algorithm(ref_gate=gates.Open(), dual=Detached(), advantage=GAE(), kl_spike_threshold=0.04, **parts)
 
     make()
     make(penalty=FixedPenalty(), update=SGD())

@@ -49,14 +49,15 @@ class ActorCritic:
     def _initialise(self, generator: Generator) -> None:
         tensors = self.unflatten(self.parameters)
         last_policy_layer = 2 * len(self.mlp.hidden_sizes)
+        gains = {last_policy_layer: self.mlp.policy_gain, len(tensors) - 2: self.mlp.value_gain}
+        width = 1  # inputs of the present layer
         for i, tensor in enumerate(tensors):
-            if tensor.dim() == 2:
-                last = {last_policy_layer: self.mlp.policy_gain, len(tensors) - 2: self.mlp.value_gain}
-                gain = last.get(i, math.sqrt(2))
-                if self.mlp.orthogonal_init:
-                    tensor.copy_(torch.nn.init.orthogonal_(torch.empty_like(tensor.T), gain, generator=generator).T)
-                else:
-                    tensor.uniform_(-1, 1, generator=generator).div_(math.sqrt(tensor.shape[0]))
+            width = tensor.shape[0] if tensor.dim() == 2 else width
+            if not self.mlp.orthogonal_init:
+                tensor.uniform_(-1, 1, generator=generator).div_(math.sqrt(width))
+            elif tensor.dim() == 2:
+                gain = gains.get(i, math.sqrt(2))
+                tensor.copy_(torch.nn.init.orthogonal_(torch.empty_like(tensor.T), gain, generator=generator).T)
             else:
                 tensor.zero_()
         if not self.discrete:

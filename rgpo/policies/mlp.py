@@ -15,7 +15,9 @@ class MLP:
 
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
-    orthogonal_init: bool = True  # False takes torch's default of nn.Linear
+    orthogonal_init: bool = (
+        True  # False draws weights and biases as nn.Linear does, U(+-1/sqrt(inputs)); the gains are then unused
+    )
     policy_gain: float = 0.01  # of the policy's last layer
     value_gain: float = 1.0  # of the critic's last layer
     log_std_init: float = 0.0

@@ -134,9 +134,7 @@ def _usable(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
             state = "incomplete" if run.status in ("completed", "unknown") else run.status
             reason = f" ({run.reason})" if run.reason else ""
             progress = f"at iteration {run.reached} of {run.num_iterations}"
-            problems.append(
-                Problem(_where(run), f"{state} {progress}{reason}; drawn as a thin line, in no mean or table")
-            )
+            problems.append(Problem(_where(run), f"{state} {progress}{reason}; drawn as a thin line, in no mean or table"))
     return used, problems
 
 

@@ -81,14 +81,10 @@ class Run:
 def experiments(results_dir: Path, wanted: str | None) -> list[str]:
     """Names of the experiments with run folders. ConfigError if there is none or not the wanted one."""
     if not results_dir.is_dir():
-        raise ConfigError(
-            f"results_dir={results_dir}: there is no such folder; run rgpo-run first, or give another results_dir"
-        )
+        raise ConfigError(f"results_dir={results_dir}: there is no such folder; run rgpo-run first, or give another results_dir")
     found = sorted(d.name for d in results_dir.iterdir() if _visible_folder(d) and run_folders(d))
     if not found:
-        raise ConfigError(
-            f"results_dir={results_dir}: it holds no runs; run rgpo-run first, or give another results_dir"
-        )
+        raise ConfigError(f"results_dir={results_dir}: it holds no runs; run rgpo-run first, or give another results_dir")
     if wanted is None:
         return found
     if wanted not in found:

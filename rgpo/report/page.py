@@ -107,9 +107,7 @@ def _provenance(runs: Sequence[Run]) -> str:
 
 
 def _counted(name: str, found: Counter[str], quote: str = "") -> list[str]:
-    counts = {
-        value: f" ({n} run{'s' if n > 1 else ''})" if len(found) > 1 else "" for value, n in sorted(found.items())
-    }
+    counts = {value: f" ({n} run{'s' if n > 1 else ''})" if len(found) > 1 else "" for value, n in sorted(found.items())}
     shown = [f"{quote}{value}{quote}{count}" for value, count in counts.items()]
     more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
     return [f"- {name}: {'; '.join(shown[:5])}{more}"]

@@ -59,9 +59,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def mean_interval(
-    values: Floats, rng: np.random.Generator, *, num_resamples: int, confidence: float
-) -> tuple[Floats, Floats]:
+def mean_interval(values: Floats, rng: np.random.Generator, *, num_resamples: int, confidence: float) -> tuple[Floats, Floats]:
     """Percentile interval (I,), (I,) of the mean over runs of values (S, I); nan where S < MIN_RUNS or a run is nan."""
     num_runs, num_points = values.shape
     low, high = np.full(num_points, np.nan), np.full(num_points, np.nan)

@@ -87,11 +87,7 @@ KNOWN = {
     "grpo": Line(SKY, SOLID, "<"),
     "rloo": Line(PURPLE, DASHDOT, ">"),
 }
-_OTHERS = [
-    Line(c, d, m)
-    for d, m in zip(DASHES[1:], "<>dh", strict=True)
-    for c in (SKY, PURPLE, GREEN, ORANGE, BLUE, VERMILLION)
-]
+_OTHERS = [Line(c, d, m) for d, m in zip(DASHES[1:], "<>dh", strict=True) for c in (SKY, PURPLE, GREEN, ORANGE, BLUE, VERMILLION)]
 
 
 def context() -> AbstractContextManager[None]:
@@ -148,8 +144,7 @@ def grid(num_panels: int, *, columns: int, height: float, share_x: bool = False)
 def legend_below(figure: Figure, lines: Mapping[str, Line], extra: Sequence[Line2D] = ()) -> None:
     """One legend for all panels, outside of them."""
     handles: list[Line2D] = [
-        Line2D([], [], color=line.color, linestyle=line.dashes, marker=line.marker, label=label)
-        for label, line in lines.items()
+        Line2D([], [], color=line.color, linestyle=line.dashes, marker=line.marker, label=label) for label, line in lines.items()
     ]
     handles += extra
     if handles:

@@ -103,9 +103,7 @@ def baseline_problems(groups: Sequence[Group], settings: Settings) -> list[Probl
     for task in sorted({group.task for group in groups}):
         several = [g.label for g in groups if g.task == task and g.algo == name]
         if baseline_of(task, groups, settings.baseline) is None and (several or settings.baseline):
-            hint = (
-                f"it has the variants {', '.join(several)}; give one as 'baseline=...'" if several else "it was not run"
-            )
+            hint = f"it has the variants {', '.join(several)}; give one as 'baseline=...'" if several else "it was not run"
             problems.append(Problem(f"baseline={name}", f"no comparison in task {task}: {hint}"))
     return problems
 

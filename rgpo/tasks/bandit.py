@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rgpo.advantages import GAE
 from rgpo.batch import Array, Batch, Moved, Rollout
-from rgpo.errors import require
+from rgpo.errors import ConfigError, require
 from rgpo.gates import Gate, weight
 from rgpo.quadrature import integrate_to_infinity
 
@@ -123,8 +124,10 @@ class Bandit:
         """Nothing to look up."""
 
     def admit(self, algorithm: Algorithm) -> Algorithm:
-        """The algorithm with its update replaced by one that only measures. ConfigError for a reference gate."""
+        """The algorithm with its update replaced by one that only measures. ConfigError for what would be ignored."""
         algorithm.refuse_reference("bandit")
+        if not isinstance(algorithm.advantage, GAE):
+            raise ConfigError("advantage: the bandit's truth holds for the raw A = +-1, use advantage=gae.")
         return replace(algorithm, update=Measure())
 
     def plan_iterations(self, total_env_steps: int) -> int:
@@ -208,21 +211,33 @@ class Measure:
     """An update that takes no step: mean and variance of w and of w A s by sampling, and by quadrature."""
 
     trust_region = False
+    centres_advantage = False
     note = "nothing is learnt: weights are measured by sampling and by quadrature"
 
     def check(self, batch_size: int) -> None:
         """Any number of samples will do."""
 
     def setup(self, policy: FixedRatios, objective: Any, penalised: bool, num_iterations: int, seed: int) -> None:
-        """Compute the truth once."""
+        """Take the gate from the objective."""
         self.gate = objective.keywords["gate"]
-        self.truth = truth(self.gate, policy.ratio)
+        self._truth: tuple[Any, dict[str, float]] = (None, {})
+
+    def seen(self, advantage: Tensor) -> Tensor:
+        """The raw A."""
+        return advantage
+
+    def _true_moments(self, ratio: Gaussian | Pareto) -> dict[str, float]:
+        """``truth``, computed again only when the gate's sharpness has moved."""
+        present = getattr(self.gate, "sharpness", 0.0)
+        if self._truth[0] != present:
+            self._truth = (present, truth(self.gate, ratio))
+        return self._truth[1]
 
     def __call__(self, policy: FixedRatios, batch: Batch, kl_coef: float, after_epoch: Any) -> dict[str, float]:
         after_epoch()
         w = weight(self.gate, batch.action, batch.advantage)
         product = w * batch.advantage * batch.observation
-        return self.truth | {
+        return self._true_moments(policy.ratio) | {
             "ratio/abs_log_max_learning": batch.action.abs().max().item(),
             "bandit/num_samples": float(len(w)),
             "bandit/weight_mean": w.mean().item(),
@@ -255,6 +270,6 @@ def truth(gate: Gate, ratio: Gaussian | Pareto) -> dict[str, float]:
     signed = sum(p * sign * moment(1, sign) for sign, p in probability.items())
     return {
         "bandit/weight_mean_true": mean,
-        "bandit/weight_var_true": square - mean**2,
+        "bandit/weight_var_true": max(square - mean**2, 0.0),
         "bandit/gradient_var_true": SCORE_SQUARE * square - (SCORE_MEAN * signed) ** 2,
     }

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rgpo.batch import Array, Rollout
-from rgpo.errors import NonFiniteError, require
+from rgpo.errors import ConfigError, NonFiniteError, require
 from rgpo.policies.mlp import MLP
 from rgpo.tasks.environments import Step, VectorEnv, make_vector_env
 from rgpo.tasks.normalize import ObservationNormalizer, RewardNormalizer
@@ -70,6 +70,8 @@ class Control:
     def admit(self, algorithm: Algorithm) -> Algorithm:
         """The algorithm as it runs on this task. ConfigError for what control cannot honour."""
         algorithm.refuse_reference("control")
+        if algorithm.advantage.of_completions:
+            raise ConfigError("advantage: group_relative and leave_one_out compare completions, use gae on control tasks.")
         algorithm.update.check(self.batch_size)
         return algorithm
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rgpo.errors import ConfigError, NonFiniteError, require
+from rgpo.errors import ConfigError, NonFiniteError, require, require_compile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +62,7 @@ class NaturalGradient:
     compile: bool | str = "auto"
 
     trust_region: bool = field(default=True, init=False)
+    centres_advantage: bool = field(default=True, init=False)
     note: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +71,7 @@ class NaturalGradient:
         for key in ("cg_iterations", "line_search_tries", "critic_epochs", "critic_minibatches"):
             value = getattr(self, key)
             require(isinstance(value, int) and value > 0, f"update.{key}", value, "must be a positive whole number.")
+        require_compile(self.compile)
         shrink = self.line_search_shrink
         require(0 < shrink < 1, "update.line_search_shrink", shrink, "must lie strictly between 0 and 1.")
 
@@ -81,6 +83,12 @@ class NaturalGradient:
             self.critic_minibatches,
             f"does not divide the batch of {batch_size} samples (num_envs x num_steps).",
         )
+
+    def seen(self, advantage: Tensor) -> Tensor:
+        """The advantages (N,) normalised over the batch."""
+        from rgpo.updates.losses import standardise
+
+        return standardise(advantage)
 
     def setup(self, policy: ActorCritic, objective: Any, penalised: bool, num_iterations: int, seed: int) -> None:
         """Make the critic's optimiser for policy; objective is the surrogate without its kl_coef."""
@@ -118,9 +126,7 @@ class NaturalGradient:
     def _actor_step(self, policy: ActorCritic, batch: Batch) -> dict[str, float]:
         import torch
 
-        from rgpo.updates.losses import standardise
-
-        advantage = standardise(batch.advantage)
+        advantage = self.seen(batch.advantage)
         count = policy.num_actor_parameters
         start = policy.parameters.clone()
 

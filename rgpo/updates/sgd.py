@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rgpo.errors import NonFiniteError, require
+from rgpo.errors import NonFiniteError, require, require_compile
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rgpo.batch import Batch
     from rgpo.policies.actor_critic import ActorCritic
 
@@ -52,7 +54,18 @@ class SGD:
             self.normalize_advantage,
             "choose minibatch, batch or none.",
         )
-        require(self.compile in (True, False, "auto"), "update.compile", self.compile, "choose auto, true or false.")
+        require_compile(self.compile)
+
+    @property
+    def centres_advantage(self) -> bool:
+        """Whether the mean of the advantages is taken away."""
+        return self.normalize_advantage != "none"
+
+    def seen(self, advantage: Tensor) -> Tensor:
+        """The advantages (N,) as the gate sees them, normalised over the whole batch."""
+        from rgpo.updates.losses import standardise
+
+        return standardise(advantage) if self.centres_advantage else advantage
 
     def check(self, batch_size: int) -> None:
         """Refuse minibatches that do not divide the batch."""
@@ -104,11 +117,10 @@ class SGD:
         """Climb for num_epochs; after_epoch is called when the policy has the epoch's parameters. NonFiniteError on NaN."""
         import torch
 
-        from rgpo.updates.losses import standardise
         from rgpo.updates.minibatch_adam import STATISTICS
 
         if self.normalize_advantage == "batch":
-            batch = batch._replace(advantage=standardise(batch.advantage))
+            batch = batch._replace(advantage=self.seen(batch.advantage))
         lr = self.lr * (1 - self.num_updates / self.num_iterations) if self.anneal_lr else self.lr
         rows = []
         for _ in range(self.num_epochs):

@@ -14,9 +14,7 @@ from rgpo.report.settings import Settings
 from rgpo.report.style import Line
 
 
-def compute(
-    groups: Sequence[Group], settings: Settings, y_labels: Mapping[str, str], window: int = 1
-) -> tuple[Panel, ...]:
+def compute(groups: Sequence[Group], settings: Settings, y_labels: Mapping[str, str], window: int = 1) -> tuple[Panel, ...]:
     """For each task a panel for each metric (column -> y label), in that order; tasks without any are left out."""
     found = [series.panels(groups, column, settings, y_label=text, window=window) for column, text in y_labels.items()]
     by_place = {(panel.task, panel.y_label): panel for panels in found for panel in panels}
