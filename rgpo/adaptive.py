@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from rgpo.curve import Curve
 from rgpo.errors import ConfigError, require
-from rgpo.gates import Budget, Curve, SigmoidMatched
+from rgpo.gates import Budget, SigmoidMatched
 
 if TYPE_CHECKING:
     from torch import Tensor

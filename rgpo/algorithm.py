@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from rgpo.batch import Array, Moved, Rollout, disjoint_groups
+from rgpo.curve import Gate
 from rgpo.errors import ConfigError
-from rgpo.gates import Gate, Open
+from rgpo.gates import Open
 from rgpo.objective import Dual, check_dual, surrogate
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from rgpo.batch import Moved
+from rgpo.curve import Gate, weight
 from rgpo.divergences import effective_sample_size, k1, k3, tail_index
-from rgpo.gates import Gate, weight
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 

@@ -23,9 +23,8 @@
     Budget           sigma(k (b - sign(A) d))/sigma(k b)              fades where d leaves its budget
     Open             1                                                0                               0
 
-The weight is never written a second time: ``weight`` takes it from the curve by autograd. Only tensor methods are used,
-so this module imports nothing heavy. Everything is finite in value and slope for |d| <= 300 in float32 and bfloat16:
-no exponential ever sees an unclamped d.
+The weight is never written a second time: ``curve.weight`` takes it by autograd. Everything is finite in value and slope for
+|d| <= 300 in float32 and bfloat16, because no exponential ever sees an unclamped d.
 
 To add a gate: one frozen dataclass with a ``curve`` here, one yaml in conf/gate.
 """
@@ -34,113 +33,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
-from rgpo.errors import ConfigError, require
+from rgpo.curve import Curve, capped_ratio, ratio, ratio_minus_one, weight
+from rgpo.errors import require
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-D_MAX, D_MAX_DOUBLE = 40.0, 300.0  # nats; e^d squared is finite in float32 and bfloat16, and in float64
-
-
-class Gate(Protocol):
-    """What the objective and the algorithm ask of a gate."""
-
-    def __call__(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        """Gate value g for d = log_ratio (any shape, nats); only sign-aware gates read the sign of advantage."""
-
-    def weight_at_one(self) -> float:
-        """w(1) after scaling."""
-
-    def observe(self, kl: float) -> None:
-        """Take note of the last update's KL(old || new) in nats."""
-
-    def state_dict(self) -> dict[str, float]: ...
-
-    def load_state_dict(self, state: dict[str, float]) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """What every gate shares: `scale: none` leaves g as it is, `scale: unit` divides it by w(1)."""
-
-    scale: str = "none"
-
-    def __post_init__(self) -> None:
-        require(self.scale in ("none", "unit"), "gate.scale", self.scale, "choose none or unit.")
-        for key in ("sharpness", "sharpness_neg", "center", "budget"):
-            value = getattr(self, key, 1.0)
-            require(0 < value < math.inf, f"gate.{key}", value, "must be a positive, finite number.")
-        for key in ("eps_low", "eps_high"):
-            value = getattr(self, key, 0.5)
-            require(0 < value < 1, f"gate.{key}", value, "must lie strictly between 0 and 1.")
-        cap = getattr(self, "cap", 2.0)
-        uncapped = cap is None and isinstance(self, Clip)
-        require(uncapped or (cap is not None and 1 < cap < math.inf), "gate.cap", cap, "must be a finite number above 1.")
-        object.__setattr__(self, "_divisor", self._slope_at_one() if self.scale == "unit" else 1.0)
-        if self._divisor <= 0:
-            raise ConfigError(f"gate.scale=unit: {type(self).__name__} has no positive w(1) to divide by, use scale=none.")
-
-    _divisor = 1.0
-
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        """The gate value before scaling, at log ratio d."""
-        raise NotImplementedError
-
-    def __call__(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        value = self.curve(log_ratio, advantage)
-        return value if self.scale == "none" else value / self._divisor
-
-    def _slope_at_one(self) -> float:
-        import torch
-
-        return weight(self.curve, torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)).item()
-
-    def weight_at_one(self) -> float:
-        """w(1) after scaling, on the side A >= 0."""
-        return self._slope_at_one() / self._divisor
-
-    def observe(self, kl: float) -> None:
-        """A plain gate learns nothing."""
-
-    def state_dict(self) -> dict[str, float]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        return None
-
-
-class _CurveFunction(Protocol):
-    def __call__(self, d: Tensor, advantage: Tensor, /) -> Tensor: ...
-
-
-def weight(gate: _CurveFunction, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-    """w = dg/dd, detached, from the curve by autograd; shapes as log_ratio."""
-    import torch
-
-    with torch.enable_grad():
-        d = log_ratio.detach().clone().requires_grad_()
-        (slope,) = torch.autograd.grad(gate(d, advantage).sum(), d)
-    return slope
-
-
-def _bounded(d: Tensor) -> Tensor:
-    return d.clamp(max=D_MAX_DOUBLE if d.element_size() == 8 else D_MAX)
-
-
-def _ratio(d: Tensor) -> Tensor:
-    return _bounded(d).exp()
-
-
-def _ratio_minus_one(d: Tensor) -> Tensor:
-    return _bounded(d).expm1()
-
-
-def _capped_ratio(d: Tensor, cap: float) -> Tensor:
-    """r up to cap, then cap (1 + log(r/cap)): slope min(r, cap)."""
-    log_cap = math.log(cap)
-    return d.clamp(max=log_cap).exp() + cap * (d - log_cap).relu()
+__all__ = ["Curve", "weight"]  # what a module with a gate of its own needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +57,7 @@ class Identity(Curve):
     """g = r: importance sampling, TRPO's surrogate (Schulman et al. 2015)."""
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return _ratio(d)
+        return ratio(d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +68,11 @@ class Clip(Curve):
     eps_high: float = 0.2
     cap: float | None = None
 
+    may_be_uncapped: ClassVar[bool] = True
+
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         upper = d.clamp(max=math.log1p(self.eps_high)).exp()
-        lower = _ratio(d.clamp(min=math.log1p(-self.eps_low), max=None if self.cap is None else math.log(self.cap)))
+        lower = ratio(d.clamp(min=math.log1p(-self.eps_low), max=None if self.cap is None else math.log(self.cap)))
         return upper.where(advantage >= 0, lower)
 
 
@@ -180,7 +83,7 @@ class Sigmoid(Curve):
     sharpness: float = 10.0
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return (self.sharpness * _ratio_minus_one(d)).sigmoid()
+        return (self.sharpness * ratio_minus_one(d)).sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +123,8 @@ class SigmoidSigned(Curve):
     cap: float = 3.0
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        closing = 1 + (2 / self.sharpness) * (self.sharpness / 2 * _ratio_minus_one(d)).tanh()
-        return closing.where((d > 0) == (advantage >= 0), _capped_ratio(d, self.cap))
+        closing = 1 + (2 / self.sharpness) * (self.sharpness / 2 * ratio_minus_one(d)).tanh()
+        return closing.where((d > 0) == (advantage >= 0), capped_ratio(d, self.cap))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +144,7 @@ class Erf(Curve):
     sharpness: float = 5.0
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return (self.sharpness * _ratio_minus_one(d)).erf() / 2 + 0.5
+        return (self.sharpness * ratio_minus_one(d)).erf() / 2 + 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +154,7 @@ class Arctan(Curve):
     sharpness: float = 5.0
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return (self.sharpness * _ratio_minus_one(d)).atan() / math.pi + 0.5
+        return (self.sharpness * ratio_minus_one(d)).atan() / math.pi + 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +164,7 @@ class Softsign(Curve):
     sharpness: float = 5.0
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        z = self.sharpness * _ratio_minus_one(d)
+        z = self.sharpness * ratio_minus_one(d)
         return z / (1 + z.abs()) / 2 + 0.5
 
 
@@ -272,7 +175,7 @@ class Tanh(Curve):
     sharpness: float = 5.0
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return (self.sharpness * _ratio_minus_one(d)).tanh() / 2 + 0.5
+        return (self.sharpness * ratio_minus_one(d)).tanh() / 2 + 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +208,7 @@ class Cispo(Curve):
     cap: float = 3.0
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return _capped_ratio(d, self.cap)
+        return capped_ratio(d, self.cap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +219,7 @@ class Sapo(Curve):
     sharpness_neg: float = 1.05
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        u = _ratio_minus_one(d)
+        u = ratio_minus_one(d)
         pos = (4 / self.sharpness) * (self.sharpness * u).sigmoid()
         neg = (4 / self.sharpness_neg) * (self.sharpness_neg * u).sigmoid()
         return pos.where(advantage >= 0, neg)
@@ -329,8 +232,8 @@ class Spo(Curve):
     eps_high: float = 0.2
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        penalty = _ratio_minus_one(d).square() / (2 * self.eps_high)
-        return _ratio(d) - penalty.where(advantage >= 0, -penalty)
+        penalty = ratio_minus_one(d).square() / (2 * self.eps_high)
+        return ratio(d) - penalty.where(advantage >= 0, -penalty)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from rgpo.config import make
-from rgpo.gates import weight
+from rgpo.curve import weight
 from rgpo.metrics import write_atomically
 from rgpo.paths import conf_dir
 

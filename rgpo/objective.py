@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from rgpo.curve import Gate
 from rgpo.divergences import k3
 from rgpo.errors import ConfigError, require
-from rgpo.gates import Gate, Open
+from rgpo.gates import Open
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,8 @@ LAYERS = [  # a module imports from its own line and the lines below it only
     ["objective"],
     ["adaptive", "language_advantages", "penalties", "quadrature"],
     ["advantages"],
-    ["gates", "divergences", "batch", "sequences"],
+    ["gates"],
+    ["curve", "divergences", "batch", "sequences"],
     ["schema", "paths", "errors", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
