@@ -19,8 +19,8 @@ import numpy as np
 
 from rgpo.advantages import GAE
 from rgpo.batch import Array, Batch, Moved, Rollout
+from rgpo.curve import Gate, weight
 from rgpo.errors import ConfigError, require
-from rgpo.gates import Gate, weight
 from rgpo.quadrature import integrate_to_infinity
 
 if TYPE_CHECKING:
