@@ -25,7 +25,14 @@ LAYERS = [  # a module imports from its own line and the lines below it only
     ["schema", "paths", "errors", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-ONLY = {"gymnasium": {"tasks"}, "mujoco": {"tasks"}, "hydra": {"run", "config"}, "omegaconf": {"config", "gates_table", "report"}}
+ONLY = {
+    "transformers": {"tasks", "policies"},
+    "tokenizers": {"tasks"},
+    "gymnasium": {"tasks"},
+    "mujoco": {"tasks"},
+    "hydra": {"run", "config"},
+    "omegaconf": {"config", "gates_table", "report"},
+}
 
 
 def imports(file: Path) -> list[str]:

@@ -1,0 +1,1 @@
+"""The embedded scale: a small language model, reward model and judge, built where they run from rated review sentences."""

