@@ -1,0 +1,208 @@
+"""Log-probabilities, entropies and KL over a large vocabulary without ever holding its (N, V) logits; pure torch.
+
+A linear head (`nn.Linear`, tied or not, or peft's LoRA around one) is read in blocks of tokens x vocabulary. Each block leaves
+two numbers a token, from which the whole vocabulary's follow, and the backward pass computes the blocks again. Any other head
+(soft-capped logits) is called on some tokens at a time and once more in the backward pass: until then it must stay as it is.
+Names: N tokens, D hidden size, V vocabulary, R tokens and W columns of a block. Results are float32 or wider, in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+Head = Callable[[Tensor], Tensor]  # (R, D) -> (R, V)
+BLOCK_BYTES = 2**21  # of a linear head's logits at a time; larger blocks are no faster
+BLOCK_ROWS = 512
+LIVE = 10  # float32 arrays (R, V) alive at once with any head that is not linear
+MAX_BYTES = LIVE * 2**25  # for these: arrays of 32 MiB go back to the system when freed (glibc), smaller ones fragment the heap
+
+
+class TokenStatistics(NamedTuple):
+    """Of each token's distribution: log-probability of its target (N,) and entropy (N,), in nats; both have gradients."""
+
+    logp_N: Tensor
+    entropy_N: Tensor
+
+
+def token_statistics(
+    hidden_ND: Tensor, head: Head, targets_N: Tensor, *, temperature: float = 1.0, max_bytes: int = MAX_BYTES
+) -> TokenStatistics:
+    """log p at the targets and -sum p log p of p = softmax(head(h) / temperature); gradients reach h and the head.
+
+    targets_N int64; logits must be finite. Beside results and gradients a linear head takes 2 BLOCK_BYTES; any other about
+    max_bytes, one token at least, and where its large weight is trained a second gradient of that size.
+    ValueError for shapes that do not match and for temperature <= 0.
+    """
+    _check(hidden_ND, temperature)
+    if targets_N.shape != hidden_ND.shape[:1]:
+        raise ValueError(f"targets_N.shape={tuple(targets_N.shape)}: needs one target a token, {len(hidden_ND)} in all.")
+    linear = _linear_terms(head, hidden_ND)
+    if linear is not None and len(targets_N) > 0:
+        logp, entropy = _Blocked.apply(targets_N, temperature, linear[1], *linear[0])  # type: ignore[no-untyped-call]
+        return TokenStatistics(logp, entropy)
+    parts = [
+        checkpoint(_plain, hidden_ND[rows], head, targets_N[rows], temperature, use_reentrant=False)
+        for rows in _pieces(hidden_ND, head, max_bytes)
+    ]
+    return TokenStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def exact_kl(
+    hidden_p_ND: Tensor,
+    hidden_q_ND: Tensor,
+    head_p: Head,
+    head_q: Head,
+    *,
+    temperature: float = 1.0,
+    max_bytes: int = MAX_BYTES,
+) -> Tensor:
+    """KL(p || q) = sum_v p (log p - log q) of each token's two distributions, (N,) float64 nats, without gradients.
+
+    p and q are softmax(head(h) / temperature); ValueError for shapes that do not match and for temperature <= 0.
+    """
+    _check(hidden_p_ND, temperature)
+    if len(hidden_p_ND) != len(hidden_q_ND):
+        raise ValueError(f"len(hidden_q_ND)={len(hidden_q_ND)}: needs the same tokens as hidden_p_ND, {len(hidden_p_ND)}.")
+    parts = []
+    for rows in _pieces(hidden_p_ND, head_p, max_bytes):
+        logp = torch.log_softmax(head_p(hidden_p_ND[rows]) / temperature, -1, dtype=torch.float64)
+        gap = torch.log_softmax(head_q(hidden_q_ND[rows]) / temperature, -1, dtype=torch.float64).neg_().add_(logp)
+        parts.append(logp.exp_().mul_(gap).sum(-1))
+    return torch.cat(parts)
+
+
+def _check(hidden_ND: Tensor, temperature: float) -> None:
+    if hidden_ND.ndim != 2:
+        raise ValueError(f"hidden_ND.shape={tuple(hidden_ND.shape)}: needs (N, D); flatten the batch first.")
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: needs a positive number.")
+
+
+def _pieces(hidden_ND: Tensor, head: Head, max_bytes: int) -> list[slice]:
+    rows = -(-max_bytes // (4 * LIVE * head(hidden_ND[:0]).shape[-1]))
+    return [slice(top, top + rows) for top in range(0, max(1, len(hidden_ND)), rows)]
+
+
+def _plain(hidden_ND: Tensor, head: Head, targets_N: Tensor, temperature: float) -> TokenStatistics:
+    logits = head(hidden_ND) / temperature
+    logp = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return TokenStatistics(logp.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(-1))
+
+
+def _linear_terms(head: Any, hidden: Tensor) -> tuple[list[Tensor], Tensor | None] | None:
+    """[x_0, W_0, x_1, W_1, ...] and bias with logits = sum_i x_i W_i' + bias, or None for a head that is not known to be such.
+
+    Of peft's layers it knows the plain LoRA layer, x_1 = scaling A dropout(h) and W_1 = B, by name: peft stays optional.
+    """
+    if type(head) is nn.Linear:
+        return [hidden, head.weight], head.bias
+    known = (type(head).__module__, type(head).__qualname__) == ("peft.tuners.lora.layer", "Linear")
+    if not known or type(head.base_layer) is not nn.Linear or (head.merged and head.disable_adapters):
+        return None
+    terms = [hidden, head.base_layer.weight]
+    active = [] if head.merged or head.disable_adapters else [name for name in head.active_adapters if name in head.lora_A]
+    for name in active:
+        if name in head.lora_variant or head.lora_B[name].bias is not None:
+            return None
+        inner = head.lora_A[name](head.lora_dropout[name](hidden.to(head.lora_A[name].weight.dtype)))
+        terms += [inner * head.scaling[name], head.lora_B[name].weight]
+    return terms, head.base_layer.bias
+
+
+class _Block(NamedTuple):
+    """Logits over the temperature z (R, W) of these rows and columns, scratch (R, W), and the rows `hit` with targets `at`."""
+
+    rows: slice
+    columns: slice
+    z: Tensor
+    scratch: Tensor
+    hit: Tensor
+    at: Tensor
+
+
+def _blocks(terms: Sequence[Tensor], bias: Tensor | None, targets: Tensor, temperature: float) -> Iterator[_Block]:
+    """All blocks, each in the memory of the one before: allocated anew they would fragment the heap by hundreds of MB."""
+    inputs, weights = terms[::2], terms[1::2]
+    num_rows, vocabulary = len(inputs[0]), len(weights[0])
+    height = min(BLOCK_ROWS, num_rows)
+    width = min(vocabulary, max(1, BLOCK_BYTES // (4 * max(1, height))))
+    buffers = inputs[0].new_empty(2, height * width, dtype=_wide(inputs[0]))
+    for top in range(0, num_rows, BLOCK_ROWS):
+        rows = slice(top, min(top + BLOCK_ROWS, num_rows))
+        for left in range(0, vocabulary, width):
+            columns = slice(left, min(left + width, vocabulary))
+            shape = rows.stop - top, columns.stop - left
+            z, scratch = buffers[:, : shape[0] * shape[1]].view(2, *shape)
+            z.zero_() if bias is None else z.copy_(bias[columns])
+            for x, weight in zip(inputs, weights, strict=True):
+                if x.dtype == z.dtype:
+                    z.addmm_(x[rows], weight[columns].T)
+                else:
+                    z += x[rows] @ weight[columns].T
+            target = targets[rows] - left
+            hit = ((target >= 0) & (target < shape[1])).nonzero().squeeze(-1)
+            yield _Block(rows, columns, z.div_(temperature), scratch, hit, target[hit])
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class _Blocked(torch.autograd.Function):
+    """Log-probabilities and entropies of a linear head by blocks, with s_b the share of block b in the whole mass:
+
+    lse = log sum_b e^lse_b,  s_b = e^(lse_b - lse),  H = sum_b s_b (lse - E_b z),  d logp/dz = 1[target] - p,
+    dH/dz = -p (log p + H).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, targets: Tensor, temperature: float, bias: Tensor | None, *terms: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        chosen = targets.new_empty(len(targets), dtype=_wide(terms[0]))
+        found: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for rows, _, z, mass, hit, at in _blocks(terms, bias, targets, temperature):
+            chosen[rows][hit] = z[hit, at]
+            peak = z.amax(-1, keepdim=True)
+            torch.exp(z.sub_(peak), out=mass)
+            total, peak = mass.sum(-1), peak.squeeze(-1)
+            found.setdefault(rows.start, []).append((total.log() + peak, mass.mul_(z).sum(-1) / total + peak))
+        stacks = [[torch.stack(x) for x in zip(*blocks, strict=True)] for blocks in found.values()]
+        lse_KN, mean_KN = (torch.cat(x, -1) for x in zip(*stacks, strict=True))
+        lse = lse_KN.logsumexp(0)
+        entropy = ((lse_KN - lse).exp() * (lse - mean_KN)).sum(0)
+        ctx.save_for_backward(targets, lse, entropy, bias, *terms)
+        ctx.temperature = temperature
+        return chosen - lse, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        targets, lse, entropy, bias, *terms = ctx.saved_tensors
+        by_logp = (torch.zeros_like(lse) if grad_logp is None else grad_logp) / ctx.temperature
+        needs = ctx.needs_input_grad[2:]
+        grads = [torch.zeros_like(x) if need else None for x, need in zip((bias, *terms), needs, strict=True)]
+        for rows, columns, z, slope, hit, at in _blocks(terms, bias, targets, ctx.temperature):
+            z -= lse[rows, None]
+            if grad_entropy is None:
+                z.exp_().mul_(by_logp[rows, None]).neg_()
+            else:
+                by_entropy = grad_entropy[rows] / ctx.temperature
+                slope.copy_((by_logp[rows] + entropy[rows] * by_entropy)[:, None]).addcmul_(z, by_entropy[:, None])
+                z.exp_().mul_(slope).neg_()
+            z[hit, at] += by_logp[rows][hit]
+            if grads[0] is not None:
+                grads[0][columns] += z.sum(0)
+            for i in range(0, len(terms), 2):
+                grad_x, grad_weight, slope_z = grads[1 + i], grads[2 + i], z.to(terms[i].dtype)
+                if grad_x is not None:
+                    grad_x[rows].addmm_(slope_z, terms[i + 1][columns])
+                if grad_weight is not None:
+                    grad_weight[columns].addmm_(slope_z.T, terms[i][rows])
+        return None, None, *grads
