@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,18 @@ def save(run_dir: Path, state: dict[str, Any]) -> None:
     """Replace the run's checkpoint atomically. OSError if the folder is full or not writable."""
     import torch
 
+    buffer = io.BytesIO()  # torch would turn a full disk into an error of its own
+    torch.save({"format": FORMAT, **state}, buffer)
     aside = run_dir / f".{NAME}.writing"
-    with aside.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(run_dir / NAME)
+    try:
+        with aside.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(run_dir / NAME)
+    except OSError:
+        aside.unlink(missing_ok=True)  # half a checkpoint only takes the room that state.json needs
+        raise
 
 
 def load(run_dir: Path, config_hash: str) -> dict[str, Any] | None:

@@ -14,6 +14,10 @@ class NonFiniteError(ArithmeticError):
     """A loss, gradient, observation or reward that is NaN or infinite; the run stops and keeps what it has."""
 
 
+class StorageError(RuntimeError):
+    """The run folder cannot be written to any more; the run stops and keeps what it has."""
+
+
 def require(ok: bool, key: str, value: object, remedy: str) -> None:
     """Raise ConfigError "key=value: remedy" unless ok."""
     if not ok:

@@ -36,8 +36,12 @@ def write_atomically(table: pa.Table, path: Path) -> None:
     aside = path.with_name(f".{path.name}.writing")
     floats = [f.name for f in table.schema if pa.types.is_float32(f.type)]
     words = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
-    pq.write_table(table, aside, compression="zstd", use_dictionary=words, use_byte_stream_split=floats)
-    aside.replace(path)
+    try:
+        pq.write_table(table, aside, compression="zstd", use_dictionary=words, use_byte_stream_split=floats)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 class MetricsWriter:

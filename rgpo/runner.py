@@ -17,7 +17,7 @@ import yaml
 
 from rgpo import checkpoint, console, provenance, runfolder
 from rgpo.algorithm import Algorithm
-from rgpo.errors import ConfigError, NonFiniteError
+from rgpo.errors import ConfigError, NonFiniteError, StorageError
 from rgpo.metrics import MetricsWriter
 
 RATIO_MOVED = 1e-4  # nats; below it the log ratio is rounding
@@ -77,6 +77,10 @@ def run(config: Mapping[str, Any], parts: Parts, run_dir: Path, config_hash: str
         except KeyboardInterrupt:
             session.state("interrupted", "stopped at once; goes on from the last checkpoint")
             raise
+        except OSError as error:
+            failure = StorageError(f"results_dir: {error.strerror or error}; free some space and repeat the command.")
+            session.fail(failure)
+            raise failure from error
         except BaseException as error:
             session.fail(error)
             raise
@@ -220,14 +224,13 @@ class _Session:
         good = (
             f"the last good checkpoint is after iteration {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
         )
-        if isinstance(error, NonFiniteError):
-            error.args = (f"{where}: {error.args[0].rstrip('.')}; {good}; everything before is kept in {self.run_dir}.",)
-        elif isinstance(error, OSError):
-            error.args = (f"{where}: cannot write the results ({error.strerror or error}); {good}; free some space and repeat.",)
+        told = isinstance(error, NonFiniteError | StorageError)
+        if told:
+            error.args = (f"{where}: {error.args[0].rstrip('.')}; {good}; everything flushed before is kept in {self.run_dir}.",)
         try:
             if self.writer is not None:
                 self.writer.flush()
-            if not isinstance(error, ConfigError | NonFiniteError):
+            if not told and not isinstance(error, ConfigError):
                 (self.run_dir / "error.txt").write_text("".join(traceback.format_exception(error)))
             self.state("failed", " ".join(str(error).split()) or type(error).__name__)
         except OSError as second:  # a full disk must not hide the first error

@@ -1,13 +1,15 @@
 """What the user types, and what he is told when it is wrong: one sentence with key, value and remedy, nothing lost."""
 
+import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from cli import TINY, rgpo_run, the_run
+from cli import TINY, rgpo_run, start, the_run
 
 from rgpo.config import compose_jobs
 from rgpo.errors import ConfigError
@@ -166,3 +168,18 @@ def test_own_options_add_names_and_may_not_shadow(tmp_path: Path) -> None:
     (tmp_path / "mine" / "gate" / "clip.yaml").write_text("_target_: rgpo.gates.Log\n")
     with pytest.raises(ConfigError, match="rename"):
         compose_jobs(["gate=clip"], False, str(tmp_path / "mine"))
+
+
+def test_a_full_disk_stops_with_a_sentence_and_the_command_goes_on_later(tmp_path: Path) -> None:
+    def small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a checkpoint is larger
+
+    words = [*TINY, "checkpoint_every_s=0"]
+    process = start(words, tmp_path, preexec_fn=small_files_only)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and err.count("\n") == 1, err
+    assert "results_dir" in err and "free some space" in err and "iteration 2" in err
+    run_dir = the_run(tmp_path / "results")
+    assert json.loads((run_dir / "state.json").read_text())["status"] == "failed"
+    rgpo_run(words, tmp_path)
+    assert len(pd.read_parquet(run_dir / "metrics.parquet")) == 6
