@@ -228,13 +228,13 @@ class _Session:
         if told:
             error.args = (f"{where}: {error.args[0].rstrip('.')}; {good}; everything flushed before is kept in {self.run_dir}.",)
         try:
-            if self.writer is not None:
-                self.writer.flush()
+            self.state("failed", " ".join(str(error).split()) or type(error).__name__)
             if not told and not isinstance(error, ConfigError):
                 (self.run_dir / "error.txt").write_text("".join(traceback.format_exception(error)))
-            self.state("failed", " ".join(str(error).split()) or type(error).__name__)
+            if self.writer is not None:
+                self.writer.flush()
         except OSError as second:  # a full disk must not hide the first error
-            print(f"{self.run_dir}: could not record the failure ({second.strerror})", flush=True)
+            print(f"{self.run_dir}: could not record everything ({second.strerror})", flush=True)
 
     def _summarise(self, metrics: Mapping[str, Any]) -> None:
         minutes, seconds = divmod(time.monotonic() - self.started, 60)

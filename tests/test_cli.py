@@ -172,7 +172,7 @@ def test_own_options_add_names_and_may_not_shadow(tmp_path: Path) -> None:
 
 def test_a_full_disk_stops_with_a_sentence_and_the_command_goes_on_later(tmp_path: Path) -> None:
     def small_files_only() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a checkpoint is larger
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # a checkpoint is larger
 
     words = [*TINY, "checkpoint_every_s=0"]
     process = start(words, tmp_path, preexec_fn=small_files_only)
