@@ -16,8 +16,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from rgpo.curve import Gate, weight
 from rgpo.divergences import k3
-from rgpo.gates import Gate, Open, weight
+from rgpo.gates import Open
 from rgpo.language_advantages import GroupRelative, LeaveOneOut, dead_groups
 from rgpo.objective import Detached, sequence_mean, surrogate, token_mean
 from rgpo.paths import conf_dir
