@@ -28,6 +28,11 @@ def generalized_advantage(
     return advantage
 
 
+def check_normalize(choice: str) -> None:
+    """ConfigError unless choice is minibatch, batch or none."""
+    require(choice in ("minibatch", "batch", "none"), "advantage.normalize", choice, "choose minibatch, batch or none.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class GAE:
     """Generalised advantage estimation; lam = 1 is the discounted return minus the value baseline (REINFORCE)."""
@@ -35,11 +40,13 @@ class GAE:
     gamma: float = 0.99
     lam: float = 0.95
     bootstrap_truncated: bool = True  # False treats a time limit as a termination, as CleanRL does
+    normalize: str = "minibatch"  # what the update standardises advantages over: minibatch, batch or none
 
-    may_be_centred: ClassVar[bool] = True
-    of_completions: ClassVar[bool] = False
+    needs_groups: ClassVar[bool] = False
+    needs_critic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_normalize(self.normalize)
         require(0 <= self.gamma <= 1, "advantage.gamma", self.gamma, "must lie in [0, 1].")
         require(0 <= self.lam <= 1, "advantage.lam", self.lam, "must lie in [0, 1].")
 
@@ -56,15 +63,16 @@ class GAE:
 class Exponential:
     """AWR's weight min(exp(A/beta), max_weight) of the standardised advantage (Peng et al. 2019, Eq. 9 and App. C).
 
-    On-policy: the original also replays old data. Always positive, so it must not be centred by the update.
+    On-policy: the original also replays old data. Always positive, so the update must not centre it.
     """
 
     gae: GAE
     beta: float = 1.0
     max_weight: float = 20.0
 
-    may_be_centred: ClassVar[bool] = False
-    of_completions: ClassVar[bool] = False
+    normalize: ClassVar[str] = "none"
+    needs_groups: ClassVar[bool] = False
+    needs_critic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self.beta > 0, "advantage.beta", self.beta, "must be positive.")
@@ -78,5 +86,6 @@ class Exponential:
     def __call__(self, rollout: Rollout) -> tuple[Array, Array]:
         """exp(A/beta), capped, and the value target, both (T, E) float64."""
         advantage, target = self.gae(rollout)
-        standardised = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        live = advantage[rollout.live()]
+        standardised = (advantage - live.mean()) / (live.std() + 1e-8)
         return np.minimum(np.exp(np.minimum(standardised / self.beta, 80.0)), self.max_weight), target

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from rgpo.batch import Array, Moved, Rollout, disjoint_groups
+from rgpo.batch import Array, Moved, Rollout
 from rgpo.curve import Gate
 from rgpo.errors import ConfigError
 from rgpo.gates import Open
@@ -16,23 +17,25 @@ from rgpo.objective import Dual, check_dual, surrogate
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rgpo.batch import Batch
+    from rgpo.climbing import Adam, AdamSettings, CriticSettings, LocalModel
 
 
 class Advantage(Protocol):
     """Credit: a rollout to advantage and value target, both (T, E) float64."""
 
     gamma: float
-    may_be_centred: ClassVar[bool]  # whether an update may take the mean away
-    of_completions: ClassVar[bool]  # whether it credits whole completions, and not the steps of a rollout
+    normalize: str  # what the update standardises over: minibatch, batch or none
+    needs_groups: ClassVar[bool]  # whether it compares completions of one prompt
+    needs_critic: ClassVar[bool]  # whether it reads values, so that a critic must be trained
 
     def __call__(self, rollout: Rollout) -> tuple[Array, Array]: ...
 
 
 class Penalty(Protocol):
-    """The KL penalty's coefficient and its schedule."""
+    """The KL penalty's coefficients and their schedule."""
 
-    coef: float
+    coef: float  # in the loss
+    reward_kl_coef: float  # in the reward, of tasks with a reference policy
 
     def observe(self, kl: float) -> None: ...
 
@@ -44,29 +47,42 @@ class Penalty(Protocol):
 class Policy(Protocol):
     """What is trained: parameters and what they make of a rollout."""
 
-    parameters: Tensor
+    def make_batch(self, rollout: Any, advantage: Array, value_target: Array) -> tuple[Any, dict[str, Any]]:
+        """The samples of a rollout with their old log-probabilities, and what they say of advantages and critic."""
 
-    def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> tuple[Batch, dict[str, Any]]: ...
+    def moved(self, batch: Any) -> Moved:
+        """The present policy compared with the one that collected the batch."""
 
-    def moved(self, batch: Batch) -> Moved: ...
+    def group_gradients(self, batch: Any, advantage: Tensor, objective: Any, groups: Array) -> Iterable[Tensor]:
+        """The policy gradient (P,) of each group of samples, without the penalty; groups (M, b)."""
 
-    def group_gradients(self, batch: Batch, advantage: Tensor, objective: Any, groups: Array) -> Tensor: ...
+    def adam(self, settings: AdamSettings) -> Adam:
+        """What climbs for update=sgd: policy and critic together."""
+
+    def critic_adam(self, settings: CriticSettings) -> Adam:
+        """What fits the critic for update=natural_gradient."""
+
+    def local_model(self, batch: Any, advantage: Tensor, objective: Any) -> LocalModel:
+        """Gradient, Fisher products and trial steps at the present parameters, for update=natural_gradient."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> None: ...
 
 
 class Update(Protocol):
     """How to climb; owns the optimiser."""
 
     trust_region: bool  # whether the update holds the KL divergence by itself, so that a penalty would be ignored
-    centres_advantage: bool
     note: str
 
-    def check(self, batch_size: int) -> None: ...
+    def check(self, batch_size: int, normalize: str) -> None: ...
 
-    def seen(self, advantage: Tensor) -> Tensor: ...
+    def setup(
+        self, policy: Any, objective: Any, penalised: bool, num_iterations: int, seed: int, normalize: str = "minibatch"
+    ) -> None: ...
 
-    def setup(self, policy: Any, objective: Any, penalised: bool, num_iterations: int, seed: int) -> None: ...
-
-    def __call__(self, policy: Any, batch: Batch, kl_coef: float, after_epoch: Any) -> dict[str, float]: ...
+    def __call__(self, policy: Any, batch: Any, kl_coef: float, after_epoch: Any) -> dict[str, float]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -92,28 +108,30 @@ class Algorithm:
         if self.update.trust_region and self.penalty.coef > 0:
             raise ConfigError("penalty: natural_gradient keeps its own trust region update.kl_max, use penalty=none.")
 
-        if self.update.centres_advantage and not self.advantage.may_be_centred:
-            raise ConfigError("advantage: exponential weights must stay positive, use sgd with update.normalize_advantage=none.")
-
     def refuse_reference(self, task: str) -> None:
-        """Refuse a gate on the reference's ratio where there is no reference policy."""
+        """Refuse a gate or a KL that reads a reference policy where there is none."""
         if not isinstance(self.ref_gate, Open):
             raise ConfigError(f"gate@ref_gate: {task} tasks have no reference policy, leave it open.")
+        if self.penalty.reward_kl_coef != 0:
+            raise ConfigError(f"penalty.reward_kl_coef: {task} tasks have no reference policy, set it to 0.")
 
     def setup(self, policy: Policy, num_iterations: int, seed: int) -> None:
         """Get ready to train policy for num_iterations."""
         self.objective = partial(surrogate, gate=self.gate, ref_gate=self.ref_gate, dual=self.dual)
-        self.update.setup(policy, self.objective, self.penalty.coef > 0, num_iterations, seed)
+        self.update.setup(policy, self.objective, self.penalty.coef > 0, num_iterations, seed, self.advantage.normalize)
 
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> dict[str, Any]:
         """One iteration's learning; returns its metrics. NonFiniteError if a loss, gradient or KL is not finite."""
         from rgpo import diagnostics
+        from rgpo.updates.losses import standardise
 
         clock = Clock()
         batch, metrics = policy.make_batch(rollout, *self.advantage(rollout))
-        advantage = self.update.seen(batch.advantage)
+        advantage = batch.advantage if self.advantage.normalize == "none" else standardise(batch.advantage)
+        if self.advantage.normalize == "batch":
+            batch = batch._replace(advantage=advantage)
         clock.add("time/update_s")
-        groups = disjoint_groups(*rollout.reward.shape)
+        groups = rollout.groups()
         gradients = partial(policy.group_gradients, batch, advantage, self.objective, groups)
         if measure_variance:
             metrics["gradvar/num_groups"] = len(groups)
@@ -137,7 +155,7 @@ class Algorithm:
         if measure_variance:
             metrics |= diagnostics.gradient_variance("after", gradients(), groups.shape[1])
             clock.add("time/gradvar_s")
-        self.penalty.observe(metrics["kl/old_exact"])
+        self.penalty.observe(metrics.get("kl/ref_exact", metrics["kl/old_exact"]))  # the reference's where there is one
         self.gate.observe(metrics["kl/old_exact"])
         return metrics | clock.seconds
 

@@ -29,6 +29,16 @@ class Rollout:
     value: Array  # (T, E) float64, V of the observation
     next_value: Array  # (T, E) float64, V of the true next observation, before any reset
     metrics: dict[str, float]  # what the task measured while collecting
+    mask: Array | None = None  # (T, E) bool, which steps are real; None: all of them
+    group_size: int = 1  # consecutive environments that share a prompt
+
+    def live(self) -> Array:
+        """(T, E) bool: the steps that count, which padding does not."""
+        return np.ones(self.reward.shape, bool) if self.mask is None else self.mask
+
+    def groups(self) -> Array:
+        """Indices (M, b) of disjoint groups of samples for the variance of the policy gradient."""
+        return disjoint_groups(*self.reward.shape)
 
 
 class Batch(NamedTuple):
@@ -57,8 +67,16 @@ class Moved(NamedTuple):
     """The new policy seen from a batch of the old one."""
 
     log_ratio: Tensor  # (N,) nats
-    kl: Tensor  # (N,) KL(old || new) at each sample's state, exact, nats
+    kl: Tensor  # (N,) KL(old || new) at each sample's state, exact, nats; of fewer tokens where a vocabulary is large
     entropy: Tensor  # (N,) of the new policy, nats
+    ref: Reference | None = None  # where the task has a reference policy
+
+
+class Reference(NamedTuple):
+    """The new policy compared with a reference that is not trained."""
+
+    log_ratio: Tensor  # (N,) log pi_new/pi_ref of the batch's samples, nats
+    kl: Tensor  # (M,) exact KL(new || ref) at the states of a subsample, nats
 
 
 def disjoint_groups(num_steps: int, num_envs: int, smallest: int = 8, largest: int = 32) -> Array:

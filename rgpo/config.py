@@ -74,7 +74,7 @@ def _job(overrides: list[str], search: list[str], config_dir: str | None) -> Job
 def make_job(composed: DictConfig, choices: Mapping[str, Any], overrides: tuple[str, ...]) -> Job:
     """Resolve and check one composed configuration."""
     config = plain(composed)
-    config["choices"] = {key: choices[group] for key, group in GROUPS.items()}
+    config["choices"] = {key: choices[group] for key, group in GROUPS.items()} | {"scale": choices.get("scale", "none")}
     check(config)
     digest = config_hash(config)
     name = f"{config['choices']['task']}-{config['choices']['algo']}-s{config['seed']}-{digest}"
@@ -106,10 +106,9 @@ def check(config: Mapping[str, Any]) -> None:
     """Refuse unknown keys, wrong types, impossible values and impossible combinations. ConfigError."""
     base = OmegaConf.load(conf_dir() / "config.yaml")
     assert isinstance(base, DictConfig)
-    known = {*(str(key) for key in base if key not in ("defaults", "hydra")), "published", "choices", "task", *AXES}
+    known = {*(str(key) for key in base if key not in ("defaults", "hydra")), "choices", "task", *AXES}
     _refuse_unknown("", config, known)
-    control = OmegaConf.load(conf_dir() / "task" / "_control.yaml")
-    _refuse_unknown("published.", config.get("published", {}), {str(key) for key in control.published})
+    _refuse_unknown("published.", config["published"], {str(key) for key in base.published})
     for key in ("seed", "eval_every", "gradvar_every"):
         value = config[key]
         require(type(value) is int and value >= 0, key, value, "must be a whole number, 0 or more.")

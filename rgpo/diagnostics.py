@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -65,16 +67,21 @@ def _divisor(gate: Gate) -> float:
     return gate.weight_at_one() or 1.0
 
 
-def gradient_variance(when: str, gradients: Tensor, group_size: int) -> dict[str, float]:
-    """tr Sigma of one sample's gradient and tr Sigma/n/||g||^2, from M disjoint groups' mean gradients (M, P).
+def gradient_variance(when: str, gradients: Iterable[Tensor], group_size: int) -> dict[str, float]:
+    """tr Sigma of one sample's gradient and tr Sigma/n/||g||^2, from M disjoint groups' mean gradients, each (P,).
 
-    tr Sigma = b/(M-1) sum_j ||G_j - Gbar||^2 with b = group_size and n = M b (batch means, our choice of groups).
+    tr Sigma = b/(M-1) sum_j ||G_j - Gbar||^2 with b = group_size and n = M b (batch means, our choice of groups). One
+    gradient is held at a time (Welford 1962), in float64.
     """
-    table = gradients.double()
-    if len(table) < 2:
+    count, scatter = 0, 0.0
+    mean = torch.zeros(())
+    for gradient in gradients:
+        count += 1
+        gap = gradient.double() - mean
+        mean = mean + gap / count
+        scatter += gap.dot(gradient.double() - mean).item()
+    if count < 2:
         return {f"gradvar/{when}": float("nan"), f"gradvar/{when}_relative": float("nan")}
-    mean = table.mean(0)
-    trace = group_size / (len(table) - 1) * (table - mean).square().sum().item()
-    signal = mean.square().sum().item()
-    relative = trace / (group_size * len(table)) / signal if signal > 0 else float("nan")
+    trace, signal = group_size / (count - 1) * scatter, mean.square().sum().item()
+    relative = trace / (group_size * count) / signal if signal > 0 else float("nan")
     return {f"gradvar/{when}": trace, f"gradvar/{when}_relative": relative}

@@ -1,4 +1,4 @@
-"""Credit for completions: rewards to advantages. Pure numpy, float64.
+"""Credit for completions: rewards to advantages. Pure numpy, float64. With a critic, GAE over tokens is rgpo.advantages.GAE.
 
 Names: G completions a prompt (the group), B = prompts x G completions with those of a prompt side by side, T tokens,
 right-padded. mask is 1 on a completion's tokens.
@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from rgpo.advantages import generalized_advantage
-from rgpo.batch import Array
+from rgpo.advantages import check_normalize
+from rgpo.batch import Array, Rollout
 from rgpo.errors import require
 
 SCALES = ("group", "batch", "none")
@@ -33,6 +33,12 @@ def dead_groups(reward_B: Array, group_size: int) -> Array:
     return dead
 
 
+def spread(advantage_B: Array, rollout: Rollout) -> tuple[Array, Array]:
+    """The advantage of a completion at each of its tokens, and value targets 0, both (T, E)."""
+    advantage_TE = advantage_B * rollout.live()
+    return advantage_TE, np.zeros_like(advantage_TE)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GroupRelative:
     """A_i = (R_i - mean R) / (std R + eps) within the group: GRPO (Shao et al. 2024, arXiv 2402.03300, Sec. 4.1.2).
@@ -43,16 +49,22 @@ class GroupRelative:
 
     scale: str = "group"
     eps: float = 1e-4
+    normalize: str = "none"  # what the update standardises over besides: minibatch, batch or none
 
     gamma: ClassVar[float] = 1.0  # the reward comes once, at the end
-    may_be_centred: ClassVar[bool] = True
-    of_completions: ClassVar[bool] = True
+    needs_groups: ClassVar[bool] = True
+    needs_critic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_normalize(self.normalize)
         require(self.scale in SCALES, "advantage.scale", self.scale, f"choose {', '.join(SCALES[:-1])} or {SCALES[-1]}.")
         require(0 < self.eps < np.inf, "advantage.eps", self.eps, "must be a positive, finite number.")
 
-    def __call__(self, reward_B: Array, group_size: int) -> Array:
+    def __call__(self, rollout: Rollout) -> tuple[Array, Array]:
+        """Advantage of each completion at each of its tokens, and no value target, both (T, E) float64."""
+        return spread(self.compare(rollout.reward.sum(0), rollout.group_size), rollout)
+
+    def compare(self, reward_B: Array, group_size: int) -> Array:
         """Advantage (B,) float64. ConfigError for a group that cannot be compared."""
         reward = grouped(reward_B, group_size)
         centred: Array = reward - reward.mean(1, keepdims=True)
@@ -71,11 +83,20 @@ class LeaveOneOut:
     The baseline does not depend on completion i, so the gradient is unbiased. A dead group gets exactly 0.
     """
 
-    gamma: ClassVar[float] = 1.0
-    may_be_centred: ClassVar[bool] = True
-    of_completions: ClassVar[bool] = True
+    normalize: str = "none"  # what the update standardises over besides: minibatch, batch or none
 
-    def __call__(self, reward_B: Array, group_size: int) -> Array:
+    gamma: ClassVar[float] = 1.0
+    needs_groups: ClassVar[bool] = True
+    needs_critic: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_normalize(self.normalize)
+
+    def __call__(self, rollout: Rollout) -> tuple[Array, Array]:
+        """Advantage of each completion at each of its tokens, and no value target, both (T, E) float64."""
+        return spread(self.compare(rollout.reward.sum(0), rollout.group_size), rollout)
+
+    def compare(self, reward_B: Array, group_size: int) -> Array:
         """Advantage (B,) float64. ConfigError for a group that cannot be compared."""
         reward = grouped(reward_B, group_size)
         advantage: Array = reward - (reward.sum(1, keepdims=True) - reward) / (group_size - 1)
@@ -102,35 +123,17 @@ def token_rewards(score_B: Array, kl_BT: Array, mask_BT: Array, *, kl_coef: floa
     return penalty_BT + np.where(last_token(mask_BT), np.asarray(score_B, np.float64)[:, None], 0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenGAE:
-    """Generalised advantage estimation over tokens (Schulman et al. 2016, Eq. 16; Ouyang et al. 2022 for language).
+def token_steps(reward_BT: Array, value_BT: Array, mask_BT: Array, truncated_B: Array) -> dict[str, Array]:
+    """Completions as a rollout of T steps in B environments: a Rollout's reward, value, next_value, terminated, done, mask.
 
-    A_t = sum_l (gamma lam)^l delta_{t+l} up to the last token, delta_t = r_t + gamma V_{t+1} - V_t with V = 0 past the end.
-    bootstrap_truncated: a completion cut by its length limit has no value of its last state, so V of the last token stands
-    in for it (our choice); false treats the cut as the end, as published RLHF does, where the score already judged the cut.
+    reward_BT: the score at the last token and any penalty per token. value_BT: V of the state before each token. The last
+    token is done; it is terminated unless the length limit cut the completion (truncated_B). No value of the state after a
+    cut exists, so V of the last token stands in for it (our choice). ValueError for a mask with gaps.
     """
-
-    gamma: float = 1.0
-    lam: float = 0.95
-    bootstrap_truncated: bool = False
-
-    may_be_centred: ClassVar[bool] = True
-    of_completions: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        require(0 <= self.gamma <= 1, "advantage.gamma", self.gamma, "must lie in [0, 1].")
-        require(0 <= self.lam <= 1, "advantage.lam", self.lam, "must lie in [0, 1].")
-
-    def __call__(self, reward_BT: Array, value_BT: Array, mask_BT: Array, truncated_B: Array) -> tuple[Array, Array]:
-        """Advantage and value target, both (B, T) float64, 0 under mask 0. ValueError for a mask with gaps.
-
-        reward_BT: the score at the last token and any penalty per token. value_BT: V of the state before each token.
-        """
-        live_BT, last_BT = np.asarray(mask_BT, bool), last_token(mask_BT)
-        reward_BT, value_BT = (np.where(live_BT, np.asarray(x, np.float64), 0.0) for x in (reward_BT, value_BT))
-        next_value_BT = np.where(last_BT, value_BT, np.pad(value_BT[:, 1:], ((0, 0), (0, 1))))
-        bootstrapped_B1 = np.asarray(truncated_B, bool)[:, None] & self.bootstrap_truncated
-        over_time = (x.T for x in (reward_BT, value_BT, next_value_BT, last_BT & ~bootstrapped_B1, last_BT))
-        advantage_BT = generalized_advantage(*over_time, gamma=self.gamma, lam=self.lam).T
-        return advantage_BT, advantage_BT + value_BT
+    live_BT, last_BT = np.asarray(mask_BT, bool), last_token(mask_BT)
+    reward_BT, value_BT = (np.where(live_BT, np.asarray(x, np.float64), 0.0) for x in (reward_BT, value_BT))
+    ended_BT = last_BT & ~np.asarray(truncated_B, bool)[:, None]
+    next_value_BT = np.where(last_BT, np.where(ended_BT, 0.0, value_BT), np.pad(value_BT[:, 1:], ((0, 0), (0, 1))))
+    steps = {"reward": reward_BT, "value": value_BT, "next_value": next_value_BT}
+    steps |= {"terminated": ended_BT, "done": last_BT | ~live_BT, "mask": live_BT}
+    return {name: np.ascontiguousarray(x.T) for name, x in steps.items()}

@@ -89,14 +89,17 @@ def surrogate(
     return Surrogate(-gate_value * advantage + kl_coef * kl, log_ratio, gate_value, kl)
 
 
-def token_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the samples where mask is 1; x and mask of one shape."""
-    return (x * mask).sum() / mask.sum()
+def token_mean(mask: Tensor) -> Tensor:
+    """Weights (B, T) under which a sum is the mean over all tokens: mask / sum mask (DAPO, arXiv 2503.14476)."""
+    return mask / mask.sum()
 
 
-def sequence_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over sequences (B, T) of the mean over each one's tokens; every sequence needs a token."""
-    return ((x * mask).sum(-1) / mask.sum(-1)).mean()
+def sequence_mean(mask: Tensor) -> Tensor:
+    """Weights (B, T) under which a sum is the mean over sequences of each one's mean: mask / |y_i| / B; each needs a token."""
+    return mask / mask.sum(-1, keepdim=True) / len(mask)
+
+
+REDUCTIONS = {"token_mean": token_mean, "sequence_mean": sequence_mean}
 
 
 def check_dual(dual: Dual, ref_gate: Gate) -> None:

@@ -1,17 +1,31 @@
-"""KL penalties: a coefficient in the loss and the schedule it follows. Adaptive state lives here, not in the objective."""
+"""KL penalties: a coefficient and the schedule it follows. Adaptive state lives here, not in the objective.
+
+Against what: the reference policy where the task has one (language), else the policy that collected the batch (control).
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from rgpo.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoPenalty:
-    """Coefficient 0; the loss has no KL term."""
+    """No KL term in the loss. In language tasks reward_kl_coef log(pi/pi_ref) is taken from the reward instead.
+
+    RLHF maximises score - beta KL(pi || ref) (Ziegler et al. 2019): an algorithm with a penalty has it in its loss, one
+    without has it in its reward, as PPO-RLHF and RLOO publish it.
+    """
+
+    reward_kl_coef: float = 0.0
 
     coef: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.reward_kl_coef < math.inf, "penalty.reward_kl_coef", self.reward_kl_coef, "must not be negative.")
 
     def observe(self, kl: float) -> None:
         """Nothing to adapt."""
@@ -28,6 +42,8 @@ class FixedPenalty:
     """loss + coef KL with a constant coefficient."""
 
     coef: float = 0.1
+
+    reward_kl_coef: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         require(self.coef > 0, "penalty.coef", self.coef, "must be positive, choose penalty=none for no penalty.")
@@ -50,11 +66,13 @@ class AdaptivePenalty:
     """
 
     coef: float = 1.0
-    kl_target: float = 0.02  # nats per update: the level the paper reports
+    kl_target: float = 0.02  # nats, a sample: the level the paper reports for control
     factor: float = 2.0
     tolerance: float = 1.5
     min_coef: float = 1e-3
     max_coef: float = 1e3
+
+    reward_kl_coef: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         require(self.kl_target > 0, "penalty.kl_target", self.kl_target, "must be positive (nats).")
@@ -69,7 +87,7 @@ class AdaptivePenalty:
         )
 
     def observe(self, kl: float) -> None:
-        """Adapt to the KL of the last update (nats)."""
+        """Adapt to the KL that was penalised, as it stands after the update (nats)."""
         if kl > self.kl_target * self.tolerance:
             self.coef = min(self.coef * self.factor, self.max_coef)
         elif kl < self.kl_target / self.tolerance:

@@ -191,7 +191,7 @@ class _Session:
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "ratio_moved": self.ratio_moved,
-            "policy": self.policy.parameters.clone(),
+            "policy": self.policy.state_dict(),
             "algorithm": self.algorithm.state_dict(),
             "task": self.task.state_dict(),
         }
@@ -203,7 +203,7 @@ class _Session:
         self.iteration = self.last_checkpoint = saved["iteration"]
         self.env_steps = saved["env_steps"]
         self.ratio_moved = saved["ratio_moved"]
-        self.policy.load(saved["policy"])
+        self.policy.load_state_dict(saved["policy"])
         self.algorithm.load_state_dict(saved["algorithm"])
         self.task.load_state_dict(saved["task"])
 

@@ -9,13 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rgpo.batch import Array
+from rgpo.advantages import GAE
+from rgpo.batch import Array, Rollout
 from rgpo.errors import ConfigError
-from rgpo.language_advantages import GroupRelative, LeaveOneOut, TokenGAE, dead_groups, last_token, token_rewards
+from rgpo.language_advantages import GroupRelative, LeaveOneOut, dead_groups, last_token, token_rewards, token_steps
 
 ESTIMATORS = [GroupRelative(scale=scale) for scale in ("group", "batch", "none")] + [LeaveOneOut()]
 REWARD = np.array([1.0, 0.0, 0.0, -3.0, 2.0, 2.0, 2.0, 2.0])
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 0], [0, 0, 0, 0, 0]])
+
+
+def token_gae(reward: Array, value: Array, mask: Array, truncated: Array, **settings: Any) -> tuple[Array, Array]:
+    """Advantage and value target (B, T) of rgpo.advantages.GAE over tokens."""
+    none: Any = None
+    rollout = Rollout(observation=none, action=none, metrics={}, **token_steps(reward, value, mask, truncated))
+    advantage, target = GAE(**settings)(rollout)
+    return advantage.T, target.T
 
 
 def rewards(prompts: int = 6, group_size: int = 5, seed: int = 0) -> Array:
@@ -26,29 +35,29 @@ def test_group_relative_by_hand() -> None:
     centred = np.array([1.5, 0.5, 0.5, -2.5, 0, 0, 0, 0])
     std_group = math.sqrt((1.5**2 + 0.5**2 + 0.5**2 + 2.5**2) / 3)
     std_batch = math.sqrt(((REWARD - 0.75) ** 2).sum() / 7)
-    np.testing.assert_allclose(GroupRelative()(REWARD, 4), centred / (std_group + 1e-4))
-    np.testing.assert_allclose(GroupRelative(scale="batch", eps=1e-2)(REWARD, 4), centred / (std_batch + 1e-2))
-    np.testing.assert_array_equal(GroupRelative(scale="none")(REWARD, 4), centred)
+    np.testing.assert_allclose(GroupRelative().compare(REWARD, 4), centred / (std_group + 1e-4))
+    np.testing.assert_allclose(GroupRelative(scale="batch", eps=1e-2).compare(REWARD, 4), centred / (std_batch + 1e-2))
+    np.testing.assert_array_equal(GroupRelative(scale="none").compare(REWARD, 4), centred)
 
 
 def test_two_completions_get_plus_and_minus_one_over_root_two() -> None:
-    found = GroupRelative(eps=1e-12)(np.array([5.0, -1.0, 0.1, 0.3]), 2)
+    found = GroupRelative(eps=1e-12).compare(np.array([5.0, -1.0, 0.1, 0.3]), 2)
     np.testing.assert_allclose(found, np.array([1, -1, -1, 1]) / math.sqrt(2))
 
 
 def test_leave_one_out_by_hand() -> None:
-    np.testing.assert_allclose(LeaveOneOut()(REWARD, 4), [2, 2 / 3, 2 / 3, -10 / 3, 0, 0, 0, 0], atol=1e-15)
+    np.testing.assert_allclose(LeaveOneOut().compare(REWARD, 4), [2, 2 / 3, 2 / 3, -10 / 3, 0, 0, 0, 0], atol=1e-15)
 
 
 @pytest.mark.parametrize("group_size", [2, 3, 5, 30])
 def test_leave_one_out_is_the_mean_of_the_others_and_a_scaled_centring(group_size: int) -> None:
     reward = rewards()
-    found = LeaveOneOut()(reward, group_size).reshape(-1, group_size)
+    found = LeaveOneOut().compare(reward, group_size).reshape(-1, group_size)
     groups = reward.reshape(-1, group_size)
     for row, group in zip(found, groups, strict=True):
         others = [np.delete(group, i).mean() for i in range(group_size)]
         np.testing.assert_allclose(row, group - others, atol=1e-12)
-    scaled = group_size / (group_size - 1) * GroupRelative(scale="none")(reward, group_size)
+    scaled = group_size / (group_size - 1) * GroupRelative(scale="none").compare(reward, group_size)
     np.testing.assert_allclose(found.ravel(), scaled, atol=1e-12)
 
 
@@ -61,7 +70,7 @@ def test_leave_one_out_has_the_exact_gradient_on_average_and_the_group_mean_shri
     for pair in itertools.product(range(3), repeat=2):
         drawn = list(pair)
         for key, estimator in (("loo", LeaveOneOut()), ("none", GroupRelative(scale="none"))):
-            exact[key] = exact[key] + p[drawn].prod() * (estimator(reward[drawn], 2) @ score[drawn]) / 2
+            exact[key] = exact[key] + p[drawn].prod() * (estimator.compare(reward[drawn], 2) @ score[drawn]) / 2
     np.testing.assert_allclose(exact["loo"], true, atol=1e-12)
     np.testing.assert_allclose(exact["none"], true / 2, atol=1e-12)  # (G-1)/G
 
@@ -69,13 +78,13 @@ def test_leave_one_out_has_the_exact_gradient_on_average_and_the_group_mean_shri
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
 def test_what_a_baseline_must_not_notice(estimator: Any) -> None:
     reward, group_size = rewards(), 5
-    found = estimator(reward, group_size)
+    found = estimator.compare(reward, group_size)
     assert found.dtype == np.float64
     assert found.shape == reward.shape
-    np.testing.assert_allclose(estimator(reward + 100.0, group_size), found, atol=1e-9)  # a constant
+    np.testing.assert_allclose(estimator.compare(reward + 100.0, group_size), found, atol=1e-9)  # a constant
     np.testing.assert_allclose(found.reshape(-1, group_size).sum(1), 0, atol=1e-12)
     order = np.random.default_rng(1).permutation(6)
-    shuffled = estimator(reward.reshape(6, 5)[order].ravel(), group_size)
+    shuffled = estimator.compare(reward.reshape(6, 5)[order].ravel(), group_size)
     np.testing.assert_allclose(shuffled, found.reshape(6, 5)[order].ravel(), atol=1e-12)
 
 
@@ -84,27 +93,29 @@ def test_groups_do_not_see_each_other(estimator: Any) -> None:
     reward = rewards()
     changed = reward + np.repeat(np.arange(6.0) * 10, 5)  # a constant of each prompt
     changed[:5] *= 3
-    np.testing.assert_allclose(estimator(changed, 5)[5:], estimator(reward, 5)[5:], atol=1e-9)
+    np.testing.assert_allclose(estimator.compare(changed, 5)[5:], estimator.compare(reward, 5)[5:], atol=1e-9)
 
 
 def test_the_scale_of_rewards() -> None:
     reward = rewards()
     for scale in ("group", "batch"):
         tight = GroupRelative(scale=scale, eps=1e-12)
-        np.testing.assert_allclose(tight(7 * reward, 5), tight(reward, 5), atol=1e-9)
-    np.testing.assert_allclose(GroupRelative(scale="none")(7 * reward, 5), 7 * GroupRelative(scale="none")(reward, 5))
+        np.testing.assert_allclose(tight.compare(7 * reward, 5), tight.compare(reward, 5), atol=1e-9)
+    np.testing.assert_allclose(
+        GroupRelative(scale="none").compare(7 * reward, 5), 7 * GroupRelative(scale="none").compare(reward, 5)
+    )
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e6 + 0.1, 0.0])
 def test_a_dead_group_is_exactly_zero_and_counted(estimator: Any, value: float) -> None:
     reward = np.concatenate([[value] * 7, rewards(2, 7), [value] * 7])
-    found = estimator(reward, 7)
+    found = estimator.compare(reward, 7)
     assert (found[:7] == 0).all()
     assert (found[-7:] == 0).all()
     assert (found[7:-7] != 0).all()
     assert dead_groups(reward, 7).tolist() == [True, False, False, True]
-    assert np.isfinite(estimator(np.full(7, value), 7)).all()
+    assert np.isfinite(estimator.compare(np.full(7, value), 7)).all()
 
 
 def double_sum(reward: Array, value: Array, end_value: float, gamma: float, lam: float) -> Array:
@@ -119,7 +130,7 @@ def double_sum(reward: Array, value: Array, end_value: float, gamma: float, lam:
 def test_token_gae_is_the_double_sum(gamma: float, lam: float, bootstrap: bool) -> None:
     reward, value = np.random.default_rng(2).standard_normal((2, *MASK.shape))
     truncated = np.array([True, False, True, False, True])
-    advantage, target = TokenGAE(gamma=gamma, lam=lam, bootstrap_truncated=bootstrap)(reward, value, MASK, truncated)
+    advantage, target = token_gae(reward, value, MASK, truncated, gamma=gamma, lam=lam, bootstrap_truncated=bootstrap)
     for i, length in enumerate(MASK.sum(1)):
         end = value[i, length - 1] if truncated[i] and bootstrap else 0.0
         expected = double_sum(reward[i, :length], value[i, :length], end, gamma, lam)
@@ -132,9 +143,9 @@ def test_token_gae_is_the_double_sum(gamma: float, lam: float, bootstrap: bool) 
 
 def test_padding_is_never_read() -> None:
     reward, value = np.random.default_rng(3).standard_normal((2, *MASK.shape))
-    clean = TokenGAE()(reward, value, MASK, np.ones(5, bool))
+    clean = token_gae(reward, value, MASK, np.ones(5, bool))
     reward[MASK == 0], value[MASK == 0] = np.nan, np.inf
-    for found, expected in zip(TokenGAE()(reward, value, MASK.astype(bool), np.ones(5, bool)), clean, strict=True):
+    for found, expected in zip(token_gae(reward, value, MASK.astype(bool), np.ones(5, bool)), clean, strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -142,7 +153,7 @@ def test_without_a_critic_the_undiscounted_advantage_is_the_score_less_the_penal
     kl = np.random.default_rng(4).standard_normal(MASK.shape)
     score = np.array([1.0, -2.0, 0.5, 3.0, 7.0])
     reward = token_rewards(score, kl, MASK, kl_coef=0.1)
-    advantage, target = TokenGAE(gamma=1.0, lam=1.0)(reward, 0 * kl, MASK, np.zeros(5, bool))
+    advantage, target = token_gae(reward, 0 * kl, MASK, np.zeros(5, bool), gamma=1.0, lam=1.0)
     for i, length in enumerate(MASK.sum(1)):
         to_come = [score[i] - 0.1 * kl[i, t:length].sum() for t in range(length)]
         np.testing.assert_allclose(advantage[i, :length], to_come, atol=1e-12)
@@ -155,9 +166,9 @@ def test_a_perfect_critic_leaves_no_advantage() -> None:
     left = MASK.sum(1, keepdims=True) - 1 - np.arange(MASK.shape[1])
     value = score[:, None] * gamma ** np.maximum(left, 0)
     reward = token_rewards(score, 0 * value, MASK, kl_coef=0.5)
-    gae = TokenGAE(gamma=gamma, lam=0.7, bootstrap_truncated=True)
-    np.testing.assert_allclose(gae(reward, value, MASK, np.zeros(5, bool))[0], 0, atol=1e-12)
-    wrong, _ = gae(reward, value, MASK, np.ones(5, bool))
+    settings = {"gamma": gamma, "lam": 0.7, "bootstrap_truncated": True}
+    np.testing.assert_allclose(token_gae(reward, value, MASK, np.zeros(5, bool), **settings)[0], 0, atol=1e-12)
+    wrong, _ = token_gae(reward, value, MASK, np.ones(5, bool), **settings)
     np.testing.assert_allclose(wrong[last_token(MASK)], gamma * score[:4], atol=1e-12)  # the score counted twice
 
 
@@ -177,12 +188,9 @@ def test_token_rewards_and_last_token() -> None:
         (lambda: GroupRelative(scale="std"), r"advantage\.scale=std: choose group, batch or none"),
         (lambda: GroupRelative(eps=0.0), r"advantage\.eps=0\.0: must be a positive, finite number"),
         (lambda: GroupRelative(eps=math.inf), r"advantage\.eps=inf"),
-        (lambda: GroupRelative()(np.ones(4), 1), r"group_size=1: a group needs at least 2 completions"),
-        (lambda: LeaveOneOut()(np.ones(4), 1), r"group_size=1: a group needs at least 2 completions"),
-        (lambda: GroupRelative()(np.ones(5), 2), r"group_size=2: must divide the number of completions, 5"),
-        (lambda: TokenGAE(gamma=1.1), r"advantage\.gamma=1\.1: must lie in \[0, 1\]"),
-        (lambda: TokenGAE(gamma=math.nan), r"advantage\.gamma=nan"),
-        (lambda: TokenGAE(lam=-0.1), r"advantage\.lam=-0\.1: must lie in \[0, 1\]"),
+        (lambda: GroupRelative().compare(np.ones(4), 1), r"group_size=1: a group needs at least 2 completions"),
+        (lambda: LeaveOneOut().compare(np.ones(4), 1), r"group_size=1: a group needs at least 2 completions"),
+        (lambda: GroupRelative().compare(np.ones(5), 2), r"group_size=2: must divide the number of completions, 5"),
     ],
 )
 def test_bad_values_are_refused(make: Any, match: str) -> None:

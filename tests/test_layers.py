@@ -22,7 +22,7 @@ LAYERS = [  # a module imports from its own line and the lines below it only
     ["advantages"],
     ["gates"],
     ["curve", "divergences", "batch", "sequences"],
-    ["schema", "paths", "errors", "__init__"],
+    ["climbing", "schema", "paths", "errors", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY = {

@@ -70,7 +70,7 @@ def modules(policy: ActorCritic) -> tuple[nn.Sequential, nn.Sequential]:
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_acting_in_numpy_equals_the_torch_forward_and_plain_modules(make_policy: Make, discrete: bool, activation: str) -> None:
     policy = make_policy(discrete=discrete, activation=activation, hidden_sizes=(16, 8), log_std_init=-0.7)
-    policy.load(policy.parameters + 0.1 * draw(len(policy.parameters)).float())  # biases too
+    policy.load_state_dict(policy.parameters + 0.1 * draw(len(policy.parameters)).float())  # biases too
     observation = draw(9, policy.observation_size).float()
     actor, critic = modules(policy)
     first = policy.distribution(policy.parameters, observation)[0]
@@ -87,7 +87,7 @@ def test_loading_is_seen_by_acting(make_policy: Make) -> None:
     observation, noise = np.ones((2, 5), np.float32), np.ones((2, 3), np.float32)
     address = policy.parameters.data_ptr()
     assert not np.allclose(policy.act(observation, noise), other.act(observation, noise))
-    policy.load(other.parameters)
+    policy.load_state_dict(other.parameters)
     np.testing.assert_array_equal(policy.act(observation, noise), other.act(observation, noise))
     assert policy.parameters.data_ptr() == address
 
@@ -158,7 +158,7 @@ def test_moved_is_the_ratio_and_the_kl_of_two_policies(make_policy: Make, make_b
     policy = make_policy(discrete=discrete)
     batch = make_batch(policy, 20_000)
     old = policy.distribution(policy.parameters.clone(), batch.observation)
-    policy.load(policy.parameters + 0.05 * draw(len(policy.parameters)).float())
+    policy.load_state_dict(policy.parameters + 0.05 * draw(len(policy.parameters)).float())
     new = policy.distribution(policy.parameters, batch.observation)
     now = policy.moved(batch)
     torch.testing.assert_close(now.log_ratio, new.log_prob(batch.action) - old.log_prob(batch.action))

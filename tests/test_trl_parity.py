@@ -44,9 +44,9 @@ def gate(name: str, **change: Any) -> Gate:
     return made
 
 
-def dr_grpo_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum over tokens by B times the longest length that generation allows."""
-    return token_mean(x, mask) * mask.sum() / (len(x) * RECORD["max_completion_length"])
+def dr_grpo_mean(mask: Tensor) -> Tensor:
+    """Weights of a sum over tokens by B times the longest length that generation allows."""
+    return mask / (len(mask) * RECORD["max_completion_length"])
 
 
 # our gate, its level, our reduction
@@ -75,7 +75,7 @@ def ours(name: str) -> tuple[Tensor, Tensor]:
     kl_coef = CASES[name]["constants"]["beta"]
     kl = k3(LOGP_REF - logp_new)
     found = surrogate(new, old, ref, ADVANTAGE, gate=curve, ref_gate=Open(), dual=Detached(), kl_coef=kl_coef, kl=kl)
-    loss = reduce(found.loss, MASK)
+    loss = (reduce(MASK) * found.loss).sum()
     (gradient,) = torch.autograd.grad(loss, logp_new)
     return loss.detach(), gradient
 
@@ -95,7 +95,7 @@ def test_loss_is_trls(name: str) -> None:
 def test_cispo_in_its_detached_form() -> None:
     """CISPO is published as -sg[min(r, c)] A log pi: our curve has that gradient and another value, its weight has both."""
     w = weight(gate("cispo"), LOGP_NEW - LOGP_OLD, ADVANTAGE)
-    loss = token_mean(-w * ADVANTAGE * LOGP_NEW, MASK)
+    loss = (token_mean(MASK) * (-w * ADVANTAGE * LOGP_NEW)).sum()
     torch.testing.assert_close(loss.item(), CASES["cispo"]["loss"], **TOLERANCE)
     assert abs(ours("cispo")[0].item() - loss.item()) > 0.01
 
@@ -136,22 +136,22 @@ def test_the_batch_reaches_every_branch() -> None:
 
 def test_a_wrong_reduction_or_level_is_noticed() -> None:
     """The must-fail side: GRPO by the token mean is BNPO, and GSPO's band on tokens is something else."""
-    wrong = token_mean(-gate("clip")(LOGP_NEW - LOGP_OLD, ADVANTAGE) * ADVANTAGE, MASK)
+    wrong = (token_mean(MASK) * (-gate("clip")(LOGP_NEW - LOGP_OLD, ADVANTAGE) * ADVANTAGE)).sum()
     torch.testing.assert_close(wrong.item(), CASES["bnpo"]["loss"], **TOLERANCE)
     assert abs(wrong.item() - CASES["grpo"]["loss"]) > 1e-3
-    tokens = sequence_mean(-gate("gspo")(LOGP_NEW - LOGP_OLD, ADVANTAGE) * ADVANTAGE, MASK)
+    tokens = (sequence_mean(MASK) * (-gate("gspo")(LOGP_NEW - LOGP_OLD, ADVANTAGE) * ADVANTAGE)).sum()
     assert abs(tokens.item() - CASES["gspo"]["loss"]) > 1e-3
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_group_relative_is_trls(scale: str) -> None:
-    found = GroupRelative(scale=scale)(np.array(RECORD["reward"]), GROUP)
+    found = GroupRelative(scale=scale).compare(np.array(RECORD["reward"]), GROUP)
     np.testing.assert_allclose(found, RECORD["advantage"][f"grpo_{scale}"], rtol=1e-6, atol=1e-6)  # TRL: float32
     assert dead_groups(np.array(RECORD["reward"]), GROUP).tolist() == [False, True, False, False]
 
 
 def test_leave_one_out_is_trls() -> None:
-    found = LeaveOneOut()(np.array(RECORD["reward"]), GROUP)
+    found = LeaveOneOut().compare(np.array(RECORD["reward"]), GROUP)
     np.testing.assert_allclose(found, RECORD["advantage"]["rloo"], rtol=1e-6, atol=1e-6)
 
 

@@ -7,7 +7,7 @@ one observation costs more than the network itself; learning reads it through ``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -17,15 +17,15 @@ import torch
 from torch import Generator, Tensor
 
 from rgpo.batch import Array, Batch, Moved, Rollout
+from rgpo.climbing import AdamSettings, CriticSettings
 from rgpo.policies.distributions import Categorical, Distribution, Gaussian
 from rgpo.policies.mlp import MLP
-from rgpo.updates.losses import policy_loss
+from rgpo.updates.losses import actor_critic_loss, critic_loss, policy_loss
+from rgpo.updates.minibatch_adam import MinibatchAdam
 
 
 class ActorCritic:
     """pi(a|s) and V(s) over flat observations; `discrete` chooses categorical or diagonal Gaussian actions."""
-
-    has_distribution = True
 
     def __init__(self, mlp: MLP, observation_size: int, action_size: int, discrete: bool, generator: Generator) -> None:
         self.mlp = mlp
@@ -86,7 +86,11 @@ class ActorCritic:
             x = x.tanh() if self.mlp.activation == "tanh" else x.relu()
         return x @ tensors[-2] + tensors[-1]
 
-    def load(self, flat: Tensor) -> None:
+    def state_dict(self) -> Tensor:
+        """The parameters (P,)."""
+        return self.parameters.clone()
+
+    def load_state_dict(self, flat: Tensor) -> None:
         """Take over the parameters flat (P,), in place, so that acting sees them."""
         self.parameters.copy_(flat)
 
@@ -142,9 +146,86 @@ class ActorCritic:
         old = type(new)(*batch.old)
         return Moved(new.log_prob(batch.action) - batch.logp_old, old.kl(new), new.entropy())  # type: ignore[arg-type]
 
-    def group_gradients(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any], groups: Array) -> Tensor:
-        """The actor's gradient of the surrogate without its penalty, averaged over each group, (M, P); groups (M, b)."""
+    def group_gradients(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any], groups: Array) -> Iterator[Tensor]:
+        """The actor's gradient (P,) of the surrogate without its penalty, averaged over each group; groups (M, b)."""
         flat = self.parameters.clone().requires_grad_()
         loss_of = partial(policy_loss, flat, policy=self, objective=objective, kl_coef=0.0, penalised=False)
-        losses = (loss_of(batch.select(i), advantage[i])[0] for i in torch.from_numpy(groups))
-        return torch.stack([torch.autograd.grad(loss, flat)[0][: self.num_actor_parameters] for loss in losses])
+        for index in torch.from_numpy(groups):
+            loss, _ = loss_of(batch.select(index), advantage[index])
+            yield torch.autograd.grad(loss, flat)[0][: self.num_actor_parameters]
+
+    def adam(self, settings: AdamSettings) -> MinibatchAdam:
+        """Minibatch Adam on actor and critic, compiled where that pays."""
+        loss_function = partial(
+            actor_critic_loss,
+            policy=self,
+            objective=settings.objective,
+            penalised=settings.penalised,
+            normalize=settings.normalize,
+            vf_coef=settings.vf_coef,
+            ent_coef=settings.ent_coef,
+            value_clip=settings.value_clip,
+        )
+        return self._adam(loss_function, settings, settings.max_grad_norm, settings.adam_eps)
+
+    def critic_adam(self, settings: CriticSettings) -> MinibatchAdam:
+        """Minibatch Adam on the critic alone, with the published eps."""
+        return self._adam(partial(critic_loss, policy=self), settings, None, 1e-5)
+
+    def _adam(
+        self, loss_function: Any, settings: AdamSettings | CriticSettings, max_grad_norm: float | None, adam_eps: float
+    ) -> MinibatchAdam:
+        return MinibatchAdam(
+            self.parameters,
+            loss_function,
+            num_minibatches=settings.num_minibatches,
+            max_grad_norm=max_grad_norm,
+            adam_eps=adam_eps,
+            compile=settings.compile,
+            num_steps=settings.num_steps,
+            seed=settings.seed,
+        )
+
+    def local_model(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any]) -> FlatLocalModel:
+        """Gradient, Fisher products and trial steps of the actor."""
+        return FlatLocalModel(self, batch, advantage, objective)
+
+
+class FlatLocalModel:
+    """The surrogate and KL(old || new) around an actor-critic's present parameters; steps and gradients are the actor's."""
+
+    def __init__(self, policy: ActorCritic, batch: Batch, advantage: Tensor, objective: Callable[..., Any]) -> None:
+        self.policy = policy
+        self.count = policy.num_actor_parameters
+        self._batch = batch
+        self._loss_of = partial(
+            policy_loss, batch=batch, advantage=advantage, policy=policy, objective=objective, kl_coef=0.0, penalised=False
+        )
+        self._flat = policy.parameters.clone().requires_grad_()
+        self._loss, kl = self._surrogate(self._flat)
+        self.loss = self._loss.item()
+        self._slope = torch.autograd.grad(kl, self._flat, create_graph=True)[0][: self.count]
+
+    def _surrogate(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        loss, (new, _) = self._loss_of(flat)
+        return loss, type(new)(*self._batch.old).kl(new).mean()  # type: ignore[arg-type]
+
+    def gradient(self) -> Tensor:
+        """Of minus the loss, (P,)."""
+        return -torch.autograd.grad(self._loss, self._flat, retain_graph=True)[0][: self.count]
+
+    def fisher_product(self, v: Tensor) -> Tensor:
+        """F v by a second backward pass through the mean KL, (P,)."""
+        return torch.autograd.grad(self._slope.dot(v), self._flat, retain_graph=True)[0][: self.count]
+
+    @torch.no_grad()
+    def evaluate(self, step: Tensor) -> tuple[float, float]:
+        """Loss and mean KL after a step (P,), which is not kept."""
+        flat = self.policy.parameters.clone()
+        flat[: self.count] += step
+        loss, kl = self._surrogate(flat)
+        return loss.item(), kl.item()
+
+    def move(self, step: Tensor) -> None:
+        """Take the step (P,)."""
+        self.policy.parameters[: self.count] += step

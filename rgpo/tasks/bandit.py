@@ -128,7 +128,7 @@ class Bandit:
         algorithm.refuse_reference("bandit")
         if not isinstance(algorithm.advantage, GAE):
             raise ConfigError("advantage: the bandit's truth holds for the raw A = +-1, use advantage=gae.")
-        return replace(algorithm, update=Measure())
+        return replace(algorithm, update=Measure(), advantage=replace(algorithm.advantage, normalize="none"))
 
     def plan_iterations(self, total_env_steps: int) -> int:
         """The fewest iterations that draw total_env_steps samples in all."""
@@ -176,12 +176,15 @@ class FixedRatios:
     """A policy without parameters, whose log ratios are the rollout's actions."""
 
     def __init__(self, ratio: Gaussian | Pareto) -> None:
+        self.ratio = ratio
+
+    def state_dict(self) -> Tensor:
+        """No parameters."""
         import torch
 
-        self.ratio = ratio
-        self.parameters = torch.zeros(0)
+        return torch.zeros(0)
 
-    def load(self, flat: Tensor) -> None:
+    def load_state_dict(self, flat: Tensor) -> None:
         """Nothing to take over."""
 
     def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> tuple[Batch, dict[str, Any]]:
@@ -211,20 +214,17 @@ class Measure:
     """An update that takes no step: mean and variance of w and of w A s by sampling, and by quadrature."""
 
     trust_region = False
-    centres_advantage = False
     note = "nothing is learnt: weights are measured by sampling and by quadrature"
 
-    def check(self, batch_size: int) -> None:
+    def check(self, batch_size: int, normalize: str) -> None:
         """Any number of samples will do."""
 
-    def setup(self, policy: FixedRatios, objective: Any, penalised: bool, num_iterations: int, seed: int) -> None:
+    def setup(
+        self, policy: FixedRatios, objective: Any, penalised: bool, num_iterations: int, seed: int, normalize: str = "none"
+    ) -> None:
         """Take the gate from the objective."""
         self.gate = objective.keywords["gate"]
         self._truth: tuple[Any, dict[str, float]] = (None, {})
-
-    def seen(self, advantage: Tensor) -> Tensor:
-        """The raw A."""
-        return advantage
 
     def _true_moments(self, ratio: Gaussian | Pareto) -> dict[str, float]:
         """``truth``, computed again only when the gate's sharpness has moved."""

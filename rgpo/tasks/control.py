@@ -70,9 +70,9 @@ class Control:
     def admit(self, algorithm: Algorithm) -> Algorithm:
         """The algorithm as it runs on this task. ConfigError for what control cannot honour."""
         algorithm.refuse_reference("control")
-        if algorithm.advantage.of_completions:
+        if algorithm.advantage.needs_groups:
             raise ConfigError("advantage: group_relative and leave_one_out compare completions, use gae on control tasks.")
-        algorithm.update.check(self.batch_size)
+        algorithm.update.check(self.batch_size, algorithm.advantage.normalize)
         return algorithm
 
     def plan_iterations(self, total_env_steps: int) -> int:

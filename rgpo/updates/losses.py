@@ -22,11 +22,11 @@ def standardise(advantage: Tensor) -> Tensor:
 
 
 def value_loss(value: Tensor, target: Tensor, old: Tensor, clip: float | None) -> Tensor:
-    """mean max((V - target)^2, (V_clipped - target)^2)/2, V_clipped = old + clamp(V - old, +-clip); clip None: no max."""
+    """max((V - target)^2, (V_clipped - target)^2)/2 per sample, V_clipped = old + clamp(V - old, +-clip); clip None: no max."""
     squared = (value - target).square()
     if clip is not None:
         squared = torch.maximum(squared, (old + (value - old).clamp(-clip, clip) - target).square())
-    return squared.mean() / 2
+    return squared / 2
 
 
 def policy_loss(
@@ -65,7 +65,7 @@ def actor_critic_loss(
     actor, (new, log_ratio) = policy_loss(
         flat, batch, advantage, policy=policy, objective=objective, kl_coef=kl_coef, penalised=penalised
     )
-    critic = value_loss(policy.value(flat, batch.observation), batch.value_target, batch.value_old, value_clip)
+    critic = value_loss(policy.value(flat, batch.observation), batch.value_target, batch.value_old, value_clip).mean()
     total = actor + vf_coef * critic
     if ent_coef != 0:
         total = total - ent_coef * new.entropy().mean()
@@ -74,5 +74,5 @@ def actor_critic_loss(
 
 def critic_loss(flat: Tensor, batch: Batch, kl_coef: Tensor, *, policy: ActorCritic) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The value loss alone, unclipped, in the shape of ``actor_critic_loss``."""
-    loss = value_loss(policy.value(flat, batch.observation), batch.value_target, batch.value_old, None)
+    loss = value_loss(policy.value(flat, batch.observation), batch.value_target, batch.value_old, None).mean()
     return loss, (loss * 0, loss, loss * 0)

@@ -20,7 +20,6 @@ from rgpo.batch import Batch
 from rgpo.updates.adam import AdamState, adam, clip_by_norm
 
 LossFunction = Callable[[Tensor, Batch, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
-STATISTICS = ("loss/policy", "loss/value", "ratio/abs_log_max", "grad/norm", "grad/clipped")
 LARGEST_UNROLL = 4  # minibatches in one compiled graph: more takes longer to compile and gains little
 ENOUGH_STEPS = 20_000  # gradient steps that earn back the half minute of a first compilation
 
@@ -59,7 +58,10 @@ def resolve_compile(choice: bool | str, num_gradient_steps: int) -> tuple[bool, 
 
 
 class MinibatchAdam:
-    """Adam on loss_function over shuffled minibatches, with its own generator; every sample once an epoch."""
+    """Adam on loss_function over shuffled minibatches, with its own generator; every sample once an epoch.
+
+    parameters (P,) are the policy's own: they are read when an epoch starts and overwritten when it ends.
+    """
 
     def __init__(
         self,
@@ -69,9 +71,12 @@ class MinibatchAdam:
         num_minibatches: int,
         max_grad_norm: float | None,
         adam_eps: float,
-        compiled: bool,
+        compile: bool | str,
+        num_steps: int,
         seed: int,
     ) -> None:
+        compiled, self.note = resolve_compile(compile, num_steps)
+        self.parameters = parameters
         self.state = AdamState.start(parameters)
         self.rng = np.random.default_rng(seed)
         self.num_minibatches = num_minibatches
@@ -86,7 +91,8 @@ class MinibatchAdam:
         self._steps = function
 
     def epoch(self, batch: Batch, lr: float, kl_coef: float) -> Tensor:
-        """One pass over batch (N, ...) from the present state; statistics (num_minibatches, 5)."""
+        """One pass over batch (N, ...) from the policy's parameters; statistics (num_minibatches, 5)."""
+        self.state = self.state._replace(parameters=self.parameters.clone())
         num_samples = batch.advantage.shape[0]
         order = torch.from_numpy(self.rng.permutation(num_samples))
         shuffled = batch.select(order.view(-1, self._unroll, num_samples // self.num_minibatches))
@@ -95,15 +101,16 @@ class MinibatchAdam:
         for minibatches in shuffled.unbind():
             self.state, statistics = self._steps(self.state, minibatches, rate, coef)
             rows.append(statistics)
+        self.parameters.copy_(self.state.parameters)
         return torch.cat(rows)
 
     def state_dict(self) -> dict[str, Any]:
         return {"adam": list(self.state), "rng": self.rng.bit_generator.state, "compiled": self.compiled}
 
-    def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Take over a state; returns a warning if it was written by the other arithmetic, else ""."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state; the note says if it was written by the other arithmetic."""
         self.state = AdamState(*state["adam"])
         self.rng.bit_generator.state = state["rng"]
-        if state["compiled"] == self.compiled:
-            return ""
-        return f"; the checkpoint has compiled={state['compiled']}, so the resumed run is equal to rounding, not bit for bit"
+        if state["compiled"] != self.compiled:
+            was = f"the checkpoint has compiled={state['compiled']}"
+            self.note += f"; {was}, so the resumed run is equal to rounding, not bit for bit"

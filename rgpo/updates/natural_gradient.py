@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rgpo.errors import ConfigError, NonFiniteError, require, require_compile
+from rgpo.climbing import CriticSettings
+from rgpo.errors import NonFiniteError, require, require_compile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rgpo.batch import Batch
-    from rgpo.policies.actor_critic import ActorCritic
+    from rgpo.algorithm import Policy
 
 
 def conjugate_gradient(
@@ -62,8 +61,6 @@ class NaturalGradient:
     compile: bool | str = "auto"
 
     trust_region: bool = field(default=True, init=False)
-    centres_advantage: bool = field(default=True, init=False)
-    note: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         for key in ("kl_max", "cg_damping", "critic_lr"):
@@ -75,92 +72,68 @@ class NaturalGradient:
         shrink = self.line_search_shrink
         require(0 < shrink < 1, "update.line_search_shrink", shrink, "must lie strictly between 0 and 1.")
 
-    def check(self, batch_size: int) -> None:
+    def check(self, batch_size: int, normalize: str) -> None:
         """Refuse critic minibatches that do not divide the batch."""
         require(
             batch_size % self.critic_minibatches == 0,
             "update.critic_minibatches",
             self.critic_minibatches,
-            f"does not divide the batch of {batch_size} samples (num_envs x num_steps).",
+            f"does not divide the batch of {batch_size}.",
         )
 
-    def seen(self, advantage: Tensor) -> Tensor:
-        """The advantages (N,) normalised over the batch."""
-        from rgpo.updates.losses import standardise
-
-        return standardise(advantage)
-
-    def setup(self, policy: ActorCritic, objective: Any, penalised: bool, num_iterations: int, seed: int) -> None:
+    def setup(
+        self, policy: Policy, objective: Any, penalised: bool, num_iterations: int, seed: int, normalize: str = "batch"
+    ) -> None:
         """Make the critic's optimiser for policy; objective is the surrogate without its kl_coef."""
-        from rgpo.updates.losses import critic_loss, policy_loss
-        from rgpo.updates.minibatch_adam import MinibatchAdam, resolve_compile
-
-        if not policy.has_distribution:
-            raise ConfigError("update=natural_gradient: needs a policy with a distribution (its Fisher matrix), use sgd.")
-        self.loss_function = partial(policy_loss, policy=policy, objective=objective, kl_coef=0.0, penalised=False)
+        self.objective = objective
+        self.normalize = normalize != "none"
         num_steps = num_iterations * self.critic_epochs * self.critic_minibatches
-        compiled, self.note = resolve_compile(self.compile, num_steps)
-        self.critic = MinibatchAdam(
-            policy.parameters,
-            partial(critic_loss, policy=policy),
-            num_minibatches=self.critic_minibatches,
-            max_grad_norm=None,
-            adam_eps=1e-5,
-            compiled=compiled,
-            seed=seed,
+        self.critic = policy.critic_adam(
+            CriticSettings(num_minibatches=self.critic_minibatches, num_steps=num_steps, compile=self.compile, seed=seed)
         )
 
-    def __call__(self, policy: ActorCritic, batch: Batch, kl_coef: float, after_epoch: Callable[[], None]) -> dict[str, float]:
+    @property
+    def note(self) -> str:
+        """How compile was resolved."""
+        return self.critic.note
+
+    def __call__(self, policy: Policy, batch: Any, kl_coef: float, after_epoch: Callable[[], None]) -> dict[str, float]:
         """One natural-gradient step of the actor, then critic_epochs passes of the critic. NonFiniteError on NaN."""
         import torch
 
         metrics = self._actor_step(policy, batch)
         after_epoch()
-        self.critic.state = self.critic.state._replace(parameters=policy.parameters.clone())
         losses = torch.cat([self.critic.epoch(batch, self.critic_lr, 0.0) for _ in range(self.critic_epochs)])[:, 1]
         if not torch.isfinite(losses).all():
             raise NonFiniteError("value loss became NaN or infinite; lower update.critic_lr or look at the rewards.")
-        policy.load(self.critic.state.parameters)
         return metrics | {"loss/value": losses.mean().item()}
 
-    def _actor_step(self, policy: ActorCritic, batch: Batch) -> dict[str, float]:
+    def _actor_step(self, policy: Policy, batch: Any) -> dict[str, float]:
         import torch
 
-        advantage = self.seen(batch.advantage)
-        count = policy.num_actor_parameters
-        start = policy.parameters.clone()
+        from rgpo.updates.losses import standardise
 
-        def surrogate_loss(flat: Tensor) -> tuple[Tensor, Tensor]:
-            loss, (new, _) = self.loss_function(flat, batch, advantage)
-            return loss, type(new)(*batch.old).kl(new).mean()
-
-        flat = start.clone().requires_grad_()
-        loss, kl = surrogate_loss(flat)
-        gradient = -torch.autograd.grad(loss, flat, retain_graph=True)[0][:count]
+        advantage = standardise(batch.advantage) if self.normalize else batch.advantage
+        local = policy.local_model(batch, advantage, self.objective)
+        gradient = local.gradient()
         if not torch.isfinite(gradient).all():
             raise NonFiniteError("policy gradient became NaN or infinite; look at the task's rewards and observations.")
-        slope = torch.autograd.grad(kl, flat, create_graph=True)[0][:count]
 
-        def fisher_product(v: Tensor) -> Tensor:
-            curved = torch.autograd.grad(slope.dot(v), flat, retain_graph=True)[0][:count]
-            return curved + self.cg_damping * v
+        def damped(v: Tensor) -> Tensor:
+            return local.fisher_product(v) + self.cg_damping * v
 
-        direction, residual = conjugate_gradient(fisher_product, gradient, self.cg_iterations)
-        quadratic = direction.dot(fisher_product(direction)).item()
-        length = (2 * self.kl_max / quadratic) ** 0.5 if quadratic > 0 else 0.0
-        before = loss.item()
+        direction, residual = conjugate_gradient(damped, gradient, self.cg_iterations)
+        quadratic = direction.dot(damped(direction)).item()
+        full_step = (2 * self.kl_max / quadratic) ** 0.5 * direction if quadratic > 0 else direction * 0
 
-        @torch.no_grad()
         def evaluate(fraction: float) -> tuple[float, float]:
-            flat_new = start.clone()
-            flat_new[:count] += fraction * length * direction
-            loss_new, kl_new = surrogate_loss(flat_new)
-            return before - loss_new.item(), kl_new.item()
+            loss, kl = local.evaluate(fraction * full_step)
+            return local.loss - loss, kl
 
         fraction = line_search(evaluate, self.kl_max, self.line_search_shrink, self.line_search_tries)
-        policy.parameters[:count] += fraction * length * direction
+        local.move(fraction * full_step)
         return {
-            "loss/policy": before,
+            "loss/policy": local.loss,
             "grad/norm_mean": gradient.norm().item(),
             "grad/norm_max": gradient.norm().item(),
             "trpo/line_search_success": float(fraction > 0),
@@ -173,4 +146,4 @@ class NaturalGradient:
         return {"critic": self.critic.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.note += self.critic.load_state_dict(state["critic"])
+        self.critic.load_state_dict(state["critic"])

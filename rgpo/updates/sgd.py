@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from rgpo.climbing import STATISTICS, AdamSettings
 from rgpo.errors import NonFiniteError, require, require_compile
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from rgpo.batch import Batch
-    from rgpo.policies.actor_critic import ActorCritic
+    from rgpo.algorithm import Policy
 
 
 @dataclass(kw_only=True)
@@ -30,11 +27,9 @@ class SGD:
     vf_coef: float = 0.5
     ent_coef: float = 0.0
     value_clip: float | None = 0.2  # null leaves the value loss unclipped
-    normalize_advantage: str = "minibatch"
     compile: bool | str = "auto"
 
     trust_region: bool = field(default=False, init=False)
-    note: str = field(default="", init=False)  # how compile was resolved
 
     def __post_init__(self) -> None:
         for key in ("num_epochs", "num_minibatches"):
@@ -47,27 +42,9 @@ class SGD:
             require(value is None or value > 0, f"update.{key}", value, "must be positive, or null to leave it out.")
         for key in ("vf_coef", "ent_coef"):
             require(getattr(self, key) >= 0, f"update.{key}", getattr(self, key), "must not be negative.")
-        choices = ("minibatch", "batch", "none")
-        require(
-            self.normalize_advantage in choices,
-            "update.normalize_advantage",
-            self.normalize_advantage,
-            "choose minibatch, batch or none.",
-        )
         require_compile(self.compile)
 
-    @property
-    def centres_advantage(self) -> bool:
-        """Whether the mean of the advantages is taken away."""
-        return self.normalize_advantage != "none"
-
-    def seen(self, advantage: Tensor) -> Tensor:
-        """The advantages (N,) as the gate sees them, normalised over the whole batch."""
-        from rgpo.updates.losses import standardise
-
-        return standardise(advantage) if self.centres_advantage else advantage
-
-    def check(self, batch_size: int) -> None:
+    def check(self, batch_size: int, normalize: str) -> None:
         """Refuse minibatches that do not divide the batch."""
         size, rest = divmod(batch_size, self.num_minibatches)
         near = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
@@ -76,60 +53,55 @@ class SGD:
             rest == 0,
             "update.num_minibatches",
             self.num_minibatches,
-            f"does not divide the batch of {batch_size} samples (num_envs x num_steps), for example {advice} does.",
+            f"does not divide the batch of {batch_size}, for example {advice} does.",
         )
         require(
-            size > 1 or self.normalize_advantage != "minibatch",
+            size > 1 or normalize != "minibatch",
             "update.num_minibatches",
             self.num_minibatches,
             f"leaves {size} sample a minibatch, too few to normalise advantages over; choose fewer minibatches.",
         )
 
-    def setup(self, policy: ActorCritic, objective: Any, penalised: bool, num_iterations: int, seed: int) -> None:
+    def setup(
+        self, policy: Policy, objective: Any, penalised: bool, num_iterations: int, seed: int, normalize: str = "minibatch"
+    ) -> None:
         """Make the optimiser for policy; objective is the surrogate without its kl_coef."""
-        from rgpo.updates.losses import actor_critic_loss
-        from rgpo.updates.minibatch_adam import MinibatchAdam, resolve_compile
-
         self.num_iterations = num_iterations
         self.num_updates = 0
-        loss_function = partial(
-            actor_critic_loss,
-            policy=policy,
-            objective=objective,
-            penalised=penalised,
-            normalize=self.normalize_advantage == "minibatch",
-            vf_coef=self.vf_coef,
-            ent_coef=self.ent_coef,
-            value_clip=self.value_clip,
-        )
-        compiled, self.note = resolve_compile(self.compile, num_iterations * self.num_epochs * self.num_minibatches)
-        self.optimiser = MinibatchAdam(
-            policy.parameters,
-            loss_function,
-            num_minibatches=self.num_minibatches,
-            max_grad_norm=self.max_grad_norm,
-            adam_eps=self.adam_eps,
-            compiled=compiled,
-            seed=seed,
+        self.optimiser = policy.adam(
+            AdamSettings(
+                objective=objective,
+                penalised=penalised,
+                normalize=normalize == "minibatch",
+                num_minibatches=self.num_minibatches,
+                num_steps=num_iterations * self.num_epochs * self.num_minibatches,
+                max_grad_norm=self.max_grad_norm,
+                adam_eps=self.adam_eps,
+                vf_coef=self.vf_coef,
+                ent_coef=self.ent_coef,
+                value_clip=self.value_clip,
+                compile=self.compile,
+                seed=seed,
+            )
         )
 
-    def __call__(self, policy: ActorCritic, batch: Batch, kl_coef: float, after_epoch: Callable[[], None]) -> dict[str, float]:
+    @property
+    def note(self) -> str:
+        """How compile was resolved."""
+        return self.optimiser.note
+
+    def __call__(self, policy: Policy, batch: Any, kl_coef: float, after_epoch: Callable[[], None]) -> dict[str, float]:
         """Climb for num_epochs; after_epoch is called when the policy has the epoch's parameters. NonFiniteError on NaN."""
         import torch
 
-        from rgpo.updates.minibatch_adam import STATISTICS
-
-        if self.normalize_advantage == "batch":
-            batch = batch._replace(advantage=self.seen(batch.advantage))
         lr = self.lr * (1 - self.num_updates / self.num_iterations) if self.anneal_lr else self.lr
         rows = []
         for _ in range(self.num_epochs):
             rows.append(self.optimiser.epoch(batch, lr, kl_coef))
-            policy.load(self.optimiser.state.parameters)
             after_epoch()
         self.num_updates += 1
         table = torch.cat(rows).double()
-        finite = torch.isfinite(table).all(1) & torch.isfinite(policy.parameters).all()
+        finite = torch.isfinite(table).all(1)
         if not finite.all():
             raise NonFiniteError(
                 f"loss or gradient became NaN or infinite by gradient step {int((~finite).nonzero()[0]) + 1} of {len(table)}; "
@@ -150,5 +122,5 @@ class SGD:
         return {"optimiser": self.optimiser.state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.note += self.optimiser.load_state_dict(state["optimiser"])
+        self.optimiser.load_state_dict(state["optimiser"])
         self.num_updates = state["num_updates"]
