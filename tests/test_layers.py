@@ -28,6 +28,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY = {
     "transformers": {"tasks", "policies"},
     "tokenizers": {"tasks"},
+    "peft": {"policies"},
+    "huggingface_hub": {"policies"},
     "gymnasium": {"tasks"},
     "mujoco": {"tasks"},
     "hydra": {"run", "config"},

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from rgpo.policies.pretrained import no_progress_bars
 from rgpo.tasks.embedded import corpus, training
-from rgpo.tasks.embedded.judges import Array, GoldJudge, ProxyReward, no_progress_bars, pair_accuracy, train_gold
+from rgpo.tasks.embedded.judges import Array, GoldJudge, ProxyReward, pair_accuracy, train_gold
 from rgpo.tasks.embedded.training import Recipe, Say
 
 MAX_PROMPT_TOKENS = 8

@@ -1,0 +1,248 @@
+"""Causal language models from a folder or the hub, refused in one sentence where they cannot be trained safely, and LoRA.
+
+A hub id becomes a folder first, without pickle weights, so that both take one path. Nothing here imports torch before it loads.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rgpo.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]  # what is fetched from the hub: no pickle
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def require_packages(key: str, *names: str) -> None:
+    """Refuse to go on without packages of the extra llm. ConfigError."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{key}: needs the package {', '.join(missing)}; install it with `pip install rgpo[llm]`.")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, without its full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def check_path(key: str, path_or_id: str, trust_remote_code: bool) -> None:
+    """What can be said of a model before it is loaded: nothing of a hub id, a folder's files else. ConfigError."""
+    require(path_or_id not in ("", "???"), key, path_or_id, "give a folder or a hub id.")
+    folder = Path(path_or_id).expanduser()
+    if folder.exists():
+        check_folder(key, folder, trust_remote_code)
+    elif folder.is_absolute() or path_or_id.startswith((".", "~")):
+        raise ConfigError(f"{key}={path_or_id}: there is no such folder, give another or a hub id.")
+
+
+def check_folder(key: str, folder: Path, trust_remote_code: bool) -> None:
+    """Refuse a folder without config.json, tokenizer or safetensors, or one that wants to run its own code. ConfigError."""
+    require(folder.is_dir(), key, folder, "is not a folder, give the one that holds config.json.")
+    require((folder / "config.json").is_file(), key, folder, "has no config.json, give a folder saved by save_pretrained.")
+    require(
+        any((folder / name).is_file() for name in TOKENIZERS),
+        key,
+        folder,
+        f"has no tokenizer ({', '.join(TOKENIZERS)}), save the model's tokenizer there too.",
+    )
+    for name in ("config.json", "tokenizer_config.json"):
+        own_code = (folder / name).is_file() and "auto_map" in _read_json(key, folder / name)
+        require(
+            trust_remote_code or not own_code,
+            key,
+            folder,
+            f"{name} names code of its own to run (auto_map), set trust_remote_code=true beside it if you trust its author.",
+        )
+    _check_weights(key, folder)
+
+
+def _check_weights(key: str, folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(_read_json(key, index).get("weight_map", {}).values()))
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        require(not missing and bool(shards), key, folder, f"lacks weights that its index names ({', '.join(missing[:3])}).")
+    elif not (folder / "model.safetensors").is_file():
+        pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
+        if pickles:
+            raise ConfigError(
+                f"{key}={folder}: has only pickle weights ({sorted(pickles)[0]}), which can run code when read; "
+                "convert them to model.safetensors."
+            )
+        raise ConfigError(f"{key}={folder}: has no model.safetensors, give a folder saved by save_pretrained.")
+
+
+def _read_json(key: str, file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}={file.parent}: {file.name} cannot be read ({first_line(error)}).") from error
+    require(isinstance(found, dict), key, file.parent, f"{file.name} is not an object.")
+    return dict(found)
+
+
+def resolve(key: str, path_or_id: str, trust_remote_code: bool) -> Path:
+    """The checked folder of a path, or of a hub id fetched into Hugging Face's cache at first use. ConfigError."""
+    check_path(key, path_or_id, trust_remote_code)
+    folder = Path(path_or_id).expanduser()
+    if not folder.exists():
+        folder = fetch_from_hub(key, path_or_id, allow_patterns=FILES, ignore_patterns=["*/*"])
+        check_folder(key, folder, trust_remote_code)
+    return folder
+
+
+def fetch_from_hub(key: str, repository: str, **options: Any) -> Path:
+    """huggingface_hub.snapshot_download(repository, **options), from its cache where the hub is out of reach. ConfigError."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, **options))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{key}={repository}: is no folder here, and the hub cannot give it ({first_line(error)}); "
+            "check the name and the network, or give the path of a local copy."
+        ) from error
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; auto is the current GPU where there is one, else the CPU. ConfigError."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"task.source.device={name}: cannot be used ({first_line(error)}), choose auto or cpu.") from error
+
+
+def load_causal_lm(
+    path_or_id: str | Path,
+    *,
+    dtype: str,
+    trust_remote_code: bool = False,
+    attn_implementation: str = "sdpa",
+    device: str = "auto",
+    key: str = "task.source.model",
+) -> tuple[Any, Any]:
+    """(AutoModelForCausalLM in eval mode, AutoTokenizer); every weight comes from the files and logits = head(last hidden state).
+
+    ConfigError: no such model, no config, tokenizer or safetensors, pickle weights, code of its own, weights that are missing,
+    another head than a linear map of the last hidden state (logits are scaled or capped).
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    require(dtype in DTYPES, "task.source.dtype", dtype, f"choose one of {', '.join(DTYPES)}.")
+    require(
+        attn_implementation in ATTENTIONS, "task.source.attn_implementation", attn_implementation, f"choose one of {ATTENTIONS}."
+    )
+    folder = resolve(key, str(path_or_id), trust_remote_code)
+    place = pick_device(device)
+    tokenizer: Any = load(key, folder, AutoTokenizer, trust_remote_code=trust_remote_code)
+    model = load_model(
+        key,
+        folder,
+        AutoModelForCausalLM,
+        dtype,
+        place,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+    )
+    require(
+        len(tokenizer) <= model.get_input_embeddings().num_embeddings,
+        key,
+        path_or_id,
+        f"the tokenizer has {len(tokenizer)} tokens and the model only {model.get_input_embeddings().num_embeddings}.",
+    )
+    require(tokenizer.eos_token_id is not None, key, path_or_id, "the tokenizer has no end-of-sequence token.")
+    _require_linear_head(key, folder, model)
+    return model, tokenizer
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep Hugging Face from drawing progress bars while files are read or written."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def load(key: str, folder: Path, auto: Any, **options: Any) -> Any:
+    """auto.from_pretrained(folder, **options), local and quiet. ConfigError."""
+    try:
+        with no_progress_bars():
+            return auto.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"{key}={folder}: cannot be loaded ({type(error).__name__}: {first_line(error)}).") from error
+
+
+def load_model(key: str, folder: Path, auto: Any, dtype: str, device: torch.device, **options: Any) -> Any:
+    """A model in eval mode on a device, every weight of which came from the folder's safetensors. ConfigError."""
+    import torch
+
+    options |= {"dtype": getattr(torch, dtype), "use_safetensors": True, "output_loading_info": True}
+    model, info = load(key, folder, auto, **options)
+    absent = sorted(info["missing_keys"])
+    if absent:
+        raise ConfigError(
+            f"{key}={folder}: {len(absent)} weights of a {type(model).__name__} are not in its files, {absent[0]} for one, and "
+            "would be random; give a checkpoint of that kind."
+        )
+    return model.to(device).eval()
+
+
+def _require_linear_head(key: str, folder: Path, model: Any) -> None:
+    """Losses are computed from the last hidden state and the output embeddings; see that the model's own logits are too."""
+    import torch
+
+    ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        again = model.get_output_embeddings()(hidden).float()
+    unit = logits.abs().max() * torch.finfo(model.dtype).eps
+    if logits.shape != again.shape or not bool(((logits - again).abs() <= 8 * unit).all()):
+        raise ConfigError(
+            f"{key}={folder}: the logits of {type(model).__name__} are not its output embeddings times the last hidden state "
+            "(scaled or capped logits are not supported); give a model such as Qwen2 or Llama."
+        )
+
+
+def add_lora(model: Any, *, rank: int, alpha: float, dropout: float, target_modules: str | Sequence[str], seed: int) -> Any:
+    """A peft model with y = W x + (alpha / rank) B A dropout(x) in the target modules; A from the seed, B = 0.
+
+    target_modules: names, or all-linear. The global generators are left as they were. Hu et al., "LoRA", 2021. ConfigError.
+    """
+    import torch
+
+    require_packages("task.lora", "peft")
+    from peft import LoraConfig, get_peft_model
+
+    names = target_modules if isinstance(target_modules, str) else list(target_modules)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM")  # type: ignore[arg-type]
+    gpus = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise ConfigError(f"task.lora.target_modules={target_modules}: {first_line(error)}.") from error
