@@ -272,7 +272,7 @@ def test_proxy_scores_do_not_depend_on_the_batch(built: tuple[Path, str, World])
 
 
 def test_proxy_refuses_what_it_cannot_score_with(built: tuple[Path, str, World], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"reward_model=.*nowhere: needs a folder with"):
+    with pytest.raises(ConfigError, match=r"reward_model=.*nowhere: there is no such folder"):
         ProxyReward(tmp_path / "nowhere")
     model = AutoModelForSequenceClassification.from_pretrained(built[2].reward_model)
     tokenizer = AutoTokenizer.from_pretrained(built[2].reward_model)
@@ -280,7 +280,7 @@ def test_proxy_refuses_what_it_cannot_score_with(built: tuple[Path, str, World],
     model.score = torch.nn.Linear(16, 2, bias=False)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"needs one output and a padding token.*has 2 outputs"):
+    with pytest.raises(ConfigError, match=r"needs one output, but has 2"):
         ProxyReward(tmp_path)
 
 

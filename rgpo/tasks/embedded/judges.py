@@ -5,83 +5,73 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse
 import scipy.sparse.linalg
 
-from rgpo.errors import ConfigError
-
-Array = npt.NDArray[np.float64]
+from rgpo.errors import require
+from rgpo.policies.pretrained import load, load_model, pick_device, resolve
+from rgpo.tasks.materials import Array, require_finite_scores
 
 WORD = re.compile(r"[a-z0-9']+|[^\sa-z0-9]")
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep Hugging Face from drawing progress bars while files of a megabyte are read or written."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 class ProxyReward:
     """Scores (nats of preference) of a Hugging Face sequence classifier with one output, read at each text's last token.
 
-    ConfigError if the folder holds no such model or no padding token.
+    From a folder or the hub; special_tokens adds the tokenizer's own to a text. ConfigError for what load_causal_lm refuses,
+    for another number of outputs and where the tokenizer has no padding token.
     """
 
-    def __init__(self, folder: Path, batch_size: int = 64) -> None:
-        import torch
+    def __init__(
+        self,
+        folder: str | Path,
+        batch_size: int = 64,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+        special_tokens: bool = True,
+        key: str = "reward_model",
+    ) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        try:
-            with no_progress_bars():
-                tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
-                model: Any = AutoModelForSequenceClassification.from_pretrained(
-                    folder, local_files_only=True, dtype=torch.float32
-                )
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"reward_model={folder}: needs a folder with a Hugging Face model and tokenizer ({str(error).splitlines()[0]})."
-            ) from error
-        outputs, padding = model.config.num_labels, (model.config.pad_token_id, tokenizer.pad_token_id)
-        if outputs != 1 or None in padding:
-            raise ConfigError(
-                f"reward_model={folder}: needs one output and a padding token in config and tokenizer, "
-                f"but has {outputs} outputs and padding tokens {padding}."
-            )
-        self.tokenizer, self.model = tokenizer, model
-        self.model.eval()
-        self.batch_size = batch_size
-        self.max_tokens = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+        place, path = pick_device(device), resolve(key, str(folder), trust_remote_code)
+        self.tokenizer: Any = load(key, path, AutoTokenizer, padding_side="right", trust_remote_code=trust_remote_code)
+        auto = AutoModelForSequenceClassification
+        self.model: Any = load_model(key, path, auto, dtype, place, trust_remote_code=trust_remote_code)
+        config = self.model.config
+        outputs, padding = config.num_labels, self.tokenizer.pad_token_id
+        require(outputs == 1, key, folder, f"needs one output, but has {outputs}.")
+        require(padding is not None, key, folder, "needs a padding token in its tokenizer.")
+        if config.pad_token_id is None:
+            config.pad_token_id = padding  # by it the model finds the last token
+        config.use_cache = False
+        self.name, self.batch_size, self.special_tokens = str(folder), batch_size, special_tokens
+        self.max_tokens = min(self.tokenizer.model_max_length, config.max_position_embeddings)
 
     def __call__(self, texts: Sequence[str]) -> Array:
-        """(N,) scores; texts of about equal length share a batch, and one longer than the model's context is cut."""
+        """(N,) scores; texts of about equal length share a batch, and one longer than the model's context is cut.
+
+        NonFiniteError for NaN or an infinite score.
+        """
         import torch
 
         out = np.zeros(len(texts))
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
         with torch.inference_mode():
             for start in range(0, len(order), self.batch_size):
                 index = order[start : start + self.batch_size]
-                inputs = self.tokenizer(
-                    [texts[i] for i in index], padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-                )
+                batch = [texts[i] for i in index]
+                inputs = self.tokenizer(batch, add_special_tokens=self.special_tokens, **options).to(self.model.device)
                 inputs.pop("token_type_ids", None)
-                out[index] = self.model(**inputs, use_cache=False).logits[:, 0].double().numpy()
-        return out
+                out[index] = self.model(**inputs).logits[:, 0].double().cpu().numpy()
+        return require_finite_scores(out, texts, self.name)
 
 
 def features(text: str) -> Counter[str]:
