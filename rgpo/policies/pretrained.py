@@ -188,10 +188,12 @@ def no_progress_bars() -> Iterator[None]:
 
 def load(key: str, folder: Path, auto: Any, **options: Any) -> Any:
     """auto.from_pretrained(folder, **options), local and quiet. ConfigError."""
+    from safetensors import SafetensorError
+
     try:
         with no_progress_bars():
             return auto.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{key}={folder}: cannot be loaded ({type(error).__name__}: {first_line(error)}).") from error
 
 

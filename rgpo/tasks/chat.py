@@ -59,18 +59,25 @@ def assemble(
     limit = min(max_prompt_tokens, context - max_new_tokens)
     (train_prompts, long), (heldout_prompts, too_long) = (encode_prompts(tokenizer, part, limit) for part in (train, heldout))
     dropped = long + too_long
-    say(
-        f"prompts: {len(train_prompts)} to train on, {len(heldout_prompts)} held out, {dropped} longer than {limit} tokens left out"
-    )
+    kept = f"{len(train_prompts)} to train on, {len(heldout_prompts)} held out"
+    say(f"prompts: {kept}; {dropped} longer than {limit} tokens left out")
     if not (train_prompts and heldout_prompts):
         raise ConfigError(
-            f"task.source.max_prompt_tokens={max_prompt_tokens}: leaves {len(train_prompts)} prompts to train on and "
-            f"{len(heldout_prompts)} held out ({dropped} are longer than {limit} tokens), raise it or give more data."
+            f"task.source.max_prompt_tokens={max_prompt_tokens}: leaves {kept} ({dropped} are longer than {limit} tokens), "
+            "raise it or give more data."
         )
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    ids = {"eos_id": tokenizer.eos_token_id, "pad_id": pad_id}
-    prompts = {"train_prompts": train_prompts, "heldout_prompts": heldout_prompts, "num_dropped": dropped}
-    return Materials(model=model, tokenizer=tokenizer, **ids, **prompts, proxy=proxy, gold=gold)
+    return Materials(
+        model=model,
+        tokenizer=tokenizer,
+        eos_id=tokenizer.eos_token_id,
+        pad_id=pad_id,
+        train_prompts=train_prompts,
+        heldout_prompts=heldout_prompts,
+        num_dropped=dropped,
+        proxy=proxy,
+        gold=gold,
+    )
 
 
 class ChatReward:

@@ -37,12 +37,10 @@ class Pair(NamedTuple):
 
 def check_data(data: str | None) -> None:
     """Refuse what is plainly no file, folder or owner/name/subset of the hub, without reading it. ConfigError."""
-    require(
-        data is not None,
-        KEY,
-        data,
-        "give a jsonl(.gz) of HH-RLHF's format, a folder of them or Anthropic/hh-rlhf/helpful-base.",
-    )
+    if not data:
+        raise ConfigError(
+            f"{KEY}={data}: give a jsonl(.gz) of HH-RLHF's format, a folder of them or Anthropic/hh-rlhf/helpful-base."
+        )
     path = Path(data).expanduser()
     if path.exists():
         _files_below(path, data)

@@ -69,8 +69,17 @@ class Hub:
         )
         proxy = self._judge("reward_model", self.reward_model, say)
         gold = None if self.gold_model is None else self._judge("gold_model", self.gold_model, say)
-        limits = {"max_prompt_tokens": self.max_prompt_tokens, "max_new_tokens": self.max_new_tokens}
-        return assemble(model, tokenizer, train, heldout, **limits, proxy=proxy, gold=gold, say=say)
+        return assemble(
+            model,
+            tokenizer,
+            train,
+            heldout,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_new_tokens=self.max_new_tokens,
+            proxy=proxy,
+            gold=gold,
+            say=say,
+        )
 
     def _judge(self, key: str, path_or_id: str, say: Say) -> ChatReward:
         say(f"loading {path_or_id} ({self.reward_dtype})")

@@ -1,0 +1,189 @@
+"""Loading causal language models from folders in the real format, what is refused, and LoRA."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import write_model
+from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+
+from rgpo.errors import ConfigError
+from rgpo.policies import pretrained
+from rgpo.policies.pretrained import add_lora, check_path, load_causal_lm, load_model, require_packages
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "tiny"))
+
+
+def refused(folder: Path | str, match: str, **options: Any) -> None:
+    """One sentence that names the key and the folder, and says no more than it matches."""
+    with pytest.raises(ConfigError, match=match) as error:
+        load_causal_lm(folder, dtype="float32", device="cpu", **options)
+    message = str(error.value)
+    assert message.startswith("task.source.model=") and message.endswith(".") and "\n" not in message
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_saved_model_comes_back_with_its_weights_and_its_tokenizer(saved: Path) -> None:
+    model, tokenizer = load_causal_lm(saved, dtype="float32", device="cpu")
+    wanted = Qwen2ForCausalLM.from_pretrained(saved)
+    assert not model.training and model.dtype == torch.float32 and model.config._attn_implementation == "sdpa"
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), wanted.state_dict().values(), strict=True))
+    ids = tokenizer("what is a cat?")["input_ids"]
+    assert tokenizer.decode(ids) == "what is a cat?" and tokenizer.eos_token_id == 1
+    assert load_causal_lm(str(saved), dtype="bfloat16", device="cpu")[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("absent", "match"),
+    [
+        ("config.json", "has no config.json"),
+        ("tokenizer.json", "has no tokenizer"),
+        ("model.safetensors", "has no model.safetensors"),
+    ],
+)
+def test_a_folder_without_a_part_is_refused_by_its_name(folder: Path, absent: str, match: str) -> None:
+    (folder / absent).unlink()
+    refused(folder, match)
+    with pytest.raises(ConfigError, match=match):  # and before anything is loaded
+        check_path("task.source.model", str(folder), False)
+
+
+def test_pickle_weights_are_never_read(folder: Path) -> None:
+    torch.save(Qwen2ForCausalLM.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
+    load_causal_lm(folder, dtype="float32", device="cpu")  # safetensors beside them are read instead
+    (folder / "model.safetensors").unlink()
+    refused(folder, r"only pickle weights \(pytorch_model.bin\), which can run code.*model.safetensors")
+
+
+def test_shards_are_read_and_an_absent_one_is_named(folder: Path) -> None:
+    whole = Qwen2ForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    whole.save_pretrained(folder, max_shard_size="10KB")
+    model, _ = load_causal_lm(folder, dtype="float32", device="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True))
+    last = sorted(folder.glob("model-*.safetensors"))[-1]
+    last.unlink()
+    refused(folder, f"lacks weights that its index names .*{last.name}")
+
+
+def test_code_of_its_own_runs_only_when_asked_for(folder: Path) -> None:
+    edit(folder / "config.json", auto_map={"AutoConfig": "own.OwnConfig"}, model_type="own")
+    (folder / "own.py").write_text("raise SystemExit('ran')")
+    refused(folder, r"auto_map.*trust_remote_code=true")
+    with pytest.raises(SystemExit, match="ran"):
+        load_causal_lm(folder, dtype="float32", device="cpu", trust_remote_code=True)
+
+
+def test_weights_that_are_not_in_the_files_are_not_made_up(tmp_path: Path) -> None:
+    write_model(tmp_path / "body", Qwen2ForCausalLM)
+    with pytest.raises(ConfigError, match=r"1 weights of a Qwen2ForSequenceClassification are not in its files, score.weight"):
+        load_model("key", tmp_path / "body", Qwen2ForSequenceClassification, "float32", torch.device("cpu"), num_labels=1)
+
+
+def test_a_broken_file_is_one_sentence(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    refused(folder, "cannot be loaded")
+    (folder / "config.json").write_text("{")
+    refused(folder, r"config.json cannot be read \(Expecting")
+
+
+def test_capped_logits_are_refused(folder: Path) -> None:
+    config = {"vocab_size": 280, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    gemma = Gemma2Config(**config, num_key_value_heads=1, head_dim=8, final_logit_softcapping=1.0, initializer_range=1.0)
+    (folder / "model.safetensors").unlink()
+    Gemma2ForCausalLM(gemma).save_pretrained(folder)
+    refused(
+        folder,
+        "logits of Gemma2ForCausalLM are not its output embeddings times the last hidden state",
+        attn_implementation="eager",
+    )
+    edit(folder / "config.json", final_logit_softcapping=None)
+    load_causal_lm(folder, dtype="float32", device="cpu", attn_implementation="eager")
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(folder: Path) -> None:
+    _, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    refused(folder, "the tokenizer has 281 tokens and the model only 280")
+
+
+def test_a_model_that_is_nowhere_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(tmp_path / "nowhere", "there is no such folder")
+    refused("./nowhere", "there is no such folder")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    refused("Qwen/Qwen2.5-1.5B-Instruct", "is no folder here, and the hub cannot give it .*check the name and the network")
+    refused("no such model", "is no folder here, and the hub cannot give it .*Repo id")
+
+
+def test_impossible_settings(saved: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task.source.dtype=float8: choose one of float32"):
+        load_causal_lm(saved, dtype="float8", device="cpu")
+    with pytest.raises(ConfigError, match=r"task.source.device=abacus: cannot be used"):
+        load_causal_lm(saved, dtype="float32", device="abacus")
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_packages("task", "transformers")
+    with pytest.raises(ConfigError, match=r"task: needs the package no_such_package; install it with `pip install rgpo\[llm\]`"):
+        require_packages("task", "transformers", "no_such_package")
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"task.lora: needs the package peft"):
+        add_lora(None, rank=1, alpha=1, dropout=0.0, target_modules="all-linear", seed=0)
+
+
+def lora(saved: Path, seed: int, targets: Any = ("q_proj", "v_proj")) -> Any:
+    model, _ = load_causal_lm(saved, dtype="float32", device="cpu")
+    return add_lora(model, rank=4, alpha=8, dropout=0.0, target_modules=targets, seed=seed)
+
+
+def test_lora_starts_at_the_model_and_trains_only_itself(saved: Path) -> None:
+    ids = torch.arange(10)[None]
+    base = load_causal_lm(saved, dtype="float32", device="cpu")[0](ids).logits
+    model = lora(saved, 0)
+    assert torch.equal(model(ids).logits, base)  # B = 0
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 2 * 2 * 2 and all("lora_" in name for name in trained)  # A and B, two modules, two layers
+    a, b = (next(p for n, p in model.named_parameters() if f"q_proj.lora_{x}" in n) for x in "AB")
+    with torch.no_grad():
+        b.copy_(torch.randn(b.shape))
+    x = torch.randn(3, 16)
+    module = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    torch.testing.assert_close(module(x) - module.base_layer(x), 8 / 4 * x @ a.T @ b.T)
+    with model.disable_adapter():
+        assert torch.equal(model(ids).logits, base)
+
+
+def test_lora_comes_from_its_seed_alone(saved: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = lora(saved, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    again, other = lora(saved, 1), lora(saved, 2)
+    a, b, c = ([p for name, p in model.named_parameters() if "lora_A" in name] for model in (first, again, other))
+    assert len(a) == 4 and all(map(torch.equal, a, b)) and not any(map(torch.equal, a, c))
+
+
+def test_lora_on_modules_that_are_not_there_is_one_sentence(saved: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task.lora.target_modules=\['nope'\]: .*nope"):
+        lora(saved, 0, ["nope"])
