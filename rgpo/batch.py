@@ -69,14 +69,8 @@ class Moved(NamedTuple):
     log_ratio: Tensor  # (N,) nats
     kl: Tensor  # (N,) KL(old || new) at each sample's state, exact, nats; of fewer tokens where a vocabulary is large
     entropy: Tensor  # (N,) of the new policy, nats
-    ref: Reference | None = None  # where the task has a reference policy
-
-
-class Reference(NamedTuple):
-    """The new policy compared with a reference that is not trained."""
-
-    log_ratio: Tensor  # (N,) log pi_new/pi_ref of the batch's samples, nats
-    kl: Tensor  # (M,) exact KL(new || ref) at the states of a subsample, nats
+    gated: Tensor | None = None  # (N,) the log ratio that the gate sees where it is not log_ratio (whole completions)
+    kl_ref: Tensor | None = None  # (M,) exact KL(new || reference) where there is a reference, nats
 
 
 def disjoint_groups(num_steps: int, num_envs: int, smallest: int = 8, largest: int = 32) -> Array:

@@ -84,11 +84,11 @@ def make_job(composed: DictConfig, choices: Mapping[str, Any], overrides: tuple[
 def plain(composed: DictConfig) -> dict[str, Any]:
     """The configuration without hydra's own node, resolved, as dicts and lists. ConfigError for a missing value."""
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    missing = OmegaConf.missing_keys(own)
-    if missing:
-        key = sorted(missing)[0]
-        raise ConfigError(f"{key}=???: has no default, give it on the command line.")
     try:
+        missing = OmegaConf.missing_keys(own)
+        if missing:
+            key = sorted(missing)[0]
+            raise ConfigError(f"{key}=???: has no default, give it on the command line.")
         resolved = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {_first_line(error)}.") from error

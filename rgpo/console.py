@@ -18,9 +18,10 @@ def banner(run_dir: Path, config: Mapping[str, Any], facts: Mapping[str, Any], n
     details = ", ".join(f"{key} {value}" for key, value in gate.items() if key != "_target_" and not isinstance(value, dict))
     commit = facts["commit"][:10] + (" with changes" if facts["dirty"] else "") if facts["commit"] else "no repository"
     versions = facts["versions"]
+    task = choices["task"] if choices["scale"] == "none" else f"{choices['task']} (scale {choices['scale']})"
     return "\n".join(
         [
-            f"{choices['task']} | {choices['algo']}: gate {choices['gate']} ({details}), penalty {choices['penalty']}, "
+            f"{task} | {choices['algo']}: gate {choices['gate']} ({details}), penalty {choices['penalty']}, "
             f"update {choices['update']}, seed {config['seed']}",
             f"  {num_iterations:,} iterations, {facts['num_threads']} thread(s), {note}",
             f"  results in {run_dir}",
@@ -36,7 +37,6 @@ class Progress:
         self.num_iterations = num_iterations
         self._last = time.monotonic()
         self._bar: Any = None
-        self.latest_return = float("nan")
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -47,11 +47,10 @@ class Progress:
             self._task = self._bar.add_task("", total=num_iterations, completed=start)
             self._bar.start()
 
-    def update(self, iteration: int, env_steps: int, metrics: Mapping[str, Any]) -> None:
+    def update(self, iteration: int, env_steps: int, metrics: Mapping[str, Any], headline: str) -> None:
         """Show the state after an iteration."""
-        self.latest_return = metrics.get("return/train_mean", self.latest_return)
         text = (
-            f"steps {env_steps:,}  return {self.latest_return:.1f}  KL {metrics.get('kl/old_exact', float('nan')):.4f}  "
+            f"steps {env_steps:,}  {headline}  KL {metrics.get('kl/old_exact', float('nan')):.4f}  "
             f"{metrics.get('speed/env_steps_per_s', float('nan')):,.0f} steps/s"
         )
         if self._bar is not None:

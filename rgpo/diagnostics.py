@@ -9,14 +9,19 @@ from torch import Tensor
 
 from rgpo.batch import Moved
 from rgpo.curve import Gate, weight
-from rgpo.divergences import effective_sample_size, k1, k3, tail_index
+from rgpo.divergences import effective_sample_size, k1, k2, k3, tail_index
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
 
+def seen_by_gate(now: Moved) -> Tensor:
+    """The log ratios (N,) that the gate is a function of."""
+    return now.log_ratio if now.gated is None else now.gated
+
+
 def epoch_statistics(now: Moved, gate: Gate, advantage: Tensor) -> dict[str, float]:
     """One point of the per-epoch curves; advantage (N,) as the gate sees it."""
-    w = weight(gate, now.log_ratio, advantage)
+    w = weight(gate, seen_by_gate(now), advantage)
     return {
         "epoch/kl_old_exact": now.kl.mean().item(),
         "epoch/weight_relative_mean": w.mean().item() / _divisor(gate),
@@ -26,15 +31,17 @@ def epoch_statistics(now: Moved, gate: Gate, advantage: Tensor) -> dict[str, flo
 
 def update_statistics(now: Moved, gate: Gate, advantage: Tensor, kl_spike_threshold: float) -> dict[str, float]:
     """The columns kl/, ratio/, gate/, weight/, ess/ and policy/entropy after an update; advantage (N,)."""
-    d = now.log_ratio
+    d, gated = now.log_ratio, seen_by_gate(now)
     ratio = d.double().clamp(max=700.0).exp()
-    value, w = gate(d, advantage), weight(gate, d, advantage)
+    value, w = gate(gated, advantage), weight(gate, gated, advantage)
     kl_exact = now.kl.mean().item()
     root_n = len(d) ** 0.5
     metrics = {
         "kl/old_exact": kl_exact,
         "kl/old_k1": k1(d).mean().item(),
         "kl/old_k1_se": k1(d).std().item() / root_n,
+        "kl/old_k2": k2(d).mean().item(),
+        "kl/old_k2_se": k2(d).std().item() / root_n,
         "kl/old_k3": k3(d).mean().item(),
         "kl/old_k3_se": k3(d).std().item() / root_n,
         "kl/spike": float(kl_exact > kl_spike_threshold),
@@ -49,6 +56,8 @@ def update_statistics(now: Moved, gate: Gate, advantage: Tensor, kl_spike_thresh
         "ess/weight": effective_sample_size(w).item(),
         "gate/sharpness": float(getattr(gate, "sharpness", float("nan"))),
     }
+    if now.kl_ref is not None:
+        metrics["kl/ref_exact"] = now.kl_ref.mean().item()
     for side, chosen in (("pos", advantage >= 0), ("neg", advantage < 0)):
         for name, x in (("gate", value[chosen]), ("weight", w[chosen])):
             metrics |= {f"{name}/{side}_{key}": number for key, number in _summary(x).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import signal
 import time
 import traceback
@@ -124,7 +125,7 @@ class _Session:
         if saved is not None:
             self._load(saved)
         choices = self.config["choices"]
-        row = {key: choices[key] for key in ("task", "algo", "gate")}
+        row = {key: choices[key] for key in ("task", "scale", "algo", "gate")}
         row |= {"run_id": self.run_dir.name, "config_hash": self.config_hash, "git_sha": provenance.git_sha(facts)}
         metadata = {"config": text, "versions": json.dumps(facts["versions"])}
         self.writer = MetricsWriter(
@@ -147,7 +148,8 @@ class _Session:
             while self.iteration < self.num_iterations:
                 metrics = self._iterate()
                 self.writer.log(self.iteration, self.env_steps, metrics)
-                progress.update(self.iteration, self.env_steps, metrics)
+                self.writer.log_samples(self.iteration, self.task.take_samples())
+                progress.update(self.iteration, self.env_steps, metrics, self.task.headline(metrics))
                 if signals.received is not None:
                     self._save()
                     raise Interrupted(signals.received)
@@ -169,7 +171,8 @@ class _Session:
         collected = time.perf_counter()
         metrics: dict[str, Any] = rollout.metrics | self.algorithm.learn(self.policy, rollout, measure)
         self.iteration += 1
-        self.env_steps += rollout.reward.size
+        num_steps = int(rollout.live().sum())
+        self.env_steps += num_steps
         self.ratio_moved = max(self.ratio_moved, metrics.get("ratio/abs_log_max_learning", math.inf))
         evaluate = self.config["eval_every"]
         if evaluate > 0 and (self.iteration % evaluate == 0 or last):
@@ -178,7 +181,7 @@ class _Session:
             metrics["time/evaluate_s"] = time.perf_counter() - before
         metrics["time/collect_s"] = collected - start
         busy = sum(metrics.get(f"time/{phase}_s", 0.0) for phase in ("collect", "update", "diagnostics"))
-        metrics["speed/env_steps_per_s"] = rollout.reward.size / busy
+        metrics["speed/env_steps_per_s"] = num_steps / busy
         metrics["time/iteration_s"] = time.perf_counter() - start
         return metrics
 
@@ -239,8 +242,9 @@ class _Session:
     def _summarise(self, metrics: Mapping[str, Any]) -> None:
         minutes, seconds = divmod(time.monotonic() - self.started, 60)
         print(f"  done in {minutes:.0f} min {seconds:.0f} s: {self.run_dir / 'metrics.parquet'}")
-        shown = {"return/eval_mean": "deterministic return", "kl/old_exact": "last KL(old || new)"}
-        parts = [f"{text} {metrics[key]:.4g}" for key, text in shown.items() if key in metrics]
-        print(f"  {', '.join(parts)}; `rgpo-report` draws it", flush=True)
+        for line in self.task.summary(metrics):
+            print(f"  {line}")
+        report = f"rgpo-report results_dir={shlex.quote(self.config['results_dir'])} experiment={self.config['name']}"
+        print(f"  last KL(old || new) {metrics['kl/old_exact']:.4g}; `{report}` draws it", flush=True)
         if self.ratio_moved < RATIO_MOVED:
             print("  the ratio was 1 at every gradient (one step per rollout): no gate can matter in this run", flush=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-PROVENANCE = ("run_id", "task", "algo", "gate", "config_hash", "git_sha")  # dictionary-encoded strings
+PROVENANCE = ("run_id", "task", "scale", "algo", "gate", "config_hash", "git_sha")  # dictionary-encoded strings
 COUNTERS = ("seed", "attempt", "iteration", "env_steps")  # int64; attempt counts the starts of a run from 1
 
 
@@ -19,6 +19,22 @@ class Metric(NamedTuple):
     unit: str
     meaning: str
 
+
+SAMPLES = {  # columns of samples.parquet, completions of held-out prompts: text, whole, number or yes/no
+    "run_id": "text",
+    "algo": "text",
+    "scale": "text",
+    "seed": "whole",
+    "iteration": "whole",  # 0: the reference policy
+    "prompt_id": "whole",  # the same prompt has the same number in every row
+    "prompt": "text",
+    "completion": "text",
+    "proxy": "number",  # score of the reward model
+    "gold": "number",  # score of the judge that no policy sees; NaN if there is none
+    "kl_ref": "number",  # log pi(y)/pi_ref(y), nats a completion
+    "length": "whole",  # tokens
+    "finished": "yes/no",  # false: cut by the length limit
+}
 
 _SIDES = {"pos": "samples with advantage >= 0", "neg": "samples with advantage < 0"}
 
@@ -38,12 +54,40 @@ GLOSSARY: dict[str, Metric] = {
     "return/length_mean": Metric("steps", "mean length of the same episodes"),
     "return/eval_mean": Metric("reward", "mean raw return of deterministic evaluation episodes (after the update)"),
     "return/eval_std": Metric("reward", "standard deviation of the evaluation returns over episodes"),
+    "reward/train_mean": Metric("score", "mean proxy score of the iteration's completions, without any KL"),
+    "reward/train_std": Metric("score", "standard deviation of the same scores"),
+    **{
+        f"reward/eval_{judge}{what}": Metric("score", f"{meaning} of the {judge} on held-out prompts, after the update")
+        for judge in ("proxy", "gold")
+        for what, meaning in {
+            "_mean": "mean score",
+            "_se": "standard error over prompts of the mean score",
+            "_change": "mean over prompts of policy minus reference in score",
+            "_change_se": "its standard error for the score",
+        }.items()
+    },
+    "language/num_tokens": Metric("tokens", "completion tokens of the iteration"),
+    "language/num_prompt_tokens": Metric("tokens", "prompt tokens of the iteration"),
+    "language/length_mean": Metric("tokens", "mean length of its completions"),
+    "language/truncated_share": Metric("fraction", "share of its completions that the length limit cut"),
+    "language/dead_group_share": Metric("fraction", "share of its prompts whose completions all score alike"),
     "kl/old_exact": Metric("nats", "mean over states of KL(old || new) in closed form, after the last epoch"),
     "kl/old_k1": Metric("nats", "mean of -d over the batch, d = log ratio: unbiased for KL(old || new), may be negative"),
     "kl/old_k1_se": Metric("nats", "standard error of kl/old_k1 (samples taken as independent)"),
     "kl/old_k3": Metric("nats", "mean of exp(d) - 1 - d: unbiased for KL(old || new), never negative"),
     "kl/old_k3_se": Metric("nats", "standard error of kl/old_k3 (samples taken as independent)"),
     "kl/spike": Metric("0/1", "1 if kl/old_exact exceeds kl_spike_threshold in this iteration"),
+    "kl/old_k2": Metric("nats", "mean of d^2/2 over the batch: biased, of low variance"),
+    "kl/old_k2_se": Metric("nats", "standard error of kl/old_k2 (samples taken as independent)"),
+    "kl/ref_exact": Metric("nats/token", "mean over kept tokens of the exact KL(new || reference), after the last epoch"),
+    "kl/ref_k1": Metric("nats/token", "mean of log pi/pi_ref over the tokens the policy drew, before learning; may be negative"),
+    "kl/ref_k1_se": Metric("nats/token", "its standard error, whole completions as the independent samples"),
+    "kl/ref_k2": Metric("nats/token", "mean of (log pi/pi_ref)^2/2 over the same tokens"),
+    "kl/ref_k2_se": Metric("nats/token", "its standard error, likewise"),
+    "kl/ref_k3": Metric("nats/token", "mean of pi_ref/pi - 1 + log pi/pi_ref over the same tokens, never negative"),
+    "kl/ref_k3_se": Metric("nats/token", "its standard error, likewise"),
+    "kl/eval_ref_sequence": Metric("nats/completion", "mean of log pi(y)/pi_ref(y) over completions of held-out prompts"),
+    "kl/eval_ref_sequence_se": Metric("nats/completion", "its standard error over prompts"),
     "kl/coef": Metric("1", "KL penalty coefficient used in this iteration"),
     "policy/entropy": Metric("nats", "mean entropy of the policy over the batch's states, after the last epoch"),
     "ratio/min": Metric("1", "smallest probability ratio new/old of the batch, before any clamp"),
@@ -85,6 +129,9 @@ GLOSSARY: dict[str, Metric] = {
     "bandit/gradient_var": Metric("1", "sample variance of w A s"),
     "bandit/gradient_var_true": Metric("1", "Var(w A s) by quadrature (inf where it diverges)"),
     "time/collect_s": Metric("s", "wall time of the rollout"),
+    "time/generate_s": Metric("s", "wall time of sampling completions, a part of the rollout"),
+    "time/score_s": Metric("s", "wall time of the reward model, a part of the rollout"),
+    "time/logprobs_s": Metric("s", "wall time of old and reference log-probabilities, a part of the rollout"),
     "time/update_s": Metric("s", "wall time of advantages and update, without the diagnostics below"),
     "time/diagnostics_s": Metric("s", "wall time of ratio, gate and weight statistics"),
     "time/gradvar_s": Metric("s", "wall time of the gradient-variance estimate"),

@@ -7,16 +7,35 @@ import pytest
 from omegaconf import OmegaConf
 
 from rgpo.config import build, compose_jobs, group_options
+from rgpo.errors import ConfigError
+from rgpo.gates import Budget, Open
 from rgpo.paths import conf_dir
 
 GROUPS = ("algo", "gate", "advantage", "penalty", "dual")
+LANGUAGE_ALGOS = ("dapo", "grpo", "gspo", "rloo")
 BAD_ALONE = {("gate", "open"), ("advantage", "group_relative"), ("advantage", "leave_one_out")}  # not for control
+BAD_ALONE |= {("algo", name) for name in LANGUAGE_ALGOS}
 
 
 @pytest.mark.parametrize("group,option", [(g, o) for g in GROUPS for o in group_options(g) if (g, o) not in BAD_ALONE])
 def test_option_builds(group: str, option: str) -> None:
     task, algorithm = build(compose_jobs([f"{group}={option}"], False, None)[0].config)
     assert task.full_id == "CartPole-v1" and algorithm.gate is not None
+
+
+@pytest.mark.parametrize("algo", group_options("algo"))
+def test_every_algorithm_builds_on_language_and_only_rgpo_has_two_gates(algo: str) -> None:
+    config = compose_jobs([f"algo={algo}", "task=qwen_rlhf"], False, None)[0].config
+    task, algorithm = build(config)
+    assert config["choices"]["scale"] == "embedded" and task.batch_size == 32
+    assert isinstance(algorithm.ref_gate, Budget if algo == "rgpo" else Open)
+    assert (algorithm.penalty.coef > 0) + (algorithm.penalty.reward_kl_coef > 0) == (algo not in ("dapo", "gspo"))
+
+
+@pytest.mark.parametrize("algo", LANGUAGE_ALGOS)
+def test_language_algorithms_are_refused_on_control(algo: str) -> None:
+    with pytest.raises(ConfigError):
+        compose_jobs([f"algo={algo}", "task=cartpole"], False, None)
 
 
 @pytest.mark.parametrize("task", [name for name in group_options("task") if name != "gym"])

@@ -12,6 +12,7 @@ E[w A s] = E[A w] and E[(w A s)^2] = 2 E[w^2].
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,18 @@ class Bandit:
     def evaluate(self, policy: FixedRatios) -> dict[str, float]:
         """A frozen policy has nothing to evaluate."""
         return {}
+
+    def headline(self, metrics: Mapping[str, Any]) -> str:
+        """What a progress line says of this task."""
+        return f"weight {metrics['bandit/weight_mean']:.4f} (true {metrics['bandit/weight_mean_true']:.4f})"
+
+    def summary(self, metrics: Mapping[str, Any]) -> list[str]:
+        """What the end of a run says of this task."""
+        return [self.headline(metrics)]
+
+    def take_samples(self) -> list[dict[str, Any]]:
+        """Ratios leave no samples."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         return {"rng": self.rng.bit_generator.state, "iteration": self.iteration}

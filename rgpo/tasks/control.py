@@ -94,6 +94,7 @@ class Control:
         self.observation = self._see(self.env.reset(env_seed))
         self.episode_return = np.zeros(self.num_envs)
         self.episode_length = np.zeros(self.num_envs, np.int64)
+        self.latest_return = float("nan")
 
     def make_policy(self, seed: int) -> Any:
         """A fresh actor-critic for the environment's spaces."""
@@ -194,6 +195,19 @@ class Control:
                 break
             seen = self._see(step.observation, learn=False)
         return {"return/eval_mean": float(total.mean()), "return/eval_std": float(total.std())}
+
+    def headline(self, metrics: Mapping[str, Any]) -> str:
+        """What a progress line says of this task."""
+        self.latest_return = metrics.get("return/train_mean", self.latest_return)
+        return f"return {self.latest_return:.1f}"
+
+    def summary(self, metrics: Mapping[str, Any]) -> list[str]:
+        """What the end of a run says of this task."""
+        return [f"deterministic return {metrics['return/eval_mean']:.4g}"] if "return/eval_mean" in metrics else []
+
+    def take_samples(self) -> list[dict[str, Any]]:
+        """Episodes leave no samples."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         return {

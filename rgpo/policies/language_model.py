@@ -1,0 +1,311 @@
+"""A causal language model as a policy: samples completions, and computes what an update needs of their tokens.
+
+Log-probabilities are those of the sampling temperature, for sampling and learning alike. The reference policy is the model
+itself with its LoRA adapters switched off, or a frozen copy where all weights are trained. Names: rgpo.policies.token_batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rgpo.batch import Array, Moved
+from rgpo.climbing import AdamSettings, CriticSettings
+from rgpo.divergences import k3
+from rgpo.policies.generation import Completions, generate
+from rgpo.policies.language_updates import CriticFit, MicroBatchAdam, TokenLocalModel
+from rgpo.policies.logprobs import token_statistics
+from rgpo.policies.token_batch import (
+    CompletionRollout,
+    Kept,
+    Piece,
+    TokenBatch,
+    cut,
+    flat,
+    make_piece,
+    partition,
+    token_weights,
+)
+from rgpo.sequences import sequence_log_ratio
+from rgpo.updates.losses import value_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How completions are drawn, and how their tokens are read again."""
+
+    temperature: float
+    max_new_tokens: int
+    eos_id: int
+    pad_id: int
+    ratio: str  # token or sequence
+    reduction: str  # token_mean or sequence_mean
+    micro_batch_size: int  # completions in one forward pass of learning
+    num_kl_tokens: int  # tokens whose whole distributions are kept
+
+
+class Seen(NamedTuple):
+    """What one forward pass says of a piece's n tokens."""
+
+    logp_n: Tensor
+    entropy_n: Tensor
+    value_n: Tensor  # V of the state before each token; 0 without a critic
+    hidden_nD: Tensor
+
+
+class LanguageModel:
+    """model: a causal LM with a linear head, or a peft model around one; critic: whether it has a value head."""
+
+    def __init__(self, model: Any, sampling: Sampling, critic: bool) -> None:
+        self.model = model
+        self.sampling = sampling
+        self.num_minibatches = 1
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.backbone, self.head = base.get_decoder(), base.get_output_embeddings()
+        self._switch_off: Callable[[], AbstractContextManager[Any]] | None = None
+        if base is model:
+            self.reference = copy.deepcopy(model).requires_grad_(False).eval()
+        else:
+            self._switch_off = model.disable_adapter
+        switch_off_dropout(model)
+        self.value_head: nn.Linear | None = None
+        if critic:
+            self.value_head = nn.Linear(base.config.hidden_size, 1, device=model.device)
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The policy's parameters that learn, by name, without the value head's."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def with_critic(self) -> list[nn.Parameter]:
+        """All parameters that learn."""
+        return [*self.trained().values(), *([] if self.value_head is None else self.value_head.parameters())]
+
+    def generate(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, reference: bool = False) -> Completions:
+        """A completion of each prompt's ids, by the policy or by the reference."""
+        sampling = self.sampling
+        model = self.reference if reference and self._switch_off is None else self.model
+        with self._without_adapters(reference):
+            return generate(
+                model,
+                prompts,
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                eos_id=sampling.eos_id,
+                pad_id=sampling.pad_id,
+                generator=generator,
+            )
+
+    def _without_adapters(self, reference: bool) -> AbstractContextManager[Any]:
+        return self._switch_off() if reference and self._switch_off is not None else nullcontext()
+
+    def see(self, piece: Piece) -> Seen:
+        """The policy's view of a piece, with gradients where they are enabled."""
+        hidden_nD = self._hidden(self.backbone, piece)
+        statistics = token_statistics(hidden_nD, self.head, piece.targets_n, temperature=self.sampling.temperature)
+        value_n = hidden_nD.new_zeros(len(hidden_nD)) if self.value_head is None else self.values(hidden_nD)
+        return Seen(statistics.logp_N, statistics.entropy_N, value_n.float(), hidden_nD)
+
+    def values(self, hidden_nD: Tensor) -> Tensor:
+        """V (n,) of hidden states."""
+        assert self.value_head is not None
+        return self.value_head(hidden_nD.to(self.value_head.weight.dtype)).squeeze(-1)  # type: ignore[no-any-return]
+
+    def _hidden(self, backbone: Any, piece: Piece) -> Tensor:
+        inputs = {"input_ids": piece.input_ids_bs, "attention_mask": piece.attention_mask_bs}
+        out = backbone(**inputs, position_ids=piece.position_ids_bs, use_cache=False)
+        return piece.predicting(out.last_hidden_state)
+
+    def reference_hidden(self, piece: Piece) -> tuple[Tensor, Any]:
+        """The reference's hidden states (n, D) of a piece, and its head."""
+        if self._switch_off is not None:
+            return self._hidden(self.backbone, piece), self.head
+        return self._hidden(self.reference.get_decoder(), piece), self.reference.get_output_embeddings()
+
+    def log_softmax(self, hidden_nD: Tensor, head: Any) -> Tensor:
+        """Log-probabilities (n, V) float32 of whole distributions."""
+        return torch.log_softmax(head(hidden_nD) / self.sampling.temperature, -1, dtype=torch.float32)
+
+    @torch.no_grad()
+    def look_back(self, completions: Completions, rng: np.random.Generator) -> dict[str, Any]:
+        """What a CompletionRollout holds of tokens: the split into minibatches, logp_old, logp_ref, values and kept tokens.
+
+        The same rows share a forward pass here and in learning, so that the ratio is exactly 1 before the first step.
+        """
+        lengths = completions.attention_mask_BS.sum(-1).cpu().numpy()
+        minibatches = partition(lengths, self.num_minibatches, self.sampling.micro_batch_size, rng)
+        num_tokens = int(completions.completion_mask_BT.sum())
+        count = min(num_tokens, self.sampling.num_kl_tokens)
+        device = completions.sequence_BS.device
+        kept = torch.from_numpy(np.sort(rng.choice(num_tokens, count, replace=False))).to(device)
+        logp_old, logp_ref, value = torch.zeros(3, num_tokens, device=device)
+        tables: list[tuple[Tensor, Tensor, Tensor]] = []
+        for rows in (rows for pieces in minibatches for rows in pieces):
+            piece = make_piece(completions, rows.to(device))
+            seen = self.see(piece)
+            logp_old[piece.tokens_n], value[piece.tokens_n] = seen.logp_n.float(), seen.value_n
+            among = torch.isin(piece.tokens_n, kept)
+            with self._without_adapters(reference=True):
+                hidden, head = self.reference_hidden(piece)
+                statistics = token_statistics(hidden, head, piece.targets_n, temperature=self.sampling.temperature)
+                logp_ref[piece.tokens_n] = statistics.logp_N.float()
+                ref_table = self.log_softmax(hidden[among], head)
+            tables.append((piece.tokens_n[among], self.log_softmax(seen.hidden_nD[among], self.head), ref_table))
+        places, old_table, ref_table = (torch.cat(column) for column in zip(*tables, strict=True))
+        order = places.argsort()
+        return {
+            "minibatches": minibatches,
+            "logp_old_N": logp_old,
+            "logp_ref_N": logp_ref,
+            "value_N": value,
+            "kept": Kept(kept, old_table[order], ref_table[order]),
+        }
+
+    @torch.no_grad()
+    def completion_kl(self, completions: Completions) -> Array:
+        """(B,) log pi(y)/pi_ref(y) of completions that the policy drew: k1, nats a completion."""
+        table_BT = torch.zeros(completions.completion_mask_BT.shape, dtype=torch.float64)
+        order = completions.attention_mask_BS.sum(-1).argsort().cpu().numpy()
+        for rows in cut(order, self.sampling.micro_batch_size):
+            piece = make_piece(completions, torch.from_numpy(rows).to(completions.sequence_BS.device))
+            logp_n = self.see(piece).logp_n
+            with self._without_adapters(reference=True):
+                hidden, head = self.reference_hidden(piece)
+                ref = token_statistics(hidden, head, piece.targets_n, temperature=self.sampling.temperature)
+            live = piece.live_bt.cpu()
+            width = live.shape[1]
+            gap = torch.zeros(live.shape, dtype=torch.float64).masked_scatter(live, (logp_n - ref.logp_N).double().cpu())
+            table_BT[torch.from_numpy(rows), :width] = gap
+        total: Array = table_BT.sum(-1).numpy()
+        return total
+
+    def make_batch(self, rollout: CompletionRollout, advantage: Array, value_target: Array) -> tuple[TokenBatch, dict[str, Any]]:
+        """The tokens of a rollout; advantage and value_target (T, B)."""
+        completions = rollout.completions
+        device = completions.sequence_BS.device
+        pieces = [[make_piece(completions, rows.to(device)) for rows in minibatch] for minibatch in rollout.minibatches]
+        live = rollout.live()
+        spread = value_target[live].var()
+        explained = 1 - (value_target - rollout.value)[live].var() / spread if self.value_head and spread > 0 else math.nan
+        batch = TokenBatch(
+            completions,
+            pieces,
+            token_weights(completions, rollout.minibatches, self.sampling.reduction),
+            flat(advantage, completions),
+            flat(value_target, completions),
+            rollout.value_N,
+            rollout.logp_old_N,
+            rollout.logp_ref_N,
+            rollout.kept,
+        )
+        return batch, {
+            "advantage/mean": advantage[live].mean(),
+            "advantage/std": advantage[live].std(),
+            "value/explained_variance": explained,
+        }
+
+    def gated(self, log_ratio_n: Tensor, piece: Piece) -> Tensor:
+        """The log ratio (n,) that the gate sees: each token's own, or its completion's mean."""
+        if self.sampling.ratio == "token":
+            return log_ratio_n
+        table_bt = torch.zeros(piece.live_bt.shape, device=log_ratio_n.device).masked_scatter(piece.live_bt, log_ratio_n)
+        return sequence_log_ratio(table_bt, piece.live_bt)[piece.live_bt]
+
+    def surrogate(self, seen: Seen, piece: Piece, batch: TokenBatch, advantage: Tensor, objective: Any, kl_coef: float) -> Any:
+        """The objective at the piece's tokens, each (n,); advantage (N,). The KL is the reference's, per token (k3)."""
+        old, ref = batch.logp_old[piece.tokens_n], batch.logp_ref[piece.tokens_n]
+        d_old, d_ref = self.gated(seen.logp_n - old, piece), self.gated(seen.logp_n - ref, piece)
+        kl = k3(ref - seen.logp_n)
+        return objective(d_old, torch.zeros_like(d_old), d_old - d_ref, advantage[piece.tokens_n], kl_coef=kl_coef, kl=kl)
+
+    def losses(
+        self, piece: Piece, batch: TokenBatch, advantage: Tensor, settings: AdamSettings, kl_coef: float
+    ) -> tuple[Tensor, Tensor]:
+        """This piece's share of its minibatch's loss, and (policy loss, value loss, max |d|) of it, detached (3,)."""
+        seen = self.see(piece)
+        weight = batch.weight[piece.tokens_n]
+        out = self.surrogate(seen, piece, batch, advantage, settings.objective, kl_coef)
+        actor = (weight * out.loss).sum()
+        target, old = batch.value_target[piece.tokens_n], batch.value_old[piece.tokens_n]
+        critic = (weight * value_loss(seen.value_n, target, old, settings.value_clip)).sum()
+        total = actor if self.value_head is None else actor + settings.vf_coef * critic
+        if settings.ent_coef != 0:
+            total = total - settings.ent_coef * (weight * seen.entropy_n).sum()
+        return total, torch.stack([actor, critic, out.log_ratio.abs().max()]).detach()
+
+    @torch.no_grad()
+    def moved(self, batch: TokenBatch) -> Moved:
+        """The present policy compared with the one that collected the batch, and with the reference at the kept tokens."""
+        log_ratio, entropy, gated = torch.zeros(3, len(batch.logp_old), device=batch.logp_old.device)
+        kept = batch.kept
+        kl_old, kl_ref = torch.zeros(2, len(kept.tokens_M), device=log_ratio.device)
+        for piece in (piece for pieces in batch.minibatches for piece in pieces):
+            seen = self.see(piece)
+            d = seen.logp_n.float() - batch.logp_old[piece.tokens_n]
+            log_ratio[piece.tokens_n], entropy[piece.tokens_n] = d, seen.entropy_n.float()
+            gated[piece.tokens_n] = self.gated(d, piece)
+            among = torch.isin(piece.tokens_n, kept.tokens_M)
+            at = torch.searchsorted(kept.tokens_M, piece.tokens_n[among])
+            new = self.log_softmax(seen.hidden_nD[among], self.head)
+            kl_old[at] = (kept.logp_old_MV[at].exp() * (kept.logp_old_MV[at] - new)).sum(-1)
+            kl_ref[at] = (new.exp() * (new - kept.logp_ref_MV[at])).sum(-1)
+        return Moved(*(x.cpu() for x in (log_ratio, kl_old, entropy, gated, kl_ref)))
+
+    def group_gradients(self, batch: TokenBatch, advantage: Tensor, objective: Any, groups: Array) -> Iterator[Tensor]:
+        """The policy's gradient (P,) of the surrogate without penalty over each group of rows (M, b)."""
+        parameters = list(self.trained().values())
+        for group in groups:
+            minibatch = [torch.from_numpy(rows) for rows in cut(group, self.sampling.micro_batch_size)]
+            grouped = batch._replace(weight=token_weights(batch.completions, [minibatch], self.sampling.reduction))
+            total = [torch.zeros_like(p) for p in parameters]
+            for rows in minibatch:
+                piece = make_piece(batch.completions, rows.to(batch.logp_old.device))
+                out = self.surrogate(self.see(piece), piece, grouped, advantage, objective, 0.0)
+                loss = (grouped.weight[piece.tokens_n] * out.loss).sum()
+                for sum_, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+                    sum_ += gradient
+            yield torch.cat([gradient.flatten() for gradient in total])
+
+    def adam(self, settings: AdamSettings) -> MicroBatchAdam:
+        """Adam on policy and critic; a minibatch is run in pieces of micro_batch_size completions."""
+        self.num_minibatches = settings.num_minibatches
+        return MicroBatchAdam(self, settings)
+
+    def critic_adam(self, settings: CriticSettings) -> CriticFit:
+        """Adam on the value head alone; the policy takes one step on the whole batch."""
+        self.num_minibatches = 1
+        return CriticFit(self, settings)
+
+    def local_model(self, batch: TokenBatch, advantage: Tensor, objective: Any) -> TokenLocalModel:
+        """Gradient over all tokens, Fisher products and KL over the kept ones."""
+        return TokenLocalModel(self, batch, advantage, objective)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What learns, by name."""
+        critic = {} if self.value_head is None else {f"value_head.{k}": v for k, v in self.value_head.named_parameters()}
+        return {name: p.detach().cpu().clone() for name, p in (self.trained() | critic).items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over the tensors of ``state_dict``, in place."""
+        critic = {} if self.value_head is None else {f"value_head.{k}": v for k, v in self.value_head.named_parameters()}
+        for name, p in (self.trained() | critic).items():
+            p.copy_(state[name])
+
+
+def switch_off_dropout(model: Any) -> None:
+    """Without it the ratio of a policy to itself would not be 1."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0

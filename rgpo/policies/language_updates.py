@@ -1,0 +1,195 @@
+"""How a language model climbs: Adam over micro-batches, a value head fitted alone, and the local model of a natural gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rgpo.climbing import STATISTICS, AdamSettings, CriticSettings
+from rgpo.errors import require
+from rgpo.updates.losses import standardise, value_loss
+
+if TYPE_CHECKING:
+    from rgpo.policies.language_model import LanguageModel
+    from rgpo.policies.token_batch import Piece, TokenBatch
+
+NOTE = "not compiled"
+
+
+def refuse_compile(choice: bool | str) -> None:
+    """ConfigError for update.compile=true."""
+    require(choice is not True, "update.compile", choice, "language models are not compiled, use auto or false.")
+
+
+class MicroBatchAdam:
+    """Adam on the sum of a minibatch's pieces: how it is cut changes memory and rounding, and nothing else.
+
+    The rows of a minibatch stay together for all epochs of an iteration, the minibatches' order is drawn anew.
+    """
+
+    note = NOTE
+
+    def __init__(self, policy: LanguageModel, settings: AdamSettings) -> None:
+        refuse_compile(settings.compile)
+        self.policy, self.settings = policy, settings
+        self.parameters = policy.with_critic()
+        self.adam = torch.optim.Adam(self.parameters, eps=settings.adam_eps)
+        self.rng = np.random.default_rng(settings.seed)
+
+    def epoch(self, batch: TokenBatch, lr: float, kl_coef: float) -> Tensor:
+        """One pass over batch; statistics (num_minibatches, 5) in the order of STATISTICS."""
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        order = self.rng.permutation(len(batch.minibatches))
+        return torch.stack([self._step(batch.minibatches[i], batch, kl_coef) for i in order])
+
+    def _step(self, pieces: list[Piece], batch: TokenBatch, kl_coef: float) -> Tensor:
+        self.adam.zero_grad()
+        advantage = batch.advantage
+        if self.settings.normalize:
+            tokens = torch.cat([piece.tokens_n for piece in pieces])
+            advantage = advantage.index_copy(0, tokens, standardise(advantage[tokens]))
+        row = torch.zeros(len(STATISTICS))
+        for piece in pieces:
+            loss, parts = self.policy.losses(piece, batch, advantage, self.settings, kl_coef)
+            loss.backward()  # type: ignore[no-untyped-call]
+            row[:2] += parts[:2].cpu()
+            row[2] = row[2].maximum(parts[2].cpu())
+        limit = self.settings.max_grad_norm
+        row[3] = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
+        row[4] = float(limit is not None and row[3] > limit)
+        self.adam.step()
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"adam": self.adam.state_dict(), "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.adam.load_state_dict(state["adam"])
+        self.rng.bit_generator.state = state["rng"]
+
+
+class CriticFit:
+    """Adam on the value head over the policy's hidden states, which it leaves alone; nothing to do without a critic."""
+
+    note = NOTE
+
+    def __init__(self, policy: LanguageModel, settings: CriticSettings) -> None:
+        refuse_compile(settings.compile)
+        self.policy, self.settings = policy, settings
+        self.rng = np.random.default_rng(settings.seed)
+        self.adam = None if policy.value_head is None else torch.optim.Adam(policy.value_head.parameters(), eps=1e-5)
+        self._batch: TokenBatch | None = None
+
+    def epoch(self, batch: TokenBatch, lr: float, kl_coef: float) -> Tensor:
+        """One pass over the tokens of batch; statistics (num_minibatches, 5)."""
+        rows = torch.zeros(self.settings.num_minibatches, len(STATISTICS))
+        if self.adam is None:
+            return rows
+        if batch is not self._batch:  # the policy stands still while the critic learns
+            self._batch, self._hidden = batch, self._read(batch)
+        self.adam.param_groups[0]["lr"] = lr
+        tokens = torch.from_numpy(self.rng.permutation(len(self._hidden))).to(self._hidden.device)
+        for row, part in zip(rows, tokens.tensor_split(len(rows)), strict=True):
+            self.adam.zero_grad()
+            loss = value_loss(
+                self.policy.values(self._hidden[part]), batch.value_target[part], batch.value_old[part], None
+            ).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.adam.step()
+            row[1] = loss.item()
+        return rows
+
+    @torch.no_grad()
+    def _read(self, batch: TokenBatch) -> Tensor:
+        pieces = [piece for minibatch in batch.minibatches for piece in minibatch]
+        hidden = [self.policy.see(piece).hidden_nD for piece in pieces]
+        table = torch.empty(len(batch.logp_old), hidden[0].shape[1], dtype=hidden[0].dtype, device=hidden[0].device)
+        for piece, rows in zip(pieces, hidden, strict=True):
+            table[piece.tokens_n] = rows
+        return table
+
+    def state_dict(self) -> dict[str, Any]:
+        adam = {} if self.adam is None else self.adam.state_dict()
+        return {"adam": adam, "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.adam is not None:
+            self.adam.load_state_dict(state["adam"])
+        self.rng.bit_generator.state = state["rng"]
+
+
+class TokenLocalModel:
+    """The surrogate over all tokens and KL(old || new) over the kept ones, around a language model's present parameters.
+
+    F v = mean over kept tokens of J'(diag p - p p')J v, J the Jacobian of the logits, by a second backward pass through the
+    KL; its graph stays in memory while this object lives. Attention is computed by plain matrix products meanwhile, the one
+    implementation that can be differentiated twice everywhere.
+    """
+
+    def __init__(self, policy: LanguageModel, batch: TokenBatch, advantage: Tensor, objective: Any) -> None:
+        self.policy, self.batch = policy, batch
+        self._advantage, self._objective = advantage, objective
+        self._parameters = list(policy.trained().values())
+        self._pieces = [piece for minibatch in batch.minibatches for piece in minibatch]
+        self._slopes: list[Tensor] = []
+        gradient = torch.zeros(sum(p.numel() for p in self._parameters), device=advantage.device)
+        total = 0.0
+        with sdpa_kernel(SDPBackend.MATH):
+            for piece in self._pieces:
+                loss, kl = self._parts(piece)
+                total += loss.item()
+                gradient -= self._flat(torch.autograd.grad(loss, self._parameters, retain_graph=True))
+                if kl is not None:
+                    self._slopes.append(self._flat(torch.autograd.grad(kl, self._parameters, create_graph=True)))
+        self.loss = total
+        self._gradient = gradient
+
+    def _parts(self, piece: Piece) -> tuple[Tensor, Tensor | None]:
+        """This piece's share of the mean surrogate and of the mean KL; None if none of its tokens was kept."""
+        seen = self.policy.see(piece)
+        out = self.policy.surrogate(seen, piece, self.batch, self._advantage, self._objective, 0.0)
+        loss = (self.batch.weight[piece.tokens_n] * out.loss).sum()
+        kept = self.batch.kept
+        among = torch.isin(piece.tokens_n, kept.tokens_M)
+        if not bool(among.any()):
+            return loss, None
+        old = kept.logp_old_MV[torch.searchsorted(kept.tokens_M, piece.tokens_n[among])]
+        new = self.policy.log_softmax(seen.hidden_nD[among], self.policy.head)
+        return loss, (old.exp() * (old - new)).sum() / len(kept.tokens_M)
+
+    def _flat(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([x.flatten() for x in tensors])
+
+    def gradient(self) -> Tensor:
+        """Of minus the loss, (P,)."""
+        return self._gradient
+
+    def fisher_product(self, v: Tensor) -> Tensor:
+        """F v, (P,)."""
+        total = torch.zeros_like(v)
+        for slope in self._slopes:
+            total += self._flat(torch.autograd.grad(slope.dot(v), self._parameters, retain_graph=True))
+        return total
+
+    def evaluate(self, step: Tensor) -> tuple[float, float]:
+        """Loss and mean KL after a step (P,), which is not kept."""
+        before = [p.detach().clone() for p in self._parameters]
+        with torch.no_grad():
+            self.move(step)
+            parts = [self._parts(piece) for piece in self._pieces]
+            for p, value in zip(self._parameters, before, strict=True):
+                p.copy_(value)
+        return sum(loss.item() for loss, _ in parts), sum(kl.item() for _, kl in parts if kl is not None)
+
+    @torch.no_grad()
+    def move(self, step: Tensor) -> None:
+        """Take the step (P,)."""
+        parts = torch.split(step, [p.numel() for p in self._parameters])
+        for p, part in zip(self._parameters, parts, strict=True):
+            p.add_(part.view_as(p))

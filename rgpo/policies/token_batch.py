@@ -1,0 +1,167 @@
+"""Completions as something to learn from: which rows share a minibatch, and what was known of their tokens at collection.
+
+Names: B completions of a rollout, P longest prompt, T longest completion, S = P + T; a piece is b rows without columns that are
+padding throughout, s wide, with n real completion tokens. N completion tokens in all, row by row; M of them are kept tokens,
+whose distributions over the vocabulary V are remembered for exact KL divergences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgpo.batch import Array, Rollout
+from rgpo.objective import REDUCTIONS
+from rgpo.policies.generation import Completions
+
+
+class Piece(NamedTuple):
+    """A micro-batch: what one forward pass reads, and which of the N tokens it predicts."""
+
+    input_ids_bs: Tensor
+    attention_mask_bs: Tensor
+    position_ids_bs: Tensor
+    live_bt: Tensor  # bool, the real completion tokens among the last t columns
+    targets_n: Tensor
+    tokens_n: Tensor  # int64, their places among the N
+
+    def predicting(self, hidden_bsD: Tensor) -> Tensor:
+        """(n, D): the hidden states that predict the completion's tokens, each one column to the left of its target."""
+        width = self.live_bt.shape[1]
+        return hidden_bsD[:, -width - 1 : -1][self.live_bt]
+
+
+class Kept(NamedTuple):
+    """Tokens whose whole distributions were kept when the rollout was collected."""
+
+    tokens_M: Tensor  # int64, ascending, places among the N
+    logp_old_MV: Tensor  # log pi_old
+    logp_ref_MV: Tensor  # log pi_ref
+
+
+@dataclass(kw_only=True)
+class CompletionRollout(Rollout):
+    """Completions as a rollout of T steps in B environments, with what collecting them showed of each token."""
+
+    completions: Completions
+    minibatches: list[list[Tensor]]  # rows (b,) of the pieces of each minibatch
+    logp_old_N: Tensor  # nats
+    logp_ref_N: Tensor  # nats
+    value_N: Tensor
+    kept: Kept
+
+    def groups(self) -> Array:
+        """Rows (M, b) of at least 2 and at most 32 disjoint groups of whole prompts, for the variance of the gradient."""
+        num_prompts = self.reward.shape[1] // self.group_size
+        per_group = -(-num_prompts // 32)
+        size = per_group * self.group_size
+        return np.arange(num_prompts // per_group * size).reshape(-1, size)
+
+
+class TokenBatch(NamedTuple):
+    """N tokens to learn from, float32; a NamedTuple as control's batch is."""
+
+    completions: Completions
+    minibatches: list[list[Piece]]
+    weight: Tensor  # (N,) of each token in its minibatch's mean; they sum to 1 in each minibatch
+    advantage: Tensor  # (N,)
+    value_target: Tensor  # (N,)
+    value_old: Tensor  # (N,)
+    logp_old: Tensor  # (N,)
+    logp_ref: Tensor  # (N,)
+    kept: Kept
+
+
+def partition(lengths_B: Array, num_minibatches: int, micro_batch_size: int, rng: np.random.Generator) -> list[list[Tensor]]:
+    """A random split of the rows into equal minibatches, each cut into pieces of rows of about equal length."""
+    parts = np.split(rng.permutation(len(lengths_B)), num_minibatches)
+    ordered = [part[np.argsort(lengths_B[part], kind="stable")] for part in parts]
+    return [[torch.from_numpy(rows) for rows in cut(part, micro_batch_size)] for part in ordered]
+
+
+def cut(rows: Array, size: int) -> list[Array]:
+    """Consecutive slices of at most size rows."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def make_piece(completions: Completions, rows: Tensor) -> Piece:
+    """The rows' forward pass, without columns that are padding in all of them."""
+    sequence, attention = completions.sequence_BS[rows], completions.attention_mask_BS[rows]
+    live = completions.completion_mask_BT[rows].bool()
+    width = sequence.shape[1] - live.shape[1]
+    longest = int(live.sum(-1).max())
+    first, last = width - int(completions.prompt_lengths_B[rows].max()), width + longest
+    sequence, attention, live = sequence[:, first:last], attention[:, first:last], live[:, :longest]
+    position = (attention.cumsum(-1) - 1).clamp(min=0)
+    starts = completions.completion_mask_BT.sum(-1).cumsum(0) - completions.completion_mask_BT.sum(-1)
+    places = starts[rows][:, None] + torch.arange(longest, device=live.device)
+    return Piece(sequence, attention, position, live, sequence[:, -longest:][live], places[live])
+
+
+def token_weights(completions: Completions, minibatches: list[list[Tensor]], reduction: str) -> Tensor:
+    """(N,): the weight of each token in the reduction (a key of REDUCTIONS) over its minibatch."""
+    mask_BT = completions.completion_mask_BT.to(torch.float32)
+    weight_BT = torch.zeros_like(mask_BT)
+    for pieces in minibatches:
+        rows = torch.cat(pieces)
+        weight_BT[rows] = REDUCTIONS[reduction](mask_BT[rows])
+    return weight_BT[mask_BT.bool()]
+
+
+def flat(x_TB: Array, completions: Completions) -> Tensor:
+    """(N,) float32 of an array over steps and environments."""
+    mask_BT = completions.completion_mask_BT.bool()
+    return torch.from_numpy(np.ascontiguousarray(x_TB.T)).to(mask_BT.device, torch.float32)[mask_BT]
+
+
+def rows_of(x_N: Tensor, completions: Completions) -> Tensor:
+    """(B, T): each token's number where it stands, 0 under padding."""
+    mask_BT = completions.completion_mask_BT.bool()
+    return torch.zeros(mask_BT.shape, dtype=x_N.dtype, device=x_N.device).masked_scatter(mask_BT, x_N)
+
+
+def clustered_mean(x_N: Tensor, completions: Completions) -> tuple[float, float]:
+    """Mean over tokens, and its standard error with whole completions as the independent samples (a ratio of means)."""
+    total_B = rows_of(x_N.double(), completions).sum(-1)
+    length_B = completions.completion_mask_BT.sum(-1).double()
+    mean = total_B.sum() / length_B.sum()
+    count = len(total_B)
+    spread = (total_B - mean * length_B).square().sum() * count / max(count - 1, 1)
+    return mean.item(), (spread.sqrt() / length_B.sum()).item()
+
+
+def pack(rollout: CompletionRollout) -> dict[str, Any]:
+    """The rollout as tensors, lists and numbers, as a checkpoint holds them."""
+    arrays = {name: getattr(rollout, name) for name in ("reward", "value", "next_value", "terminated", "done", "mask")}
+    return {
+        "steps": {name: torch.from_numpy(x) for name, x in arrays.items()},
+        "group_size": rollout.group_size,
+        "metrics": rollout.metrics,
+        "completions": list(rollout.completions),
+        "minibatches": rollout.minibatches,
+        "tokens": [rollout.logp_old_N, rollout.logp_ref_N, rollout.value_N],
+        "kept": list(rollout.kept),
+    }
+
+
+def unpack(state: dict[str, Any]) -> CompletionRollout:
+    """The rollout of ``pack``."""
+    logp_old, logp_ref, value = state["tokens"]
+    nothing = np.empty(0)
+    return CompletionRollout(
+        observation=nothing,
+        action=nothing,
+        **{name: x.numpy() for name, x in state["steps"].items()},
+        group_size=state["group_size"],
+        metrics=state["metrics"],
+        completions=Completions(*state["completions"]),
+        minibatches=state["minibatches"],
+        logp_old_N=logp_old,
+        logp_ref_N=logp_ref,
+        value_N=value,
+        kept=Kept(*state["kept"]),
+    )

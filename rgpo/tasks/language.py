@@ -1,0 +1,311 @@
+"""Language: completions of prompts under a causal language model, scored by a reward model (online preference fine-tuning).
+
+The learner maximises the proxy's score; a gold judge, where there is one, is only asked by ``evaluate``. Names: B completions,
+T tokens; rgpo.policies.token_batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rgpo.batch import Array
+from rgpo.errors import require
+from rgpo.language_advantages import dead_groups, token_rewards, token_steps
+from rgpo.tasks.materials import Materials, Prompt, Source, require_finite_scores
+
+if TYPE_CHECKING:
+    from rgpo.algorithm import Algorithm
+    from rgpo.policies.generation import Completions
+    from rgpo.policies.token_batch import CompletionRollout
+
+NUM_SHOWN, SHOWN_CHARACTERS = 3, 300  # completions that a run prints at its end
+RATIOS, REDUCTIONS = ("token", "sequence"), ("token_mean", "sequence_mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank adapters in place of full fine-tuning (Hu et al. 2021)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    target_modules: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        require(self.rank > 0, "task.lora.rank", self.rank, "must be positive.")
+        require(self.alpha > 0, "task.lora.alpha", self.alpha, "must be positive.")
+
+
+@dataclass(kw_only=True)
+class Language:
+    """num_prompts prompts with group_size completions each make a rollout; setup() loads the source."""
+
+    source: Source
+    lora: LoRA | None
+    num_prompts: int
+    group_size: int
+    max_new_tokens: int
+    temperature: float
+    ratio: str
+    reduction: str
+    micro_batch_size: int
+    num_kl_tokens: int
+    staleness: int
+    gradient_checkpointing: bool
+    num_eval_prompts: int
+    num_samples: int
+
+    def __post_init__(self) -> None:
+        for key in ("num_prompts", "group_size", "max_new_tokens", "micro_batch_size", "num_kl_tokens", "num_eval_prompts"):
+            require(getattr(self, key) > 0, f"task.{key}", getattr(self, key), "must be positive.")
+        require(self.temperature > 0, "task.temperature", self.temperature, "must be positive.")
+        require(self.ratio in RATIOS, "task.ratio", self.ratio, "choose token or sequence.")
+        require(self.reduction in REDUCTIONS, "task.reduction", self.reduction, "choose token_mean or sequence_mean.")
+        for key in ("staleness", "num_samples"):
+            require(getattr(self, key) >= 0, f"task.{key}", getattr(self, key), "must not be negative.")
+
+    @property
+    def batch_size(self) -> int:
+        """Completions of one rollout, B."""
+        return self.num_prompts * self.group_size
+
+    def check(self) -> None:
+        """Refuse, before anything starts, what the source can see is missing."""
+        self.source.check()
+
+    def admit(self, algorithm: Algorithm) -> Algorithm:
+        """The algorithm as it runs on this task. ConfigError for what cannot work."""
+        if algorithm.advantage.needs_groups:
+            require(self.group_size > 1, "task.group_size", self.group_size, "a group needs at least 2 completions to compare.")
+        algorithm.update.check(self.batch_size, algorithm.advantage.normalize)
+        self.critic = algorithm.advantage.needs_critic
+        self.reward_kl_coef = algorithm.penalty.reward_kl_coef
+        return algorithm
+
+    def plan_iterations(self, total_env_steps: int) -> int:
+        """Iterations that generate total_env_steps tokens if every completion were as long as it may be."""
+        return -(-total_env_steps // (self.batch_size * self.max_new_tokens))
+
+    def setup(self, seed: int, gamma: float) -> None:
+        """Load model, prompts and judges, and seed the draws; gamma belongs to the advantages alone."""
+        import torch
+
+        self.materials: Materials = self.source.load(lambda line: print(f"  {line}", flush=True))
+        for key, have in (("num_prompts", self.materials.train_prompts), ("num_eval_prompts", self.materials.heldout_prompts)):
+            wanted = getattr(self, key)
+            require(len(have) >= wanted, f"task.{key}", wanted, f"there are only {len(have)} prompts to choose from.")
+        streams = np.random.SeedSequence(seed).spawn(2)
+        self.rng = np.random.default_rng(streams[0])
+        draws = [int(x) >> 2 for x in streams[1].generate_state(2)]
+        self.generator = torch.Generator(self.materials.model.device).manual_seed(draws[0])
+        self.eval_seed = draws[1]
+        self.order: list[int] = []  # prompts still to come in this pass over them
+        self.waiting: deque[CompletionRollout] = deque()  # collected and not learnt from yet
+        self.reference_scores: dict[str, Array] = {}  # by judge, of the same prompts with the same random numbers
+        self.samples: list[dict[str, Any]] = []  # not written yet
+        self.before: list[dict[str, Any]] = []  # the reference's and the policy's last samples, for the summary
+        self.after: list[dict[str, Any]] = []
+
+    def make_policy(self, seed: int) -> Any:
+        """The source's model with fresh adapters, or all of it, and a value head if the advantages need one."""
+        from rgpo.policies.language_model import LanguageModel, Sampling
+        from rgpo.policies.pretrained import add_lora
+
+        materials = self.materials
+        model = materials.model
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.lora is not None:
+            targets = self.lora.target_modules
+            model = add_lora(model, rank=self.lora.rank, alpha=self.lora.alpha, dropout=0.0, target_modules=targets, seed=seed)
+        else:
+            model.requires_grad_(True)
+        sampling = Sampling(
+            temperature=self.temperature,
+            max_new_tokens=self.max_new_tokens,
+            eos_id=materials.eos_id,
+            pad_id=materials.pad_id,
+            ratio=self.ratio,
+            reduction=self.reduction,
+            micro_batch_size=self.micro_batch_size,
+            num_kl_tokens=self.num_kl_tokens,
+        )
+        return LanguageModel(model, sampling, self.critic)
+
+    def collect(self, policy: Any) -> CompletionRollout:
+        """A rollout of the present policy, or with staleness s the one of s iterations ago. NonFiniteError for a NaN reward."""
+        while len(self.waiting) <= self.staleness:
+            self.waiting.append(self._collect(policy))
+        return self.waiting.popleft()
+
+    def _collect(self, policy: Any) -> CompletionRollout:
+        from rgpo.policies.token_batch import CompletionRollout, rows_of
+
+        started = time.perf_counter()
+        prompts = [self.materials.train_prompts[i] for i in self._next_prompts() for _ in range(self.group_size)]
+        completions = policy.generate([prompt.ids for prompt in prompts], self.generator)
+        generated = time.perf_counter()
+        score = self._judge(self.materials.proxy, prompts, self._texts(completions))
+        scored = time.perf_counter()
+        back = policy.look_back(completions, self.rng)
+        kl_BT = rows_of(back["logp_old_N"] - back["logp_ref_N"], completions).double().cpu().numpy()
+        value_BT = rows_of(back["value_N"], completions).double().cpu().numpy()
+        mask_BT = completions.completion_mask_BT.cpu().numpy()
+        reward_BT = token_rewards(score, kl_BT, mask_BT, kl_coef=self.reward_kl_coef)
+        truncated = ~completions.finished_B.cpu().numpy()
+        steps: dict[str, Any] = token_steps(reward_BT, value_BT, mask_BT, truncated)
+        nothing = np.empty(0)
+        return CompletionRollout(
+            observation=nothing,
+            action=nothing,
+            **steps,
+            metrics=self._describe(score, completions, back)
+            | {
+                "time/generate_s": generated - started,
+                "time/score_s": scored - generated,
+                "time/logprobs_s": time.perf_counter() - scored,
+            },
+            group_size=self.group_size,
+            completions=completions,
+            **back,
+        )
+
+    def _describe(self, score: Array, completions: Completions, back: dict[str, Any]) -> dict[str, float]:
+        from rgpo.divergences import k1, k2, k3
+        from rgpo.policies.token_batch import clustered_mean
+
+        x = back["logp_ref_N"] - back["logp_old_N"]  # samples of the policy: k1, k2, k3 estimate KL(policy || reference)
+        metrics = {
+            "reward/train_mean": float(score.mean()),
+            "reward/train_std": float(score.std()),
+            "language/num_tokens": float(completions.completion_mask_BT.sum()),
+            "language/num_prompt_tokens": float(completions.prompt_lengths_B.sum()),
+            "language/length_mean": float(completions.completion_mask_BT.sum(-1).double().mean()),
+            "language/truncated_share": float((~completions.finished_B).double().mean()),
+        }
+        if self.group_size > 1:
+            metrics["language/dead_group_share"] = float(dead_groups(score, self.group_size).mean())
+        for name, estimator in (("k1", k1), ("k2", k2), ("k3", k3)):
+            metrics[f"kl/ref_{name}"], metrics[f"kl/ref_{name}_se"] = clustered_mean(estimator(x), completions)
+        return metrics
+
+    def _next_prompts(self) -> list[int]:
+        """num_prompts prompts of a shuffled pass over all; what is left of a pass that does not come out even waits for none."""
+        if len(self.order) < self.num_prompts:
+            self.order = self.rng.permutation(len(self.materials.train_prompts)).tolist()
+        taken, self.order = self.order[: self.num_prompts], self.order[self.num_prompts :]
+        return taken
+
+    def _texts(self, completions: Completions) -> list[str]:
+        live = completions.completion_mask_BT.bool()
+        width = completions.sequence_BS.shape[1] - live.shape[1]
+        rows = [row[mask].tolist() for row, mask in zip(completions.sequence_BS[:, width:], live, strict=True)]
+        texts: list[str] = self.materials.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return texts
+
+    def _judge(self, judge: Any, prompts: Sequence[Prompt], texts: Sequence[str]) -> Array:
+        return require_finite_scores(judge([prompt.text for prompt in prompts], texts), texts, "the reward model")
+
+    def evaluate(self, policy: Any) -> dict[str, float]:
+        """Proxy and gold scores on held-out prompts, beside the reference's with the same random numbers, and the KL."""
+        if not self.reference_scores:
+            self.reference_scores, _, self.before = self._examine(policy, reference=True)
+        scores, kl, self.after = self._examine(policy, reference=False)
+        metrics: dict[str, float] = {}
+        for name, score in scores.items():
+            change = score - self.reference_scores[name]
+            for key, x in ((f"reward/eval_{name}", score), (f"reward/eval_{name}_change", change)):
+                metrics |= {(key if key.endswith("change") else f"{key}_mean"): float(x.mean()), f"{key}_se": standard_error(x)}
+        return metrics | {"kl/eval_ref_sequence": float(kl.mean()), "kl/eval_ref_sequence_se": standard_error(kl)}
+
+    def _examine(self, policy: Any, reference: bool) -> tuple[dict[str, Array], Array, list[dict[str, Any]]]:
+        """Scores by judge and KL, each (num_eval_prompts,), always with the same random numbers, and some rows as samples."""
+        import torch
+
+        prompts = self.materials.heldout_prompts[: self.num_eval_prompts]
+        generator = torch.Generator(self.materials.model.device).manual_seed(self.eval_seed)
+        completions = policy.generate([prompt.ids for prompt in prompts], generator, reference=reference)
+        texts = self._texts(completions)
+        judges = {"proxy": self.materials.proxy, "gold": self.materials.gold}
+        scores = {name: self._judge(judge, prompts, texts) for name, judge in judges.items() if judge is not None}
+        kl = np.zeros(len(prompts)) if reference else policy.completion_kl(completions)
+        gold = scores.get("gold", np.full(len(prompts), np.nan))
+        lengths = completions.completion_mask_BT.sum(-1).tolist()
+        rows = [
+            {
+                "reference": reference,
+                "prompt_id": i,
+                "prompt": prompts[i].text,
+                "completion": texts[i],
+                "proxy": float(scores["proxy"][i]),
+                "gold": float(gold[i]),
+                "kl_ref": float(kl[i]),
+                "length": int(lengths[i]),
+                "finished": bool(completions.finished_B[i]),
+            }
+            for i in range(min(self.num_samples, len(prompts)))
+        ]
+        self.samples += rows
+        return scores, kl, rows
+
+    def summary(self, metrics: dict[str, Any]) -> list[str]:
+        """Reward before and after with intervals, the KL, and three completions before and after."""
+        if "reward/eval_proxy_mean" not in metrics:
+            return []
+        lines = []
+        for name in self.reference_scores:
+            after, se = metrics[f"reward/eval_{name}_mean"], metrics[f"reward/eval_{name}_se"]
+            change, change_se = metrics[f"reward/eval_{name}_change"], metrics[f"reward/eval_{name}_change_se"]
+            lines.append(
+                f"{name} reward on {self.num_eval_prompts} held-out prompts: {after - change:+.3f} before, "
+                f"{after:+.3f} +- {1.96 * se:.3f} after; change {change:+.3f} +- {1.96 * change_se:.3f} (95 %)"
+            )
+        kl, kl_se = metrics["kl/eval_ref_sequence"], metrics["kl/eval_ref_sequence_se"]
+        lines.append(f"KL to the reference {kl:.2f} +- {1.96 * kl_se:.2f} nats a completion")
+        for before, after_row in list(zip(self.before, self.after, strict=False))[:NUM_SHOWN]:
+            lines.append(f"{before['prompt'][-SHOWN_CHARACTERS:]!r}")
+            for when, row in (("before", before), ("after", after_row)):
+                scores = f"proxy {row['proxy']:+.2f}" + ("" if np.isnan(row["gold"]) else f", gold {row['gold']:+.2f}")
+                lines.append(f"  {when:6} ({scores}): {row['completion'][:SHOWN_CHARACTERS]!r}")
+        return lines
+
+    def take_samples(self) -> list[dict[str, Any]]:
+        """Rows for samples.parquet since the last call."""
+        taken, self.samples = self.samples, []
+        return taken
+
+    def headline(self, metrics: dict[str, Any]) -> str:
+        """What a progress line says of this task."""
+        return f"reward {metrics['reward/train_mean']:+.3f}  KL(ref) {metrics['kl/ref_exact']:.4f}"
+
+    def state_dict(self) -> dict[str, Any]:
+        from rgpo.policies.token_batch import pack
+
+        return {
+            "rng": self.rng.bit_generator.state,
+            "generator": self.generator.get_state(),
+            "order": self.order,
+            "waiting": [pack(rollout) for rollout in self.waiting],
+            "reference_scores": {name: score.tolist() for name, score in self.reference_scores.items()},
+            "before": self.before,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        from rgpo.policies.token_batch import unpack
+
+        self.rng.bit_generator.state = state["rng"]
+        self.generator.set_state(state["generator"])
+        self.order = list(state["order"])
+        self.waiting = deque(unpack(packed) for packed in state["waiting"])
+        self.reference_scores = {name: np.array(score) for name, score in state["reference_scores"].items()}
+        self.before = state["before"]
+
+
+def standard_error(x: Array) -> float:
+    """Of the mean of independent x (n,)."""
+    return float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else float("nan")
