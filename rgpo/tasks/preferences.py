@@ -54,7 +54,7 @@ class Features:
         from transformers import DynamicCache
 
         words = chat(self.tokenizer, messages(prompt), answer_next=True)
-        before = self.tokenizer(words, add_special_tokens=False)["input_ids"][-MAX_TOKENS:]
+        before = self.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"][-MAX_TOKENS:]
         rows = self.tokenizer(completions, add_special_tokens=False, truncation=True, max_length=MAX_TOKENS)["input_ids"]
         rows = [torch.tensor([*row, self.tokenizer.eos_token_id]) for row in rows]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
