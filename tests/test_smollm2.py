@@ -176,7 +176,7 @@ def test_a_build_is_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_features_are_the_mean_state_of_answer_and_eos(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", context=400)
-    features = Features(folder, 1, "cpu")
+    features = Features(folder, num_layers=1, max_tokens=30, device="cpu")
     prompts = ["Human: a cat?", "Human: what\n\nAssistant: is\n\nHuman: that", "Human: a cat?", "Human: a cat?"]
     completions = ["an animal", "", "no", "a cat is an animal. " * 20]
     found = features(prompts, completions)
@@ -187,7 +187,7 @@ def test_features_are_the_mean_state_of_answer_and_eos(tmp_path: Path) -> None:
         "<user>what<|endoftext|><assistant>is<|endoftext|><user>that<|endoftext|><assistant>",
     ]
     for i, text in enumerate([texts[0], texts[1], texts[0], texts[0]]):
-        before, after = tokenizer(text)["input_ids"], [*tokenizer(completions[i])["input_ids"][:160], 1]
+        before, after = tokenizer(text)["input_ids"][-30:], [*tokenizer(completions[i])["input_ids"][:30], 1]
         states = model(torch.tensor([before + after]), output_hidden_states=True).hidden_states[1][0, len(before) :]
         np.testing.assert_allclose(found[i], states.mean(0).detach().numpy(), atol=1e-5)
 
@@ -263,12 +263,15 @@ def test_what_the_source_refuses(make: Callable[..., SmolLM2]) -> None:
     for key, value in (("reward_layers", 31), ("gold_share", 0), ("max_pairs", 0), ("dtype", "int4"), ("reward_l2", 0.0)):
         with pytest.raises(ConfigError, match=f"task.source.{key}={value}: "):
             make(**{key: value})
+    for key in ("max_prompt_tokens", "max_new_tokens"):
+        with pytest.raises(ConfigError, match=f"task.source.{key}=161: must not exceed task.source.reward_max_tokens=160"):
+            make(**{key: 161})
     with pytest.raises(ConfigError, match=r"task.source.gold_share=1e-12: leaves no pair of 121, raise it"):
         make(gold_share=1e-12).load(quiet)
 
 
 def test_a_head_of_nan_stops_with_a_sentence(tmp_path: Path) -> None:
-    features = Features(write_model(tmp_path / "m"), 1, "cpu")
+    features = Features(write_model(tmp_path / "m"), num_layers=1, max_tokens=30, device="cpu")
     np.savez(tmp_path / "head.npz", mean=np.zeros(16), scale=np.ones(16), weight=np.full(16, np.nan))
     with pytest.raises(NonFiniteError, match="reward: the reward head gives nan for the text that ends in 'yes'"):
         Proxy(features, Head(tmp_path))(["Human: a"], ["yes"])

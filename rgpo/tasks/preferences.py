@@ -21,19 +21,21 @@ from rgpo.tasks.embedded.judges import GoldJudge, train_gold
 from rgpo.tasks.hh_rlhf import Pair, messages
 from rgpo.tasks.materials import Array, Say, require_finite_scores
 
-MAX_TOKENS = 160  # of a prompt, its last ones, and of an answer, its first ones, that features are read from
-
 
 class Features:
-    """Mean hidden state of a completion's tokens and eos after the first num_layers layers of a causal language model."""
+    """Mean hidden state of a completion's tokens and eos after the first num_layers layers of a causal language model.
 
-    def __init__(self, folder: Path, num_layers: int, device: str) -> None:
+    Of a prompt the last max_tokens are read, of a completion the first.
+    """
+
+    def __init__(self, folder: Path, *, num_layers: int, max_tokens: int, device: str) -> None:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
         key = "task.source.reward_layers"
         self.tokenizer: Any = load(key, folder, AutoTokenizer)
         self.model: Any = load_model(key, folder, AutoModel, "float32", pick_device(device), num_hidden_layers=num_layers)
+        self.max_tokens = max_tokens
         self.model.norm = torch.nn.Identity()  # the final norm belongs to the last layer, not to this one
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> Array:
@@ -54,9 +56,9 @@ class Features:
         from transformers import DynamicCache
 
         words = chat(self.tokenizer, messages(prompt), answer_next=True)
-        before = self.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"][-MAX_TOKENS:]
-        rows = self.tokenizer(completions, add_special_tokens=False, truncation=True, max_length=MAX_TOKENS)["input_ids"]
-        rows = [torch.tensor([*row, self.tokenizer.eos_token_id]) for row in rows]
+        before = self.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"][-self.max_tokens :]
+        answers = self.tokenizer(completions, add_special_tokens=False, verbose=False)["input_ids"]
+        rows = [torch.tensor([*answer[: self.max_tokens], self.tokenizer.eos_token_id]) for answer in answers]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         real = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
         mask = torch.cat([torch.ones(len(rows), len(before), dtype=torch.bool), real], 1).long()

@@ -59,6 +59,7 @@ class SmolLM2:
     split_seed: int
     max_pairs: int
     reward_layers: int
+    reward_max_tokens: int
     reward_l2: float
     gold_ridge: float
     dtype: str
@@ -68,6 +69,11 @@ class SmolLM2:
         for key in ("max_prompt_tokens", "max_new_tokens", "max_pairs", "reward_l2", "gold_ridge", *self._share_names):
             require(getattr(self, key) > 0, f"task.source.{key}", getattr(self, key), "must be positive.")
         require(1 <= self.reward_layers <= 30, "task.source.reward_layers", self.reward_layers, "must be 1 to 30.")
+        for key in ("max_prompt_tokens", "max_new_tokens"):
+            remedy = (
+                f"must not exceed task.source.reward_max_tokens={self.reward_max_tokens}, or the reward head would miss the rest."
+            )
+            require(getattr(self, key) <= self.reward_max_tokens, f"task.source.{key}", getattr(self, key), remedy)
         require(self.dtype in DTYPES, "task.source.dtype", self.dtype, f"choose one of {', '.join(DTYPES)}.")
 
     @property
@@ -100,22 +106,26 @@ class SmolLM2:
             parts[3],
             max_prompt_tokens=self.max_prompt_tokens,
             max_new_tokens=self.max_new_tokens,
-            proxy=judging.Proxy(judging.Features(folder, self.reward_layers, self.device), judging.Head(judges)),
+            proxy=judging.Proxy(self._features(folder), judging.Head(judges)),
             gold=judging.Gold(judges / "gold"),
             say=say,
         )
+
+    def _features(self, model: Path) -> judging.Features:
+        limits = {"num_layers": self.reward_layers, "max_tokens": self.reward_max_tokens}
+        return judging.Features(model, **limits, device=self.device)
 
     def _judges(self, cache: Path, model: Path, parts: Sequence[list[Pair]], data: list[str], say: Say) -> Path:
         """The folder of the reward head and the gold judge."""
         rewarded, golden, judged = parts[1][: self.max_pairs], parts[2][: self.max_pairs], (parts[0] + parts[3])[:MAX_JUDGED]
         shares = [getattr(self, name) for name in self._share_names]
         wanted = {"version": VERSION, "model": model.name, "data": data, "shares": shares, "seed": self.split_seed}
-        wanted |= {"layers": self.reward_layers, "max_pairs": self.max_pairs}
+        wanted |= {"layers": self.reward_layers, "max_tokens": self.reward_max_tokens, "max_pairs": self.max_pairs}
         read = named(cache, "smollm2-features", wanted)
 
         def read_all(aside: Path) -> dict[str, Any]:
             say(f"smollm2: reading the features of {len(rewarded) + len(judged)} pairs once, a few minutes on one core")
-            features = judging.Features(model, self.reward_layers, self.device)
+            features = self._features(model)
             learnt = judging.read_features(features, rewarded, say, "the proxy's pairs")
             heldout = judging.read_features(features, judged, say, "pairs to measure on")
             aside.mkdir()
