@@ -133,8 +133,8 @@ class SmolLM2:
         report = build_once(trained, wanted, train, say, lock="smollm2", what="smollm2 judges")
         for name, who in (("proxy", "reward head"), ("gold", "gold judge")):
             low, high = report[name]["interval"]
-            right = f"{report[name]['accuracy']:.1%} of {report[name]['num_pairs']} pairs that no judge learnt from right"
-            say(f"{who}: {right}, 95 % interval {low:.1%} to {high:.1%}")
+            right = f"{report[name]['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})"
+            say(f"{who}: ranks {right} of {report[name]['num_pairs']} pairs right that no judge learnt from")
         return trained
 
 
