@@ -81,7 +81,11 @@ def test_every_module_has_a_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["rgpo.gates", "rgpo.config", "rgpo.run", "rgpo.tasks.control", "rgpo.updates.sgd", "rgpo.report.cli"]
+    "module",
+    [
+        *("rgpo.gates", "rgpo.config", "rgpo.run", "rgpo.updates.sgd", "rgpo.report.cli"),
+        *("rgpo.tasks.control", "rgpo.tasks.hub", "rgpo.tasks.smollm2"),
+    ],
 )
 def test_checking_a_configuration_needs_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

@@ -173,15 +173,17 @@ def load_causal_lm(
 
 
 @contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep Hugging Face from drawing progress bars while files are read or written."""
+def quiet() -> Iterator[None]:
+    """Keep Hugging Face from drawing progress bars and listing layers while files are read or written."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
@@ -191,7 +193,7 @@ def load(key: str, folder: Path, auto: Any, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        with no_progress_bars():
+        with quiet():
             return auto.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{key}={folder}: cannot be loaded ({type(error).__name__}: {first_line(error)}).") from error

@@ -31,7 +31,8 @@ def encode_prompts(tokenizer: Any, pairs: Iterable[Pair], max_tokens: int) -> tu
     texts = list(dict.fromkeys(pair.prompt for pair in pairs))
     if not texts:
         return [], 0
-    rows = tokenizer([chat(tokenizer, messages(text), answer_next=True) for text in texts], add_special_tokens=False)["input_ids"]
+    written = [chat(tokenizer, messages(text), answer_next=True) for text in texts]
+    rows = tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"]
     kept = [Prompt(text, ids) for text, ids in zip(texts, rows, strict=True) if len(ids) <= max_tokens]
     return kept, len(texts) - len(kept)
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from rgpo.errors import ConfigError, require
 from rgpo.policies.pretrained import fetch_from_hub, first_line
+from rgpo.tasks.materials import Say
 
 KEY = "task.source.data"
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -47,6 +48,14 @@ def check_data(data: str | None) -> None:
     else:
         on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?", data) and data[0] not in ".~" and not data.endswith(ENDINGS)
         require(bool(on_hub), KEY, data, "there is no such file or folder.")
+
+
+def load_pairs(data: str, say: Say) -> tuple[list[Pair], list[Path]]:
+    """Every usable pair of data, and its files; says how many were left out for what reason. ConfigError."""
+    files = find_files(data)
+    pairs, skipped = read_pairs(files)
+    say(f"{data}: {len(pairs)} pairs" + "".join(f"; {count} with {reason} left out" for reason, count in skipped.items()))
+    return pairs, files
 
 
 def find_files(data: str) -> list[Path]:

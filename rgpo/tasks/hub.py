@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rgpo.errors import require
 from rgpo.policies.pretrained import ATTENTIONS, DTYPES, check_path, load_causal_lm, require_packages
 from rgpo.tasks.chat import ChatReward, assemble
-from rgpo.tasks.hh_rlhf import check_data, find_files, read_pairs, split
+from rgpo.tasks.hh_rlhf import check_data, load_pairs, split
 from rgpo.tasks.materials import Materials, Say
 
 
@@ -54,10 +54,7 @@ class Hub:
     def load(self, say: Say) -> Materials:
         """Fetch what is not in Hugging Face's cache, load it and encode the prompts. ConfigError."""
         assert self.data is not None
-        pairs, skipped = read_pairs(find_files(self.data))
-        say(
-            f"{self.data}: {len(pairs)} pairs" + "".join(f"; {count} with {reason} left out" for reason, count in skipped.items())
-        )
+        pairs, _ = load_pairs(self.data, say)
         train, heldout = split(pairs, (1 - self.heldout_share, self.heldout_share), self.split_seed)
         say(f"loading {self.model} ({self.dtype})")
         model, tokenizer = load_causal_lm(

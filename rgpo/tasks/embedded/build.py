@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rgpo.policies.pretrained import no_progress_bars
+from rgpo.policies.pretrained import quiet
 from rgpo.tasks.embedded import corpus, training
 from rgpo.tasks.embedded.judges import GoldJudge, ProxyReward, pair_accuracy, train_gold
 from rgpo.tasks.embedded.training import Recipe, Say
@@ -30,7 +30,7 @@ def build(folder: Path, sentences: list[corpus.Sentence], recipe: Recipe, say: S
         read = rows["policy"] + rows["reward"] + rows["gold"]
         model = training.train_language_model(read, tokenizer.get_vocab_size(), recipe, say)
         proxy = training.train_reward_model(model, rows["reward"], ratings(parts.reward, 0), recipe, say)
-        with no_progress_bars():
+        with quiet():
             model.save_pretrained(folder / "model")
             proxy.save_pretrained(folder / "reward_model")
         training.save_tokenizer(tokenizer, folder / "model", appends_eos=False)

@@ -1,0 +1,174 @@
+"""HH-RLHF's format: reading pairs, what is refused with which line, splits by dialogue, prompts under a chat template."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import TEMPLATE, write_model
+from transformers import AutoTokenizer
+
+from rgpo.errors import ConfigError
+from rgpo.tasks.chat import chat, encode_prompts
+from rgpo.tasks.hh_rlhf import Pair, check_data, find_files, messages, read_pairs, split
+
+HELLO = "\n\nHuman: Hello.\n\nAssistant: Hi!\n\nHuman: What is\n\na cat?"
+
+
+def line(prompt: str = HELLO, chosen: str = " An animal.", rejected: str = " No idea: none.") -> str:
+    return json.dumps({name: f"{prompt}\n\nAssistant:{answer}" for name, answer in (("chosen", chosen), ("rejected", rejected))})
+
+
+def write(file: Path, *lines: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    data = "".join(f"{text}\n" for text in lines).encode()
+    file.write_bytes(gzip.compress(data) if file.suffix == ".gz" else data)
+    return file
+
+
+def test_a_line_is_a_prompt_and_two_answers(tmp_path: Path) -> None:
+    pairs, skipped = read_pairs([write(tmp_path / "a.jsonl", line(), "", line("\n\nHuman: One?", " 1", " 2"))])
+    assert pairs == [
+        Pair("Human: Hello.\n\nAssistant: Hi!\n\nHuman: What is\n\na cat?", "An animal.", "No idea: none."),
+        Pair("Human: One?", "1", "2"),
+    ]
+    assert not skipped
+    assert messages(pairs[0].prompt, pairs[0].chosen) == [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hi!"},
+        {"role": "user", "content": "What is\n\na cat?"},
+        {"role": "assistant", "content": "An animal."},
+    ]
+
+
+def test_an_answer_may_quote_a_dialogue() -> None:
+    said = messages("Human: Go on", "Human: no\n\nHuman: yes\n\nAssistant: no")
+    assert [turn["role"] for turn in said] == ["user", "assistant"] and said[1]["content"].count("Human") == 2
+
+
+def test_two_turns_of_one_speaker_become_one() -> None:
+    assert messages("Human: a\n\nHuman: b\n\nAssistant: c") == [
+        {"role": "user", "content": "a\n\nb"},
+        {"role": "assistant", "content": "c"},
+    ]
+
+
+def test_what_the_published_files_have_wrong_is_left_out_and_counted(tmp_path: Path) -> None:
+    other = json.dumps({"chosen": HELLO + "\n\nAssistant: a", "rejected": "\n\nHuman: Bye.\n\nAssistant: b"})
+    lines = [line(), other, other, line(chosen=""), line(rejected=" "), line(chosen=" x", rejected=" x")]
+    pairs, skipped = read_pairs([write(tmp_path / "a.jsonl", *lines, line(HELLO + "\n\nAssistant: A first answer."))])
+    assert len(pairs) == 1
+    wanted = {"prompts that differ": 2, "an empty answer": 2, "two answers alike": 1, "no question before the answer": 1}
+    assert skipped == wanted
+    with pytest.raises(ConfigError, match=r"a.jsonl: has no usable pair; 2 with prompts that differ"):
+        read_pairs([write(tmp_path / "a.jsonl", other, other)])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ("{", r"is no JSON \(Expecting property name"),
+        ("[1]", "lacks a text under chosen or rejected"),
+        ('{"chosen": "x"}', "lacks a text under chosen or rejected"),
+        ('{"chosen": "x", "rejected": 3}', "lacks a text under chosen or rejected"),
+        (json.dumps({"chosen": "Hello", "rejected": "Hello"}), "must begin with a turn of the Human .* under chosen"),
+        (line(chosen=" a\n\nHuman: b"), "must begin .* end with one of the Assistant under chosen"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_a_malformed_line_is_named(tmp_path: Path, name: str, wrong: str, match: str) -> None:
+    file = write(tmp_path / name, line(), line(), wrong)
+    with pytest.raises(ConfigError, match=f"task.source.data: {file}, line 3 {match}") as error:
+        read_pairs([file])
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_empty_cut_off_or_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a.jsonl: has no usable pair"):
+        read_pairs([write(tmp_path / "a.jsonl")])
+    whole = write(tmp_path / "b.jsonl.gz", *[line(f"\n\nHuman: {i}{'?' * i}") for i in range(500)]).read_bytes()
+    for name, data in (("b.jsonl.gz", whole[:-20]), ("c.jsonl.gz", b"no gzip"), ("d.jsonl", b'{"\xff')):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ConfigError, match=rf"task.source.data=.*{name}: cannot be read after line \d+ \("):
+            read_pairs([tmp_path / name])
+
+
+def test_data_is_a_file_a_folder_or_a_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [write(tmp_path / "hh" / "helpful-base" / name, line()) for name in ("test.jsonl.gz", "train.jsonl.gz")]
+    (tmp_path / "hh" / "README.md").write_text("")
+    assert find_files(str(tmp_path / "hh")) == find_files(str(files[0].parent)) == files
+    assert find_files(str(files[1])) == files[1:]
+    asked: list[Any] = []
+
+    def download(repository: str, **options: Any) -> str:
+        asked.append((repository, options))
+        return str(tmp_path / "hh")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find_files("Anthropic/hh-rlhf/helpful-base") == files
+    wanted = ["helpful-base/*.jsonl", "helpful-base/*.jsonl.gz"]
+    assert asked == [("Anthropic/hh-rlhf", {"repo_type": "dataset", "allow_patterns": wanted})]
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (None, r"give a jsonl\(.gz\) of HH-RLHF's format, a folder of them or Anthropic/hh-rlhf/helpful-base"),
+        ("/nowhere/a.jsonl", "there is no such file or folder"),
+        ("data/a.jsonl.gz", "there is no such file or folder"),
+        ("./a/b", "there is no such file or folder"),
+        ("EMPTY", "has no file that ends in .jsonl or .jsonl.gz"),
+    ],
+)
+def test_data_that_is_nowhere(tmp_path: Path, data: str | None, match: str) -> None:
+    data = str(tmp_path) if data == "EMPTY" else data
+    with pytest.raises(ConfigError, match=match) as error:
+        check_data(data)
+    assert str(error.value).startswith(f"task.source.data={data}: ")
+
+
+def test_the_hub_out_of_reach_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"task.source.data=Anthropic/hh-rlhf: .* the hub cannot give it") as error:
+        find_files("Anthropic/hh-rlhf/helpful-base")
+    assert "\n" not in str(error.value)
+
+
+def test_a_dialogue_stays_in_one_part() -> None:
+    starts = [Pair(f"Human: question {i}", "a", "b") for i in range(2000)]
+    later = [Pair(f"{pair.prompt}\n\nAssistant: a\n\nHuman: and?", "a", "b") for pair in starts]
+    parts = split(starts + later + starts[:50], (0.5, 0.2, 0.3), seed=0)
+    assert sum(map(len, parts)) == 4050
+    for part, share in zip(parts, (0.5, 0.2, 0.3), strict=True):
+        assert len({pair.prompt for pair in part}) == pytest.approx(4000 * share, abs=4 * 2 * (2000 * share * (1 - share)) ** 0.5)
+        assert {pair for pair in part if "and?" in pair.prompt} == {
+            later[starts.index(p)] for p in part if "and?" not in p.prompt
+        }
+    assert split(starts, (0.5, 0.5), 0) == split(starts, (0.5, 0.5), 0) != split(starts, (0.5, 0.5), 1)
+    assert [len(part) for part in split(starts, (1, 0, 0), 0)] == [2000, 0, 0]
+
+
+def test_prompts_carry_the_template_and_long_ones_are_left_out_whole(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path / "m"))
+    short, long = Pair("Human: a cat?", "x", "y"), Pair("Human: " + "a cat? " * 9 + "\n\nAssistant: b\n\nHuman: c", "x", "y")
+    text = "<user>a cat?<|endoftext|><assistant>"
+    ids = tokenizer(text)["input_ids"]
+    prompts, dropped = encode_prompts(tokenizer, [short, long, short, short._replace(chosen="z")], len(ids))
+    assert [(prompt.text, prompt.ids) for prompt in prompts] == [(short.prompt, ids)] and dropped == 1
+    assert encode_prompts(tokenizer, [short], len(ids) - 1) == ([], 1) and encode_prompts(tokenizer, [], 9) == ([], 0)
+    assert chat(tokenizer, messages(short.prompt, "b"), answer_next=False) == "<user>a cat?<|endoftext|><assistant>b<|endoftext|>"
+
+
+def test_a_template_that_is_absent_or_refuses(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path / "m", template=None))
+    with pytest.raises(ConfigError, match=r"task.source.model=.*/m: its tokenizer has no chat template"):
+        encode_prompts(tokenizer, [Pair("Human: a", "x", "y")], 9)
+    tokenizer.chat_template = "{{ raise_exception('no system turn') }}" + TEMPLATE
+    with pytest.raises(ConfigError, match=r"its chat template refuses a dialogue \(no system turn\)"):
+        encode_prompts(tokenizer, [Pair("Human: a", "x", "y")], 9)

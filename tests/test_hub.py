@@ -1,0 +1,133 @@
+"""Scale paper's source on tiny checkpoints in the real format: materials, reward models, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from test_hh_rlhf import line, write
+from tiny_models import write_model, write_reward_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rgpo.errors import ConfigError, NonFiniteError
+from rgpo.paths import conf_dir
+from rgpo.tasks.chat import ChatReward
+from rgpo.tasks.hub import Hub
+
+Make = Callable[..., Hub]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("hub")
+    long = line("\n\nHuman: " + "why? " * 60)
+    lines = [line(f"\n\nHuman: what is {i}?") for i in range(40)]
+    return {
+        "model": str(write_model(folder / "model")),
+        "reward_model": str(write_reward_model(folder / "reward")),
+        "data": str(write(folder / "hh" / "train.jsonl.gz", *lines, long, lines[0])),
+    }
+
+
+@pytest.fixture
+def make(parts: dict[str, Any]) -> Make:
+    """A source with the yaml's settings, but tiny parts, float32 and the CPU."""
+    settings = yaml.safe_load((conf_dir() / "scale" / "paper.yaml").read_text())["task"]["source"]
+    assert settings.pop("_target_") == "rgpo.tasks.hub.Hub"
+    local = {"max_new_tokens": 8, "dtype": "float32", "reward_dtype": "float32", "device": "cpu", "heldout_share": 0.3}
+    return lambda **changes: Hub(**{**settings, **parts, **local, **changes})
+
+
+def test_everything_is_loaded_from_folders(make: Make, parts: dict[str, Any]) -> None:
+    source, said = make(), list[str]()
+    source.check()
+    got = source.load(said.append)
+    assert type(got.model).__name__ == "Qwen2ForCausalLM" and not got.model.training
+    assert (got.eos_id, got.pad_id, got.num_dropped, got.gold) == (1, 0, 1, None)
+    train, heldout = ({prompt.text for prompt in prompts} for prompts in (got.train_prompts, got.heldout_prompts))
+    assert not train & heldout and train | heldout == {f"Human: what is {i}?" for i in range(40)} and 3 < len(heldout) < 22
+    prompt = got.train_prompts[0]
+    assert got.tokenizer.decode(prompt.ids) == f"<user>{prompt.text.removeprefix('Human: ')}<|endoftext|><assistant>"
+    assert any("1 longer than 56 tokens left out" in words for words in said)  # a context of 64 less 8 new tokens
+    assert make().load(said.append).train_prompts == got.train_prompts
+
+
+def test_the_reward_is_the_classifiers_logit_after_its_own_template(make: Make, parts: dict[str, Any]) -> None:
+    prompts = ["Human: what is 1?", "Human: a\n\nAssistant: b\n\nHuman: c"] * 3
+    completions = ["one", "a cat is an animal. " * 4, "", "\n\nHuman: no", "one", "?"]
+    proxy = make(reward_batch_size=2).load(lambda words: None).proxy
+    scores = proxy(prompts, completions)
+    model = AutoModelForSequenceClassification.from_pretrained(parts["reward_model"])
+    tokenizer = AutoTokenizer.from_pretrained(parts["reward_model"])
+    for prompt, completion, score in zip(prompts, completions, scores, strict=True):
+        before = "<user>what is 1?" if "1" in prompt else "<user>a<|endoftext|><assistant>b<|endoftext|><user>c"
+        ids = torch.tensor([tokenizer(f"{before}<|endoftext|><assistant>{completion}<|endoftext|>")["input_ids"]])
+        by_hand = model.score(model.model(input_ids=ids).last_hidden_state[0, -1]).item()
+        assert score == pytest.approx(by_hand, abs=1e-5)
+    assert scores.dtype == np.float64 and scores.std() > 0
+
+
+def test_a_reward_model_without_a_template_reads_the_datas_own_format(tmp_path: Path) -> None:
+    options = {"dtype": "float32", "device": "cpu", "trust_remote_code": False, "batch_size": 2}
+    plain = ChatReward("key", str(write_reward_model(tmp_path / "plain", template=None)), **options)
+    assert plain.render("Human: a", "b") == "\n\nHuman: a\n\nAssistant: b" and plain.reward.special_tokens
+    assert plain(["Human: a"], ["b"])[0] == plain.reward(["\n\nHuman: a\n\nAssistant: b"])[0]
+
+
+def test_a_gold_model_is_a_second_one(make: Make, tmp_path: Path) -> None:
+    got = make(gold_model=str(write_reward_model(tmp_path / "gold", seed=2))).load(lambda words: None)
+    assert got.gold is not None and got.gold(["Human: a"], ["b"])[0] != got.proxy(["Human: a"], ["b"])[0]
+
+
+def test_a_config_without_a_padding_token_takes_the_tokenizers(tmp_path: Path) -> None:
+    folder = write_reward_model(tmp_path / "reward")
+    options = {"dtype": "float32", "device": "cpu", "trust_remote_code": False, "batch_size": 2}
+    exchanges = (["Human: a", "Human: a cat or a dog?"], ["b", "c"])
+    wanted = ChatReward("key", str(folder), **options)(*exchanges)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
+    np.testing.assert_allclose(ChatReward("key", str(folder), **options)(*exchanges), wanted, atol=1e-6)
+
+
+def test_a_reward_of_nan_stops_with_a_sentence(make: Make, tmp_path: Path) -> None:
+    folder = write_reward_model(tmp_path / "reward")
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "score.weight": weights["score.weight"] * torch.nan}, folder / "model.safetensors", {"format": "pt"})
+    proxy = make(reward_model=str(folder)).load(lambda words: None).proxy
+    with pytest.raises(NonFiniteError, match=r"reward: .*/reward gives nan for the text that ends in '.*yes<\|endoftext\|>'"):
+        proxy(["Human: a"], ["yes"])
+
+
+def test_what_cannot_work_is_refused_before_anything_is_loaded(make: Make, tmp_path: Path) -> None:
+    for key in ("model", "reward_model", "gold_model"):
+        with pytest.raises(ConfigError, match=rf"task.source.{key}={tmp_path}: has no config.json"):
+            make(**{key: str(tmp_path)}).check()
+    with pytest.raises(ConfigError, match=r"task.source.data=/nowhere.jsonl: there is no such file"):
+        make(data="/nowhere.jsonl").check()
+    make(model="Qwen/Qwen2.5-1.5B-Instruct", data="Anthropic/hh-rlhf/helpful-base").check()  # the hub is asked later
+    for key, value in (("dtype", "half"), ("attn_implementation", "magic"), ("heldout_share", 1.0), ("max_prompt_tokens", 0)):
+        with pytest.raises(ConfigError, match=f"task.source.{key}={value}: "):
+            make(**{key: value})
+
+
+def test_limits_that_leave_nothing_say_which_knob(make: Make) -> None:
+    with pytest.raises(
+        ConfigError, match=r"max_prompt_tokens=3: leaves 0 to train on, 0 held out \(41 are longer than 3 tokens\)"
+    ):
+        make(max_prompt_tokens=3).load(lambda words: None)
+    with pytest.raises(ConfigError, match=r"task.max_new_tokens=64: must leave room in the context of 64 tokens"):
+        make(max_new_tokens=64).load(lambda words: None)
+    with pytest.raises(ConfigError, match=r"leaves 40 to train on, 0 held out"):
+        make(heldout_share=1e-9).load(lambda words: None)
+
+
+def test_a_policy_is_no_reward_model(make: Make, parts: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"task.source.reward_model=.*1 weights of a Qwen2ForSequenceClassification are not in"):
+        make(reward_model=parts["model"]).load(lambda words: None)
