@@ -1,0 +1,108 @@
+"""`rgpo-run task=qwen_rlhf` as a user runs it, on tiny checkpoints in the real format."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from cli import rgpo_run, rows, start, the_run
+from safetensors.torch import load_file, save_file
+from test_hh_rlhf import line, write
+from test_resume import wait_for_iteration
+from tiny_models import write_model, write_reward_model
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_model(folder / "model")
+    write_reward_model(folder / "reward")
+    write(folder / "hh.jsonl.gz", *[line(f"\n\nHuman: what is {i}?") for i in range(60)])
+    return folder
+
+
+def words(parts: Path, *more: str) -> list[str]:
+    source = {"model": parts / "model", "data": parts / "hh.jsonl.gz", "reward_model": parts / "reward", "heldout_share": 0.3}
+    source |= {"dtype": "float32", "reward_dtype": "float32", "device": "cpu"}
+    task = {"num_prompts": 4, "group_size": 2, "max_new_tokens": 8, "num_eval_prompts": 8, "num_samples": 3}
+    run = ["task=qwen_rlhf", "scale=paper", "num_iterations=4", "eval_every=2", "checkpoint_every_s=0", "published.lr=1e-2"]
+    return [*run, *(f"task.source.{k}={v}" for k, v in source.items()), *(f"task.{k}={v}" for k, v in task.items()), *more]
+
+
+CASES = {
+    "rgpo-full-stale": ["algo=rgpo", "task.lora=null", "task.staleness=1", "task.micro_batch_size=3", "gradvar_every=2"],
+    "trpo-lora": ["algo=trpo", "task.lora.rank=2", "task.gradient_checkpointing=false"],
+    "grpo-checkpointing": ["algo=grpo", "task.lora.rank=2", "task.gradient_checkpointing=true"],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_run_equals_uninterrupted(name: str, parts: Path, tmp_path: Path) -> None:
+    """SIGKILL between two checkpoints, inside the generation or the epochs over a batch: nothing differs afterwards."""
+    command = words(parts, *CASES[name])
+    said = rgpo_run([*command, "results_dir=whole"], tmp_path)
+    assert "scale paper" in said and "proxy reward on 8 held-out prompts" in said and "before" in said
+    process = start([*command, "results_dir=killed"], tmp_path)
+    wait_for_iteration(tmp_path / "killed", 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    rgpo_run([*command, "results_dir=killed"], tmp_path)
+    whole, killed = the_run(tmp_path / "whole"), the_run(tmp_path / "killed")
+    pd.testing.assert_frame_equal(rows(killed), rows(whole), check_exact=True)
+    ours, theirs = (torch.load(run / "checkpoint.pt", weights_only=True)["policy"] for run in (killed, whole))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    samples = [pd.read_parquet(run / "samples.parquet") for run in (killed, whole)]
+    pd.testing.assert_frame_equal(*samples)
+    assert samples[0].groupby("iteration").prompt_id.apply(list).to_dict() == {i: [0, 1, 2] for i in (0, 2, 4)}
+    frame = rows(whole)
+    assert set(frame["scale"]) == {"paper"} and (frame["env_steps"].diff().dropna() == frame["language/num_tokens"][1:]).all()
+    assert frame["kl/ref_exact"].iloc[-1] > 0 and frame["kl/ref_k1"].iloc[0] == 0
+    assert frame["reward/eval_proxy_mean"].notna().tolist() == [False, True, False, True]
+
+
+def test_a_reward_that_is_not_a_number_ends_the_run_with_a_sentence(parts: Path, tmp_path: Path) -> None:
+    reward = write_reward_model(tmp_path / "broken")
+    tensors = load_file(reward / "model.safetensors")
+    tensors["score.weight"][:] = float("nan")
+    save_file(tensors, reward / "model.safetensors", {"format": "pt"})
+    said = rgpo_run(words(parts, "algo=grpo", f"task.source.reward_model={reward}"), tmp_path, code=1)
+    assert "iteration 1: reward: " in said and "gives nan" in said and "Traceback" not in said
+    state = json.loads((the_run(tmp_path / "results") / "state.json").read_text())
+    assert state["status"] == "failed"
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "group of one": (["algo=grpo", "task.group_size=1"], "task.group_size=1: a group needs at least 2"),
+    "minibatches": (["algo=grpo", "update.num_minibatches=3"], "update.num_minibatches=3: does not divide the batch of 8"),
+    "temperature": (["task.temperature=0"], "task.temperature=0: must be positive"),
+    "ratio": (["task.ratio=word"], "task.ratio=word: choose token or sequence"),
+    "model": (["task.source.model=/nowhere"], "task.source.model=/nowhere: there is no such folder"),
+    "data": (["task.source.data=/nowhere.jsonl"], "/nowhere.jsonl"),
+    "scale": (["scale=huge"], "scale=huge: is not an option of the group scale. The options are embedded, paper, smollm2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_words_are_one_sentence_before_anything_starts(name: str, parts: Path, tmp_path: Path) -> None:
+    extra, sentence = BAD[name]
+    said = rgpo_run(words(parts, *extra), tmp_path, code=2)
+    assert sentence in said and said.count("\n") == 1, said
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (["task.num_prompts=100"], "task.num_prompts=100: there are only"),
+        (["update.compile=true"], "update.compile=True: language models are not compiled"),
+        (["task.lora.target_modules=[nothing]"], "task.lora.target_modules="),
+    ],
+)
+def test_what_only_loading_shows_is_a_sentence_too(extra: list[str], sentence: str, parts: Path, tmp_path: Path) -> None:
+    said: Any = rgpo_run(words(parts, *extra), tmp_path, code=2)
+    assert sentence in said and "Traceback" not in said
