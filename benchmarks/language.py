@@ -88,7 +88,13 @@ def ours(folder: Path) -> dict[str, float]:
             judge = lambda prompts, completions: np.array([score(c) for c in completions])  # noqa: E731
             return Materials(model, tokenizer, 1, 0, texts, texts, 0, judge, None)
 
-    settings: dict[str, Any] = {"lora": None, "num_prompts": PROMPTS, "group_size": GROUP, "max_new_tokens": NEW, "ratio": "token"}
+    settings: dict[str, Any] = {
+        "lora": None,
+        "num_prompts": PROMPTS,
+        "group_size": GROUP,
+        "max_new_tokens": NEW,
+        "ratio": "token",
+    }
     settings |= {"temperature": 1.0, "reduction": "sequence_mean", "micro_batch_size": 32, "num_kl_tokens": 128, "staleness": 0}
     task = Language(source=Source(), **settings, gradient_checkpointing=False, num_eval_prompts=1, num_samples=0)
     update = SGD(num_epochs=EPOCHS, num_minibatches=1, lr=LR, anneal_lr=False, adam_eps=1e-8, max_grad_norm=1.0)

@@ -14,6 +14,16 @@ class NonFiniteError(ArithmeticError):
     """A loss, gradient, observation or reward that is NaN or infinite; the run stops and keeps what it has."""
 
 
+class OutOfMemory(Exception):
+    """Memory of the machine or of its GPU ran out."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; torch raises a plain RuntimeError for that on a CPU."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+
+
 class StorageError(RuntimeError):
     """The run folder cannot be written to any more; the run stops and keeps what it has."""
 

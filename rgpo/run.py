@@ -132,7 +132,7 @@ def _sweep_job(composed: Any) -> None:
 def _start(job: Job) -> int:
     """Run one job; its exit code."""
     from rgpo.config import build
-    from rgpo.errors import ConfigError, NonFiniteError, StorageError
+    from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError
     from rgpo.runner import Interrupted, run
 
     command = shlex.join(["rgpo-run", *job.overrides])
@@ -143,7 +143,7 @@ def _start(job: Job) -> int:
         return stop.exit_code
     except KeyboardInterrupt:
         return 130
-    except (ConfigError, NonFiniteError, StorageError) as error:
+    except (ConfigError, NonFiniteError, OutOfMemory, StorageError) as error:
         print(f"rgpo-run: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1
     except Exception as error:

@@ -18,7 +18,7 @@ import yaml
 
 from rgpo import checkpoint, console, provenance, runfolder
 from rgpo.algorithm import Algorithm
-from rgpo.errors import ConfigError, NonFiniteError, StorageError
+from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, is_out_of_memory
 from rgpo.metrics import MetricsWriter
 
 RATIO_MOVED = 1e-4  # nats; below it the log ratio is rounding
@@ -83,6 +83,10 @@ def run(config: Mapping[str, Any], parts: Parts, run_dir: Path, config_hash: str
             session.fail(failure)
             raise failure from error
         except BaseException as error:
+            if is_out_of_memory(error):
+                memory = OutOfMemory(f"out of memory; {session.task.memory_advice}.")
+                session.fail(memory)
+                raise memory from error
             session.fail(error)
             raise
         return "completed"
@@ -227,7 +231,7 @@ class _Session:
         good = (
             f"the last good checkpoint is after iteration {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
         )
-        told = isinstance(error, NonFiniteError | StorageError)
+        told = isinstance(error, NonFiniteError | StorageError | OutOfMemory)
         if told:
             error.args = (f"{where}: {error.args[0].rstrip('.')}; {good}; everything flushed before is kept in {self.run_dir}.",)
         try:

@@ -107,3 +107,13 @@ def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
     assert [process.returncode for process in both] == [0, 0], outputs
     frames = [pd.read_parquet(file) for file in (tmp_path / "results").rglob("metrics.parquet")]
     assert sorted(frame.seed[0] for frame in frames) == [1, 2] and all(len(frame) == 8 for frame in frames)
+
+
+def test_a_full_memory_names_the_knob_and_keeps_what_was_measured(tmp_path: Path) -> None:
+    """2^47 samples cannot be allocated anywhere; a smaller next iteration has been written before."""
+    words = ["task=bandit", "gate=sigmoid", "task.growth=1.4e12", "num_iterations=2", "checkpoint_every_s=0"]
+    message = rgpo_run(words, tmp_path, code=1)
+    assert "iteration 2: out of memory; lower task.num_samples" in message and "Traceback" not in message
+    run_dir = the_run(tmp_path / "results")
+    assert len(pd.read_parquet(run_dir / "metrics")) == 1
+    assert "out of memory" in json.loads((run_dir / "state.json").read_text())["reason"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -120,6 +120,8 @@ class Bandit:
     def __post_init__(self) -> None:
         require(self.num_samples >= 32, "task.num_samples", self.num_samples, "needs at least 32 samples.")
         require(self.growth >= 1, "task.growth", self.growth, "must be at least 1.")
+
+    memory_advice: ClassVar[str] = "lower task.num_samples, task.growth or num_iterations"
 
     def check(self) -> None:
         """Nothing to look up."""

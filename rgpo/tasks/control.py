@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -52,6 +52,8 @@ class Control:
             require(getattr(self, key) > 0, f"task.{key}", getattr(self, key), "must be positive.")
         if self.version is not None:
             require(re.fullmatch(r"v\d+", self.version) is not None, "task.version", self.version, "write it as v4 or v5.")
+
+    memory_advice: ClassVar[str] = "lower task.num_steps or task.num_envs"
 
     @property
     def full_id(self) -> str:
