@@ -3,10 +3,10 @@
     pip install -e ".[llm,bench]"
     python benchmarks/language.py [rounds] [out.parquet]
 
-Both sides: one thread, the same weights, prompts and reward function, 8 prompts x 4 completions of at most 32 tokens, 2 passes over
-each batch in one minibatch, clip 0.2, group-relative advantages, KL to the reference 0.04 (k3), Adam. Contestants are interleaved,
-each in a fresh process; CPU seconds and tokens are counted after WARM_UP iterations. Tokens are prompt + completion tokens, once an
-iteration, however often they are read.
+Both sides: one thread, the same weights, prompts and reward function, 8 prompts x 4 completions of at most 32 tokens, 2 passes
+over each batch in one minibatch, clip 0.2, group-relative advantages, KL to the reference 0.04 (k3), Adam. Contestants are
+interleaved, each in a fresh process; CPU seconds and tokens are counted after WARM_UP iterations. Tokens are prompt + completion
+tokens, once an iteration, however often they are read.
 """
 
 from __future__ import annotations
