@@ -3,9 +3,10 @@
     pip install -e ".[bench]"
     python benchmarks/control.py [rounds] [out.parquet]
 
-Equal samples, epochs, minibatches of 64, networks (64 x 64, tanh, two of them) and one thread. Contestants are interleaved, each in
-a fresh process with its compiled code cached before; seconds and CPU seconds are counted from the second rollout on, over whole
-iterations with everything a default run does in them (ours: diagnostics, and the gradient's variance every tenth). CPU seconds decide.
+Equal samples, epochs, minibatches of 64, networks (64 x 64, tanh, two of them) and one thread. Contestants are interleaved,
+each in a fresh process with its compiled code cached before; seconds and CPU seconds are counted from the second rollout on,
+over whole iterations with everything a default run does in them (ours: diagnostics, and the gradient's variance every tenth).
+CPU seconds decide.
 """
 
 from __future__ import annotations
