@@ -1,0 +1,119 @@
+"""What a step costs, as counts that do not depend on the machine: a slower path would show here before it shows on a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_language_model import batch_of, make, settings  # noqa: F401
+from tiny_models import write_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rgpo.config import build, compose_jobs
+
+
+class Counter(TorchDispatchMode):
+    """Counts the operations that reach torch's kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations(function: Callable[[], Any]) -> int:
+    with Counter() as counter:
+        function()
+    return counter.count
+
+
+def cartpole(*words: str) -> tuple[Any, Any, Any]:
+    config = compose_jobs(["task=cartpole", "algo=ppo", "update.compile=false", *words], False, None)[0].config
+    task, algorithm = build(config)
+    task.setup(0, 0.99)
+    policy = task.make_policy(0)
+    algorithm.setup(policy, 10, 0)
+    return task, algorithm, policy
+
+
+def test_acting_never_calls_torch_for_a_step() -> None:
+    counts = []
+    for steps in (32, 128):
+        task, _, policy = cartpole("task.num_envs=2", f"task.num_steps={steps}")
+        counts.append(operations(lambda task=task, policy=policy: task.collect(policy)))
+    assert counts[0] == counts[1] <= 40
+
+
+def test_a_gradient_step_is_one_forward_one_backward_and_one_flat_adam() -> None:
+    """The cost of an iteration grows by the same number of operations with each gradient step, and by no more than 250."""
+    counts = []
+    for minibatches in (1, 2, 3):
+        task, algorithm, policy = cartpole("task.num_envs=2", "task.num_steps=48", f"update.num_minibatches={minibatches}")
+        rollout = task.collect(policy)
+        counts.append(operations(lambda a=algorithm, p=policy, r=rollout: a.learn(p, r, False)))
+    per_step = np.diff(counts) / 4  # epochs
+    assert per_step[0] == per_step[1] <= 250
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_forward_passes_of_a_language_iteration(make: Any, lora: bool) -> None:  # noqa: F811
+    """Three pieces: two passes each to look back (old, reference), one each to learn, one each to see what moved."""
+    policy = make(lora=lora)
+    calls = {"policy": 0, "reference": 0}
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    policy.backbone.register_forward_hook(count("policy"))
+    if not lora:
+        policy.reference.get_decoder().register_forward_hook(count("reference"))
+    adam = policy.adam(settings(num_minibatches=3))
+
+    def total() -> int:
+        done = sum(calls.values())
+        calls.update(policy=0, reference=0)
+        return done
+
+    batch = batch_of(policy, num_minibatches=3)
+    longest = batch.completions.completion_mask_BT.shape[1]
+    assert total() <= longest + 2 * 3  # generation: the prompts once, then a token a pass
+    adam.epoch(batch, 1e-3, 0.0)
+    assert total() == 3
+    policy.moved(batch)
+    assert total() == 3
+
+
+def test_a_token_costs_no_vocabulary_sized_table() -> None:
+    """1,024 tokens x 60,000 words, forward and backward: no tensor of more than a tenth of the logits' size is ever made."""
+    from rgpo.policies.logprobs import token_statistics
+
+    class Largest(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                Largest.largest = max(Largest.largest, out.numel())
+            return out
+
+    head = torch.nn.Linear(4, 60_000, bias=False)
+    hidden = torch.randn(1024, 4, requires_grad=True)
+    with Largest():
+        statistics = token_statistics(hidden, head, torch.arange(1024))
+        (statistics.logp_N.sum() + statistics.entropy_N.sum()).backward()
+    assert Largest.largest <= 1024 * 60_000 / 10
