@@ -12,6 +12,7 @@ LAYERS = [  # a module imports from its own line and the lines below it only
     ["run"],
     ["gates_table"],
     ["config"],
+    ["compose"],
     ["runner", "console", "runfolder", "provenance"],
     ["metrics", "checkpoint", "tasks"],
     ["policies"],
@@ -32,8 +33,8 @@ ONLY = {
     "huggingface_hub": {"policies"},
     "gymnasium": {"tasks"},
     "mujoco": {"tasks"},
-    "hydra": {"run", "config"},
-    "omegaconf": {"config", "gates_table", "report"},
+    "hydra": {"run", "compose"},
+    "omegaconf": {"config", "compose", "gates_table", "report"},
 }
 
 
