@@ -22,7 +22,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rgpo.errors import ConfigError, close_matches
+from rgpo.machine import jobs_that_fit
 from rgpo.paths import conf_dir
+
+OmegaConf.register_new_resolver("jobs_that_fit", jobs_that_fit, replace=True)
+OmegaConf.register_new_resolver("gigabytes", lambda number: int(number * 1e9), replace=True)
 
 # a launcher's preset has the name of the plugin's own, whose types then check it; hydra calls that deprecated
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")

@@ -29,6 +29,7 @@ NOT_HASHED = (
     "name",
     "results_dir",
     "num_threads",
+    "memory_gb",
     "plan",
     "force",
     "checkpoint_every_s",
@@ -96,7 +97,7 @@ def check(config: Mapping[str, Any]) -> None:
     for key in ("seed", "eval_every", "gradvar_every"):
         value = config[key]
         require(type(value) is int and value >= 0, key, value, "must be a whole number, 0 or more.")
-    for key in ("total_env_steps", "num_iterations", "num_threads"):
+    for key in ("total_env_steps", "num_iterations", "num_threads", "memory_gb"):
         value = config[key]
         empty = key == "num_iterations" and value is None
         require(empty or (type(value) is int and value > 0), key, value, "must be a positive whole number.")
