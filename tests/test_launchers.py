@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,25 +20,6 @@ from rgpo import launch, machine, runfolder
 from rgpo.compose import hydra_on
 from rgpo.config import compose_jobs
 
-ROOT = Path(__file__).parents[1]
-FRAGILE = """
-import gymnasium, numpy as np, os, pathlib, signal
-class Fragile(gymnasium.Env):
-    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
-    action_space = gymnasium.spaces.Discrete(2)
-    def __init__(self, number=1): self.number, self.t = number, 0
-    def reset(self, seed=None, options=None):
-        super().reset(seed=seed); return np.zeros(2, np.float32), {}
-    def step(self, action):
-        self.t += 1
-        if self.number == 2 and self.t > 100:
-            raise RuntimeError("number two always breaks")
-        killed = pathlib.Path(__file__).with_name("killed")
-        if self.number == 3 and self.t > 150 and not killed.exists():
-            killed.touch(); os.kill(os.getpid(), signal.SIGKILL)
-        return np.zeros(2, np.float32), 1.0, self.t % 10 == 0, False, {}
-gymnasium.register('Fragile-v0', Fragile)
-"""
 SWEEP = ["-m", "task=gym", "task.env_id=fragile:Fragile-v0", "task.num_envs=1", "task.num_steps=64", "num_iterations=5"]
 SWEEP += ["checkpoint_every_s=0", "eval_every=0", "gradvar_every=0", "+task.env_kwargs.number=1,2,3,4,5,6"]
 
@@ -48,27 +30,16 @@ def installed(extra: str, plugin: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture
-def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an environment whose second number raises and whose third kills its process once."""
-    (tmp_path / "fragile.py").write_text(FRAGILE)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder whose processes find the fragile environment."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(__file__).parents[1]}")
     return tmp_path
 
 
 def runs(folder: Path) -> dict[int, Path]:
     """Run folders by the environment's number."""
-    found = {}
-    for job in compose_jobs_in(folder):
-        found[job.config["task"]["env_kwargs"]["number"]] = folder / job.run_dir
-    return found
-
-
-def compose_jobs_in(folder: Path) -> list:
-    sys.path.insert(0, str(folder))  # checking a cell makes its environment
-    try:
-        return compose_jobs(SWEEP[1:], True, None)
-    finally:
-        sys.path.remove(str(folder))
+    jobs = compose_jobs(SWEEP[1:], True, None)
+    return {job.config["task"]["env_kwargs"]["number"]: folder / job.run_dir for job in jobs}
 
 
 def attempts(folders: dict[int, Path]) -> dict[int, int]:
@@ -85,16 +56,16 @@ def assert_all_but_the_second(folders: dict[int, Path], out: str) -> None:
 
 
 @installed("joblib", "hydra_joblib_launcher")
-def test_joblib_repeats_what_is_missing_and_nothing_else(fragile: Path) -> None:
+def test_joblib_repeats_what_is_missing_and_nothing_else(folder: Path) -> None:
     words = [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    first = rgpo_run(words, fragile, code=1)
-    folders = runs(fragile)
+    first = rgpo_run(words, folder, code=1)
+    folders = runs(folder)
     assert "hydra/launcher=joblib stopped" in first and "interrupted: " in first and "was killed" in first
     done = {n: folder for n, folder in folders.items() if runfolder.status(folder) == "completed"}
     written = {n: (folder / "metrics.parquet").stat().st_mtime_ns for n, folder in done.items()}
     assert 1 in done and 3 not in done and pd.read_parquet(folders[3] / "metrics").iteration.tolist() == [1, 2]
     before = attempts(folders)
-    second = rgpo_run(words, fragile, code=1)
+    second = rgpo_run(words, folder, code=1)
     assert_all_but_the_second(folders, second)
     assert f"{len(done)} of 6 runs already complete" in second
     assert written == {n: (folders[n] / "metrics.parquet").stat().st_mtime_ns for n in done}
@@ -124,6 +95,7 @@ def ray_head() -> Iterator[str]:
         while time.monotonic() < until and (head.poll() is None or any(alive(pid) for pid in family)):
             time.sleep(0.2)
     assert not any(alive(pid) for pid in family)
+    shutil.rmtree(temp)
 
 
 def descendants(pid: int) -> list[int]:
@@ -144,9 +116,9 @@ def alive(pid: int) -> bool:
 
 
 @installed("ray", "hydra_ray_launcher")
-def test_ray_reruns_the_killed_run_and_completes_every_other(fragile: Path, ray_head: str) -> None:
-    out = rgpo_run([*SWEEP, "hydra/launcher=ray", f"hydra.launcher.ray.init.address={ray_head}"], fragile, code=1)
-    folders = runs(fragile)
+def test_ray_reruns_the_killed_run_and_completes_every_other(folder: Path, ray_head: str) -> None:
+    out = rgpo_run([*SWEEP, "hydra/launcher=ray", f"hydra.launcher.ray.init.address={ray_head}"], folder, code=1)
+    folders = runs(folder)
     assert_all_but_the_second(folders, out)
     assert attempts(folders) == {1: 1, 2: 1, 3: 2, 4: 1, 5: 1, 6: 1}
     assert "attempt 2 resumes after iteration 2 of 5" in out
@@ -163,6 +135,7 @@ def test_a_ray_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
 
 
 @installed("slurm", "hydra_submitit_launcher")
+@pytest.mark.filterwarnings("ignore:\\s*.hydra/launcher/.*is validated against ConfigStore schema")
 def test_the_slurm_preset_asks_for_what_one_run_needs() -> None:
     with hydra_on(None) as composer:
         config = composer.whole(["hydra/launcher=submitit_slurm", "num_threads=2", "memory_gb=3", "results_dir=/shared"])
@@ -181,7 +154,9 @@ def test_an_engine_that_is_not_installed_names_the_command(tmp_path: Path) -> No
         process = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
         assert process.returncode == 2 and process.stderr.count("\n") == 1, process.stderr
         assert f"hydra/launcher={name}" in process.stderr and f"pip install 'rgpo[{extra}]'" in process.stderr
-    assert "install the package" in rgpo_run(["-m", *TINY, "seed=1,2", "--config-dir", "mine", "hydra/launcher=other"], tmp_path, 2)
+    assert "install the package" in rgpo_run(
+        ["-m", *TINY, "seed=1,2", "--config-dir", "mine", "hydra/launcher=other"], tmp_path, 2
+    )
     assert "joblib" in rgpo_run(["-m", *TINY, "seed=1,2", "hydra/launcher=jblib"], tmp_path, code=2)
     assert not (tmp_path / "results").exists()
 
