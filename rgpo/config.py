@@ -17,8 +17,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rgpo.compose import first_line, hydra_on
-from rgpo.errors import ConfigError, close_matches, require
+from rgpo.compose import hydra_on
+from rgpo.errors import ConfigError, close_matches, first_line, require
 from rgpo.paths import conf_dir
 
 AXES = ("gate", "ref_gate", "dual", "advantage", "penalty", "update")
@@ -110,8 +110,14 @@ def check(config: Mapping[str, Any]) -> None:
     require(re.fullmatch(r"[\w.-]+", name) is not None and name[0] != ".", "name", name, "use letters, digits, - and _.")
     for axis in ("task", *AXES):
         _check_node(axis, config[axis])
-    task, _ = build(config)
-    task.check()
+    build(config)
+    _check_task(json.dumps(config["task"]))
+
+
+@functools.cache
+def _check_task(node: str) -> None:
+    """What a task looks up outside the configuration, once for all cells that share it. ConfigError."""
+    make("task", json.loads(node)).check()
 
 
 @functools.cache

@@ -19,9 +19,9 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from rgpo import runfolder
-from rgpo.compose import first_line, hydra_on
+from rgpo.compose import hydra_on
 from rgpo.config import Job, build, make_job
-from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError
+from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line
 from rgpo.machine import available_gb, jobs_that_fit, num_cpus
 from rgpo.paths import cache_dir
 from rgpo.runner import Interrupted, run
