@@ -13,6 +13,10 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import Qwen2Config
 
 BF16, FP32 = 2, 4  # bytes
 GB = 1e9
@@ -50,7 +54,7 @@ class Shape:
 
     def forward_flops(self, context: float) -> float:
         """Floating-point operations of one token's forward pass: 2 a matrix entry, and 4 L D a token of context it looks at."""
-        matrices = self.layers * (self.layer_parameters - 4 * self.hidden - 2 * self.kv_width)
+        matrices = self.layers * (self.layer_parameters - 3 * self.hidden - 2 * self.kv_width)
         return 2 * (matrices + self.vocabulary * self.hidden) + 4 * self.layers * self.hidden * context
 
     @property
@@ -198,45 +202,53 @@ def paper_gpu_hours(prompts: int = 43_835, seeds: int = 3) -> dict[str, float]:
     return {kind: hours * (took[f"generation, {kind}"] + shared) for kind in ("plain", "engine")}
 
 
-def measure() -> None:
-    """Constants on this machine's CPU: saved bytes of one layer of each size, and how step times grow with the model."""
+def as_config(shape: Shape, layers: int, vocabulary: int) -> Qwen2Config:
+    """The shape as transformers knows it."""
+    from transformers import Qwen2Config
+
+    sizes = {"hidden_size": shape.hidden, "intermediate_size": shape.intermediate, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads}
+    return Qwen2Config(vocab_size=vocabulary, **sizes, **heads, tie_word_embeddings=shape.tied)
+
+
+def count_saved_bytes(shape: Shape, tokens: int) -> float:
+    """Bytes that one more layer keeps for the backward pass, a token: distinct storages, parameters excepted."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Model
 
-    from rgpo.policies.generation import generate
-
-    def config(shape: Shape, layers: int, vocabulary: int) -> Qwen2Config:
-        sizes = {"hidden_size": shape.hidden, "intermediate_size": shape.intermediate, "num_hidden_layers": layers}
-        heads = {"num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads}
-        return Qwen2Config(vocab_size=vocabulary, **sizes, **heads, tie_word_embeddings=True)
-
-    def saved(shape: Shape, layers: int, tokens: int) -> int:
-        """Bytes of distinct storages kept for the backward pass, parameters excepted."""
-        model = Qwen2ForCausalLM(config(shape, layers, 16)).bfloat16()
+    totals = []
+    for layers in (1, 2):
+        model = Qwen2Model(as_config(shape, layers, 16)).bfloat16()
         known = {p.untyped_storage().data_ptr() for p in model.parameters()}
         kept: dict[int, torch.Tensor] = {}
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.untyped_storage().data_ptr() not in known:
-                kept[tensor.untyped_storage().data_ptr()] = tensor
+        def pack(tensor: torch.Tensor, kept: dict[int, torch.Tensor] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = model.model(torch.zeros(1, tokens, dtype=torch.long), use_cache=False).last_hidden_state
-        size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+            out = model(torch.zeros(1, tokens, dtype=torch.long), use_cache=False).last_hidden_state
+        totals.append(sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in known))
         del out
-        return size
+    return (totals[1] - totals[0]) / tokens
+
+
+def measure() -> None:
+    """Constants on this machine's CPU: saved bytes of one layer of each size, and how step times grow with the model."""
+    import torch
+    from transformers import Qwen2ForCausalLM
+
+    from rgpo.policies.generation import generate
 
     print("saved bytes of a layer and token, counted and by the formula (64 tokens)")
     for shape in SHAPES[:3]:
-        counted = (saved(shape, 2, 64) - saved(shape, 1, 64)) / 64
-        print(f"  {shape.name}: {counted:,.0f} and {shape.saved_bytes:,}", flush=True)
+        print(f"  {shape.name}: {count_saved_bytes(shape, 64):,.0f} and {shape.saved_bytes:,}", flush=True)
 
     print("a training step of 2,048 tokens and a decoding step of 8 rows, one thread, float32")
     for hidden, layers in ((128, 4), (256, 4), (512, 4), (512, 8)):
         shape = Shape("", hidden, layers, hidden // 32, hidden // 64, 4 * hidden, 4096, True)
         torch.manual_seed(0)
-        model = Qwen2ForCausalLM(config(shape, layers, shape.vocabulary))
+        model = Qwen2ForCausalLM(as_config(shape, layers, shape.vocabulary))
         ids = torch.randint(4096, (8, 256))
         training, decoding = [], []
         for _ in range(3):

@@ -24,7 +24,9 @@ rgpo-run [-m] [key=value ...]     run one experiment, or with -m a sweep over co
   update=          {update}
   experiment=      {experiment} (run with -m)
 
-  seed num_iterations total_env_steps results_dir name num_threads
+  hydra/launcher=  joblib ray submitit_slurm (with -m: many runs at once)
+
+  seed num_iterations total_env_steps results_dir name num_threads memory_gb
   plan=true        list the runs and their state, start none
   force=true       move existing run folders aside and start again
   --config-dir D   more options from your own folder D/gate, D/algo, ...
