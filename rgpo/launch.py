@@ -126,7 +126,12 @@ def _refuse_silent_ray(address: str) -> None:
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"{key}: did not answer within {RAY_ANSWERS_WITHIN_S} s, {remedy}") from error
     except subprocess.CalledProcessError as error:
-        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        said = error.stderr.decode(errors="replace")
+        lines = said.strip().splitlines()
+        if "AuthToken" in said:
+            remedy = (
+                "it wants the token of its head's ~/.ray/auth_token: export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN elsewhere."
+            )
         raise ConfigError(f"{key}: cannot be reached ({lines[-1] if lines else 'no reason given'}); {remedy}") from error
 
 

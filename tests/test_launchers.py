@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -73,8 +74,11 @@ def test_joblib_repeats_what_is_missing_and_nothing_else(folder: Path) -> None:
 
 
 @pytest.fixture
-def ray_head() -> Iterator[str]:
+def ray_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a Ray of our own on loopback; ended by the ids of its processes, since `ray stop` ends everybody's."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray turns 127.0.0.1 into the network card's address
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     temp = tempfile.mkdtemp(prefix="ray")  # its sockets want a short path
     port = 20000 + os.getpid() % 20000
     words = ["start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", f"--temp-dir={temp}"]
