@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import inspect
@@ -13,16 +14,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rgpo.errors import ConfigError, close_matches, require
+from rgpo.compose import hydra_on
+from rgpo.errors import ConfigError, close_matches, first_line, require
 from rgpo.paths import conf_dir
 
 AXES = ("gate", "ref_gate", "dual", "advantage", "penalty", "update")
@@ -33,6 +29,7 @@ NOT_HASHED = (
     "name",
     "results_dir",
     "num_threads",
+    "memory_gb",
     "plan",
     "force",
     "checkpoint_every_s",
@@ -55,20 +52,13 @@ class Job:
 
 def compose_jobs(overrides: list[str], multirun: bool, config_dir: str | None) -> list[Job]:
     """Every run that a command line asks for, composed and checked before the first one starts. ConfigError otherwise."""
-    _refuse_shadowing(config_dir)
-    search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cells = _sweep(overrides, search) if multirun else [overrides]
-        if not multirun:
-            _refuse_ambiguous(overrides)
-        return [_job(cell, search, config_dir) for cell in cells]
-
-
-def _job(overrides: list[str], search: list[str], config_dir: str | None) -> Job:
-    composed = _compose([*overrides, *search], config_dir)
-    choices = composed.hydra.runtime.choices
-    return make_job(composed, choices, tuple(overrides))
+    with hydra_on(config_dir) as composer:
+        if multirun:
+            return [make_job(*composer(cell), tuple(cell)) for cell in composer.cells(overrides)]
+        for word, item in zip(overrides, composer.parse(overrides), strict=True):
+            if item.is_sweep_override():
+                raise ConfigError(f"{word}: is a sweep, add -m to run all of its cells.")
+        return [make_job(*composer(overrides), tuple(overrides))]
 
 
 def make_job(composed: DictConfig, choices: Mapping[str, Any], overrides: tuple[str, ...]) -> Job:
@@ -82,16 +72,13 @@ def make_job(composed: DictConfig, choices: Mapping[str, Any], overrides: tuple[
 
 
 def plain(composed: DictConfig) -> dict[str, Any]:
-    """The configuration without hydra's own node, resolved, as dicts and lists. ConfigError for a missing value."""
-    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    """The configuration, which has no hydra node, resolved, as dicts and lists. ConfigError for a missing value."""
     try:
-        missing = OmegaConf.missing_keys(own)
-        if missing:
-            key = sorted(missing)[0]
-            raise ConfigError(f"{key}=???: has no default, give it on the command line.")
-        resolved = OmegaConf.to_container(own, resolve=True)
+        resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}=???: has no default, give it on the command line.") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {_first_line(error)}.") from error
+        raise ConfigError(f"{error.full_key}: {first_line(error)}.") from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
@@ -104,15 +91,13 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 def check(config: Mapping[str, Any]) -> None:
     """Refuse unknown keys, wrong types, impossible values and impossible combinations. ConfigError."""
-    base = OmegaConf.load(conf_dir() / "config.yaml")
-    assert isinstance(base, DictConfig)
-    known = {*(str(key) for key in base if key not in ("defaults", "hydra")), "choices", "task", *AXES}
+    known, published = _known_keys()
     _refuse_unknown("", config, known)
-    _refuse_unknown("published.", config["published"], {str(key) for key in base.published})
+    _refuse_unknown("published.", config["published"], published)
     for key in ("seed", "eval_every", "gradvar_every"):
         value = config[key]
         require(type(value) is int and value >= 0, key, value, "must be a whole number, 0 or more.")
-    for key in ("total_env_steps", "num_iterations", "num_threads"):
+    for key in ("total_env_steps", "num_iterations", "num_threads", "memory_gb"):
         value = config[key]
         empty = key == "num_iterations" and value is None
         require(empty or (type(value) is int and value > 0), key, value, "must be a positive whole number.")
@@ -125,8 +110,23 @@ def check(config: Mapping[str, Any]) -> None:
     require(re.fullmatch(r"[\w.-]+", name) is not None and name[0] != ".", "name", name, "use letters, digits, - and _.")
     for axis in ("task", *AXES):
         _check_node(axis, config[axis])
-    task, _ = build(config)
-    task.check()
+    build(config)
+    _check_task(json.dumps(config["task"]))
+
+
+@functools.cache
+def _check_task(node: str) -> None:
+    """What a task looks up outside the configuration, once for all cells that share it. ConfigError."""
+    make("task", json.loads(node)).check()
+
+
+@functools.cache
+def _known_keys() -> tuple[set[str], set[str]]:
+    """Top-level keys, and those of `published`."""
+    base = OmegaConf.load(conf_dir() / "config.yaml")
+    assert isinstance(base, DictConfig)
+    own = {str(key) for key in base if key not in ("defaults", "hydra")}
+    return own | {"choices", "task", *AXES}, {str(key) for key in base.published}
 
 
 def build(config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -139,27 +139,35 @@ def build(config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def make(key: str, node: Mapping[str, Any]) -> Any:
-    """Instantiate one node by its _target_. ConfigError with the object's own sentence."""
+    """Call a node's _target_ with its other entries. ConfigError with the object's own sentence."""
     try:
-        return instantiate(dict(node), _convert_="all")
-    except InstantiationException as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None and not isinstance(cause, ConfigError):
-            cause = cause.__cause__
-        if isinstance(cause, ValueError):
-            raise ConfigError(str(cause)) from error
-        raise ConfigError(f"{key}: cannot be made from {dict(node)} ({type(cause).__name__}: {_first_line(cause)}).") from error
+        return _made(node)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except Exception as error:
+        raise ConfigError(f"{key}: cannot be made from {dict(node)} ({type(error).__name__}: {first_line(error)}).") from error
+
+
+def _made(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        parts = {name: _made(value) for name, value in node.items() if name != "_target_"}
+        return _target(str(node["_target_"]))(**parts) if "_target_" in node else parts
+    return [_made(value) for value in node] if isinstance(node, list) else node
+
+
+def _target(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _check_node(key: str, node: Any) -> None:
     """Keys and simple types of a node with a _target_, and of the nodes below it."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"{key}={node}: needs a _target_, choose an option of the group {GROUPS.get(key, key)}.")
-    module, _, name = str(node["_target_"]).rpartition(".")
     try:
-        target = getattr(importlib.import_module(module), name)
+        target = _target(str(node["_target_"]))
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_={node['_target_']}: cannot be imported ({_first_line(error)}).") from error
+        raise ConfigError(f"{key}._target_={node['_target_']}: cannot be imported ({first_line(error)}).") from error
     known = {p.name for p in inspect.signature(target).parameters.values() if p.kind is not p.VAR_KEYWORD}
     _refuse_unknown(f"{key}.", {k: v for k, v in node.items() if k != "_target_"}, known)
     types = {f.name: str(f.type) for f in dataclasses.fields(target)} if dataclasses.is_dataclass(target) else {}
@@ -192,97 +200,3 @@ def _refuse_unknown(prefix: str, node: Mapping[Any, Any], known: Iterable[str]) 
             listing = ", ".join(sorted(known))
             near = close_matches(str(key), known) or f" The keys are {listing}."
             raise ConfigError(f"{prefix}{key}={node[key]}: is not a known key and would be ignored.{near}")
-
-
-def _sweep(overrides: list[str], search: list[str]) -> list[list[str]]:
-    """The cells of a sweep: the experiment's grid, overridden by the command line's, in the order hydra runs them."""
-    parser = OverridesParser.create()
-    parsed = _parse(parser, overrides)
-    fixed = [word for word, item in zip(overrides, parsed, strict=True) if not item.is_sweep_override()]
-    composed = _compose([*fixed, *search], None)
-    params = composed.hydra.sweeper.params or {}
-    words = [f"{key}={value}" for key, value in params.items()] + overrides
-    batches = BasicSweeper.split_arguments(_parse(parser, words), max_batch_size=None)
-    return [list(cell) for batch in batches for cell in batch]
-
-
-def _parse(parser: OverridesParser, words: list[str]) -> list[Any]:
-    try:
-        return list(parser.parse_overrides(words))
-    except HydraException as error:
-        raise ConfigError(
-            f"command line: {_first_line(error)}; write key=value, quoted where the shell would split it."
-        ) from error
-
-
-def _refuse_ambiguous(overrides: list[str]) -> None:
-    for word, item in zip(overrides, _parse(OverridesParser.create(), overrides), strict=True):
-        if item.is_sweep_override():
-            raise ConfigError(f"{word}: is a sweep, add -m to run all of its cells.")
-
-
-def _compose(overrides: list[str], config_dir: str | None) -> DictConfig:
-    try:
-        composed: DictConfig = compose("config", overrides, return_hydra_config=True)
-        return composed
-    except MissingConfigException as error:
-        match = re.search(r"[Cc]ould not find '([^']+)'", str(error))
-        path = match.group(1) if match else str(error.missing_cfg_file)
-        group, _, option = path.strip("/").rpartition("/")
-        options = group_options(group, config_dir)
-        near = close_matches(option, options) or f" The options are {', '.join(options)}."
-        raise ConfigError(f"{group}={option}: is not an option of the group {group}.{near}") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, overrides)) from error
-
-
-def _explain(error: Exception, overrides: list[str]) -> str:
-    text = str(error)
-    match = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
-    if match is None:
-        if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
-            text = str(error.__cause__)
-        return f"command line {' '.join(overrides)}: {text.splitlines()[0].rstrip('.')}."
-    key = match.group(1)
-    value = next((word.split("=", 1)[1] for word in overrides if word.startswith(f"{key}=")), "")
-    base = compose("config", [])
-    names = sorted({*_flat_keys(OmegaConf.to_container(base)), *GROUPS.values(), "experiment"})
-    near = close_matches(key, names)
-    if not near and "." in key:
-        head, _, tail = key.rpartition(".")
-        near = close_matches(tail, [name.rpartition(".")[2] for name in names if name.startswith(head)])
-    listing = near or " `rgpo-run --cfg job` lists the keys."
-    return f"{key}={value}: is not a known key.{listing}"
-
-
-def _flat_keys(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, Mapping):
-        return []
-    own = {key: value for key, value in node.items() if key != "_target_"}
-    return [name for key, value in own.items() for name in (f"{prefix}{key}", *_flat_keys(value, f"{prefix}{key}."))]
-
-
-def group_options(group: str, config_dir: str | None = None) -> list[str]:
-    """Names of a group's options, the user's among them; names with a leading underscore are not options."""
-    folders = [conf_dir() / group, *([Path(config_dir) / group] if config_dir else [])]
-    files = [file for folder in folders for file in folder.glob("*.yaml")]
-    return sorted(file.stem for file in files if not file.name.startswith("_"))
-
-
-def _refuse_shadowing(config_dir: str | None) -> None:
-    if config_dir is None:
-        return
-    own = Path(config_dir)
-    if not own.is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: is not a folder, give one that holds gate/, algo/ and so on.")
-    for file in own.rglob("*.yaml"):
-        if (conf_dir() / file.relative_to(own)).exists():
-            name = file.relative_to(own)
-            raise ConfigError(
-                f"--config-dir {config_dir}: {name} has the name of a packaged file and would be ignored, rename it."
-            )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -43,3 +43,9 @@ def close_matches(name: str, known: Iterable[str], count: int = 3) -> str:
     """A clause " Did you mean a, b?" or "" for a misspelt name."""
     near = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
     return f" Did you mean {', '.join(near)}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, without its full stop, or its kind if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -78,3 +78,14 @@ def move_aside(run_dir: Path) -> Path | None:
         k += 1
     run_dir.rename(target)
     return target
+
+
+def prepare(run_dir: Path, force: bool) -> None:
+    """Refuse a folder that cannot be written; with force move an old run aside, unless it is running. ConfigError."""
+    with lock(run_dir) as mine:
+        if force and mine:
+            try:
+                aside = move_aside(run_dir)
+            except OSError as error:
+                raise ConfigError(f"force=true: cannot move {run_dir} aside ({error.strerror}).") from error
+            print(f"moved the earlier run to {aside}")

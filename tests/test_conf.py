@@ -6,7 +6,8 @@ import importlib
 import pytest
 from omegaconf import OmegaConf
 
-from rgpo.config import build, compose_jobs, group_options
+from rgpo.compose import group_options
+from rgpo.config import build, compose_jobs
 from rgpo.errors import ConfigError
 from rgpo.gates import Budget, Open
 from rgpo.paths import conf_dir

@@ -10,8 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1] / "rgpo"
 LAYERS = [  # a module imports from its own line and the lines below it only
     ["run"],
+    ["launch"],
     ["gates_table"],
     ["config"],
+    ["compose"],
     ["runner", "console", "runfolder", "provenance"],
     ["metrics", "checkpoint", "tasks"],
     ["policies"],
@@ -22,7 +24,7 @@ LAYERS = [  # a module imports from its own line and the lines below it only
     ["advantages"],
     ["gates"],
     ["curve", "divergences", "batch", "sequences"],
-    ["climbing", "schema", "paths", "errors", "__init__"],
+    ["climbing", "schema", "paths", "errors", "machine", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY = {
@@ -32,8 +34,8 @@ ONLY = {
     "huggingface_hub": {"policies"},
     "gymnasium": {"tasks"},
     "mujoco": {"tasks"},
-    "hydra": {"run", "config"},
-    "omegaconf": {"config", "gates_table", "report"},
+    "hydra": {"run", "launch", "compose"},
+    "omegaconf": {"config", "launch", "compose", "gates_table", "report"},
 }
 
 

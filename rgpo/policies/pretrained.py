@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rgpo.errors import ConfigError, require
+from rgpo.errors import ConfigError, first_line, require
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +29,6 @@ def require_packages(key: str, *names: str) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"{key}: needs the package {', '.join(missing)}; install it with `pip install rgpo[llm]`.")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, without its full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def check_path(key: str, path_or_id: str, trust_remote_code: bool) -> None:

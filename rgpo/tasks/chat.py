@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rgpo.errors import ConfigError, require
-from rgpo.policies.pretrained import first_line
+from rgpo.errors import ConfigError, first_line, require
 from rgpo.tasks.embedded.judges import ProxyReward
 from rgpo.tasks.hh_rlhf import Pair, messages
 from rgpo.tasks.materials import Array, Materials, Prompt, Say, Scorer

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rgpo.errors import ConfigError, require
-from rgpo.policies.pretrained import fetch_from_hub, first_line
+from rgpo.errors import ConfigError, first_line, require
+from rgpo.policies.pretrained import fetch_from_hub
 from rgpo.tasks.materials import Say
 
 KEY = "task.source.data"
