@@ -81,7 +81,7 @@ class Composer:
             composed: DictConfig = compose("config", [*words, *self.search], return_hydra_config=True)
         except MissingConfigException as error:
             raise ConfigError(self._explain_missing(error)) from error
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # hydra's own for a number as an option
             raise ConfigError(self._explain(error, words)) from error
         return composed
 
@@ -137,7 +137,12 @@ class Composer:
             return f"command line {' '.join(words)}: {text.splitlines()[0].rstrip('.')}."
         key = match.group(1)
         value = next((word.split("=", 1)[1] for word in words if word.startswith(f"{key}=")), "")
-        base, choices = self([])
+        if (conf_dir() / key).is_dir():
+            return f"{key}={value}: the chosen task has no group {key} (task=qwen_rlhf has the group scale)."
+        others = [word for word in words if not word.startswith(f"{key}=")]
+        base, choices = self(
+            [word for word, item in zip(others, self.parse(others), strict=True) if not self._sets_a_value(item)]
+        )
         groups = [group for group in choices if not group.startswith("hydra/")]
         names = sorted({*_flat_keys(OmegaConf.to_container(base)), *groups})
         near = close_matches(key, names)
