@@ -1,0 +1,145 @@
+"""C5: processor time and memory of one update of every algorithm, at equal batch.
+
+Time is the process's CPU time on one thread, which other work on the machine hardly disturbs, in interleaved rounds. Memory is
+the peak of the resident set above what it was before the update, each in a forked process of its own (Linux only).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import multiprocessing
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.theory.batch import load_batch
+from experiments.theory.common import Tables, Verdict, control_algorithms, interval, judge, load
+from rgpo.objective import surrogate
+from rgpo.report import style
+
+COMMAND = "python -m experiments.theory cost"
+BASELINE = "ppo"
+TOLERANCE = 1.1  # of PPO's time
+Prepared = Callable[[], Any]  # one update, ready to go
+
+
+def measure(smoke: bool) -> dict[str, pd.DataFrame]:
+    """time (a row an algorithm and round, CPU-s) and memory (a row an algorithm, MiB)."""
+    names, num_rounds = (["ppo", "rgpo", "rgpo_literal", "trpo"], 1) if smoke else (control_algorithms(), 7)
+    rows = []
+    for round_ in range(num_rounds + (not smoke)):
+        for name in names:
+            update = prepare_control(name)
+            start = time.process_time()
+            update()
+            if smoke or round_ > 0:  # the first round warms up
+                rows.append(("control", name, round_, time.process_time() - start))
+    memory = [("control", name, peak_memory(partial(prepare_control, name))) for name in names]
+    return {
+        "time": pd.DataFrame(rows, columns=["task", "algo", "round", "cpu_s"]),
+        "memory": pd.DataFrame(memory, columns=["task", "algo", "peak_mib"]),
+    }
+
+
+def prepare_control(name: str) -> Prepared:
+    """One update of PPO's published length (10 epochs of 32 minibatches) on the fixed Hopper batch."""
+    _, algorithm = load("task=hopper", f"algo={name}")
+    policy, batch = load_batch()
+    objective = partial(surrogate, gate=algorithm.gate, ref_gate=algorithm.ref_gate, dual=algorithm.dual)
+    algorithm.update.setup(policy, objective, algorithm.penalty.coef > 0, 1, 0)
+    return partial(algorithm.update, policy, batch, algorithm.penalty.coef, lambda: None)
+
+
+def peak_memory(make: Callable[[], Prepared]) -> float:
+    """Largest resident set while one update runs, above the one before it, in MiB; NaN where the system does not tell."""
+    if not Path("/proc/self/clear_refs").exists():
+        return math.nan
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def child() -> None:
+        update = make()
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+        before = _resident("VmRSS")
+        update()
+        sender.send(_resident("VmHWM") - before)
+
+    process = context.Process(target=child)
+    process.start()
+    sender.close()
+    try:
+        return float(receiver.recv())
+    except EOFError:
+        raise RuntimeError("the forked process that measures memory died") from None
+    finally:
+        process.join()
+
+
+def _resident(key: str) -> float:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def relative(tables: Tables, task: str, name: str) -> tuple[float, float, float]:
+    """CPU time over the baseline's of the same round: median and its interval."""
+    table = tables["time"][tables["time"].task == task].pivot(index="round", columns="algo", values="cpu_s")
+    return interval((table[name] / table[BASELINE]).to_numpy(), np.median)
+
+
+def verdicts(tables: Tables) -> list[Verdict]:
+    rows = []
+    rule = (
+        f"reproduced if the CPU time of one update is at most {TOLERANCE:g} of PPO's at equal batch and epochs (median of rounds)"
+    )
+    for task in tables["time"].task.unique():
+        num = int(tables["time"]["round"].nunique())
+        for name in ("rgpo_literal", "rgpo"):
+            found = relative(tables, task, name)
+            where = f"{name} / ppo, {task} (ratio of CPU time)"
+            rows.append(Verdict("C5", where, *found, num, "PPO's cost", judge(found[0] <= TOLERANCE), rule, COMMAND))
+        if "trpo" in set(tables["time"].algo[tables["time"].task == task]):
+            found = relative(tables, task, "trpo")
+            rule_trpo = "reproduced if TRPO's update takes longer than PPO's: the second-order step that RGPO is said to save"
+            where = f"trpo / ppo, {task} (ratio of CPU time)"
+            rows.append(Verdict("C5", where, *found, num, "TRPO costs more", judge(found[1] > 1), rule_trpo, COMMAND))
+    return rows
+
+
+def numbers(tables: Tables) -> dict[str, object]:
+    memory = tables["memory"].set_index(["task", "algo"]).peak_mib
+    median = tables["time"].groupby(["task", "algo"]).cpu_s.median()
+    rows = [
+        {"task": task, "algo": name, "cpu_s": float(median[task, name]), "mib": float(memory[task, name])}
+        | {"relative": relative(tables, task, name)}
+        for task, name in median.index
+    ]
+    return {"rows": rows, "rounds": int(tables["time"]["round"].nunique())}
+
+
+def draw(tables: Tables) -> Figure:
+    """CPU time of one update relative to PPO's, a dot a round; and peak memory."""
+    tasks = list(tables["time"].task.unique())
+    figure, axes = style.grid(2 * len(tasks), columns=2, height=2.4)
+    for i, task in enumerate(tasks):
+        table = tables["time"][tables["time"].task == task].pivot(index="round", columns="algo", values="cpu_s")
+        order = table.median().sort_values().index
+        memory = tables["memory"][tables["memory"].task == task].set_index("algo").peak_mib
+        for y, name in enumerate(order):
+            color = style.KNOWN[name].color if name in style.KNOWN else style.GREY
+            axes[2 * i].plot(table[name] / table[BASELINE], np.full(len(table), y), "o", color=color, markersize=3, alpha=0.7)
+            axes[2 * i + 1].barh(y, memory[name], color=color, height=0.6)
+        for panel in axes[2 * i : 2 * i + 2]:
+            panel.set_yticks(range(len(order)), order)
+            panel.set_xlim(left=0)
+        axes[2 * i].axvline(1, color=style.GREY, linewidth=0.6)
+        axes[2 * i].set(xlabel="CPU time of one update over PPO's", title=task)
+        axes[2 * i + 1].set(xlabel="peak memory of one update  [MiB]", title=task)
+    return figure

@@ -1,0 +1,166 @@
+"""The per-update estimate of the policy gradient's variance, against many re-sampled batches at frozen parameters.
+
+A batch is collected by theta_old; the gradient is taken at theta, a step away, so that ratios are not 1. Over R independent
+batches the spread of the gradient itself, sum ||G_r - Gbar||^2/(R-1), is the truth that tr Sigma/n of each single batch
+estimates from its disjoint groups. Groups that cut a trajectory ignore the correlation along it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.theory.common import Tables, Verdict, interval, judge, load, load_gate
+from rgpo.batch import Array
+from rgpo.diagnostics import gradient_variance
+from rgpo.gates import Open
+from rgpo.objective import Detached, surrogate
+from rgpo.report import style
+
+COMMAND = "python -m experiments.theory gradient_variance"
+GATES = ("identity", "clip", "sigmoid", "sigmoid_signed")
+NUM_ENVS, NUM_STEPS = 16, 128
+CUTS = (1, 4, 16, 64, 128)  # steps of a group; the last is a whole environment
+TOLERANCE = 0.1
+WHOLE = "whole trajectories"
+
+
+def measure(smoke: bool) -> dict[str, pd.DataFrame]:
+    """batches: a row a case, gate, batch and grouping, with the estimate tr Sigma/n and the batch's own ||G - Gbar||^2."""
+    return {"batches": cartpole(num_batches=6 if smoke else 150, num_cut=1 if smoke else 20, num_warmup=2 if smoke else 30)}
+
+
+def cartpole(num_batches: int, num_cut: int, num_warmup: int) -> pd.DataFrame:
+    """CartPole after num_warmup iterations of PPO; the groups are environments, or pieces of them in num_cut batches."""
+    task, algorithm = load("task=cartpole", "algo=ppo", f"task.num_envs={NUM_ENVS}", "update.anneal_lr=false")
+    task.setup(1, algorithm.advantage.gamma)
+    policy = task.make_policy(1)
+    algorithm.setup(policy, num_warmup, 1)
+    for _ in range(num_warmup):
+        algorithm.learn(policy, task.collect(policy), measure_variance=False)
+    old = policy.parameters.clone()
+    algorithm.learn(policy, task.collect(policy), measure_variance=False)
+    step = policy.parameters - old
+    new = old + 5 * step  # far enough for the gates to differ
+    index = np.arange(NUM_STEPS * NUM_ENVS).reshape(NUM_STEPS, NUM_ENVS).T
+    rows, gradients = [], {gate: [] for gate in GATES}
+    for r in range(num_batches):
+        task.setup(1000 + r, algorithm.advantage.gamma)  # fresh environments: batches are independent
+        policy.load(old)
+        rollout = task.collect(policy)
+        batch, _ = policy.make_batch(rollout, *algorithm.advantage(rollout))
+        advantage = algorithm.update.seen(batch.advantage)
+        policy.load(new)
+        kl = policy.moved(batch).kl.mean().item()
+        for gate in GATES:
+            objective = partial(surrogate, gate=load_gate(gate), ref_gate=Open(), dual=Detached())
+            for length in CUTS if gate == "sigmoid" and r < num_cut else CUTS[-1:]:
+                groups: Array = index.reshape(-1, length)
+                table = policy.group_gradients(batch, advantage, objective, groups)
+                trace = gradient_variance("at", table, length)["gradvar/at"]
+                rows.append(("CartPole", gate, r, length, trace / index.size, kl))
+            gradients[gate].append(table.double().mean(0).numpy())
+    frame = pd.DataFrame(rows, columns=["case", "gate", "batch", "group_size", "estimate", "kl"])
+    return attach_truth(frame, {("CartPole", gate): np.array(table) for gate, table in gradients.items()})
+
+
+def attach_truth(frame: pd.DataFrame, gradients: dict[tuple[str, str], Array]) -> pd.DataFrame:
+    """Each batch's R/(R-1) ||G_r - Gbar||^2, whose mean is the variance, and ||Gbar||^2; gradients (R, P) by case and gate."""
+    parts = []
+    for (case, gate), table in gradients.items():
+        middle = table.mean(0)
+        deviation = ((table - middle) ** 2).sum(1) * len(table) / (len(table) - 1)
+        here = frame[(frame.case == case) & (frame.gate == gate)]
+        parts.append(here.assign(deviation=deviation[here.batch.to_numpy()], signal=float(middle @ middle)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def agreement(table: pd.DataFrame, case: str, gate: str, group_size: int) -> tuple[float, float, float]:
+    """mean estimate / true variance, with an interval over the batches of both."""
+    here = table[(table.case == case) & (table.gate == gate)]
+    truth = here.drop_duplicates("batch").deviation.to_numpy()
+    estimate = here[here.group_size == group_size].estimate.to_numpy()
+    rng = np.random.default_rng(0)
+    draws = [
+        estimate[rng.integers(len(estimate), size=len(estimate))].mean() / truth[rng.integers(len(truth), size=len(truth))].mean()
+        for _ in range(2000)
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(estimate.mean() / truth.mean()), float(low), float(high)
+
+
+def whole(table: pd.DataFrame, case: str) -> int:
+    """The group size of whole trajectories."""
+    return int(table.group_size[table.case == case].max())
+
+
+def verdicts(tables: Tables) -> list[Verdict]:
+    table, rows = tables["batches"], []
+    for case in table.case.unique():
+        num = int(table.batch[table.case == case].nunique())
+        for gate in table.gate[table.case == case].unique():
+            found = agreement(table, case, gate, whole(table, case))
+            rule = f"reproduced if mean estimate over true variance is within {TOLERANCE:g} of 1 or its interval holds 1"
+            ok = abs(found[0] - 1) <= TOLERANCE or found[1] <= 1 <= found[2]
+            where = f"{case}, gate {gate}: groups are {WHOLE}"
+            rows.append(Verdict("estimator (ours)", where, *found, num, "not stated", judge(ok), rule, COMMAND))
+        found = agreement(table, case, "sigmoid", 1)
+        rule = "reproduced if groups of one sample understate the variance (interval below 1)"
+        where = f"{case}, gate sigmoid: single samples as groups"
+        rows.append(Verdict("estimator (ours)", where, *found, num, "not stated", judge(found[2] < 1), rule, COMMAND))
+    return rows
+
+
+def noise(table: pd.DataFrame, case: str, gate: str) -> float:
+    """True variance of the batch's gradient over its squared mean."""
+    here = table[(table.case == case) & (table.gate == gate)].drop_duplicates("batch")
+    return float(here.deviation.mean() / here.signal.iloc[0])
+
+
+def numbers(tables: Tables) -> dict[str, object]:
+    table = tables["batches"]
+    rows = [
+        {"case": case, "gate": gate, "ratio": agreement(table, case, gate, whole(table, case)), "noise": noise(table, case, gate)}
+        for case, gate in table[["case", "gate"]].drop_duplicates().itertuples(index=False)
+    ]
+    cuts = {
+        case: {
+            int(size): agreement(table, case, "sigmoid", size)
+            for size in sorted(table[(table.case == case) & (table.gate == "sigmoid")].group_size.unique())
+        }
+        for case in table.case.unique()
+    }
+    facts = {case: {"batches": int(here.batch.nunique()), "kl": float(here.kl.mean())} for case, here in table.groupby("case")}
+    return {"rows": rows, "cuts": cuts, "facts": facts}
+
+
+def draw(tables: Tables) -> Figure:
+    """Each batch's estimate against the truth; and what cutting trajectories into groups does to it."""
+    table = tables["batches"]
+    cases = list(table.case.unique())
+    figure, axes = style.grid(2 * len(cases), columns=2, height=2.3)
+    for i, case in enumerate(cases):
+        here = table[(table.case == case) & (table.group_size == whole(table, case))]
+        gates = list(here.gate.unique())
+        for y, gate in enumerate(gates):
+            chosen = here[here.gate == gate]
+            relative = (chosen.estimate / chosen.deviation.mean()).to_numpy()
+            jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(relative))
+            axes[2 * i].plot(relative, y + jitter, "o", color=style.SKY, markersize=2, alpha=0.6)
+            middle, low, high = agreement(table, case, gate, whole(table, case))
+            axes[2 * i].errorbar(middle, y, xerr=[[middle - low], [high - middle]], fmt="D", color=style.BLACK, elinewidth=1.2)
+        axes[2 * i].axvline(1, color=style.GREY, linewidth=0.8)
+        axes[2 * i].set_yticks(range(len(gates)), gates)
+        axes[2 * i].set(xlabel="estimate of one batch / true variance", title=f"{case}: groups are {WHOLE}", xscale="log")
+        sizes = np.array(sorted(table[(table.case == case) & (table.gate == "sigmoid")].group_size.unique()))
+        found = np.array([agreement(table, case, "sigmoid", size) for size in sizes])
+        axes[2 * i + 1].errorbar(
+            sizes, found[:, 0], yerr=[found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]], color=style.VERMILLION, marker="^"
+        )
+        axes[2 * i + 1].axhline(1, color=style.GREY, linewidth=0.8)
+        axes[2 * i + 1].set(xscale="log", xlabel="samples in a group, along a trajectory", ylabel="estimate / true variance")
+        axes[2 * i + 1].set(title=f"{case}: groups that cut trajectories", ylim=(0, None))
+    return figure
