@@ -73,7 +73,7 @@ def _read(file: Path) -> pd.DataFrame:
     frame = pd.read_parquet(file)
     words = frame.select_dtypes("category").columns
     floats = frame.select_dtypes("float32").columns
-    return frame.astype({key: "object" for key in words} | {key: "float64" for key in floats})
+    return frame.astype(dict.fromkeys(words, "object") | dict.fromkeys(floats, "float64"))
 
 
 def publish(results: Path, docs: Path) -> None:

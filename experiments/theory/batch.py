@@ -40,7 +40,7 @@ def load_batch(path: Path = FILE) -> tuple[ActorCritic, Batch]:
         arrays = {name: torch.from_numpy(saved[name]) for name in saved.files if name != "train_return"}
     observation, action = arrays["observation"], arrays["action"]
     policy = ActorCritic(MLP(), observation.shape[1], action.shape[1], False, torch.Generator().manual_seed(0))
-    policy.load(arrays["parameters"])
+    policy.load_state_dict(arrays["parameters"])
     with torch.no_grad():
         old = policy.distribution(policy.parameters, observation)
         logp_old = old.log_prob(action)

@@ -73,10 +73,9 @@ def measure(smoke: bool) -> dict[str, pd.DataFrame]:
                 w = weight(gate, torch.from_numpy(np.log(ratio)), torch.from_numpy(advantage)).numpy()
                 bias = (old * (w - ratio) * advantage) @ score
                 closed = -(new * np.tanh(k * (ratio - 1) / 2) ** 2 * advantage) @ score
-                rows.append(
-                    (bandit, float(old @ divergence(ratio)), name, k, float(np.linalg.norm(bias)))
-                    + (float(np.linalg.norm(gradient)), float(largest), float(np.abs(bias - closed).max()))
-                )
+                size, error = float(np.linalg.norm(bias)), float(np.abs(bias - closed).max())
+                kl, signal = float(old @ divergence(ratio)), float(np.linalg.norm(gradient))
+                rows.append((bandit, kl, name, k, size, signal, float(largest), error))
     columns = ["bandit", "kl", "gate", "sharpness", "bias", "gradient", "largest", "from_closed_form"]
     constants = [(k, constant(k, divergence), constant(k, hellinger)) for k in SHARPNESS]
     return {

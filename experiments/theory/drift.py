@@ -125,7 +125,7 @@ def _plain_sgd(arm: Arm, policy: ActorCritic, batch: Batch, num_epochs: int, see
         for index in rng.permutation(len(batch.advantage)).reshape(32, -1):
             gradient, _ = torch.func.grad(loss, has_aux=True)(flat, batch.select(torch.from_numpy(index)), coef)
             flat = flat - SGD_LR * clip_by_norm(gradient, 0.5)[0]
-        policy.load(flat)
+        policy.load_state_dict(flat)
         after_epoch()
 
 
@@ -148,7 +148,7 @@ def verdicts(tables: Tables) -> list[Verdict]:
     rows = []
     rule = f"reproduced if KL(old || new) after the last of 10 epochs is at most {KL_CLAIMED} nats"
     for arm, paper in (
-        ("RGPO literal", "0.02"), ("RGPO literal, log r", "0.02"), ("RGPO literal + 1 KL", "0.02"), ("sign-aware", "not in the paper"),
+        ("RGPO literal", "0.02"), ("RGPO literal, log r", "0.02"), ("RGPO literal + 1 KL", "0.02"), ("sign-aware", "not stated"),
     ):  # fmt: skip
         found = final(tables, arm)
         where = f"{arm}, k = 10, one update on the fixed Hopper batch (nats)"
@@ -213,7 +213,7 @@ def draw(tables: Tables) -> Figure:
     axes[2].set(yscale="log", xlabel="epoch over the batch", ylabel="KL(old ‖ new)  [nats]", title="3  how far the policy goes")
     names = {
         "no gate": "closes nowhere (w = r)", "wrong side": "closes on the wrong side only",
-        "both sides": "closes on both: RGPO as written", "progress side": "closes on the progress side only", "PPO clip": "PPO clip",
+        "both sides": "closes on both: RGPO as written", "progress side": "closes on the progress side only", "PPO clip": "PPO",
     }  # fmt: skip
     style.legend_below(figure, {names[name]: line for name, line in LOOKS.items()})
     return figure

@@ -11,14 +11,16 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
-from experiments.theory.common import Tables, Verdict, interval, judge, load, load_gate
+from experiments.theory.common import Tables, Verdict, judge, load, load_gate
 from rgpo.batch import Array
 from rgpo.diagnostics import gradient_variance
 from rgpo.gates import Open
 from rgpo.objective import Detached, surrogate
 from rgpo.report import style
+from rgpo.updates.losses import standardise
 
 COMMAND = "python -m experiments.theory gradient_variance"
 GATES = ("identity", "clip", "sigmoid", "sigmoid_signed")
@@ -49,17 +51,17 @@ def cartpole(num_batches: int, num_cut: int, num_warmup: int) -> pd.DataFrame:
     rows, gradients = [], {gate: [] for gate in GATES}
     for r in range(num_batches):
         task.setup(1000 + r, algorithm.advantage.gamma)  # fresh environments: batches are independent
-        policy.load(old)
+        policy.load_state_dict(old)
         rollout = task.collect(policy)
         batch, _ = policy.make_batch(rollout, *algorithm.advantage(rollout))
-        advantage = algorithm.update.seen(batch.advantage)
-        policy.load(new)
+        advantage = standardise(batch.advantage)
+        policy.load_state_dict(new)
         kl = policy.moved(batch).kl.mean().item()
         for gate in GATES:
             objective = partial(surrogate, gate=load_gate(gate), ref_gate=Open(), dual=Detached())
             for length in CUTS if gate == "sigmoid" and r < num_cut else CUTS[-1:]:
                 groups: Array = index.reshape(-1, length)
-                table = policy.group_gradients(batch, advantage, objective, groups)
+                table = torch.stack(list(policy.group_gradients(batch, advantage, objective, groups)))
                 trace = gradient_variance("at", table, length)["gradvar/at"]
                 rows.append(("CartPole", gate, r, length, trace / index.size, kl))
             gradients[gate].append(table.double().mean(0).numpy())

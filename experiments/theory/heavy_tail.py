@@ -117,14 +117,14 @@ def _truth(smoke: bool) -> pd.DataFrame:
 def _errors(smoke: bool) -> pd.DataFrame:
     """Bias and variance of one sample of the normalised estimate w A s / w(1) of E[r A s]."""
     chosen = [("pareto", 1.5)] if smoke else [*(("pareto", a) for a in (1.2, 1.5, 2.0, 3.0)), ("log-normal", math.inf)]
-    num = 5 if smoke else 17
+    num = 5 if smoke else 25
     estimators: list[tuple[str, float, Gate]] = [
         ("gate", float(k), load_gate("sigmoid", sharpness=float(k))) for k in np.geomspace(10**-2.5, 10**1.5, num)
     ]
     estimators += [("truncation", float(c), load_gate("cispo", cap=float(c))) for c in np.geomspace(1.05, 10**4, num)]
     estimators += [
         ("RGPO k = 10", 10.0, load_gate("sigmoid")),
-        ("PPO", 0.2, load_gate("clip")),
+        ("dual clip", 3.0, load_gate("clip", cap=3.0)),
         ("IS", 0.0, load_gate("identity")),
     ]
     rows = []
@@ -259,7 +259,7 @@ def draw(tables: Tables) -> Figure:
     sizes = np.geomspace(1e2, 1e6, 25)
     looks = {
         "gate": ("gate, best k", style.VERMILLION, style.SOLID), "truncation": ("truncation, best cap", style.SKY, style.SOLID),
-        "RGPO k = 10": ("gate, k = 10", style.VERMILLION, style.DASHED), "PPO": ("PPO clip 0.2", style.BLACK, style.SOLID),
+        "RGPO k = 10": ("gate, k = 10", style.VERMILLION, style.DASHED), "dual clip": ("PPO, dual clip", style.BLACK, style.SOLID),
     }  # fmt: skip
     for kind, (error, _) in best_errors(tables["mse"], "pareto", 1.5, sizes).items():
         if kind in looks:
