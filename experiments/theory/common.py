@@ -83,12 +83,12 @@ def _config(overrides: tuple[str, ...]) -> dict[str, Any]:
     return job.config
 
 
-def control_algorithms() -> list[str]:
-    """The algorithms of conf/algo that control tasks admit; the others belong to the language tasks."""
+def algorithms(task: str) -> list[str]:
+    """The algorithms of conf/algo that a task admits."""
     admitted = []
     for name in group_options("algo"):
         try:
-            load("task=hopper", f"algo={name}")
+            load(f"task={task}", f"algo={name}")
         except ConfigError:
             continue
         admitted.append(name)

@@ -20,44 +20,69 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.theory.batch import load_batch
-from experiments.theory.common import Tables, Verdict, control_algorithms, interval, judge, load
-from rgpo.objective import surrogate
+from experiments.theory.common import Tables, Verdict, algorithms, interval, judge, load
 from rgpo.report import style
+from rgpo.updates.losses import standardise
 
 COMMAND = "python -m experiments.theory cost"
 BASELINE = "ppo"
 TOLERANCE = 1.1  # of PPO's time
-Prepared = Callable[[], Any]  # one update, ready to go
+TASKS = {"control": "hopper", "language": "qwen_rlhf"}
+SMALL = ["ppo", "rgpo", "rgpo_literal", "trpo"]
+NUM_ROUNDS = 7
+Fresh = Callable[[], Callable[[], Any]]  # makes one update that is ready to go
 
 
 def measure(smoke: bool) -> dict[str, pd.DataFrame]:
-    """time (a row an algorithm and round, CPU-s) and memory (a row an algorithm, MiB)."""
-    names, num_rounds = (["ppo", "rgpo", "rgpo_literal", "trpo"], 1) if smoke else (control_algorithms(), 7)
-    rows = []
-    for round_ in range(num_rounds + (not smoke)):
-        for name in names:
-            update = prepare_control(name)
-            start = time.process_time()
-            update()
-            if smoke or round_ > 0:  # the first round warms up
-                rows.append(("control", name, round_, time.process_time() - start))
-    memory = [("control", name, peak_memory(partial(prepare_control, name))) for name in names]
+    """time (a row a task, algorithm and round, CPU-s) and memory (a row a task and algorithm, MiB); smoke: four on control."""
+    times, memory = [], []
+    for task, prepare in (("control", prepare_control), ("language", prepare_language)):
+        if smoke and task == "language":
+            continue  # needs the embedded world
+        names, num_rounds = (SMALL, 1) if smoke else (algorithms(TASKS[task]), NUM_ROUNDS)
+        ready = {name: prepare(name) for name in names}
+        memory += [(task, name, peak_memory(ready[name])) for name in names]
+        ready[BASELINE]()()  # warms up
+        for round_ in range(num_rounds):
+            for name in names:
+                update = ready[name]()
+                start = time.process_time()
+                update()
+                times.append((task, name, round_, time.process_time() - start))
     return {
-        "time": pd.DataFrame(rows, columns=["task", "algo", "round", "cpu_s"]),
+        "time": pd.DataFrame(times, columns=["task", "algo", "round", "cpu_s"]),
         "memory": pd.DataFrame(memory, columns=["task", "algo", "peak_mib"]),
     }
 
 
-def prepare_control(name: str) -> Prepared:
-    """One update of PPO's published length (10 epochs of 32 minibatches) on the fixed Hopper batch."""
-    _, algorithm = load("task=hopper", f"algo={name}")
+def prepare_control(name: str) -> Fresh:
+    """Updates of PPO's published length (10 epochs of 32 minibatches) on the fixed Hopper batch."""
     policy, batch = load_batch()
-    objective = partial(surrogate, gate=algorithm.gate, ref_gate=algorithm.ref_gate, dual=algorithm.dual)
-    algorithm.update.setup(policy, objective, algorithm.penalty.coef > 0, 1, 0)
+    return partial(_fresh, f"task={TASKS['control']}", name, policy, policy.state_dict(), batch)
+
+
+def prepare_language(name: str) -> Fresh:
+    """Updates of the embedded language model on one rollout, the same completions for every algorithm."""
+    task, algorithm = load(f"task={TASKS['language']}", f"algo={name}")
+    task.setup(0, algorithm.advantage.gamma)
+    policy = task.make_policy(0)
+    algorithm.setup(policy, 1, 0)
+    rollout = task.collect(policy)
+    batch, _ = policy.make_batch(rollout, *algorithm.advantage(rollout))
+    if algorithm.advantage.normalize == "batch":
+        batch = batch._replace(advantage=standardise(batch.advantage))
+    return partial(_fresh, f"task={TASKS['language']}", name, policy, policy.state_dict(), batch)
+
+
+def _fresh(task: str, name: str, policy: Any, start: Any, batch: Any) -> Callable[[], Any]:
+    """One update from the starting parameters with a new optimiser, ready to go."""
+    _, algorithm = load(task, f"algo={name}")
+    policy.load_state_dict(start)
+    algorithm.setup(policy, 1, 0)
     return partial(algorithm.update, policy, batch, algorithm.penalty.coef, lambda: None)
 
 
-def peak_memory(make: Callable[[], Prepared]) -> float:
+def peak_memory(make: Fresh) -> float:
     """Largest resident set while one update runs, above the one before it, in MiB; NaN where the system does not tell."""
     if not Path("/proc/self/clear_refs").exists():
         return math.nan
@@ -65,6 +90,7 @@ def peak_memory(make: Callable[[], Prepared]) -> float:
     receiver, sender = context.Pipe(duplex=False)
 
     def child() -> None:
+        make()()  # what is loaded or compiled once does not count
         update = make()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here

@@ -8,13 +8,14 @@ estimates from its disjoint groups. Groups that cut a trajectory ignore the corr
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from experiments.theory.common import Tables, Verdict, judge, load, load_gate
+from rgpo.algorithm import Algorithm
 from rgpo.batch import Array
 from rgpo.diagnostics import gradient_variance
 from rgpo.gates import Open
@@ -25,48 +26,98 @@ from rgpo.updates.losses import standardise
 COMMAND = "python -m experiments.theory gradient_variance"
 GATES = ("identity", "clip", "sigmoid", "sigmoid_signed")
 NUM_ENVS, NUM_STEPS = 16, 128
+NUM_PROMPTS = 16
+FURTHER = 5.0  # updates away from the parameters that collect
 CUTS = (1, 4, 16, 64, 128)  # steps of a group; the last is a whole environment
 TOLERANCE = 0.1
-WHOLE = "whole trajectories"
+WHOLE = {"CartPole": "whole trajectories", "language": "whole prompts"}
 
 
 def measure(smoke: bool) -> dict[str, pd.DataFrame]:
     """batches: a row a case, gate, batch and grouping, with the estimate tr Sigma/n and the batch's own ||G - Gbar||^2."""
-    return {"batches": cartpole(num_batches=6 if smoke else 150, num_cut=1 if smoke else 20, num_warmup=2 if smoke else 30)}
+    if smoke:
+        return {"batches": resample(cartpole(num_warmup=2), num_batches=6, num_cut=1)}
+    cases = [resample(cartpole(num_warmup=30), num_batches=150, num_cut=20), resample(language(20), num_batches=40, num_cut=15)]
+    return {"batches": pd.concat(cases, ignore_index=True)}
 
 
-def cartpole(num_batches: int, num_cut: int, num_warmup: int) -> pd.DataFrame:
-    """CartPole after num_warmup iterations of PPO; the groups are environments, or pieces of them in num_cut batches."""
+class Case(NamedTuple):
+    """A policy frozen between two parameter vectors, and how to draw batches for it."""
+
+    name: str
+    task: Any
+    algorithm: Algorithm
+    policy: Any
+    old: Any  # the state that collects
+    new: Any  # the state at which gradients are taken
+    gates: tuple[str, ...]
+    groups: dict[int, Array]  # samples in a group -> indices (M, b); the largest groups are independent
+    restart: bool  # whether the task must be seeded anew to make batches independent
+
+
+def cartpole(num_warmup: int) -> Case:
+    """CartPole after num_warmup iterations of PPO; groups are environments, and pieces of them."""
     task, algorithm = load("task=cartpole", "algo=ppo", f"task.num_envs={NUM_ENVS}", "update.anneal_lr=false")
+    index = np.arange(NUM_STEPS * NUM_ENVS).reshape(NUM_STEPS, NUM_ENVS).T
+    groups = {size: index.reshape(-1, size) for size in CUTS}
+    return _warm("CartPole", task, algorithm, num_warmup, GATES, groups, restart=True)
+
+
+def language(num_warmup: int) -> Case:
+    """The embedded language model after num_warmup iterations of GRPO; groups are prompts, and single completions."""
+    task, algorithm = load("task=qwen_rlhf", "algo=grpo", f"task.num_prompts={NUM_PROMPTS}", "update.anneal_lr=false")
+    rows = np.arange(NUM_PROMPTS * task.group_size)
+    groups = {size: rows.reshape(-1, size) for size in (1, task.group_size)}
+    return _warm("language", task, algorithm, num_warmup, ("identity", "sigmoid"), groups, restart=False)
+
+
+def _warm(
+    name: str, task: Any, algorithm: Algorithm, num_warmup: int, gates: tuple[str, ...], groups: dict[int, Array], restart: bool
+) -> Case:
     task.setup(1, algorithm.advantage.gamma)
     policy = task.make_policy(1)
-    algorithm.setup(policy, num_warmup, 1)
-    for _ in range(num_warmup):
+    algorithm.setup(policy, num_warmup + 1, 1)
+    states = []
+    for _ in range(num_warmup + 1):
+        states = [policy.state_dict()]
         algorithm.learn(policy, task.collect(policy), measure_variance=False)
-    old = policy.parameters.clone()
-    algorithm.learn(policy, task.collect(policy), measure_variance=False)
-    step = policy.parameters - old
-    new = old + 5 * step  # far enough for the gates to differ
-    index = np.arange(NUM_STEPS * NUM_ENVS).reshape(NUM_STEPS, NUM_ENVS).T
-    rows, gradients = [], {gate: [] for gate in GATES}
+    new = further(states[0], policy.state_dict(), FURTHER)
+    return Case(name, task, algorithm, policy, states[0], new, gates, groups, restart)
+
+
+def further(old: Any, new: Any, times: float) -> Any:
+    """old + times (new - old), of tensors or of tensors by name: far enough for the gates to differ."""
+    if isinstance(old, dict):
+        return {key: further(old[key], new[key], times) for key in old}
+    return old + times * (new - old)
+
+
+def resample(case: Case, num_batches: int, num_cut: int) -> pd.DataFrame:
+    """num_batches independent batches; smaller groups for the sigmoid in the first num_cut of them."""
+    rows, gradients = [], {gate: [] for gate in case.gates}
     for r in range(num_batches):
-        task.setup(1000 + r, algorithm.advantage.gamma)  # fresh environments: batches are independent
-        policy.load_state_dict(old)
-        rollout = task.collect(policy)
-        batch, _ = policy.make_batch(rollout, *algorithm.advantage(rollout))
-        advantage = standardise(batch.advantage)
-        policy.load_state_dict(new)
-        kl = policy.moved(batch).kl.mean().item()
-        for gate in GATES:
+        if case.restart:
+            case.task.setup(1000 + r, case.algorithm.advantage.gamma)
+        else:
+            case.task.order = []  # prompts are drawn anew
+        case.policy.load_state_dict(case.old)
+        rollout = case.task.collect(case.policy)
+        batch, _ = case.policy.make_batch(rollout, *case.algorithm.advantage(rollout))
+        raw = case.algorithm.advantage.normalize == "none"
+        advantage = batch.advantage if raw else standardise(batch.advantage)
+        case.policy.load_state_dict(case.new)
+        kl = case.policy.moved(batch).kl.mean().item()
+        for gate in case.gates:
             objective = partial(surrogate, gate=load_gate(gate), ref_gate=Open(), dual=Detached())
-            for length in CUTS if gate == "sigmoid" and r < num_cut else CUTS[-1:]:
-                groups: Array = index.reshape(-1, length)
-                table = torch.stack(list(policy.group_gradients(batch, advantage, objective, groups)))
-                trace = gradient_variance("at", table, length)["gradvar/at"]
-                rows.append(("CartPole", gate, r, length, trace / index.size, kl))
-            gradients[gate].append(table.double().mean(0).numpy())
+            gradients_of = partial(case.policy.group_gradients, batch, advantage, objective)
+            for size, groups in case.groups.items():
+                if size == max(case.groups) or (gate == "sigmoid" and r < num_cut):
+                    trace = gradient_variance("at", gradients_of(groups), size)["gradvar/at"]
+                    rows.append((case.name, gate, r, size, trace / groups.size, kl))
+            (whole_batch,) = gradients_of(groups.reshape(1, -1))
+            gradients[gate].append(whole_batch.double().numpy())
     frame = pd.DataFrame(rows, columns=["case", "gate", "batch", "group_size", "estimate", "kl"])
-    return attach_truth(frame, {("CartPole", gate): np.array(table) for gate, table in gradients.items()})
+    return attach_truth(frame, {(case.name, gate): np.array(table) for gate, table in gradients.items()})
 
 
 def attach_truth(frame: pd.DataFrame, gradients: dict[tuple[str, str], Array]) -> pd.DataFrame:
@@ -107,7 +158,7 @@ def verdicts(tables: Tables) -> list[Verdict]:
             found = agreement(table, case, gate, whole(table, case))
             rule = f"reproduced if mean estimate over true variance is within {TOLERANCE:g} of 1 or its interval holds 1"
             ok = abs(found[0] - 1) <= TOLERANCE or found[1] <= 1 <= found[2]
-            where = f"{case}, gate {gate}: groups are {WHOLE}"
+            where = f"{case}, gate {gate}: groups are {WHOLE[case]}"
             rows.append(Verdict("estimator (ours)", where, *found, num, "not stated", judge(ok), rule, COMMAND))
         found = agreement(table, case, "sigmoid", 1)
         rule = "reproduced if groups of one sample understate the variance (interval below 1)"
@@ -156,7 +207,7 @@ def draw(tables: Tables) -> Figure:
             axes[2 * i].errorbar(middle, y, xerr=[[middle - low], [high - middle]], fmt="D", color=style.BLACK, elinewidth=1.2)
         axes[2 * i].axvline(1, color=style.GREY, linewidth=0.8)
         axes[2 * i].set_yticks(range(len(gates)), gates)
-        axes[2 * i].set(xlabel="estimate of one batch / true variance", title=f"{case}: groups are {WHOLE}", xscale="log")
+        axes[2 * i].set(xlabel="estimate of one batch / true variance", title=f"{case}: groups are {WHOLE[case]}", xscale="log")
         sizes = np.array(sorted(table[(table.case == case) & (table.gate == "sigmoid")].group_size.unique()))
         found = np.array([agreement(table, case, "sigmoid", size) for size in sizes])
         axes[2 * i + 1].errorbar(

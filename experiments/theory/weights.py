@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.theory.batch import load_batch
-from experiments.theory.common import Tables, Verdict, control_algorithms, gate_names, judge, load, load_gate
+from experiments.theory.common import Tables, Verdict, algorithms, gate_names, judge, load, load_gate
 from rgpo.algorithm import Algorithm
 from rgpo.batch import Array, Batch
 from rgpo.curve import Gate, weight
@@ -89,7 +89,7 @@ def _facts(name: str, gate: Gate, sign: float) -> dict[str, object]:
 def _algorithms() -> pd.DataFrame:
     """What each control algorithm is made of, and how far its step is from the gradient w A grad log pi on one batch."""
     rows = []
-    for name in control_algorithms():
+    for name in algorithms("hopper"):
         _, algorithm = load("task=hopper", f"algo={name}")
         update = algorithm.update
         rows.append(

@@ -273,12 +273,11 @@ def weight_moment(gate: Gate, ratio: Gaussian | Pareto, power: int, sign: float)
 
     def function(d: Array) -> Array:
         log_ratio = torch.from_numpy(d)
-        w = weight(gate, log_ratio, torch.full_like(log_ratio, sign)).numpy()
-        with np.errstate(over="ignore"):  # an infinite square is an answer
-            out: Array = w**power
-        return out
+        w: Array = weight(gate, log_ratio, torch.full_like(log_ratio, sign)).numpy() ** power
+        return w
 
-    return ratio.expectation(function)
+    with np.errstate(over="ignore", invalid="ignore"):  # an infinite square is an answer
+        return ratio.expectation(function)
 
 
 def truth(gate: Gate, ratio: Gaussian | Pareto) -> dict[str, float]:
