@@ -126,7 +126,7 @@ def test_the_performance_difference_lemma() -> None:
 
 def test_repaired_bounds_hold_and_the_naive_one_does_not() -> None:
     table = improvement.measure(smoke=True)["bounds"]
-    for bound in ("repaired, cpo", "repaired, trpo", "pessimistic, cpo", "pessimistic, trpo"):
+    for bound in ("repaired, CPO's term", "repaired, TRPO's term", "pessimistic, CPO's term", "pessimistic, TRPO's term"):
         assert improvement.violations(table, bound, 10.0) == (0, 100)
     for bound in ("naive", "ratio, no occupancy term", "repaired, no occupancy term", "pessimistic, no occupancy term"):
         assert improvement.violations(table, bound, 10.0)[0] > 5

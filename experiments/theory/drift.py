@@ -35,6 +35,7 @@ COMMAND = "python -m experiments.theory drift"
 KL_CLAIMED = 0.04  # nats; the paper's KL is about 0.02, its spike threshold perhaps 0.04
 SGD_LR = 0.1  # where the KL of PPO after ten epochs is about what it is with Adam
 FACTORIAL = ("no gate", "progress side", "wrong side", "both sides")
+BEYOND = 1.5  # nats of progress; the outermost bins of the figure hold everything beyond
 SNAPSHOTS = ("PPO clip", "both sides", "progress side")
 
 
@@ -194,17 +195,19 @@ def draw(tables: Tables) -> Figure:
     axes[0].axvspan(-1, 0, color=style.GREY, alpha=0.12, linewidth=0)
     axes[0].annotate("pushed the\nwrong way", (-0.93, 1.17), va="top")
     axes[0].annotate("makes\nprogress", (0.45, 1.17), va="top")
-    axes[0].annotate("not brought\nback", (-0.72, 0.03), color=style.VERMILLION, va="bottom", ha="center", fontsize=7)
+    axes[0].annotate("not\nbrought\nback", (-0.96, 0.03), color=style.VERMILLION, va="bottom", fontsize=7)
     axes[0].annotate("brought\nback", (-0.45, 0.69), color=style.BLUE, va="bottom", ha="right", fontsize=7)
     axes[0].set(xlim=(-1, 1), ylim=(0, 1.25), xlabel="progress sign(A) log r  [nats]", ylabel="weight w/w(1)  (A > 0)")
     axes[0].set_title("1  what the gate does")
-    bins = np.linspace(-1.5, 1.5, 61)
+    bins = np.linspace(-BEYOND, BEYOND, 61)
     for name in ("both sides", "progress side", "PPO clip"):
-        values = tables["samples"].progress[tables["samples"].arm == name].clip(-1.5, 1.5)
+        values = tables["samples"].progress[tables["samples"].arm == name].clip(-BEYOND, BEYOND)
         line = LOOKS[name]
-        axes[1].hist(values, bins=bins, histtype="step", color=line.color, linestyle=line.dashes, linewidth=1.2)
-    axes[1].axvspan(-1.5, 0, color=style.GREY, alpha=0.12, linewidth=0)
-    axes[1].set(yscale="log", xlim=(-1.5, 1.5), xlabel="progress sign(A) log r  [nats]", ylabel="samples of 2,048")
+        axes[1].hist(values, bins=bins.tolist(), histtype="step", color=line.color, linestyle=line.dashes, linewidth=1.2)
+    axes[1].axvspan(-BEYOND, 0, color=style.GREY, alpha=0.12, linewidth=0)
+    axes[1].set(yscale="log", xlim=(-BEYOND, BEYOND), xlabel="progress sign(A) log r  [nats]", ylabel="samples of 2,048")
+    for x, side in ((-BEYOND, "left"), (BEYOND, "right")):
+        axes[1].annotate("and\nbeyond", (x * 0.97, 3e2), ha=side, va="center", color=style.VERMILLION, fontsize=7)
     axes[1].set_title("2  where the samples end")
     adam = tables["kl"][tables["kl"].optimiser == "Adam"]
     for name, line in LOOKS.items():

@@ -27,18 +27,21 @@ COMMAND = "python -m experiments.theory gradient_variance"
 GATES = ("identity", "clip", "sigmoid", "sigmoid_signed")
 NUM_ENVS, NUM_STEPS = 16, 128
 NUM_PROMPTS = 16
-FURTHER = 5.0  # updates away from the parameters that collect
 CUTS = (1, 4, 16, 64, 128)  # steps of a group; the last is a whole environment
 TOLERANCE = 0.1
-WHOLE = {"CartPole": "whole trajectories", "language": "whole prompts"}
+WHOLE = {"CartPole": "whole trajectories", "Pendulum": "whole trajectories", "language": "whole prompts"}
 
 
 def measure(smoke: bool) -> dict[str, pd.DataFrame]:
     """batches: a row a case, gate, batch and grouping, with the estimate tr Sigma/n and the batch's own ||G - Gbar||^2."""
     if smoke:
-        return {"batches": resample(cartpole(num_warmup=2), num_batches=6, num_cut=1)}
-    cases = [resample(cartpole(num_warmup=30), num_batches=150, num_cut=20), resample(language(20), num_batches=40, num_cut=15)]
-    return {"batches": pd.concat(cases, ignore_index=True)}
+        return {"batches": resample(control("CartPole", "cartpole", 2, 5.0, GATES), num_batches=6, num_cut=1)}
+    frames = [
+        resample(control("CartPole", "cartpole", 30, 5.0, GATES), num_batches=100, num_cut=15),
+        resample(control("Pendulum", "pendulum", 10, 3.0, ("identity", "sigmoid")), num_batches=100, num_cut=15),
+        resample(language(20, 5.0), num_batches=40, num_cut=15),
+    ]
+    return {"batches": pd.concat(frames, ignore_index=True)}
 
 
 class Case(NamedTuple):
@@ -55,34 +58,35 @@ class Case(NamedTuple):
     restart: bool  # whether the task must be seeded anew to make batches independent
 
 
-def cartpole(num_warmup: int) -> Case:
-    """CartPole after num_warmup iterations of PPO; groups are environments, and pieces of them."""
-    task, algorithm = load("task=cartpole", "algo=ppo", f"task.num_envs={NUM_ENVS}", "update.anneal_lr=false")
+def control(name: str, task_name: str, num_warmup: int, times: float, gates: tuple[str, ...]) -> Case:
+    """A control task after num_warmup iterations of PPO; groups are environments, and pieces of them."""
+    shape = (f"task.num_envs={NUM_ENVS}", f"task.num_steps={NUM_STEPS}")
+    task, algorithm = load(f"task={task_name}", "algo=ppo", *shape, "update.anneal_lr=false")
     index = np.arange(NUM_STEPS * NUM_ENVS).reshape(NUM_STEPS, NUM_ENVS).T
     groups = {size: index.reshape(-1, size) for size in CUTS}
-    return _warm("CartPole", task, algorithm, num_warmup, GATES, groups, restart=True)
+    old, new, policy = _warm(task, algorithm, num_warmup, times)
+    return Case(name, task, algorithm, policy, old, new, gates, groups, restart=True)
 
 
-def language(num_warmup: int) -> Case:
+def language(num_warmup: int, times: float) -> Case:
     """The embedded language model after num_warmup iterations of GRPO; groups are prompts, and single completions."""
     task, algorithm = load("task=qwen_rlhf", "algo=grpo", f"task.num_prompts={NUM_PROMPTS}", "update.anneal_lr=false")
     rows = np.arange(NUM_PROMPTS * task.group_size)
     groups = {size: rows.reshape(-1, size) for size in (1, task.group_size)}
-    return _warm("language", task, algorithm, num_warmup, ("identity", "sigmoid"), groups, restart=False)
+    old, new, policy = _warm(task, algorithm, num_warmup, times)
+    return Case("language", task, algorithm, policy, old, new, ("identity", "sigmoid"), groups, restart=False)
 
 
-def _warm(
-    name: str, task: Any, algorithm: Algorithm, num_warmup: int, gates: tuple[str, ...], groups: dict[int, Array], restart: bool
-) -> Case:
+def _warm(task: Any, algorithm: Algorithm, num_warmup: int, times: float) -> tuple[Any, Any, Any]:
+    """The state after num_warmup iterations, the one that lies `times` as far in the direction of the next update, the policy."""
     task.setup(1, algorithm.advantage.gamma)
     policy = task.make_policy(1)
     algorithm.setup(policy, num_warmup + 1, 1)
-    states = []
+    old = policy.state_dict()
     for _ in range(num_warmup + 1):
-        states = [policy.state_dict()]
+        old = policy.state_dict()
         algorithm.learn(policy, task.collect(policy), measure_variance=False)
-    new = further(states[0], policy.state_dict(), FURTHER)
-    return Case(name, task, algorithm, policy, states[0], new, gates, groups, restart)
+    return old, further(old, policy.state_dict(), times), policy
 
 
 def further(old: Any, new: Any, times: float) -> Any:
@@ -94,7 +98,8 @@ def further(old: Any, new: Any, times: float) -> Any:
 
 def resample(case: Case, num_batches: int, num_cut: int) -> pd.DataFrame:
     """num_batches independent batches; smaller groups for the sigmoid in the first num_cut of them."""
-    rows, gradients = [], {gate: [] for gate in case.gates}
+    rows = []
+    gradients: dict[str, list[Array]] = {gate: [] for gate in case.gates}
     for r in range(num_batches):
         if case.restart:
             case.task.setup(1000 + r, case.algorithm.advantage.gamma)
@@ -194,7 +199,7 @@ def draw(tables: Tables) -> Figure:
     """Each batch's estimate against the truth; and what cutting trajectories into groups does to it."""
     table = tables["batches"]
     cases = list(table.case.unique())
-    figure, axes = style.grid(2 * len(cases), columns=2, height=2.3)
+    figure, axes = style.grid(2 * len(cases), columns=2, height=1.9)
     for i, case in enumerate(cases):
         here = table[(table.case == case) & (table.group_size == whole(table, case))]
         gates = list(here.gate.unique())
@@ -214,6 +219,7 @@ def draw(tables: Tables) -> Figure:
             sizes, found[:, 0], yerr=[found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]], color=style.VERMILLION, marker="^"
         )
         axes[2 * i + 1].axhline(1, color=style.GREY, linewidth=0.8)
-        axes[2 * i + 1].set(xscale="log", xlabel="samples in a group, along a trajectory", ylabel="estimate / true variance")
-        axes[2 * i + 1].set(title=f"{case}: groups that cut trajectories", ylim=(0, None))
+        unit = "completions in a group" if case == "language" else "samples in a group, along a trajectory"
+        axes[2 * i + 1].set(xscale="log", xlabel=unit, ylabel="estimate / true variance")
+        axes[2 * i + 1].set(title=f"{case}: smaller groups", ylim=(0, None))
     return figure

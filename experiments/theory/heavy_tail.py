@@ -245,8 +245,8 @@ LINES = dict(
     zip(
         ARMS,
         [
-            style.Line(style.GREEN, style.DASHDOT, "D"), style.Line(style.GREY, style.SOLID, "o"),
-            style.Line(style.BLACK, style.SOLID, "o"), style.Line(style.BLACK, style.DASHED, "s"),
+            style.Line(style.GREEN, style.SOLID, "D"), style.Line(style.GREY, style.SOLID, "o"),
+            style.Line(style.BLACK, style.DASHED, "o"), style.Line(style.BLACK, style.DOTTED, "s"),
             style.Line(style.SKY, style.DASHED, "v"), style.Line(style.PURPLE, style.DOTTED, "X"),
             style.Line(style.VERMILLION, style.SOLID, "^"), style.Line(style.ORANGE, style.SOLID, "<"),
             style.Line(style.BLUE, style.SOLID, "P"),
@@ -275,10 +275,8 @@ def draw(tables: Tables) -> Figure:
         axes[1].plot(indices, slopes, color=line.color, linestyle=line.dashes, marker=line.marker)
     a = np.linspace(min(indices), max(indices), 100)
     axes[1].plot(a, np.maximum(2 / a - 1, 0), color=style.GREY, linewidth=3, alpha=0.35, zorder=0)
-    axes[1].annotate("theory: max(2/a − 1, 0)", (1.45, 0.45), color=style.GREY)
-    axes[1].set(
-        xlabel="tail index a of the ratio", ylabel="slope of log variance over log n", title="How fast the variance grows"
-    )
+    axes[1].annotate("theory: max(2/a − 1, 0)", (1.75, 0.45), color=style.GREY)
+    axes[1].set(xlabel="tail index a of the ratio", ylabel="exponent: variance ~ n^x", title="How fast the variance grows")
     for arm in table[table.family == "heavy score"].arm.unique():
         curve, line = median["heavy score", SCORE_INDEX, arm], LINES[str(arm)]
         axes[2].plot(curve.index, curve, color=line.color, linestyle=line.dashes, marker=line.marker)

@@ -163,26 +163,30 @@ def numbers(tables: Tables) -> dict[str, object]:
 def draw(tables: Tables) -> Figure:
     """Dual ascent: k and KL over updates. Chosen k: RMSE by law."""
     figure, axes = style.grid(3, columns=3, height=2.3)
-    looks = {"sigmoid_signed": (style.BLUE, "P", "sign-aware"), "sigmoid": (style.VERMILLION, "^", "both sides (literal)")}
-    for name, (color, marker, label) in looks.items():
+    looks = {"sigmoid_signed": (style.BLUE, "P", "sign-aware gate"), "sigmoid": (style.VERMILLION, "^", "literal gate")}
+    for name, (color, marker, _) in looks.items():
         here = tables["ascent"][tables["ascent"].gate == name]
-        axes[0].plot(here["update"], here.sharpness, color=color, marker=marker, label=label)
+        axes[0].plot(here["update"], here.sharpness, color=color, marker=marker)
         axes[1].plot(here["update"], here.kl, color=color, marker=marker)
-    axes[0].set(yscale="log", xlabel="update", ylabel="sharpness k", title="Dual ascent on k", yticks=[5, 10, 20, 60])
+    axes[0].set(yscale="log", xlabel="update", ylabel="sharpness k", title="Dual ascent: k", yticks=[5, 10, 20, 60])
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].yaxis.set_minor_formatter("")
-    axes[0].legend(loc="upper left")
     axes[1].axhline(KL_TARGET, color=style.GREY, linewidth=0.8)
-    axes[1].annotate("target", (1, KL_TARGET * 1.1), color=style.GREY)
-    axes[1].set(yscale="log", xlabel="update", ylabel="KL(old ‖ new)  [nats]", title="Its KL")
+    axes[1].annotate("target", (12, KL_TARGET * 0.7), color=style.GREY, va="top")
+    axes[1].set(yscale="log", xlabel="update", ylabel="KL(old ‖ new)  [nats]", title="Dual ascent: KL")
     errors = {law: rmse(tables["errors"], law) for law in LAWS}
     marks = {
-        "IS": (style.GREEN, "D"), "cap 3": (style.SKY, "v"), "k = 10": (style.ORANGE, "^"),
-        "chosen truncation": (style.BLACK, "o"), "chosen gate": (style.VERMILLION, "P"),
-    }  # fmt: skip
-    for name, (color, marker) in marks.items():
-        axes[2].plot([errors[law][name] for law in LAWS], range(len(LAWS)), marker, color=color, label=name, markersize=5)
+        "IS": style.Line(style.GREEN, "", "D"),
+        "cap 3": style.Line(style.SKY, "", "v"),
+        "k = 10": style.Line(style.ORANGE, "", "^"),
+        "chosen truncation": style.Line(style.BLACK, "", "o"),
+        "chosen gate": style.Line(style.VERMILLION, "", "X"),
+    }
+    for name, line in marks.items():
+        found = [errors[law][name] for law in LAWS]
+        axes[2].plot(found, range(len(LAWS)), line.marker, color=line.color, markersize=5, alpha=0.8)
     axes[2].set_yticks(range(len(LAWS)), list(LAWS))
-    axes[2].set(xscale="log", xlabel=f"RMSE of the gradient, n = {NUM_SAMPLES:,}", title="k of least estimated error")
-    axes[2].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes[2].set(xscale="log", xlabel=f"RMSE, n = {NUM_SAMPLES:,}", title="Chosen k and cap")
+    ascent = {f"k of the {label}": style.Line(color, "-", marker) for color, marker, label in looks.values()}
+    style.legend_below(figure, {**ascent, **marks})
     return figure

@@ -27,6 +27,7 @@ from rgpo.quadrature import integrate
 from rgpo.report import style
 from rgpo.updates.losses import standardise
 
+COLUMNS = 5  # of the figure
 COMMAND = "python -m experiments.theory weights"
 NEAR, FAR = 120.0, 240.0  # nats; an integral that still grows between them diverges
 CONVERGED = 1e-6
@@ -193,19 +194,19 @@ def draw(tables: Tables) -> Figure:
     """A panel a gate: g and w over log r, dashed where A < 0 differs."""
     curves = tables["curves"]
     names = list(dict.fromkeys(curves.gate))
-    figure, axes = style.grid(len(names), columns=6, height=1.25)
+    figure, axes = style.grid(len(names), columns=COLUMNS, height=1.3)
     for i, (panel, name) in enumerate(zip(axes, names, strict=True)):
         here = curves[curves.gate == name]
         for key, color in (("value", style.BLUE), ("weight", style.VERMILLION)):
             sides = [here[here.advantage == sign][key].to_numpy() for sign in (1.0, -1.0)]
             x = here[here.advantage == 1.0].log_ratio
             panel.plot(x, sides[0], color=color, linewidth=1.6 if key == "value" else 1.0)
-            if not np.allclose(*sides, atol=1e-6):
+            if not np.allclose(sides[0], sides[1], atol=1e-6):
                 panel.plot(x, sides[1], color=color, linewidth=1.0, linestyle=style.DASHED)
         panel.set(title=name, ylim=(-0.6, 3.0), xlim=(-2.5, 2.5), xticks=[-2, 0, 2], yticks=[0, 1, 2, 3])
         panel.axvline(0, color=style.GREY, linewidth=0.5)
-        panel.tick_params(labelleft=i % 6 == 0, labelbottom=i + 6 >= len(names))
-        panel.set_xlabel("log r  [nats]" if i + 6 >= len(names) else "")
+        panel.tick_params(labelleft=i % COLUMNS == 0, labelbottom=i + COLUMNS >= len(names))
+        panel.set_xlabel("log r  [nats]" if i + COLUMNS >= len(names) else "")
     looks = [("g, A ≥ 0", style.BLUE, "-"), ("g, A < 0", style.BLUE, style.DASHED)]
     looks += [("w, A ≥ 0", style.VERMILLION, "-"), ("w, A < 0", style.VERMILLION, style.DASHED)]
     style.legend_below(figure, {label: style.Line(color, dashes, "") for label, color, dashes in looks})
