@@ -227,6 +227,7 @@ def numbers(tables: Tables) -> dict[str, object]:
             arm: growth(table, "heavy score", SCORE_INDEX, arm)[0] for arm in table[table.family == "heavy score"].arm.unique()
         },
         "errors": errors,
+        "error_of_fixed_k": float(best_errors(tables["mse"], "pareto", 1.5, sizes)["RGPO k = 10"][0][-1]),
         "seeds": table.seed.nunique(),
         "largest_n": int(table.n.max()),
         "from_truth": from_truth(table),
