@@ -10,7 +10,19 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.theory import bias, common, cost, drift, gradient_variance, heavy_tail, improvement, page, sharpness, weights
+from experiments.theory import (
+    bias,
+    common,
+    cost,
+    drift,
+    gradient_variance,
+    heavy_tail,
+    improvement,
+    page,
+    sharpness,
+    squared_error,
+    weights,
+)
 from experiments.theory.__main__ import NAMES, experiment, load_tables, main
 from experiments.theory.batch import FILE, load_batch
 from rgpo.curve import weight
@@ -33,7 +45,7 @@ def test_errors_of_truncation_are_those_of_a_truncated_pareto() -> None:
     """E min(r, c) = 1 - x^a c^(1-a)/(a-1) and E min(r, c)^2 = x^2 + 2 x^a (c^(2-a) - x^(2-a))/(2-a), x = (a-1)/a."""
     a = 1.5
     x = (a - 1) / a
-    table = heavy_tail._errors(smoke=True)
+    table = squared_error.table_of_errors({("pareto", 1.5): heavy_tail.laws()["pareto", 1.5]}, num=5)
     rows = table[table.estimator == "truncation"]
     assert len(rows) == 5
     for row in rows.itertuples():
@@ -48,8 +60,8 @@ def test_errors_of_truncation_are_those_of_a_truncated_pareto() -> None:
 
 
 def test_the_best_parameter_is_the_one_that_brute_force_finds() -> None:
-    table = heavy_tail._errors(smoke=True)
-    error, parameter = heavy_tail.best_errors(table, "pareto", 1.5, np.array([50.0]))["gate"]
+    table = squared_error.table_of_errors({("pareto", 1.5): heavy_tail.laws()["pareto", 1.5]}, num=5)
+    error, parameter = squared_error.best_errors(table, "pareto", 1.5, np.array([50.0]))["gate"]
     rows = table[table.estimator == "gate"]
     by_hand = {row.parameter: math.sqrt(row.bias**2 + row.variance / 50) for row in rows.itertuples()}
     assert parameter[0] == min(by_hand, key=lambda k: by_hand[k])

@@ -36,11 +36,10 @@ Fresh = Callable[[], Callable[[], Any]]  # makes one update that is ready to go
 def measure(smoke: bool) -> dict[str, pd.DataFrame]:
     """time (a row a task, algorithm and round, CPU-s) and memory (a row a task and algorithm, MiB); smoke: four on control."""
     times, memory = [], []
-    for task, prepare in (("control", prepare_control), ("language", prepare_language)):
-        if smoke and task == "language":
-            continue  # needs the embedded world
+    for task in ("control",) if smoke else ("control", "language"):  # language needs the embedded world
         names, num_rounds = (SMALL, 1) if smoke else (algorithms(TASKS[task]), NUM_ROUNDS)
-        ready = {name: prepare(name) for name in names}
+        prepare = prepare_control if task == "control" else prepare_language
+        ready = {name: prepare(name, *(["published.num_epochs=1"] if smoke else [])) for name in names}
         memory += [(task, name, peak_memory(ready[name])) for name in names]
         ready[BASELINE]()()  # warms up
         for round_ in range(num_rounds):
@@ -55,15 +54,16 @@ def measure(smoke: bool) -> dict[str, pd.DataFrame]:
     }
 
 
-def prepare_control(name: str) -> Fresh:
+def prepare_control(name: str, *words: str) -> Fresh:
     """Updates of PPO's published length (10 epochs of 32 minibatches) on the fixed Hopper batch."""
     policy, batch = load_batch()
-    return partial(_fresh, f"task={TASKS['control']}", name, policy, policy.state_dict(), batch)
+    return partial(_fresh, (f"task={TASKS['control']}", f"algo={name}", *words), policy, policy.state_dict(), batch)
 
 
-def prepare_language(name: str) -> Fresh:
+def prepare_language(name: str, *words: str) -> Fresh:
     """Updates of the embedded language model on one rollout, the same completions for every algorithm."""
-    task, algorithm = load(f"task={TASKS['language']}", f"algo={name}")
+    words = (f"task={TASKS['language']}", f"algo={name}", *words)
+    task, algorithm = load(*words)
     task.setup(0, algorithm.advantage.gamma)
     policy = task.make_policy(0)
     algorithm.setup(policy, 1, 0)
@@ -71,12 +71,12 @@ def prepare_language(name: str) -> Fresh:
     batch, _ = policy.make_batch(rollout, *algorithm.advantage(rollout))
     if algorithm.advantage.normalize == "batch":
         batch = batch._replace(advantage=standardise(batch.advantage))
-    return partial(_fresh, f"task={TASKS['language']}", name, policy, policy.state_dict(), batch)
+    return partial(_fresh, words, policy, policy.state_dict(), batch)
 
 
-def _fresh(task: str, name: str, policy: Any, start: Any, batch: Any) -> Callable[[], Any]:
+def _fresh(words: tuple[str, ...], policy: Any, start: Any, batch: Any) -> Callable[[], Any]:
     """One update from the starting parameters with a new optimiser, ready to go."""
-    _, algorithm = load(task, f"algo={name}")
+    _, algorithm = load(*words)
     policy.load_state_dict(start)
     algorithm.setup(policy, 1, 0)
     return partial(algorithm.update, policy, batch, algorithm.penalty.coef, lambda: None)
@@ -147,7 +147,11 @@ def numbers(tables: Tables) -> dict[str, object]:
         | {"relative": relative(tables, task, name)}
         for task, name in median.index
     ]
-    return {"rows": rows, "rounds": int(tables["time"]["round"].nunique())}
+    trpo = [
+        {"task": task, "time": relative(tables, task, "trpo")[0], "memory": float(memory[task, "trpo"] / memory[task, BASELINE])}
+        for task in tables["time"].task.unique()
+    ]
+    return {"rows": rows, "trpo": trpo, "rounds": int(tables["time"]["round"].nunique())}
 
 
 def draw(tables: Tables) -> Figure:

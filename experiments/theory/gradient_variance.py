@@ -35,7 +35,7 @@ WHOLE = {"CartPole": "whole trajectories", "Pendulum": "whole trajectories", "la
 def measure(smoke: bool) -> dict[str, pd.DataFrame]:
     """batches: a row a case, gate, batch and grouping, with the estimate tr Sigma/n and the batch's own ||G - Gbar||^2."""
     if smoke:
-        return {"batches": resample(control("CartPole", "cartpole", 2, 5.0, GATES), num_batches=6, num_cut=1)}
+        return {"batches": resample(control("CartPole", "cartpole", 2, 5.0, GATES), num_batches=4, num_cut=1)}
     frames = [
         resample(control("CartPole", "cartpole", 30, 5.0, GATES), num_batches=100, num_cut=15),
         resample(control("Pendulum", "pendulum", 10, 3.0, ("identity", "sigmoid")), num_batches=100, num_cut=15),

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from experiments.theory.batch import load_batch
 from experiments.theory.common import Tables, Verdict, judge, load_gate
 from experiments.theory.drift import Arm, _adam
+from experiments.theory.squared_error import TARGET
 from rgpo.adaptive import AdaptiveSharpness
 from rgpo.batch import Array
 from rgpo.curve import Curve, Gate, weight
@@ -29,7 +30,6 @@ KL_TARGET = 0.01
 SETTLED = 5  # last updates, whose mean KL is compared with the target
 NUM_SAMPLES = 4096
 GRID = {"gate": np.geomspace(0.01, 30, 12), "truncation": np.geomspace(1.05, 1e4, 12)}
-TARGET = (2 * P_POSITIVE - 1) * SCORE_MEAN
 LAWS: dict[str, Gaussian | Pareto] = {
     "Pareto 1.2": Pareto(tail_index=1.2),
     "Pareto 1.5": Pareto(tail_index=1.5),
