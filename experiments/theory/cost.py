@@ -7,10 +7,12 @@ the peak of the resident set above what it was before the update, each in a fork
 from __future__ import annotations
 
 import ctypes
+import io
 import math
 import multiprocessing
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,10 @@ def measure(smoke: bool) -> dict[str, pd.DataFrame]:
     for task in ("control",) if smoke else ("control", "language"):  # language needs the embedded world
         names, num_rounds = (SMALL, 1) if smoke else (algorithms(TASKS[task]), NUM_ROUNDS)
         prepare = prepare_control if task == "control" else prepare_language
-        ready = {name: prepare(name, *(["published.num_epochs=1"] if smoke else [])) for name in names}
+        ready: dict[str, Fresh] = {}
+        for name in names:
+            with redirect_stdout(io.StringIO()) if ready else nullcontext():  # each says what it loads; once is enough
+                ready[name] = prepare(name, *(["published.num_epochs=1"] if smoke else []))
         memory += [(task, name, peak_memory(ready[name])) for name in names]
         ready[BASELINE]()()  # warms up
         for round_ in range(num_rounds):

@@ -9,6 +9,7 @@ would bring the sample back. Four gates that differ in nothing else separate the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -158,23 +159,10 @@ def verdicts(tables: Tables) -> list[Verdict]:
     table = tables["kl"][(tables["kl"].optimiser == "Adam") & (tables["kl"].epoch == tables["kl"].epoch.max())]
     logs = np.log(table.pivot(index="seed", columns="arm", values="kl"))
     effect = interval((logs["both sides"] - logs["progress side"]).to_numpy())
+    middle, low, high = (math.exp(x) for x in effect)
     rule = "reproduced if muting the wrong side as well multiplies the KL (the factor is shown, its interval above 1)"
     where = "both sides against progress side only, k = 10 (factor)"
-    factor = np.exp(effect)
-    rows.append(
-        Verdict(
-            "drift (ours)",
-            where,
-            float(factor[0]),
-            float(factor[1]),
-            float(factor[2]),
-            num,
-            "not stated",
-            judge(effect[1] > 0),
-            rule,
-            COMMAND,
-        )
-    )
+    rows.append(Verdict("drift (ours)", where, middle, low, high, num, "not stated", judge(low > 1), rule, COMMAND))
     return rows
 
 
