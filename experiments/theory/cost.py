@@ -31,7 +31,7 @@ BASELINE = "ppo"
 TOLERANCE = 1.1  # of PPO's time
 TASKS = {"control": "hopper", "language": "qwen_rlhf"}
 SMALL = ["ppo", "rgpo", "rgpo_literal", "trpo"]
-NUM_ROUNDS = 7
+NUM_ROUNDS = 15
 Fresh = Callable[[], Callable[[], Any]]  # makes one update that is ready to go
 
 
@@ -156,7 +156,10 @@ def numbers(tables: Tables) -> dict[str, object]:
         {"task": task, "time": relative(tables, task, "trpo")[0], "memory": float(memory[task, "trpo"] / memory[task, BASELINE])}
         for task in tables["time"].task.unique()
     ]
-    return {"rows": rows, "trpo": trpo, "rounds": int(tables["time"]["round"].nunique())}
+    penalty = {
+        task: relative(tables, task, "rgpo")[0] / relative(tables, task, "rgpo_literal")[0] - 1 for task in median.index.levels[0]
+    }
+    return {"rows": rows, "trpo": trpo, "penalty": penalty, "rounds": int(tables["time"]["round"].nunique())}
 
 
 def draw(tables: Tables) -> Figure:

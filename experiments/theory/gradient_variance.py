@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.axis import XAxis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 from experiments.theory.common import Tables, Verdict, judge, load, load_gate
 from rgpo.algorithm import Algorithm
@@ -167,7 +169,7 @@ def verdicts(tables: Tables) -> list[Verdict]:
             rows.append(Verdict("estimator (ours)", where, *found, num, "not stated", judge(ok), rule, COMMAND))
         found = agreement(table, case, "sigmoid", 1)
         rule = "reproduced if groups of one sample understate the variance (interval below 1)"
-        where = f"{case}, gate sigmoid: single samples as groups"
+        where = f"{case}, gate sigmoid: groups are single {'completions' if case == 'language' else 'samples'}"
         rows.append(Verdict("estimator (ours)", where, *found, num, "not stated", judge(found[2] < 1), rule, COMMAND))
     return rows
 
@@ -195,6 +197,13 @@ def numbers(tables: Tables) -> dict[str, object]:
     return {"rows": rows, "cuts": cuts, "facts": facts}
 
 
+def plain_ticks(axis: XAxis, ticks: list[float]) -> None:
+    """Plain numbers on a logarithmic axis."""
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+
+
 def draw(tables: Tables) -> Figure:
     """Each batch's estimate against the truth; and what cutting trajectories into groups does to it."""
     table = tables["batches"]
@@ -210,9 +219,10 @@ def draw(tables: Tables) -> Figure:
             axes[2 * i].plot(relative, y + jitter, "o", color=style.SKY, markersize=2, alpha=0.6)
             middle, low, high = agreement(table, case, gate, whole(table, case))
             axes[2 * i].errorbar(middle, y, xerr=[[middle - low], [high - middle]], fmt="D", color=style.BLACK, elinewidth=1.2)
-        axes[2 * i].axvline(1, color=style.GREY, linewidth=0.8)
+        axes[2 * i].axvline(1, color=style.GREY, linewidth=0.8, zorder=1)
         axes[2 * i].set_yticks(range(len(gates)), gates)
         axes[2 * i].set(xlabel="estimate of one batch / true variance", title=f"{case}: groups are {WHOLE[case]}", xscale="log")
+        plain_ticks(axes[2 * i].xaxis, [0.25, 0.5, 1, 2, 4, 8])
         sizes = np.array(sorted(table[(table.case == case) & (table.gate == "sigmoid")].group_size.unique()))
         found = np.array([agreement(table, case, "sigmoid", size) for size in sizes])
         axes[2 * i + 1].errorbar(
@@ -222,4 +232,5 @@ def draw(tables: Tables) -> Figure:
         unit = "completions in a group" if case == "language" else "samples in a group, along a trajectory"
         axes[2 * i + 1].set(xscale="log", xlabel=unit, ylabel="estimate / true variance")
         axes[2 * i + 1].set(title=f"{case}: smaller groups", ylim=(0, None))
+        plain_ticks(axes[2 * i + 1].xaxis, sizes.tolist())
     return figure

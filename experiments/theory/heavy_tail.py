@@ -154,7 +154,11 @@ def verdicts(tables: Tables) -> list[Verdict]:
     for arm in ("RGPO, sigmoid in r", "RGPO, sigmoid in log r"):
         worst = max(slopes[arm], key=lambda s: abs(s[0]))
         rule = "reproduced if the slope of log sample variance over log n (1e2..1e6) stays within ±0.05 of 0 at every index"
-        rows.append(Verdict("C1", f"{arm}; {where}", *worst, num_seeds, paper, judge(abs(worst[0]) < 0.05), rule, COMMAND))
+        rows.append(
+            Verdict(
+                "C1", f"{arm}; {where} (growth exponent)", *worst, num_seeds, paper, judge(abs(worst[0]) < 0.05), rule, COMMAND
+            )
+        )
     gaps = [abs(s[0] - (2 / a - 1)) for s, a in zip(slopes["importance sampling"], indices, strict=True)]
     at = int(np.argmax(gaps))
     rule = (
@@ -162,17 +166,17 @@ def verdicts(tables: Tables) -> list[Verdict]:
     )
     rows.append(
         Verdict(
-            "C1", f"importance sampling; Pareto {indices[at]:g}", *slopes["importance sampling"][at], num_seeds,
+            "C1", f"importance sampling; Pareto {indices[at]:g} (growth exponent)", *slopes["importance sampling"][at], num_seeds,
             "diverges", judge(max(gaps) < 0.15), rule, COMMAND,
         )
     )  # fmt: skip
     flat = growth(table, "heavy score", SCORE_INDEX, "RGPO, sigmoid in r")
     rule = "reproduced if the slope stays within ±0.05 of 0 when A s itself has the tail index 1.5 (bounded w, no second moment)"
-    where = "RGPO, sigmoid in r; log-normal ratios, heavy-tailed A s"
+    where = "RGPO, sigmoid in r; log-normal ratios, heavy-tailed A s (growth exponent)"
     rows.append(Verdict("C1", where, *flat, num_seeds, "finite", judge(abs(flat[0]) < 0.05), rule, COMMAND))
     gaps = [abs(p[0] - i[0]) for p, i in zip(slopes["PPO, A < 0"], slopes["importance sampling"], strict=True)]
     rule = "reproduced if its slope is within 0.05 of importance sampling's at every index (largest gap shown)"
-    where = "PPO's half A < 0 is as heavy-tailed as importance sampling"
+    where = "PPO's half A < 0 is as heavy-tailed as importance sampling (gap of exponents)"
     rows.append(
         Verdict(
             "C1 (ours)", where, max(gaps), math.nan, math.nan, num_seeds, "not stated", judge(max(gaps) < 0.05), rule, COMMAND
@@ -180,7 +184,7 @@ def verdicts(tables: Tables) -> list[Verdict]:
     )
     worst = max(slopes["CISPO = TIS"] + slopes["dual clip, A < 0"], key=lambda s: abs(s[0]))
     rule = "reproduced if their slopes stay within ±0.05 of 0 too"
-    where = "CISPO, truncated importance sampling and dual clip share the bounded variance"
+    where = "CISPO, truncated importance sampling and dual clip share the bounded variance (growth exponent)"
     rows.append(Verdict("C1 (ours)", where, *worst, num_seeds, "not stated", judge(abs(worst[0]) < 0.05), rule, COMMAND))
     best = best_errors(tables["mse"], "pareto", 1.5, np.array([1e4]))
     ratio = float(best["gate"][0][0] / best["truncation"][0][0])

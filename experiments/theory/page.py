@@ -35,4 +35,6 @@ def render(numbers: Mapping[str, object], verdicts: pd.DataFrame) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {"n": number, "i": between}
-    return environment.from_string(TEMPLATE.read_text()).render(**numbers, verdicts=verdicts.to_dict("records"))
+    ours = sorted(claim for claim in set(verdicts.claim) if claim.endswith("(ours)"))
+    text = environment.from_string(TEMPLATE.read_text()).render(**numbers, ours=ours, verdicts=verdicts.to_dict("records"))
+    return text.rstrip() + "\n"

@@ -164,17 +164,17 @@ def verdicts(tables: Tables) -> list[Verdict]:
     for name in ("reinforce", "ppo", "trpo"):
         error = float(table.gradient_error[name])
         rule = "reproduced if the published loss's gradient is w A grad log pi to a relative error below 1e-4 (float32)"
-        where = f"{name}: gradient on the fixed Hopper batch"
+        where = f"{name}: gradient on the fixed Hopper batch (relative error)"
         rows.append(Verdict("C2", where, error, math.nan, math.nan, 2048, "a choice of w", judge(error < 1e-4), rule, COMMAND))
     cosine = float(table.step_cosine["trpo"])
     rule = "reproduced if the cosine between the step taken and w A grad log pi is above 0.95: then w says all there is to say"
-    where = "trpo: its step on the fixed Hopper batch"
+    where = "trpo: its step on the fixed Hopper batch (cosine with w A s)"
     rows.append(Verdict("C2", where, cosine, math.nan, math.nan, 2048, "a choice of w", judge(cosine > 0.95), rule, COMMAND))
     gates = tables["gates"].set_index(["gate", "advantage"])
     halves = [("log", 1.0), ("identity", 1.0), ("clip", 1.0), ("clip", -1.0)]
     count = sum(bool(gates.representable[half]) for half in halves)
     rule = "reproduced if all four weights (REINFORCE, TRPO, PPO A >= 0 and A < 0) have a finite integral over log r"
-    where = "the same weights as gates with values in an interval"
+    where = "of these four weights, those of gates with values in an interval (count)"
     rows.append(Verdict("C2", where, count, math.nan, math.nan, 4, "instances of the gate", judge(count == 4), rule, COMMAND))
     return rows
 
