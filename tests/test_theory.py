@@ -200,6 +200,11 @@ def test_peak_memory_sees_what_an_update_allocates() -> None:
     assert cost.peak_memory(large) == pytest.approx(64, abs=8)
 
 
+def test_an_interval_across_the_limit_decides_nothing() -> None:
+    found = [cost.at_most(1.1, triple) for triple in ((1.0, 0.9, 1.1), (1.09, 0.9, 1.2), (1.3, 1.2, 1.4))]
+    assert found == ["reproduced", "not testable here", "not reproduced"]
+
+
 # gradient variance
 
 

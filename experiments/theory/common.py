@@ -20,6 +20,7 @@ from rgpo.paths import conf_dir
 Tables = Mapping[str, pd.DataFrame]
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000
+UNDECIDED = "not testable here"
 
 
 class Verdict(NamedTuple):
