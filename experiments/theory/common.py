@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from rgpo.algorithm import Algorithm
 from rgpo.batch import Array
-from rgpo.config import build, compose_jobs, group_options, make
+from rgpo.compose import group_options
+from rgpo.config import build, compose_jobs, make
 from rgpo.curve import Gate
 from rgpo.errors import ConfigError
 from rgpo.paths import conf_dir
