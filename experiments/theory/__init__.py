@@ -1,0 +1,11 @@
+"""The claims of the theory as experiments: `python -m experiments.theory` measures, judges, draws and writes docs/theory.md.
+
+Each experiment is a module with
+
+    measure(smoke) -> tables    seeded; every table is one results/theory/<experiment>_<table>.parquet
+    verdicts(tables)            rows of the ledger, each with its rule
+    numbers(tables)             what docs/theory.md says of them
+    draw(tables) -> Figure      docs/figures/theory_<experiment>.svg and .png
+
+measure knows no figure, and the other three know nothing but the tables.
+"""

@@ -1,0 +1,97 @@
+"""What the experiments share: gates and algorithms by name, rows of the ledger, intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+
+from rgpo.algorithm import Algorithm
+from rgpo.batch import Array
+from rgpo.compose import group_options
+from rgpo.config import build, compose_jobs, make
+from rgpo.curve import Gate
+from rgpo.errors import ConfigError
+from rgpo.paths import conf_dir
+
+Tables = Mapping[str, pd.DataFrame]
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 2000
+UNDECIDED = "not testable here"
+
+
+class Verdict(NamedTuple):
+    """One row of the ledger; measured, low and high are one number with its interval (NaN where it has none)."""
+
+    claim: str
+    setting: str
+    measured: float
+    low: float
+    high: float
+    n: int  # what the interval is over
+    paper: str
+    verdict: str
+    rule: str
+    command: str
+
+
+def judge(holds: bool) -> str:
+    """The verdict on a claim that could be tested."""
+    return "reproduced" if holds else "not reproduced"
+
+
+def interval(values: Array, statistic: Callable[..., Array] = np.mean) -> tuple[float, float, float]:
+    """The statistic of values (n, ...) over its first axis and a percentile bootstrap interval at 95 %, seeded."""
+    values = np.asarray(values, float)
+    rng = np.random.default_rng(0)
+    draws = [float(statistic(values[rng.integers(len(values), size=len(values))], axis=0)) for _ in range(NUM_RESAMPLES)]
+    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(statistic(values, axis=0)), float(low), float(high)
+
+
+def share(count: int, total: int) -> tuple[float, float, float]:
+    """count/total and Wilson's interval at 95 %, which is not empty at a count of 0."""
+    z, p = 1.959964, count / total
+    middle, half = p + z**2 / (2 * total), z * np.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+    return p, float(max(0.0, (middle - half) / (1 + z**2 / total))), float(min(1.0, (middle + half) / (1 + z**2 / total)))
+
+
+def load_gate(name: str, **change: Any) -> Gate:
+    """The gate of conf/gate/<name>.yaml, with some of its knobs changed."""
+    node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "gate" / f"{name}.yaml"))
+    assert isinstance(node, dict)
+    gate: Gate = make("gate", {str(key): value for key, value in node.items()} | change)
+    return gate
+
+
+def gate_names() -> list[str]:
+    """Every gate on the old ratio in conf/gate; those that are another one with a moving sharpness are left out."""
+    left_out = ("open", "budget")  # meant for the reference's ratio
+    return [name for name in group_options("gate") if name not in left_out and not name.startswith("adaptive")]
+
+
+def load(*overrides: str) -> tuple[Any, Algorithm]:
+    """Task and algorithm of a command line, as rgpo-run makes them."""
+    return build(_config(overrides))
+
+
+@cache
+def _config(overrides: tuple[str, ...]) -> dict[str, Any]:
+    (job,) = compose_jobs([*overrides, "update.compile=false"], multirun=False, config_dir=None)
+    return job.config
+
+
+def algorithms(task: str) -> list[str]:
+    """The algorithms of conf/algo that a task admits."""
+    admitted = []
+    for name in group_options("algo"):
+        try:
+            load(f"task={task}", f"algo={name}")
+        except ConfigError:
+            continue
+        admitted.append(name)
+    return admitted

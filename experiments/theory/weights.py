@@ -1,0 +1,213 @@
+"""C2: the algorithms as choices of w. The table of g and w from the yamls, and whether w is all there is to an algorithm.
+
+A monotone gate with values in [0, 1] has the weight w iff the integral of w over d = log r is at most 1, because the
+integral is g(inf) - g(-inf); it can be moved and scaled into [0, 1] iff the integral is finite.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.theory.batch import load_batch
+from experiments.theory.common import Tables, Verdict, algorithms, gate_names, judge, load, load_gate
+from rgpo.algorithm import Algorithm
+from rgpo.batch import Array, Batch
+from rgpo.curve import Gate, weight
+from rgpo.gates import Open
+from rgpo.objective import Detached, surrogate
+from rgpo.policies.actor_critic import ActorCritic
+from rgpo.quadrature import integrate
+from rgpo.report import style
+from rgpo.updates.losses import standardise
+
+COLUMNS = 5  # of the figure
+COMMAND = "python -m experiments.theory weights"
+NEAR, FAR = 120.0, 240.0  # nats; an integral that still grows between them diverges
+CONVERGED = 1e-6
+INNER = 40.0  # nats; where the integral is also taken by quadrature
+
+
+def measure(smoke: bool) -> dict[str, pd.DataFrame]:
+    """gates (one row a gate and sign of A), curves (for the figure), algorithms (axes and gradients on a fixed batch)."""
+    gates = {name: load_gate(name) for name in gate_names()}
+    table = pd.DataFrame([_facts(name, gate, sign) for name, gate in gates.items() for sign in (1.0, -1.0)])
+    d = np.linspace(-2.5, 2.5, 101)
+    curves = [
+        {"gate": name, "advantage": sign, "log_ratio": x, "value": g, "weight": w}
+        for name, gate in gates.items()
+        for sign in (1.0, -1.0)
+        for x, g, w in zip(d, _value(gate, sign, d), _weight(gate, sign, d), strict=True)
+    ]
+    return {"gates": table, "curves": pd.DataFrame(curves), "algorithms": _algorithms()}
+
+
+def _value(gate: Gate, sign: float, d: Array) -> Array:
+    log_ratio = torch.from_numpy(np.asarray(d, float))
+    value: Array = gate(log_ratio, torch.full_like(log_ratio, sign)).numpy()
+    return value
+
+
+def _weight(gate: Gate, sign: float, d: Array) -> Array:
+    log_ratio = torch.from_numpy(np.asarray(d, float))
+    w: Array = weight(gate, log_ratio, torch.full_like(log_ratio, sign)).numpy()
+    return w
+
+
+def _facts(name: str, gate: Gate, sign: float) -> dict[str, object]:
+    """w(1), sup w, the integral of w over d, and the interval that g fills."""
+    w = partial(_weight, gate, sign)
+    reach = _value(gate, sign, np.array([-FAR, -NEAR, NEAR, FAR]))
+    rise, rise_near = float(reach[3] - reach[0]), float(reach[2] - reach[1])
+    finite = abs(rise - rise_near) <= CONVERGED * max(abs(rise_near), 1.0)
+    inner = float(np.diff(_value(gate, sign, np.array([-INNER, INNER])))[0])
+    dense = np.linspace(-8, 8, 160_001)
+    within = w(dense)
+    unbounded = w(np.array([NEAR]))[0] > 1.001 * within.max()
+    monotone = within.min() >= 0
+    return {
+        "gate": name,
+        "advantage": sign,
+        "at_one": float(w(np.zeros(1))[0]),
+        "sup": math.inf if unbounded else float(within.max()),
+        "sup_at": math.nan if unbounded else float(np.exp(dense[within.argmax()])),
+        "integral": rise if finite else math.copysign(math.inf, rise),
+        "integral_error": abs(integrate(w, -INNER, INNER) - inner) / max(1.0, abs(inner)),
+        "lowest": float(reach[0]),
+        "highest": float(reach[3]),
+        "monotone": bool(monotone),
+        "in_unit_interval": bool(finite and monotone and reach[0] >= -1e-9 and reach[3] <= 1 + 1e-9),
+        "representable": bool(finite and monotone),
+    }
+
+
+def _algorithms() -> pd.DataFrame:
+    """What each control algorithm is made of, and how far its step is from the gradient w A grad log pi on one batch."""
+    rows = []
+    for name in algorithms("hopper"):
+        _, algorithm = load("task=hopper", f"algo={name}")
+        update = algorithm.update
+        rows.append(
+            {
+                "algo": name,
+                "gate": type(algorithm.gate).__name__,
+                "advantage": type(algorithm.advantage).__name__,
+                "penalty": type(algorithm.penalty).__name__,
+                "update": type(update).__name__,
+                "gradient_error": _gradient_error(name, algorithm.gate),
+                "step_cosine": _natural_cosine(algorithm) if update.trust_region else math.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def published_loss(name: str, logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor | None:
+    """The policy loss as its paper writes it, for the three algorithms that the claim names."""
+    ratio = (logp - logp_old).exp()
+    if name == "ppo":
+        return -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+    if name == "trpo":
+        return -(ratio * advantage).mean()
+    if name == "reinforce":
+        return -(logp * advantage).mean()
+    return None
+
+
+def _moved() -> tuple[ActorCritic, Batch, Tensor, Tensor]:
+    """The fixed batch, its advantages, and parameters away from those that collected it, so that r is not 1."""
+    policy, batch = load_batch()
+    noise = torch.randn(policy.parameters.shape, generator=torch.Generator().manual_seed(0))
+    return policy, batch, standardise(batch.advantage), policy.parameters + 0.02 * noise
+
+
+def _gradient_error(name: str, gate: Gate) -> float:
+    """||published gradient - mean(sg(w) A grad log pi)|| / ||published gradient||; NaN for other algorithms."""
+    policy, batch, advantage, start = _moved()
+
+    def gradient(loss_of_logp: object) -> Tensor:
+        flat = start.clone().requires_grad_()
+        logp = policy.distribution(flat, batch.observation).log_prob(batch.action)
+        loss = loss_of_logp(logp)  # type: ignore[operator]
+        return torch.autograd.grad(loss, flat)[0]
+
+    if published_loss(name, batch.logp_old, batch.logp_old, advantage) is None:
+        return math.nan
+    theirs = gradient(lambda logp: published_loss(name, logp, batch.logp_old, advantage))
+    ours = gradient(lambda logp: -(weight(gate, logp - batch.logp_old, advantage) * advantage * logp).mean())
+    return float((theirs - ours).norm() / theirs.norm())
+
+
+def _natural_cosine(algorithm: Algorithm) -> float:
+    """Cosine between the actor's step and the gradient w A grad log pi at the batch's own parameters."""
+    policy, batch = load_batch()
+    start, count = policy.parameters.clone(), policy.num_actor_parameters
+    gate, update = algorithm.gate, algorithm.update
+    flat = start.clone().requires_grad_()
+    logp = policy.distribution(flat, batch.observation).log_prob(batch.action)
+    advantage = standardise(batch.advantage)
+    gradient = torch.autograd.grad((weight(gate, logp - batch.logp_old, advantage) * advantage * logp).mean(), flat)[0]
+    objective = partial(surrogate, gate=gate, ref_gate=Open(), dual=Detached())
+    update.setup(policy, objective, False, 1, 0)
+    update(policy, batch, 0.0, lambda: None)
+    step = policy.parameters - start
+    return float(torch.cosine_similarity(step[:count], gradient[:count], dim=0))
+
+
+def verdicts(tables: Tables) -> list[Verdict]:
+    rows, table = [], tables["algorithms"].set_index("algo")
+    for name in ("reinforce", "ppo", "trpo"):
+        error = float(table.gradient_error[name])
+        rule = "reproduced if the published loss's gradient is w A grad log pi to a relative error below 1e-4 (float32)"
+        where = f"{name}: gradient on the fixed Hopper batch (relative error)"
+        rows.append(Verdict("C2", where, error, math.nan, math.nan, 2048, "a choice of w", judge(error < 1e-4), rule, COMMAND))
+    cosine = float(table.step_cosine["trpo"])
+    rule = "reproduced if the cosine between the step taken and w A grad log pi is above 0.95: then w says all there is to say"
+    where = "trpo: its step on the fixed Hopper batch (cosine with w A s)"
+    rows.append(Verdict("C2", where, cosine, math.nan, math.nan, 2048, "a choice of w", judge(cosine > 0.95), rule, COMMAND))
+    gates = tables["gates"].set_index(["gate", "advantage"])
+    halves = [("log", 1.0), ("identity", 1.0), ("clip", 1.0), ("clip", -1.0)]
+    count = sum(bool(gates.representable[half]) for half in halves)
+    rule = "reproduced if all four weights (REINFORCE, TRPO, PPO A >= 0 and A < 0) have a finite integral over log r"
+    where = "of these four weights, those of gates with values in an interval (count)"
+    rows.append(Verdict("C2", where, count, math.nan, math.nan, 4, "instances of the gate", judge(count == 4), rule, COMMAND))
+    return rows
+
+
+def numbers(tables: Tables) -> dict[str, object]:
+    gates = tables["gates"]
+    rows = []
+    for name, sides in gates.groupby("gate", sort=True):
+        positive, negative = (sides[sides.advantage == s].iloc[0] for s in (1.0, -1.0))
+        same = all(positive[key] == negative[key] for key in ("at_one", "sup", "integral", "lowest", "highest"))
+        rows += [{"name": name, "side": "" if same else "A ≥ 0", **positive}]
+        rows += [] if same else [{"name": name, "side": "A < 0", **negative}]
+    return {"gates": rows, "algorithms": tables["algorithms"].set_index("algo").to_dict("index")}
+
+
+def draw(tables: Tables) -> Figure:
+    """A panel a gate: g and w over log r, dashed where A < 0 differs."""
+    curves = tables["curves"]
+    names = list(dict.fromkeys(curves.gate))
+    figure, axes = style.grid(len(names), columns=COLUMNS, height=1.3)
+    for i, (panel, name) in enumerate(zip(axes, names, strict=True)):
+        here = curves[curves.gate == name]
+        for key, color in (("value", style.BLUE), ("weight", style.VERMILLION)):
+            sides = [here[here.advantage == sign][key].to_numpy() for sign in (1.0, -1.0)]
+            x = here[here.advantage == 1.0].log_ratio
+            panel.plot(x, sides[0], color=color, linewidth=1.6 if key == "value" else 1.0)
+            if not np.allclose(sides[0], sides[1], atol=1e-6):
+                panel.plot(x, sides[1], color=color, linewidth=1.0, linestyle=style.DASHED)
+        panel.set(title=name, ylim=(-0.6, 3.0), xlim=(-2.5, 2.5), xticks=[-2, 0, 2], yticks=[0, 1, 2, 3])
+        panel.axvline(0, color=style.GREY, linewidth=0.5)
+        panel.tick_params(labelleft=i % COLUMNS == 0, labelbottom=i + COLUMNS >= len(names))
+        panel.set_xlabel("log r  [nats]" if i + COLUMNS >= len(names) else "")
+    looks = [("g, A ≥ 0", style.BLUE, "-"), ("g, A < 0", style.BLUE, style.DASHED)]
+    looks += [("w, A ≥ 0", style.VERMILLION, "-"), ("w, A < 0", style.VERMILLION, style.DASHED)]
+    style.legend_below(figure, {label: style.Line(color, dashes, "") for label, color, dashes in looks})
+    return figure

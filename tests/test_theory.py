@@ -1,0 +1,287 @@
+"""The experiments of the theory against closed forms, and the page and the ledger rows against the tables they come from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from experiments.theory import (
+    bias,
+    common,
+    cost,
+    drift,
+    gradient_variance,
+    heavy_tail,
+    improvement,
+    page,
+    sharpness,
+    squared_error,
+    weights,
+)
+from experiments.theory.__main__ import NAMES, experiment, load_tables, main
+from experiments.theory.batch import FILE, load_batch
+from rgpo.curve import weight
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "theory"
+
+
+# heavy tails
+
+
+def test_growth_is_the_exponent_of_a_power_law() -> None:
+    n = np.array([1e2, 1e3, 1e4])
+    rows = [("pareto", 1.5, "x", int(m), seed, 7 * (1 + seed) * m**0.4) for seed in range(3) for m in n]
+    table = pd.DataFrame(rows, columns=["family", "tail_index", "arm", "n", "seed", "variance"])
+    assert heavy_tail.growth(table, "pareto", 1.5, "x") == pytest.approx((0.4, 0.4, 0.4))
+
+
+def test_errors_of_truncation_are_those_of_a_truncated_pareto() -> None:
+    """E min(r, c) = 1 - x^a c^(1-a)/(a-1) and E min(r, c)^2 = x^2 + 2 x^a (c^(2-a) - x^(2-a))/(2-a), x = (a-1)/a."""
+    a = 1.5
+    x = (a - 1) / a
+    table = squared_error.table_of_errors({("pareto", 1.5): heavy_tail.laws()["pareto", 1.5]}, num=5)
+    rows = table[table.estimator == "truncation"]
+    assert len(rows) == 5
+    for row in rows.itertuples():
+        c = row.parameter
+        first = 1 - x**a * c ** (1 - a) / (a - 1)
+        second = x**2 + 2 * x**a * (c ** (2 - a) - x ** (2 - a)) / (2 - a)
+        assert row.bias == pytest.approx(0.5 * first - 0.5, rel=1e-6)
+        assert row.variance == pytest.approx(2 * second - (0.5 * first) ** 2, rel=1e-6)
+    plain = table[table.estimator == "IS"].iloc[0]
+    assert plain.bias == pytest.approx(0, abs=1e-6)
+    assert plain.variance == math.inf
+
+
+def test_the_best_parameter_is_the_one_that_brute_force_finds() -> None:
+    table = squared_error.table_of_errors({("pareto", 1.5): heavy_tail.laws()["pareto", 1.5]}, num=5)
+    error, parameter = squared_error.best_errors(table, "pareto", 1.5, np.array([50.0]))["gate"]
+    rows = table[table.estimator == "gate"]
+    by_hand = {row.parameter: math.sqrt(row.bias**2 + row.variance / 50) for row in rows.itertuples()}
+    assert parameter[0] == min(by_hand, key=lambda k: by_hand[k])
+    assert error[0] == pytest.approx(min(by_hand.values()))
+
+
+# weights
+
+
+def test_the_table_of_weights() -> None:
+    """sup w = (k/4)(r* - 1/(k^2 r*)) at k r* tanh(k (r*-1)/2) = 1; the integral is g(inf) - g(-inf)."""
+    facts = {name: weights._facts(name, common.load_gate(name), 1.0) for name in ("sigmoid", "clip", "identity", "log", "cispo")}
+    k = 10.0
+    r = np.linspace(1, 1.2, 2_000_001)
+    peak = r[np.abs(k * r * np.tanh(k * (r - 1) / 2) - 1).argmin()]
+    assert facts["sigmoid"]["sup"] == pytest.approx(k / 4 * (peak - 1 / (k**2 * peak)), rel=1e-6)
+    assert facts["sigmoid"]["at_one"] == k / 4
+    assert facts["sigmoid"]["integral"] == pytest.approx(1 - 1 / (1 + math.exp(k)), abs=1e-9)
+    assert facts["sigmoid"]["in_unit_interval"]
+    assert facts["clip"]["integral"] == pytest.approx(1.2)
+    assert facts["clip"]["representable"] and not facts["clip"]["in_unit_interval"]
+    assert facts["identity"]["sup"] == facts["identity"]["integral"] == facts["log"]["integral"] == math.inf
+    assert (facts["log"]["sup"], facts["cispo"]["sup"]) == (1.0, pytest.approx(3.0))
+    assert not facts["cispo"]["representable"]
+    assert all(f["integral_error"] < 1e-6 for f in facts.values())
+
+
+def test_spo_is_no_gate_because_its_weight_changes_sign() -> None:
+    facts = weights._facts("spo", common.load_gate("spo"), 1.0)
+    assert not facts["monotone"] and not facts["representable"]
+
+
+def test_published_gradients_are_their_weights_and_no_others() -> None:
+    assert weights._gradient_error("ppo", common.load_gate("clip")) < 1e-6
+    assert weights._gradient_error("reinforce", common.load_gate("log")) < 1e-6
+    assert weights._gradient_error("ppo", common.load_gate("identity")) > 0.05  # the case that must fail
+
+
+# bias
+
+
+def test_constants_of_the_bias() -> None:
+    found = [bias.constant(k, bias.hellinger) for k in bias.SHARPNESS]
+    assert found == pytest.approx([6.81, 19.2, 28.2, 103.0], rel=5e-3)
+    for k in (5.0, 10.0):  # near r = 1 the ratio tends to k^2/2
+        assert k**2 / 2 < bias.constant(k, bias.divergence) < bias.constant(k, bias.hellinger)
+
+
+def test_bias_has_its_closed_form_slopes_and_floor() -> None:
+    tables = bias.measure(smoke=True)
+    exact = tables["bias"][tables["bias"].gate == "normalised sigmoid in r"]
+    assert exact.from_closed_form.max() < 1e-12
+    assert tables["bias"][tables["bias"].gate == "matched sigmoid in log r"].from_closed_form.max() > 1e-3  # not its formula
+    assert bias.tightest(tables)[0] <= 1
+    assert bias.slope(tables["bias"], "normalised sigmoid in r", 10.0)[0] == pytest.approx(1, abs=0.02)
+    assert bias.slope(tables["bias"], "normalised sigmoid in log r", 10.0)[0] == pytest.approx(0.5, abs=0.05)
+    for k in bias.SHARPNESS:
+        assert bias.floor(tables["bias"], "raw sigmoid in r", k)[0] == pytest.approx(abs(k / 4 - 1), abs=1e-4)
+
+
+# improvement
+
+
+def test_the_performance_difference_lemma() -> None:
+    """J(new) - J(old) = E_rho_new,new[A_old] (Kakade & Langford 2002), and A_old has mean 0 under the old policy."""
+    rng = np.random.default_rng(3)
+    mdp = improvement.random_mdp(rng)
+    old, new = rng.dirichlet(np.ones(improvement.NUM_ACTIONS), (2, improvement.NUM_STATES))
+    exact, after = improvement.solve(mdp, old), improvement.solve(mdp, new)
+    assert exact.measure.sum() == pytest.approx(1 / (1 - improvement.GAMMA))
+    np.testing.assert_allclose((old * exact.advantage).sum(1), 0, atol=1e-12)
+    assert after.objective - exact.objective == pytest.approx(float(after.measure @ (new * exact.advantage).sum(1)))
+
+
+def test_repaired_bounds_hold_and_the_naive_one_does_not() -> None:
+    table = improvement.measure(smoke=True)["bounds"]
+    for bound in ("repaired, CPO's term", "repaired, TRPO's term", "pessimistic, CPO's term", "pessimistic, TRPO's term"):
+        assert improvement.violations(table, bound, 10.0) == (0, 100)
+    for bound in ("naive", "ratio, no occupancy term", "repaired, no occupancy term", "pessimistic, no occupancy term"):
+        assert improvement.violations(table, bound, 10.0)[0] > 5
+
+
+def test_the_counter_example_defeats_any_penalty() -> None:
+    """old (1/2, 1/2), A = (1, -1): E[g A] = tanh(k t)/2 by the gate itself; for k = 10 it beats 2 t + C KL at small t."""
+    t, k = 1e-4, 10.0
+    d = torch.log(torch.tensor([1 + 2 * t, 1 - 2 * t], dtype=torch.float64))
+    g = common.load_gate("sigmoid", sharpness=k)(d, torch.tensor([1.0, -1.0]))
+    surrogate = float(0.5 * (g[0] - g[1]))
+    assert surrogate == pytest.approx(math.tanh(k * t) / 2, rel=1e-9)
+    kl = -0.5 * math.log(1 - 4 * t**2)
+    assert surrogate - 1000 * kl > 2 * t
+
+
+# drift
+
+
+def test_sided_gates_are_the_gates_they_are_made_of() -> None:
+    d = torch.linspace(-1, 1, 201, dtype=torch.float64)
+    for sign in (1.0, -1.0):
+        a = torch.full_like(d, sign)
+        both, literal = drift.Sided(), common.load_gate("sigmoid", scale="unit")
+        torch.testing.assert_close(weight(both, d, a), weight(literal, d, a))
+        torch.testing.assert_close(weight(drift.Sided(wrong=False), d, a), weight(common.load_gate("sigmoid_signed"), d, a))
+        torch.testing.assert_close(weight(drift.Sided(progress=False, wrong=False), d, a), d.exp())
+
+
+def test_muting_the_wrong_side_makes_the_policy_drift() -> None:
+    final = {}
+    for name in drift.FACTORIAL:
+        policy, batch = load_batch()
+        drift._adam(drift.arms()[name], policy, batch, 5, 0, lambda: None)
+        final[name] = policy.moved(batch).kl.mean().item()
+    assert final["progress side"] < 0.02 < final["both sides"] < final["wrong side"]
+    assert final["progress side"] < 0.1 * final["no gate"] < 0.1 * final["wrong side"]
+
+
+def test_the_fixed_batch_is_small_and_its_ratio_is_one() -> None:
+    assert FILE.stat().st_size < 2_000_000
+    policy, batch = load_batch()
+    assert batch.observation.shape == (2048, 11)
+    assert policy.moved(batch).kl.abs().max() < 1e-12
+
+
+# cost
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of the resident set is Linux's")
+def test_peak_memory_sees_what_an_update_allocates() -> None:
+    def small() -> object:
+        return lambda: None
+
+    def large() -> object:
+        return lambda: torch.ones(2**24)  # 64 MiB
+
+    assert cost.peak_memory(small) < 8
+    assert cost.peak_memory(large) == pytest.approx(64, abs=8)
+
+
+def test_an_interval_across_the_limit_decides_nothing() -> None:
+    found = [cost.at_most(1.1, triple) for triple in ((1.0, 0.9, 1.1), (1.09, 0.9, 1.2), (1.3, 1.2, 1.4))]
+    assert found == ["reproduced", "not testable here", "not reproduced"]
+
+
+# gradient variance
+
+
+def test_groups_that_cut_a_correlated_trajectory_understate_the_variance() -> None:
+    """Scalar gradients along AR(1) trajectories: whole ones are right, single samples short by (1+rho)/(1-rho)."""
+    rho, length, num_groups, num_batches = 0.8, 60, 8, 100
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((num_batches, num_groups, length)) * math.sqrt(1 - rho**2)
+    x = np.empty_like(noise)
+    x[..., 0] = rng.standard_normal((num_batches, num_groups))
+    for t in range(1, length):
+        x[..., t] = rho * x[..., t - 1] + noise[..., t]
+    rows = []
+    for r, batch in enumerate(x):
+        for size in (1, length):
+            means = torch.from_numpy(batch.reshape(-1, size).mean(1))[:, None]
+            trace = gradient_variance.gradient_variance("at", means, size)["gradvar/at"]
+            rows.append(("AR(1)", "sigmoid", r, size, trace / batch.size, 0.0))
+    frame = pd.DataFrame(rows, columns=["case", "gate", "batch", "group_size", "estimate", "kl"])
+    table = gradient_variance.attach_truth(frame, {("AR(1)", "sigmoid"): x.mean((1, 2))[:, None]})
+    right = gradient_variance.agreement(table, "AR(1)", "sigmoid", length)
+    assert right[1] < 1 < right[2] and right[0] == pytest.approx(1, abs=0.25)
+    assert gradient_variance.agreement(table, "AR(1)", "sigmoid", 1)[0] == pytest.approx((1 - rho) / (1 + rho), rel=0.35)
+
+
+# sharpness
+
+
+def test_the_estimated_squared_error_is_about_the_true_one() -> None:
+    """weighted = plain/2 with plain ~ N(1, 1): bias 1/2, variance 1/4, squared error 1/4 + 1/(4 n)."""
+    rng = np.random.default_rng(0)
+    plain = rng.standard_normal((400, 500)) + 1
+    found = np.mean([sharpness.estimated_error(x / 2, x) for x in plain])
+    assert found == pytest.approx(1 / 4 + 1 / 2000, rel=0.02)
+
+
+# intervals, page and ledger
+
+
+def test_intervals() -> None:
+    assert common.share(0, 100)[:2] == (0.0, 0.0)
+    assert common.share(0, 100)[2] == pytest.approx(0.0370, abs=1e-4)  # Wilson 1927
+    assert common.share(50, 100)[1:] == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    middle, low, high = common.interval(np.random.default_rng(0).standard_normal(400))
+    assert low < middle < high and high - low == pytest.approx(2 * 1.96 / 20, rel=0.1)
+
+
+def test_numbers_on_the_page() -> None:
+    assert [page.number(x) for x in (0.0, 0.12345, 1234.0, 1e-6, -2.5, math.inf, math.nan)] == [
+        "0", "0.123", "1,234", "1.00e-06", "−2.5", "∞", "–",
+    ]  # fmt: skip
+
+
+def test_page_and_verdicts_are_those_of_the_tables() -> None:
+    tables = {name: load_tables(name, RESULTS) for name in NAMES}
+    rows = [row for name in NAMES for row in experiment(name).verdicts(tables[name])]
+    verdicts = pd.DataFrame(rows, columns=common.Verdict._fields)
+    pd.testing.assert_frame_equal(pd.read_parquet(RESULTS / "verdicts.parquet"), verdicts, check_dtype=False)
+    text = page.render({name: experiment(name).numbers(tables[name]) for name in NAMES}, verdicts)
+    assert (ROOT / "docs" / "theory.md").read_text() == text, "renew it with `python -m experiments.theory page`"
+
+
+def test_figures_on_the_page_exist() -> None:
+    text = (ROOT / "docs" / "theory.md").read_text()
+    for name in NAMES:
+        assert (f"figures/theory_{name}.svg" in text) == (ROOT / "docs" / "figures" / f"theory_{name}.svg").exists()
+
+
+def test_the_whole_set_runs_in_a_small_size(tmp_path: Path) -> None:
+    main(["--smoke", "--results", str(tmp_path / "results"), "--docs", str(tmp_path / "docs")])
+    verdicts = pd.read_parquet(tmp_path / "results" / "verdicts.parquet")
+    assert set(verdicts.verdict) <= {"reproduced", "not reproduced", "not testable here"}
+    assert {"C1", "C2", "C3", "C4", "C5", "C8"} <= set(verdicts.claim)
+    assert (verdicts.rule.str.len() > 20).all()
+    assert len(list((tmp_path / "docs" / "figures").glob("*.png"))) == len(NAMES)
+
+
+def test_a_missing_table_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"python -m experiments\.theory drift"):
+        load_tables("drift", tmp_path)
