@@ -12,11 +12,16 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+CANVASES: dict[str, Any] = {"svg": FigureCanvasSVG, "png": FigureCanvasAgg, "pdf": FigureCanvasPdf}
 WIDTH = 7.0  # inches, the text width of a page
 BLACK, ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = (
     "#000000",
@@ -128,22 +133,22 @@ def _shade(color: str, t: float) -> str:
     return to_hex((red, green, blue)).upper()
 
 
-def grid(num_panels: int, *, columns: int, height: float, share_x: bool = False) -> tuple[Figure, list[Axes]]:
+def grid(num_panels: int, *, columns: int, height: float, share: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure of text width with num_panels axes in rows of up to `columns`, each `height` inches high."""
     columns = min(columns, max(num_panels, 1))
     rows = math.ceil(num_panels / columns)
     width = WIDTH if columns > 1 else 4.6
     figure = Figure(figsize=(width, rows * height + 0.5), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
     flat = list(axes.flat)
     for unused in flat[num_panels:]:
         unused.remove()
     return figure, flat[:num_panels]
 
 
-def legend_below(figure: Figure, lines: Mapping[str, Line], extra: Sequence[Line2D] = ()) -> None:
+def legend_below(figure: Figure, lines: Mapping[str, Line], extra: Sequence[Artist] = ()) -> None:
     """One legend for all panels, outside of them."""
-    handles: list[Line2D] = [
+    handles: list[Artist] = [
         Line2D([], [], color=line.color, linestyle=line.dashes, marker=line.marker, label=label) for label, line in lines.items()
     ]
     handles += extra
@@ -198,8 +203,9 @@ def save(figure: Figure, stem: str, formats: Sequence[str], dpi: int) -> dict[st
     if engine is not None:  # settle the layout once for all formats
         engine.execute(figure)
         figure.set_layout_engine("none")
-    for kind in formats:
+    figure.set_dpi(dpi)
+    for kind in formats:  # not savefig, which draws everything a second time
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata[kind])
+        getattr(CANVASES[kind](figure), f"print_{kind}")(buffer, metadata=metadata[kind])
         made[kind] = buffer.getvalue()
     return made
