@@ -35,8 +35,8 @@ def build(settings: Settings, defaults: Settings) -> Outcome:
         raise ConfigError(f"ledger={settings.ledger}: it judges all experiments; leave out experiment={settings.experiment}")
     results_dir, out = Path(settings.results_dir), Path(settings.out)
     folders = [results_dir / name for name in experiments(results_dir, settings.experiment)]
+    modules = {name: import_module(f"rgpo.report.figures.{name}") for name in settings.wanted_figures if name != "gates"}
     with workers(sum(len(run_folders(folder)) for folder in folders)) as distribute:
-        modules = {name: import_module(f"rgpo.report.figures.{name}") for name in settings.wanted_figures if name != "gates"}
         columns = {column for module in modules.values() for column in module.COLUMNS}
         loaded = [_load(folder, columns, settings, distribute) for folder in folders]
         everything = [group for experiment in loaded for group in experiment.groups]
@@ -72,7 +72,7 @@ def tables(groups: Sequence[Group], settings: Settings) -> list[Table]:
     """Every table that has a row."""
     control = [group for group in groups if not group.language]
     language = [group for group in groups if group.language]
-    made = [summary.returns(control, settings)] if control else []
+    made: list[Table | None] = [summary.returns(control, settings)] if control else []
     made += [summary.rewards(language, settings)] if language else []
     made += [comparisons.comparisons(groups, settings), overall.table(groups, settings)]
     made += [summary.spikes(groups, settings), summary.cost(groups, settings), summary.run_table(groups, settings)]

@@ -112,7 +112,7 @@ def _gains(found: Mapping[str, tuple[Change, float]], wanted: int, where: str) -
     told = {name: (c, goal) for name, (c, goal) in found.items() if c.num_pairs >= MIN_RUNS}
     shown = ", ".join(f"{name} {_percent(c)}" for name, (c, _) in told.items())
     sides = [(np.sign(goal), c, abs(goal)) for c, goal in told.values()]
-    ends = [sorted((sign * c.percent_low, sign * c.percent_high)) + [goal] for sign, c, goal in sides]
+    ends = [(*sorted((sign * c.percent_low, sign * c.percent_high)), goal) for sign, c, goal in sides]
     if any(high < goal for _, high, goal in ends):
         return Verdict(REFUTED, shown, where)
     done = len(ends) == wanted and all(low > 0 for low, _, _ in ends)

@@ -106,7 +106,6 @@ def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
 
 def _help() -> str:
     from rgpo.paths import conf_dir
-
     from rgpo.report.settings import FIGURES
 
     figures = f"figures: {', '.join(FIGURES)}"

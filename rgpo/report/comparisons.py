@@ -28,7 +28,13 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
             if base is None or base is group or not group.by_seed(column, "final") or not base.by_seed(column, "final"):
                 continue
             found = change(group.by_seed(column, "final"), base.by_seed(column, "final"), settings.confidence)
-            row = {"measure": measure, "task": group.task, "label": group.label, "algo": group.algo, "baseline": base.label}
+            row: dict[str, Any] = {
+                "measure": measure,
+                "task": group.task,
+                "label": group.label,
+                "algo": group.algo,
+                "baseline": base.label,
+            }
             row |= {"scale": group.scale, "setting": setting(group.used[0]), "n": found.num_pairs}
             row |= {"difference": found.difference, "difference_low": found.low, "difference_high": found.high}
             row |= {"percent": found.percent, "percent_low": found.percent_low, "percent_high": found.percent_high}
@@ -48,8 +54,6 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
         Column("p, Holm", _p_text, key="p_holm"),
         word("paper", "paper says"),
     )
-    if not any(row["paper"] for row in rows):
-        columns = columns[:-1]
     caption = (
         "Algorithm minus baseline on the same seeds (n pairs); of rewards, the change against the reference policy is compared. "
         f"Brackets: {100 * settings.confidence:g} % Student interval of the paired difference, Fieller interval of the relative "

@@ -70,7 +70,7 @@ def mean_over_rows(values: Floats) -> Floats:
     """Mean (K,) of the measured entries of each column of (I, K); nan where there is none."""
     measured = ~np.isnan(values)
     totals, counts = np.where(measured, values, 0.0).sum(axis=0), measured.sum(axis=0)
-    return np.divide(totals, counts, out=np.full(len(totals), np.nan), where=counts > 0)
+    return np.asarray(np.divide(totals, counts, out=np.full(len(totals), np.nan), where=counts > 0))
 
 
 def _thin(columns: Mapping[str, Floats], num_points: int) -> dict[str, Floats]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
 
 from rgpo.report import style
 from rgpo.report.style import Line
@@ -33,8 +36,20 @@ def render(job: Job) -> Drawn:
     first, *others = module.SCALES
     kinds = dict.fromkeys(["svg", *job.formats])
     with style.context():
-        files = style.save(module.draw(job.panels, job.lines, first), job.name, list(kinds), job.dpi)
+        figure = module.draw(job.panels, job.lines, first)
+        places = style.settle(figure)
+        files = style.save(figure, job.name, list(kinds), job.dpi)
         shown = {first: files["svg"]}
         for scale in others:
-            shown[scale] = style.save(module.draw(job.panels, job.lines, scale), job.name, ["svg"], job.dpi)["svg"]
+            _freed(figure)
+            figure = module.draw(job.panels, job.lines, scale)
+            style.settle(figure, places)
+            shown[scale] = style.save(figure, job.name, ["svg"], job.dpi)["svg"]
+    _freed(figure)
     return Drawn({kind: files[kind] for kind in job.formats}, shown)
+
+
+def _freed(figure: Figure) -> None:
+    """A figure is a large circle of references; two of them at a time are too many."""
+    figure.clear()
+    gc.collect()

@@ -36,7 +36,8 @@ def read(folder: Path, columns: Collection[str]) -> Rows:
     for final in (False, True):  # a second look if the runner joined the parts between listing and reading
         files = [folder / "metrics.parquet"] if (folder / "metrics.parquet").exists() else []
         files += sorted(p for p in (folder / "metrics").glob("part-*.parquet") if not p.name.startswith("."))
-        tables, words, problems, vanished = [], {}, [], False
+        words: dict[str, str] = {}
+        tables, problems, vanished = [], [], False
         for path in files:
             try:
                 table, found, more = _read_file(path, wanted)

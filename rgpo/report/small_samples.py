@@ -60,7 +60,7 @@ def student(values: Floats, confidence: float) -> tuple[float, float, float]:
 
 
 def fieller(x: Floats, y: Floats, confidence: float) -> tuple[float, float]:
-    """Fieller's (1954) interval of E x / E y from pairs (n,): every rho for which mean(x - rho y) may be 0; +-inf if unbounded."""
+    """Fieller's (1954) interval of E x / E y from pairs (n,): every rho for which mean(x - rho y) may be 0; or +-inf."""
     n = x.size
     t2 = float(stdtrit(n - 1, 0.5 + confidence / 2)) ** 2 / n
     (vx, vxy), (_, vy) = np.cov(x, y)

@@ -37,7 +37,7 @@ def iqm(values: Floats) -> Floats:
 
 def aggregate_mean(strata: Strata) -> Floats:
     """Mean over tasks of the mean over runs."""
-    return _task_means(strata).mean(axis=-1)
+    return mean(_task_means(strata))
 
 
 def aggregate_median(strata: Strata) -> Floats:
@@ -52,7 +52,7 @@ def aggregate_iqm(strata: Strata) -> Floats:
 
 def optimality_gap(strata: Strata) -> Floats:
     """Mean over tasks of E max(0, 1 - score): how far runs stay below the score 1."""
-    return 1.0 - _task_means([np.minimum(scores, 1.0) for scores in strata]).mean(axis=-1)
+    return np.asarray(1.0 - mean(_task_means([np.minimum(scores, 1.0) for scores in strata])))
 
 
 AGGREGATES: dict[str, Callable[[Strata], Floats]] = {

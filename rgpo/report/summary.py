@@ -50,7 +50,8 @@ def returns(groups: Sequence[Group], settings: Settings) -> Table:
     caption = (
         f"Return (train): mean raw return over the last {100 * settings.final_fraction:g} % of a run's iterations in which an "
         "episode ended, then over n seeds. IQM: interquartile mean over seeds (of 3 seeds it is the mean). Return (eval): last "
-        f"deterministic evaluation. CV: standard deviation over |mean| of return (train), interval after Vangel. {_intervals(settings)}"
+        f"deterministic evaluation. CV: standard deviation over |mean| of return (train), interval after Vangel. "
+        f"{_intervals(settings)}"
     )
     return Table("returns", "Returns", caption, columns, tuple(rows), "task")
 
@@ -129,11 +130,10 @@ def cost(groups: Sequence[Group], settings: Settings) -> Table:
         number("evaluate", "evaluate, s"),
         number("hours", "hours a run"),
     )
-    columns = columns if any(row["tokens"] > 0 for row in rows) else columns[:4] + columns[5:]
     caption = (
-        "Wall time on the machines of the provenance box, whatever else they did. Steps/s: environment steps over collect, update "
-        "and diagnostics time. All but hours: median over a run's iterations, mean over n seeds; evaluate: of iterations that have "
-        f"one. {_intervals(settings)}"
+        "Wall time on the machines of the provenance box, whatever else they did. Steps/s: environment steps over collect, "
+        "update and diagnostics time. All but hours: median over a run's iterations, mean over n seeds; evaluate: of iterations "
+        f"that have one. {_intervals(settings)}"
     )
     return Table("cost", "Cost", caption, columns, tuple(rows), "task")
 
@@ -236,8 +236,9 @@ def _estimate(
 
 def _intervals(settings: Settings) -> str:
     return (
-        f"Brackets: {100 * settings.confidence:g} % percentile bootstrap over seeds ({settings.num_resamples} resamples), none for "
-        f"n < {MIN_RUNS}; with 3 to 5 seeds they are too narrow (they cover about 70 to 85 %), as the tables of comparisons are not."
+        f"Brackets: {100 * settings.confidence:g} % percentile bootstrap over seeds ({settings.num_resamples} resamples), none "
+        f"for n < {MIN_RUNS}; with 3 to 5 seeds they are too narrow (of normal values they cover 75 to 85 %), unlike the "
+        "intervals of the comparisons."
     )
 
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rgpo.report.stats import MIN_RUNS
@@ -41,23 +42,28 @@ class Table:
     rows: tuple[Row, ...]
     section: str | None = None  # key whose change draws a line in LaTeX
 
+    @cached_property
+    def shown(self) -> tuple[Column, ...]:
+        """The columns that have something to show in some row."""
+        return tuple(column for column in self.columns if any(column.text(row) != NOTHING for row in self.rows))
+
     def markdown(self) -> str:
         """A GitHub table."""
-        head = [column.title for column in self.columns]
-        rule = [":--" if column.left else "--:" for column in self.columns]
-        body = [[column.text(row).replace("|", "\\|") for column in self.columns] for row in self.rows]
+        head = [column.title for column in self.shown]
+        rule = [":--" if column.left else "--:" for column in self.shown]
+        body = [[column.text(row).replace("|", "\\|") for column in self.shown] for row in self.rows]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, rule, *body])
 
     def tex(self) -> str:
         """A tabular with booktabs rules and the caption as a comment."""
-        align = "".join("l" if column.left else "r" for column in self.columns)
-        head = " & ".join(escape_tex(column.title) for column in self.columns)
+        align = "".join("l" if column.left else "r" for column in self.shown)
+        head = " & ".join(escape_tex(column.title) for column in self.shown)
         out = [f"% {self.caption}", r"% needs \usepackage{booktabs}", f"\\begin{{tabular}}{{{align}}}", r"\toprule"]
         out += [f"{head} \\\\", r"\midrule"]
         for i, row in enumerate(self.rows):
             if i and self.section and row[self.section] != self.rows[i - 1][self.section]:
                 out.append(r"\midrule")
-            out.append(" & ".join(escape_tex(column.text(row)) for column in self.columns) + r" \\")
+            out.append(" & ".join(escape_tex(column.text(row)) for column in self.shown) + r" \\")
         return "\n".join([*out, r"\bottomrule", r"\end{tabular}", ""])
 
     def csv(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +17,7 @@ from rgpo.report.overall import Interval
 from rgpo.report.style import Line
 
 LEVEL_DASHES = (0, (2, 2))
+MAX_THIN = 5  # seeds of a line drawn by themselves
 
 
 def draw_panels(
@@ -57,7 +59,7 @@ def draw_panels(
 
 def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: int, band: float = 0.13) -> None:
     """Thin seeds, band, mean. Each of `count` series has its markers elsewhere, so that grey print can be read."""
-    points = [np.column_stack(xy) for xy in series.seeds]
+    points = [np.column_stack(xy) for xy in series.seeds[:MAX_THIN]]
     thin = LineCollection(points, colors=line.color, linewidths=0.45, alpha=0.35, zorder=2, gid=f"seed:{series.label}")
     axes.add_collection(thin)
     if series.marks is not None:
@@ -71,7 +73,7 @@ def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: in
     num_points = len(series.x)
     step = max(1, num_points // 6)
     start = int(step * (order + 0.5) / count) if step > 1 else 0
-    look = {"color": line.color, "linestyle": line.dashes, "marker": line.marker, "markevery": (start, step)}
+    look: dict[str, Any] = {"color": line.color, "linestyle": line.dashes, "marker": line.marker, "markevery": (start, step)}
     (mean,) = axes.plot(series.x, series.mean, zorder=3, **look)
     mean.set_gid(f"mean:{series.label}")
     axes.autoscale_view()
@@ -82,11 +84,11 @@ def draw_intervals(axes: Axes, found: Mapping[str, Interval], lines: Mapping[str
     axes.axvline(level, color=style.GREY, linewidth=0.8, linestyle=LEVEL_DASHES, zorder=1)
     for place, (label, interval) in enumerate(found.items()):
         line, y = lines[label], len(found) - 1 - place
-        look = {"color": line.color, "linewidth": 2.2, "linestyle": "-", "solid_capstyle": "butt"}
+        look: dict[str, Any] = {"color": line.color, "linewidth": 2.2, "linestyle": "-", "solid_capstyle": "butt"}
         (bar,) = axes.plot([interval.low, interval.high], [y, y], alpha=0.55, **look)
         (point,) = axes.plot(interval.value, y, color=line.color, marker=line.marker, markersize=5, linestyle="none")
         bar.set_gid(f"band:{label}")
         point.set_gid(f"mean:{label}")
-    axes.set_yticks(range(len(found)), list(reversed(found)) if names else [""] * len(found))
+    axes.set_yticks(range(len(found)), list(found)[::-1] if names else [""] * len(found))
     axes.set_ylim(-0.6, len(found) - 0.4)
     axes.grid(axis="y", visible=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -107,12 +108,12 @@ def draw_path(axes: Axes, way: Path, line: Line) -> None:
     for x, y in way.seeds:
         axes.plot(x, y, color=line.color, linewidth=0.45, alpha=0.35, zorder=2, gid=f"seed:{way.label}")
     step = max(1, len(way.kl) // 5)
-    look = {"color": line.color, "linestyle": line.dashes, "marker": line.marker, "markevery": step}
+    look: dict[str, Any] = {"color": line.color, "linestyle": line.dashes, "marker": line.marker, "markevery": step}
     axes.plot(way.kl, way.reward, zorder=3, gid=f"mean:{way.label}", **look)
-    x, y = way.end_kl, way.end_reward
-    bars = {"color": line.color, "linewidth": 2.0, "alpha": 0.6, "zorder": 2.8, "gid": f"band:{way.label}"}
-    axes.plot([x.low, x.high], [y.value, y.value], **bars)
-    axes.plot([x.value, x.value], [y.low, y.high], **bars)
+    across, up = way.end_kl, way.end_reward
+    bars: dict[str, Any] = {"color": line.color, "linewidth": 2.0, "alpha": 0.6, "zorder": 2.8, "gid": f"band:{way.label}"}
+    axes.plot([across.low, across.high], [up.value, up.value], **bars)
+    axes.plot([across.value, across.value], [up.low, up.high], **bars)
 
 
 def caption(planes: Sequence[Plane], settings: Settings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -44,7 +45,7 @@ def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES
         axes.tick_params(labelleft=True, labelbottom=True)
         if scale == SCALES[1]:
             axes.set_xscale("log", nonpositive="mask")
-    looks = {"proxy, which is trained on": (style.SOLID, "o"), "gold": (style.DASHED, "s")}
+    looks: dict[str, tuple[Any, str]] = {"proxy, which is trained on": (style.SOLID, "o"), "gold": (style.DASHED, "s")}
     handles = [Line2D([], [], color=style.GREY, linestyle=d, marker=m, label=text) for text, (d, m) in looks.items()]
     style.legend_below(figure, {}, handles)
     return figure

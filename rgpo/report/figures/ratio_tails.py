@@ -72,7 +72,7 @@ def _logarithmic(axes: Axes, *, both: bool) -> None:
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
     """What the figure shows."""
     what = "Left: share of updates whose largest ratio new/old after the last epoch exceeds x, over all seeds (thick, from"
-    more = "up to 200 quantiles a seed) and of each seed (thin); a straight line is a power law. Right: Hill's estimate of the ratios'"
+    more = "up to 200 quantiles a seed) and of each seed (thin); straight is a power law. Right: Hill's estimate of the ratios'"
     right = (
         "tail index over the top 5 % of a batch; at or below the grey line, 2, the variance of importance sampling is infinite."
     )

@@ -138,4 +138,4 @@ def interval_text(drawn: Iterable[Panel], settings: Settings, window: int = 1) -
     band = f"band: {100 * settings.confidence:g} % percentile-bootstrap interval of the mean"
     mean = f"mean over {seeds_text(drawn)}" + (f", running mean over {window} updates" if window > 1 else "")
     raw = "each seed, not smoothed" if window > 1 else "each seed"
-    return f"Thick: {mean}; {band} (none below {stats.MIN_RUNS} seeds); thin: {raw}."
+    return f"Thick: {mean}; {band} (none below {stats.MIN_RUNS} seeds); thin: {raw} (at most 5)."

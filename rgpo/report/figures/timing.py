@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -58,7 +59,7 @@ def draw(panels: Sequence[Bars], lines: Mapping[str, Line], scale: str = SCALES[
             left = 0.0
             for phase, value in seconds.items():
                 color, hatch = LOOKS[phase]
-                edge = {"edgecolor": style.BLACK, "linewidth": 0.4}
+                edge: dict[str, Any] = {"edgecolor": style.BLACK, "linewidth": 0.4}
                 bar = axes.barh(place, value, 0.7, left, color=color, hatch=hatch, **edge)
                 bar.patches[0].set_gid(f"mean:{label}")
                 left += value
