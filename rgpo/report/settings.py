@@ -10,7 +10,7 @@ from rgpo.errors import close_matches, require
 FIGURES = (  # modules of rgpo.report.figures, in the report's order
     "learning_curves",
     "frontier",
-    "proxy_gold",
+    "proxy_against_gold",
     "aggregates",
     "profiles",
     "improvement",
