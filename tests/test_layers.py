@@ -13,7 +13,7 @@ LAYERS = [  # a module imports from its own line and the lines below it only
     ["gates_table"],
     ["config"],
     ["runner", "console", "runfolder", "provenance"],
-    ["metrics", "checkpoint", "tasks"],
+    ["metrics", "exports", "checkpoint", "tasks"],
     ["policies"],
     ["algorithm"],
     ["diagnostics", "updates"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rgpo.report.groups import Group
@@ -27,7 +28,7 @@ class Pair(NamedTuple):
 
 def pairs(groups: Sequence[Group], limit: int) -> tuple[list[Pair], list[Problem]]:
     """Up to `limit` pairs, as many of each run; prompts in the order of their ids, the same ones for every run."""
-    runs = [(group, run) for group in groups for run in group.used if (run.folder / FILE).exists()]
+    runs = [(group, run) for group in groups for run in group.used if _files(run)]
     each = max(1, limit // len(runs)) if runs else 0
     found: list[Pair] = []
     problems = []
@@ -40,8 +41,8 @@ def pairs(groups: Sequence[Group], limit: int) -> tuple[list[Pair], list[Problem
 
 
 def _of_run(label: str, run: Run, limit: int) -> list[Pair]:
-    table = read_table(run.folder / FILE, COLUMNS)
-    rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+    tables = [read_table(path, COLUMNS) for path in _files(run)]
+    rows = [dict(zip(table, values, strict=True)) for table in tables for values in zip(*table.values(), strict=True)]
     last = max((row["iteration"] for row in rows), default=0)
     at = {(row["iteration"], row["prompt_id"]): {**row, "completion": _short(row["completion"])} for row in rows}
     prompts = sorted(prompt for i, prompt in at if i == 0 and (last, prompt) in at) if last else []
@@ -49,6 +50,12 @@ def _of_run(label: str, run: Run, limit: int) -> list[Pair]:
         Pair(label, run.task, run.seed, _short(at[0, prompt]["prompt"]), at[0, prompt], at[last, prompt])
         for prompt in prompts[:limit]
     ]
+
+
+def _files(run: Run) -> list[Path]:
+    """samples.parquet of a finished run, the parts of a running one."""
+    joined = run.folder / FILE
+    return [joined] if joined.exists() else sorted((run.folder / "samples").glob("part-*.parquet"))
 
 
 def _short(text: str) -> str:
