@@ -72,9 +72,9 @@ def read_table(path: Path, columns: Collection[str]) -> dict[str, list[Any]]:
 
 
 def floats(column: Any) -> Floats:
-    """A numeric arrow column as (I,), nulls as nan; to_numpy would import pandas, half a second."""
+    """A numeric arrow column as (I,), nulls as nan; to_numpy and fill_null would import pandas, half a second."""
     if column.null_count:
-        column = pc.fill_null(column.cast(pa.float64()), np.nan)
+        return np.array(column.to_pylist(), dtype=np.float64)
     return np.concatenate([np.empty(0), *(np.from_dlpack(chunk) for chunk in column.chunks if len(chunk))])
 
 
@@ -112,7 +112,7 @@ def _is_numeric(kind: Any, in_lists: bool) -> bool:
 def _padded(column: Any) -> Floats:
     """Lists of different lengths -> (I, K), nan where a list is shorter."""
     lists = column.combine_chunks()
-    lengths = floats(pc.fill_null(pc.list_value_length(pa.chunked_array([lists])), 0)).astype(int)
+    lengths = np.nan_to_num(floats(pc.list_value_length(pa.chunked_array([lists])))).astype(int)
     padded = np.full((len(lengths), lengths.max(initial=0)), np.nan)
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = floats(pa.chunked_array([lists.flatten()]))
     return padded
