@@ -118,9 +118,8 @@ def test_latex_tables_are_well_formed_and_compile(here: Path) -> None:
         return
     head = r"\documentclass{article}\usepackage[a4paper,landscape,margin=1cm]{geometry}\usepackage{booktabs}"
     body = "\n\n".join(rf"\input{{{file.with_suffix('')}}}" for file in files if file.stem not in ("ledger", "runs"))
-    (here / "all.tex").write_text(
-        f"{wide}\\usepackage[utf8]{{inputenc}}\\begin{{document}}\\noindent\\small\n{body}\n\\end{{document}}"
-    )
+    small = r"\begin{document}\setlength\parindent{0pt}\setlength\tabcolsep{3pt}\footnotesize"
+    (here / "all.tex").write_text(f"{head}\n{small}\n{body}\n\\end{{document}}\n")
     done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"], capture_output=True, text=True)
     assert done.returncode == 0 and "Overfull" not in done.stdout, done.stdout[-2000:]
 

@@ -30,7 +30,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fixtures.write_experiment(here / "results", tasks=("hopper",), algos=("ppo", "rgpo"))
     fixtures.write_run(here / "results", seed=7, status="failed", reached=12, reason=f"loss is nan {EVIL}")
     fixtures.write_gates(here / "results/gates.parquet")
-    figures = "figures=[learning_curves,frontier,proxy_against_gold,kl,gates]"
+    figures = "figures=[learning_curves,frontier,proxy_against_gold,kl,spikes,gates]"
     assert main([f"results_dir={here}/results", f"out={here}/report", "formats=[svg]", "num_resamples=200", figures]) == 1
     return here / "report/index.html"
 

@@ -28,6 +28,14 @@ from rgpo.report.tables import Row, Table
 
 TEMPLATE = Path(__file__).parent / "template"
 REPORT_PACKAGES = ("numpy", "scipy", "pyarrow", "matplotlib")
+TITLES = {
+    "frontier": "Reward against KL to the reference",
+    "profiles": "Performance profiles",
+    "improvement": "Probability of improvement",
+    "kl": "KL per update",
+    "spikes": "KL spikes by threshold",
+    "weight": "Weights",
+}
 MARKS = {"o": "●", "s": "■", "D": "◆", "d": "◆", "^": "▲", "v": "▼", "P": "✚", "X": "✖", "*": "★", "<": "◀", ">": "▶", "h": "⬢"}
 
 
@@ -43,7 +51,7 @@ class Made(NamedTuple):
     @property
     def title(self) -> str:
         """For readers."""
-        return self.name.replace("_", " ").capitalize()
+        return TITLES.get(self.name, self.name.replace("_", " ").capitalize())
 
     @property
     def raw(self) -> bool:
