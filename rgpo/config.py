@@ -33,6 +33,7 @@ NOT_HASHED = (
     "plan",
     "force",
     "checkpoint_every_s",
+    "exports",
 )  # change no number of the run
 
 

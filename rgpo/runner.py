@@ -19,6 +19,7 @@ import yaml
 from rgpo import checkpoint, console, provenance, runfolder
 from rgpo.algorithm import Algorithm
 from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, is_out_of_memory
+from rgpo.exports import Exports
 from rgpo.metrics import MetricsWriter
 
 RATIO_MOVED = 1e-4  # nats; below it the log ratio is rounding
@@ -135,6 +136,7 @@ class _Session:
         self.writer = MetricsWriter(
             self.run_dir, row, self.config["seed"], self.attempt, keep_until=self.iteration, metadata=metadata
         )
+        self.exports = Exports(self.config["exports"], self.run_dir, self.config)
         print(
             console.banner(self.run_dir, self.config, facts, self.num_iterations, self.algorithm.update.note),
             flush=True,
@@ -152,6 +154,7 @@ class _Session:
             while self.iteration < self.num_iterations:
                 metrics = self._iterate()
                 self.writer.log(self.iteration, self.env_steps, metrics)
+                self.exports.log(self.iteration, metrics)
                 self.writer.log_samples(self.iteration, self.task.take_samples())
                 progress.update(self.iteration, self.env_steps, metrics, self.task.headline(metrics))
                 if signals.received is not None:
@@ -162,6 +165,7 @@ class _Session:
                     saved_at = time.monotonic()
         finally:
             progress.close()
+            self.exports.finish()
         self._save()
         self.writer.finish()
         self.state("completed", None)

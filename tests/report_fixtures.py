@@ -25,13 +25,14 @@ ALGOS: dict[str, tuple[str, tuple[float, float], float, float, float, float]] = 
     "rgpo": ("sigmoid", (2000, 1650), 0.021, 1.0, 0.93, 0.82),
     "rgpo_signed": ("sigmoid_signed", (2500, 1900), 0.0079, 0.6, 0.965, 0.88),
 }
+LANGUAGE_ALGOS = {"ppo": (0.8, 0.25), "grpo": (1.0, 0.6), "rgpo": (0.7, 0.1)}  # pace, how far gold falls behind
 TASKS = ("hopper", "halfcheetah")
 STEPS = 2048
 
 
 def config_of(task: str, algo: str, seed: int, iterations: int, **changes: Any) -> dict[str, Any]:
     """A resolved config; changes are top-level keys or whole groups."""
-    gate = ALGOS[algo][0]
+    gate = ALGOS.get(algo, ALGOS["ppo"])[0]
     choices = {"task": task, "algo": algo, "gate": gate, "ref_gate": "open", "advantage": "gae", "penalty": "none"}
     choices["update"] = "natural_gradient" if algo == "trpo" else "sgd"
     config: dict[str, Any] = {
@@ -78,16 +79,89 @@ def metrics_of(task: str, algo: str, seed: int, iterations: int) -> Metrics:
         "gradvar/before_relative": np.where(every_tenth, variance / 500 * (1 + 3 * x), np.nan),
         "epoch/kl_old_exact": [list(k * drift) for k in kl_old],
         "speed/env_steps_per_s": 3500 + 100 * rng.normal(size=iterations),
+        "ess/weight": np.clip(1 - (1 - ess) * fade + 0.006 * rng.normal(size=iterations), 0, 1),
+        "ratio/max": 1 + kl * 40 * rng.pareto(3.0, size=iterations),
+        "ratio/tail_index": 3 + rng.normal(size=iterations) ** 2,
+        "time/collect_s": 0.3 + 0.01 * rng.random(iterations),
+        "time/update_s": 0.2 + 0.01 * rng.random(iterations),
+        "time/iteration_s": 0.5 + 0.02 * rng.random(iterations),
         "grad/norm_mean": np.ones(iterations),
     }
 
 
-def write_parquet(path: Path, metrics: Mapping[str, Any], start: int = 0, stop: int | None = None, attempt: int = 1) -> None:
+def language_metrics_of(algo: str, seed: int, iterations: int) -> Metrics:
+    """Columns of a language run: proxy climbs with KL, gold turns down; NaN in iterations without evaluation."""
+    rng = np.random.default_rng([seed, zlib.crc32(algo.encode())])
+    pace, gamed = LANGUAGE_ALGOS[algo]
+    x = np.linspace(1 / iterations, 1, iterations)
+    kl = 25 * pace * x * np.exp(0.1 * rng.normal())
+    proxy = 1.2 * pace * (1 - np.exp(-kl / 8)) * np.exp(0.08 * rng.normal()) + 0.02 * rng.normal(size=iterations)
+    gold = 0.8 * proxy - gamed * (kl / 25) ** 2 + 0.03 * rng.normal(size=iterations)
+    evaluated = (np.arange(iterations) % 5 == 4) | (np.arange(iterations) == iterations - 1)
+    held_out = {
+        "reward/eval_proxy_mean": proxy - 0.5,
+        "reward/eval_gold_mean": gold - 0.2,
+        "reward/eval_proxy_change": proxy,
+        "reward/eval_gold_change": gold,
+        "kl/eval_ref_sequence": kl,
+    }
+    metrics = {name: np.where(evaluated, values, np.nan) for name, values in held_out.items()}
+    metrics |= {f"{name}_se": np.where(evaluated, 0.03, np.nan) for name in held_out}
+    kl_old = 0.004 * pace * np.exp(0.4 * rng.normal(size=iterations))
+    return metrics | {
+        "reward/train_mean": proxy - 0.5 + 0.05 * rng.normal(size=iterations),
+        "reward/train_std": np.full(iterations, 0.7),
+        "kl/ref_exact": kl / 40,
+        "kl/old_exact": kl_old,
+        "kl/spike": (kl_old > 0.04).astype(float),
+        "language/length_mean": 30 + 10 * x + rng.normal(size=iterations),
+        "language/truncated_share": np.full(iterations, 0.1),
+        "language/num_tokens": np.full(iterations, 64 * 30.0),
+        "weight/relative_mean": np.clip(1 - 0.1 * x, 0, 1),
+        "ess/ratio": np.clip(1 - 0.05 * x, 0, 1),
+        "time/collect_s": np.full(iterations, 2.0),
+        "time/update_s": np.full(iterations, 3.0),
+        "time/iteration_s": np.full(iterations, 5.2),
+    }
+
+
+def write_samples(folder: Path, algo: str, seed: int, iterations: int, completion: str = "") -> None:
+    """samples.parquet: four held-out prompts at iteration 0 (the reference), halfway and at the end."""
+    rows = []
+    for iteration in (0, iterations // 2, iterations):
+        for prompt_id in range(4):
+            text = completion or f"An answer of {algo} after {iteration} iterations, number {prompt_id}."
+            row: dict[str, Any] = {"run_id": folder.name, "algo": algo, "scale": "embedded", "seed": seed}
+            row |= {"iteration": iteration, "prompt_id": prompt_id, "prompt": f"Question {prompt_id}: why?", "completion": text}
+            row |= {"proxy": 0.01 * iteration + prompt_id, "gold": float("nan") if prompt_id == 3 else 0.5 * prompt_id}
+            rows.append(row | {"kl_ref": 0.1 * iteration, "length": len(text.split()), "finished": prompt_id != 2})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
+
+
+def write_language(results: Path, seeds: int = 3, iterations: int = 30, name: str = "embedded_rlhf") -> list[Path]:
+    """A language experiment at the embedded scale, in the format that the language task writes."""
+    folders = []
+    for algo in LANGUAGE_ALGOS:
+        for seed in range(1, seeds + 1):
+            metrics = language_metrics_of(algo, seed, iterations)
+            folder = write_run(
+                results, "qwen_rlhf", algo, seed, iterations, metrics=metrics, scale="embedded", name=name, total_env_steps=None
+            )
+            write_samples(folder, algo, seed, iterations)
+            folders.append(folder)
+    return folders
+
+
+def write_parquet(
+    path: Path, metrics: Mapping[str, Any], start: int = 0, stop: int | None = None, attempt: int = 1, scale: str | None = None
+) -> None:
     """Rows start..stop of the metrics with their counters."""
-    rows = range(start, stop if stop is not None else len(metrics["return/train_mean"]))
+    rows = range(start, stop if stop is not None else len(next(iter(metrics.values()))))
     counters = {"iteration": [i + 1 for i in rows], "env_steps": [(i + 1) * STEPS for i in rows]}
     columns = {key: pa.array(values, pa.int64()) for key, values in counters.items()}
     columns["attempt"] = pa.array([attempt] * len(rows), pa.int64())
+    if scale:
+        columns["scale"] = pa.array([scale] * len(rows)).dictionary_encode()
     for name, values in metrics.items():
         kind = pa.list_(pa.float32()) if is_list(name) else pa.float32()
         columns[name] = pa.array([values[i] for i in rows], kind)
@@ -106,6 +180,7 @@ def write_run(
     status: str = "completed",
     reached: int | None = None,
     reason: str | None = None,
+    scale: str | None = None,
     **changes: Any,
 ) -> Path:
     """One run folder; an unfinished one (reached) has parts, a finished one metrics.parquet."""
@@ -115,7 +190,7 @@ def write_run(
     folder.mkdir(parents=True)
     metrics = metrics_of(task, algo, seed, iterations) if metrics is None else metrics
     if reached is None:
-        write_parquet(folder / "metrics.parquet", metrics)
+        write_parquet(folder / "metrics.parquet", metrics, scale=scale)
     else:
         write_parquet(folder / "metrics" / "part-0001-000000.parquet", metrics, 0, reached)
     state = {"status": status, "pid": 1, "attempt": 1, "iteration": reached or iterations, "num_iterations": iterations}

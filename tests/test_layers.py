@@ -15,7 +15,7 @@ LAYERS = [  # a module imports from its own line and the lines below it only
     ["config"],
     ["compose"],
     ["runner", "console", "runfolder", "provenance"],
-    ["metrics", "checkpoint", "tasks"],
+    ["metrics", "exports", "checkpoint", "tasks"],
     ["policies"],
     ["algorithm"],
     ["diagnostics", "updates"],

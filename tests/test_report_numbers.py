@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_fixtures as fixtures
-from scipy.stats import trim_mean
 
-from rgpo.report import stats
+from rgpo.report import overall
 from rgpo.report.cli import parse
+from rgpo.report.comparisons import comparisons, scores
 from rgpo.report.figures import epoch_drift, kl, learning_curves
 from rgpo.report.groups import Group, group_runs
 from rgpo.report.load import read_runs
 from rgpo.report.style import KNOWN, algorithm_lines, assign
-from rgpo.report.summary import final_train, summary
+from rgpo.report.summary import TRAIN, returns, spikes
 from rgpo.report.tables import Table, escape_tex, number, plain, word
 from rgpo.schema import GLOSSARY
 
@@ -25,68 +25,8 @@ SETTINGS, _ = parse(["num_resamples=200"])
 
 def load(results: Path) -> list[Group]:
     """The groups of the fixtures' experiment."""
-    return group_runs(read_runs(results / "first_evidence", COLUMNS)[0])[0]
-
-
-# statistics
-
-
-def test_iqm_is_the_trimmed_mean() -> None:
-    rng = np.random.default_rng(0)
-    for size in (1, 2, 3, 4, 5, 8, 11, 100):
-        values = rng.standard_cauchy(size)
-        assert stats.iqm(values) == pytest.approx(trim_mean(values, 0.25), rel=1e-12)
-    with pytest.raises(ValueError, match="at least one"):
-        stats.iqm(np.empty(0))
-
-
-def test_coefficient_of_variation_and_spikes() -> None:
-    assert stats.coefficient_of_variation(np.array([1.0, 3.0])) == pytest.approx(100 * np.sqrt(2) / 2)
-    assert stats.coefficient_of_variation(np.array([-1.0, -3.0])) == pytest.approx(100 * np.sqrt(2) / 2)
-    assert np.isnan(stats.coefficient_of_variation(np.array([2.0])))
-    assert stats.spike_rate(np.array([0.0, 1.0, np.nan, 1.0])) == pytest.approx(2 / 3)
-    assert np.isnan(stats.spike_rate(np.array([np.nan])))
-
-
-def test_bootstrap_covers_a_normal_mean() -> None:
-    rng = np.random.default_rng(1)
-    options = {"num_resamples": 1000, "confidence": 0.95}
-    hits, widths = 0, []
-    for _ in range(400):
-        low, high = stats.bootstrap_interval([rng.normal(5.0, 2.0, 50)], stats.mean_of_all, rng, **options)
-        hits += low <= 5.0 <= high
-        widths.append(high - low)
-    assert hits / 400 == pytest.approx(0.95, abs=0.035)  # 3 standard errors
-    assert np.mean(widths) == pytest.approx(2 * 1.96 * 2.0 / np.sqrt(50), rel=0.05)
-
-
-def test_strata_are_resampled_apart() -> None:
-    rng = np.random.default_rng(2)
-    options = {"num_resamples": 500, "confidence": 0.95}
-    constant = [np.full(3, 1.0), np.full(5, 9.0)]  # between-stratum spread must not enter
-    assert stats.bootstrap_interval(constant, stats.mean_of_all, rng, **options) == (6.0, 6.0)
-    assert stats.bootstrap_interval(constant, stats.difference_of_means, rng, **options) == (-8.0, -8.0)
-    with pytest.raises(ValueError, match="strata"):
-        stats.bootstrap_interval([np.empty(0)], stats.mean_of_all, rng, **options)
-
-
-def test_mean_interval_agrees_with_the_bootstrap() -> None:
-    values = np.random.default_rng(3).normal(size=(10, 2))
-    options = {"num_resamples": 20_000, "confidence": 0.9}
-    low, high = stats.mean_interval(values, stats.generator(0, "a"), **options)
-    for i in range(2):
-        both = stats.bootstrap_interval([values[:, i]], stats.mean_of_all, stats.generator(0, "b"), **options)
-        assert (low[i], high[i]) == pytest.approx(both, abs=0.02)
-    assert np.isnan(stats.mean_interval(values[:2], stats.generator(0), **options)).all()
-    values[0, 1] = np.nan
-    assert np.isnan(stats.mean_interval(values, stats.generator(0), **options)[0]).tolist() == [False, True]
-
-
-def test_running_mean() -> None:
-    values = np.array([[0.0, 3.0, 6.0, np.nan, 12.0]])
-    assert stats.running_mean(values, 3)[0, :3].tolist() == [1.5, 3.0, 4.5]
-    assert np.isnan(stats.running_mean(values, 3)[0, 3]) and stats.running_mean(values, 3)[0, 4] == 12.0
-    assert stats.running_mean(values, 1) is values
+    options = (COLUMNS, SETTINGS.final_fraction, SETTINGS.thresholds)
+    return group_runs(read_runs(results / "first_evidence", *options, lambda function, items, _: map(function, items))[0])[0]
 
 
 # tables
@@ -117,32 +57,57 @@ def test_summary_by_hand(tmp_path: Path) -> None:
                 "return/train_mean": train
             })  # fmt: skip
     groups = load(tmp_path)
-    assert [final_train(run, 0.1) for run in groups[0].used] == list(finals["ppo"])
-    ppo, rgpo = summary(groups, SETTINGS).rows
-    assert (ppo["final_train"], ppo["final_train_iqm"], ppo["final_eval"], ppo["n"]) == (20.0, 20.0, 25.0, 3)
-    assert (ppo["cv_percent"], ppo["kl_mean"], ppo["kl_median"], ppo["spike_rate"]) == (50.0, 0.5, 0.5, 0.25)
-    assert 10 <= ppo["final_train_low"] < 20 < ppo["final_train_high"] <= 30
-    assert (rgpo["baseline"], rgpo["difference"], rgpo["difference_percent"]) == ("ppo", 20.0, 100.0)
-    assert 0 <= rgpo["difference_low"] < 20 < rgpo["difference_high"] <= 40
+    assert list(groups[0].by_seed(TRAIN, "final").items()) == list(zip((1, 2, 3), finals["ppo"], strict=True))
+    ppo, _ = returns(groups, SETTINGS).rows
+    assert (ppo["return"], ppo["iqm"], ppo["eval"], ppo["n"]) == (20.0, 20.0, 25.0, 3)
+    assert (ppo["cv"], ppo["kl"], ppo["kl_median"], ppo["spikes"]) == (50.0, 0.5, 0.5, 100.0)
+    assert 10 <= ppo["return_low"] < 20 < ppo["return_high"] <= 30
+    (rgpo,) = comparisons(groups, SETTINGS).rows  # + 20 on every seed: Student's interval is a point
+    assert (rgpo["baseline"], rgpo["difference"], rgpo["percent"], rgpo["n"]) == ("ppo", 20.0, 100.0, 3)
+    assert (rgpo["difference_low"], rgpo["difference_high"], rgpo["p_holm"]) == (20.0, 20.0, 0.0)
+
+
+def test_spikes_are_swept_over_thresholds(tmp_path: Path) -> None:
+    for seed, level in ((1, 0.025), (2, 0.05), (3, 0.2)):
+        metrics = fixtures.metrics_of("hopper", "ppo", seed, 10) | {"kl/old_exact": np.full(10, level)}
+        fixtures.write_run(tmp_path, seed=seed, iterations=10, metrics=metrics)
+    (row,) = spikes(load(tmp_path), SETTINGS).rows
+    found = [row[f"above_{level}"] for level in ("0.02", "0.03", "0.04", "0.1", "0.3")]
+    assert found == pytest.approx([100, 200 / 3, 200 / 3, 100 / 3, 0]) and (row["n"], row["updates"]) == (3, 30)
 
 
 def test_too_few_seeds_are_said(tmp_path: Path) -> None:
     for seed in (1, 2):
         fixtures.write_run(tmp_path, seed=seed)
-    text = summary(load(tmp_path), SETTINGS).markdown()
-    assert text.count("n = 2 < 3") == 2  # interval and coefficient of variation
+        fixtures.write_run(tmp_path, algo="rgpo", seed=seed)
+    groups = load(tmp_path)
+    text = returns(groups, SETTINGS).markdown()
+    assert text.count("(n = 2 < 3)") == 2 * 6  # return, IQM, evaluation, CV, KL, spikes
+    assert comparisons(groups, SETTINGS).markdown().count("(n = 2 < 3)") == 2
+    assert overall.table(groups, SETTINGS).markdown().count("(n = 2 < 3)") == 2 * 4 + 1
+
+
+def test_scores_are_0_untrained_and_1_at_the_baseline(tmp_path: Path) -> None:
+    for algo, end in (("ppo", 100.0), ("rgpo", 190.0)):
+        for seed in (1, 2, 3):
+            train = np.linspace(10.0 + seed - 2, end, 20)
+            train[-2:] = end
+            metrics = fixtures.metrics_of("hopper", algo, seed, 20) | {"return/train_mean": train}
+            fixtures.write_run(tmp_path, algo=algo, seed=seed, iterations=20, metrics=metrics)
+    found = scores(load(tmp_path), SETTINGS)
+    assert found["ppo"]["hopper"].tolist() == [1.0] * 3 and found["rgpo"]["hopper"].tolist() == [2.0] * 3
 
 
 def test_table_forms() -> None:
     rows = ({"task": "a_b", "x": -1.25, "n": 3}, {"task": "50 %", "x": float("nan"), "n": 3})
-    table = Table("t", "caption", (word("task", "task"), number("x", "x (%)")), rows, section="task")
+    table = Table("t", "title", "caption", (word("task", "task"), number("x", "x (%)")), rows, section="task")
     assert table.markdown().splitlines() == ["| task | x (%) |", "| :-- | --: |", "| a_b | -1.25 |", "| 50 % | – |"]
     tex = table.tex()
     assert r"a\_b & $-$1.25 \\" in tex and r"50 \% & -- \\" in tex and r"\begin{tabular}{lr}" in tex
     assert [rule in tex for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [True] * 3
     assert table.csv() == "task,x,n\na_b,-1.25,3\n50 %,,3\n"
     assert [plain(x) for x in (2383.4, 41.26, 0.00973, 1.2e-5, 0.0, float("inf"))] == [
-        "2383", "41.3", "0.00973", "1.20e-05", "0", "inf",
+        "2383", "41.3", "0.00973", "1.20e-05", "0", "∞",
     ]  # fmt: skip
     assert escape_tex("a-b -3 x^2 {y}") == r"a-b $-$3 x\textasciicircum{}2 \{y\}"
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from rgpo.errors import ConfigError
-from rgpo.report import page, style
+from rgpo.errors import ConfigError, close_matches
+from rgpo.report import comparisons, completions, ledger, overall, page, style, summary
+from rgpo.report.claims import Evidence
 from rgpo.report.groups import Group, group_runs
-from rgpo.report.load import Problem, Unreadable, experiments, read_runs
+from rgpo.report.load import Outcome, Problem, experiments, read_runs, run_folders
 from rgpo.report.page import Made, Section
+from rgpo.report.render import Drawn, Job, render
+from rgpo.report.rows import Unreadable
 from rgpo.report.settings import Settings, command
 from rgpo.report.style import Line
-from rgpo.report.summary import COLUMNS as SUMMARY_COLUMNS
-from rgpo.report.summary import baseline_problems, check_baseline, missing_metrics, run_table, summary
 from rgpo.report.tables import Table
-
-
-class Outcome(NamedTuple):
-    """What the command line says."""
-
-    summary: str
-    problems: list[Problem]
+from rgpo.report.workers import Map, workers
 
 
 @dataclass
@@ -35,85 +30,121 @@ class _Loaded:
 
 
 def build(settings: Settings, defaults: Settings) -> Outcome:
-    """Write the report. ConfigError without results, experiment or baseline of that name, or a writable `out`."""
+    """Write the report. ConfigError without results, experiment of that name, or a writable `out`."""
+    if settings.ledger and settings.experiment:
+        raise ConfigError(f"ledger={settings.ledger}: it judges all experiments; leave out experiment={settings.experiment}")
     results_dir, out = Path(settings.results_dir), Path(settings.out)
-    wanted = [name for name in settings.wanted_figures if name != "gates"]
-    modules = {name: import_module(f"rgpo.report.figures.{name}") for name in wanted}
-    columns = {*SUMMARY_COLUMNS, *(column for module in modules.values() for column in module.COLUMNS)}
-    loaded = [_load(results_dir / name, columns) for name in experiments(results_dir, settings.experiment)]
-    everything = [group for experiment in loaded for group in experiment.groups]
-    check_baseline(everything, settings)
-    base = style.algorithm_lines(group.algo for group in everything)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        sections = [_section(e, modules, base, settings, defaults) for e in loaded]
-        general = _gates(results_dir, settings, defaults) if "gates" in settings.wanted_figures else None
-        problems = [problem for section in sections for problem in section.problems]
-        if general:
-            problems += general.problems
-        text = page.index(sections, general, settings, defaults)
-        _write(out / "index.md", text.encode())
-    except OSError as error:
-        raise ConfigError(f"out={out}: cannot be written ({error.strerror}); give a folder that can") from error
+    folders = [results_dir / name for name in experiments(results_dir, settings.experiment)]
+    modules = {name: import_module(f"rgpo.report.figures.{name}") for name in settings.wanted_figures if name != "gates"}
+    with workers(sum(len(run_folders(folder)) for folder in folders)) as distribute:
+        columns = {column for module in modules.values() for column in module.COLUMNS}
+        loaded = [_load(folder, columns, settings, distribute) for folder in folders]
+        everything = [group for experiment in loaded for group in experiment.groups]
+        judged = ledger.table(Evidence({experiment.name: experiment.groups for experiment in loaded}, settings))
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            base = style.algorithm_lines(group.algo for group in everything)
+            sections = [_section(e, modules, base, settings, defaults, distribute) for e in loaded]
+            general = Section("", [], _baseline_unknown(everything, settings), tables=[judged])
+            _write_table(judged, out / "tables")
+            if "gates" in settings.wanted_figures:
+                _gates(general, results_dir, settings, defaults)
+            _write(out / "index.html", page.index(sections, general, settings, defaults).encode())
+        except OSError as error:
+            raise ConfigError(f"out={out}: cannot be written ({error.strerror}); give a folder that can") from error
+    if settings.ledger:
+        ledger.renew(Path(settings.ledger), judged)
+    problems = [problem for section in [*sections, general] for problem in section.problems]
     num_runs = sum(len(group.runs) for group in everything)
-    num_figures = sum(len(section.figures) for section in [*sections, *([general] if general else [])])
+    num_figures = sum(len(section.figures) for section in [*sections, general])
     left_out = f", {len(problems)} left out or incomplete (see above)" if problems else ""
-    return Outcome(f"{out / 'index.md'}: {num_runs} runs, {num_figures} figures{left_out}", problems)
+    return Outcome(f"{out / 'index.html'}: {num_runs} runs, {num_figures} figures{left_out}", problems)
 
 
-def _load(folder: Path, columns: set[str]) -> _Loaded:
-    runs, problems = read_runs(folder, columns)
+def _load(folder: Path, columns: set[str], settings: Settings, distribute: Map) -> _Loaded:
+    """One experiment's groups and what is wrong with its runs."""
+    runs, problems = read_runs(folder, columns, settings.final_fraction, settings.thresholds, distribute)
     groups, more = group_runs(runs)
-    return _Loaded(folder.name, groups, problems + more + missing_metrics(groups))
+    return _Loaded(folder.name, groups, problems + more + summary.missing_metrics(groups))
+
+
+def tables(groups: Sequence[Group], settings: Settings) -> list[Table]:
+    """Every table that has a row."""
+    control = [group for group in groups if not group.language]
+    language = [group for group in groups if group.language]
+    made: list[Table | None] = [summary.returns(control, settings)] if control else []
+    made += [summary.rewards(language, settings)] if language else []
+    made += [comparisons.comparisons(groups, settings), overall.table(groups, settings)]
+    made += [summary.spikes(groups, settings), summary.cost(groups, settings), summary.run_table(groups, settings)]
+    return [table for table in made if table is not None and table.rows]
 
 
 def _section(
-    loaded: _Loaded, modules: Mapping[str, Any], base: Mapping[str, Line], settings: Settings, defaults: Settings
+    loaded: _Loaded,
+    modules: Mapping[str, Any],
+    base: Mapping[str, Line],
+    settings: Settings,
+    defaults: Settings,
+    distribute: Map,
 ) -> Section:
     """Tables and figures of one experiment, written to out/<experiment>/."""
     section = Section(loaded.name, loaded.groups, list(loaded.problems))
     if not loaded.groups:
         return section
-    incomparable = baseline_problems(loaded.groups, settings)
+    incomparable = comparisons.baseline_problems(loaded.groups, settings)
     if settings.baseline:
         section.problems += incomparable
     else:
         section.notes += [f"{problem}." for problem in incomparable]
-    lines = style.assign([(group.algo, group.label) for group in loaded.groups], base)
-    folder = Path(settings.out) / loaded.name
-    for table in (summary(loaded.groups, settings), run_table(loaded.groups, settings)):
-        _write_table(table, folder / "tables")
-        section.tables.append(table)
-    for name, module in modules.items():
-        panels = module.compute(loaded.groups, settings)
-        where = f"{loaded.name}/figures/{name}"
-        if not panels:
-            _leave_out(section, settings, where, f"no run measured {' or '.join(module.COLUMNS)}")
-            continue
-        section.problems += _lacking(loaded.groups, panels, module.COLUMNS, where)
-        line = command(settings, defaults, experiment=loaded.name, figures=[name])
-        text = module.caption(panels, settings) + _absent(loaded.groups, panels)
-        with style.context():
-            files = style.save(module.draw(panels, lines), name, settings.formats, settings.dpi)
-        _write_figure(section, name, folder / "figures", files, text, line, settings)
+    section.lines = style.assign([(group.algo, group.label) for group in loaded.groups], base)
+    captions: list[Made] = []
+    drawn = distribute(render, _jobs(section, modules, captions, settings, defaults), 1)
+    section.tables = tables(loaded.groups, settings)
+    for table in section.tables:
+        _write_table(table, Path(settings.out) / loaded.name / "tables")
+    section.pairs, problems = completions.pairs(loaded.groups, settings.max_completions)
+    section.problems += problems
+    for i, figure in enumerate(drawn):
+        _write_figure(section, captions[i], figure, settings)
     return section
 
 
-def _gates(results_dir: Path, settings: Settings, defaults: Settings) -> Section:
+def _jobs(
+    section: Section, modules: Mapping[str, Any], captions: list[Made], settings: Settings, defaults: Settings
+) -> Iterator[Job]:
+    """What there is to draw, with its caption added to `captions`; a sentence for what there is not."""
+    for name, module in modules.items():
+        panels = module.compute(section.groups, settings)
+        where = f"{section.title}/figures/{name}"
+        if not panels:
+            _leave_out(section, settings, where, f"no run measured {' or '.join(module.COLUMNS)}, or there is no baseline")
+            continue
+        section.problems += _lacking(section.groups, panels, module.COLUMNS, where)
+        line = command(settings, defaults, experiment=section.title, figures=[name])
+        captions.append(Made(name, {}, module.caption(panels, settings) + _absent(section.groups, panels), line, {}))
+        yield Job(name, panels, section.lines, settings.formats, settings.dpi)
+
+
+def _gates(section: Section, results_dir: Path, settings: Settings, defaults: Settings) -> None:
     """The figure of the gates, which no experiment's runs enter, in out/figures/."""
     from rgpo.report.figures import gates
 
-    section = Section("Gates", [], [])
     try:
         curves = gates.compute(results_dir)
     except Unreadable as error:
         _leave_out(section, settings, "figures/gates", str(error))
-        return section
-    with style.context():
-        files = style.save(gates.draw(curves), "gates", settings.formats, settings.dpi)
-    line = command(settings, defaults, figures=["gates"])
-    _write_figure(section, "gates", Path(settings.out) / "figures", files, gates.caption(curves), line, settings)
-    return section
+        return
+    made = Made("gates", {}, gates.caption(curves), command(settings, defaults, figures=["gates"]), {})
+    _write_figure(section, made, render(Job("gates", curves, {}, settings.formats, settings.dpi)), settings)
+
+
+def _baseline_unknown(groups: Sequence[Group], settings: Settings) -> list[Problem]:
+    """A baseline that no experiment has."""
+    known = {group.algo for group in groups} | {group.label for group in groups}
+    if not settings.baseline or settings.baseline in known:
+        return []
+    near = close_matches(settings.baseline, known) or f" There are {', '.join(sorted(known))}."
+    return [Problem(f"baseline={settings.baseline}", f"no run has this algorithm or label.{near}")]
 
 
 def _leave_out(section: Section, settings: Settings, where: str, why: str) -> None:
@@ -126,7 +157,7 @@ def _leave_out(section: Section, settings: Settings, where: str, why: str) -> No
 
 def _lacking(groups: Sequence[Group], panels: Sequence[Any], columns: Sequence[str], where: str) -> list[Problem]:
     """Runs that lack a figure's metric although others of their group have it."""
-    drawn = {(panel.task, curve.label) for panel in panels for curve in panel.series}
+    drawn = _drawn(panels)
     problems = []
     for group in groups:
         if (group.task, group.label) in drawn:
@@ -140,19 +171,24 @@ def _lacking(groups: Sequence[Group], panels: Sequence[Any], columns: Sequence[s
 
 def _absent(groups: Sequence[Group], panels: Sequence[Any]) -> str:
     """A sentence about the groups that a figure does not show."""
-    drawn = {(panel.task, curve.label) for panel in panels for curve in panel.series}
-    absent = sorted({f"{g.label} ({g.task})" for g in groups if (g.task, g.label) not in drawn})
+    drawn = _drawn(panels)
+    absent = sorted({f"{g.label} ({g.task})" for g in groups if (g.task, g.label) not in drawn}) if drawn else []
     return f" Not measured: {', '.join(absent)}." if absent else ""
 
 
-def _write_figure(
-    section: Section, name: str, folder: Path, files: Mapping[str, bytes], caption: str, line: str, settings: Settings
-) -> None:
+def _drawn(panels: Sequence[Any]) -> set[tuple[str, str]]:
+    """(task, label) of every curve, of figures that have curves by task."""
+    by_task = [panel for panel in panels if hasattr(panel, "series") and panel.task]
+    return {(panel.task, curve.label) for panel in by_task for curve in panel.series}
+
+
+def _write_figure(section: Section, made: Made, drawn: Drawn, settings: Settings) -> None:
+    folder = Path(settings.out) / section.title / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, data in files.items():
-        _write(folder / f"{name}.{kind}", data)
-    paths = {kind: (folder / f"{name}.{kind}").relative_to(settings.out).as_posix() for kind in files}
-    section.figures.append(Made(name, paths, caption, line))
+    for kind, data in drawn.files.items():
+        _write(folder / f"{made.name}.{kind}", data)
+    paths = {kind: f"{section.folder}figures/{made.name}.{kind}" for kind in drawn.files}
+    section.figures.append(made._replace(paths=paths, shown=drawn.shown))
 
 
 def _write_table(table: Table, folder: Path) -> None:

@@ -7,19 +7,25 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rgpo.report.load import Outcome
     from rgpo.report.settings import Settings
 
 USAGE = """rgpo-report [key=value ...]
+rgpo-report compare A B [key=value ...]
 
-Reads results/<experiment>/<run>/ (running experiments too) and writes report/index.md with figures (svg, png, pdf) and
-tables (md, tex, csv).
+Reads results/<experiment>/<run>/ (running experiments too) and writes report/index.html, one self-contained page, with figures
+(svg, png, pdf) and tables (md, tex, csv) beside it.
 
   rgpo-report
   rgpo-report experiment=first_evidence baseline=ppo 'figures=[learning_curves,kl]' out=report
+  rgpo-report watch=true
+  rgpo-report 'figures=[]' ledger=experiments/README.md
+  rgpo-report compare results other/results
 
-A narrower command (experiment=, figures=) writes a narrower index.md; other files in report/ stay.
+compare says what changed beyond noise between two results folders, or results_dir as committed at two commits.
+A narrower command (experiment=, figures=) writes a narrower index.html; other files in report/ stay.
 
-exit code: 0 all fine; 1 written, but what stderr and index.md name was left out; 2 wrong usage or no results
+exit code: 0 all fine; 1 written, but what stderr and index.html name was left out; 2 wrong usage or no results
 """
 
 
@@ -34,19 +40,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"rgpo-report {rgpo.__version__}")
         return 0
-    from rgpo.errors import ConfigError
+    from rgpo.errors import ConfigError, require
 
     try:
-        settings, defaults = parse(words)
-        from rgpo.report.build import build
+        if words[:1] == ["compare"]:
+            require(len(words) >= 3, "compare", " ".join(words[1:]), "give two results folders or commits")
+            from rgpo.report.compare import compare
 
-        outcome = build(settings, defaults)
+            return _say(compare(words[1], words[2], parse(words[3:])[0]))
+        settings, defaults = parse(words)
+        if settings.watch:
+            from rgpo.report.watch import watch
+
+            return watch(settings, lambda: _report(settings, defaults))
+        return _report(settings, defaults)
     except ConfigError as error:
         print(f"rgpo-report: {error}", file=sys.stderr)
         return 2
+
+
+def _report(settings: Settings, defaults: Settings) -> int:
+    from rgpo.report.build import build
+
+    return _say(build(settings, defaults))
+
+
+def _say(outcome: Outcome) -> int:
+    """Problems to stderr, the summary to stdout; the exit code."""
     for problem in outcome.problems:
         print(f"rgpo-report: {problem}", file=sys.stderr)
-    print(outcome.summary)
+    print(outcome.summary, flush=True)
     return 1 if outcome.problems else 0
 
 
@@ -83,8 +106,10 @@ def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
 
 def _help() -> str:
     from rgpo.paths import conf_dir
+    from rgpo.report.settings import FIGURES
 
-    return f"{USAGE}\n{(conf_dir() / 'report.yaml').read_text(encoding='utf-8')}".rstrip()
+    figures = f"figures: {', '.join(FIGURES)}"
+    return f"{USAGE}\n{figures}\n\n{(conf_dir() / 'report.yaml').read_text(encoding='utf-8')}".rstrip()
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from rgpo.report.load import Problem, Run
+from rgpo.report.stats import Floats
 
 AXES = ("gate", "ref_gate", "dual", "advantage", "penalty", "update")  # config groups, named by their choice
-HARMLESS = ("name", "results_dir", "plan", "force", "tags", "checkpoint_every_s")  # keys that change no number
+HARMLESS = ("name", "results_dir", "plan", "force", "tags", "checkpoint_every_s", "exports")  # keys that change no number
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,25 @@ class Group:
     def differences(self) -> str:
         """What follows the algorithm's name in the label."""
         return self.label[len(self.algo) :].strip()
+
+    @property
+    def scale(self) -> str:
+        """embedded, smollm2 or paper; none for control."""
+        return self.runs[0].scale
+
+    @property
+    def language(self) -> bool:
+        """Whether a language model was trained."""
+        return self.scale != "none"
+
+    def by_seed(self, column: str, statistic: str) -> dict[int, float]:
+        """Seed -> number of every run in `used` that measured it."""
+        found = {run.seed: run.number(column, statistic) for run in self.used}
+        return {seed: value for seed, value in found.items() if np.isfinite(value)}
+
+    def values(self, column: str, statistic: str) -> Floats:
+        """The same numbers (S,) in the order of their seeds."""
+        return np.array(list(self.by_seed(column, statistic).values()), dtype=np.float64)
 
     @property
     def provisional(self) -> bool:
@@ -118,7 +140,7 @@ def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
     for run in sorted(runs, key=lambda r: (r.seed, not r.complete, -r.reached, r.run_id)):
         if run.seed in best:
             kept = best[run.seed].run_id
-            problems.append(Problem(_where(run), f"has the config and seed of {kept}; it is left out"))
+            problems.append(Problem(run.where, f"has the config and seed of {kept}; it is left out"))
         else:
             best[run.seed] = run
     return list(best.values()), problems
@@ -134,9 +156,5 @@ def _usable(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
             state = "incomplete" if run.status in ("completed", "unknown") else run.status
             reason = f" ({run.reason})" if run.reason else ""
             progress = f"at iteration {run.reached} of {run.num_iterations}"
-            problems.append(Problem(_where(run), f"{state} {progress}{reason}; drawn as a thin line, in no mean or table"))
+            problems.append(Problem(run.where, f"{state} {progress}{reason}; drawn as a thin line, in no mean or table"))
     return used, problems
-
-
-def _where(run: Run) -> str:
-    return f"{run.experiment}/{run.run_id}"

@@ -1,7 +1,9 @@
-"""index.md: what was run, tables, figures with caption and command, and what was left out."""
+"""index.html: one self-contained page of what was run, what came out, and what was left out. It asks nobody for anything."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import platform
 from collections import Counter
@@ -9,29 +11,57 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
 
 import rgpo
+from rgpo.report.completions import Pair
 from rgpo.report.groups import Group
+from rgpo.report.inline import inline
 from rgpo.report.load import Problem, Run
 from rgpo.report.settings import Settings, command
-from rgpo.report.tables import Table
+from rgpo.report.style import Line
+from rgpo.report.tables import Row, Table
 
-REPORT_PACKAGES = ("numpy", "pyarrow", "matplotlib")
+TEMPLATE = Path(__file__).parent / "template"
+REPORT_PACKAGES = ("numpy", "scipy", "pyarrow", "matplotlib")
+TITLES = {
+    "frontier": "Reward against KL to the reference",
+    "profiles": "Performance profiles",
+    "improvement": "Probability of improvement",
+    "kl": "KL per update",
+    "spikes": "KL spikes by threshold",
+    "weight": "Weights",
+}
+MARKS = {"o": "●", "s": "■", "D": "◆", "d": "◆", "^": "▲", "v": "▼", "P": "✚", "X": "✖", "*": "★", "<": "◀", ">": "▶", "h": "⬢"}
 
 
 class Made(NamedTuple):
-    """A figure on disk: format -> path below `out`."""
+    """A figure: format -> path below `out`, and axis -> SVG for the page."""
 
     name: str
     paths: dict[str, str]
     caption: str
     command: str
+    shown: dict[str, bytes]
+
+    @property
+    def title(self) -> str:
+        """For readers."""
+        return TITLES.get(self.name, self.name.replace("_", " ").capitalize())
+
+    @property
+    def raw(self) -> bool:
+        """Whether it draws every seed beside the mean."""
+        return any(b'id="seed:' in svg for svg in self.shown.values())
 
 
 @dataclass
 class Section:
-    """One experiment's part of the page."""
+    """One experiment's part of the page; the one without a title is about all of them."""
 
     title: str
     groups: list[Group]
@@ -39,78 +69,72 @@ class Section:
     notes: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     figures: list[Made] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    lines: dict[str, Line] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """Where its files lie below `out`."""
+        return f"{self.title}/" if self.title else ""
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every readable run."""
+        return [run for group in self.groups for run in group.runs]
 
 
-def index(sections: Sequence[Section], general: Section | None, settings: Settings, defaults: Settings) -> str:
-    """The page as markdown."""
-    packages = (f"{name} {version(name)}" for name in REPORT_PACKAGES)
-    made_with = ", ".join([f"Python {platform.python_version()}", *packages])
-    parts = [
-        "# rgpo report",
-        f"Made from `{settings.results_dir}` by rgpo {rgpo.__version__} ({made_with}):",
-        _code(command(settings, defaults)),
-    ]
-    if len(sections) > 1:
-        anchors = ((section.title, section.title.lower().replace(" ", "-")) for section in sections)
-        parts.append("\n".join(f"- [{title}](#{anchor})" for title, anchor in anchors))
-    for section in sections:
-        parts += _experiment(section, settings)
-    if general:
-        parts += ["## Gates", *(_figure(figure) for figure in general.figures), *_lists(general)]
-    return "\n\n".join(parts) + "\n"
+def index(sections: Sequence[Section], general: Section, settings: Settings, defaults: Settings) -> str:
+    """The page. The only script it may run is its own, by its hash; everything else is text."""
+    script = (TEMPLATE / "script.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"quote": quote, "value": _sortable}
+    packages = ", ".join(f"{name} {version(name)}" for name in REPORT_PACKAGES)
+    return environment.get_template("index.html").render(
+        sections=sections,
+        general=general,
+        problems=[(section, problem) for section in [general, *sections] for problem in section.problems],
+        style=Markup((TEMPLATE / "style.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'",
+        made_with=f"rgpo {rgpo.__version__}, Python {platform.python_version()}, {packages}",
+        command=command(settings, defaults),
+        results_dir=settings.results_dir,
+        provenance=provenance,
+        inlined=lambda figure, i, place: Markup(inline(figure.shown[i], f"f{place}")),
+        mark=lambda line: MARKS.get(line.marker, "●"),
+        link=lambda run, name: quote(Path(os.path.relpath(run.folder / name, settings.out)).as_posix()),
+        run_of={(section.title, run.run_id): run for section in sections for run in section.runs},
+    )
 
 
-def _experiment(section: Section, settings: Settings) -> list[str]:
-    parts = [f"## {section.title}", *_lists(section)]
-    runs = [run for group in section.groups for run in group.runs]
-    if runs:
-        parts += ["### Provenance", _provenance(runs)]
-    for table in section.tables:
-        links = ", ".join(f"[{kind}]({section.title}/tables/{table.name}.{kind})" for kind in ("md", "tex", "csv"))
-        text = _linked(table, runs, settings) if table.name == "runs" else table.markdown()
-        parts += [f"### {table.name.capitalize()}", text.rstrip(), f"{table.caption} ({links})"]
-    if section.figures:
-        parts += ["### Figures", *(_figure(figure) for figure in section.figures)]
-    return parts
-
-
-def _lists(section: Section) -> list[str]:
-    parts = []
-    if section.problems:
-        parts.append("### Left out or incomplete\n\n" + "\n".join(f"- {_literal(str(p))}." for p in section.problems))
-    if section.notes:
-        parts.append("Notes:\n\n" + "\n".join(f"- {note}" for note in section.notes))
-    return parts
-
-
-def _figure(figure: Made) -> str:
-    title = figure.name.replace("_", " ").capitalize()
-    shown = figure.paths.get("png") or next(iter(figure.paths.values()))
-    links = ", ".join(f"[{kind}]({path})" for kind, path in figure.paths.items())
-    return f"#### {title}\n\n![{title}]({shown})\n\n{_literal(figure.caption)} ({links})\n\n{_code(figure.command)}"
-
-
-def _provenance(runs: Sequence[Run]) -> str:
+def provenance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Distinct values with the number of runs that have them."""
-    commits = Counter(_commit(run) for run in runs)
-    versions = Counter(_versions(run) for run in runs)
-    hosts = Counter(_host(run) for run in runs)
-    commands = Counter(str(run.provenance.get("command", "unknown")) for run in runs)
-    started = sorted(str(run.provenance["started"]) for run in runs if run.provenance.get("started"))
     status = Counter(run.status for run in runs)
     resumed = sum(int(run.provenance.get("attempt", 1)) > 1 for run in runs)
     states = ", ".join(f"{n} {name}" for name, n in sorted(status.items()))
-    lines = [f"- runs: {len(runs)} ({states}), {resumed} resumed"]
-    lines += _counted("commit", commits, "`") + _counted("versions", versions) + _counted("host", hosts)
-    lines += [f"- started: {started[0]} to {started[-1]}"] if started else []
-    return "\n".join(lines + _counted("command", commands, "`"))
+    started = sorted(str(run.provenance["started"]) for run in runs if run.provenance.get("started"))
+    return [
+        ("runs", [f"{len(runs)} ({states}), {resumed} resumed"]),
+        ("scale", _counted(run.scale for run in runs)),
+        ("commit", _counted(map(_commit, runs))),
+        ("versions", _counted(map(_versions, runs))),
+        ("host", _counted(map(_host, runs))),
+        ("started", [f"{started[0]} to {started[-1]}"] if started else ["unknown"]),
+        ("command", _counted(str(run.provenance.get("command", "unknown")) for run in runs)),
+    ]
 
 
-def _counted(name: str, found: Counter[str], quote: str = "") -> list[str]:
-    counts = {value: f" ({n} run{'s' if n > 1 else ''})" if len(found) > 1 else "" for value, n in sorted(found.items())}
-    shown = [f"{quote}{value}{quote}{count}" for value, count in counts.items()]
-    more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
-    return [f"- {name}: {'; '.join(shown[:5])}{more}"]
+def _counted(values: Any) -> list[str]:
+    found = Counter(values)
+    shown = [f"{value} ({n} run{'s' if n > 1 else ''})" if len(found) > 1 else value for value, n in sorted(found.items())]
+    return shown[:5] + ([f"and {len(shown) - 5} more"] if len(shown) > 5 else [])
 
 
 def _commit(run: Run) -> str:
@@ -128,19 +152,7 @@ def _host(run: Run) -> str:
     return f"{machine}; threads a run: {run.provenance.get('num_threads', '?')}"
 
 
-def _linked(table: Table, runs: Sequence[Run], settings: Settings) -> str:
-    """The run table with links to the run folders."""
-    text = table.markdown()
-    for run in runs:
-        path = Path(os.path.relpath(run.folder, settings.out)).as_posix()
-        text = text.replace(f"| {run.run_id} |", f"| [{run.run_id}]({path}) |")
-    return text
-
-
-def _code(line: str) -> str:
-    return f"```sh\n{line}\n```"
-
-
-def _literal(text: str) -> str:
-    """Plain text that markdown shows as it stands."""
-    return text.replace("_", r"\_").replace("|", r"\|").replace("*", r"\*")
+def _sortable(row: Row, key: str) -> str:
+    """What a cell is sorted by."""
+    value = row.get(key, "")
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

@@ -7,14 +7,22 @@ from dataclasses import dataclass, fields
 
 from rgpo.errors import close_matches, require
 
-FIGURES = (
+FIGURES = (  # modules of rgpo.report.figures, in the report's order
     "learning_curves",
+    "frontier",
+    "proxy_against_gold",
+    "aggregates",
+    "profiles",
+    "improvement",
     "kl",
-    "weight",
+    "spikes",
     "epoch_drift",
     "gradient_variance",
+    "weight",
+    "ratio_tails",
+    "timing",
     "gates",
-)  # modules of rgpo.report.figures
+)
 FORMATS = ("svg", "png", "pdf")
 DEFAULT_BASELINE = "ppo"
 
@@ -32,9 +40,15 @@ class Settings:
     dpi: int
     smoothing: int
     final_fraction: float
+    spike_threshold: float
+    spike_sweep: list[float]
     confidence: float
     num_resamples: int
     seed: int
+    max_completions: int
+    ledger: str | None
+    watch: bool
+    watch_every_s: float
 
     def __post_init__(self) -> None:
         for key, known in (("figures", FIGURES), ("formats", FORMATS)):
@@ -45,20 +59,29 @@ class Settings:
         require(20 <= self.dpi <= 1200, "dpi", self.dpi, "give 20 to 1200 dots per inch")
         require(1 <= self.smoothing <= 1000, "smoothing", self.smoothing, "give 1 (none) to 1000 updates")
         require(0 < self.final_fraction <= 1, "final_fraction", self.final_fraction, "give a share above 0, up to 1")
+        for key, levels in (("spike_threshold", [self.spike_threshold]), ("spike_sweep", self.spike_sweep)):
+            require(all(level > 0 for level in levels), key, _text(getattr(self, key)), "give nats above 0")
         require(0 < self.confidence < 1, "confidence", self.confidence, "give a share between 0 and 1, such as 0.95")
         require(100 <= self.num_resamples <= 100_000, "num_resamples", self.num_resamples, "give 100 to 100000")
         require(self.seed >= 0, "seed", self.seed, "give 0 or more")
+        require(0 <= self.max_completions <= 10_000, "max_completions", self.max_completions, "give 0 to 10000 pairs")
+        require(self.watch_every_s >= 0.1, "watch_every_s", self.watch_every_s, "give 0.1 seconds or more")
 
     @property
     def wanted_figures(self) -> list[str]:
         """Names in the report's order, without repetitions."""
         return [name for name in FIGURES if self.figures is None or name in self.figures]
 
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Nats at which spike rates are taken, ascending; the stated one is among them."""
+        return tuple(sorted({self.spike_threshold, *self.spike_sweep}))
+
 
 def command(settings: Settings, defaults: Settings, **change: object) -> str:
     """The shell line that makes the report of `settings` with `change`, naming only what is not the default."""
     values = {field.name: change.get(field.name, getattr(settings, field.name)) for field in fields(settings)}
-    words = [f"{key}={_text(value)}" for key, value in values.items() if value != getattr(defaults, key)]
+    words = [f"{key}={_text(value)}" for key, value in values.items() if value != getattr(defaults, key) and key != "watch"]
     return shlex.join(["rgpo-report", *words])
 
 

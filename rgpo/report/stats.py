@@ -1,6 +1,7 @@
-"""Statistics over runs: interquartile mean and stratified bootstrap after Agarwal et al. (2021), arXiv 2108.13264.
+"""Statistics over runs, after Agarwal et al. (2021, arXiv 2108.13264): aggregates, profiles, stratified bootstrap.
 
-S runs, I iterations, B bootstrap resamples. Pure numpy; every draw comes from a Generator that is passed in.
+S runs of a task, T tasks, B bootstrap resamples, I points. A `strata` is a list over tasks of scores (S_t,), of draws
+(B, S_t): every aggregate takes either and reduces the last axis. Pure numpy; every draw comes from a Generator passed in.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Strata = Sequence[Floats]
 MIN_RUNS = 3  # below it no interval is given: a bootstrap over one or two runs says nothing
 
 
@@ -20,42 +22,78 @@ def generator(seed: int, *names: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32("/".join(names).encode())])
 
 
-def iqm(values: Floats) -> float:
-    """Interquartile mean: the mean without the lowest and highest floor(S/4) of values (S,). ValueError if empty."""
-    if values.size == 0:
+def mean(values: Floats) -> Floats:
+    """Mean over the last axis of values (..., S)."""
+    return np.asarray(values.mean(axis=-1))
+
+
+def iqm(values: Floats) -> Floats:
+    """Interquartile mean: the mean without the lowest and highest floor(S/4) of values (..., S). ValueError if empty."""
+    if values.shape[-1] == 0:
         raise ValueError("iqm: values=[]: give at least one value")
-    cut = values.size // 4
-    return float(np.mean(np.sort(values)[cut : values.size - cut]))
+    cut = values.shape[-1] // 4
+    return np.asarray(np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut].mean(axis=-1))
 
 
-def coefficient_of_variation(values: Floats) -> float:
-    """100 s / |mean| in per cent of values (S,), s with S - 1; nan for fewer than two values or mean 0."""
-    mean = float(np.mean(values)) if values.size > 1 else 0.0
-    return 100.0 * float(np.std(values, ddof=1)) / abs(mean) if mean else float("nan")
+def aggregate_mean(strata: Strata) -> Floats:
+    """Mean over tasks of the mean over runs."""
+    return mean(_task_means(strata))
 
 
-def spike_rate(spikes: Floats) -> float:
-    """Share of the measured iterations (not nan) in which kl/spike is 1; nan if none was measured."""
-    measured = spikes[~np.isnan(spikes)]
-    return float(np.mean(measured > 0.5)) if measured.size else float("nan")
+def aggregate_median(strata: Strata) -> Floats:
+    """Median over tasks of the mean over runs."""
+    return np.asarray(np.median(_task_means(strata), axis=-1))
+
+
+def aggregate_iqm(strata: Strata) -> Floats:
+    """Interquartile mean over all runs of all tasks; a task with more runs counts more."""
+    return iqm(np.concatenate(list(strata), axis=-1))
+
+
+def optimality_gap(strata: Strata) -> Floats:
+    """Mean over tasks of E max(0, 1 - score): how far runs stay below the score 1."""
+    return np.asarray(1.0 - mean(_task_means([np.minimum(scores, 1.0) for scores in strata])))
+
+
+AGGREGATES: dict[str, Callable[[Strata], Floats]] = {
+    "mean": aggregate_mean,
+    "IQM": aggregate_iqm,
+    "median": aggregate_median,
+    "optimality gap": optimality_gap,
+}
+
+
+def performance_profile(strata: Strata, thresholds: Floats) -> Floats:
+    """Share of runs above each threshold, mean over tasks: (..., S_t) and (K,) -> (..., K)."""
+    shares = []
+    for scores in strata:
+        order = np.sort(scores, axis=-1).reshape(-1, scores.shape[-1])
+        above = [scores.shape[-1] - np.searchsorted(row, thresholds, side="right") for row in order]
+        shares.append(np.array(above).reshape(*scores.shape[:-1], len(thresholds)) / scores.shape[-1])
+    return np.asarray(np.mean(shares, axis=0))
+
+
+def probability_of_improvement(first: Strata, second: Strata) -> Floats:
+    """P(X > Y) + P(X = Y)/2 of a run X of the first and Y of the second, mean over tasks (Mann-Whitney's U / S_x S_y)."""
+    chances = []
+    for x, y in zip(first, second, strict=True):
+        gap = x[..., :, None] - y[..., None, :]
+        chances.append((np.mean(gap > 0, axis=(-2, -1)) + np.mean(gap >= 0, axis=(-2, -1))) / 2)
+    return np.asarray(np.mean(chances, axis=0))
+
+
+def bootstrap(strata: Strata, rng: np.random.Generator, num_resamples: int) -> list[Floats]:
+    """Runs resampled with replacement inside each task: [(S_t,)] -> [(B, S_t)]. ValueError for an empty stratum."""
+    if not strata or any(scores.size == 0 for scores in strata):
+        raise ValueError("bootstrap: strata hold an empty one: give at least one run in each")
+    return [scores[rng.integers(scores.size, size=(num_resamples, scores.size))] for scores in strata]
 
 
 def bootstrap_interval(
-    strata: Sequence[Floats],
-    statistic: Callable[[Sequence[Floats]], Floats],
-    rng: np.random.Generator,
-    *,
-    num_resamples: int,
-    confidence: float,
+    strata: Strata, statistic: Callable[[Strata], Floats], rng: np.random.Generator, *, num_resamples: int, confidence: float
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic under resampling with replacement inside each stratum.
-
-    strata: runs (S_t,) of task or algorithm t; statistic: [(B, S_t), ...] -> (B,). ValueError for an empty stratum.
-    """
-    if not strata or any(stratum.size == 0 for stratum in strata):
-        raise ValueError("bootstrap_interval: strata hold an empty one: give at least one run in each")
-    drawn = [s[rng.integers(s.size, size=(num_resamples, s.size))] for s in strata]
-    low, high = _percentiles(statistic(drawn), confidence)
+    """Percentile interval of a statistic under resampling with replacement inside each stratum."""
+    low, high = percentiles(statistic(bootstrap(strata, rng, num_resamples)), confidence)
     return float(low), float(high)
 
 
@@ -67,8 +105,21 @@ def mean_interval(values: Floats, rng: np.random.Generator, *, num_resamples: in
     if num_runs < MIN_RUNS or not usable.any():
         return low, high
     shares = rng.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=num_resamples) / num_runs  # (B, S)
-    low[usable], high[usable] = _percentiles(shares @ values[:, usable], confidence)
+    low[usable], high[usable] = percentiles(shares @ values[:, usable], confidence)
     return low, high
+
+
+def percentiles(estimates: Floats, confidence: float) -> tuple[Floats, Floats]:
+    """Lower and upper end (...) of the central `confidence` of estimates (B, ...)."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.ascontiguousarray(np.moveaxis(estimates, 0, -1)), [tail, 1 - tail], axis=-1)
+    return low, high
+
+
+def survival(values: Floats) -> tuple[Floats, Floats]:
+    """Empirical P(X >= x) at the sorted positive values (n,): x ascending and the share of values from x up."""
+    x = np.sort(values[np.isfinite(values) & (values > 0)])
+    return x, np.arange(len(x), 0, -1) / max(len(x), 1)
 
 
 def running_mean(values: Floats, window: int) -> Floats:
@@ -87,19 +138,5 @@ def running_mean(values: Floats, window: int) -> Floats:
     return np.where(measured, means, np.nan)
 
 
-def mean_of_all(drawn: Sequence[Floats]) -> Floats:
-    """Mean over every run of every stratum: [(B, S_t), ...] -> (B,)."""
-    return np.asarray(np.concatenate(list(drawn), axis=1).mean(axis=1))
-
-
-def difference_of_means(drawn: Sequence[Floats]) -> Floats:
-    """Mean of the first stratum minus mean of the second: [(B, S_1), (B, S_2)] -> (B,)."""
-    first, second = drawn
-    return np.asarray(first.mean(axis=1) - second.mean(axis=1))
-
-
-def _percentiles(estimates: Floats, confidence: float) -> tuple[Floats, Floats]:
-    """Lower and upper end (...) of the central `confidence` of estimates (B, ...)."""
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(estimates, [tail, 1 - tail], axis=0)
-    return low, high
+def _task_means(strata: Strata) -> Floats:
+    return np.stack([scores.mean(axis=-1) for scores in strata], axis=-1)

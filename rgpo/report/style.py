@@ -11,12 +11,18 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
+CANVASES: dict[str, Any] = {"svg": FigureCanvasSVG, "png": FigureCanvasAgg, "pdf": FigureCanvasPdf}
 WIDTH = 7.0  # inches, the text width of a page
 BLACK, ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = (
     "#000000",
@@ -28,6 +34,7 @@ BLACK, ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = (
     "#CC79A7",
 )
 GREY = "#7F7F7F"
+MANY_PANELS = 12
 SOLID, DASHED, DOTTED, DASHDOT, LONG = "-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (8, 2))
 DASHES = (SOLID, DASHED, DOTTED, DASHDOT, LONG)
 MARKERS = "o^DvX"  # of variants; as many as DASHES
@@ -128,22 +135,22 @@ def _shade(color: str, t: float) -> str:
     return to_hex((red, green, blue)).upper()
 
 
-def grid(num_panels: int, *, columns: int, height: float, share_x: bool = False) -> tuple[Figure, list[Axes]]:
+def grid(num_panels: int, *, columns: int, height: float, share: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure of text width with num_panels axes in rows of up to `columns`, each `height` inches high."""
     columns = min(columns, max(num_panels, 1))
     rows = math.ceil(num_panels / columns)
     width = WIDTH if columns > 1 else 4.6
     figure = Figure(figsize=(width, rows * height + 0.5), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
     flat = list(axes.flat)
     for unused in flat[num_panels:]:
         unused.remove()
     return figure, flat[:num_panels]
 
 
-def legend_below(figure: Figure, lines: Mapping[str, Line], extra: Sequence[Line2D] = ()) -> None:
+def legend_below(figure: Figure, lines: Mapping[str, Line], extra: Sequence[Artist] = ()) -> None:
     """One legend for all panels, outside of them."""
-    handles: list[Line2D] = [
+    handles: list[Artist] = [
         Line2D([], [], color=line.color, linestyle=line.dashes, marker=line.marker, label=label) for label, line in lines.items()
     ]
     handles += extra
@@ -167,6 +174,9 @@ def log_axis(axes: Axes) -> None:
     """Logarithmic y axis: decades, or plain numbers where fewer than two of them are shown. Call it after plotting."""
     axes.set_yscale("log", nonpositive="mask")
     low, high = axes.get_ylim()
+    figure = axes.get_figure(root=True)
+    if figure is not None and len(figure.axes) > MANY_PANELS:  # most of the time of a large figure goes into its small ticks
+        axes.yaxis.set_minor_locator(NullLocator())
     if high < 100 * low:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -186,20 +196,28 @@ def count_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
 
 
+def settle(figure: Figure, places: Sequence[Bbox] = ()) -> list[Bbox]:
+    """Lay the figure out once for all formats, by itself or with another one's places; where its axes are."""
+    engine = figure.get_layout_engine()
+    for axes, place in zip(figure.axes, places, strict=False):
+        axes.set_position(place)
+    if not places and engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
+    return [axes.get_position() for axes in figure.axes]
+
+
 def save(figure: Figure, stem: str, formats: Sequence[str], dpi: int) -> dict[str, bytes]:
-    """Bytes of the figure per format, the same whenever and wherever it is made with the same versions."""
+    """Bytes of a settled figure per format, the same whenever and wherever it is made with the same versions."""
     metadata: dict[str, dict[str, Any]] = {
         "svg": {"Date": None, "Title": stem},
         "pdf": {"CreationDate": None, "Title": stem},
         "png": {"Title": stem},
     }
     made = {}
-    engine = figure.get_layout_engine()
-    if engine is not None:  # settle the layout once for all formats
-        engine.execute(figure)
-        figure.set_layout_engine("none")
-    for kind in formats:
+    figure.set_dpi(dpi)
+    for kind in formats:  # not savefig, which draws everything a second time
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata[kind])
+        getattr(CANVASES[kind](figure), f"print_{kind}")(buffer, metadata=metadata[kind])
         made[kind] = buffer.getvalue()
     return made

@@ -1,4 +1,4 @@
-"""Tables as markdown, LaTeX (booktabs) and csv: text for readers, full numbers for csv."""
+"""Tables as markdown, LaTeX (booktabs) and csv, and cells for the page: text for readers, full numbers for csv."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+from rgpo.report.stats import MIN_RUNS
 
 Row = Mapping[str, Any]
 NOTHING = "–"
 _TEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
 _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--"}
+_TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "≤": r"$\leq$", "≥": r"$\geq$"}
+_TEX |= {"∞": r"$\infty$", "Δ": r"$\Delta$"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column for readers: title, and the text of a row's cell."""
+    """A column for readers: title, the text of a row's cell, and what it is sorted by on the page."""
 
     title: str
     text: Callable[[Row], str]
     left: bool = False  # words to the left, numbers to the right
+    key: str = ""  # of the row's raw value
 
 
 @dataclass(frozen=True)
@@ -31,28 +36,34 @@ class Table:
     """Rows of raw values (the csv's columns are their keys) and the columns that readers see."""
 
     name: str
+    title: str
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     section: str | None = None  # key whose change draws a line in LaTeX
 
+    @cached_property
+    def shown(self) -> tuple[Column, ...]:
+        """The columns that have something to show in some row."""
+        return tuple(column for column in self.columns if any(column.text(row) != NOTHING for row in self.rows))
+
     def markdown(self) -> str:
         """A GitHub table."""
-        head = [column.title for column in self.columns]
-        rule = [":--" if column.left else "--:" for column in self.columns]
-        body = [[column.text(row).replace("|", "\\|") for column in self.columns] for row in self.rows]
+        head = [column.title for column in self.shown]
+        rule = [":--" if column.left else "--:" for column in self.shown]
+        body = [[column.text(row).replace("|", "\\|") for column in self.shown] for row in self.rows]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, rule, *body])
 
     def tex(self) -> str:
         """A tabular with booktabs rules and the caption as a comment."""
-        align = "".join("l" if column.left else "r" for column in self.columns)
-        head = " & ".join(escape_tex(column.title) for column in self.columns)
+        align = "".join("l" if column.left else "r" for column in self.shown)
+        head = " & ".join(escape_tex(column.title) for column in self.shown)
         out = [f"% {self.caption}", r"% needs \usepackage{booktabs}", f"\\begin{{tabular}}{{{align}}}", r"\toprule"]
         out += [f"{head} \\\\", r"\midrule"]
         for i, row in enumerate(self.rows):
             if i and self.section and row[self.section] != self.rows[i - 1][self.section]:
                 out.append(r"\midrule")
-            out.append(" & ".join(escape_tex(column.text(row)) for column in self.columns) + r" \\")
+            out.append(" & ".join(escape_tex(column.text(row)) for column in self.shown) + r" \\")
         return "\n".join([*out, r"\bottomrule", r"\end{tabular}", ""])
 
     def csv(self) -> str:
@@ -68,28 +79,38 @@ class Table:
 
 def word(key: str, title: str) -> Column:
     """A column of words."""
-    return Column(title, lambda row: str(row[key]) or NOTHING, left=True)
+    return Column(title, lambda row: str(row[key]) or NOTHING, left=True, key=key)
 
 
 def number(key: str, title: str, digits: int = 3) -> Column:
     """A column of numbers."""
-    return Column(title, lambda row: plain(row[key], digits))
+    return Column(title, lambda row: plain(row[key], digits), key=key)
 
 
-def interval(low: str, high: str, title: str, digits: int = 3) -> Column:
-    """A column "low to high", or the number of seeds where they are too few for one."""
+def estimate(key: str, title: str, digits: int = 3, *, sign: bool = False, n: str = "n") -> Column:
+    """A column "value [low, high]" of row[key], row[key_low], row[key_high]; says so where row[n] are too few seeds."""
 
     def text(row: Row) -> str:
-        if _is_nan(row[low]):
-            return few(row)
-        return f"{plain(row[low], digits)} to {plain(row[high], digits)}"
+        value = row[key]
+        if _is_nan(value):
+            return NOTHING
+        shown = ("+" if sign and value > 0 else "") + plain(value, digits)
+        if _is_nan(row[f"{key}_low"]):
+            return f"{shown} ({few(row[n])})" if row[n] < MIN_RUNS else shown
+        return f"{shown} {between(row[f'{key}_low'], row[f'{key}_high'], digits, sign=sign)}"
 
-    return Column(title, text)
+    return Column(title, text, key=key)
 
 
-def few(row: Row) -> str:
+def between(low: float, high: float, digits: int = 3, *, sign: bool = False) -> str:
+    """An interval "[low, high]"."""
+    ends = (("+" if sign and end > 0 else "") + plain(end, digits) for end in (low, high))
+    return f"[{', '.join(ends)}]"
+
+
+def few(n: int) -> str:
     """What stands where there are too few seeds for a statement about their spread."""
-    return f"n = {row['n']} < 3" if row["n"] else NOTHING
+    return f"n = {n} < {MIN_RUNS}" if n < MIN_RUNS else NOTHING
 
 
 def plain(value: float | int | None, digits: int = 3) -> str:
@@ -97,7 +118,7 @@ def plain(value: float | int | None, digits: int = 3) -> str:
     if value is None or _is_nan(value):
         return NOTHING
     if not math.isfinite(value):
-        return "inf" if value > 0 else "-inf"
+        return "∞" if value > 0 else "-∞"
     if value == 0 or isinstance(value, int):
         return str(int(value))
     if abs(value) >= 10 ** (digits - 1):
@@ -110,7 +131,7 @@ def plain(value: float | int | None, digits: int = 3) -> str:
 def escape_tex(text: str) -> str:
     """Text that LaTeX prints as it stands; a number's minus becomes a minus sign."""
     escaped = "".join(_TEX.get(character, character) for character in text)
-    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", escaped)
+    return re.sub(r"(?<![\w.-])-(?=[\d$])", "$-$", escaped)
 
 
 def _is_nan(value: object) -> bool:

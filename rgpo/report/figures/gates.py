@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rgpo.report import style
-from rgpo.report.load import Unreadable, floats
+from rgpo.report.rows import Unreadable, floats
 from rgpo.report.stats import Floats
 
 FILE = "gates.parquet"
+SCALES = ("",)
 MAKE = "python -m rgpo.gates_table"
 TABLE_COLUMNS = ("gate", "advantage", "log_ratio", "gate_value", "weight")
 G, W = style.BLUE, style.VERMILLION
@@ -60,7 +61,7 @@ def compute(results_dir: Path) -> tuple[Curve, ...]:
     return tuple(curves)
 
 
-def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line] | None = None) -> Figure:
+def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line], scale: str = "") -> Figure:
     """A panel a gate: g and w, solid for A >= 0, dashed for A < 0 where that differs."""
     gates = list(dict.fromkeys(curve.gate for curve in curves))
     figure, all_axes = style.grid(len(gates), columns=5, height=1.35)

@@ -1,4 +1,4 @@
-"""Variance of the policy gradient, at the parameters from which each measured update starts."""
+"""Variance of the policy gradient and effective sample size of each measured update."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from rgpo.report.figures import pairs
+from rgpo.report.figures import series
+from rgpo.report.figures.drawing import draw_panels
 from rgpo.report.figures.series import Panel, interval_text
 from rgpo.report.groups import Group
 from rgpo.report.settings import Settings
@@ -15,23 +16,25 @@ from rgpo.report.style import Line
 Y_LABELS = {
     "gradvar/before_relative": r"noise / signal  tr $\Sigma$ / n / $|g|^2$",
     "gradvar/before": r"tr $\Sigma$ of one sample",
+    "ess/ratio": "effective sample size\nof the ratios / n",
 }
 COLUMNS = tuple(Y_LABELS)
+SCALES = ("log y axis", "linear y axis")
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """Two panels a task: relative and absolute variance."""
-    return pairs.compute(groups, settings, Y_LABELS)
+    """Three panels a task: relative and absolute variance, effective sample size."""
+    return series.rows(groups, settings, Y_LABELS)
 
 
-def draw(panels: Sequence[Panel], lines: Mapping[str, Line]) -> Figure:
-    """Rows of two panels on logarithmic axes."""
-    return pairs.draw(panels, lines, log=True)
+def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
+    """Rows of three panels."""
+    return draw_panels(panels, lines, log_y=scale == SCALES[0], columns=3, height=2.1)
 
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
     """What the figure shows."""
-    what = "Policy-gradient variance at each measured update's old parameters, from disjoint groups (log axes). Left:"
-    left = "tr Sigma / n / |g|^2, noise over signal of the batch, free of scale."
-    right = "Right: tr Sigma of one sample, which carries the gate's w(1)^2."
-    return f"{what} {left} {right} {interval_text(panels, settings)}"
+    what = "Policy-gradient variance at each measured update's old parameters, from disjoint groups. Left: tr Sigma / n / |g|^2,"
+    more = "noise over signal of the batch, free of scale. Middle: tr Sigma of one sample, which carries the gate's w(1)^2."
+    right = "Right: effective sample size (sum r)^2 / sum r^2 / n of the ratios after the last epoch."
+    return f"{what} {more} {right} {interval_text(panels, settings)}"

@@ -1,57 +1,65 @@
-"""KL(old || new) of each update, with the spike threshold."""
+"""KL(old || new) of each update, with the spikes above the stated threshold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rgpo.report import style
 from rgpo.report.figures import series
-from rgpo.report.figures.series import Panel, draw_series
+from rgpo.report.figures.drawing import LEVEL_DASHES, draw_panels
+from rgpo.report.figures.series import XY, Panel
 from rgpo.report.groups import Group
+from rgpo.report.load import Run
+from rgpo.report.reduce import KL
 from rgpo.report.settings import Settings
 from rgpo.report.style import Line
 
-KL = "kl/old_exact"
 COLUMNS = (KL,)
-THRESHOLD = "kl_spike_threshold"
-THRESHOLD_DASHES = (0, (2, 2))
+SCALES = ("log y axis", "linear y axis")
+MAX_MARKS = 60
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """A panel a task with the thresholds that its runs were configured with."""
-    panels = []
+    """A panel a task, every update above the threshold marked."""
+    label = {(group.task, group.label): group for group in groups}
+    made = []
     for panel in series.panels(groups, KL, settings, y_label="KL(old || new)  [nats]", window=settings.smoothing):
-        runs = [run for group in groups if group.task == panel.task for run in group.runs]
-        levels = {float(run.config[THRESHOLD]) for run in runs if run.config.get(THRESHOLD) is not None}
-        panels.append(replace(panel, levels=tuple(sorted(levels))))
-    return tuple(panels)
+        curves = []
+        for curve in panel.series:
+            runs = [run for run in label[panel.task, curve.label].used if run.has(KL)]
+            curves.append(replace(curve, marks=_marks([_spikes(run, settings.spike_threshold) for run in runs])))
+        made.append(replace(panel, series=tuple(curves), levels=(settings.spike_threshold,)))
+    return tuple(made)
 
 
-def draw(panels: Sequence[Panel], lines: Mapping[str, Line]) -> Figure:
-    """Small multiples on a logarithmic axis with one legend below."""
-    figure, all_axes = style.grid(len(panels), columns=3 if len(panels) > 4 else 2, height=2.5)
-    for axes, panel in zip(all_axes, panels, strict=True):
-        for i, curve in enumerate(panel.series):
-            draw_series(axes, curve, lines[curve.label], order=i, count=len(panel.series))
-        for level in panel.levels:
-            axes.axhline(level, color=style.BLACK, linewidth=0.8, linestyle=THRESHOLD_DASHES, zorder=2.5)
-        style.log_axis(axes)
-        axes.set_title(panel.task)
-        axes.set_ylabel(panel.y_label)
-        axes.set_xlabel("update")
-        style.update_axis(axes)
-    levels = sorted({level for panel in panels for level in panel.levels})
-    text = f"spike threshold {', '.join(f'{level:g}' for level in levels)} nats"
-    extra = [Line2D([], [], color=style.BLACK, linewidth=0.8, linestyle=THRESHOLD_DASHES, label=text)] if levels else []
-    style.legend_below(figure, {label: lines[label] for label in series.labels(panels)}, extra)
-    return figure
+def _spikes(run: Run, threshold: float) -> XY:
+    """The largest KL of each block of updates that has one above the threshold."""
+    largest = run.curve(f"{KL}:max")
+    return run.curve("iteration")[largest > threshold], largest[largest > threshold]
+
+
+def _marks(spikes: Sequence[XY]) -> XY:
+    """Up to MAX_MARKS of the spikes of all seeds, evenly chosen over updates."""
+    x, y = (np.concatenate([np.empty(0), *values]) for values in (zip(*spikes, strict=True) if spikes else ((), ())))
+    order = np.argsort(x, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(len(order), MAX_MARKS)).astype(int)]
+    return x[chosen], y[chosen]
+
+
+def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
+    """Small multiples with one legend below."""
+    text = f"spike threshold {panels[0].levels[0]:g} nats"
+    extra = [Line2D([], [], color=style.GREY, linewidth=0.8, linestyle=LEVEL_DASHES, label=text)]
+    return draw_panels(panels, lines, log_y=scale == SCALES[0], extra=extra)
 
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
     """What the figure shows."""
-    what = "KL(old || new) in closed form, mean over the batch's states, after each update's last epoch (log axis)."
+    what = "KL(old || new) in closed form, mean over the batch, after each update's last epoch. Ticks: updates above"
+    what += f" {settings.spike_threshold:g} nats (at most {MAX_MARKS} a line)."
     return f"{what} {series.interval_text(panels, settings, settings.smoothing)}"

@@ -1,0 +1,56 @@
+"""Mean, interquartile mean, median and optimality gap over all tasks, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from rgpo.report import overall, stats, style
+from rgpo.report.comparisons import scores
+from rgpo.report.figures.drawing import draw_intervals
+from rgpo.report.groups import Group
+from rgpo.report.overall import Interval
+from rgpo.report.reduce import FINAL
+from rgpo.report.settings import Settings
+from rgpo.report.style import Line
+
+COLUMNS = FINAL[:1]
+SCALES = ("linear x axis",)
+LEVELS = {"optimality gap": 0.0}
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """One pair of axes: an aggregate of every label."""
+
+    name: str
+    found: dict[str, Interval]
+    baseline: str
+
+
+def compute(groups: Sequence[Group], settings: Settings) -> tuple[Aggregate, ...]:
+    """A panel an aggregate; none where no task has a baseline to be measured by."""
+    found = scores(groups, settings)
+    by_label = overall.aggregates(found, settings)
+    name = overall.baseline_name(groups, settings)
+    if not found:
+        return ()
+    return tuple(Aggregate(key, {label: each[key] for label, each in by_label.items()}, name) for key in stats.AGGREGATES)
+
+
+def draw(panels: Sequence[Aggregate], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
+    """Four panels in a row."""
+    figure, all_axes = style.grid(len(panels), columns=4, height=0.5 + 0.2 * len(panels[0].found))
+    for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
+        draw_intervals(axes, panel.found, lines, level=LEVELS.get(panel.name, 1.0), names=i == 0)
+        axes.set_title(panel.name)
+        axes.set_xlabel("normalised score")
+    return figure
+
+
+def caption(panels: Sequence[Aggregate], settings: Settings) -> str:
+    """What the figure shows."""
+    what = f"{overall.SCORE.format(baseline=panels[0].baseline).capitalize()} (grey line; 0 of the gap). Bars:"
+    return f"{what} {100 * settings.confidence:g} % bootstrap stratified by task, none below {stats.MIN_RUNS} seeds."

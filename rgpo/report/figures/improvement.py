@@ -1,0 +1,43 @@
+"""Probability that a run of an algorithm beats a run of the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from rgpo.report import overall, stats, style
+from rgpo.report.comparisons import scores
+from rgpo.report.figures.aggregates import Aggregate
+from rgpo.report.figures.drawing import draw_intervals
+from rgpo.report.groups import Group
+from rgpo.report.reduce import FINAL
+from rgpo.report.settings import Settings
+from rgpo.report.style import Line
+
+COLUMNS = FINAL[:1]
+SCALES = ("linear x axis",)
+
+
+def compute(groups: Sequence[Group], settings: Settings) -> tuple[Aggregate, ...]:
+    """One panel; none without a baseline or anything to compare with it."""
+    name = overall.baseline_name(groups, settings)
+    found = overall.improvements(scores(groups, settings), name, settings)
+    return (Aggregate("probability of improvement", found, name),) if found else ()
+
+
+def draw(panels: Sequence[Aggregate], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
+    """One panel with a line at a half."""
+    figure, (axes,) = style.grid(1, columns=1, height=0.6 + 0.22 * len(panels[0].found))
+    draw_intervals(axes, panels[0].found, lines, level=0.5, names=True)
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_xlabel(f"P(a run's score > a run's of {panels[0].baseline})")
+    return figure
+
+
+def caption(panels: Sequence[Aggregate], settings: Settings) -> str:
+    """What the figure shows."""
+    what = (
+        f"Probability that a run scores higher than a run of {panels[0].baseline} on the same task, ties half, mean over tasks."
+    )
+    return f"{what} Bars: {100 * settings.confidence:g} % bootstrap stratified by task, none below {stats.MIN_RUNS} seeds."

@@ -1,0 +1,53 @@
+"""Performance profiles: the share of runs above every score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rgpo.report import overall, stats
+from rgpo.report.comparisons import scores
+from rgpo.report.figures.drawing import draw_panels
+from rgpo.report.figures.series import Panel, Series, interval_text
+from rgpo.report.groups import Group
+from rgpo.report.reduce import FINAL
+from rgpo.report.settings import Settings
+from rgpo.report.style import Line
+
+COLUMNS = FINAL[:1]
+SCALES = ("linear x axis",)
+NUM_POINTS = 101
+
+
+def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
+    """One panel over all tasks; none where no task has a baseline to be measured by."""
+    found = scores(groups, settings)
+    if not found:
+        return ()
+    everything = np.concatenate([values for by_task in found.values() for values in by_task.values()])
+    thresholds = np.linspace(min(0.0, float(everything.min())), float(everything.max()) * 1.02, NUM_POINTS)
+    curves = []
+    for label, by_task in found.items():
+        strata = list(by_task.values())
+        low = high = np.full(NUM_POINTS, np.nan)
+        if min(map(len, strata)) >= stats.MIN_RUNS:
+            draws = stats.bootstrap(strata, stats.generator(settings.seed, label, "profile"), settings.num_resamples)
+            low, high = stats.percentiles(stats.performance_profile(draws, thresholds), settings.confidence)
+        mean = stats.performance_profile(strata, thresholds)
+        curves.append(Series(label, thresholds, mean, low, high, (), min(map(len, strata))))
+    title = "all tasks" if len({group.task for group in groups}) > 1 else groups[0].task
+    x_label = f"normalised score  (1: {overall.baseline_name(groups, settings)})"
+    return (Panel("", x_label, "share of runs above it", tuple(curves), title=title),)
+
+
+def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
+    """One panel."""
+    return draw_panels(panels, lines, x_axis=lambda axes: None, y_limits=(-0.03, 1.03), height=2.8)
+
+
+def caption(panels: Sequence[Panel], settings: Settings) -> str:
+    """What the figure shows."""
+    what = "Share of runs whose normalised score exceeds x, mean over tasks; the score is that of the table over all tasks."
+    return f"{what} {interval_text(panels, settings).split(';')[1].strip().capitalize()}."

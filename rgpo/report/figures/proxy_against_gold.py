@@ -1,0 +1,60 @@
+"""Proxy against gold over KL: where the reward model is being gamed (after Gao et al. 2022, arXiv 2210.10760)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from rgpo.report import style
+from rgpo.report.figures.frontier import Path, Plane, draw_path, path
+from rgpo.report.figures.series import tasks
+from rgpo.report.groups import Group
+from rgpo.report.settings import Settings
+from rgpo.report.style import Line
+from rgpo.report.summary import GOLD, KL_REF, PROXY
+
+COLUMNS = (KL_REF, PROXY, GOLD)
+SCALES = ("linear x axis", "log x axis")
+
+
+def compute(groups: Sequence[Group], settings: Settings) -> tuple[Plane, ...]:
+    """A panel a task and algorithm: proxy, then gold."""
+    planes = []
+    for task in tasks(groups):
+        for group in groups:
+            pair = [path(group, column, settings) for column in (PROXY, GOLD)]
+            ways: tuple[Path, ...] = tuple(way for way in pair if way is not None)
+            if group.task == task and len(ways) == 2:
+                planes.append(Plane(task, "reward,\nchange against the reference", ways))
+    return tuple(planes)
+
+
+def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
+    """Small multiples with common axes: solid proxy, dashed gold."""
+    figure, all_axes = style.grid(len(planes), columns=3, height=2.1, share=True)
+    for axes, plane in zip(all_axes, planes, strict=True):
+        axes.axhline(0, color=style.GREY, linewidth=0.6, zorder=1)
+        for way, dashes, marker in zip(plane.series, (style.SOLID, style.DASHED), ("o", "s"), strict=True):
+            draw_path(axes, way, Line(lines[way.label].color, dashes, marker))
+        axes.set_title(f"{plane.series[0].label}\n{plane.task}")
+        axes.set_xlabel("KL(policy || reference)\n[nats per completion]")
+        axes.set_ylabel(plane.y_label)
+        axes.tick_params(labelleft=True, labelbottom=True)
+        if scale == SCALES[1]:
+            axes.set_xscale("log", nonpositive="mask")
+    looks: dict[str, tuple[Any, str]] = {"proxy, which is trained on": (style.SOLID, "o"), "gold": (style.DASHED, "s")}
+    handles = [Line2D([], [], color=style.GREY, linestyle=d, marker=m, label=text) for text, (d, m) in looks.items()]
+    style.legend_below(figure, {}, handles)
+    return figure
+
+
+def caption(planes: Sequence[Plane], settings: Settings) -> str:
+    """What the figure shows."""
+    what = (
+        "The reward model that training climbs (proxy, solid) and a judge it never saw (gold, dashed) over KL to the reference,"
+    )
+    more = "held-out prompts, mean over seeds (thin: each seed; crosses: intervals at the end). Where gold turns down while proxy"
+    return f"{what} {more} still rises, the reward model is being gamed."

@@ -1,0 +1,103 @@
+"""A run's rows, however many, to what the report keeps: a few hundred points a curve and the numbers of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from rgpo.report.stats import Floats
+from rgpo.schema import is_list
+
+KL, SPIKE, RATIO_MAX = "kl/old_exact", "kl/spike", "ratio/max"
+MAX_QUANTILES = 200  # of ratio/max over a run's updates
+TIMES = tuple(f"time/{phase}_s" for phase in ("collect", "update", "diagnostics", "gradvar", "evaluate"))
+REWARDS = ("reward/eval_proxy_change", "reward/eval_gold_change")
+FINAL = ("return/train_mean", "reward/train_mean", "kl/eval_ref_sequence", "kl/ref_exact", "language/length_mean", *REWARDS)
+NUMBERS: tuple[tuple[str, str], ...] = (  # (column, statistic over a run's measured rows)
+    ("return/train_mean", "first"),
+    ("return/eval_mean", "last"),
+    *((column, "final") for column in FINAL),
+    ("language/truncated_share", "final"),
+    (KL, "mean"),
+    (KL, "median"),
+    (KL, "count"),
+    *((column, "median") for column in (*TIMES, "time/iteration_s")),
+    ("time/iteration_s", "sum"),
+    ("speed/env_steps_per_s", "median"),
+    ("language/num_tokens", "mean"),
+)
+COLUMNS = {column for column, _ in NUMBERS} | {SPIKE, RATIO_MAX}
+
+
+class Detail(NamedTuple):
+    """How much of a run is kept."""
+
+    final_fraction: float  # share of the measured rows, at the end of a run, that "final" is the mean of
+    thresholds: tuple[float, ...]  # nats; rates of updates above each are kept
+    num_points: int  # per curve
+
+
+class Reduced(NamedTuple):
+    """curves (P,) with the mean over each of P blocks of rows, lists (K,) with the mean over rows, and the numbers."""
+
+    curves: dict[str, Floats]
+    lists: dict[str, Floats]
+    numbers: dict[tuple[str, str], float]
+    spike_rates: Floats  # share of updates with KL above each threshold; nan if KL was not measured
+    ratio_quantiles: Floats  # of the largest ratio of each update
+
+
+def reduce(columns: Mapping[str, Floats], detail: Detail) -> Reduced:
+    """Every number from all rows; curves unchanged where there are no more than num_points rows."""
+    numbers = {}
+    for column, name in NUMBERS:
+        if column in columns:
+            values = columns[column][~np.isnan(columns[column])]
+            numbers[column, name] = _STATISTICS[name](values, detail) if values.size else float("nan")
+    kl = columns.get(KL, np.empty(0))
+    kl = kl[~np.isnan(kl)]
+    rates = [np.mean(kl > threshold) if kl.size else np.nan for threshold in detail.thresholds]
+    ratio = columns.get(RATIO_MAX, np.empty(0))
+    ratio = ratio[np.isfinite(ratio)]
+    quantiles = np.quantile(ratio, np.linspace(0, 1, min(detail.num_points, MAX_QUANTILES))) if ratio.size else np.empty(0)
+    lists = {name: mean_over_rows(values) for name, values in columns.items() if is_list(name)}
+    return Reduced(_thin(columns, detail.num_points), lists, numbers, np.array(rates), quantiles)
+
+
+def mean_over_rows(values: Floats) -> Floats:
+    """Mean (K,) of the measured entries of each column of (I, K); nan where there is none."""
+    measured = ~np.isnan(values)
+    totals, counts = np.where(measured, values, 0.0).sum(axis=0), measured.sum(axis=0)
+    return np.asarray(np.divide(totals, counts, out=np.full(len(totals), np.nan), where=counts > 0))
+
+
+def _thin(columns: Mapping[str, Floats], num_points: int) -> dict[str, Floats]:
+    flat = {name: values for name, values in columns.items() if not is_list(name)}
+    num_rows = len(flat["iteration"])
+    largest = {f"{KL}:max": flat[KL]} if KL in flat else {}
+    if num_rows <= num_points:
+        return flat | largest
+    starts = np.arange(num_points) * num_rows // num_points
+    values = np.stack(list(flat.values()))
+    measured = ~np.isnan(values)
+    totals = np.add.reduceat(np.where(measured, values, 0.0), starts, axis=1)
+    counts = np.add.reduceat(measured, starts, axis=1, dtype=np.int64)
+    means = np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
+    return dict(zip(flat, means, strict=True)) | {name: np.fmax.reduceat(kl, starts) for name, kl in largest.items()}
+
+
+def _final(values: Floats, detail: Detail) -> float:
+    return float(np.mean(values[-max(1, round(detail.final_fraction * len(values))) :]))
+
+
+_STATISTICS: dict[str, Callable[[Floats, Detail], float]] = {
+    "first": lambda values, _: float(values[0]),
+    "last": lambda values, _: float(values[-1]),
+    "final": _final,
+    "mean": lambda values, _: float(np.mean(values)),
+    "median": lambda values, _: float(np.median(values)),
+    "sum": lambda values, _: float(np.sum(values)),
+    "count": lambda values, _: float(values.size),
+}

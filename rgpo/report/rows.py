@@ -1,0 +1,146 @@
+"""Parquet to arrays: the rows of a finished or running run, one an iteration, and samples of a language run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rgpo.report.stats import Floats
+from rgpo.schema import is_list
+
+INDEX_COLUMNS = ("attempt", "iteration", "env_steps")
+WORDS = ("scale",)  # constant text columns that the report reads
+
+
+class Unreadable(Exception):
+    """A run or file that cannot be used; the text is the reason."""
+
+
+class Rows(NamedTuple):
+    """Columns (I,), or (I, K) under epoch/, nan where not measured; only those that the files have."""
+
+    columns: dict[str, Floats]
+    words: dict[str, str]
+    problems: list[str]
+
+
+def read(folder: Path, columns: Collection[str]) -> Rows:
+    """Rows of metrics.parquet and of the parts; where iterations overlap the highest attempt wins. Unreadable if none."""
+    wanted = [*INDEX_COLUMNS, *sorted(set(columns) - set(INDEX_COLUMNS))]
+    for final in (False, True):  # a second look if the runner joined the parts between listing and reading
+        files = [folder / "metrics.parquet"] if (folder / "metrics.parquet").exists() else []
+        files += sorted(p for p in (folder / "metrics").glob("part-*.parquet") if not p.name.startswith("."))
+        words: dict[str, str] = {}
+        tables, problems, vanished = [], [], False
+        for path in files:
+            try:
+                table, found, more = _read_file(path, wanted)
+                tables.append(table)
+                words |= found
+                problems += [f"{path.relative_to(folder)}: {problem}" for problem in more]
+            except FileNotFoundError:
+                vanished = True
+            except (pa.ArrowException, OSError, KeyError) as error:
+                problems.append(f"{path.relative_to(folder)} {reason(error)}; its rows are left out")
+        if final or not vanished:
+            break
+    tables = [table for table in tables if len(table["iteration"])]
+    if not tables:
+        raise Unreadable("; ".join(problems) or "it has no metrics yet")
+    return Rows(_join(tables, wanted), words, problems)
+
+
+def read_table(path: Path, columns: Collection[str]) -> dict[str, list[Any]]:
+    """A small table as column -> values. Unreadable if it is damaged or lacks a column; FileNotFoundError if it is absent."""
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = sorted(set(columns) - set(file.schema_arrow.names))
+            if missing:
+                raise Unreadable(f"{path.name} has no column {', '.join(missing)}")
+            table = file.read(columns=list(columns))
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise Unreadable(f"{path.name} {reason(error)}") from None
+    return {name: table[name].to_pylist() for name in columns}
+
+
+def floats(column: Any) -> Floats:
+    """A numeric arrow column as (I,), nulls as nan; to_numpy and fill_null would import pandas, half a second."""
+    if column.null_count:
+        return np.array(column.to_pylist(), dtype=np.float64)
+    return np.concatenate([np.empty(0), *(np.from_dlpack(chunk) for chunk in column.chunks if len(chunk))])
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read, in half a line."""
+    if isinstance(error, FileNotFoundError):
+        return "is missing"
+    if isinstance(error, KeyError):
+        return str(error.args[0])
+    return f"cannot be read ({' '.join(str(error).split())[:80].rstrip('. ')})"
+
+
+def _read_file(path: Path, wanted: Collection[str]) -> tuple[dict[str, Floats], dict[str, str], list[str]]:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        types = {field.name: field.type for field in file.schema_arrow}
+        missing = set(INDEX_COLUMNS) - set(types)
+        if missing:
+            raise KeyError(f"has no column {', '.join(sorted(missing))}")
+        usable = [name for name in wanted if name in types and _is_numeric(types[name], is_list(name))]
+        problems = [
+            f"{name} is {types[name]} and not numbers; it is left out" for name in wanted if name in types.keys() - usable
+        ]
+        texts = [name for name in WORDS if name in types]
+        table = file.read(columns=[*usable, *texts], use_threads=False)
+    words = {name: str(table[name][0].as_py()) for name in texts if len(table)}
+    return {name: _padded(table[name]) if is_list(name) else floats(table[name]) for name in usable}, words, problems
+
+
+def _is_numeric(kind: Any, in_lists: bool) -> bool:
+    if in_lists:
+        return bool(pa.types.is_list(kind)) and _is_numeric(kind.value_type, False)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _padded(column: Any) -> Floats:
+    """Lists of different lengths -> (I, K), nan where a list is shorter."""
+    lists = column.combine_chunks()
+    lengths = np.nan_to_num(floats(pc.list_value_length(pa.chunked_array([lists])))).astype(int)
+    padded = np.full((len(lengths), lengths.max(initial=0)), np.nan)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = floats(pa.chunked_array([lists.flatten()]))
+    return padded
+
+
+def _join(tables: list[dict[str, Floats]], wanted: list[str]) -> dict[str, Floats]:
+    present = {name for table in tables for name in table}
+    lengths = [len(table["iteration"]) for table in tables]
+    joined = {name: _stack([t.get(name) for t in tables], lengths) for name in wanted if name in present}
+    iteration = joined["iteration"]
+    if len(tables) > 1 or np.any(iteration[1:] <= iteration[:-1]):
+        order = np.lexsort((joined["attempt"], iteration))
+        last = np.append(iteration[order][1:] != iteration[order][:-1], True)
+        joined = {name: values[order[last]] for name, values in joined.items()}
+    return joined
+
+
+def _stack(parts: list[Floats | None], lengths: list[int]) -> Floats:
+    """Join one column of several files; nan where a file has no such column or shorter lists."""
+    if len(parts) == 1 and parts[0] is not None:
+        return parts[0]
+    width = max((part.shape[1] for part in parts if part is not None and part.ndim == 2), default=0)
+    shape = (sum(lengths), width) if width else (sum(lengths),)
+    joined, start = np.full(shape, np.nan), 0
+    for part, length in zip(parts, lengths, strict=True):
+        if part is not None and part.ndim == 2:
+            joined[start : start + length, : part.shape[1]] = part
+        elif part is not None:
+            joined[start : start + length] = part
+        start += length
+    return joined

@@ -1,0 +1,94 @@
+"""Dashboards: asked for by name, imported then, fed with finite scalars, dropped with one sentence when they fail."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import TINY, rgpo_run, rows, the_run
+
+from rgpo.config import compose_jobs
+from rgpo.errors import ConfigError
+from rgpo.exports import Exports
+
+CONFIG = {"name": "mine", "seed": 1, "choices": {"algo": "ppo"}}
+ROW = {"a/b": 1.5, "bad": float("nan"), "epoch/list": [1.0], "n": 3}
+
+
+class Fake(types.ModuleType):
+    """A module that notes its calls; `broken` names the one that fails."""
+
+    def __init__(self, name: str, broken: str = "") -> None:
+        super().__init__(name)
+        self.calls: list[tuple[str, Any, Any]] = []
+        self.broken = broken
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def call(*words: Any, **more: Any) -> None:
+            self.calls.append((name, words, more))
+            if name == self.broken:
+                raise ConnectionError("no network\nat all")
+
+        return call
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_trackers_get_finite_scalars(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake(name)
+    monkeypatch.setitem(sys.modules, name, fake)
+    exports = Exports([name], tmp_path / "run-1", CONFIG)
+    exports.log(4, ROW)
+    exports.finish()
+    init, log, finish = fake.calls
+    assert init[2]["project"] == "mine" and init[2]["name"] == "run-1"
+    assert log == ("log", ({"a/b": 1.5, "n": 3.0},), {"step": 4}) and finish[0] == "finish"
+
+
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake("mlflow")
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    exports = Exports(["mlflow"], tmp_path / "run-1", CONFIG)
+    exports.log(4, ROW)
+    exports.finish()
+    assert [name for name, *_ in fake.calls] == ["set_experiment", "start_run", "log_params", "log_metrics", "end_run"]
+    assert fake.calls[2][1] == ({"choices.algo": "ppo", "seed": 1},)
+
+
+@pytest.mark.parametrize(
+    ("broken", "calls"), [("init", ["init"]), ("log", ["init", "log"]), ("finish", ["init", "log", "log", "finish"])]
+)
+def test_a_failing_one_warns_once(
+    broken: str, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = Fake("wandb", broken)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    exports = Exports(["wandb"], tmp_path, CONFIG)
+    for iteration in (1, 2):
+        exports.log(iteration, ROW)
+    exports.finish()
+    assert [name for name, *_ in fake.calls] == calls
+    said = capsys.readouterr().out
+    assert said == "exports=wandb: no network at all; the run goes on without it (its parquet files are complete)\n"
+
+
+def test_a_missing_package_and_a_wrong_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    Exports(["mlflow"], tmp_path, CONFIG).log(1, ROW)
+    assert "exports=mlflow:" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"exports=\[wand\]: choose from tensorboard, wandb, trackio, mlflow"):
+        Exports(["wand"], tmp_path, CONFIG)
+
+
+def test_a_run_goes_on_without_a_dashboard_that_is_not_installed(tmp_path: Path) -> None:
+    words = [*TINY, "num_iterations=2"]
+    said = rgpo_run([*words, "exports=[trackio]"], tmp_path)
+    assert said.count("exports=trackio:") == 1 and len(rows(the_run(tmp_path))) == 2
+    assert the_run(tmp_path).name == compose_jobs(words, False, None)[0].run_dir.name
