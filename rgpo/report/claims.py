@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from rgpo.report import small_samples
 from rgpo.report.comparisons import baseline_of
@@ -66,8 +68,18 @@ class Claim(NamedTuple):
     judge: Callable[[Evidence], Verdict]
 
 
-def _awaits(experiment: str, evidence: Evidence) -> Verdict:
-    return Verdict(UNTESTED, f"no results of {experiment} yet", "–")
+def _theory(claim: str, evidence: Evidence) -> Verdict:
+    """What the theory's experiments decided, statement by statement (results/theory/verdicts.parquet, docs/theory.md)."""
+    path = Path(evidence.settings.results_dir) / "theory" / "verdicts.parquet"
+    if not path.is_file():
+        return Verdict(UNTESTED, "no results of `python -m experiments.theory`", "–")
+    rows = [row for row in pq.read_table(path).to_pylist() if row["claim"] == claim]
+    refuted = [row for row in rows if row["verdict"] == REFUTED]
+    untested = [row for row in rows if row["verdict"] == UNTESTED]
+    outcome = REFUTED if refuted else UNTESTED if untested or not rows else REPRODUCED
+    held = sum(row["verdict"] == REPRODUCED for row in rows)
+    failing = "; ".join(f"{row['setting']} {row['measured']:.3g}" for row in refuted)
+    return Verdict(outcome, f"{held} of {len(rows)} statements hold" + (f"; not: {failing}" if failing else ""), "docs/theory.md")
 
 
 def _relative(pair: tuple[Group, Group], column: str, evidence: Evidence, statistic: str = "final") -> Change:
@@ -183,11 +195,12 @@ def _cheap(margin: float, evidence: Evidence) -> Verdict:
 
 
 _GAIN_RULE = "reproduced if every interval excludes 0 and reaches the paper's number; not if one stays short of it"
+_STATEMENTS = "reproduced if every statement that it makes is, each by the rule beside it in docs/theory.md; not if one is not"
 CLAIMS = (
-    Claim("C1", "gradient variance is bounded under heavy-tailed ratios", "[P]", "by heavy_tail", partial(_awaits, "heavy_tail")),
-    Claim("C2", "TRPO, PPO, REINFORCE are choices of w(r)", "[P]", "by weights", partial(_awaits, "weights")),
-    Claim("C3", "bias is bounded and controllable", "[P]", "by bias", partial(_awaits, "bias")),
-    Claim("C4", "approximate monotonic improvement", "[P]", "by improvement", partial(_awaits, "improvement")),
+    Claim("C1", "gradient variance is bounded under heavy-tailed ratios", "[P]", _STATEMENTS, partial(_theory, "C1")),
+    Claim("C2", "TRPO, PPO, REINFORCE are choices of w(r)", "[P]", _STATEMENTS, partial(_theory, "C2")),
+    Claim("C3", "bias is bounded and controllable", "[P]", _STATEMENTS, partial(_theory, "C3")),
+    Claim("C4", "approximate monotonic improvement", "[P]", _STATEMENTS, partial(_theory, "C4")),
     Claim(
         "C5",
         "costs what PPO costs: change of an update's wall time",
