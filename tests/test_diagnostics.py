@@ -121,6 +121,8 @@ def test_update_statistics_are_their_definitions() -> None:
         "kl/old_exact": 0.01,
         "kl/old_k1": -z.mean(),
         "kl/old_k1_se": z.std(ddof=1) / 1000**0.5,
+        "kl/old_k2": (z**2 / 2).mean(),
+        "kl/old_k2_se": (z**2 / 2).std(ddof=1) / np.sqrt(1000),
         "kl/old_k3": (r - 1 - z).mean(),
         "kl/old_k3_se": (r - 1 - z).std(ddof=1) / 1000**0.5,
         "kl/spike": 0.0,
