@@ -19,11 +19,13 @@ def banner(run_dir: Path, config: Mapping[str, Any], facts: Mapping[str, Any], n
     commit = facts["commit"][:10] + (" with changes" if facts["dirty"] else "") if facts["commit"] else "no repository"
     versions = facts["versions"]
     task = choices["task"] if choices["scale"] == "none" else f"{choices['task']} (scale {choices['scale']})"
+    size = facts["num_processes"]
+    shared = f" in each of {size} processes" if size > 1 else ""
     return "\n".join(
         [
             f"{task} | {choices['algo']}: gate {choices['gate']} ({details}), penalty {choices['penalty']}, "
             f"update {choices['update']}, seed {config['seed']}",
-            f"  {num_iterations:,} iterations, {facts['num_threads']} thread(s), {note}",
+            f"  {num_iterations:,} iterations, {facts['num_threads']} thread(s){shared}, {note}",
             f"  results in {run_dir}",
             f"  rgpo {versions['rgpo']} ({commit}), torch {versions['torch']}, mujoco {versions['mujoco']}",
         ]

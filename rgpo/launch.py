@@ -24,7 +24,9 @@ from rgpo.config import Job, build, make_job
 from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line
 from rgpo.machine import available_gb, jobs_that_fit, num_cpus
 from rgpo.paths import cache_dir
-from rgpo.runner import Interrupted, run
+from rgpo.policies import processes
+from rgpo.runner import run
+from rgpo.signals import Interrupted
 
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}
 RAY_ANSWERS_WITHIN_S = 25  # with this process's own start, half a minute
@@ -40,20 +42,18 @@ def start(job: Job) -> int:
         run(job.config, build(job.config), job.run_dir, job.config_hash, command)
     except Interrupted as stop:
         print(f"stopped; the same command goes on from here: {job.run_dir}", flush=True)
+        processes.stop()
         return stop.exit_code
     except KeyboardInterrupt:
         return 130
     except (ConfigError, NonFiniteError, OutOfMemory, StorageError) as error:
-        print(f"rgpo-run: {error}", file=sys.stderr, flush=True)
+        processes.tell(str(error), error)
         return 2 if isinstance(error, ConfigError) else 1
     except Exception as error:
         log = job.run_dir / "error.txt"
-        print(
-            f"rgpo-run: {job.run_dir.name}: {type(error).__name__}: {error} (traceback in {log})",
-            file=sys.stderr,
-            flush=True,
-        )
+        processes.tell(f"{job.run_dir.name}: {type(error).__name__}: {error} (traceback in {log})", error)
         return 1
+    processes.stop()
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rgpo import __version__
+from rgpo.policies import processes
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf", "pyarrow", "transformers")
 
@@ -27,6 +28,7 @@ def collect(run_id: str, config_hash: str, command: str, num_threads: int, attem
         "command": command,
         "host": {"cpu": _cpu(), "cores": os.cpu_count(), "platform": platform.platform(terse=True)},
         "num_threads": num_threads,
+        "num_processes": processes.world_size(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "attempt": attempt,
     }

@@ -68,19 +68,24 @@ def main() -> None:
 def _main(words: list[str]) -> int:
     from rgpo import launch, runfolder
     from rgpo.config import compose_jobs
-    from rgpo.errors import ConfigError
+    from rgpo.errors import ConfigError, require
+    from rgpo.policies import processes
 
     multirun, config_dir, overrides = _split(words)
     try:
+        processes.start()
+        size = processes.world_size()
+        require(not multirun or size == 1, "WORLD_SIZE", size, "-m starts runs of its own; give torchrun one run at a time.")
         jobs = compose_jobs(overrides, multirun, config_dir)
         if jobs[0].config["plan"]:
             print(_plan(jobs))
             return 0
         if multirun:
             return launch.sweep(jobs, overrides, config_dir)
-        runfolder.prepare(jobs[0].run_dir, jobs[0].config["force"])
+        if processes.rank() == 0:
+            runfolder.prepare(jobs[0].run_dir, jobs[0].config["force"])
     except ConfigError as error:
-        print(f"rgpo-run: {error}", file=sys.stderr)
+        processes.tell(str(error), error)
         return 2
     return launch.start(jobs[0])
 

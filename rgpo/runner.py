@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import signal
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,11 @@ import yaml
 
 from rgpo import checkpoint, console, provenance, runfolder
 from rgpo.algorithm import Algorithm
-from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, is_out_of_memory
+from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, is_out_of_memory, require
 from rgpo.exports import Exports
 from rgpo.metrics import MetricsWriter
+from rgpo.policies import processes
+from rgpo.signals import Interrupted, Signals
 
 RATIO_MOVED = 1e-4  # nats; below it the log ratio is rounding
 
@@ -28,73 +29,53 @@ RATIO_MOVED = 1e-4  # nats; below it the log ratio is rounding
 Parts = tuple[Any, Algorithm]  # the task and the algorithm
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; it has written a checkpoint."""
-
-    def __init__(self, signal_number: int) -> None:
-        self.exit_code = 128 + signal_number
-
-
-class _Signals:
-    """The first SIGINT or SIGTERM asks for a stop after the present iteration, the second stops at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> _Signals:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-        print("stopping after this iteration; once more to stop at once", flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def run(config: Mapping[str, Any], parts: Parts, run_dir: Path, config_hash: str, command: str) -> str:
     """Run or resume one plain configuration, whose parts are given, in its folder; returns completed, skipped or held.
 
     Raises Interrupted after a signal, ConfigError, NonFiniteError or whatever the task raised; state.json says which.
     """
-    with runfolder.lock(run_dir) as mine:
-        if not mine:
+    with _hold(run_dir) as verdict:
+        if verdict == "held":
             print(f"{run_dir}: another process is running it, skipped", flush=True)
-            return "held"
-        if runfolder.read_state(run_dir).get("status") == "completed":
+            return verdict
+        if verdict == "skipped":
             print(f"{run_dir}: already complete, skipped (force=true runs it again)", flush=True)
-            return "skipped"
+            return verdict
         session = _Session(config, parts, run_dir, config_hash, command)
-        try:
-            with _Signals() as signals:
+        with Signals() as signals:
+            try:
                 session.start()
                 session.loop(signals)
-        except Interrupted:
-            session.state("interrupted", "stopped by a signal")
-            raise
-        except KeyboardInterrupt:
-            session.state("interrupted", "stopped at once; goes on from the last checkpoint")
-            raise
-        except OSError as error:
-            failure = StorageError(f"results_dir: {error.strerror or error}; free some space and repeat the command.")
-            session.fail(failure)
-            raise failure from error
-        except BaseException as error:
-            if is_out_of_memory(error):
-                memory = OutOfMemory(f"out of memory; {session.task.memory_advice}.")
-                session.fail(memory)
-                raise memory from error
-            session.fail(error)
-            raise
+            except Interrupted:
+                session.state("interrupted", "stopped by a signal")
+                raise
+            except KeyboardInterrupt:
+                session.state("interrupted", "stopped at once; goes on from the last checkpoint")
+                raise
+            except OSError as error:
+                failure = StorageError(f"results_dir: {error.strerror or error}; free some space and repeat the command.")
+                session.fail(failure)
+                raise failure from error
+            except BaseException as error:
+                if is_out_of_memory(error):
+                    memory = OutOfMemory(f"out of memory; {session.task.memory_advice}.")
+                    session.fail(memory)
+                    raise memory from error
+                session.fail(error)
+                raise
         return "completed"
 
 
+@contextmanager
+def _hold(run_dir: Path) -> Iterator[str]:
+    """The first process holds the folder for all; yields held, skipped or free."""
+    with runfolder.lock(run_dir) if processes.rank() == 0 else nullcontext(True) as mine:
+        completed = runfolder.read_state(run_dir).get("status") == "completed"
+        yield processes.gather("held" if not mine else "skipped" if completed else "free")[0]
+
+
 class _Session:
-    """One attempt at one run."""
+    """One attempt at one run, in one process or in several: all compute, the first alone writes and prints."""
 
     def __init__(self, config: Mapping[str, Any], parts: Parts, run_dir: Path, config_hash: str, command: str) -> None:
         self.config = config
@@ -107,6 +88,7 @@ class _Session:
         self.env_steps = 0
         self.num_iterations = 0
         self.writer: MetricsWriter | None = None
+        self.progress: console.Progress | None = None
         self.last_checkpoint = 0  # iteration; 0 none
         self.ratio_moved = 0.0  # largest |log ratio| a gradient was taken at
         self.started = time.monotonic()
@@ -117,10 +99,7 @@ class _Session:
 
         torch.set_num_threads(self.config["num_threads"])
         self.state("running", None)
-        facts = provenance.collect(self.run_dir.name, self.config_hash, self.command, self.config["num_threads"], self.attempt)
-        text = yaml.safe_dump(dict(self.config), sort_keys=False)
-        (self.run_dir / "config.yaml").write_text(text)
-        (self.run_dir / "provenance.json").write_text(json.dumps(facts, indent=1) + "\n")
+        self._write_facts()
         seeds = [int(x) >> 1 for x in np.random.SeedSequence(self.config["seed"]).generate_state(3)]
         self.task.setup(seeds[0], self.algorithm.advantage.gamma)
         self.policy = self.task.make_policy(seeds[1])
@@ -129,9 +108,24 @@ class _Session:
         saved = checkpoint.load(self.run_dir, self.config_hash)
         if saved is not None:
             self._load(saved)
-        choices = self.config["choices"]
+        alike = len(set(processes.gather(self.iteration))) == 1
+        require(alike, "results_dir", self.config["results_dir"], "the processes see different files there, share one folder.")
+        self._open()
+
+    @processes.on_first
+    def _write_facts(self) -> None:
+        self.facts = provenance.collect(
+            self.run_dir.name, self.config_hash, self.command, self.config["num_threads"], self.attempt
+        )
+        (self.run_dir / "config.yaml").write_text(yaml.safe_dump(dict(self.config), sort_keys=False))
+        (self.run_dir / "provenance.json").write_text(json.dumps(self.facts, indent=1) + "\n")
+
+    @processes.on_first
+    def _open(self) -> None:
+        facts, choices = self.facts, self.config["choices"]
         row = {key: choices[key] for key in ("task", "scale", "algo", "gate")}
         row |= {"run_id": self.run_dir.name, "config_hash": self.config_hash, "git_sha": provenance.git_sha(facts)}
+        text = yaml.safe_dump(dict(self.config), sort_keys=False)
         metadata = {"config": text, "versions": json.dumps(facts["versions"])}
         self.writer = MetricsWriter(
             self.run_dir, row, self.config["seed"], self.attempt, keep_until=self.iteration, metadata=metadata
@@ -143,30 +137,49 @@ class _Session:
         )
         if self.iteration:
             print(f"  attempt {self.attempt} resumes after iteration {self.iteration:,} of {self.num_iterations:,}", flush=True)
+            if self.num_processes != processes.world_size():
+                was = f"{self.num_processes} process(es) wrote the checkpoint"
+                print(f"  {was}: the resumed run is equal to rounding, not bit for bit", flush=True)
+        self.progress = console.Progress(self.num_iterations, self.iteration)
 
-    def loop(self, signals: _Signals) -> None:
+    def loop(self, signals: Signals) -> None:
         """All remaining iterations. Interrupted after a signal."""
-        assert self.writer is not None
-        progress = console.Progress(self.num_iterations, self.iteration)
         saved_at = time.monotonic()
         metrics: dict[str, Any] = {}
         try:
             while self.iteration < self.num_iterations:
                 metrics = self._iterate()
-                self.writer.log(self.iteration, self.env_steps, metrics)
-                self.exports.log(self.iteration, metrics)
-                self.writer.log_samples(self.iteration, self.task.take_samples())
-                progress.update(self.iteration, self.env_steps, metrics, self.task.headline(metrics))
-                if signals.received is not None:
+                self._report(metrics, self.task.take_samples())
+                due = time.monotonic() - saved_at >= self.config["checkpoint_every_s"]
+                received, due = zip(*processes.gather((signals.received or 0, due)), strict=True)
+                if any(received):
                     self._save()
-                    raise Interrupted(signals.received)
-                if time.monotonic() - saved_at >= self.config["checkpoint_every_s"]:
+                    raise Interrupted(max(received))
+                if due[0]:
                     self._save()
                     saved_at = time.monotonic()
         finally:
-            progress.close()
-            self.exports.finish()
+            self._close()
         self._save()
+        self._finish(metrics)
+
+    @processes.on_first
+    def _report(self, metrics: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+        assert self.writer is not None and self.progress is not None
+        self.writer.log(self.iteration, self.env_steps, metrics)
+        self.exports.log(self.iteration, metrics)
+        self.writer.log_samples(self.iteration, samples)
+        self.progress.update(self.iteration, self.env_steps, metrics, self.task.headline(metrics))
+
+    @processes.on_first
+    def _close(self) -> None:
+        assert self.progress is not None
+        self.progress.close()
+        self.exports.finish()
+
+    @processes.on_first
+    def _finish(self, metrics: dict[str, Any]) -> None:
+        assert self.writer is not None
         self.writer.finish()
         self.state("completed", None)
         self._summarise(metrics)
@@ -194,11 +207,9 @@ class _Session:
         return metrics
 
     def _save(self) -> None:
-        """Flush the metrics, then replace the checkpoint: a checkpoint never knows more than the rows on disk."""
-        assert self.writer is not None
-        self.writer.flush()
         state = {
             "config_hash": self.config_hash,
+            "num_processes": processes.world_size(),
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "ratio_moved": self.ratio_moved,
@@ -206,18 +217,27 @@ class _Session:
             "algorithm": self.algorithm.state_dict(),
             "task": self.task.state_dict(),
         }
-        checkpoint.save(self.run_dir, state)
+        self._write(state)
         self.last_checkpoint = self.iteration
+
+    @processes.on_first
+    def _write(self, state: dict[str, Any]) -> None:
+        """Flush the metrics, then replace the checkpoint: a checkpoint never knows more than the rows on disk."""
+        assert self.writer is not None
+        self.writer.flush()
+        checkpoint.save(self.run_dir, state)
         self.state("running", None)
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.iteration = self.last_checkpoint = saved["iteration"]
+        self.num_processes = saved["num_processes"]
         self.env_steps = saved["env_steps"]
         self.ratio_moved = saved["ratio_moved"]
         self.policy.load_state_dict(saved["policy"])
         self.algorithm.load_state_dict(saved["algorithm"])
         self.task.load_state_dict(saved["task"])
 
+    @processes.on_first
     def state(self, status: str, reason: str | None) -> None:
         """Write state.json."""
         runfolder.write_state(
@@ -238,9 +258,12 @@ class _Session:
         told = isinstance(error, NonFiniteError | StorageError | OutOfMemory)
         if told:
             error.args = (f"{where}: {error.args[0].rstrip('.')}; {good}; everything flushed before is kept in {self.run_dir}.",)
+        known = told or isinstance(error, ConfigError)
+        sentence = " ".join(f"{error}".split() if known else f"{type(error).__name__}: {error}".split())
+        reason, mine = processes.failed(sentence, error)
         try:
-            self.state("failed", " ".join(str(error).split()) or type(error).__name__)
-            if not told and not isinstance(error, ConfigError):
+            self.state("failed", reason)
+            if mine and not known:
                 (self.run_dir / "error.txt").write_text("".join(traceback.format_exception(error)))
             if self.writer is not None:
                 self.writer.flush()

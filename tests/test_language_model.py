@@ -129,7 +129,7 @@ def test_tokens_are_those_of_plain_logits_whatever_the_padding(make: Make, lora:
     for row in range(12):
         length = int(rollout.completions.completion_mask_BT[row].sum())
         targets = rollout.completions.sequence_BS[row, -rollout.completions.completion_mask_BT.shape[1] :][:length]
-        for model, found, table in ((policy.model, logp, kept.logp_old_MV), (base, ref, kept.logp_ref_MV)):
+        for model, found, table in ((policy.model, logp, kept.logp_old_KV), (base, ref, kept.logp_ref_KV)):
             with torch.no_grad():
                 expected = plain_logp(model, rollout.completions, row)
             torch.testing.assert_close(table[first : first + length], expected, rtol=1e-4, atol=1e-5)

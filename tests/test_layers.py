@@ -24,7 +24,7 @@ LAYERS = [  # a module imports from its own line and the lines below it only
     ["advantages"],
     ["gates"],
     ["curve", "divergences", "batch", "sequences"],
-    ["climbing", "schema", "paths", "errors", "machine", "__init__"],
+    ["climbing", "schema", "signals", "paths", "errors", "machine", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY = {

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -44,25 +45,28 @@ def generate(
     pad_id: int,
     generator: torch.Generator,
     top_p: float = 1.0,
+    own: slice = slice(None),
 ) -> Completions:
     """One completion a prompt from softmax(logits / temperature); temperature 0 takes the most probable token.
 
     top_p < 1 draws from the fewest tokens that hold that much probability: no longer the distribution whose log-probabilities
-    training computes. Takes B x max_new_tokens numbers from the generator, none at temperature 0. pad_id and eos_id may be
-    equal and may occur in prompts. Dropout is off meanwhile. ConfigError for impossible settings, NonFiniteError for NaN logits.
+    training computes. Takes B x max_new_tokens numbers from the generator, none at temperature 0, and completes the rows `own`
+    alone. pad_id and eos_id may be equal and may occur in prompts. Dropout is off meanwhile.
+    ConfigError for impossible settings, NonFiniteError for NaN logits.
     """
     require(len(prompt_ids) > 0 and all(map(len, prompt_ids)), "prompt_ids", prompt_ids, "each prompt needs at least one token.")
     require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be at least 1.")
     require(temperature >= 0, "temperature", temperature, "must be positive, or 0 for the most probable token.")
     require(0 < top_p <= 1, "top_p", top_p, "must lie in (0, 1]; 1 keeps every token.")
-    num_rows, width = len(prompt_ids), max(map(len, prompt_ids))
-    sequence = torch.full((num_rows, width + max_new_tokens), pad_id)
+    draws = max_new_tokens if temperature > 0 else 0
+    uniform = torch.rand((len(prompt_ids), draws), generator=generator, dtype=torch.float64, device=generator.device)[own]
+    prompt_ids = prompt_ids[own]
+    width = max(map(len, prompt_ids))
+    sequence = torch.full((len(prompt_ids), width + max_new_tokens), pad_id)
     mask = torch.zeros_like(sequence)
     for row, prompt in enumerate(prompt_ids):
         sequence[row, width - len(prompt) : width] = torch.tensor(prompt)
         mask[row, width - len(prompt) : width] = 1
-    draws = max_new_tokens if temperature > 0 else 0
-    uniform = torch.rand((num_rows, draws), generator=generator, dtype=torch.float64, device=generator.device)
     sequence, mask, uniform = (x.to(model.device) for x in (sequence, mask, uniform))
 
     def choose(logits_bV: Tensor, rows: Tensor, step: int) -> Tensor:
@@ -78,6 +82,24 @@ def generate(
     stop = width + int(mask[:, width:].sum(-1).max())
     sequence, mask = sequence[:, :stop].contiguous(), mask[:, :stop].contiguous()
     return Completions(sequence, mask, mask[:, width:].contiguous(), finished, mask[:, :width].sum(-1))
+
+
+def join(parts: Sequence[Completions], pad_id: int) -> Completions:
+    """The rows of all parts, padded to the longest prompt and the longest completion among them."""
+    widths = [part.sequence_BS.shape[1] - part.completion_mask_BT.shape[1] for part in parts]
+    lengths = [part.completion_mask_BT.shape[1] for part in parts]
+
+    def padded(name: str, value: int, left: bool) -> Tensor:
+        columns = zip((getattr(part, name) for part in parts), widths, lengths, strict=True)
+        return torch.cat([F.pad(x, ((max(widths) - w) * left, max(lengths) - t), value=value) for x, w, t in columns])
+
+    return Completions(
+        padded("sequence_BS", pad_id, left=True),
+        padded("attention_mask_BS", 0, left=True),
+        padded("completion_mask_BT", 0, left=False),
+        torch.cat([part.finished_B for part in parts]),
+        torch.cat([part.prompt_lengths_B for part in parts]),
+    )
 
 
 def sample(logits_BV: Tensor, uniform_B: Tensor, *, temperature: float, top_p: float = 1.0) -> Tensor:

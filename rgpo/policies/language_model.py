@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,18 +20,23 @@ from torch import Tensor, nn
 from rgpo.batch import Array, Moved
 from rgpo.climbing import AdamSettings, CriticSettings
 from rgpo.divergences import k3
-from rgpo.policies.generation import Completions, generate
-from rgpo.policies.language_updates import CriticFit, MicroBatchAdam, TokenLocalModel
+from rgpo.policies import processes, sharding
+from rgpo.policies.generation import Completions, generate, join
+from rgpo.policies.language_updates import CriticFit, MicroBatchAdam, TokenLocalModel, group_gradients
 from rgpo.policies.logprobs import token_statistics
+from rgpo.policies.pretrained import switch_off_dropout
 from rgpo.policies.token_batch import (
     CompletionRollout,
     Kept,
     Piece,
+    Seen,
     TokenBatch,
     cut,
     flat,
     make_piece,
+    own,
     partition,
+    rows_of,
     token_weights,
 )
 from rgpo.sequences import sequence_log_ratio
@@ -52,15 +57,6 @@ class Sampling:
     num_kl_tokens: int  # tokens whose whole distributions are kept
 
 
-class Seen(NamedTuple):
-    """What one forward pass says of a piece's n tokens."""
-
-    logp_n: Tensor
-    entropy_n: Tensor
-    value_n: Tensor  # V of the state before each token; 0 without a critic
-    hidden_nD: Tensor
-
-
 class LanguageModel:
     """model: a causal LM with a linear head, or a peft model around one; critic: whether it has a value head."""
 
@@ -69,6 +65,9 @@ class LanguageModel:
         self.sampling = sampling
         self.num_minibatches = 1
         base = model.get_base_model() if hasattr(model, "peft_config") else model
+        self._autocast = model.dtype  # that the model computes in; without adapters the weights themselves are float32
+        if base is model:
+            model.float()
         self.backbone, self.head = base.get_decoder(), base.get_output_embeddings()
         self._switch_off: Callable[[], AbstractContextManager[Any]] | None = None
         if base is model:
@@ -81,32 +80,43 @@ class LanguageModel:
             self.value_head = nn.Linear(base.config.hidden_size, 1, device=model.device)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
+        self._layers: dict[bool, list[Any]] = {True: [], False: []}  # sharded ones of reference and policy
+
+    def shard(self) -> None:
+        """Divide the layers of policy and reference copy over the processes."""
+        if processes.world_size() > 1:
+            self._layers[False] = sharding.shard(self.backbone)
+            self._layers[True] = self._layers[False] if self._switch_off else sharding.shard(self.reference.get_decoder())
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The policy's parameters that learn, by name, without the value head's."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def learning(self) -> dict[str, nn.Parameter]:
+        """All parameters that learn, by name."""
+        critic = {} if self.value_head is None else {f"value_head.{k}": v for k, v in self.value_head.named_parameters()}
+        return self.trained() | critic
+
     def with_critic(self) -> list[nn.Parameter]:
         """All parameters that learn."""
-        return [*self.trained().values(), *([] if self.value_head is None else self.value_head.parameters())]
+        return list(self.learning().values())
 
     def generate(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, reference: bool = False) -> Completions:
         """A completion of each prompt's ids, by the policy or by the reference."""
         sampling = self.sampling
         model = self.reference if reference and self._switch_off is None else self.model
-        with self._without_adapters(reference):
-            return generate(
-                model,
-                prompts,
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                eos_id=sampling.eos_id,
-                pad_id=sampling.pad_id,
-                generator=generator,
-            )
+        with self._without_adapters(reference), sharding.gathered(self._layers[reference]), self._precision():
+            given = {"max_new_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
+            ids = {"eos_id": sampling.eos_id, "pad_id": sampling.pad_id}
+            mine = generate(model, prompts, **given, **ids, generator=generator, own=processes.share(prompts))
+        return join(processes.gather(mine), sampling.pad_id)
 
     def _without_adapters(self, reference: bool) -> AbstractContextManager[Any]:
         return self._switch_off() if reference and self._switch_off is not None else nullcontext()
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        mixed = self._switch_off is None and self._autocast != torch.float32
+        return torch.autocast(self.model.device.type, self._autocast) if mixed else nullcontext()
 
     def see(self, piece: Piece) -> Seen:
         """The policy's view of a piece, with gradients where they are enabled."""
@@ -122,8 +132,10 @@ class LanguageModel:
 
     def _hidden(self, backbone: Any, piece: Piece) -> Tensor:
         inputs = {"input_ids": piece.input_ids_bs, "attention_mask": piece.attention_mask_bs}
-        out = backbone(**inputs, position_ids=piece.position_ids_bs, use_cache=False)
-        return piece.predicting(out.last_hidden_state)
+        with self._precision():
+            out = backbone(**inputs, position_ids=piece.position_ids_bs, use_cache=False)
+        hidden = out.last_hidden_state if self._switch_off else out.last_hidden_state.float()
+        return piece.predicting(hidden)
 
     def reference_hidden(self, piece: Piece) -> tuple[Tensor, Any]:
         """The reference's hidden states (n, D) of a piece, and its head."""
@@ -149,8 +161,7 @@ class LanguageModel:
         kept = torch.from_numpy(np.sort(rng.choice(num_tokens, count, replace=False))).to(device)
         logp_old, logp_ref, value = torch.zeros(3, num_tokens, device=device)
         tables: list[tuple[Tensor, Tensor, Tensor]] = []
-        for rows in (rows for pieces in minibatches for rows in pieces):
-            piece = make_piece(completions, rows.to(device))
+        for piece in (piece for pieces in self.pieces(completions, minibatches) for piece in own(pieces)):
             seen = self.see(piece)
             logp_old[piece.tokens_n], value[piece.tokens_n] = seen.logp_n.float(), seen.value_n
             among = torch.isin(piece.tokens_n, kept)
@@ -162,43 +173,44 @@ class LanguageModel:
             tables.append((piece.tokens_n[among], self.log_softmax(seen.hidden_nD[among], self.head), ref_table))
         places, old_table, ref_table = (torch.cat(column) for column in zip(*tables, strict=True))
         order = places.argsort()
+        logp_old, logp_ref, value = processes.total(torch.stack([logp_old, logp_ref, value]))
         return {
             "minibatches": minibatches,
             "logp_old_N": logp_old,
             "logp_ref_N": logp_ref,
             "value_N": value,
-            "kept": Kept(kept, old_table[order], ref_table[order]),
+            "kept": Kept(kept, places[order], old_table[order], ref_table[order]),
         }
 
     @torch.no_grad()
     def completion_kl(self, completions: Completions) -> Array:
         """(B,) log pi(y)/pi_ref(y) of completions that the policy drew: k1, nats a completion."""
-        table_BT = torch.zeros(completions.completion_mask_BT.shape, dtype=torch.float64)
+        gap_N = torch.zeros(int(completions.completion_mask_BT.sum()), device=completions.sequence_BS.device)
         order = completions.attention_mask_BS.sum(-1).argsort().cpu().numpy()
-        for rows in cut(order, self.sampling.micro_batch_size):
-            piece = make_piece(completions, torch.from_numpy(rows).to(completions.sequence_BS.device))
+        rows = [torch.from_numpy(part) for part in cut(order, self.sampling.micro_batch_size)]
+        for piece in own(self.pieces(completions, [rows])[0]):
             logp_n = self.see(piece).logp_n
             with self._without_adapters(reference=True):
                 hidden, head = self.reference_hidden(piece)
                 ref = token_statistics(hidden, head, piece.targets_n, temperature=self.sampling.temperature)
-            live = piece.live_bt.cpu()
-            width = live.shape[1]
-            gap = torch.zeros(live.shape, dtype=torch.float64).masked_scatter(live, (logp_n - ref.logp_N).double().cpu())
-            table_BT[torch.from_numpy(rows), :width] = gap
-        total: Array = table_BT.sum(-1).numpy()
+            gap_N[piece.tokens_n] = (logp_n - ref.logp_N).float()
+        total: Array = rows_of(processes.total(gap_N).double(), completions).sum(-1).cpu().numpy()
         return total
+
+    def pieces(self, completions: Completions, minibatches: Sequence[Sequence[Tensor]]) -> list[list[Piece]]:
+        """The pieces whose rows are given, minibatch by minibatch."""
+        device = completions.sequence_BS.device
+        return [[make_piece(completions, rows.to(device)) for rows in minibatch] for minibatch in minibatches]
 
     def make_batch(self, rollout: CompletionRollout, advantage: Array, value_target: Array) -> tuple[TokenBatch, dict[str, Any]]:
         """The tokens of a rollout; advantage and value_target (T, B)."""
         completions = rollout.completions
-        device = completions.sequence_BS.device
-        pieces = [[make_piece(completions, rows.to(device)) for rows in minibatch] for minibatch in rollout.minibatches]
         live = rollout.live()
         spread = value_target[live].var()
         explained = 1 - (value_target - rollout.value)[live].var() / spread if self.value_head and spread > 0 else math.nan
         batch = TokenBatch(
             completions,
-            pieces,
+            self.pieces(completions, rollout.minibatches),
             token_weights(completions, rollout.minibatches, self.sampling.reduction),
             flat(advantage, completions),
             flat(value_target, completions),
@@ -240,7 +252,8 @@ class LanguageModel:
         total = actor if self.value_head is None else actor + settings.vf_coef * critic
         if settings.ent_coef != 0:
             total = total - settings.ent_coef * (weight * seen.entropy_n).sum()
-        return total, torch.stack([actor, critic, out.log_ratio.abs().max()]).detach()
+        furthest = nn.functional.pad(out.log_ratio.detach().abs(), (0, 1)).max()  # 0 where the piece has no token
+        return total, torch.stack([actor.detach(), critic.detach(), furthest])
 
     @torch.no_grad()
     def moved(self, batch: TokenBatch) -> Moved:
@@ -248,32 +261,21 @@ class LanguageModel:
         log_ratio, entropy, gated = torch.zeros(3, len(batch.logp_old), device=batch.logp_old.device)
         kept = batch.kept
         kl_old, kl_ref = torch.zeros(2, len(kept.tokens_M), device=log_ratio.device)
-        for piece in (piece for pieces in batch.minibatches for piece in pieces):
+        for piece in (piece for pieces in batch.minibatches for piece in own(pieces)):
             seen = self.see(piece)
             d = seen.logp_n.float() - batch.logp_old[piece.tokens_n]
             log_ratio[piece.tokens_n], entropy[piece.tokens_n] = d, seen.entropy_n.float()
             gated[piece.tokens_n] = self.gated(d, piece)
             among = torch.isin(piece.tokens_n, kept.tokens_M)
-            at = torch.searchsorted(kept.tokens_M, piece.tokens_n[among])
-            new = self.log_softmax(seen.hidden_nD[among], self.head)
-            kl_old[at] = (kept.logp_old_MV[at].exp() * (kept.logp_old_MV[at] - new)).sum(-1)
-            kl_ref[at] = (new.exp() * (new - kept.logp_ref_MV[at])).sum(-1)
-        return Moved(*(x.cpu() for x in (log_ratio, kl_old, entropy, gated, kl_ref)))
+            at, held = kept.find(piece.tokens_n[among])
+            new, old = self.log_softmax(seen.hidden_nD[among], self.head), kept.logp_old_KV[held]
+            kl_old[at] = (old.exp() * (old - new)).sum(-1)
+            kl_ref[at] = (new.exp() * (new - kept.logp_ref_KV[held])).sum(-1)
+        return Moved(*(processes.total(x.cpu()) for x in (log_ratio, kl_old, entropy, gated, kl_ref)))
 
     def group_gradients(self, batch: TokenBatch, advantage: Tensor, objective: Any, groups: Array) -> Iterator[Tensor]:
         """The policy's gradient (P,) of the surrogate without penalty over each group of rows (M, b)."""
-        parameters = list(self.trained().values())
-        for group in groups:
-            minibatch = [torch.from_numpy(rows) for rows in cut(group, self.sampling.micro_batch_size)]
-            grouped = batch._replace(weight=token_weights(batch.completions, [minibatch], self.sampling.reduction))
-            total = [torch.zeros_like(p) for p in parameters]
-            for rows in minibatch:
-                piece = make_piece(batch.completions, rows.to(batch.logp_old.device))
-                out = self.surrogate(self.see(piece), piece, grouped, advantage, objective, 0.0)
-                loss = (grouped.weight[piece.tokens_n] * out.loss).sum()
-                for sum_, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
-                    sum_ += gradient
-            yield torch.cat([gradient.flatten() for gradient in total])
+        return group_gradients(self, batch, advantage, objective, groups)
 
     def adam(self, settings: AdamSettings) -> MicroBatchAdam:
         """Adam on policy and critic; a minibatch is run in pieces of micro_batch_size completions."""
@@ -291,21 +293,10 @@ class LanguageModel:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What learns, by name."""
-        critic = {} if self.value_head is None else {f"value_head.{k}": v for k, v in self.value_head.named_parameters()}
-        return {name: p.detach().cpu().clone() for name, p in (self.trained() | critic).items()}
+        return {name: sharding.for_file(p) for name, p in self.learning().items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over the tensors of ``state_dict``, in place."""
-        critic = {} if self.value_head is None else {f"value_head.{k}": v for k, v in self.value_head.named_parameters()}
-        for name, p in (self.trained() | critic).items():
-            p.copy_(state[name])
-
-
-def switch_off_dropout(model: Any) -> None:
-    """Without it the ratio of a policy to itself would not be 1."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+        for name, p in self.learning().items():
+            p.copy_(sharding.fit(state[name], p))

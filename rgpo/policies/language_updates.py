@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rgpo.batch import Array
 from rgpo.climbing import STATISTICS, AdamSettings, CriticSettings
 from rgpo.errors import require
+from rgpo.policies import processes, sharding
+from rgpo.policies.token_batch import cut, own, token_weights
 from rgpo.updates.losses import standardise, value_loss
 
 if TYPE_CHECKING:
@@ -38,7 +42,8 @@ class MicroBatchAdam:
         refuse_compile(settings.compile)
         self.policy, self.settings = policy, settings
         self.parameters = policy.with_critic()
-        self.adam = torch.optim.Adam(self.parameters, eps=settings.adam_eps)
+        groups: list[dict[str, Any]] = [{"params": part} for part in sharding.kinds(self.parameters)]
+        self.adam = torch.optim.Adam(groups, eps=settings.adam_eps)
         self.rng = np.random.default_rng(settings.seed)
 
     def epoch(self, batch: TokenBatch, lr: float, kl_coef: float) -> Tensor:
@@ -46,7 +51,8 @@ class MicroBatchAdam:
         for group in self.adam.param_groups:
             group["lr"] = lr
         order = self.rng.permutation(len(batch.minibatches))
-        return torch.stack([self._step(batch.minibatches[i], batch, kl_coef) for i in order])
+        rows = torch.stack([self._step(batch.minibatches[i], batch, kl_coef) for i in order])
+        return torch.cat([processes.total(rows[:, :2]), processes.largest(rows[:, 2:3]), rows[:, 3:]], 1)
 
     def _step(self, pieces: list[Piece], batch: TokenBatch, kl_coef: float) -> Tensor:
         self.adam.zero_grad()
@@ -55,22 +61,26 @@ class MicroBatchAdam:
             tokens = torch.cat([piece.tokens_n for piece in pieces])
             advantage = advantage.index_copy(0, tokens, standardise(advantage[tokens]))
         row = torch.zeros(len(STATISTICS))
-        for piece in pieces:
+        for piece in own(pieces):
             loss, parts = self.policy.losses(piece, batch, advantage, self.settings, kl_coef)
             loss.backward()  # type: ignore[no-untyped-call]
             row[:2] += parts[:2].cpu()
             row[2] = row[2].maximum(parts[2].cpu())
+        sharding.sum_gradients(self.parameters)
         limit = self.settings.max_grad_norm
-        row[3] = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
+        row[3] = sharding.clip_gradients(self.parameters, math.inf if limit is None else limit)
         row[4] = float(limit is not None and row[3] > limit)
         self.adam.step()
         return row
 
     def state_dict(self) -> dict[str, Any]:
-        return {"adam": self.adam.state_dict(), "rng": self.rng.bit_generator.state}
+        moments = [{key: sharding.for_file(x) for key, x in self.adam.state[p].items()} for p in self.parameters]
+        return {"adam": moments, "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.adam.load_state_dict(state["adam"])
+        """Take over a state, whichever way it was divided over processes when it was written."""
+        for p, moments in zip(self.parameters, state["adam"], strict=True):
+            self.adam.state[p] = {key: x if key == "step" else sharding.fit(x, p) for key, x in moments.items()}
         self.rng.bit_generator.state = state["rng"]
 
 
@@ -107,12 +117,12 @@ class CriticFit:
 
     @torch.no_grad()
     def _read(self, batch: TokenBatch) -> Tensor:
-        pieces = [piece for minibatch in batch.minibatches for piece in minibatch]
+        pieces = [piece for minibatch in batch.minibatches for piece in own(minibatch)]
         hidden = [self.policy.see(piece).hidden_nD for piece in pieces]
-        table = torch.empty(len(batch.logp_old), hidden[0].shape[1], dtype=hidden[0].dtype, device=hidden[0].device)
+        table = hidden[0].new_zeros(len(batch.logp_old), hidden[0].shape[1])
         for piece, rows in zip(pieces, hidden, strict=True):
             table[piece.tokens_n] = rows
-        return table
+        return processes.total(table)
 
     def state_dict(self) -> dict[str, Any]:
         adam = {} if self.adam is None else self.adam.state_dict()
@@ -122,6 +132,25 @@ class CriticFit:
         if self.adam is not None:
             self.adam.load_state_dict(state["adam"])
         self.rng.bit_generator.state = state["rng"]
+
+
+def group_gradients(
+    policy: LanguageModel, batch: TokenBatch, advantage: Tensor, objective: Any, groups: Array
+) -> Iterator[Tensor]:
+    """The policy's gradient (P,) of the surrogate without penalty over each group of rows (M, b)."""
+    parameters = list(policy.trained().values())
+    for p in parameters:
+        p.grad = None
+    for group in groups:
+        minibatch = [torch.from_numpy(rows) for rows in cut(group, policy.sampling.micro_batch_size)]
+        grouped = batch._replace(weight=token_weights(batch.completions, [minibatch], policy.sampling.reduction))
+        for piece in own(policy.pieces(batch.completions, [minibatch])[0]):
+            out = policy.surrogate(policy.see(piece), piece, grouped, advantage, objective, 0.0)
+            (grouped.weight[piece.tokens_n] * out.loss).sum().backward()  # FSDP knows no torch.autograd.grad
+        sharding.sum_gradients(parameters)
+        yield torch.cat([sharding.full(p.grad).flatten() for p in parameters if p.grad is not None])
+        for p in parameters:
+            p.grad = None
 
 
 class TokenLocalModel:
@@ -136,19 +165,19 @@ class TokenLocalModel:
         self.policy, self.batch = policy, batch
         self._advantage, self._objective = advantage, objective
         self._parameters = list(policy.trained().values())
-        self._pieces = [piece for minibatch in batch.minibatches for piece in minibatch]
+        self._pieces = [piece for minibatch in batch.minibatches for piece in own(minibatch)]
         self._slopes: list[Tensor] = []
         gradient = torch.zeros(sum(p.numel() for p in self._parameters), device=advantage.device)
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64)
         with sdpa_kernel(SDPBackend.MATH):
             for piece in self._pieces:
                 loss, kl = self._parts(piece)
-                total += loss.item()
+                total += loss.detach().cpu()
                 gradient -= self._flat(torch.autograd.grad(loss, self._parameters, retain_graph=True))
                 if kl is not None:
                     self._slopes.append(self._flat(torch.autograd.grad(kl, self._parameters, create_graph=True)))
-        self.loss = total
-        self._gradient = gradient
+        self.loss = processes.total(total).item()
+        self._gradient = processes.total(gradient)
 
     def _parts(self, piece: Piece) -> tuple[Tensor, Tensor | None]:
         """This piece's share of the mean surrogate and of the mean KL; None if none of its tokens was kept."""
@@ -159,7 +188,7 @@ class TokenLocalModel:
         among = torch.isin(piece.tokens_n, kept.tokens_M)
         if not bool(among.any()):
             return loss, None
-        old = kept.logp_old_MV[torch.searchsorted(kept.tokens_M, piece.tokens_n[among])]
+        old = kept.logp_old_KV[kept.find(piece.tokens_n[among])[1]]
         new = self.policy.log_softmax(seen.hidden_nD[among], self.policy.head)
         return loss, (old.exp() * (old - new)).sum() / len(kept.tokens_M)
 
@@ -175,7 +204,7 @@ class TokenLocalModel:
         total = torch.zeros_like(v)
         for slope in self._slopes:
             total += self._flat(torch.autograd.grad(slope.dot(v), self._parameters, retain_graph=True))
-        return total
+        return processes.total(total)
 
     def evaluate(self, step: Tensor) -> tuple[float, float]:
         """Loss and mean KL after a step (P,), which is not kept."""
@@ -185,7 +214,9 @@ class TokenLocalModel:
             parts = [self._parts(piece) for piece in self._pieces]
             for p, value in zip(self._parameters, before, strict=True):
                 p.copy_(value)
-        return sum(loss.item() for loss, _ in parts), sum(kl.item() for _, kl in parts if kl is not None)
+        sums = [sum(loss.item() for loss, _ in parts), sum(kl.item() for _, kl in parts if kl is not None)]
+        loss, kl = processes.total(torch.tensor(sums, dtype=torch.float64)).tolist()
+        return loss, kl
 
     @torch.no_grad()
     def move(self, step: Tensor) -> None:

@@ -246,3 +246,14 @@ def add_lora(model: Any, *, rank: int, alpha: float, dropout: float, target_modu
             return get_peft_model(model, config)
         except ValueError as error:
             raise ConfigError(f"task.lora.target_modules={target_modules}: {first_line(error)}.") from error
+
+
+def switch_off_dropout(model: Any) -> None:
+    """Without it the ratio of a policy to itself would not be 1."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0

@@ -7,6 +7,7 @@ whose distributions over the vocabulary V are remembered for exact KL divergence
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from rgpo.batch import Array, Rollout
 from rgpo.objective import REDUCTIONS
+from rgpo.policies import processes
 from rgpo.policies.generation import Completions
 
 
@@ -35,12 +37,26 @@ class Piece(NamedTuple):
         return hidden_bsD[:, -width - 1 : -1][self.live_bt]
 
 
+class Seen(NamedTuple):
+    """What one forward pass says of a piece's n tokens."""
+
+    logp_n: Tensor
+    entropy_n: Tensor
+    value_n: Tensor  # V of the state before each token; 0 without a critic
+    hidden_nD: Tensor
+
+
 class Kept(NamedTuple):
     """Tokens whose whole distributions were kept when the rollout was collected."""
 
     tokens_M: Tensor  # int64, ascending, places among the N
-    logp_old_MV: Tensor  # log pi_old
-    logp_ref_MV: Tensor  # log pi_ref
+    tokens_K: Tensor  # those of them whose distributions this process holds; all M where there is one process
+    logp_old_KV: Tensor  # log pi_old
+    logp_ref_KV: Tensor  # log pi_ref
+
+    def find(self, tokens_n: Tensor) -> tuple[Tensor, Tensor]:
+        """Where kept tokens stand among the M, and among those whose distributions this process holds."""
+        return torch.searchsorted(self.tokens_M, tokens_n), torch.searchsorted(self.tokens_K, tokens_n)
 
 
 @dataclass(kw_only=True)
@@ -84,7 +100,8 @@ def partition(lengths_B: Array, num_minibatches: int, micro_batch_size: int, rng
 
 
 def cut(rows: Array, size: int) -> list[Array]:
-    """Consecutive slices of at most size rows."""
+    """Consecutive slices of at most size rows, and at least one for each process where there are enough rows."""
+    size = min(size, -(-len(rows) // processes.world_size()))
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
@@ -100,6 +117,19 @@ def make_piece(completions: Completions, rows: Tensor) -> Piece:
     starts = completions.completion_mask_BT.sum(-1).cumsum(0) - completions.completion_mask_BT.sum(-1)
     places = starts[rows][:, None] + torch.arange(longest, device=live.device)
     return Piece(sequence, attention, position, live, sequence[:, -longest:][live], places[live])
+
+
+def own(pieces: Sequence[Piece]) -> list[Piece]:
+    """This process's pieces. Each process has equally many, some of them without a token: collectives must meet."""
+    rank, size = processes.rank(), processes.world_size()
+    mine = list(pieces[rank::size])
+    return mine + [_idle(pieces[0])] * (-(-len(pieces) // size) - len(mine))
+
+
+def _idle(piece: Piece) -> Piece:
+    """One row to run the model on, none of whose tokens is learnt from."""
+    ids, attention, position, live = (x[:1] for x in piece[:4])
+    return Piece(ids, attention, position, torch.zeros_like(live), piece.targets_n[:0], piece.tokens_n[:0])
 
 
 def token_weights(completions: Completions, minibatches: list[list[Tensor]], reduction: str) -> Tensor:
@@ -134,6 +164,14 @@ def clustered_mean(x_N: Tensor, completions: Completions) -> tuple[float, float]
     return mean.item(), (spread.sqrt() / length_B.sum()).item()
 
 
+def _whole(kept: Kept) -> Kept:
+    """The kept tokens with the distributions that any process holds."""
+    columns = zip(*processes.gather(tuple(x.cpu() for x in kept[1:])), strict=True)
+    tokens, old, ref = (torch.cat(column).to(kept.tokens_M.device) for column in columns)
+    order = tokens.argsort()
+    return Kept(kept.tokens_M, tokens[order], old[order], ref[order])
+
+
 def pack(rollout: CompletionRollout) -> dict[str, Any]:
     """The rollout as tensors, lists and numbers, as a checkpoint holds them."""
     arrays = {name: getattr(rollout, name) for name in ("reward", "value", "next_value", "terminated", "done", "mask")}
@@ -144,7 +182,7 @@ def pack(rollout: CompletionRollout) -> dict[str, Any]:
         "completions": list(rollout.completions),
         "minibatches": rollout.minibatches,
         "tokens": [rollout.logp_old_N, rollout.logp_ref_N, rollout.value_N],
-        "kept": list(rollout.kept),
+        "kept": list(_whole(rollout.kept)),
     }
 
 

@@ -22,6 +22,7 @@ from rgpo.advantages import GAE
 from rgpo.batch import Array, Batch, Moved, Rollout
 from rgpo.curve import Gate, weight
 from rgpo.errors import ConfigError, require
+from rgpo.policies.processes import refuse_many
 from rgpo.quadrature import integrate_to_infinity
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ class Bandit:
     memory_advice: ClassVar[str] = "lower task.num_samples, task.growth or num_iterations"
 
     def check(self) -> None:
-        """Nothing to look up."""
+        """There is nothing to look up. ConfigError for many processes."""
+        refuse_many("bandit")
 
     def admit(self, algorithm: Algorithm) -> Algorithm:
         """The algorithm with its update replaced by one that only measures. ConfigError for what would be ignored."""

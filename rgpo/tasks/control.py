@@ -17,6 +17,7 @@ from gymnasium import spaces
 from rgpo.batch import Array, Rollout
 from rgpo.errors import ConfigError, NonFiniteError, require
 from rgpo.policies.mlp import MLP
+from rgpo.policies.processes import refuse_many
 from rgpo.tasks.environments import Step, VectorEnv, make_vector_env
 from rgpo.tasks.normalize import ObservationNormalizer, RewardNormalizer
 
@@ -66,7 +67,8 @@ class Control:
         return self.num_envs * self.num_steps
 
     def check(self) -> None:
-        """Refuse, before anything starts, an id that is not installed or a space that is not supported."""
+        """Refuse, before anything starts, an id that is not installed, a space that is not supported, or many processes."""
+        refuse_many("control")
         self._make_env(1).close()
 
     def admit(self, algorithm: Algorithm) -> Algorithm:

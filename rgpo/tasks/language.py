@@ -17,6 +17,7 @@ import numpy as np
 from rgpo.batch import Array
 from rgpo.errors import require
 from rgpo.language_advantages import dead_groups, token_rewards, token_steps
+from rgpo.policies import processes
 from rgpo.tasks.materials import Materials, Prompt, Source, require_finite_scores
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rgpo.policies.token_batch import CompletionRollout
 
 NUM_SHOWN, SHOWN_CHARACTERS = 3, 300  # completions that a run prints at its end
+PARALLEL = ("ddp", "fsdp")
 RATIOS, REDUCTIONS = ("token", "sequence"), ("token_mean", "sequence_mean")
 
 
@@ -54,6 +56,7 @@ class Language:
     ratio: str
     reduction: str
     micro_batch_size: int
+    parallel: str
     num_kl_tokens: int
     staleness: int
     gradient_checkpointing: bool
@@ -66,6 +69,7 @@ class Language:
         require(self.temperature > 0, "task.temperature", self.temperature, "must be positive.")
         require(self.ratio in RATIOS, "task.ratio", self.ratio, "choose token or sequence.")
         require(self.reduction in REDUCTIONS, "task.reduction", self.reduction, "choose token_mean or sequence_mean.")
+        require(self.parallel in PARALLEL, "task.parallel", self.parallel, "choose ddp or fsdp.")
         for key in ("staleness", "num_samples"):
             require(getattr(self, key) >= 0, f"task.{key}", getattr(self, key), "must not be negative.")
 
@@ -77,7 +81,10 @@ class Language:
         return self.num_prompts * self.group_size
 
     def check(self) -> None:
-        """Refuse, before anything starts, what the source can see is missing."""
+        """Refuse, before anything starts, what the source can see is missing, and processes that would have nothing to do."""
+        for key in ("num_prompts", "num_eval_prompts"):
+            value, size = getattr(self, key), processes.world_size()
+            require(value >= size, f"task.{key}", value, f"leaves some of {size} processes without a prompt, start fewer.")
         self.source.check()
 
     def admit(self, algorithm: Algorithm) -> Algorithm:
@@ -85,6 +92,8 @@ class Language:
         if algorithm.advantage.needs_groups:
             require(self.group_size > 1, "task.group_size", self.group_size, "a group needs at least 2 completions to compare.")
         algorithm.update.check(self.batch_size, algorithm.advantage.normalize)
+        natural = self.parallel == "fsdp" and algorithm.update.trust_region
+        require(not natural, "task.parallel", self.parallel, "natural_gradient needs whole parameters in each process, use ddp.")
         self.critic = algorithm.advantage.needs_critic
         self.reward_kl_coef = algorithm.penalty.reward_kl_coef
         return algorithm
@@ -137,7 +146,10 @@ class Language:
             micro_batch_size=self.micro_batch_size,
             num_kl_tokens=self.num_kl_tokens,
         )
-        return LanguageModel(model, sampling, self.critic)
+        policy = LanguageModel(model, sampling, self.critic)
+        if self.parallel == "fsdp":
+            policy.shard()
+        return policy
 
     def collect(self, policy: Any) -> CompletionRollout:
         """A rollout of the present policy, or with staleness s the one of s iterations ago. NonFiniteError for a NaN reward."""
@@ -211,7 +223,9 @@ class Language:
         return texts
 
     def _judge(self, judge: Any, prompts: Sequence[Prompt], texts: Sequence[str]) -> Array:
-        return require_finite_scores(judge([prompt.text for prompt in prompts], texts), texts, "the reward model")
+        mine = processes.share(prompts)
+        scores = np.concatenate(processes.gather(judge([prompt.text for prompt in prompts[mine]], texts[mine])))
+        return require_finite_scores(scores, texts, "the reward model")
 
     def evaluate(self, policy: Any) -> dict[str, float]:
         """Proxy and gold scores on held-out prompts, beside the reference's with the same random numbers, and the KL."""

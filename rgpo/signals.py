@@ -1,0 +1,40 @@
+"""Being asked to stop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+
+ECHO_S = 1.0  # a launcher passes on the signal that its processes were sent as well
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it has written a checkpoint."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.exit_code = 128 + signal_number
+
+
+class Signals:
+    """The first SIGINT or SIGTERM asks for a stop after the present iteration, one that comes later stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._at = 0.0
+
+    def __enter__(self) -> Signals:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            if time.monotonic() - self._at < ECHO_S:
+                return
+            raise KeyboardInterrupt
+        self.received, self._at = number, time.monotonic()
+        print("stopping after this iteration; once more to stop at once", flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
