@@ -66,6 +66,8 @@ GLOSSARY: dict[str, Metric] = {
             "_change_se": "its standard error for the score",
         }.items()
     },
+    "sampler/log_ratio_abs_mean": Metric("nats", "mean |log pi_old - log pi_sampler| of tokens: rounding, or another engine"),
+    "sampler/log_ratio_abs_max": Metric("nats", "largest of the same"),
     "language/num_tokens": Metric("tokens", "completion tokens of the iteration"),
     "language/num_prompt_tokens": Metric("tokens", "prompt tokens of the iteration"),
     "language/length_mean": Metric("tokens", "mean length of its completions"),

@@ -67,7 +67,7 @@ def roll(policy: LanguageModel, num_minibatches: int = 2, seed: int = 0) -> Comp
     steps: dict[str, Any] = token_steps(rng.standard_normal(mask.shape) * mask, np.zeros(mask.shape), mask, np.zeros(12, bool))
     nothing = np.empty(0)
     shared = {"observation": nothing, "action": nothing, "metrics": {}, "group_size": 2}
-    return CompletionRollout(**shared, **steps, completions=completions, **back)
+    return CompletionRollout(**shared, **steps, completions=completions, correction_N=torch.ones_like(back["value_N"]), **back)
 
 
 def batch_of(policy: LanguageModel, **change: Any) -> TokenBatch:

@@ -8,7 +8,7 @@ read once, a row that has ended leaves the batch, masks are made once. A row's r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ class Completions(NamedTuple):
     completion_mask_BT: Tensor  # int64, 1 on the completion with its end-of-sequence token
     finished_B: Tensor  # bool, False where max_new_tokens cut the completion off
     prompt_lengths_B: Tensor  # int64
+    logp_BT: Tensor  # float32, of each token under the distribution it was drawn from, nats; 0 under mask 0
 
 
 def generate(
@@ -50,8 +51,8 @@ def generate(
     """One completion a prompt from softmax(logits / temperature); temperature 0 takes the most probable token.
 
     top_p < 1 draws from the fewest tokens that hold that much probability: no longer the distribution whose log-probabilities
-    training computes. Takes B x max_new_tokens numbers from the generator, none at temperature 0, and completes the rows `own`
-    alone. pad_id and eos_id may be equal and may occur in prompts. Dropout is off meanwhile.
+    training computes, and logp_BT is before that cut. Takes B x max_new_tokens numbers from the generator, none at temperature
+    0, and completes the rows `own` alone. pad_id and eos_id may be equal and may occur in prompts. Dropout is off meanwhile.
     ConfigError for impossible settings, NonFiniteError for NaN logits.
     """
     require(len(prompt_ids) > 0 and all(map(len, prompt_ids)), "prompt_ids", prompt_ids, "each prompt needs at least one token.")
@@ -68,9 +69,14 @@ def generate(
         sequence[row, width - len(prompt) : width] = torch.tensor(prompt)
         mask[row, width - len(prompt) : width] = 1
     sequence, mask, uniform = (x.to(model.device) for x in (sequence, mask, uniform))
+    logp = torch.zeros((len(prompt_ids), max_new_tokens), device=model.device)
 
     def choose(logits_bV: Tensor, rows: Tensor, step: int) -> Tensor:
-        return sample(logits_bV, uniform[rows, step], temperature=temperature, top_p=top_p) if draws else logits_bV.argmax(-1)
+        if draws == 0:
+            return logits_bV.argmax(-1)
+        token = sample(logits_bV, uniform[rows, step], temperature=temperature, top_p=top_p)
+        logp[rows, step] = torch.log_softmax(logits_bV.float() / temperature, -1).gather(-1, token[:, None])[:, 0]
+        return token
 
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -81,7 +87,25 @@ def generate(
             module.training = True
     stop = width + int(mask[:, width:].sum(-1).max())
     sequence, mask = sequence[:, :stop].contiguous(), mask[:, :stop].contiguous()
-    return Completions(sequence, mask, mask[:, width:].contiguous(), finished, mask[:, :width].sum(-1))
+    live = mask[:, width:].contiguous()
+    return Completions(sequence, mask, live, finished, mask[:, :width].sum(-1), logp[:, : stop - width].contiguous())
+
+
+def assemble(
+    prompt_ids: Sequence[Sequence[int]], rows: Sequence[tuple[Sequence[int], Sequence[float], bool]], pad_id: int, device: Any
+) -> Completions:
+    """Completions drawn elsewhere: of each prompt its tokens, their log-probabilities, and whether it ended by itself."""
+    width, longest = max(map(len, prompt_ids)), max(len(ids) for ids, _, _ in rows)
+    sequence = torch.full((len(rows), width + longest), pad_id)
+    mask, logp = torch.zeros_like(sequence), torch.zeros((len(rows), longest))
+    for i, (prompt, (ids, values, _)) in enumerate(zip(prompt_ids, rows, strict=True)):
+        span = slice(width - len(prompt), width + len(ids))
+        sequence[i, span] = torch.tensor([*prompt, *ids])
+        mask[i, span] = 1
+        logp[i, : len(ids)] = torch.tensor(values)
+    finished = torch.tensor([ended for _, _, ended in rows])
+    parts = (sequence, mask, mask[:, width:].contiguous(), finished, mask[:, :width].sum(-1), logp)
+    return Completions(*(x.to(device) for x in parts))
 
 
 def join(parts: Sequence[Completions], pad_id: int) -> Completions:
@@ -99,6 +123,7 @@ def join(parts: Sequence[Completions], pad_id: int) -> Completions:
         padded("completion_mask_BT", 0, left=False),
         torch.cat([part.finished_B for part in parts]),
         torch.cat([part.prompt_lengths_B for part in parts]),
+        padded("logp_BT", 0, left=False),
     )
 
 

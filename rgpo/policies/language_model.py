@@ -106,9 +106,16 @@ class LanguageModel:
         sampling = self.sampling
         model = self.reference if reference and self._switch_off is None else self.model
         with self._without_adapters(reference), sharding.gathered(self._layers[reference]), self._precision():
-            given = {"max_new_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
-            ids = {"eos_id": sampling.eos_id, "pad_id": sampling.pad_id}
-            mine = generate(model, prompts, **given, **ids, generator=generator, own=processes.share(prompts))
+            mine = generate(
+                model,
+                prompts,
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                eos_id=sampling.eos_id,
+                pad_id=sampling.pad_id,
+                generator=generator,
+                own=processes.share(prompts),
+            )
         return join(processes.gather(mine), sampling.pad_id)
 
     def _without_adapters(self, reference: bool) -> AbstractContextManager[Any]:
@@ -217,6 +224,7 @@ class LanguageModel:
             rollout.value_N,
             rollout.logp_old_N,
             rollout.logp_ref_N,
+            rollout.correction_N,
             rollout.kept,
         )
         return batch, {
@@ -233,11 +241,15 @@ class LanguageModel:
         return sequence_log_ratio(table_bt, piece.live_bt)[piece.live_bt]
 
     def surrogate(self, seen: Seen, piece: Piece, batch: TokenBatch, advantage: Tensor, objective: Any, kl_coef: float) -> Any:
-        """The objective at the piece's tokens, each (n,); advantage (N,). The KL is the reference's, per token (k3)."""
+        """The objective at the piece's tokens, each (n,); advantage (N,). The KL is the reference's, per token (k3).
+
+        A token's advantage is multiplied by its correction, min(pi_old/pi_sampler, cap) (truncated importance sampling).
+        """
         old, ref = batch.logp_old[piece.tokens_n], batch.logp_ref[piece.tokens_n]
         d_old, d_ref = self.gated(seen.logp_n - old, piece), self.gated(seen.logp_n - ref, piece)
         kl = k3(ref - seen.logp_n)
-        return objective(d_old, torch.zeros_like(d_old), d_old - d_ref, advantage[piece.tokens_n], kl_coef=kl_coef, kl=kl)
+        credit = (advantage * batch.correction)[piece.tokens_n]
+        return objective(d_old, torch.zeros_like(d_old), d_old - d_ref, credit, kl_coef=kl_coef, kl=kl)
 
     def losses(
         self, piece: Piece, batch: TokenBatch, advantage: Tensor, settings: AdamSettings, kl_coef: float

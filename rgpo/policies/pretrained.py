@@ -25,11 +25,11 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def require_packages(key: str, *names: str) -> None:
-    """Refuse to go on without packages of the extra llm. ConfigError."""
+def require_packages(key: str, *names: str, extra: str = "llm") -> None:
+    """Refuse to go on without packages of an extra. ConfigError."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"{key}: needs the package {', '.join(missing)}; install it with `pip install rgpo[llm]`.")
+        raise ConfigError(f"{key}: needs the package {', '.join(missing)}; install it with `pip install rgpo[{extra}]`.")
 
 
 def check_path(key: str, path_or_id: str, trust_remote_code: bool) -> None:

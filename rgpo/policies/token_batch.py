@@ -68,6 +68,7 @@ class CompletionRollout(Rollout):
     logp_old_N: Tensor  # nats
     logp_ref_N: Tensor  # nats
     value_N: Tensor
+    correction_N: Tensor  # truncated weight of a token that another program than the learner drew, else 1
     kept: Kept
 
     def groups(self) -> Array:
@@ -89,6 +90,7 @@ class TokenBatch(NamedTuple):
     value_old: Tensor  # (N,)
     logp_old: Tensor  # (N,)
     logp_ref: Tensor  # (N,)
+    correction: Tensor  # (N,)
     kept: Kept
 
 
@@ -148,6 +150,11 @@ def flat(x_TB: Array, completions: Completions) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(x_TB.T)).to(mask_BT.device, torch.float32)[mask_BT]
 
 
+def sampler_gap(logp_old_N: Tensor, completions: Completions) -> Tensor:
+    """(N,) log pi_old - log pi_sampler of the tokens, nats: rounding where the policy drew them itself."""
+    return logp_old_N - completions.logp_BT[completions.completion_mask_BT.bool()]
+
+
 def rows_of(x_N: Tensor, completions: Completions) -> Tensor:
     """(B, T): each token's number where it stands, 0 under padding."""
     mask_BT = completions.completion_mask_BT.bool()
@@ -181,14 +188,14 @@ def pack(rollout: CompletionRollout) -> dict[str, Any]:
         "metrics": rollout.metrics,
         "completions": list(rollout.completions),
         "minibatches": rollout.minibatches,
-        "tokens": [rollout.logp_old_N, rollout.logp_ref_N, rollout.value_N],
+        "tokens": [rollout.logp_old_N, rollout.logp_ref_N, rollout.value_N, rollout.correction_N],
         "kept": list(_whole(rollout.kept)),
     }
 
 
 def unpack(state: dict[str, Any]) -> CompletionRollout:
     """The rollout of ``pack``."""
-    logp_old, logp_ref, value = state["tokens"]
+    logp_old, logp_ref, value, correction = state["tokens"]
     nothing = np.empty(0)
     return CompletionRollout(
         observation=nothing,
@@ -201,5 +208,6 @@ def unpack(state: dict[str, Any]) -> CompletionRollout:
         logp_old_N=logp_old,
         logp_ref_N=logp_ref,
         value_N=value,
+        correction_N=correction,
         kept=Kept(*state["kept"]),
     )

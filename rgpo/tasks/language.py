@@ -18,6 +18,7 @@ from rgpo.batch import Array
 from rgpo.errors import require
 from rgpo.language_advantages import dead_groups, token_rewards, token_steps
 from rgpo.policies import processes
+from rgpo.policies.samplers import Sampler
 from rgpo.tasks.materials import Materials, Prompt, Source, require_finite_scores
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Language:
     """num_prompts prompts with group_size completions each make a rollout; setup() loads the source."""
 
     source: Source
+    sampler: Sampler
     lora: LoRA | None
     num_prompts: int
     group_size: int
@@ -86,6 +88,7 @@ class Language:
             value, size = getattr(self, key), processes.world_size()
             require(value >= size, f"task.{key}", value, f"leaves some of {size} processes without a prompt, start fewer.")
         self.source.check()
+        self.sampler.check()
 
     def admit(self, algorithm: Algorithm) -> Algorithm:
         """The algorithm as it runs on this task. ConfigError for what cannot work."""
@@ -158,15 +161,20 @@ class Language:
         return self.waiting.popleft()
 
     def _collect(self, policy: Any) -> CompletionRollout:
-        from rgpo.policies.token_batch import CompletionRollout, rows_of
+        import torch
+
+        from rgpo.policies.token_batch import CompletionRollout, rows_of, sampler_gap
 
         started = time.perf_counter()
         prompts = [self.materials.train_prompts[i] for i in self._next_prompts() for _ in range(self.group_size)]
-        completions = policy.generate([prompt.ids for prompt in prompts], self.generator)
+        completions = self.sampler(policy, [prompt.ids for prompt in prompts], self.generator)
         generated = time.perf_counter()
         score = self._judge(self.materials.proxy, prompts, self._texts(completions))
         scored = time.perf_counter()
         back = policy.look_back(completions, self.rng)
+        weight_N = sampler_gap(back["logp_old_N"], completions).exp()
+        cap = self.sampler.correction_cap
+        back["correction_N"] = torch.ones_like(weight_N) if cap is None else weight_N.clamp(max=cap)
         kl_BT = rows_of(back["logp_old_N"] - back["logp_ref_N"], completions).double().cpu().numpy()
         value_BT = rows_of(back["value_N"], completions).double().cpu().numpy()
         mask_BT = completions.completion_mask_BT.cpu().numpy()
@@ -191,12 +199,15 @@ class Language:
 
     def _describe(self, score: Array, completions: Completions, back: dict[str, Any]) -> dict[str, float]:
         from rgpo.divergences import k1, k2, k3
-        from rgpo.policies.token_batch import clustered_mean
+        from rgpo.policies.token_batch import clustered_mean, sampler_gap
 
+        gap = sampler_gap(back["logp_old_N"], completions).abs()
         x = back["logp_ref_N"] - back["logp_old_N"]  # samples of the policy: k1, k2, k3 estimate KL(policy || reference)
         metrics = {
             "reward/train_mean": float(score.mean()),
             "reward/train_std": float(score.std()),
+            "sampler/log_ratio_abs_mean": float(gap.mean()),
+            "sampler/log_ratio_abs_max": float(gap.max()),
             "language/num_tokens": float(completions.completion_mask_BT.sum()),
             "language/num_prompt_tokens": float(completions.prompt_lengths_B.sum()),
             "language/length_mean": float(completions.completion_mask_BT.sum(-1).double().mean()),
