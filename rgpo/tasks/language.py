@@ -1,6 +1,6 @@
 """Language: completions of prompts under a causal language model, scored by a reward model (online preference fine-tuning).
 
-The learner maximises the proxy's score; a gold judge, where there is one, is only asked by ``evaluate``. Names: B completions,
+The learner maximises the proxy's score; a gold judge, where there is one, is only asked by rgpo.tasks.heldout. Names: B completions,
 T tokens; rgpo.policies.token_batch.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,14 +18,14 @@ from rgpo.errors import require
 from rgpo.language_advantages import dead_groups, token_rewards, token_steps
 from rgpo.policies import processes
 from rgpo.policies.samplers import Sampler
-from rgpo.tasks.materials import Materials, Prompt, Source, require_finite_scores
+from rgpo.tasks.heldout import HeldOut, judged, texts_of
+from rgpo.tasks.materials import Materials, Source
 
 if TYPE_CHECKING:
     from rgpo.algorithm import Algorithm
     from rgpo.policies.generation import Completions
     from rgpo.policies.token_batch import CompletionRollout
 
-NUM_SHOWN, SHOWN_CHARACTERS = 3, 300  # completions that a run prints at its end
 PARALLEL = ("ddp", "fsdp")
 RATIOS, REDUCTIONS = ("token", "sequence"), ("token_mean", "sequence_mean")
 
@@ -117,13 +116,9 @@ class Language:
         self.rng = np.random.default_rng(streams[0])
         draws = [int(x) >> 2 for x in streams[1].generate_state(2)]
         self.generator = torch.Generator(self.materials.model.device).manual_seed(draws[0])
-        self.eval_seed = draws[1]
+        self.heldout = HeldOut(self.materials, self.num_eval_prompts, self.num_samples, draws[1])
         self.order: list[int] = []  # prompts still to come in this pass over them
         self.waiting: deque[CompletionRollout] = deque()  # collected and not learnt from yet
-        self.reference_scores: dict[str, Array] = {}  # by judge, of the same prompts with the same random numbers
-        self.samples: list[dict[str, Any]] = []  # not written yet
-        self.before: list[dict[str, Any]] = []  # the reference's and the policy's last samples, for the summary
-        self.after: list[dict[str, Any]] = []
 
     def make_policy(self, seed: int) -> Any:
         """The source's model with fresh adapters, or all of it, and a value head if the advantages need one."""
@@ -169,7 +164,7 @@ class Language:
         prompts = [self.materials.train_prompts[i] for i in self._next_prompts() for _ in range(self.group_size)]
         completions = self.sampler(policy, [prompt.ids for prompt in prompts], self.generator)
         generated = time.perf_counter()
-        score = self._judge(self.materials.proxy, prompts, self._texts(completions))
+        score = judged(self.materials.proxy, prompts, texts_of(completions, self.materials.tokenizer))
         scored = time.perf_counter()
         back = policy.look_back(completions, self.rng)
         weight_N = sampler_gap(back["logp_old_N"], completions).exp()
@@ -226,85 +221,17 @@ class Language:
         taken, self.order = self.order[: self.num_prompts], self.order[self.num_prompts :]
         return taken
 
-    def _texts(self, completions: Completions) -> list[str]:
-        live = completions.completion_mask_BT.bool()
-        width = completions.sequence_BS.shape[1] - live.shape[1]
-        rows = [row[mask].tolist() for row, mask in zip(completions.sequence_BS[:, width:], live, strict=True)]
-        texts: list[str] = self.materials.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return texts
-
-    def _judge(self, judge: Any, prompts: Sequence[Prompt], texts: Sequence[str]) -> Array:
-        mine = processes.share(prompts)
-        scores = np.concatenate(processes.gather(judge([prompt.text for prompt in prompts[mine]], texts[mine])))
-        return require_finite_scores(scores, texts, "the reward model")
-
     def evaluate(self, policy: Any) -> dict[str, float]:
-        """Proxy and gold scores on held-out prompts, beside the reference's with the same random numbers, and the KL."""
-        if not self.reference_scores:
-            self.reference_scores, _, self.before = self._examine(policy, reference=True)
-        scores, kl, self.after = self._examine(policy, reference=False)
-        metrics: dict[str, float] = {}
-        for name, score in scores.items():
-            change = score - self.reference_scores[name]
-            for key, x in ((f"reward/eval_{name}", score), (f"reward/eval_{name}_change", change)):
-                metrics |= {(key if key.endswith("change") else f"{key}_mean"): float(x.mean()), f"{key}_se": standard_error(x)}
-        return metrics | {"kl/eval_ref_sequence": float(kl.mean()), "kl/eval_ref_sequence_se": standard_error(kl)}
-
-    def _examine(self, policy: Any, reference: bool) -> tuple[dict[str, Array], Array, list[dict[str, Any]]]:
-        """Scores by judge and KL, each (num_eval_prompts,), always with the same random numbers, and some rows as samples."""
-        import torch
-
-        prompts = self.materials.heldout_prompts[: self.num_eval_prompts]
-        generator = torch.Generator(self.materials.model.device).manual_seed(self.eval_seed)
-        completions = policy.generate([prompt.ids for prompt in prompts], generator, reference=reference)
-        texts = self._texts(completions)
-        judges = {"proxy": self.materials.proxy, "gold": self.materials.gold}
-        scores = {name: self._judge(judge, prompts, texts) for name, judge in judges.items() if judge is not None}
-        kl = np.zeros(len(prompts)) if reference else policy.completion_kl(completions)
-        gold = scores.get("gold", np.full(len(prompts), np.nan))
-        lengths = completions.completion_mask_BT.sum(-1).tolist()
-        rows = [
-            {
-                "reference": reference,
-                "prompt_id": i,
-                "prompt": prompts[i].text,
-                "completion": texts[i],
-                "proxy": float(scores["proxy"][i]),
-                "gold": float(gold[i]),
-                "kl_ref": float(kl[i]),
-                "length": int(lengths[i]),
-                "finished": bool(completions.finished_B[i]),
-            }
-            for i in range(min(self.num_samples, len(prompts)))
-        ]
-        self.samples += rows
-        return scores, kl, rows
+        """Proxy and gold scores on held-out prompts, beside the reference's, and the KL."""
+        return self.heldout.evaluate(policy)
 
     def summary(self, metrics: dict[str, Any]) -> list[str]:
-        """Reward before and after with intervals, the KL, and three completions before and after."""
-        if "reward/eval_proxy_mean" not in metrics:
-            return []
-        lines = []
-        for name in self.reference_scores:
-            after, se = metrics[f"reward/eval_{name}_mean"], metrics[f"reward/eval_{name}_se"]
-            change, change_se = metrics[f"reward/eval_{name}_change"], metrics[f"reward/eval_{name}_change_se"]
-            lines.append(
-                f"{name} reward on {self.num_eval_prompts} held-out prompts: {after - change:+.3f} before, "
-                f"{after:+.3f} +- {1.96 * se:.3f} after; change {change:+.3f} +- {1.96 * change_se:.3f} (95 %)"
-            )
-        kl, kl_se = metrics["kl/eval_ref_sequence"], metrics["kl/eval_ref_sequence_se"]
-        lines.append(f"KL to the reference {kl:.2f} +- {1.96 * kl_se:.2f} nats a completion")
-        for before, after_row in list(zip(self.before, self.after, strict=False))[:NUM_SHOWN]:
-            lines.append(f"{before['prompt'][-SHOWN_CHARACTERS:]!r}")
-            for when, row in (("before", before), ("after", after_row)):
-                scores = f"proxy {row['proxy']:+.2f}" + ("" if np.isnan(row["gold"]) else f", gold {row['gold']:+.2f}")
-                lines.append(f"  {when:6} ({scores}): {row['completion'][:SHOWN_CHARACTERS]!r}")
-        return lines
+        """What the end of a run says of this task."""
+        return self.heldout.summary(metrics)
 
     def take_samples(self) -> list[dict[str, Any]]:
         """Rows for samples.parquet since the last call."""
-        taken, self.samples = self.samples, []
-        return taken
+        return self.heldout.take_samples()
 
     def headline(self, metrics: dict[str, Any]) -> str:
         """What a progress line says of this task."""
@@ -318,8 +245,7 @@ class Language:
             "generator": self.generator.get_state(),
             "order": self.order,
             "waiting": [pack(rollout) for rollout in self.waiting],
-            "reference_scores": {name: score.tolist() for name, score in self.reference_scores.items()},
-            "before": self.before,
+            "heldout": self.heldout.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -329,10 +255,4 @@ class Language:
         self.generator.set_state(state["generator"])
         self.order = list(state["order"])
         self.waiting = deque(unpack(packed) for packed in state["waiting"])
-        self.reference_scores = {name: np.array(score) for name, score in state["reference_scores"].items()}
-        self.before = state["before"]
-
-
-def standard_error(x: Array) -> float:
-    """Of the mean of independent x (n,)."""
-    return float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else float("nan")
+        self.heldout.load_state_dict(state["heldout"])
