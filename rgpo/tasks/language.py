@@ -1,7 +1,7 @@
 """Language: completions of prompts under a causal language model, scored by a reward model (online preference fine-tuning).
 
-The learner maximises the proxy's score; a gold judge, where there is one, is only asked by rgpo.tasks.heldout. Names: B completions,
-T tokens; rgpo.policies.token_batch.
+The learner maximises the proxy's score; a gold judge, where there is one, is only asked by rgpo.tasks.heldout.
+Names: B completions, T tokens; rgpo.policies.token_batch.
 """
 
 from __future__ import annotations
