@@ -10,7 +10,7 @@ from typing import Any
 from rgpo.errors import ConfigError
 
 NAME = "checkpoint.pt"
-FORMAT = 1
+FORMAT = 2
 
 
 def save(run_dir: Path, state: dict[str, Any]) -> None:

@@ -144,11 +144,14 @@ class LanguageModel:
         hidden = out.last_hidden_state if self._switch_off else out.last_hidden_state.float()
         return piece.predicting(hidden)
 
-    def reference_hidden(self, piece: Piece) -> tuple[Tensor, Any]:
-        """The reference's hidden states (n, D) of a piece, and its head."""
-        if self._switch_off is not None:
-            return self._hidden(self.backbone, piece), self.head
-        return self._hidden(self.reference.get_decoder(), piece), self.reference.get_output_embeddings()
+    def see_reference(self, piece: Piece) -> tuple[Tensor, Tensor, Any]:
+        """The reference's log-probabilities (n,) and hidden states (n, D) of a piece, and its head."""
+        other = None if self._switch_off is not None else self.reference
+        with self._without_adapters(reference=True):
+            hidden_nD = self._hidden(self.backbone if other is None else other.get_decoder(), piece)
+            head = self.head if other is None else other.get_output_embeddings()
+            statistics = token_statistics(hidden_nD, head, piece.targets_n, temperature=self.sampling.temperature)
+        return statistics.logp_N.float(), hidden_nD, head
 
     def log_softmax(self, hidden_nD: Tensor, head: Any) -> Tensor:
         """Log-probabilities (n, V) float32 of whole distributions."""
@@ -172,22 +175,15 @@ class LanguageModel:
             seen = self.see(piece)
             logp_old[piece.tokens_n], value[piece.tokens_n] = seen.logp_n.float(), seen.value_n
             among = torch.isin(piece.tokens_n, kept)
-            with self._without_adapters(reference=True):
-                hidden, head = self.reference_hidden(piece)
-                statistics = token_statistics(hidden, head, piece.targets_n, temperature=self.sampling.temperature)
-                logp_ref[piece.tokens_n] = statistics.logp_N.float()
+            logp_ref[piece.tokens_n], hidden, head = self.see_reference(piece)
+            with self._without_adapters(reference=True):  # the head may have an adapter, too
                 ref_table = self.log_softmax(hidden[among], head)
             tables.append((piece.tokens_n[among], self.log_softmax(seen.hidden_nD[among], self.head), ref_table))
         places, old_table, ref_table = (torch.cat(column) for column in zip(*tables, strict=True))
         order = places.argsort()
-        logp_old, logp_ref, value = processes.total(torch.stack([logp_old, logp_ref, value]))
-        return {
-            "minibatches": minibatches,
-            "logp_old_N": logp_old,
-            "logp_ref_N": logp_ref,
-            "value_N": value,
-            "kept": Kept(kept, places[order], old_table[order], ref_table[order]),
-        }
+        numbers = processes.total(torch.stack([logp_old, logp_ref, value]))
+        found = dict(zip(("logp_old_N", "logp_ref_N", "value_N"), numbers, strict=True))
+        return {**found, "minibatches": minibatches, "kept": Kept(kept, places[order], old_table[order], ref_table[order])}
 
     @torch.no_grad()
     def completion_kl(self, completions: Completions) -> Array:
@@ -196,11 +192,7 @@ class LanguageModel:
         order = completions.attention_mask_BS.sum(-1).argsort().cpu().numpy()
         rows = [torch.from_numpy(part) for part in cut(order, self.sampling.micro_batch_size)]
         for piece in own(self.pieces(completions, [rows])[0]):
-            logp_n = self.see(piece).logp_n
-            with self._without_adapters(reference=True):
-                hidden, head = self.reference_hidden(piece)
-                ref = token_statistics(hidden, head, piece.targets_n, temperature=self.sampling.temperature)
-            gap_N[piece.tokens_n] = (logp_n - ref.logp_N).float()
+            gap_N[piece.tokens_n] = self.see(piece).logp_n.float() - self.see_reference(piece)[0]
         total: Array = rows_of(processes.total(gap_N).double(), completions).sum(-1).cpu().numpy()
         return total
 
