@@ -95,6 +95,7 @@ def check(config: Mapping[str, Any]) -> None:
     known, published = _known_keys()
     _refuse_unknown("", config, known)
     _refuse_unknown("published.", config["published"], published)
+    require(type(config["seed"]) is not int or config["seed"] < 2**63, "seed", config["seed"], "must be below 2^63.")
     for key in ("seed", "eval_every", "gradvar_every"):
         value = config[key]
         require(type(value) is int and value >= 0, key, value, "must be a whole number, 0 or more.")

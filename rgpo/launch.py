@@ -23,7 +23,7 @@ from rgpo.compose import hydra_on
 from rgpo.config import Job, build, make_job
 from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line
 from rgpo.machine import available_gb, jobs_that_fit, num_cpus
-from rgpo.paths import cache_dir
+from rgpo.paths import made_cache_dir
 from rgpo.policies import processes
 from rgpo.runner import run
 from rgpo.signals import Interrupted
@@ -36,9 +36,9 @@ CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 def start(job: Job) -> int:
     """Run one job in this process; its exit code: 0 done, 1 failed, 2 cannot run, 130 or 143 stopped by a signal."""
     os.environ.setdefault("OMP_NUM_THREADS", str(job.config["num_threads"]))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # both before torch is imported
     command = shlex.join(["rgpo-run", *job.overrides])
     try:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(made_cache_dir() / "inductor"))  # both before torch is imported
         run(job.config, build(job.config), job.run_dir, job.config_hash, command)
     except Interrupted as stop:
         print(f"stopped; the same command goes on from here: {job.run_dir}", flush=True)

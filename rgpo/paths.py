@@ -5,11 +5,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rgpo.errors import ConfigError
+
 
 def conf_dir() -> Path:
     """The packaged conf/ of a wheel, else the checkout's beside the package."""
     packaged = Path(__file__).parent / "conf"
     return packaged if packaged.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def made_cache_dir() -> Path:
+    """``cache_dir``, made if it was not there. ConfigError if it cannot be."""
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = f"cannot write there ({error.strerror}); set RGPO_CACHE to a folder that can be written."
+        raise ConfigError(f"RGPO_CACHE={folder}: {remedy}") from error
+    return folder
 
 
 def cache_dir() -> Path:

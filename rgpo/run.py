@@ -119,9 +119,10 @@ def _plan(jobs: list[Job]) -> str:
     from rgpo import runfolder
     from rgpo.console import table
 
-    rows: list[tuple[str, ...]] = [
-        (" ".join(job.overrides) or "(defaults)", runfolder.status(job.run_dir), str(job.run_dir)) for job in jobs
-    ]
+    rows: list[tuple[str, ...]] = []
+    for job in jobs:
+        words = " ".join(word for word in job.overrides if not word.startswith("plan="))
+        rows.append((words or "(defaults)", runfolder.status(job.run_dir), str(job.run_dir)))
     return table(rows, ("run", "state", "folder")) + f"\n{len(rows)} run(s)"
 
 

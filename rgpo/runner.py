@@ -144,6 +144,7 @@ class _Session:
 
     def loop(self, signals: Signals) -> None:
         """All remaining iterations. Interrupted after a signal."""
+        signals.iterating = True
         saved_at = time.monotonic()
         metrics: dict[str, Any] = {}
         try:

@@ -10,17 +10,21 @@ ECHO_S = 1.0  # a launcher passes on the signal that its processes were sent as 
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; it has written a checkpoint."""
+    """A signal asked the run to stop; it has written a checkpoint if there was anything to keep."""
 
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
 
 
 class Signals:
-    """The first SIGINT or SIGTERM asks for a stop after the present iteration, one that comes later stops at once."""
+    """The first SIGINT or SIGTERM asks for a stop after the present iteration, one that comes later stops at once.
+
+    Before the first iteration there is nothing to finish: Interrupted at once.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.iterating = False  # the loop says when it has begun
         self._at = 0.0
 
     def __enter__(self) -> Signals:
@@ -32,6 +36,8 @@ class Signals:
             if time.monotonic() - self._at < ECHO_S:
                 return
             raise KeyboardInterrupt
+        if not self.iterating:
+            raise Interrupted(number)
         self.received, self._at = number, time.monotonic()
         print("stopping after this iteration; once more to stop at once", flush=True)
 

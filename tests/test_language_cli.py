@@ -106,3 +106,25 @@ def test_bad_words_are_one_sentence_before_anything_starts(name: str, parts: Pat
 def test_what_only_loading_shows_is_a_sentence_too(extra: list[str], sentence: str, parts: Path, tmp_path: Path) -> None:
     said: Any = rgpo_run(words(parts, *extra), tmp_path, code=2)
     assert sentence in said and "Traceback" not in said
+
+
+def test_a_signal_before_the_first_iteration_stops_at_once(parts: Path, tmp_path: Path) -> None:
+    process = start(words(parts, "algo=grpo", "num_iterations=200"), tmp_path)
+    while not list(tmp_path.rglob("state.json")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)  # while models are loaded
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, out + err
+    (state,) = tmp_path.rglob("state.json")
+    assert json.loads(state.read_text())["status"] == "interrupted"
+
+
+def test_a_cache_that_cannot_be_written_is_named(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RGPO_CACHE", str(tmp_path / "file"))
+    said = rgpo_run(words(parts, "algo=grpo"), tmp_path, code=2)
+    assert f"RGPO_CACHE={tmp_path / 'file'}: cannot write there" in said and "Traceback" not in said
+
+
+def test_a_seed_that_no_column_holds_is_refused(tmp_path: Path) -> None:
+    assert "must be below 2^63" in rgpo_run(["seed=99999999999999999999"], tmp_path, code=2)
