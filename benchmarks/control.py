@@ -80,15 +80,15 @@ def ours(env_id: str, num_envs: int, name: str) -> dict[str, float]:
 def sb3(env_id: str, num_envs: int, name: str) -> dict[str, float]:
     """Stable-Baselines3's PPO or sb3-contrib's TRPO with the same numbers."""
     import torch
-    from stable_baselines3 import PPO  # type: ignore[import-not-found]
-    from stable_baselines3.common.callbacks import BaseCallback  # type: ignore[import-not-found]
-    from stable_baselines3.common.env_util import make_vec_env  # type: ignore[import-not-found]
-    from stable_baselines3.common.vec_env import VecNormalize  # type: ignore[import-not-found]
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
 
     torch.set_num_threads(1)
     watch, rollouts = Stopwatch(), []
 
-    class Watch(BaseCallback):  # type: ignore[misc]
+    class Watch(BaseCallback):
         def _on_rollout_start(self) -> None:
             rollouts.append(len(rollouts))
             if len(rollouts) == 2:
@@ -102,7 +102,7 @@ def sb3(env_id: str, num_envs: int, name: str) -> dict[str, float]:
         env = VecNormalize(env)
     shared = {"n_steps": SAMPLES[env_id] // num_envs, "batch_size": MINIBATCH, "device": "cpu"}
     if name.endswith("trpo"):
-        from sb3_contrib import TRPO  # type: ignore[import-not-found]
+        from sb3_contrib import TRPO
 
         model = TRPO("MlpPolicy", env, **shared, n_critic_updates=10, cg_max_steps=10, seed=2)
     else:

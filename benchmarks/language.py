@@ -72,6 +72,7 @@ def ours(folder: Path) -> dict[str, float]:
     from rgpo.objective import Detached
     from rgpo.penalties import FixedPenalty
     from rgpo.policies.pretrained import load_causal_lm
+    from rgpo.policies.samplers import Own
     from rgpo.tasks.language import Language
     from rgpo.tasks.materials import Materials, Prompt
     from rgpo.updates.sgd import SGD
@@ -85,8 +86,7 @@ def ours(folder: Path) -> dict[str, float]:
         def load(self, say: Any) -> Materials:
             model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
             texts = [Prompt(text, tokenizer(text)["input_ids"]) for text in prompts()]
-            judge = lambda prompts, completions: np.array([score(c) for c in completions])  # noqa: E731
-            return Materials(model, tokenizer, 1, 0, texts, texts, 0, judge, None)
+            return Materials(model, tokenizer, 1, 0, texts, texts, 0, lambda _, drawn: np.array([score(c) for c in drawn]), None)
 
     settings: dict[str, Any] = {
         "lora": None,
@@ -96,7 +96,15 @@ def ours(folder: Path) -> dict[str, float]:
         "ratio": "token",
     }
     settings |= {"temperature": 1.0, "reduction": "sequence_mean", "micro_batch_size": 32, "num_kl_tokens": 128, "staleness": 0}
-    task = Language(source=Source(), **settings, gradient_checkpointing=False, num_eval_prompts=1, num_samples=0)
+    task = Language(
+        source=Source(),
+        sampler=Own(),
+        parallel="ddp",
+        **settings,
+        gradient_checkpointing=False,
+        num_eval_prompts=1,
+        num_samples=0,
+    )
     update = SGD(num_epochs=EPOCHS, num_minibatches=1, lr=LR, anneal_lr=False, adam_eps=1e-8, max_grad_norm=1.0)
     algorithm = Algorithm(
         gate=gates.Clip(),
@@ -128,10 +136,10 @@ def ours(folder: Path) -> dict[str, float]:
 
 def trl(folder: Path) -> dict[str, float]:
     """The same with TRL's GRPOTrainer."""
-    import datasets  # type: ignore[import-not-found]
+    import datasets
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
+    from trl import GRPOConfig, GRPOTrainer
 
     torch.set_num_threads(1)
     clock: dict[str, float] = {}
@@ -143,7 +151,7 @@ def trl(folder: Path) -> dict[str, float]:
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
 
-    class Watch(TrainerCallback):  # type: ignore[misc]
+    class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == WARM_UP * EPOCHS:
                 clock["start"] = time.process_time()

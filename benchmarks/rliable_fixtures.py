@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from rliable import library, metrics  # type: ignore[import-not-found]
+from rliable import library, metrics
 
 RESAMPLES = 20_000
 NAMES = ("mean", "IQM", "median", "optimality gap")

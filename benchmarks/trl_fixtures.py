@@ -18,11 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import datasets  # type: ignore[import-not-found]
+import datasets
 import tokenizers
 import torch
 import transformers
-import trl  # type: ignore[import-not-found]
+import trl
 
 B, GROUP, P, T, V = 16, 4, 5, 12, 64
 PROMPTS = ["w3 w4 w5", "w6 w7", "w8 w9 w10 w11", "w12"]
