@@ -9,6 +9,7 @@ import numpy as np
 
 from rgpo.batch import Array, Rollout
 from rgpo.errors import require
+from rgpo.recurrence import recurrence
 
 
 def generalized_advantage(
@@ -20,12 +21,7 @@ def generalized_advantage(
     """
     delta = reward + gamma * next_value * ~terminated - value
     carry = gamma * lam * ~done
-    advantage = np.zeros_like(delta)
-    running = np.zeros(delta.shape[1])
-    for t in reversed(range(len(delta))):
-        running = delta[t] + carry[t] * running
-        advantage[t] = running
-    return advantage
+    return recurrence(carry[::-1], delta[::-1], np.zeros(delta.shape[1]))[::-1]
 
 
 def check_normalize(choice: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from rgpo.errors import ConfigError
 
 NAME = "checkpoint.pt"
-FORMAT = 2
+FORMAT = 3
 
 
 def save(run_dir: Path, state: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ LAYERS = [  # a module imports from its own line and the lines below it only
     ["adaptive", "language_advantages", "penalties", "quadrature"],
     ["advantages"],
     ["gates"],
+    ["recurrence"],
     ["curve", "divergences", "batch", "sequences"],
     ["climbing", "schema", "signals", "paths", "errors", "machine", "__init__"],
 ]

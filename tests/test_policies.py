@@ -17,6 +17,7 @@ from rgpo.errors import ConfigError
 from rgpo.policies.actor_critic import ActorCritic
 from rgpo.policies.distributions import Categorical, Gaussian
 from rgpo.policies.mlp import MLP
+from rgpo.runner import RATIO_MOVED
 
 Make = Callable[..., ActorCritic]
 MakeBatch = Callable[..., Batch]
@@ -146,9 +147,11 @@ def test_without_orthogonal_initialisation_linear_layers_start_as_torchs_do(make
 def test_the_new_policy_starts_as_the_old_one(make_policy: Make, make_batch: MakeBatch, discrete: bool, num_samples: int) -> None:
     policy = make_policy(discrete=discrete)
     batch = make_batch(policy, num_samples)
-    now = policy.moved(batch)
-    assert (now.log_ratio == 0).all()
-    assert (now.kl == 0).all()
+    new = policy.distribution(policy.parameters, batch.observation)
+    assert torch.equal(new.log_prob(batch.action), batch.logp_old)  # as training reads it
+    now = policy.moved(batch)  # to the rounding of the pass that acts
+    assert now.log_ratio.abs().max() < RATIO_MOVED
+    assert now.kl.abs().max() < RATIO_MOVED
     assert all(x.shape[0] == num_samples for x in (*batch[:3], *batch.old, *batch[4:]))
     assert batch.action.dtype == (torch.int64 if discrete else torch.float32)
 

@@ -67,18 +67,27 @@ class ActorCritic:
         """Views of flat (P,) as weights (in, out), biases (out,) and, for Gaussians, log_std (A,)."""
         return [part.view(shape) for part, shape in zip(torch.split(flat, self.sizes), self.shapes, strict=True)]
 
-    def distribution(self, flat: Tensor, observation: Tensor) -> Distribution:
-        """pi(.|observation) at the parameters flat (P,); observation (N, D)."""
+    def forward(self, flat: Tensor, observation: Tensor) -> tuple[Distribution, Tensor]:
+        """pi(.|observation) and V(observation) (N,) at the parameters flat (P,); observation (N, D)."""
         tensors = self.unflatten(flat)
         count = len(self.actor_shapes)
-        output = self._network(tensors[: count if self.discrete else count - 1], observation)
-        if self.discrete:
-            return Categorical(output)
-        return Gaussian(output, torch.broadcast_to(tensors[count - 1], output.shape))
+        return self._policy(tensors[:count], observation), self._network(tensors[count:], observation).squeeze(-1)
+
+    def distribution(self, flat: Tensor, observation: Tensor) -> Distribution:
+        """pi(.|observation) alone."""
+        return self._policy(self.unflatten(flat)[: len(self.actor_shapes)], observation)
 
     def value(self, flat: Tensor, observation: Tensor) -> Tensor:
-        """V(observation) at the parameters flat (P,); observation (N, D) -> (N,)."""
+        """V(observation) (N,) alone."""
         return self._network(self.unflatten(flat)[len(self.actor_shapes) :], observation).squeeze(-1)
+
+    def _policy(self, tensors: list[Tensor], observation: Tensor) -> Distribution:
+        return self._outcome(tensors, self._network(tensors if self.discrete else tensors[:-1], observation))
+
+    def _outcome(self, tensors: list[Tensor], output: Tensor) -> Distribution:
+        if self.discrete:
+            return Categorical(output)
+        return Gaussian(output, torch.broadcast_to(tensors[-1], output.shape))
 
     def _network(self, tensors: list[Tensor], x: Tensor) -> Tensor:
         for i in range(0, len(tensors) - 2, 2):
@@ -111,9 +120,9 @@ class ActorCritic:
         views = self._views
         x = observation
         for i in range(0, 2 * len(self.mlp.hidden_sizes), 2):
-            x = self._act(x @ views[i] + views[i + 1])
+            x = self._act(x.dot(views[i]) + views[i + 1])  # dot is half the time of @ on one row
         last = 2 * len(self.mlp.hidden_sizes)
-        out: Array = x @ views[last] + views[last + 1]
+        out: Array = x.dot(views[last]) + views[last + 1]
         return out
 
     def draw_noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
@@ -141,17 +150,18 @@ class ActorCritic:
 
     @torch.no_grad()
     def moved(self, batch: Batch) -> Moved:
-        """The present parameters compared with those that collected the batch."""
-        new = self.distribution(self.parameters, batch.observation)
+        """The present parameters compared with those that collected the batch, by the forward pass that acts."""
+        output = torch.from_numpy(self.mode_output(batch.observation.numpy()))
+        new = self._outcome(self.unflatten(self.parameters)[: len(self.actor_shapes)], output)
         old = type(new)(*batch.old)
         return Moved(new.log_prob(batch.action) - batch.logp_old, old.kl(new), new.entropy())  # type: ignore[arg-type]
 
     def group_gradients(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any], groups: Array) -> Iterator[Tensor]:
         """The actor's gradient (P,) of the surrogate without its penalty, averaged over each group; groups (M, b)."""
         flat = self.parameters.clone().requires_grad_()
-        loss_of = partial(policy_loss, flat, policy=self, objective=objective, kl_coef=0.0, penalised=False)
         for index in torch.from_numpy(groups):
-            loss, _ = loss_of(batch.select(index), advantage[index])
+            group = batch.select(index)
+            loss, _ = policy_loss(self.distribution(flat, group.observation), group, advantage[index], objective=objective)
             yield torch.autograd.grad(loss, flat)[0][: self.num_actor_parameters]
 
     def adam(self, settings: AdamSettings) -> MinibatchAdam:
@@ -198,16 +208,15 @@ class FlatLocalModel:
         self.policy = policy
         self.count = policy.num_actor_parameters
         self._batch = batch
-        self._loss_of = partial(
-            policy_loss, batch=batch, advantage=advantage, policy=policy, objective=objective, kl_coef=0.0, penalised=False
-        )
+        self._loss_of = partial(policy_loss, batch=batch, advantage=advantage, objective=objective)
         self._flat = policy.parameters.clone().requires_grad_()
         self._loss, kl = self._surrogate(self._flat)
         self.loss = self._loss.item()
         self._slope = torch.autograd.grad(kl, self._flat, create_graph=True)[0][: self.count]
 
     def _surrogate(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        loss, (new, _) = self._loss_of(flat)
+        new = self.policy.distribution(flat, self._batch.observation)
+        loss, _ = self._loss_of(new)
         return loss, type(new)(*self._batch.old).kl(new).mean()  # type: ignore[arg-type]
 
     def gradient(self) -> Tensor:

@@ -18,7 +18,7 @@ from rgpo.batch import Array, Rollout
 from rgpo.errors import ConfigError, NonFiniteError, require
 from rgpo.policies.mlp import MLP
 from rgpo.policies.processes import refuse_many
-from rgpo.tasks.environments import Step, VectorEnv, make_vector_env
+from rgpo.tasks.environments import VectorEnv, make_vector_env
 from rgpo.tasks.normalize import ObservationNormalizer, RewardNormalizer
 
 if TYPE_CHECKING:
@@ -128,40 +128,41 @@ class Control:
         noise = policy.draw_noise(shape, self.rng)
         seen = np.empty((*shape, self.env.observation_size), np.float32)
         actions = np.empty(shape, np.int64) if policy.discrete else np.empty((*shape, policy.action_size), np.float32)
-        reward, raw_reward = np.empty(shape), np.empty(shape)
-        terminated, done = np.empty(shape, bool), np.empty(shape, bool)
-        ends: list[tuple[int, int, Array]] = []  # step, environment, final observation as the policy sees it
-        returns: list[float] = []
-        lengths: list[int] = []
+        raw_reward, terminated, truncated = np.empty(shape), np.empty(shape, bool), np.empty(shape, bool)
+        finals: dict[tuple[int, int], Array] = {}  # (step, environment) of an end: the last observation as the policy sees it
         for t in range(self.num_steps):
             seen[t] = self.observation
             actions[t] = action = policy.act(self.observation, noise[t])
             step = self.env.step(self._shape_action(action))
-            np.logical_or(step.terminated, step.truncated, out=done[t])
-            terminated[t], raw_reward[t] = step.terminated, step.reward
-            reward[t] = self.scale_reward(step.reward, done[t]) if self.normalize_reward else step.reward
-            self.episode_return += step.reward
-            self.episode_length += 1
+            raw_reward[t], terminated[t], truncated[t] = step.reward, step.terminated, step.truncated
             self.observation = self._see(step.observation)
-            if done[t].any():
-                self._close_episodes(t, step, done[t], ends, returns, lengths)
+            if step.final_observation is not step.observation:
+                final = self._see(step.final_observation, learn=False)
+                finals |= {(t, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
         self._refuse_non_finite(raw_reward, seen)
-        value, next_value = self._values(policy, seen, ends)
+        done = terminated | truncated
+        reward = self.scale_reward(raw_reward, done) if self.normalize_reward else raw_reward
+        value, next_value = self._values(policy, seen, finals)
+        return Rollout(seen, actions, reward, terminated, done, value, next_value, self._episodes(raw_reward, done))
+
+    def _episodes(self, reward: Array, done: Array) -> dict[str, float]:
+        """Number, returns and lengths (steps) of the episodes that ended in the rollout; the open ones are carried on."""
+        returns: list[float] = []
+        lengths: list[int] = []
+        for e in range(self.num_envs):
+            begin = 0
+            for end in (np.flatnonzero(done[:, e]) + 1).tolist():
+                returns.append(float(self.episode_return[e] + reward[begin:end, e].sum()))
+                lengths.append(int(self.episode_length[e]) + end - begin)
+                self.episode_return[e], self.episode_length[e], begin = 0.0, 0, end
+            self.episode_return[e] += reward[begin:, e].sum()
+            self.episode_length[e] += len(reward) - begin
         metrics = {"return/num_episodes": float(len(returns))}
         if returns:
             metrics["return/train_mean"] = float(np.mean(returns))
             metrics["return/train_std"] = float(np.std(returns))
             metrics["return/length_mean"] = float(np.mean(lengths))
-        return Rollout(seen, actions, reward, terminated, done, value, next_value, metrics)
-
-    def _close_episodes(self, t: int, step: Step, done: Array, ends: list[Any], returns: list[float], lengths: list[int]) -> None:
-        final = self._see(step.final_observation, learn=False)
-        for e in np.flatnonzero(done):
-            ends.append((t, e, final[e]))
-            returns.append(float(self.episode_return[e]))
-            lengths.append(int(self.episode_length[e]))
-        self.episode_return[done] = 0.0
-        self.episode_length[done] = 0
+        return metrics
 
     def _refuse_non_finite(self, reward: Array, seen: Array) -> None:
         for name, array in (("reward", reward), ("observation", seen)):
@@ -170,18 +171,18 @@ class Control:
                 t = int(np.argwhere(bad)[0][0])
                 raise NonFiniteError(f"{name} of {self.full_id} became NaN or infinite at step {t} of the rollout.")
 
-    def _values(self, policy: Any, seen: Array, ends: list[Any]) -> tuple[Array, Array]:
+    def _values(self, policy: Any, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
         """V of every observation and of every true next observation, (T, E) each, in one forward pass."""
         import torch
 
-        rows = [seen.reshape(-1, seen.shape[-1]), self.observation, *(final[None] for _, _, final in ends)]
+        rows = [seen.reshape(-1, seen.shape[-1]), self.observation, *(final[None] for final in finals.values())]
         with torch.no_grad():
             flat = policy.value(policy.parameters, torch.from_numpy(np.concatenate(rows))).double().numpy()
         steps = seen.shape[0] + 1
         table = flat[: steps * self.num_envs].reshape(steps, self.num_envs)
         next_value = table[1:].copy()
-        for (t, e, _), final_value in zip(ends, flat[steps * self.num_envs :], strict=True):
-            next_value[t, e] = final_value
+        for place, final_value in zip(finals, flat[steps * self.num_envs :], strict=True):
+            next_value[place] = final_value
         return table[:-1].copy(), next_value
 
     def evaluate(self, policy: Any) -> dict[str, float]:
@@ -217,7 +218,7 @@ class Control:
         return {
             "env": self.env.state_dict(),
             "rng": self.rng.bit_generator.state,
-            "observation_moments": self.normalize.moments.state_dict(),
+            "observation_moments": self.normalize.state_dict(),
             "reward_scale": self.scale_reward.state_dict(),
             "observation": self.observation.tolist(),
             "episode_return": self.episode_return.tolist(),
@@ -227,7 +228,7 @@ class Control:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.env.load_state_dict(state["env"])
         self.rng.bit_generator.state = state["rng"]
-        self.normalize.moments.load_state_dict(state["observation_moments"])
+        self.normalize.load_state_dict(state["observation_moments"])
         self.scale_reward.load_state_dict(state["reward_scale"])
         self.observation = np.array(state["observation"], np.float32)
         self.episode_return = np.array(state["episode_return"])

@@ -33,7 +33,7 @@ class Step(NamedTuple):
     reward: Floats  # (E,) raw
     terminated: Flags  # (E,) the episode ended by itself
     truncated: Flags  # (E,) the episode was cut by a time limit; both flags may be set
-    final_observation: Floats  # (E, D) the true next observation; equals `observation` where no episode ended
+    final_observation: Floats  # (E, D) the true next observation; `observation` itself where no episode ended
 
 
 class VectorEnv(Protocol):

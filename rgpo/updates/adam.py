@@ -11,28 +11,35 @@ BETA1, BETA2 = 0.9, 0.999
 
 
 class AdamState(NamedTuple):
-    """Parameters and moments (P,), and the number of steps taken num_steps ()."""
+    """Parameters and moments, each (P,)."""
 
     parameters: Tensor
     first: Tensor
     second: Tensor
-    num_steps: Tensor
 
     @classmethod
     def start(cls, parameters: Tensor) -> AdamState:
         """Zero moments; the parameters are copied."""
         zeros = torch.zeros_like(parameters)
-        return cls(parameters.detach().clone(), zeros, zeros.clone(), torch.zeros((), dtype=parameters.dtype))
+        return cls(parameters.detach().clone(), zeros, zeros.clone())
 
 
-def adam(state: AdamState, gradient: Tensor, lr: Tensor | float, eps: float) -> AdamState:
-    """theta -= lr m^/(sqrt v^ + eps) with bias-corrected moments m^, v^ (Kingma & Ba 2015, Algorithm 1)."""
-    num_steps = state.num_steps + 1
+def bias_corrections(lr: float, num_steps: int, count: int) -> Tensor:
+    """lr/(1 - beta1^t) and 1/sqrt(1 - beta2^t) for the `count` steps t after the first num_steps, (count, 2) float64."""
+    t = torch.arange(num_steps + 1, num_steps + count + 1, dtype=torch.float64)
+    return torch.stack([lr / (1 - BETA1**t), (1 - BETA2**t).rsqrt()], -1)
+
+
+def adam(state: AdamState, gradient: Tensor, corrections: Tensor, eps: float) -> AdamState:
+    """theta -= lr m^/(sqrt v^ + eps) with bias-corrected moments m^, v^ (Kingma & Ba 2015, Algorithm 1).
+
+    corrections (2,) are the step's row of ``bias_corrections``: a power of beta for each parameter would cost more than the
+    rest of the step.
+    """
+    rate, root = corrections.unbind()
     first = state.first + (1 - BETA1) * (gradient - state.first)
     second = BETA2 * state.second + (1 - BETA2) * gradient.square()
-    corrected = first / (1 - BETA1**num_steps)
-    scale = (second / (1 - BETA2**num_steps)).sqrt() + eps
-    return AdamState(state.parameters - lr * corrected / scale, first, second, num_steps)
+    return AdamState(state.parameters - rate * first / (second.sqrt() * root + eps), first, second)
 
 
 def clip_by_norm(gradient: Tensor, max_norm: float | None) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from rgpo.batch import Batch
 
 if TYPE_CHECKING:
     from rgpo.policies.actor_critic import ActorCritic
+    from rgpo.policies.distributions import Distribution
 
 Objective = Callable[..., Any]
 
@@ -30,21 +31,19 @@ def value_loss(value: Tensor, target: Tensor, old: Tensor, clip: float | None) -
 
 
 def policy_loss(
-    flat: Tensor,
+    new: Distribution,
     batch: Batch,
     advantage: Tensor,
     *,
-    policy: ActorCritic,
     objective: Objective,
-    kl_coef: Tensor | float,
-    penalised: bool,
-) -> tuple[Tensor, Any]:
-    """mean(surrogate), and (new distribution, log ratio); advantage (N,) as the gate sees it. penalised: KL in the graph."""
-    new = policy.distribution(flat, batch.observation)
+    kl_coef: Tensor | float = 0.0,
+    penalised: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """mean(surrogate) and the log ratio (N,); advantage (N,) as the gate sees it. penalised: KL in the graph."""
     logp = new.log_prob(batch.action)
     kl = type(new)(*batch.old).kl(new) if penalised else logp * 0  # type: ignore[arg-type]
     out = objective(logp, batch.logp_old, batch.logp_old, advantage, kl_coef=kl_coef, kl=kl)
-    return out.loss.mean(), (new, out.log_ratio)
+    return out.loss.mean(), out.log_ratio
 
 
 def actor_critic_loss(
@@ -62,10 +61,9 @@ def actor_critic_loss(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """policy loss + vf_coef value loss - ent_coef entropy; and (policy loss, value loss, max |d|). normalize: A per minibatch."""
     advantage = standardise(batch.advantage) if normalize else batch.advantage
-    actor, (new, log_ratio) = policy_loss(
-        flat, batch, advantage, policy=policy, objective=objective, kl_coef=kl_coef, penalised=penalised
-    )
-    critic = value_loss(policy.value(flat, batch.observation), batch.value_target, batch.value_old, value_clip).mean()
+    new, value = policy.forward(flat, batch.observation)
+    actor, log_ratio = policy_loss(new, batch, advantage, objective=objective, kl_coef=kl_coef, penalised=penalised)
+    critic = value_loss(value, batch.value_target, batch.value_old, value_clip).mean()
     total = actor + vf_coef * critic
     if ent_coef != 0:
         total = total - ent_coef * new.entropy().mean()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rgpo.batch import Batch
-from rgpo.updates.adam import AdamState, adam, clip_by_norm
+from rgpo.updates.adam import AdamState, adam, bias_corrections, clip_by_norm
 
 LossFunction = Callable[[Tensor, Batch, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 LARGEST_UNROLL = 4  # minibatches in one compiled graph: more takes longer to compile and gains little
@@ -27,19 +27,19 @@ ENOUGH_STEPS = 20_000  # gradient steps that earn back the half minute of a firs
 def steps(
     state: AdamState,
     minibatches: Batch,
-    lr: Tensor,
+    corrections: Tensor,
     kl_coef: Tensor,
     *,
     loss_function: LossFunction,
     max_grad_norm: float | None,
     adam_eps: float,
 ) -> tuple[AdamState, Tensor]:
-    """One Adam step for each of the U minibatches (U, b, ...); statistics (U, 5) in the order of STATISTICS."""
+    """One Adam step for each of the U minibatches (U, b, ...) with its corrections (U, 2); statistics (U, 5) as STATISTICS."""
     rows = []
-    for batch in minibatches.unbind():
+    for batch, row in zip(minibatches.unbind(), corrections.unbind(), strict=True):
         gradient, (_, parts) = torch.func.grad_and_value(loss_function, has_aux=True)(state.parameters, batch, kl_coef)
         gradient, norm = clip_by_norm(gradient, max_grad_norm)
-        state = adam(state, gradient, lr, adam_eps)
+        state = adam(state, gradient, row, adam_eps)
         clipped = norm * 0 if max_grad_norm is None else (norm > max_grad_norm).to(norm.dtype)
         rows.append(torch.stack([*parts, norm, clipped]))
     return state, torch.stack(rows)
@@ -78,6 +78,7 @@ class MinibatchAdam:
         compiled, self.note = resolve_compile(compile, num_steps)
         self.parameters = parameters
         self.state = AdamState.start(parameters)
+        self.num_steps = 0  # taken so far
         self.rng = np.random.default_rng(seed)
         self.num_minibatches = num_minibatches
         self.compiled = compiled
@@ -87,7 +88,7 @@ class MinibatchAdam:
         )
         if compiled:
             torch.compiler.reset()  # an earlier run in this process would count against the recompile limit
-            function = torch.compile(function, fullgraph=True, dynamic=False)
+            function = torch.compile(function, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
         self._steps = function
 
     def epoch(self, batch: Batch, lr: float, kl_coef: float) -> Tensor:
@@ -96,20 +97,25 @@ class MinibatchAdam:
         num_samples = batch.advantage.shape[0]
         order = torch.from_numpy(self.rng.permutation(num_samples))
         shuffled = batch.select(order.view(-1, self._unroll, num_samples // self.num_minibatches))
-        rate, coef = torch.tensor(lr), torch.tensor(kl_coef)
+        corrections = bias_corrections(lr, self.num_steps, self.num_minibatches).to(self.parameters.dtype)
+        chunks = corrections.view(-1, self._unroll, 2)
+        coef = torch.tensor(kl_coef)
         rows = []
-        for minibatches in shuffled.unbind():
-            self.state, statistics = self._steps(self.state, minibatches, rate, coef)
+        for minibatches, chunk in zip(shuffled.unbind(), chunks, strict=True):
+            self.state, statistics = self._steps(self.state, minibatches, chunk, coef)
             rows.append(statistics)
         self.parameters.copy_(self.state.parameters)
+        self.num_steps += self.num_minibatches
         return torch.cat(rows)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"adam": list(self.state), "rng": self.rng.bit_generator.state, "compiled": self.compiled}
+        rng = self.rng.bit_generator.state
+        return {"adam": list(self.state), "num_steps": self.num_steps, "rng": rng, "compiled": self.compiled}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state; the note says if it was written by the other arithmetic."""
         self.state = AdamState(*state["adam"])
+        self.num_steps = state["num_steps"]
         self.rng.bit_generator.state = state["rng"]
         if state["compiled"] != self.compiled:
             was = f"the checkpoint has compiled={state['compiled']}"
