@@ -6,6 +6,7 @@ its speed and nothing else. Compiled code is cached on disk by torch, so a secon
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from rgpo.updates.adam import AdamState, adam, bias_corrections, clip_by_norm
 LossFunction = Callable[[Tensor, Batch, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 LARGEST_UNROLL = 4  # minibatches in one compiled graph: more takes longer to compile and gains little
 ENOUGH_STEPS = 20_000  # gradient steps that earn back the half minute of a first compilation
+MOST_GRAPHS = 8  # of one function that torch keeps in a process; it refuses a ninth
+_COMPILED_RUNS = itertools.count()
 
 
 def steps(
@@ -57,6 +60,13 @@ def resolve_compile(choice: bool | str, num_gradient_steps: int) -> tuple[bool, 
     return True, "compiled"
 
 
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled; runs of one process that differ in no constant of the graph share it, a sweep's seeds for example."""
+    if next(_COMPILED_RUNS) % MOST_GRAPHS == 0:
+        torch.compiler.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+
+
 class MinibatchAdam:
     """Adam on loss_function over shuffled minibatches, with its own generator; every sample once an epoch.
 
@@ -86,10 +96,7 @@ class MinibatchAdam:
         function: Callable[..., tuple[AdamState, Tensor]] = partial(
             steps, loss_function=loss_function, max_grad_norm=max_grad_norm, adam_eps=adam_eps
         )
-        if compiled:
-            torch.compiler.reset()  # an earlier run in this process would count against the recompile limit
-            function = torch.compile(function, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
-        self._steps = function
+        self._steps = _compile(function) if compiled else function
 
     def epoch(self, batch: Batch, lr: float, kl_coef: float) -> Tensor:
         """One pass over batch (N, ...) from the policy's parameters; statistics (num_minibatches, 5)."""
