@@ -2,11 +2,12 @@
 
     pip install -e ".[bench]"
     python benchmarks/control.py [rounds] [out.parquet]
+    python benchmarks/control.py learning [seeds] [out.parquet]
 
 Equal samples, epochs, minibatches of 64, networks (64 x 64, tanh, two of them) and one thread. Contestants are interleaved,
 each in a fresh process with its compiled code cached before; seconds and CPU seconds are counted from the second rollout on,
 over whole iterations with everything a default run does in them (ours: diagnostics, and the gradient's variance every tenth).
-CPU seconds decide.
+CPU seconds decide. `learning` lets them train for 100,000 steps instead and compares the returns of the last 10 episodes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ TASKS = {"HalfCheetah-v4": "halfcheetah", "Hopper-v4": "hopper", "CartPole-v1": 
 EPOCHS, MINIBATCH = 10, 64
 GATES = ("sigmoid", "sigmoid_log", "sigmoid_signed", "gaussian_log", "power", "rational", "sapo", "spo", "cispo", "budget")
 ITERATIONS = 11  # of which the first does not count
+LEARNING_ITERATIONS, EPISODES = 49, 10
+LEARNERS = ("ours", "ours-uncompiled", "sb3", "plain")
 CASES = [
     *((env, n, name) for env, n in (("HalfCheetah-v4", 1), ("HalfCheetah-v4", 8)) for name in ("ours", "sb3", "plain")),
     *((env, n, name) for env, n in (("Hopper-v4", 1), ("Hopper-v4", 8)) for name in ("ours", "sb3", "plain")),
@@ -46,38 +49,47 @@ class Stopwatch:
         return {"wall_s": time.perf_counter() - self.wall, "cpu_s": time.process_time() - self.cpu}
 
 
-def ours(env_id: str, num_envs: int, name: str) -> dict[str, float]:
+def ours(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> dict[str, float]:
     """rgpo's own parts, as its runner puts them together."""
     import torch
 
     from rgpo.config import build, compose_jobs
 
     choice = name.partition("-")[2]
-    axes = {"": ["algo=ppo"], "trpo": ["algo=trpo"]}.get(choice, ["algo=ppo", f"gate={choice}"])
-    words = [f"task={TASKS[env_id]}", *axes, f"task.num_envs={num_envs}", f"task.num_steps={SAMPLES[env_id] // num_envs}"]
+    axes = {"trpo": ["algo=trpo"], "uncompiled": ["update.compile=false"]}.get(choice, [f"gate={choice}"] if choice else [])
+    words = [
+        "algo=ppo",
+        "update.compile=true",
+        f"task={TASKS[env_id]}",
+        *axes,
+        f"task.num_envs={num_envs}",
+        f"task.num_steps={SAMPLES[env_id] // num_envs}",
+    ]
     words += [f"published.num_epochs={EPOCHS}", f"published.num_minibatches={SAMPLES[env_id] // MINIBATCH}"]
-    config = compose_jobs([*words, "update.compile=true", f"num_iterations={ITERATIONS}"], False, None)[0].config
+    config = compose_jobs([*words, f"num_iterations={iterations}"], False, None)[0].config
     torch.set_num_threads(1)
     task, algorithm = build(config)
-    task.setup(1, algorithm.advantage.gamma)
-    policy = task.make_policy(2)
-    algorithm.setup(policy, ITERATIONS, 3)
+    task.setup(3 * seed + 1, algorithm.advantage.gamma)
+    policy = task.make_policy(3 * seed + 2)
+    algorithm.setup(policy, iterations, 3 * seed + 3)
     watch, phases = Stopwatch(), dict.fromkeys(("collect_s", "update_s", "diagnostics_s", "gradvar_s"), 0.0)
-    for i in range(ITERATIONS):
+    returns: list[float] = []
+    for i in range(iterations):
         if i == 1:
             watch.start()
         before = time.perf_counter()
         rollout = task.collect(policy)
         collected = time.perf_counter() - before
         metrics = algorithm.learn(policy, rollout, i % config["gradvar_every"] == 0)
+        returns += [rollout.metrics["return/train_mean"]] * int(rollout.metrics["return/num_episodes"])
         if i >= 1:
             phases["collect_s"] += collected
             for phase in ("update_s", "diagnostics_s", "gradvar_s"):
                 phases[phase] += metrics.get(f"time/{phase}", 0.0)
-    return watch.stop() | phases
+    return watch.stop() | phases | {"return": statistics.fmean(returns[-EPISODES:])}
 
 
-def sb3(env_id: str, num_envs: int, name: str) -> dict[str, float]:
+def sb3(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> dict[str, float]:
     """Stable-Baselines3's PPO or sb3-contrib's TRPO with the same numbers."""
     import torch
     from stable_baselines3 import PPO
@@ -97,22 +109,23 @@ def sb3(env_id: str, num_envs: int, name: str) -> dict[str, float]:
         def _on_step(self) -> bool:
             return True
 
-    env = make_vec_env(env_id, n_envs=num_envs, seed=1)
+    env = make_vec_env(env_id, n_envs=num_envs, seed=2 * seed + 1)
     if env_id != "CartPole-v1":
         env = VecNormalize(env)
     shared = {"n_steps": SAMPLES[env_id] // num_envs, "batch_size": MINIBATCH, "device": "cpu"}
     if name.endswith("trpo"):
         from sb3_contrib import TRPO
 
-        model = TRPO("MlpPolicy", env, **shared, n_critic_updates=10, cg_max_steps=10, seed=2)
+        model = TRPO("MlpPolicy", env, **shared, n_critic_updates=10, cg_max_steps=10, seed=2 * seed + 2)
     else:
-        model = PPO("MlpPolicy", env, **shared, n_epochs=EPOCHS, ent_coef=0.0, seed=2)
-    model.learn(ITERATIONS * SAMPLES[env_id], callback=Watch())
-    assert len(rollouts) == ITERATIONS
-    return watch.stop()
+        model = PPO("MlpPolicy", env, **shared, n_epochs=EPOCHS, ent_coef=0.0, seed=2 * seed + 2)
+    model.learn(iterations * SAMPLES[env_id], callback=Watch())
+    assert len(rollouts) == iterations
+    returns = [episode["r"] for episode in model.ep_info_buffer]
+    return watch.stop() | {"return": statistics.fmean(returns[-EPISODES:])}
 
 
-def plain(env_id: str, num_envs: int, name: str) -> dict[str, float]:
+def plain(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> dict[str, float]:
     """PPO as one plain script over gymnasium's wrappers and torch modules, the way CleanRL lays it out."""
     import gymnasium as gym
     import numpy as np
@@ -120,7 +133,7 @@ def plain(env_id: str, num_envs: int, name: str) -> dict[str, float]:
     from torch import nn
 
     torch.set_num_threads(1)
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     discrete = env_id == "CartPole-v1"
 
     def make() -> Any:
@@ -149,9 +162,9 @@ def plain(env_id: str, num_envs: int, name: str) -> dict[str, float]:
         return torch.distributions.Independent(torch.distributions.Normal(out, log_std.exp()), 1)
 
     steps = SAMPLES[env_id] // num_envs
-    observation, _ = envs.reset(seed=1)
-    watch = Stopwatch()
-    for iteration in range(ITERATIONS):
+    observation, _ = envs.reset(seed=1000 * seed)
+    watch, returns = Stopwatch(), []
+    for iteration in range(iterations):
         if iteration == 1:
             watch.start()
         rows: list[tuple[torch.Tensor, ...]] = []
@@ -161,7 +174,10 @@ def plain(env_id: str, num_envs: int, name: str) -> dict[str, float]:
                 pi = distribution(seen)
                 action = pi.sample()
                 logp, value = pi.log_prob(action), critic(seen)[:, 0]
-            observation, reward, terminated, truncated, _ = envs.step(action.numpy())
+            observation, reward, terminated, truncated, info = envs.step(action.numpy())
+            if "final_info" in info:
+                episodes = info["final_info"]["episode"]
+                returns += episodes["r"][episodes["_r"]].tolist()
             done = torch.as_tensor(terminated | truncated)
             rows.append((seen, action, logp, value, torch.as_tensor(reward, dtype=torch.float32), done))
         seen, action, logp, value, reward, done = (torch.stack(column) for column in zip(*rows, strict=True))
@@ -187,30 +203,46 @@ def plain(env_id: str, num_envs: int, name: str) -> dict[str, float]:
                 (policy_loss + 0.5 * value_loss - 0.0 * pi.entropy().mean()).backward()
                 nn.utils.clip_grad_norm_(parameters, 0.5)
                 adam.step()
-    return watch.stop()
+    return watch.stop() | {"return": statistics.fmean(returns[-EPISODES:])}
 
 
-def measure(env_id: str, num_envs: int, name: str) -> dict[str, Any]:
+def measure(env_id: str, num_envs: int, name: str, seed: int = 0, iterations: int = ITERATIONS) -> dict[str, Any]:
     """One contestant in a fresh process."""
-    command = [sys.executable, __file__, "--one", env_id, str(num_envs), name]
+    command = [sys.executable, __file__, "--one", env_id, str(num_envs), name, str(seed), str(iterations)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         sys.exit(f"{name} on {env_id} failed:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
-    steps = SAMPLES[env_id] * (ITERATIONS - 1)
+    steps = SAMPLES[env_id] * (iterations - 1)
     return {"steps_per_cpu_s": steps / found["cpu_s"], "steps_per_s": steps / found["wall_s"], **found}
 
 
-def main() -> None:
+def one(env_id: str, num_envs: str, name: str, seed: str = "0", iterations: str = str(ITERATIONS)) -> None:
+    """Print what one contestant measured in this process."""
+    contestant = {"ours": ours, "sb3": sb3, "plain": plain}[name.partition("-")[0]]
+    found = contestant(env_id, int(num_envs), name, int(seed), int(iterations))
+    found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print("RESULT " + json.dumps(found))
+
+
+def learning(seeds: int, out: str | None) -> None:
+    """Train every learner on HalfCheetah-v4 with each seed and print the returns."""
+    rows: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        for name in LEARNERS:
+            row = {"seed": seed, "env_id": "HalfCheetah-v4", "num_envs": 1, "contestant": name}
+            rows.append(row | measure("HalfCheetah-v4", 1, name, seed, LEARNING_ITERATIONS))
+            print(f"seed {seed} {name:20} return {rows[-1]['return']:8.1f}", flush=True)
+        keep(rows, out)
+    for name in LEARNERS:
+        returns = [row["return"] for row in rows if row["contestant"] == name]
+        spread = statistics.stdev(returns) / len(returns) ** 0.5 if len(returns) > 1 else float("nan")
+        print(f"{name:20} {statistics.fmean(returns):8.1f} +- {spread:.1f} over {len(returns)} seeds")
+
+
+def speed(rounds: int, out: str | None) -> None:
     """Interleave the contestants, print medians and ratios, keep every row."""
-    if len(sys.argv) > 2 and sys.argv[1] == "--one":
-        env_id, num_envs, name = sys.argv[2], int(sys.argv[3]), sys.argv[4]
-        found = {"ours": ours, "sb3": sb3, "plain": plain}[name.partition("-")[0]](env_id, num_envs, name)
-        found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print("RESULT " + json.dumps(found))
-        return
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     for case in CASES:
         if case[2].startswith("ours"):
             measure(*case)  # fills the cache of compiled code
@@ -220,10 +252,7 @@ def main() -> None:
             row = {"round": i, "env_id": env_id, "num_envs": num_envs, "contestant": name} | measure(env_id, num_envs, name)
             rows.append(row)
             print(f"round {i} {env_id:15} x{num_envs} {name:20} {row['steps_per_cpu_s']:8,.0f} steps per CPU-s", flush=True)
-        if len(sys.argv) > 2:
-            import pandas as pd
-
-            pd.DataFrame(rows).to_parquet(sys.argv[2])
+        keep(rows, out)
     print()
     for env_id, num_envs, name in CASES:
         mine = speeds(rows, env_id, num_envs, name)
@@ -245,6 +274,23 @@ def speeds(rows: list[dict[str, Any]], env_id: str, num_envs: int, name: str) ->
     """A contestant's speeds in the order of the rounds."""
     key = (env_id, num_envs, name)
     return [row["steps_per_cpu_s"] for row in rows if (row["env_id"], row["num_envs"], row["contestant"]) == key]
+
+
+def keep(rows: list[dict[str, Any]], out: str | None) -> None:
+    """Write what there is so far."""
+    if out is not None:
+        import pandas as pd
+
+        pd.DataFrame(rows).to_parquet(out)
+
+
+def main() -> None:
+    """Read the command line."""
+    words = sys.argv[1:]
+    if words[:1] == ["--one"]:
+        return one(*words[1:])
+    run, words = (learning, words[1:]) if words[:1] == ["learning"] else (speed, words)
+    run(int(words[0]) if words else 5, words[1] if len(words) > 1 else None)
 
 
 if __name__ == "__main__":
