@@ -56,15 +56,10 @@ def ours(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> d
     from rgpo.config import build, compose_jobs
 
     choice = name.partition("-")[2]
-    axes = {"trpo": ["algo=trpo"], "uncompiled": ["update.compile=false"]}.get(choice, [f"gate={choice}"] if choice else [])
-    words = [
-        "algo=ppo",
-        "update.compile=true",
-        f"task={TASKS[env_id]}",
-        *axes,
-        f"task.num_envs={num_envs}",
-        f"task.num_steps={SAMPLES[env_id] // num_envs}",
-    ]
+    axes = {"": [], "trpo": ["algo=trpo"], "uncompiled": ["update.compile=false"]}.get(choice, [f"gate={choice}"])
+    axes += [] if choice == "trpo" else ["update.anneal_lr=false"]  # as the rivals' defaults have it
+    size = [f"task.num_envs={num_envs}", f"task.num_steps={SAMPLES[env_id] // num_envs}"]
+    words = ["algo=ppo", "update.compile=true", f"task={TASKS[env_id]}", *axes, *size]
     words += [f"published.num_epochs={EPOCHS}", f"published.num_minibatches={SAMPLES[env_id] // MINIBATCH}"]
     config = compose_jobs([*words, f"num_iterations={iterations}"], False, None)[0].config
     torch.set_num_threads(1)
