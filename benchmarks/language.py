@@ -1,11 +1,12 @@
-"""GRPO on the same tiny Qwen2, ours beside TRL's GRPOTrainer: tokens per CPU-second, time per phase, peak memory.
+"""GRPO on the same model, ours beside TRL's GRPOTrainer: tokens per CPU-second, time per phase, peak memory.
 
     pip install -e ".[llm,bench]"
-    python benchmarks/language.py [rounds] [out.parquet]
+    python benchmarks/language.py [rounds] [out.parquet] [tiny] [smollm2]
 
-Both sides: one thread, the same weights, prompts and reward function, 8 prompts x 4 completions of at most 32 tokens, 2 passes
-over each batch in one minibatch, clip 0.2, group-relative advantages, KL to the reference 0.04 (k3), Adam. Contestants are
-interleaved, each in a fresh process; CPU seconds and tokens are counted after WARM_UP iterations. Tokens are prompt + completion
+Cases: tiny, a random Qwen2 of 0.15 M parameters, all of them trained; smollm2, SmolLM2-135M-Instruct from rgpo's cache, LoRA.
+Both sides: one thread, float32, the same weights, prompts, reward function and adapters, 2 passes over each batch in one
+minibatch, clip 0.2, group-relative advantages, KL to the reference 0.04 (k3), Adam; ours with its diagnostics. Contestants are
+interleaved, each in a fresh process; CPU seconds and tokens are counted after the warm-up. Tokens are prompt + completion
 tokens, once an iteration, however often they are read.
 """
 
@@ -19,15 +20,63 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PROMPTS, GROUP, NEW, PROMPT_WORDS, EPOCHS, WARM_UP, ITERATIONS = 8, 4, 32, 8, 2, 3, 23
-VOCABULARY, KL_COEF, LR = 1024, 0.04, 1e-3
+ROUNDS, EPOCHS, KL_COEF, VOCABULARY = 5, 2, 0.04, 1024
 
 
-def write_model(folder: Path) -> None:
-    """About 150 thousand random parameters, and a byte-level BPE tokenizer."""
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What both contestants are given."""
+
+    num_prompts: int  # of one iteration
+    group_size: int
+    max_new_tokens: int
+    prompts: list[str]
+    lora: dict[str, Any] | None
+    lr: float
+    micro_batch_size: int  # completions in one forward pass, of ours
+    warm_up: int  # iterations
+    iterations: int  # warm-up and all
+
+
+SENTENCE = "I have a friend who says that most people do not know how to ask for help when they need it the most"
+CASES = {
+    "tiny": Case(
+        num_prompts=8,
+        group_size=4,
+        max_new_tokens=32,
+        prompts=[" ".join(f"w{(31 * i + 7 * j) % 2000}" for j in range(8)) for i in range(64)],
+        lora=None,
+        lr=1e-3,
+        micro_batch_size=32,
+        warm_up=3,
+        iterations=23,
+    ),
+    "smollm2": Case(  # prompts of 40 to 80 tokens; HH-RLHF's harmless ones under the chat template have 33 to 96, 55 on average
+        num_prompts=4,
+        group_size=4,
+        max_new_tokens=32,
+        prompts=[" ".join((SENTENCE.split() * 5)[i : i + 40 + 8 * (i % 6)]) for i in range(24)],
+        lora={"rank": 16, "alpha": 32.0, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+        lr=2e-4,
+        micro_batch_size=8,
+        warm_up=1,
+        iterations=4,
+    ),
+}
+
+
+def find_model(name: str, folder: Path) -> Path:
+    """The case's checkpoint: SmolLM2 as rgpo downloads and converts it, or the tiny one, written below folder."""
+    if name == "smollm2":
+        from rgpo.paths import cache_dir
+        from rgpo.tasks.smollm2 import convert
+
+        return convert(cache_dir(), print)
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -47,22 +96,18 @@ def write_model(folder: Path) -> None:
         pad_token_id=0,
         eos_token_id=1,
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(train_tokenizer([" ".join(f"w{i}" for i in range(2000))], VOCABULARY), folder, appends_eos=False)
-
-
-def prompts() -> list[str]:
-    """64 prompts of a few words."""
-    return [" ".join(f"w{(31 * i + 7 * j) % 2000}" for j in range(PROMPT_WORDS)) for i in range(64)]
+    Qwen2ForCausalLM(config).save_pretrained(folder / "model")
+    save_tokenizer(train_tokenizer([" ".join(f"w{i}" for i in range(2000))], VOCABULARY), folder / "model", appends_eos=False)
+    return folder / "model"
 
 
 def score(completion: str) -> float:
-    """Share of even digits among its characters."""
-    return sum(character in "02468" for character in completion) / max(len(completion), 1)
+    """Share of its characters with an even code point."""
+    return sum(ord(character) % 2 == 0 for character in completion) / max(len(completion), 1)
 
 
-def ours(folder: Path) -> dict[str, float]:
-    """Seconds by phase of ITERATIONS - WARM_UP iterations."""
+def ours(case: Case, folder: Path) -> dict[str, float]:
+    """CPU seconds, tokens and wall seconds by phase of the iterations after the warm-up."""
     import numpy as np
     import torch
 
@@ -73,7 +118,7 @@ def ours(folder: Path) -> dict[str, float]:
     from rgpo.penalties import FixedPenalty
     from rgpo.policies.pretrained import load_causal_lm
     from rgpo.policies.samplers import Own
-    from rgpo.tasks.language import Language
+    from rgpo.tasks.language import Language, LoRA
     from rgpo.tasks.materials import Materials, Prompt
     from rgpo.updates.sgd import SGD
 
@@ -85,65 +130,69 @@ def ours(folder: Path) -> dict[str, float]:
 
         def load(self, say: Any) -> Materials:
             model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
-            texts = [Prompt(text, tokenizer(text)["input_ids"]) for text in prompts()]
-            return Materials(model, tokenizer, 1, 0, texts, texts, 0, lambda _, drawn: np.array([score(c) for c in drawn]), None)
+            texts = [Prompt(text, tokenizer(text)["input_ids"]) for text in case.prompts]
+            ends = {"eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id}
+            judges: dict[str, Any] = {"proxy": lambda _, drawn: np.array([score(c) for c in drawn]), "gold": None}
+            prompts = {"train_prompts": texts, "heldout_prompts": texts, "num_dropped": 0}
+            return Materials(model=model, tokenizer=tokenizer, **ends, **prompts, **judges)
 
-    settings: dict[str, Any] = {
-        "lora": None,
-        "num_prompts": PROMPTS,
-        "group_size": GROUP,
-        "max_new_tokens": NEW,
-        "ratio": "token",
-    }
-    settings |= {"temperature": 1.0, "reduction": "sequence_mean", "micro_batch_size": 32, "num_kl_tokens": 128, "staleness": 0}
     task = Language(
         source=Source(),
         sampler=Own(),
+        lora=None if case.lora is None else LoRA(**case.lora),
+        num_prompts=case.num_prompts,
+        group_size=case.group_size,
+        max_new_tokens=case.max_new_tokens,
+        temperature=1.0,
+        ratio="token",
+        reduction="sequence_mean",
+        micro_batch_size=case.micro_batch_size,
         parallel="ddp",
-        **settings,
+        num_kl_tokens=128,
+        staleness=0,
         gradient_checkpointing=False,
         num_eval_prompts=1,
         num_samples=0,
     )
-    update = SGD(num_epochs=EPOCHS, num_minibatches=1, lr=LR, anneal_lr=False, adam_eps=1e-8, max_grad_norm=1.0)
     algorithm = Algorithm(
         gate=gates.Clip(),
         ref_gate=gates.Open(),
         dual=Detached(),
         advantage=GroupRelative(),
         penalty=FixedPenalty(coef=KL_COEF),
-        update=update,
+        update=SGD(num_epochs=EPOCHS, num_minibatches=1, lr=case.lr, anneal_lr=False, adam_eps=1e-8, max_grad_norm=1.0),
         kl_spike_threshold=0.04,
     )
     task.admit(algorithm)
     task.setup(0, 1.0)
     policy = task.make_policy(0)
-    algorithm.setup(policy, ITERATIONS, 0)
-    phases: dict[str, float] = {}
-    tokens, start = 0, 0.0
-    for i in range(ITERATIONS):
-        if i == WARM_UP:
+    algorithm.setup(policy, case.iterations, 0)
+    found = {"tokens": 0.0}
+    for i in range(case.iterations):
+        if i == case.warm_up:
             start = time.process_time()
         rollout = task.collect(policy)
         metrics = rollout.metrics | algorithm.learn(policy, rollout, False)
-        if i >= WARM_UP:
-            tokens += int(metrics["language/num_tokens"] + metrics["language/num_prompt_tokens"])
+        if i >= case.warm_up:
+            found["tokens"] += metrics["language/num_tokens"] + metrics["language/num_prompt_tokens"]
             for key in metrics:
                 if key.startswith("time/"):
-                    phases[key] = phases.get(key, 0.0) + metrics[key]
-    return {"cpu_s": time.process_time() - start, "tokens": tokens, **phases}
+                    found[key] = found.get(key, 0.0) + metrics[key]
+    return {"cpu_s": time.process_time() - start, **found}
 
 
-def trl(folder: Path) -> dict[str, float]:
+def trl(case: Case, folder: Path) -> dict[str, float]:
     """The same with TRL's GRPOTrainer."""
     import datasets
     import torch
+    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     torch.set_num_threads(1)
     clock: dict[str, float] = {}
     counted: list[int] = []
+    spent: dict[str, list[float]] = {"generate": [], "prepare": [], "step": []}
 
     def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         counted.append(sum(map(len, completion_ids)) + sum(len(tokenizer(prompt)["input_ids"]) for prompt in prompts))
@@ -153,25 +202,25 @@ def trl(folder: Path) -> dict[str, float]:
 
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == WARM_UP * EPOCHS:
+            if state.global_step == case.warm_up * EPOCHS:
                 clock["start"] = time.process_time()
-            if state.global_step == ITERATIONS * EPOCHS:
+            if state.global_step == case.iterations * EPOCHS:
                 clock["end"] = time.process_time()
 
     arguments = GRPOConfig(
-        output_dir=str(folder.parent / "trl"),
-        per_device_train_batch_size=PROMPTS * GROUP,
+        output_dir=str(Path(tempfile.gettempdir()) / "trl"),
+        per_device_train_batch_size=case.num_prompts * case.group_size,
         gradient_accumulation_steps=1,
         steps_per_generation=1,
-        num_generations=GROUP,
+        num_generations=case.group_size,
         num_iterations=EPOCHS,
-        max_steps=ITERATIONS * EPOCHS,
-        max_completion_length=NEW,
+        max_steps=case.iterations * EPOCHS,
+        max_completion_length=case.max_new_tokens,
         loss_type="grpo",
         beta=KL_COEF,
         epsilon=0.2,
         temperature=1.0,
-        learning_rate=LR,
+        learning_rate=case.lr,
         lr_scheduler_type="constant",
         max_grad_norm=1.0,
         use_cpu=True,
@@ -183,54 +232,78 @@ def trl(folder: Path) -> dict[str, float]:
         disable_tqdm=True,
         seed=0,
     )
+    adapters = None
+    if case.lora is not None:
+        settings = {"r": case.lora["rank"], "lora_alpha": case.lora["alpha"], "target_modules": case.lora["target_modules"]}
+        adapters = LoraConfig(**settings, lora_dropout=0.0, task_type="CAUSAL_LM")
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder),
         args=arguments,
         processing_class=tokenizer,
-        train_dataset=datasets.Dataset.from_dict({"prompt": prompts()}),
+        train_dataset=datasets.Dataset.from_dict({"prompt": case.prompts}),
         reward_funcs=reward,
         callbacks=[Watch()],
+        peft_config=adapters,
     )
+
+    def timed(name: str, phase: str) -> None:
+        method = getattr(trainer, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            out = method(*args, **kwargs)
+            spent[phase].append(time.perf_counter() - begin)
+            return out
+
+        setattr(trainer, name, call)
+
+    timed("_generate", "generate"), timed("_generate_and_score_completions", "prepare"), timed("training_step", "step")
     trainer.train()
-    return {"cpu_s": clock["end"] - clock["start"], "tokens": sum(counted[WARM_UP:ITERATIONS])}
+    generate, prepare = (sum(spent[phase][case.warm_up :]) for phase in ("generate", "prepare"))
+    phases = {"time/generate_s": generate, "time/logprobs_s": prepare - generate}  # and the reward
+    phases["time/update_s"] = sum(spent["step"][case.warm_up * EPOCHS :]) - prepare  # without Adam's step
+    return {"cpu_s": clock["end"] - clock["start"], "tokens": float(sum(counted[case.warm_up : case.iterations])), **phases}
 
 
-def main() -> None:
-    """Interleave the contestants and print medians and ratios."""
-    if len(sys.argv) > 2 and sys.argv[1] == "--one":
-        found = {"ours": ours, "trl": trl}[sys.argv[2]](Path(sys.argv[3]))
+def compete(name: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """Rows of interleaved fresh processes; prints medians and the ratio."""
+    model, rows = find_model(name, folder), []
+    for i in range(rounds):
+        for who in ("ours", "trl") if i % 2 == 0 else ("trl", "ours"):
+            command = [sys.executable, __file__, "--one", who, name, str(model)]
+            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+            if not lines:
+                sys.exit(f"{who} failed:\n{done.stderr[-3000:]}")
+            found = json.loads(lines[0].removeprefix("RESULT "))
+            speed = found["tokens"] / found["cpu_s"]
+            rows.append({"case": name, "round": i, "contestant": who, "tokens_per_cpu_s": speed, **found})
+            phases = "  ".join(f"{key[5:-2]} {found[key]:.1f}" for key in found if key.startswith("time/"))
+            shown = f"{speed:8,.1f} tokens per CPU-s, {found['peak_rss_mib']:.0f} MiB; {phases}"
+            print(f"{name} round {i} {who:5} {shown}", flush=True)
+    speeds = {who: [row["tokens_per_cpu_s"] for row in rows if row["contestant"] == who] for who in ("ours", "trl")}
+    ratios = [a / b for a, b in zip(speeds["ours"], speeds["trl"], strict=True)]
+    for who, found in speeds.items():
+        print(f"{name} {who:5} median {statistics.median(found):,.1f} tokens per CPU-s")
+    print(f"{name} ratio median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
+    return rows
+
+
+def main(words: Sequence[str]) -> None:
+    """One contestant alone, or all rounds of the cases."""
+    if words[:1] == ["--one"]:
+        found = {"ours": ours, "trl": trl}[words[1]](CASES[words[2]], Path(words[3]))
         found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print("RESULT " + json.dumps(found))
         return
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    rows: list[dict[str, Any]] = []
+    rounds = int(words[0]) if words else ROUNDS
     with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder) / "model")
-        for i in range(rounds):
-            for name in ("ours", "trl") if i % 2 == 0 else ("trl", "ours"):
-                command = [sys.executable, __file__, "--one", name, str(Path(folder) / "model")]
-                done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-                lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-                if not lines:
-                    sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-                found = json.loads(lines[0].removeprefix("RESULT "))
-                speed = found["tokens"] / found["cpu_s"]
-                rows.append({"round": i, "contestant": name, "tokens_per_cpu_s": speed, **found})
-                print(f"round {i} {name:5} {speed:8,.0f} tokens per CPU-s, {found['peak_rss_mib']:.0f} MiB", flush=True)
-    ratios = [a["tokens_per_cpu_s"] / b["tokens_per_cpu_s"] for a, b in zip(by(rows, "ours"), by(rows, "trl"), strict=True)]
-    for name in ("ours", "trl"):
-        print(f"{name:5} median {statistics.median(r['tokens_per_cpu_s'] for r in by(rows, name)):,.0f} tokens per CPU-s")
-    print(f"ratio median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
-    if len(sys.argv) > 2:
+        rows = [row for name in words[2:] or CASES for row in compete(name, rounds, Path(folder))]
+    if len(words) > 1:
         import pandas as pd
 
-        pd.DataFrame(rows).to_parquet(sys.argv[2])
-
-
-def by(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """A contestant's rows in the order of the rounds."""
-    return sorted((row for row in rows if row["contestant"] == name), key=lambda row: row["round"])
+        pd.DataFrame(rows).to_parquet(words[1])
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

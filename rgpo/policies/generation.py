@@ -14,15 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from rgpo.errors import NonFiniteError, require
+from rgpo.policies import masks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]  # logits (b, V), their places in B (b,), step -> tokens (b,)
-ADDITIVE = ("sdpa", "eager")  # attentions that take a ready additive mask (b, 1, queries, keys)
 
 
 class Completions(NamedTuple):
@@ -149,7 +148,7 @@ def _decode(model: PreTrainedModel, sequence: Tensor, mask: Tensor, width: int, 
     finished = torch.zeros(len(sequence), dtype=torch.bool, device=sequence.device)
     with torch.inference_mode():
         cache = DynamicCache(config=model.config)
-        additive = model.config._attn_implementation in ADDITIVE and all(type(x) is DynamicLayer for x in cache.layers)
+        additive = masks.takes_masks(model.config)
 
         def forward(ids: Tensor, attention: Tensor, position: Tensor) -> Tensor:
             given = {"attention_mask": attention, "position_ids": position, "past_key_values": cache}
@@ -159,14 +158,14 @@ def _decode(model: PreTrainedModel, sequence: Tensor, mask: Tensor, width: int, 
         both = torch.stack([sequence[:, :width], mask[:, :width]], 1)
         different, place = torch.unique(both, dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
         prompts, seen = different.unbind(1)
-        read = _causal(seen, model.dtype) if additive else seen
+        read = masks.additive(masks.earlier(seen - 1)[:, None], model.dtype) if additive else seen
         logits = forward(prompts, read, (seen.cumsum(-1) - 1).clamp(min=0))[place]
         cache.reorder_cache(place)
         rows = torch.arange(len(sequence), device=sequence.device)
         lengths = mask.sum(-1, keepdim=True)
         visible = torch.cat([mask[:, :width], torch.ones_like(mask[:, width:])], -1)
         if additive:
-            visible = _hide(visible.bool(), model.dtype)[:, None, None]
+            visible = masks.additive(visible.bool(), model.dtype)[:, None, None]
         for step in range(sequence.shape[1] - width):
             token = choose(logits, rows, step)
             sequence[rows, width + step] = token
@@ -182,14 +181,3 @@ def _decode(model: PreTrainedModel, sequence: Tensor, mask: Tensor, width: int, 
             if width + step + 1 < sequence.shape[1]:
                 logits = forward(token[:, None], visible[..., : width + step + 1], lengths + step)
     return finished
-
-
-def _causal(seen_UP: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask (U, 1, P, P); a padding token sees itself, lest its row be NaN and spread through the values."""
-    earlier = torch.ones(seen_UP.shape[1:] * 2, dtype=torch.bool, device=seen_UP.device).tril()
-    itself = torch.eye(len(earlier), dtype=torch.bool, device=seen_UP.device)
-    return _hide(earlier & seen_UP.bool()[:, None] | itself, dtype).unsqueeze(1)
-
-
-def _hide(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)

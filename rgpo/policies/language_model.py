@@ -20,25 +20,13 @@ from torch import Tensor, nn
 from rgpo.batch import Array, Moved
 from rgpo.climbing import AdamSettings, CriticSettings
 from rgpo.divergences import k3
-from rgpo.policies import processes, sharding
+from rgpo.policies import masks, processes, sharding
 from rgpo.policies.generation import Completions, generate, join
 from rgpo.policies.language_updates import CriticFit, MicroBatchAdam, TokenLocalModel, group_gradients
 from rgpo.policies.logprobs import token_statistics
+from rgpo.policies.pieces import Piece, arrange, lines_of, make_piece, own
 from rgpo.policies.pretrained import switch_off_dropout
-from rgpo.policies.token_batch import (
-    CompletionRollout,
-    Kept,
-    Piece,
-    Seen,
-    TokenBatch,
-    cut,
-    flat,
-    make_piece,
-    own,
-    partition,
-    rows_of,
-    token_weights,
-)
+from rgpo.policies.token_batch import CompletionRollout, Kept, Seen, TokenBatch, flat, rows_of, token_weights
 from rgpo.sequences import sequence_log_ratio
 from rgpo.updates.losses import value_loss
 
@@ -65,6 +53,7 @@ class LanguageModel:
         self.sampling = sampling
         self.num_minibatches = 1
         base = model.get_base_model() if hasattr(model, "peft_config") else model
+        self._shared = masks.reads_lines(model.config)  # whether a prompt is read once for all its completions
         self._autocast = model.dtype  # that the model computes in; without adapters the weights themselves are float32
         if base is model:
             model.float()
@@ -138,9 +127,11 @@ class LanguageModel:
         return self.value_head(hidden_nD.to(self.value_head.weight.dtype)).squeeze(-1)  # type: ignore[no-any-return]
 
     def _hidden(self, backbone: Any, piece: Piece) -> Tensor:
-        inputs = {"input_ids": piece.input_ids_bs, "attention_mask": piece.attention_mask_bs}
+        segment = piece.segment_UW
+        mask = masks.additive(masks.earlier(segment)[:, None], backbone.dtype) if self._shared else (segment >= 0).long()
+        inputs = {"input_ids": piece.input_ids_UW, "attention_mask": mask, "position_ids": piece.position_ids_UW}
         with self._precision():
-            out = backbone(**inputs, position_ids=piece.position_ids_bs, use_cache=False)
+            out = backbone(**inputs, use_cache=False)
         hidden = out.last_hidden_state if self._switch_off else out.last_hidden_state.float()
         return piece.predicting(hidden)
 
@@ -163,8 +154,7 @@ class LanguageModel:
 
         The same rows share a forward pass here and in learning, so that the ratio is exactly 1 before the first step.
         """
-        lengths = completions.attention_mask_BS.sum(-1).cpu().numpy()
-        minibatches = partition(lengths, self.num_minibatches, self.sampling.micro_batch_size, rng)
+        minibatches = self.cut(completions, np.split(rng.permutation(len(completions.sequence_BS)), self.num_minibatches))
         num_tokens = int(completions.completion_mask_BT.sum())
         count = min(num_tokens, self.sampling.num_kl_tokens)
         device = completions.sequence_BS.device
@@ -189,17 +179,21 @@ class LanguageModel:
     def completion_kl(self, completions: Completions) -> Array:
         """(B,) log pi(y)/pi_ref(y) of completions that the policy drew: k1, nats a completion."""
         gap_N = torch.zeros(int(completions.completion_mask_BT.sum()), device=completions.sequence_BS.device)
-        order = completions.attention_mask_BS.sum(-1).argsort().cpu().numpy()
-        rows = [torch.from_numpy(part) for part in cut(order, self.sampling.micro_batch_size)]
-        for piece in own(self.pieces(completions, [rows])[0]):
+        everything = self.cut(completions, [np.arange(len(completions.sequence_BS))])
+        for piece in own(self.pieces(completions, everything)[0]):
             gap_N[piece.tokens_n] = self.see(piece).logp_n.float() - self.see_reference(piece)[0]
         total: Array = rows_of(processes.total(gap_N).double(), completions).sum(-1).cpu().numpy()
         return total
 
+    def cut(self, completions: Completions, parts: Sequence[Array]) -> list[list[Tensor]]:
+        """The rows (b,) of the pieces of each part."""
+        lines = lines_of(completions, self._shared)
+        return [arrange(part, completions, lines, self.sampling.micro_batch_size) for part in parts]
+
     def pieces(self, completions: Completions, minibatches: Sequence[Sequence[Tensor]]) -> list[list[Piece]]:
         """The pieces whose rows are given, minibatch by minibatch."""
-        device = completions.sequence_BS.device
-        return [[make_piece(completions, rows.to(device)) for rows in minibatch] for minibatch in minibatches]
+        lines = lines_of(completions, self._shared)
+        return [[make_piece(completions, rows.to(lines.device), lines) for rows in minibatch] for minibatch in minibatches]
 
     def make_batch(self, rollout: CompletionRollout, advantage: Array, value_target: Array) -> tuple[TokenBatch, dict[str, Any]]:
         """The tokens of a rollout; advantage and value_target (T, B)."""

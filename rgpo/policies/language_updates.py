@@ -15,12 +15,14 @@ from rgpo.batch import Array
 from rgpo.climbing import STATISTICS, AdamSettings, CriticSettings
 from rgpo.errors import require
 from rgpo.policies import processes, sharding
-from rgpo.policies.token_batch import cut, own, token_weights
+from rgpo.policies.pieces import own
+from rgpo.policies.token_batch import token_weights
 from rgpo.updates.losses import standardise, value_loss
 
 if TYPE_CHECKING:
     from rgpo.policies.language_model import LanguageModel
-    from rgpo.policies.token_batch import Piece, TokenBatch
+    from rgpo.policies.pieces import Piece
+    from rgpo.policies.token_batch import TokenBatch
 
 NOTE = "not compiled"
 
@@ -142,9 +144,9 @@ def group_gradients(
     for p in parameters:
         p.grad = None
     for group in groups:
-        minibatch = [torch.from_numpy(rows) for rows in cut(group, policy.sampling.micro_batch_size)]
-        grouped = batch._replace(weight=token_weights(batch.completions, [minibatch], policy.sampling.reduction))
-        for piece in own(policy.pieces(batch.completions, [minibatch])[0]):
+        minibatch = policy.cut(batch.completions, [group])
+        grouped = batch._replace(weight=token_weights(batch.completions, minibatch, policy.sampling.reduction))
+        for piece in own(policy.pieces(batch.completions, minibatch)[0]):
             out = policy.surrogate(policy.see(piece), piece, grouped, advantage, objective, 0.0)
             (grouped.weight[piece.tokens_n] * out.loss).sum().backward()  # FSDP knows no torch.autograd.grad
         sharding.sum_gradients(parameters)

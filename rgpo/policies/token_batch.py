@@ -1,13 +1,12 @@
 """Completions as something to learn from: which rows share a minibatch, and what was known of their tokens at collection.
 
-Names: B completions of a rollout, P longest prompt, T longest completion, S = P + T; a piece is b rows without columns that are
-padding throughout, s wide, with n real completion tokens. N completion tokens in all, row by row; M of them are kept tokens,
-whose distributions over the vocabulary V are remembered for exact KL divergences.
+Names: B completions of a rollout, P longest prompt, T longest completion, S = P + T; N completion tokens in all, row by row; n of
+them in a piece (rgpo.policies.pieces); M of them are kept tokens, whose distributions over the vocabulary V are remembered for
+exact KL divergences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,22 +18,7 @@ from rgpo.batch import Array, Rollout
 from rgpo.objective import REDUCTIONS
 from rgpo.policies import processes
 from rgpo.policies.generation import Completions
-
-
-class Piece(NamedTuple):
-    """A micro-batch: what one forward pass reads, and which of the N tokens it predicts."""
-
-    input_ids_bs: Tensor
-    attention_mask_bs: Tensor
-    position_ids_bs: Tensor
-    live_bt: Tensor  # bool, the real completion tokens among the last t columns
-    targets_n: Tensor
-    tokens_n: Tensor  # int64, their places among the N
-
-    def predicting(self, hidden_bsD: Tensor) -> Tensor:
-        """(n, D): the hidden states that predict the completion's tokens, each one column to the left of its target."""
-        width = self.live_bt.shape[1]
-        return hidden_bsD[:, -width - 1 : -1][self.live_bt]
+from rgpo.policies.pieces import Piece
 
 
 class Seen(NamedTuple):
@@ -92,46 +76,6 @@ class TokenBatch(NamedTuple):
     logp_ref: Tensor  # (N,)
     correction: Tensor  # (N,)
     kept: Kept
-
-
-def partition(lengths_B: Array, num_minibatches: int, micro_batch_size: int, rng: np.random.Generator) -> list[list[Tensor]]:
-    """A random split of the rows into equal minibatches, each cut into pieces of rows of about equal length."""
-    parts = np.split(rng.permutation(len(lengths_B)), num_minibatches)
-    ordered = [part[np.argsort(lengths_B[part], kind="stable")] for part in parts]
-    return [[torch.from_numpy(rows) for rows in cut(part, micro_batch_size)] for part in ordered]
-
-
-def cut(rows: Array, size: int) -> list[Array]:
-    """Consecutive slices of at most size rows, and at least one for each process where there are enough rows."""
-    size = min(size, -(-len(rows) // processes.world_size()))
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def make_piece(completions: Completions, rows: Tensor) -> Piece:
-    """The rows' forward pass, without columns that are padding in all of them."""
-    sequence, attention = completions.sequence_BS[rows], completions.attention_mask_BS[rows]
-    live = completions.completion_mask_BT[rows].bool()
-    width = sequence.shape[1] - live.shape[1]
-    longest = int(live.sum(-1).max())
-    first, last = width - int(completions.prompt_lengths_B[rows].max()), width + longest
-    sequence, attention, live = sequence[:, first:last], attention[:, first:last], live[:, :longest]
-    position = (attention.cumsum(-1) - 1).clamp(min=0)
-    starts = completions.completion_mask_BT.sum(-1).cumsum(0) - completions.completion_mask_BT.sum(-1)
-    places = starts[rows][:, None] + torch.arange(longest, device=live.device)
-    return Piece(sequence, attention, position, live, sequence[:, -longest:][live], places[live])
-
-
-def own(pieces: Sequence[Piece]) -> list[Piece]:
-    """This process's pieces. Each process has equally many, some of them without a token: collectives must meet."""
-    rank, size = processes.rank(), processes.world_size()
-    mine = list(pieces[rank::size])
-    return mine + [_idle(pieces[0])] * (-(-len(pieces) // size) - len(mine))
-
-
-def _idle(piece: Piece) -> Piece:
-    """One row to run the model on, none of whose tokens is learnt from."""
-    ids, attention, position, live = (x[:1] for x in piece[:4])
-    return Piece(ids, attention, position, torch.zeros_like(live), piece.targets_n[:0], piece.tokens_n[:0])
 
 
 def token_weights(completions: Completions, minibatches: list[list[Tensor]], reduction: str) -> Tensor:
