@@ -7,7 +7,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ import torch
 from rgpo.batch import Batch, Rollout
 from rgpo.policies.actor_critic import ActorCritic
 from rgpo.policies.mlp import MLP
+
+if TYPE_CHECKING:
+    from rgpo.policies.language_model import LanguageModel
 
 torch.set_num_threads(1)
 
@@ -44,5 +49,30 @@ def make_batch() -> Callable[..., Batch]:
         rollout = Rollout(observation[:, None], action[:, None], value, ended, ended, value, value, {})
         advantage, target = rng.standard_normal((2, num_samples, 1))
         return policy.make_batch(rollout, advantage, target)[0]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Qwen2."""
+    from tiny_models import write_model
+
+    return write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def make_language_model(tiny_checkpoint: Path) -> Callable[..., LanguageModel]:
+    """A policy of the tiny Qwen2, with or without adapters and value head; keywords go to its Sampling."""
+    from tiny_policies import SAMPLING
+
+    from rgpo.policies.language_model import LanguageModel
+    from rgpo.policies.pretrained import add_lora, load_causal_lm
+
+    def make(lora: bool = False, critic: bool = True, attention: str = "sdpa", **sampling: Any) -> LanguageModel:
+        model, _ = load_causal_lm(tiny_checkpoint, dtype="float32", device="cpu", attn_implementation=attention)
+        if lora:
+            model = add_lora(model, rank=2, alpha=4.0, dropout=0.0, target_modules="all-linear", seed=0)
+        return LanguageModel(model, replace(SAMPLING, **sampling), critic)
 
     return make

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from test_language_model import SAMPLING, critic_settings, nudge, objective, roll, settings
+from tiny_policies import SAMPLING, critic_settings, nudge, objective, roll, settings
 
 from rgpo import gates, run
 from rgpo.policies import processes, sharding

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_language_model import batch_of, make, settings  # noqa: F401
-from tiny_models import write_model
+from tiny_policies import batch_of, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rgpo.config import build, compose_jobs
@@ -62,15 +60,10 @@ def test_a_gradient_step_is_one_forward_one_backward_and_one_flat_adam() -> None
     assert per_step[0] == per_step[1] <= 250
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("tiny") / "model")
-
-
 @pytest.mark.parametrize("lora", [False, True])
-def test_forward_passes_of_a_language_iteration(make: Any, lora: bool) -> None:  # noqa: F811
+def test_forward_passes_of_a_language_iteration(make_language_model: Any, lora: bool) -> None:
     """Three pieces: two passes each to look back (old, reference), one each to learn, one each to see what moved."""
-    policy = make(lora=lora)
+    policy = make_language_model(lora=lora)
     calls = {"policy": 0, "reference": 0}
 
     def count(name: str) -> Callable[..., None]:

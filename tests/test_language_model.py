@@ -4,92 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import write_model
+from tiny_policies import SAMPLING, batch_of, critic_settings, nudge, objective, roll, settings
 from torch import Tensor
 
 from rgpo import gates
-from rgpo.climbing import AdamSettings, CriticSettings
 from rgpo.divergences import k3
 from rgpo.errors import ConfigError
-from rgpo.language_advantages import token_steps
-from rgpo.objective import Detached, sequence_mean, surrogate, token_mean
+from rgpo.objective import sequence_mean, token_mean
 from rgpo.policies.generation import Completions
-from rgpo.policies.language_model import LanguageModel, Sampling
-from rgpo.policies.pretrained import add_lora, load_causal_lm
-from rgpo.policies.token_batch import CompletionRollout, TokenBatch, clustered_mean, pack, rows_of, unpack
+from rgpo.policies.language_model import LanguageModel
+from rgpo.policies.pretrained import load_causal_lm
+from rgpo.policies.token_batch import clustered_mean, pack, rows_of, unpack
 from rgpo.updates.natural_gradient import NaturalGradient
 
-PROMPTS = [[5, 9, 30], [7], [11, 12, 13, 14, 15, 16], [40, 41]] * 3
-SAMPLING = Sampling(
-    temperature=0.8,
-    max_new_tokens=6,
-    eos_id=1,
-    pad_id=1,  # equal on purpose: masks tell them apart
-    ratio="token",
-    reduction="token_mean",
-    micro_batch_size=4,
-    num_kl_tokens=10_000,
-)
 Make = Callable[..., LanguageModel]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture
-def make(checkpoint: Path) -> Make:
-    def made(lora: bool = False, critic: bool = True, **sampling: Any) -> LanguageModel:
-        model, _ = load_causal_lm(checkpoint, dtype="float32", device="cpu")
-        if lora:
-            model = add_lora(model, rank=2, alpha=4.0, dropout=0.0, target_modules="all-linear", seed=0)
-        return LanguageModel(model, replace(SAMPLING, **sampling), critic)
-
-    return made
-
-
-def roll(policy: LanguageModel, num_minibatches: int = 2, seed: int = 0) -> CompletionRollout:
-    """Twelve completions with random rewards and values of the policy."""
-    policy.num_minibatches = num_minibatches
-    completions = policy.generate(PROMPTS, torch.Generator().manual_seed(seed))
-    rng = np.random.default_rng(seed)
-    back = policy.look_back(completions, rng)
-    mask = completions.completion_mask_BT.numpy()
-    steps: dict[str, Any] = token_steps(rng.standard_normal(mask.shape) * mask, np.zeros(mask.shape), mask, np.zeros(12, bool))
-    nothing = np.empty(0)
-    shared = {"observation": nothing, "action": nothing, "metrics": {}, "group_size": 2}
-    return CompletionRollout(**shared, **steps, completions=completions, correction_N=torch.ones_like(back["value_N"]), **back)
-
-
-def batch_of(policy: LanguageModel, **change: Any) -> TokenBatch:
-    rollout = roll(policy, **change)
-    return policy.make_batch(rollout, rollout.reward, rollout.reward * 0.5)[0]
-
-
-def objective(gate: Any) -> Any:
-    return partial(surrogate, gate=gate, ref_gate=gates.Open(), dual=Detached())
-
-
-def settings(**change: Any) -> AdamSettings:
-    base: dict[str, Any] = {"objective": objective(gates.SigmoidSigned()), "penalised": True, "normalize": False}
-    base |= {"num_minibatches": 2, "num_steps": 1, "max_grad_norm": None, "adam_eps": 1e-8, "vf_coef": 0.1}
-    return AdamSettings(**(base | {"ent_coef": 0.01, "value_clip": 0.2, "compile": "auto", "seed": 0} | change))
-
-
-def nudge(policy: LanguageModel, scale: float = 0.05, seed: int = 3) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in policy.with_critic():
-            p += scale * torch.randn(p.shape, generator=generator)
 
 
 def plain_logp(model: Any, completions: Completions, row: int) -> Tensor:
@@ -102,12 +35,13 @@ def plain_logp(model: Any, completions: Completions, row: int) -> Tensor:
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_the_ratio_is_exactly_one_before_the_first_step(make: Make, lora: bool, ratio: str) -> None:
-    policy = make(lora=lora, ratio=ratio)
+def test_the_ratio_is_exactly_one_before_the_first_step(make_language_model: Make, lora: bool, ratio: str) -> None:
+    policy = make_language_model(lora=lora, ratio=ratio)
     nudge(policy)  # away from the reference
     batch = batch_of(policy)
+    adam = policy.adam(settings())
     for piece in (piece for pieces in batch.minibatches for piece in pieces):
-        _, parts = policy.losses(piece, batch, batch.advantage, settings(), 0.0)
+        _, parts = adam.losses(piece, batch, batch.advantage, 0.0)
         assert parts[2] == 0
     now = policy.moved(batch)
     assert (now.log_ratio == 0).all() and (now.kl == 0).all()
@@ -117,8 +51,8 @@ def test_the_ratio_is_exactly_one_before_the_first_step(make: Make, lora: bool, 
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_tokens_are_those_of_plain_logits_whatever_the_padding(make: Make, lora: bool) -> None:
-    policy = make(lora=lora)
+def test_tokens_are_those_of_plain_logits_whatever_the_padding(make_language_model: Make, lora: bool) -> None:
+    policy = make_language_model(lora=lora)
     base, _ = load_causal_lm(policy.backbone.config._name_or_path, dtype="float32", device="cpu")
     nudge(policy)
     rollout = roll(policy)
@@ -142,17 +76,17 @@ def test_tokens_are_those_of_plain_logits_whatever_the_padding(make: Make, lora:
 
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_how_a_minibatch_is_cut_changes_nothing(make: Make, reduction: str, ratio: str) -> None:
+def test_how_a_minibatch_is_cut_changes_nothing(make_language_model: Make, reduction: str, ratio: str) -> None:
     """Loss and gradient of one minibatch in pieces of 1, 5 and 12 rows, and written out over whole tensors."""
     found = []
     for size in (1, 5, 12):
-        policy = make(reduction=reduction, ratio=ratio, micro_batch_size=size)
+        policy = make_language_model(reduction=reduction, ratio=ratio, micro_batch_size=size)
         batch = batch_of(policy, num_minibatches=1)
         nudge(policy)
         assert len(batch.minibatches[0]) == -(-12 // size)
-        total = torch.zeros(())
+        total, adam = torch.zeros(()), policy.adam(settings())
         for piece in batch.minibatches[0]:
-            loss, _ = policy.losses(piece, batch, batch.advantage, settings(), kl_coef=0.3)
+            loss, _ = adam.losses(piece, batch, batch.advantage, kl_coef=0.3)
             loss.backward()
             total += loss.detach()
         found.append((total, torch.cat([p.grad.flatten() for p in policy.with_critic()])))
@@ -188,8 +122,8 @@ def test_how_a_minibatch_is_cut_changes_nothing(make: Make, reduction: str, rati
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_adam_moves_the_policy_and_never_the_reference(make: Make, lora: bool) -> None:
-    policy = make(lora=lora)
+def test_adam_moves_the_policy_and_never_the_reference(make_language_model: Make, lora: bool) -> None:
+    policy = make_language_model(lora=lora)
     adam = policy.adam(settings(num_minibatches=3, max_grad_norm=1.0, normalize=True))
     batch = batch_of(policy, num_minibatches=policy.num_minibatches)
     before = policy.state_dict()
@@ -203,19 +137,15 @@ def test_adam_moves_the_policy_and_never_the_reference(make: Make, lora: bool) -
     assert (again["logp_old_N"] - batch.logp_old).abs().max() > 1e-3
 
 
-def test_without_a_critic_there_is_no_value_head(make: Make) -> None:
-    policy = make(critic=False)
+def test_without_a_critic_there_is_no_value_head(make_language_model: Make) -> None:
+    policy = make_language_model(critic=False)
     assert not any(name.startswith("value_head") for name in policy.state_dict())
     assert policy.adam(settings()).epoch(batch_of(policy), 1e-3, 0.0)[:, 1].max() >= 0
     assert torch.equal(policy.critic_adam(critic_settings()).epoch(batch_of(policy), 1e-3, 0.0), torch.zeros(2, 5))
 
 
-def critic_settings() -> CriticSettings:
-    return CriticSettings(num_minibatches=2, num_steps=1, compile=False, seed=0)
-
-
-def test_the_critic_learns_alone(make: Make) -> None:
-    policy = make()
+def test_the_critic_learns_alone(make_language_model: Make) -> None:
+    policy = make_language_model()
     fit, batch = policy.critic_adam(critic_settings()), batch_of(policy, num_minibatches=1)
     before = {name: p for name, p in policy.state_dict().items() if not name.startswith("value_head")}
     losses = [fit.epoch(batch, 1e-2, 0.0)[:, 1].mean().item() for _ in range(30)]
@@ -224,9 +154,9 @@ def test_the_critic_learns_alone(make: Make) -> None:
     assert all(torch.equal(after[name], p) for name, p in before.items())
 
 
-def test_fisher_products_are_those_of_the_explicit_matrix(make: Make) -> None:
+def test_fisher_products_are_those_of_the_explicit_matrix(make_language_model: Make) -> None:
     """F v = mean over kept tokens of J'(diag p - p p')J v."""
-    policy = make(lora=True, critic=False, num_kl_tokens=15)
+    policy = make_language_model(lora=True, critic=False, num_kl_tokens=15)
     nudge(policy)
     batch = batch_of(policy, num_minibatches=1)
     local = policy.local_model(batch, batch.advantage, objective(gates.Identity()))
@@ -248,8 +178,8 @@ def test_fisher_products_are_those_of_the_explicit_matrix(make: Make) -> None:
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_natural_gradient_step_stays_in_its_trust_region_and_improves(make: Make, lora: bool) -> None:
-    policy = make(lora=lora)
+def test_a_natural_gradient_step_stays_in_its_trust_region_and_improves(make_language_model: Make, lora: bool) -> None:
+    policy = make_language_model(lora=lora)
     update = NaturalGradient(kl_max=0.01, critic_epochs=1, critic_minibatches=2, compile=False)
     update.setup(policy, objective(gates.Identity()), False, 1, 0, "batch")
     batch = batch_of(policy, num_minibatches=policy.num_minibatches)
@@ -261,9 +191,9 @@ def test_a_natural_gradient_step_stays_in_its_trust_region_and_improves(make: Ma
     assert (now.log_ratio.exp() * advantage).mean() > 0
 
 
-def test_group_gradients_average_to_the_whole_gradient(make: Make) -> None:
+def test_group_gradients_average_to_the_whole_gradient(make_language_model: Make) -> None:
     """Groups of equal weight under sequence_mean: their mean is the gradient over all rows; the critic is left out."""
-    policy = make(reduction="sequence_mean", micro_batch_size=3)
+    policy = make_language_model(reduction="sequence_mean", micro_batch_size=3)
     rollout = roll(policy)
     groups = rollout.groups()
     assert groups.tolist() == [[2 * i, 2 * i + 1] for i in range(6)]
@@ -274,9 +204,9 @@ def test_group_gradients_average_to_the_whole_gradient(make: Make) -> None:
     assert len(whole) == sum(p.numel() for p in policy.trained().values())
 
 
-def test_a_standard_error_of_whole_completions(make: Make) -> None:
+def test_a_standard_error_of_whole_completions(make_language_model: Make) -> None:
     """Tokens of one completion agree here, so that the number of completions, not of tokens, decides."""
-    policy = make()
+    policy = make_language_model()
     completions = roll(policy).completions
     lengths = completions.completion_mask_BT.sum(1)
     per_row = torch.randn(12, generator=torch.Generator().manual_seed(1))
@@ -287,11 +217,11 @@ def test_a_standard_error_of_whole_completions(make: Make) -> None:
     assert se == pytest.approx(math.sqrt(residual), rel=1e-4)
 
 
-def test_states_come_back_whole(make: Make) -> None:
-    policy = make(lora=True)
+def test_states_come_back_whole(make_language_model: Make) -> None:
+    policy = make_language_model(lora=True)
     nudge(policy)
     rollout = roll(policy)
-    other = make(lora=True)
+    other = make_language_model(lora=True)
     other.load_state_dict(policy.state_dict())
     again = unpack(pack(rollout))
     for name in ("reward", "done", "terminated", "value", "next_value", "mask"):
@@ -300,6 +230,6 @@ def test_states_come_back_whole(make: Make) -> None:
     assert (other.moved(batch).log_ratio == 0).all()
 
 
-def test_compiling_is_refused(make: Make) -> None:
+def test_compiling_is_refused(make_language_model: Make) -> None:
     with pytest.raises(ConfigError, match=r"update\.compile=True: language models are not compiled"):
-        make().adam(settings(compile=True))
+        make_language_model().adam(settings(compile=True))

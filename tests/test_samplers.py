@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_language_model import PROMPTS, batch_of, checkpoint, make, nudge, objective, settings  # noqa: F401
+from tiny_policies import PROMPTS, batch_of, nudge, objective
 
 from rgpo import gates
 from rgpo.errors import ConfigError
@@ -17,8 +17,8 @@ from rgpo.policies.samplers import VLLM, Own
 from rgpo.policies.token_batch import sampler_gap
 
 
-def test_own_completions_are_drawn_with_what_is_learnt(make: Any) -> None:  # noqa: F811
-    policy = make(lora=True)
+def test_own_completions_are_drawn_with_what_is_learnt(make_language_model: Any) -> None:
+    policy = make_language_model(lora=True)
     nudge(policy)
     completions = Own()(policy, PROMPTS, torch.Generator().manual_seed(0))
     batch = batch_of(policy)
@@ -29,9 +29,9 @@ def test_own_completions_are_drawn_with_what_is_learnt(make: Any) -> None:  # no
     assert (batch.correction == 1).all()
 
 
-def test_a_token_counts_by_its_truncated_weight(make: Any) -> None:  # noqa: F811
+def test_a_token_counts_by_its_truncated_weight(make_language_model: Any) -> None:
     """d loss/d logp of a token is its correction times what it is without."""
-    policy = make(critic=False)
+    policy = make_language_model(critic=False)
     batch = batch_of(policy, num_minibatches=1)
     piece = batch.minibatches[0][0]
     correction = torch.linspace(0.2, 2.0, len(batch.correction))
@@ -73,8 +73,8 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, fake)
 
 
-def test_vllm_gets_adapters_and_gives_tokens_with_their_probabilities(make: Any, vllm: None) -> None:  # noqa: F811
-    policy, sampler = make(lora=True), VLLM()
+def test_vllm_gets_adapters_and_gives_tokens_with_their_probabilities(make_language_model: Any, vllm: None) -> None:
+    policy, sampler = make_language_model(lora=True), VLLM()
     for _ in range(2):
         completions = sampler(policy, PROMPTS, torch.Generator().manual_seed(0))
     assert sampler._engine.options["max_lora_rank"] == 2
@@ -86,9 +86,9 @@ def test_vllm_gets_adapters_and_gives_tokens_with_their_probabilities(make: Any,
     assert policy.look_back(completions, np.random.default_rng(0))["logp_old_N"].max() < 0
 
 
-def test_what_vllm_cannot_do_is_a_sentence(make: Any, vllm: None) -> None:  # noqa: F811
+def test_what_vllm_cannot_do_is_a_sentence(make_language_model: Any, vllm: None) -> None:
     with pytest.raises(ConfigError, match=r"set task\.lora or use sampler@task.sampler=own"):
-        VLLM()(make(lora=False), PROMPTS, torch.Generator())
+        VLLM()(make_language_model(lora=False), PROMPTS, torch.Generator())
     with pytest.raises(ConfigError, match=r"task\.sampler\.correction_cap=0\.5: must be at least 1"):
         Own(correction_cap=0.5)
 

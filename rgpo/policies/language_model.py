@@ -28,7 +28,6 @@ from rgpo.policies.pieces import Piece, arrange, lines_of, make_piece, own
 from rgpo.policies.pretrained import switch_off_dropout
 from rgpo.policies.token_batch import CompletionRollout, Kept, Seen, TokenBatch, flat, rows_of, token_weights
 from rgpo.sequences import sequence_log_ratio
-from rgpo.updates.losses import value_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,22 +235,6 @@ class LanguageModel:
         kl = k3(ref - seen.logp_n)
         credit = (advantage * batch.correction)[piece.tokens_n]
         return objective(d_old, torch.zeros_like(d_old), d_old - d_ref, credit, kl_coef=kl_coef, kl=kl)
-
-    def losses(
-        self, piece: Piece, batch: TokenBatch, advantage: Tensor, settings: AdamSettings, kl_coef: float
-    ) -> tuple[Tensor, Tensor]:
-        """This piece's share of its minibatch's loss, and (policy loss, value loss, max |d|) of it, detached (3,)."""
-        seen = self.see(piece)
-        weight = batch.weight[piece.tokens_n]
-        out = self.surrogate(seen, piece, batch, advantage, settings.objective, kl_coef)
-        actor = (weight * out.loss).sum()
-        target, old = batch.value_target[piece.tokens_n], batch.value_old[piece.tokens_n]
-        critic = (weight * value_loss(seen.value_n, target, old, settings.value_clip)).sum()
-        total = actor if self.value_head is None else actor + settings.vf_coef * critic
-        if settings.ent_coef != 0:
-            total = total - settings.ent_coef * (weight * seen.entropy_n).sum()
-        furthest = nn.functional.pad(out.log_ratio.detach().abs(), (0, 1)).max()  # 0 where the piece has no token
-        return total, torch.stack([actor.detach(), critic.detach(), furthest])
 
     @torch.no_grad()
     def moved(self, batch: TokenBatch) -> Moved:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import pad
 
 from rgpo.batch import Array
 from rgpo.climbing import STATISTICS, AdamSettings, CriticSettings
@@ -64,7 +65,7 @@ class MicroBatchAdam:
             advantage = advantage.index_copy(0, tokens, standardise(advantage[tokens]))
         row = torch.zeros(len(STATISTICS))
         for piece in own(pieces):
-            loss, parts = self.policy.losses(piece, batch, advantage, self.settings, kl_coef)
+            loss, parts = self.losses(piece, batch, advantage, kl_coef)
             loss.backward()  # type: ignore[no-untyped-call]
             row[:2] += parts[:2].cpu()
             row[2] = row[2].maximum(parts[2].cpu())
@@ -74,6 +75,21 @@ class MicroBatchAdam:
         row[4] = float(limit is not None and row[3] > limit)
         self.adam.step()
         return row
+
+    def losses(self, piece: Piece, batch: TokenBatch, advantage: Tensor, kl_coef: float) -> tuple[Tensor, Tensor]:
+        """This piece's share of its minibatch's loss, and (policy loss, value loss, max |d|) of it, detached (3,)."""
+        policy, settings = self.policy, self.settings
+        seen = policy.see(piece)
+        weight = batch.weight[piece.tokens_n]
+        out = policy.surrogate(seen, piece, batch, advantage, settings.objective, kl_coef)
+        actor = (weight * out.loss).sum()
+        target, old = batch.value_target[piece.tokens_n], batch.value_old[piece.tokens_n]
+        critic = (weight * value_loss(seen.value_n, target, old, settings.value_clip)).sum()
+        total = actor if policy.value_head is None else actor + settings.vf_coef * critic
+        if settings.ent_coef != 0:
+            total = total - settings.ent_coef * (weight * seen.entropy_n).sum()
+        furthest = pad(out.log_ratio.detach().abs(), (0, 1)).max()  # 0 where the piece has no token
+        return total, torch.stack([actor.detach(), critic.detach(), furthest])
 
     def state_dict(self) -> dict[str, Any]:
         moments = [{key: sharding.for_file(x) for key, x in self.adam.state[p].items()} for p in self.parameters]
