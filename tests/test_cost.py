@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from tiny_policies import batch_of, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rgpo.config import build, compose_jobs
+from rgpo.policies.pretrained import load_causal_lm
 
 
 class Counter(TorchDispatchMode):
@@ -89,6 +92,23 @@ def test_forward_passes_of_a_language_iteration(make_language_model: Any, lora: 
     assert total() == 3
     policy.moved(batch)
     assert total() == 3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_checkpointing_computes_each_layer_again(tiny_checkpoint: Path, checkpointing: bool) -> None:
+    config = compose_jobs(["task=qwen_rlhf", "scale=paper", f"task.gradient_checkpointing={checkpointing}"], False, None)[0].config
+    task, _ = build(config)
+    model, _ = load_causal_lm(tiny_checkpoint, dtype="float32", device="cpu")
+    task.materials = SimpleNamespace(model=model, eos_id=1, pad_id=1)
+    policy = task.make_policy(0)
+    calls: list[int] = []
+    for layer in policy.backbone.layers:
+        layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
+    completions = policy.generate([[5, 6], [7]], torch.Generator().manual_seed(0))
+    calls.clear()
+    (piece,) = policy.pieces(completions, policy.cut(completions, [np.arange(2)]))[0]
+    policy.see(piece).logp_n.sum().backward()
+    assert len(calls) == len(policy.backbone.layers) * (2 if checkpointing else 1)
 
 
 def test_a_token_costs_no_vocabulary_sized_table() -> None:

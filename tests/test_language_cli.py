@@ -36,7 +36,7 @@ def words(parts: Path, *more: str) -> list[str]:
 
 CASES = {
     "rgpo-full-stale": ["algo=rgpo", "task.lora=null", "task.staleness=1", "task.micro_batch_size=3", "gradvar_every=2"],
-    "trpo-lora": ["algo=trpo", "task.lora.rank=2", "task.gradient_checkpointing=false"],
+    "trpo-lora": ["algo=trpo", "task.lora.rank=2", "task.gradient_checkpointing=true"],
     "grpo-checkpointing": ["algo=grpo", "task.lora.rank=2", "task.gradient_checkpointing=true"],
 }
 

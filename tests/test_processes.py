@@ -35,7 +35,7 @@ RUN += [
 ]
 RUN += ["task.micro_batch_size=2", "task.num_eval_prompts=3", "task.num_kl_tokens=16", "update.lr=1e-3", "checkpoint_every_s=0"]
 LORA = ["task.lora.rank=2", "task.parallel=fsdp", "num_iterations=3"]
-RUN += ["num_iterations=4", "eval_every=2", "gradvar_every=3", "task.gradient_checkpointing=false"]
+RUN += ["num_iterations=4", "eval_every=2", "gradvar_every=3", "task.gradient_checkpointing=true"]
 
 
 def start_two(command: list[str], cwd: Path) -> list[subprocess.Popen]:

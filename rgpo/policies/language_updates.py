@@ -220,8 +220,9 @@ class TokenLocalModel:
     def fisher_product(self, v: Tensor) -> Tensor:
         """F v, (P,)."""
         total = torch.zeros_like(v)
-        for slope in self._slopes:
-            total += self._flat(torch.autograd.grad(slope.dot(v), self._parameters, retain_graph=True))
+        with sdpa_kernel(SDPBackend.MATH):
+            for slope in self._slopes:
+                total += self._flat(torch.autograd.grad(slope.dot(v), self._parameters, retain_graph=True))
         return processes.total(total)
 
     def evaluate(self, step: Tensor) -> tuple[float, float]:

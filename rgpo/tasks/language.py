@@ -137,6 +137,7 @@ class Language:
             model = add_lora(model, rank=self.lora.rank, alpha=self.lora.alpha, dropout=0.0, target_modules=targets, seed=seed)
         else:
             model.requires_grad_(True)
+        model.train(self.gradient_checkpointing)  # transformers checkpoints in no other mode; LanguageModel switches dropout off
         sampling = Sampling(
             temperature=self.temperature,
             max_new_tokens=self.max_new_tokens,
