@@ -96,7 +96,9 @@ def test_forward_passes_of_a_language_iteration(make_language_model: Any, lora: 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradient_checkpointing_computes_each_layer_again(tiny_checkpoint: Path, checkpointing: bool) -> None:
-    config = compose_jobs(["task=qwen_rlhf", "scale=paper", f"task.gradient_checkpointing={checkpointing}"], False, None)[0].config
+    config = compose_jobs(["task=qwen_rlhf", "scale=paper", f"task.gradient_checkpointing={checkpointing}"], False, None)[
+        0
+    ].config
     task, _ = build(config)
     model, _ = load_causal_lm(tiny_checkpoint, dtype="float32", device="cpu")
     task.materials = SimpleNamespace(model=model, eos_id=1, pad_id=1)
