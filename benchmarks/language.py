@@ -21,89 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROUNDS, EPOCHS, KL_COEF, VOCABULARY = 5, 2, 0.04, 1024
+from language_cases import CASES, Case, find_model, score
 
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """What both contestants are given."""
-
-    num_prompts: int  # of one iteration
-    group_size: int
-    max_new_tokens: int
-    prompts: list[str]
-    lora: dict[str, Any] | None
-    lr: float
-    micro_batch_size: int  # completions in one forward pass, of ours
-    warm_up: int  # iterations
-    iterations: int  # warm-up and all
-
-
-SENTENCE = "I have a friend who says that most people do not know how to ask for help when they need it the most"
-CASES = {
-    "tiny": Case(
-        num_prompts=8,
-        group_size=4,
-        max_new_tokens=32,
-        prompts=[" ".join(f"w{(31 * i + 7 * j) % 2000}" for j in range(8)) for i in range(64)],
-        lora=None,
-        lr=1e-3,
-        micro_batch_size=32,
-        warm_up=3,
-        iterations=23,
-    ),
-    "smollm2": Case(  # prompts of 40 to 80 tokens; HH-RLHF's harmless ones under the chat template have 33 to 96, 55 on average
-        num_prompts=4,
-        group_size=4,
-        max_new_tokens=32,
-        prompts=[" ".join((SENTENCE.split() * 5)[i : i + 40 + 8 * (i % 6)]) for i in range(24)],
-        lora={"rank": 16, "alpha": 32.0, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
-        lr=2e-4,
-        micro_batch_size=8,
-        warm_up=1,
-        iterations=4,
-    ),
-}
-
-
-def find_model(name: str, folder: Path) -> Path:
-    """The case's checkpoint: SmolLM2 as rgpo downloads and converts it, or the tiny one, written below folder."""
-    if name == "smollm2":
-        from rgpo.paths import cache_dir
-        from rgpo.tasks.smollm2 import convert
-
-        return convert(cache_dir(), print)
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from rgpo.tasks.embedded.training import save_tokenizer, train_tokenizer
-
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder / "model")
-    save_tokenizer(train_tokenizer([" ".join(f"w{i}" for i in range(2000))], VOCABULARY), folder / "model", appends_eos=False)
-    return folder / "model"
-
-
-def score(completion: str) -> float:
-    """Share of its characters with an even code point."""
-    return sum(ord(character) % 2 == 0 for character in completion) / max(len(completion), 1)
+ROUNDS, EPOCHS, KL_COEF = 5, 2, 0.04
 
 
 def ours(case: Case, folder: Path) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """A causal language model as a policy: samples completions, and computes what an update needs of their tokens.
 
 Log-probabilities are those of the sampling temperature, for sampling and learning alike. The reference policy is the model
-itself with its LoRA adapters switched off, or a frozen copy where all weights are trained. Names: rgpo.policies.token_batch.
+itself with its LoRA adapters switched off, or a frozen copy where all weights are trained.
+Names: rgpo.policies.token_batch, rgpo.policies.pieces.
 """
 
 from __future__ import annotations
