@@ -76,7 +76,7 @@ def ours(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> d
         rollout = task.collect(policy)
         collected = time.perf_counter() - before
         metrics = algorithm.learn(policy, rollout, i % config["gradvar_every"] == 0)
-        returns += [rollout.metrics["return/train_mean"]] * int(rollout.metrics["return/num_episodes"])
+        returns += [rollout.metrics.get("return/train_mean", 0.0)] * int(rollout.metrics["return/num_episodes"])
         if i >= 1:
             phases["collect_s"] += collected
             for phase in ("update_s", "diagnostics_s", "gradvar_s"):
