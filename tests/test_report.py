@@ -349,10 +349,10 @@ def test_a_read_only_folder_is_one_sentence(
 ) -> None:
     fixtures.write_run(here / "results")
 
-    def refuse(path: Path, data: bytes) -> int:
+    def refuse(path: Path, target: Path) -> Path:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)  # a user who may write anywhere runs the tests, too
+    monkeypatch.setattr(Path, "replace", refuse)  # a user who may write anywhere runs the tests, too
     assert main([*FAST, "figures=[]"]) == 2
     assert capsys.readouterr().err == "rgpo-report: out=report: cannot be written (Permission denied); give a folder that can\n"
 
