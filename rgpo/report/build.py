@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rgpo.errors import ConfigError, close_matches
-from rgpo.report import comparisons, completions, ledger, overall, page, style, summary
+from rgpo.report import bench, comparisons, completions, ledger, overall, page, style, summary
 from rgpo.report.claims import Evidence
 from rgpo.report.groups import Group, group_runs
 from rgpo.report.load import Outcome, Problem, experiments, read_runs, run_folders
 from rgpo.report.page import Made, Section
 from rgpo.report.render import Job, render, write
 from rgpo.report.rows import Unreadable
-from rgpo.report.settings import Settings, command
+from rgpo.report.settings import WITHOUT_RUNS, Settings, command
 from rgpo.report.style import Line
 from rgpo.report.tables import Table
 from rgpo.report.workers import Map, workers
@@ -35,7 +35,7 @@ def build(settings: Settings, defaults: Settings) -> Outcome:
         raise ConfigError(f"ledger={settings.ledger}: it judges all experiments; leave out experiment={settings.experiment}")
     results_dir, out = Path(settings.results_dir), Path(settings.out)
     folders = [results_dir / name for name in experiments(results_dir, settings.experiment)]
-    modules = {name: import_module(f"rgpo.report.figures.{name}") for name in settings.wanted_figures if name != "gates"}
+    modules = {name: import_module(f"rgpo.report.figures.{name}") for name in settings.wanted_figures if name not in WITHOUT_RUNS}
     columns = {column for module in modules.values() for column in module.COLUMNS}
     num_folders = sum(len(run_folders(folder)) for folder in folders)
     with workers(num_folders) as distribute:
@@ -48,9 +48,11 @@ def build(settings: Settings, defaults: Settings) -> Outcome:
         with workers(num_folders) as distribute:  # new ones: what was needed for reading is given back
             sections = [_section(i, e, modules, base, settings, defaults, distribute) for i, e in enumerate(loaded, start=1)]
         general = Section("", [], _baseline_unknown(everything, settings), tables=[judged])
-        _write_table(judged, out / "tables")
+        _speed(general, results_dir, settings, defaults)
         if "gates" in settings.wanted_figures:
             _gates(general, results_dir, settings, defaults)
+        for table in general.tables:
+            _write_table(table, out / "tables")
         write(out / "index.html", (text.encode() for text in page.index(sections, general, settings, defaults)))
     except OSError as error:
         raise ConfigError(f"out={out}: cannot be written ({error.strerror}); give a folder that can") from error
@@ -128,8 +130,24 @@ def _jobs(
         yield _job(section, captions[-1], f"{number}-{len(captions)}", panels, settings)
 
 
+def _speed(section: Section, results_dir: Path, settings: Settings, defaults: Settings) -> None:
+    """Table and figure of the benchmarks that there are."""
+    from rgpo.report.figures import speed
+
+    cases, problems = bench.read(results_dir)
+    section.problems += problems
+    section.tables += [bench.table(cases)] if cases else []
+    if "speed" in settings.wanted_figures and cases:
+        _draw_general(section, "speed", cases, speed.caption(cases), settings, defaults)
+    elif "speed" in settings.wanted_figures:
+        commands = " or ".join(f"`{bench.making(kind, results_dir)}`" for kind in bench.KINDS)
+        _leave_out(
+            section, settings, "figures/speed", f"there is no benchmark in {results_dir / bench.FOLDER}; {commands} makes one"
+        )
+
+
 def _gates(section: Section, results_dir: Path, settings: Settings, defaults: Settings) -> None:
-    """The figure of the gates, which no experiment's runs enter, in out/figures/."""
+    """The figure of the gates."""
     from rgpo.report.figures import gates
 
     try:
@@ -137,8 +155,16 @@ def _gates(section: Section, results_dir: Path, settings: Settings, defaults: Se
     except Unreadable as error:
         _leave_out(section, settings, "figures/gates", str(error))
         return
-    made = _made(section, "gates", gates.caption(curves), command(settings, defaults, figures=["gates"]), settings)
-    section.figures.append(made._replace(shown=render(_job(section, made, "0-1", curves, settings))))
+    _draw_general(section, "gates", curves, gates.caption(curves), settings, defaults)
+
+
+def _draw_general(
+    section: Section, name: str, panels: Sequence[Any], caption: str, settings: Settings, defaults: Settings
+) -> None:
+    """A figure in out/figures/."""
+    made = _made(section, name, caption, command(settings, defaults, figures=[name]), settings)
+    place = f"0-{len(section.figures) + 1}"
+    section.figures.append(made._replace(shown=render(_job(section, made, place, panels, settings))))
 
 
 def _baseline_unknown(groups: Sequence[Group], settings: Settings) -> list[Problem]:

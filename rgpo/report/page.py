@@ -32,6 +32,7 @@ TITLES = {
     "profiles": "Performance profiles",
     "improvement": "Probability of improvement",
     "kl": "KL per update",
+    "speed": "Speed beside others",
     "spikes": "KL spikes by threshold",
     "weight": "Weights",
 }
