@@ -26,12 +26,12 @@ class Exporter(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's folder, below tensorboard/."""
+    """Event files in the run's folder, below tensorboard/; what an attempt that broke off wrote past its checkpoint is purged."""
 
-    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, run_dir: Path, config: Mapping[str, Any], iteration: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(run_dir / "tensorboard"), purge_step=iteration + 1)  # type: ignore[no-untyped-call]
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -44,7 +44,7 @@ class TensorBoard:
 class Tracker:
     """wandb, or trackio, which has the same functions; project is the experiment's name, a run is resumed by its id."""
 
-    def __init__(self, module: str, run_dir: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, module: str, run_dir: Path, config: Mapping[str, Any], iteration: int) -> None:
         import importlib
 
         self._module = importlib.import_module(module)
@@ -59,9 +59,9 @@ class Tracker:
 
 
 class MLflow:
-    """One mlflow run, experiment and name as in the results folder; where it goes is mlflow's own setting."""
+    """One mlflow run an attempt, experiment and name as in the results folder; where it goes is mlflow's own setting."""
 
-    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, run_dir: Path, config: Mapping[str, Any], iteration: int) -> None:
         import mlflow  # type: ignore[import-not-found, unused-ignore]
 
         self._mlflow: Any = mlflow
@@ -76,7 +76,7 @@ class MLflow:
         self._mlflow.end_run()
 
 
-ADAPTERS: dict[str, Callable[[Path, Mapping[str, Any]], Exporter]] = {
+ADAPTERS: dict[str, Callable[[Path, Mapping[str, Any], int], Exporter]] = {
     "tensorboard": TensorBoard,
     "wandb": partial(Tracker, "wandb"),
     "trackio": partial(Tracker, "trackio"),
@@ -85,14 +85,14 @@ ADAPTERS: dict[str, Callable[[Path, Mapping[str, Any]], Exporter]] = {
 
 
 class Exports:
-    """All exporters of a run. ConfigError for a name that is none."""
+    """All exporters of a run that goes on after `iteration`, 0 for a new one. ConfigError for a name that is none."""
 
-    def __init__(self, names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, names: Sequence[str], run_dir: Path, config: Mapping[str, Any], iteration: int) -> None:
         for name in names:
             require(name in ADAPTERS, "exports", f"[{','.join(names)}]", f"choose from {', '.join(ADAPTERS)}")
         self._exporters: dict[str, Exporter] = {}
         for name in names:
-            self._guarded(name, partial(self._open, name, run_dir, config))
+            self._guarded(name, partial(self._open, name, run_dir, config, iteration))
 
     def log(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Hand over the finite scalars of an iteration."""
@@ -106,8 +106,8 @@ class Exports:
         for name, exporter in list(self._exporters.items()):
             self._guarded(name, exporter.finish)
 
-    def _open(self, name: str, run_dir: Path, config: Mapping[str, Any]) -> None:
-        self._exporters[name] = ADAPTERS[name](run_dir, config)
+    def _open(self, name: str, run_dir: Path, config: Mapping[str, Any], iteration: int) -> None:
+        self._exporters[name] = ADAPTERS[name](run_dir, config, iteration)
 
     def _guarded(self, name: str, action: Callable[[], None]) -> None:
         """A dashboard must never stop a run: whatever it raises is one sentence, and it is dropped."""

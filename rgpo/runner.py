@@ -130,7 +130,7 @@ class _Session:
         self.writer = MetricsWriter(
             self.run_dir, row, self.config["seed"], self.attempt, keep_until=self.iteration, metadata=metadata
         )
-        self.exports = Exports(self.config["exports"], self.run_dir, self.config)
+        self.exports = Exports(self.config["exports"], self.run_dir, self.config, self.iteration)
         print(
             console.banner(self.run_dir, self.config, facts, self.num_iterations, self.algorithm.update.note),
             flush=True,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import types
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from cli import TINY, rgpo_run, rows, the_run
 
@@ -16,6 +19,7 @@ from rgpo.exports import Exports
 
 CONFIG = {"name": "mine", "seed": 1, "choices": {"algo": "ppo"}}
 ROW = {"a/b": 1.5, "bad": float("nan"), "epoch/list": [1.0], "n": 3}
+needs_tensorboard = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not there; the dev extra has it")
 
 
 class Fake(types.ModuleType):
@@ -42,7 +46,7 @@ class Fake(types.ModuleType):
 def test_trackers_get_finite_scalars(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake(name)
     monkeypatch.setitem(sys.modules, name, fake)
-    exports = Exports([name], tmp_path / "run-1", CONFIG)
+    exports = Exports([name], tmp_path / "run-1", CONFIG, 0)
     exports.log(4, ROW)
     exports.finish()
     init, log, finish = fake.calls
@@ -53,7 +57,7 @@ def test_trackers_get_finite_scalars(name: str, tmp_path: Path, monkeypatch: pyt
 def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake("mlflow")
     monkeypatch.setitem(sys.modules, "mlflow", fake)
-    exports = Exports(["mlflow"], tmp_path / "run-1", CONFIG)
+    exports = Exports(["mlflow"], tmp_path / "run-1", CONFIG, 0)
     exports.log(4, ROW)
     exports.finish()
     assert [name for name, *_ in fake.calls] == ["set_experiment", "start_run", "log_params", "log_metrics", "end_run"]
@@ -68,7 +72,7 @@ def test_a_failing_one_warns_once(
 ) -> None:
     fake = Fake("wandb", broken)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    exports = Exports(["wandb"], tmp_path, CONFIG)
+    exports = Exports(["wandb"], tmp_path, CONFIG, 0)
     for iteration in (1, 2):
         exports.log(iteration, ROW)
     exports.finish()
@@ -81,12 +85,43 @@ def test_a_missing_package_and_a_wrong_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    Exports(["mlflow"], tmp_path, CONFIG).log(1, ROW)
+    Exports(["mlflow"], tmp_path, CONFIG, 0).log(1, ROW)
     assert "exports=mlflow:" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"exports=\[wand\]: choose from tensorboard, wandb, trackio, mlflow"):
-        Exports(["wand"], tmp_path, CONFIG)
+        Exports(["wand"], tmp_path, CONFIG, 0)
 
 
+def read_events(folder: Path) -> dict[str, dict[int, float]]:
+    """Tag -> step -> value as TensorBoard shows them; a step is there once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    assert all(len({event.step for event in many}) == len(many) for many in found.values())
+    return {tag: {event.step: event.value for event in many} for tag, many in found.items()}
+
+
+@needs_tensorboard
+def test_tensorboard_shows_what_the_parquet_file_holds(tmp_path: Path) -> None:
+    rgpo_run([*TINY, "num_iterations=3", "exports=[tensorboard]"], tmp_path)
+    metrics = pd.read_parquet(the_run(tmp_path) / "metrics.parquet").set_index("iteration")
+    events = read_events(the_run(tmp_path) / "tensorboard")
+    numbers = metrics.select_dtypes("number").replace([np.inf, -np.inf], np.nan).drop(columns=["seed", "attempt", "env_steps"])
+    assert events == {name: column.dropna().to_dict() for name, column in numbers.items() if column.notna().any()}
+    assert len(events) > 40 and list(events["kl/old_exact"]) == [1, 2, 3]
+
+
+@needs_tensorboard
+def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path: Path) -> None:
+    for start, stop, value in ((0, 5, 1.0), (3, 6, 2.0)):
+        exports = Exports(["tensorboard"], tmp_path, CONFIG, start)
+        for iteration in range(start + 1, stop + 1):
+            exports.log(iteration, {"a/b": value})
+        exports.finish()
+    assert read_events(tmp_path / "tensorboard") == {"a/b": {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0, 5: 2.0, 6: 2.0}}
+
+
+@pytest.mark.skipif(find_spec("trackio") is not None, reason="trackio is installed")
 def test_a_run_goes_on_without_a_dashboard_that_is_not_installed(tmp_path: Path) -> None:
     words = [*TINY, "num_iterations=2"]
     said = rgpo_run([*words, "exports=[trackio]"], tmp_path)

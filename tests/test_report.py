@@ -105,6 +105,14 @@ def test_no_torch_and_a_quick_help(tmp_path: Path, stored: Path) -> None:
         (["nonsense"], "argument=nonsense: give key=value"),
         (["results_dir=nowhere"], "results_dir=nowhere: there is no such folder; run rgpo-run first"),
         (["results_dir=empty"], "results_dir=empty: it holds no runs"),
+        (
+            ["results_dir=results/first_evidence"],
+            "results_dir=results/first_evidence: it is one experiment; give the folder above, results, and",
+        ),
+        (
+            ["compare", "results", "results/first_evidence"],
+            "compare=results/first_evidence: it is one experiment; give the folder above, results, and",
+        ),
         (["experiment=first_evidense"], "Did you mean first_evidence?"),
         (["spike_sweep=[0]"], "spike_sweep=[0.0]: give nats above 0"),
         (["compare", "results"], "compare=results: give two results folders or commits"),
@@ -162,13 +170,14 @@ def test_corrupt_files_among_good_ones(here: Path, stored: Path, capsys: pytest.
     (trpo[1] / "metrics.parquet").unlink()
     assert main([*FAST, "figures=[learning_curves]"]) == 1
     error, page = capsys.readouterr().err, (here / "report/index.html").read_text()
+    again = "`rgpo-run -m experiment=first_evidence force=true` makes it again"
     expected = {
-        ppo[0]: "metrics.parquet cannot be read",
+        ppo[0]: f"its rows are left out; {again}; the run is left out",
         ppo[1]: "metrics.parquet cannot be read",
         rgpo[0]: "config.yaml is missing; the run is left out",
         rgpo[1]: "state.json cannot be read",
         trpo[0]: "provenance.json is missing; its commit and versions are unknown",
-        trpo[1]: "it has no metrics yet; the run is left out",
+        trpo[1]: f"it has no metrics yet; {again}; the run is left out",
     }
     assert error.count("\n") == len(expected)
     for folder, why in expected.items():
@@ -349,10 +358,10 @@ def test_a_read_only_folder_is_one_sentence(
 ) -> None:
     fixtures.write_run(here / "results")
 
-    def refuse(path: Path, data: bytes) -> int:
+    def refuse(path: Path, target: Path) -> Path:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)  # a user who may write anywhere runs the tests, too
+    monkeypatch.setattr(Path, "replace", refuse)  # a user who may write anywhere runs the tests, too
     assert main([*FAST, "figures=[]"]) == 2
     assert capsys.readouterr().err == "rgpo-report: out=report: cannot be written (Permission denied); give a folder that can\n"
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rgpo.errors import ConfigError, close_matches
-from rgpo.report import comparisons, completions, ledger, overall, page, style, summary
+from rgpo.report import bench, comparisons, completions, ledger, overall, page, style, summary
 from rgpo.report.claims import Evidence
 from rgpo.report.groups import Group, group_runs
 from rgpo.report.load import Outcome, Problem, experiments, read_runs, run_folders
 from rgpo.report.page import Made, Section
-from rgpo.report.render import Drawn, Job, render
+from rgpo.report.render import Job, render, write
 from rgpo.report.rows import Unreadable
-from rgpo.report.settings import Settings, command
+from rgpo.report.settings import WITHOUT_RUNS, Settings, command
 from rgpo.report.style import Line
 from rgpo.report.tables import Table
 from rgpo.report.workers import Map, workers
@@ -35,23 +35,27 @@ def build(settings: Settings, defaults: Settings) -> Outcome:
         raise ConfigError(f"ledger={settings.ledger}: it judges all experiments; leave out experiment={settings.experiment}")
     results_dir, out = Path(settings.results_dir), Path(settings.out)
     folders = [results_dir / name for name in experiments(results_dir, settings.experiment)]
-    modules = {name: import_module(f"rgpo.report.figures.{name}") for name in settings.wanted_figures if name != "gates"}
-    with workers(sum(len(run_folders(folder)) for folder in folders)) as distribute:
-        columns = {column for module in modules.values() for column in module.COLUMNS}
+    modules = {name: import_module(f"rgpo.report.figures.{name}") for name in settings.wanted_figures if name not in WITHOUT_RUNS}
+    columns = {column for module in modules.values() for column in module.COLUMNS}
+    num_folders = sum(len(run_folders(folder)) for folder in folders)
+    with workers(num_folders) as distribute:
         loaded = [_load(folder, columns, settings, distribute) for folder in folders]
-        everything = [group for experiment in loaded for group in experiment.groups]
-        judged = ledger.table(Evidence({experiment.name: experiment.groups for experiment in loaded}, settings))
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            base = style.algorithm_lines(group.algo for group in everything)
-            sections = [_section(e, modules, base, settings, defaults, distribute) for e in loaded]
-            general = Section("", [], _baseline_unknown(everything, settings), tables=[judged])
-            _write_table(judged, out / "tables")
-            if "gates" in settings.wanted_figures:
-                _gates(general, results_dir, settings, defaults)
-            _write(out / "index.html", page.index(sections, general, settings, defaults).encode())
-        except OSError as error:
-            raise ConfigError(f"out={out}: cannot be written ({error.strerror}); give a folder that can") from error
+    everything = [group for experiment in loaded for group in experiment.groups]
+    judged = ledger.table(Evidence({experiment.name: experiment.groups for experiment in loaded}, settings))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        base = style.algorithm_lines(group.algo for group in everything)
+        with workers(num_folders) as distribute:  # new ones: what was needed for reading is given back
+            sections = [_section(i, e, modules, base, settings, defaults, distribute) for i, e in enumerate(loaded, start=1)]
+        general = Section("", [], _baseline_unknown(everything, settings), tables=[judged])
+        _speed(general, results_dir, settings, defaults)
+        if "gates" in settings.wanted_figures:
+            _gates(general, results_dir, settings, defaults)
+        for table in general.tables:
+            _write_table(table, out / "tables")
+        write(out / "index.html", (text.encode() for text in page.index(sections, general, settings, defaults)))
+    except OSError as error:
+        raise ConfigError(f"out={out}: cannot be written ({error.strerror}); give a folder that can") from error
     if settings.ledger:
         ledger.renew(Path(settings.ledger), judged)
     problems = [problem for section in [*sections, general] for problem in section.problems]
@@ -80,6 +84,7 @@ def tables(groups: Sequence[Group], settings: Settings) -> list[Table]:
 
 
 def _section(
+    number: int,
     loaded: _Loaded,
     modules: Mapping[str, Any],
     base: Mapping[str, Line],
@@ -98,19 +103,19 @@ def _section(
         section.notes += [f"{problem}." for problem in incomparable]
     section.lines = style.assign([(group.algo, group.label) for group in loaded.groups], base)
     captions: list[Made] = []
-    drawn = distribute(render, _jobs(section, modules, captions, settings, defaults), 1)
+    drawn = distribute(render, _jobs(number, section, modules, captions, settings, defaults), 1)
     section.tables = tables(loaded.groups, settings)
     for table in section.tables:
         _write_table(table, Path(settings.out) / loaded.name / "tables")
     section.pairs, problems = completions.pairs(loaded.groups, settings.max_completions)
     section.problems += problems
-    for i, figure in enumerate(drawn):
-        _write_figure(section, captions[i], figure, settings)
+    for i, shown in enumerate(drawn):
+        section.figures.append(captions[i]._replace(shown=shown))
     return section
 
 
 def _jobs(
-    section: Section, modules: Mapping[str, Any], captions: list[Made], settings: Settings, defaults: Settings
+    number: int, section: Section, modules: Mapping[str, Any], captions: list[Made], settings: Settings, defaults: Settings
 ) -> Iterator[Job]:
     """What there is to draw, with its caption added to `captions`; a sentence for what there is not."""
     for name, module in modules.items():
@@ -121,12 +126,28 @@ def _jobs(
             continue
         section.problems += _lacking(section.groups, panels, module.COLUMNS, where)
         line = command(settings, defaults, experiment=section.title, figures=[name])
-        captions.append(Made(name, {}, module.caption(panels, settings) + _absent(section.groups, panels), line, {}))
-        yield Job(name, panels, section.lines, settings.formats, settings.dpi)
+        captions.append(_made(section, name, module.caption(panels, settings) + _absent(section.groups, panels), line, settings))
+        yield _job(section, captions[-1], f"{number}-{len(captions)}", panels, settings)
+
+
+def _speed(section: Section, results_dir: Path, settings: Settings, defaults: Settings) -> None:
+    """Table and figure of the benchmarks that there are."""
+    from rgpo.report.figures import speed
+
+    cases, problems = bench.read(results_dir)
+    section.problems += problems
+    section.tables += [bench.table(cases)] if cases else []
+    if "speed" in settings.wanted_figures and cases:
+        _draw_general(section, "speed", cases, speed.caption(cases), settings, defaults)
+    elif "speed" in settings.wanted_figures:
+        commands = " or ".join(f"`{bench.making(kind, results_dir)}`" for kind in bench.KINDS)
+        _leave_out(
+            section, settings, "figures/speed", f"there is no benchmark in {results_dir / bench.FOLDER}; {commands} makes one"
+        )
 
 
 def _gates(section: Section, results_dir: Path, settings: Settings, defaults: Settings) -> None:
-    """The figure of the gates, which no experiment's runs enter, in out/figures/."""
+    """The figure of the gates."""
     from rgpo.report.figures import gates
 
     try:
@@ -134,8 +155,16 @@ def _gates(section: Section, results_dir: Path, settings: Settings, defaults: Se
     except Unreadable as error:
         _leave_out(section, settings, "figures/gates", str(error))
         return
-    made = Made("gates", {}, gates.caption(curves), command(settings, defaults, figures=["gates"]), {})
-    _write_figure(section, made, render(Job("gates", curves, {}, settings.formats, settings.dpi)), settings)
+    _draw_general(section, "gates", curves, gates.caption(curves), settings, defaults)
+
+
+def _draw_general(
+    section: Section, name: str, panels: Sequence[Any], caption: str, settings: Settings, defaults: Settings
+) -> None:
+    """A figure in out/figures/."""
+    made = _made(section, name, caption, command(settings, defaults, figures=[name]), settings)
+    place = f"0-{len(section.figures) + 1}"
+    section.figures.append(made._replace(shown=render(_job(section, made, place, panels, settings))))
 
 
 def _baseline_unknown(groups: Sequence[Group], settings: Settings) -> list[Problem]:
@@ -182,22 +211,16 @@ def _drawn(panels: Sequence[Any]) -> set[tuple[str, str]]:
     return {(panel.task, curve.label) for panel in by_task for curve in panel.series}
 
 
-def _write_figure(section: Section, made: Made, drawn: Drawn, settings: Settings) -> None:
+def _made(section: Section, name: str, caption: str, line: str, settings: Settings) -> Made:
+    """A figure that is yet to be drawn."""
+    return Made(name, {kind: f"{section.folder}figures/{name}.{kind}" for kind in settings.formats}, caption, line, {})
+
+
+def _job(section: Section, made: Made, place: str, panels: Sequence[Any], settings: Settings) -> Job:
     folder = Path(settings.out) / section.title / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind, data in drawn.files.items():
-        _write(folder / f"{made.name}.{kind}", data)
-    paths = {kind: f"{section.folder}figures/{made.name}.{kind}" for kind in drawn.files}
-    section.figures.append(made._replace(paths=paths, shown=drawn.shown))
+    return Job(made.name, place, panels, section.lines, folder, settings.formats, settings.dpi)
 
 
 def _write_table(table: Table, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for kind, text in (("md", table.markdown()), ("tex", table.tex()), ("csv", table.csv())):
-        _write(folder / f"{table.name}.{kind}", text.encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_bytes(data)
-    aside.replace(path)
+        write(folder / f"{table.name}.{kind}", [text.encode()])

@@ -41,7 +41,7 @@ def compare(first: str, second: str, settings: Settings) -> Outcome:
     """A table of every measure in both, changes first, and what only one of them has. ConfigError if one cannot be read."""
     with ExitStack() as stack:
         sides = [_folder(name, settings, stack) for name in (first, second)]
-        names = [set(experiments(folder, None)) for folder in sides]
+        names = [set(experiments(folder, None, f"compare={name}")) for folder, name in zip(sides, (first, second), strict=True)]
         if settings.experiment:
             names = [found & {settings.experiment} for found in names]
         problems = [

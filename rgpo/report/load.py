@@ -7,6 +7,7 @@ results_dir/<experiment>/<task>-<algo>-s<seed>-<hash8>/
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -97,13 +98,17 @@ class Run:
         return found is not None and bool(np.any(~np.isnan(found)))
 
 
-def experiments(results_dir: Path, wanted: str | None) -> list[str]:
-    """Names of the experiments with run folders. ConfigError if there is none or not the wanted one."""
+def experiments(results_dir: Path, wanted: str | None, typed: str = "") -> list[str]:
+    """Names of the experiments with run folders. ConfigError (`typed`: remedy) if there is none or not the wanted one."""
+    typed, remedy = typed or f"results_dir={results_dir}", "run rgpo-run first, or give another folder"
     if not results_dir.is_dir():
-        raise ConfigError(f"results_dir={results_dir}: there is no such folder; run rgpo-run first, or give another results_dir")
+        raise ConfigError(f"{typed}: there is no such folder; {remedy}")
     found = sorted(d.name for d in results_dir.iterdir() if _visible_folder(d) and run_folders(d))
+    if not found and run_folders(results_dir):
+        above, name = os.path.normpath(results_dir / ".."), results_dir.resolve().name
+        raise ConfigError(f"{typed}: it is one experiment; give the folder above, {above}, and experiment={name}")
     if not found:
-        raise ConfigError(f"results_dir={results_dir}: it holds no runs; run rgpo-run first, or give another results_dir")
+        raise ConfigError(f"{typed}: it holds no runs; {remedy}")
     if wanted is None:
         return found
     if wanted not in found:
@@ -137,7 +142,11 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     config = _flatten(_read_config(folder / "config.yaml"))
     state, problems = _read_json(folder / "state.json", where, "its status is unknown")
     provenance, more = _read_json(folder / "provenance.json", where, "its commit and versions are unknown")
-    found = rows.read(folder, columns)
+    remedy = _remedy(state, provenance)
+    try:
+        found = rows.read(folder, columns)
+    except Unreadable as error:
+        raise Unreadable(f"{error}{remedy}") from None
     problems += more + [Problem(where, problem) for problem in found.problems]
     num_iterations = state.get("num_iterations") or config.get("num_iterations")
     if not isinstance(num_iterations, int):
@@ -168,7 +177,7 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
         raise Unreadable(f"config.yaml lacks a usable {error.args[0]}") from None
     if run.status == "completed" and not run.complete:
         lost = f"says completed but {run.num_iterations - run.reached} of {run.num_iterations} iterations have no row"
-        problems.append(Problem(where, lost))
+        problems.append(Problem(where, lost + remedy))
     return run, problems
 
 
@@ -177,6 +186,12 @@ def _read_or_say(folder: Path, columns: Collection[str], detail: Detail) -> tupl
         return read_run(folder, columns, detail)
     except Unreadable as error:
         return None, [Problem(f"{folder.parent.name}/{folder.name}", f"{error}; the run is left out")]
+
+
+def _remedy(state: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """How a run that says completed, and so would not go on, is made again where its rows are lost."""
+    command = str(provenance.get("command", "rgpo-run ..."))
+    return f"; `{command.removesuffix(' force=true')} force=true` makes it again" if state.get("status") == "completed" else ""
 
 
 def _visible_folder(path: Path) -> bool:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,6 @@ from markupsafe import Markup
 import rgpo
 from rgpo.report.completions import Pair
 from rgpo.report.groups import Group
-from rgpo.report.inline import inline
 from rgpo.report.load import Problem, Run
 from rgpo.report.settings import Settings, command
 from rgpo.report.style import Line
@@ -33,6 +32,7 @@ TITLES = {
     "profiles": "Performance profiles",
     "improvement": "Probability of improvement",
     "kl": "KL per update",
+    "speed": "Speed beside others",
     "spikes": "KL spikes by threshold",
     "weight": "Weights",
 }
@@ -46,7 +46,7 @@ class Made(NamedTuple):
     paths: dict[str, str]
     caption: str
     command: str
-    shown: dict[str, bytes]
+    shown: dict[str, str]
 
     @property
     def title(self) -> str:
@@ -56,7 +56,7 @@ class Made(NamedTuple):
     @property
     def raw(self) -> bool:
         """Whether it draws every seed beside the mean."""
-        return any(b'id="seed:' in svg for svg in self.shown.values())
+        return any('class="seed"' in svg for svg in self.shown.values())
 
 
 @dataclass
@@ -83,8 +83,8 @@ class Section:
         return [run for group in self.groups for run in group.runs]
 
 
-def index(sections: Sequence[Section], general: Section, settings: Settings, defaults: Settings) -> str:
-    """The page. The only script it may run is its own, by its hash; everything else is text."""
+def index(sections: Sequence[Section], general: Section, settings: Settings, defaults: Settings) -> Iterator[str]:
+    """The page in pieces. The only script it may run is its own, by its hash; everything else is text."""
     script = (TEMPLATE / "script.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
@@ -96,7 +96,7 @@ def index(sections: Sequence[Section], general: Section, settings: Settings, def
     )
     environment.filters |= {"quote": quote, "value": _sortable}
     packages = ", ".join(f"{name} {version(name)}" for name in REPORT_PACKAGES)
-    return environment.get_template("index.html").render(
+    return environment.get_template("index.html").generate(
         sections=sections,
         general=general,
         problems=[(section, problem) for section in [general, *sections] for problem in section.problems],
@@ -107,7 +107,6 @@ def index(sections: Sequence[Section], general: Section, settings: Settings, def
         command=command(settings, defaults),
         results_dir=settings.results_dir,
         provenance=provenance,
-        inlined=lambda figure, i, place: Markup(inline(figure.shown[i], f"f{place}")),
         mark=lambda line: MARKS.get(line.marker, "●"),
         link=lambda run, name: quote(Path(os.path.relpath(run.folder / name, settings.out)).as_posix()),
         run_of={(section.title, run.run_id): run for section in sections for run in section.runs},

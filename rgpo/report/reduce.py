@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rgpo.report.stats import Floats
 from rgpo.schema import is_list
 
-KL, SPIKE, RATIO_MAX = "kl/old_exact", "kl/spike", "ratio/max"
+KL, RATIO_MAX = "kl/old_exact", "ratio/max"
 MAX_QUANTILES = 200  # of ratio/max over a run's updates
 TIMES = tuple(f"time/{phase}_s" for phase in ("collect", "update", "diagnostics", "gradvar", "evaluate"))
 REWARDS = ("reward/eval_proxy_change", "reward/eval_gold_change")
@@ -28,7 +29,7 @@ NUMBERS: tuple[tuple[str, str], ...] = (  # (column, statistic over a run's meas
     ("speed/env_steps_per_s", "median"),
     ("language/num_tokens", "mean"),
 )
-COLUMNS = {column for column, _ in NUMBERS} | {SPIKE, RATIO_MAX}
+COLUMNS = {column for column, _ in NUMBERS} | {RATIO_MAX}
 
 
 class Detail(NamedTuple):
@@ -80,12 +81,18 @@ def _thin(columns: Mapping[str, Floats], num_points: int) -> dict[str, Floats]:
     if num_rows <= num_points:
         return flat | largest
     starts = np.arange(num_points) * num_rows // num_points
-    values = np.stack(list(flat.values()))
+    means = {name: _block_means(values, starts) for name, values in flat.items()}
+    return means | {name: np.fmax.reduceat(kl, starts) for name, kl in largest.items()}
+
+
+def _block_means(values: Floats, starts: NDArray[np.int64]) -> Floats:
+    """Mean of the measured values (I,) of each block from one of starts (P,) to the next; nan where there is none."""
     measured = ~np.isnan(values)
-    totals = np.add.reduceat(np.where(measured, values, 0.0), starts, axis=1)
-    counts = np.add.reduceat(measured, starts, axis=1, dtype=np.int64)
-    means = np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
-    return dict(zip(flat, means, strict=True)) | {name: np.fmax.reduceat(kl, starts) for name, kl in largest.items()}
+    if measured.all():
+        return np.asarray(np.add.reduceat(values, starts) / np.diff(starts, append=len(values)))
+    totals = np.add.reduceat(np.where(measured, values, 0.0), starts)
+    counts = np.add.reduceat(measured, starts, dtype=np.int64)
+    return np.asarray(np.divide(totals, counts, out=np.full(len(starts), np.nan), where=counts > 0))
 
 
 def _final(values: Floats, detail: Detail) -> float:

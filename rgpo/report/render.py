@@ -1,15 +1,15 @@
-"""One figure drawn and saved in every format; a plain function, so that another process can do it."""
+"""One figure drawn and saved in every format; a plain function, so that another process can do it. How files are written."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
-
 from rgpo.report import style
+from rgpo.report.inline import inline
 from rgpo.report.style import Line
 
 
@@ -17,21 +17,16 @@ class Job(NamedTuple):
     """What is needed to draw a figure."""
 
     name: str
+    place: str  # on the page, like no other figure's
     panels: Sequence[Any]
     lines: Mapping[str, Line]
+    folder: Path  # of its files
     formats: Sequence[str]
     dpi: int
 
 
-class Drawn(NamedTuple):
-    """format -> bytes of the file, and axis -> SVG for the page."""
-
-    files: dict[str, bytes]
-    shown: dict[str, bytes]
-
-
-def render(job: Job) -> Drawn:
-    """Draw a figure with each of its axes."""
+def render(job: Job) -> dict[str, str]:
+    """Draw a figure with each of its axes and write its files; axis -> <svg> of the page."""
     module = import_module(f"rgpo.report.figures.{job.name}")
     first, *others = module.SCALES
     kinds = dict.fromkeys(["svg", *job.formats])
@@ -39,17 +34,24 @@ def render(job: Job) -> Drawn:
         figure = module.draw(job.panels, job.lines, first)
         places = style.settle(figure)
         files = style.save(figure, job.name, list(kinds), job.dpi)
-        shown = {first: files["svg"]}
-        for scale in others:
-            _freed(figure)
+        shown = {first: inline(files["svg"], f"f{job.place}-1")}
+        for i, scale in enumerate(others, start=2):
+            del figure
+            gc.collect()  # a figure is a large circle of references; two of them at a time are too many
             figure = module.draw(job.panels, job.lines, scale)
             style.settle(figure, places)
-            shown[scale] = style.save(figure, job.name, ["svg"], job.dpi)["svg"]
-    _freed(figure)
-    return Drawn({kind: files[kind] for kind in job.formats}, shown)
-
-
-def _freed(figure: Figure) -> None:
-    """A figure is a large circle of references; two of them at a time are too many."""
-    figure.clear()
+            shown[scale] = inline(style.save(figure, job.name, ["svg"], job.dpi)["svg"], f"f{job.place}-{i}")
+    del figure
     gc.collect()
+    for kind in job.formats:
+        write(job.folder / f"{job.name}.{kind}", [files[kind]])
+    return shown
+
+
+def write(path: Path, pieces: Iterable[bytes]) -> None:
+    """Replace a file atomically, and make its folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.writing")
+    with aside.open("wb") as file:
+        file.writelines(pieces)
+    aside.replace(path)

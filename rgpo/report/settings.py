@@ -21,8 +21,10 @@ FIGURES = (  # modules of rgpo.report.figures, in the report's order
     "weight",
     "ratio_tails",
     "timing",
+    "speed",
     "gates",
 )
+WITHOUT_RUNS = ("speed", "gates")  # figures that no experiment's runs enter
 FORMATS = ("svg", "png", "pdf")
 DEFAULT_BASELINE = "ppo"
 

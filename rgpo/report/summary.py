@@ -13,12 +13,13 @@ from rgpo.report.load import Problem, Run
 from rgpo.report.reduce import KL, TIMES
 from rgpo.report.settings import Settings
 from rgpo.report.stats import MIN_RUNS, Floats
-from rgpo.report.tables import Table, estimate, number, plain, word
+from rgpo.report.tables import Column, Table, estimate, number, plain, word
 
 TRAIN, EVAL, SPEED, ITERATION = "return/train_mean", "return/eval_mean", "speed/env_steps_per_s", "time/iteration_s"
 PROXY, GOLD, KL_REF = "reward/eval_proxy_change", "reward/eval_gold_change", "kl/eval_ref_sequence"
 LENGTH, TRUNCATED, TOKENS = "language/length_mean", "language/truncated_share", "language/num_tokens"
 NAN = float("nan")
+START = (word("task", "task"), word("label", "algorithm"), number("n", "n"))  # of every table of groups
 
 
 def returns(groups: Sequence[Group], settings: Settings) -> Table:
@@ -33,19 +34,15 @@ def returns(groups: Sequence[Group], settings: Settings) -> Table:
             | _estimate("iqm", group, final, settings, stats.iqm)
             | _estimate("eval", group, group.values(EVAL, "last"), settings)
             | {"cv": cv, "cv_low": cv_low, "cv_high": cv_high}
-            | _updates(group, settings)
-            | {"note": note(group)}
+            | _end(group, settings)
         )
     columns = (
-        word("task", "task"),
-        word("label", "algorithm"),
-        number("n", "n"),
+        *START,
         estimate("return", "return (train)", 4),
         estimate("iqm", "IQM", 4),
         estimate("eval", "return (eval)", 4),
         estimate("cv", "CV, %"),
-        *_update_columns(settings),
-        word("note", "note"),
+        *_end_columns(settings),
     )
     caption = (
         f"Return (train): mean raw return over the last {100 * settings.final_fraction:g} % of a run's iterations in which an "
@@ -65,18 +62,16 @@ def rewards(groups: Sequence[Group], settings: Settings) -> Table:
             row |= _estimate(key, group, group.values(column, "final"), settings)
         truncated = group.values(TRUNCATED, "final")
         row["truncated"] = 100 * float(np.mean(truncated)) if truncated.size else NAN
-        rows.append(row | _updates(group, settings) | {"note": note(group)})
+        rows.append(row | _end(group, settings))
     columns = (
         word("task", "task (scale)"),
-        word("label", "algorithm"),
-        number("n", "n"),
+        *START[1:],
         estimate("proxy", "Δ reward, proxy", sign=True),
         estimate("gold", "Δ reward, gold", sign=True),
         estimate("kl_ref", "KL to reference, nats/completion"),
         estimate("length", "length, tokens"),
         number("truncated", "truncated, %"),
-        *_update_columns(settings),
-        word("note", "note"),
+        *_end_columns(settings),
     )
     caption = (
         "Δ reward: policy minus reference on the same held-out prompts, mean over the last "
@@ -95,9 +90,7 @@ def spikes(groups: Sequence[Group], settings: Settings) -> Table:
         means = 100 * rates.mean(axis=0) if len(rates) else np.full(len(settings.thresholds), np.nan)
         rows.append(row | {f"above_{level:g}": float(mean) for level, mean in zip(settings.thresholds, means, strict=True)})
     columns = (
-        word("task", "task"),
-        word("label", "algorithm"),
-        number("n", "n"),
+        *START,
         number("updates", "updates"),
         *(number(f"above_{level:g}", f"> {level:g}") for level in settings.thresholds),
     )
@@ -119,9 +112,7 @@ def cost(groups: Sequence[Group], settings: Settings) -> Table:
         row |= {"iteration": _mean(group.values(ITERATION, "median")), "hours": _mean(group.values(ITERATION, "sum")) / 3600}
         rows.append(row)
     columns = (
-        word("task", "task"),
-        word("label", "algorithm"),
-        number("n", "n"),
+        *START,
         estimate("speed", "steps/s", 4),
         number("tokens", "tokens/s", 4),
         number("iteration", "iteration, s"),
@@ -211,16 +202,19 @@ def _start(group: Group, n: int) -> dict[str, Any]:
     return {"task": group.task, "algo": group.algo, "label": group.label, "scale": group.scale, "n": n}
 
 
-def _updates(group: Group, settings: Settings) -> dict[str, Any]:
+def _end(group: Group, settings: Settings) -> dict[str, Any]:
+    """KL per update, spikes and what is to be said about the group's runs."""
     rates = spike_rates(group)
     level = settings.thresholds.index(settings.spike_threshold)
     row = _estimate("kl", group, group.values(KL, "mean"), settings)
     row["kl_median"] = _mean(group.values(KL, "median"))
-    return row | _estimate("spikes", group, 100 * rates[:, level] if len(rates) else np.empty(0), settings)
+    row |= _estimate("spikes", group, 100 * rates[:, level] if len(rates) else np.empty(0), settings)
+    return row | {"note": note(group)}
 
 
-def _update_columns(settings: Settings) -> tuple[Any, ...]:
-    return estimate("kl", "KL per update, nats"), estimate("spikes", f"KL > {settings.spike_threshold:g}, %")
+def _end_columns(settings: Settings) -> tuple[Column, ...]:
+    shown = f"KL > {settings.spike_threshold:g}, %"
+    return estimate("kl", "KL per update, nats"), estimate("spikes", shown), word("note", "note")
 
 
 def _estimate(

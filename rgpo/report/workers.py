@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -10,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-MANY_RUNS = 150  # from here on processes save more time than their start costs
+MANY_RUNS = 60  # from here on processes save more time than their start costs
 NUM_PROCESSES = 2  # more would need more memory than the report may take
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any], int], Iterable[Any]]
@@ -24,5 +25,10 @@ def workers(num_runs: int) -> Iterator[Map]:
         yield lambda function, items, _: map(function, items)
         return
     method = "fork" if sys.platform == "linux" else "spawn"  # a fork shares what is imported, but is safe on Linux alone
-    with ProcessPoolExecutor(NUM_PROCESSES, multiprocessing.get_context(method)) as pool:
-        yield lambda function, items, chunk: pool.map(function, items, chunksize=chunk)
+    gc.collect()
+    gc.freeze()  # what is loaded does not become garbage: looking for it there costs time, and a fork memory
+    try:
+        with ProcessPoolExecutor(NUM_PROCESSES, multiprocessing.get_context(method)) as pool:
+            yield lambda function, items, chunk: pool.map(function, items, chunksize=chunk)
+    finally:
+        gc.unfreeze()

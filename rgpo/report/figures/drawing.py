@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rgpo.report import style
-from rgpo.report.figures.series import Panel, Series, labels
+from rgpo.report.figures.series import XY, Panel, Series, labels
 from rgpo.report.overall import Interval
 from rgpo.report.style import Line
 
@@ -59,9 +59,7 @@ def draw_panels(
 
 def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: int, band: float = 0.13) -> None:
     """Thin seeds, band, mean. Each of `count` series has its markers elsewhere, so that grey print can be read."""
-    points = [np.column_stack(xy) for xy in series.seeds[:MAX_THIN]]
-    thin = LineCollection(points, colors=line.color, linewidths=0.45, alpha=0.35, zorder=2, gid=f"seed:{series.label}")
-    axes.add_collection(thin)
+    draw_seeds(axes, series.seeds, series.label, line)
     if series.marks is not None:
         marks = axes.plot(
             *series.marks, linestyle="none", marker="|", markersize=4, markeredgewidth=0.6, color=line.color, zorder=2.4
@@ -77,6 +75,12 @@ def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: in
     (mean,) = axes.plot(series.x, series.mean, zorder=3, **look)
     mean.set_gid(f"mean:{series.label}")
     axes.autoscale_view()
+
+
+def draw_seeds(axes: Axes, seeds: Sequence[XY], label: str, line: Line) -> None:
+    """Thin lines of the first few seeds."""
+    points = [np.column_stack(xy) for xy in seeds[:MAX_THIN]]
+    axes.add_collection(LineCollection(points, colors=line.color, linewidths=0.45, alpha=0.35, zorder=2, gid=f"seed:{label}"))
 
 
 def draw_intervals(axes: Axes, found: Mapping[str, Interval], lines: Mapping[str, Line], *, level: float, names: bool) -> None:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rgpo.report import stats, style
+from rgpo.report.figures.drawing import draw_seeds
 from rgpo.report.figures.series import XY, tasks
 from rgpo.report.groups import Group
 from rgpo.report.load import Run
@@ -105,8 +106,7 @@ def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES
 
 def draw_path(axes: Axes, way: Path, line: Line) -> None:
     """Thin seeds, the mean's way with few markers, and a cross of the end's intervals."""
-    for x, y in way.seeds:
-        axes.plot(x, y, color=line.color, linewidth=0.45, alpha=0.35, zorder=2, gid=f"seed:{way.label}")
+    draw_seeds(axes, way.seeds, way.label, line)
     step = max(1, len(way.kl) // 5)
     look: dict[str, Any] = {"color": line.color, "linestyle": line.dashes, "marker": line.marker, "markevery": step}
     axes.plot(way.kl, way.reward, zorder=3, gid=f"mean:{way.label}", **look)

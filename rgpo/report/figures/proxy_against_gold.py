@@ -24,27 +24,31 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Plane, ...]:
     """A panel a task and algorithm: proxy, then gold."""
     planes = []
     for task in tasks(groups):
-        for group in groups:
+        for group in (group for group in groups if group.task == task):
             pair = [path(group, column, settings) for column in (PROXY, GOLD)]
             ways: tuple[Path, ...] = tuple(way for way in pair if way is not None)
-            if group.task == task and len(ways) == 2:
-                planes.append(Plane(task, "reward,\nchange against the reference", ways))
+            if len(ways) == 2:
+                planes.append(Plane(task, "change of the reward", ways))
     return tuple(planes)
 
 
 def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
     """Small multiples with common axes: solid proxy, dashed gold."""
-    figure, all_axes = style.grid(len(planes), columns=3, height=2.1, share=True)
-    for axes, plane in zip(all_axes, planes, strict=True):
+    columns, height = (3, 1.9) if len(planes) <= style.MANY_PANELS else (5, 1.35)
+    figure, all_axes = style.grid(len(planes), columns=columns, height=height)
+    for i, (axes, plane) in enumerate(zip(all_axes, planes, strict=True)):
         axes.axhline(0, color=style.GREY, linewidth=0.6, zorder=1)
         for way, dashes, marker in zip(plane.series, (style.SOLID, style.DASHED), ("o", "s"), strict=True):
             draw_path(axes, way, Line(lines[way.label].color, dashes, marker))
         axes.set_title(f"{plane.series[0].label}\n{plane.task}")
-        axes.set_xlabel("KL(policy || reference)\n[nats per completion]")
-        axes.set_ylabel(plane.y_label)
-        axes.tick_params(labelleft=True, labelbottom=True)
+        axes.set_xlabel("KL to the reference\n[nats/completion]" if i + columns >= len(planes) else "")
+        axes.set_ylabel(plane.y_label if i % columns == 0 else "")
         if scale == SCALES[1]:
             axes.set_xscale("log", nonpositive="mask")
+    drawn = [point for axes in all_axes for point in (*axes.dataLim.get_points(), axes.dataLim.minpos)]
+    for axes in all_axes:  # common limits; shared axes take time that is quadratic in their number
+        axes.update_datalim(drawn)
+        axes.autoscale_view()
     looks: dict[str, tuple[Any, str]] = {"proxy, which is trained on": (style.SOLID, "o"), "gold": (style.DASHED, "s")}
     handles = [Line2D([], [], color=style.GREY, linestyle=d, marker=m, label=text) for text, (d, m) in looks.items()]
     style.legend_below(figure, {}, handles)
@@ -54,7 +58,8 @@ def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES
 def caption(planes: Sequence[Plane], settings: Settings) -> str:
     """What the figure shows."""
     what = (
-        "The reward model that training climbs (proxy, solid) and a judge it never saw (gold, dashed) over KL to the reference,"
+        "Change against the reference policy of the reward model that training climbs (proxy, solid) and of a judge it never saw "
+        "(gold, dashed) over KL to the reference,"
     )
     more = "held-out prompts, mean over seeds (thin: each seed; crosses: intervals at the end). Where gold turns down while proxy"
     return f"{what} {more} still rises, the reward model is being gamed."

@@ -1,0 +1,47 @@
+"""Figures as files: their size, and panels that are to be compared."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rgpo.report import style
+from rgpo.report.figures import proxy_against_gold
+from rgpo.report.figures.frontier import Path as Way
+from rgpo.report.figures.frontier import Plane
+from rgpo.report.overall import Interval
+from rgpo.report.render import Job, render
+
+LINES = {label: style.KNOWN[label] for label in ("ppo", "rgpo")}
+
+
+def planes(count: int = 1) -> tuple[Plane, ...]:
+    """Panels whose curves end at KL 8 (ppo) and 2 (rgpo)."""
+    made = []
+    for label, end in (("ppo", 8.0), ("rgpo", 2.0)) * count:
+        kl = np.array([0.0, end / 2, end])
+        cross = Interval(end, end, end), Interval(1.0, 0.9, 1.1)
+        ways = tuple(Way(label, kl, np.array([0.0, 0.7, 1.0]), ((kl, np.array([0.0, 0.7, 1.0])),), *cross, 3) for _ in range(2))
+        made.append(Plane("qwen_rlhf", "change of the reward", ways))
+    return tuple(made)
+
+
+@pytest.mark.parametrize("dpi", [50, 120])
+def test_dpi_is_that_of_the_png_whatever_is_drawn_before(tmp_path: Path, dpi: int) -> None:
+    render(Job("proxy_against_gold", "1-1", planes(), LINES, tmp_path, ("svg", "pdf", "png"), dpi))
+    width, _ = struct.unpack(">II", (tmp_path / "proxy_against_gold.png").read_bytes()[16:24])
+    assert width == style.WIDTH * dpi
+
+
+@pytest.mark.parametrize("scale", proxy_against_gold.SCALES)
+@pytest.mark.parametrize("count", [1, 7])
+def test_panels_of_algorithms_have_common_limits_that_hold_every_curve(scale: str, count: int) -> None:
+    with style.context():
+        figure = proxy_against_gold.draw(planes(count), LINES, scale)
+    assert len(figure.axes) == 2 * count
+    assert len({(axes.get_xlim(), axes.get_ylim()) for axes in figure.axes}) == 1
+    (low, high), (bottom, top) = figure.axes[1].get_xlim(), figure.axes[1].get_ylim()
+    assert low < 1.0 and high > 8.0 and bottom < 0.0 and top > 1.1
