@@ -74,7 +74,6 @@ def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: in
     look: dict[str, Any] = {"color": line.color, "linestyle": line.dashes, "marker": line.marker, "markevery": (start, step)}
     (mean,) = axes.plot(series.x, series.mean, zorder=3, **look)
     mean.set_gid(f"mean:{series.label}")
-    axes.autoscale_view()
 
 
 def draw_seeds(axes: Axes, seeds: Sequence[XY], label: str, line: Line) -> None:
