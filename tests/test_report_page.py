@@ -15,6 +15,7 @@ import pytest
 import report_fixtures as fixtures
 
 from rgpo.report.cli import main
+from rgpo.report.inline import inline
 
 EVIL = '<script>document.title="hacked"</script><img src=http://evil.example/x.png onerror=alert(1)> & "quoted"'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -191,3 +192,28 @@ def test_dark_and_light_have_contrast(tab: Any) -> None:
         ink, paper = tab.evaluate("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
         first, second = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in (ink, paper))
         assert abs(first - second) > 500 and (first < second) == (scheme == "light")
+
+
+def test_what_a_box_cuts_off_is_faded_until_one_has_scrolled_there(tab: Any) -> None:
+    assert tab.locator("#embedded_rlhf figure").first.locator(".drawing.more").count() == 0  # one panel fits a telephone
+    figure = tab.locator("#embedded_rlhf figure").nth(1)
+    figure.locator(".drawing.more:visible").wait_for()
+    figure.locator(".drawing:visible").evaluate("box => box.scrollTo(box.scrollWidth, 0)")
+    figure.locator(".drawing:not(.more):visible").wait_for()
+
+
+def test_numbers_that_are_read_keep_their_digits(page: Path) -> None:
+    drawn = (page.parent / "first_evidence/figures/kl.svg").read_text()
+    shown = inline(drawn.encode(), "f1")
+    texts = [re.findall(r"<text [^>]*>([^<]*)</text>", svg) for svg in (drawn, shown)]
+    assert texts[0] == texts[1] and any("." in text for text in texts[0])
+    svg = b'<svg viewBox="0 0 504 9"><path d="M 1.23456 0.98765"/><text x="3.14159">0.005</text></svg>'
+    assert 'd="M 1.23 0.98"/><text x="3.14">0.005</text>' in inline(svg, "f1")
+
+
+def test_raw_seeds_are_offered_where_there_are_any(tmp_path: Path) -> None:
+    fixtures.write_experiment(tmp_path / "results", tasks=("hopper",), algos=("ppo", "rgpo"))
+    words = [f"results_dir={tmp_path}/results", f"out={tmp_path}/report", "formats=[svg]", "num_resamples=200"]
+    for name, offered in (("profiles", 0), ("kl", 1)):
+        assert main([*words, f"figures=[{name}]"]) == 0
+        assert (tmp_path / "report/index.html").read_text().count('class="raw"') == offered

@@ -137,12 +137,10 @@ def table(cases: Sequence[Case]) -> Table:
         estimate("speed", "per CPU-second", 4),
         estimate("ratio", "ours / it"),
         number("peak", "peak, MiB"),
-        *(number(phase, f"{phase}, %") for phase in PHASES),
     )
     caption = (
         "The same work in fresh processes on one thread, contestants interleaved. Per CPU-second: median over rounds, brackets: "
         "the least and the most of them. Ours / it: speed of ours over the contestant's, round by round; above 1 ours is faster. "
-        "'ours, <gate>' is ours with another gate. Peak: largest resident memory of the process. Phases: share of ours' time; "
-        "collecting is acting and stepping, or generation, scores and the reference's log-probabilities."
+        "'ours, <gate>' is ours with another gate. Peak: largest resident memory of the process. The csv has the phases' shares."
     )
     return Table("speed", "Speed", caption, columns, tuple(rows), "case")

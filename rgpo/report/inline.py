@@ -8,8 +8,8 @@ _HEAD = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.DO
 _SIZE = re.compile(r'(<svg [^>]*?)\swidth="[^"]*"|(<svg [^>]*?)\sheight="[^"]*"')
 _LABELLED = re.compile(r'\bid="(seed|mean|band):([^"]*)"')
 _ID = re.compile(r'\b(id="|href="#|url\(#)')
-_DIGITS = re.compile(r"(\d\.\d\d)\d+")
-_COLORS = {"#000000": "currentColor", "#ffffff": "var(--paper)", "#e4e4e4": "var(--grid)"}
+_DIGITS = re.compile(r"(>[^<]*<|\d\.\d\d)\d*")  # what stands between tags is left as it is: 0.005 is a label
+_COLORS = {"#000000": "currentColor", "#ffffff": "var(--paper)", "#e4e4e4": "var(--grid)", "#e0e0e0": "var(--grid)"}
 
 
 def inline(svg: bytes, prefix: str) -> str:
@@ -21,7 +21,7 @@ def inline(svg: bytes, prefix: str) -> str:
     for _ in range(2):  # width, height
         text = _SIZE.sub(lambda match: match[1] or match[2], text, count=1)
     width = float(re.search(r'viewBox="0 0 ([0-9.]+)', text)[1])  # type: ignore[index]
-    text = text.replace("<svg ", f'<svg style="max-width:{1.9 * width:.0f}px;min-width:{1.2 * width:.0f}px" ', 1)
+    text = text.replace("<svg ", f'<svg style="max-width:{1.9 * width:.0f}px;min-width:{1.14 * width:.0f}px" ', 1)
     text = _LABELLED.sub(r'class="\1" data-label="\2"', text)
     text = _ID.sub(rf"\g<1>{prefix}-", text)
     text = _DIGITS.sub(r"\1", text)  # hundredths of a point are enough

@@ -77,9 +77,11 @@ def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: in
 
 
 def draw_seeds(axes: Axes, seeds: Sequence[XY], label: str, line: Line) -> None:
-    """Thin lines of the first few seeds."""
+    """Thin lines of the first few seeds, if there are any."""
     points = [np.column_stack(xy) for xy in seeds[:MAX_THIN]]
-    axes.add_collection(LineCollection(points, colors=line.color, linewidths=0.45, alpha=0.35, zorder=2, gid=f"seed:{label}"))
+    thin = LineCollection(points, colors=line.color, linewidths=0.45, alpha=0.35, zorder=2, gid=f"seed:{label}")
+    if points:
+        axes.add_collection(thin)
 
 
 def draw_intervals(axes: Axes, found: Mapping[str, Interval], lines: Mapping[str, Line], *, level: float, names: bool) -> None:

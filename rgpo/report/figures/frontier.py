@@ -119,7 +119,5 @@ def draw_path(axes: Axes, way: Path, line: Line) -> None:
 def caption(planes: Sequence[Plane], settings: Settings) -> str:
     """What the figure shows."""
     what = "Change of the reward against the reference policy over KL to it, on the same held-out prompts, as training goes on"
-    ends = (
-        f"(thick: mean over seeds; thin: each seed). Crosses: {100 * settings.confidence:g} % bootstrap intervals of both means"
-    )
+    ends = f"(thick: mean over seeds; thin: at most 5 of them). Crosses: {100 * settings.confidence:g} % bootstrap intervals of both means"
     return f"{what} {ends} at the end. Higher and further left is better; gold is a judge that training never saw."

@@ -61,5 +61,5 @@ def caption(planes: Sequence[Plane], settings: Settings) -> str:
         "Change against the reference policy of the reward model that training climbs (proxy, solid) and of a judge it never saw "
         "(gold, dashed) over KL to the reference,"
     )
-    more = "held-out prompts, mean over seeds (thin: each seed; crosses: intervals at the end). Where gold turns down while proxy"
+    more = "held-out prompts, mean over seeds (thin: at most 5 of them; crosses: intervals at the end). Where gold turns down while proxy"
     return f"{what} {more} still rises, the reward model is being gamed."

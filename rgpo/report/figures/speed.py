@@ -61,6 +61,9 @@ def _draw_shares(axes: Axes, shares: Mapping[str, float]) -> None:
 def caption(cases: Sequence[Case]) -> str:
     """What the figure shows."""
     what = (
-        "Left: steps or tokens per CPU-second on one thread, median over rounds, bars from the least to the most; dashed: ours."
+        "Left: steps or tokens per CPU-second on one thread, median over rounds, bars: least to most, dashed: ours. Right: share"
     )
-    return f"{what} Right: share of ours' time by phase. Numbers, ratios and other gates stand in the table."
+    phases = (
+        "of ours' time by phase; collecting is acting and stepping, or generation, scores and the reference's log-probabilities."
+    )
+    return f"{what} {phases} Numbers, ratios and other gates stand in the table."

@@ -24,6 +24,12 @@ for (const box of document.querySelectorAll(".series input")) {
   box.addEventListener("change", show);
   show();
 }
+// Fade what a box cuts off at its right, where it can be scrolled to.
+for (const box of document.querySelectorAll(".scroll")) {
+  const fade = () => box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 1);
+  box.addEventListener("scroll", fade, { passive: true });
+  new ResizeObserver(fade).observe(box);
+}
 const press = (button, on) => button.setAttribute("aria-pressed", on);
 for (const button of document.querySelectorAll("button.axis")) {
   button.addEventListener("click", () => {
