@@ -113,8 +113,11 @@ def _padded(column: Any) -> Floats:
     """Lists of different lengths -> (I, K), nan where a list is shorter."""
     lists = column.combine_chunks()
     lengths = np.nan_to_num(floats(pc.list_value_length(pa.chunked_array([lists])))).astype(int)
-    padded = np.full((len(lengths), lengths.max(initial=0)), np.nan)
-    padded[np.arange(padded.shape[1]) < lengths[:, None]] = floats(pa.chunked_array([lists.flatten()]))
+    entries, width = floats(pa.chunked_array([lists.flatten()])), lengths.max(initial=0)
+    if len(entries) == len(lengths) * width:  # as everywhere but where two kinds of runs share a file
+        return entries.reshape(len(lengths), width)
+    padded = np.full((len(lengths), width), np.nan)
+    padded[np.arange(width) < lengths[:, None]] = entries
     return padded
 
 

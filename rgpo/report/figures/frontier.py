@@ -119,5 +119,6 @@ def draw_path(axes: Axes, way: Path, line: Line) -> None:
 def caption(planes: Sequence[Plane], settings: Settings) -> str:
     """What the figure shows."""
     what = "Change of the reward against the reference policy over KL to it, on the same held-out prompts, as training goes on"
-    ends = f"(thick: mean over seeds; thin: at most 5 of them). Crosses: {100 * settings.confidence:g} % bootstrap intervals of both means"
-    return f"{what} {ends} at the end. Higher and further left is better; gold is a judge that training never saw."
+    ends = f"Crosses: {100 * settings.confidence:g} % bootstrap intervals of both means at the end."
+    better = "Higher and further left is better; gold is a judge that training never saw."
+    return f"{what} (thick: mean over seeds; thin: at most 5 of them). {ends} {better}"

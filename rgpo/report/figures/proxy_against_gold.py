@@ -58,8 +58,9 @@ def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES
 def caption(planes: Sequence[Plane], settings: Settings) -> str:
     """What the figure shows."""
     what = (
-        "Change against the reference policy of the reward model that training climbs (proxy, solid) and of a judge it never saw "
-        "(gold, dashed) over KL to the reference,"
+        "Change against the reference policy of the reward model that training climbs (proxy, solid) and of a judge it never saw"
     )
-    more = "held-out prompts, mean over seeds (thin: at most 5 of them; crosses: intervals at the end). Where gold turns down while proxy"
-    return f"{what} {more} still rises, the reward model is being gamed."
+    more = (
+        "(gold, dashed) over KL to the reference, held-out prompts, mean over seeds (thin: at most 5 of them; crosses: intervals"
+    )
+    return f"{what} {more} at the end). Where gold turns down while proxy still rises, the reward model is being gamed."
