@@ -83,7 +83,7 @@ def move_aside(run_dir: Path) -> Path | None:
 def prepare(run_dir: Path, force: bool) -> None:
     """Refuse a folder that cannot be written; with force move an old run aside, unless it is running. ConfigError."""
     with lock(run_dir) as mine:
-        if force and mine:
+        if force and mine and any(file.name != ".lock" for file in run_dir.iterdir()):  # the lock has just made the folder
             try:
                 aside = move_aside(run_dir)
             except OSError as error:

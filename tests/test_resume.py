@@ -10,6 +10,8 @@ import pytest
 import torch
 from cli import parameters, rgpo_run, rows, start, the_run
 
+from rgpo import runfolder
+
 COMMON = ["num_iterations=8", "eval_every=3", "gradvar_every=3", "checkpoint_every_s=0"]
 CASES = {
     "hopper-ppo_kl-adaptive": [
@@ -117,3 +119,12 @@ def test_a_full_memory_names_the_knob_and_keeps_what_was_measured(tmp_path: Path
     run_dir = the_run(tmp_path / "results")
     assert len(pd.read_parquet(run_dir / "metrics")) == 1
     assert "out of memory" in json.loads((run_dir / "state.json").read_text())["reason"]
+
+
+def test_force_moves_aside_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "exp" / "run"
+    runfolder.prepare(run_dir, force=True)
+    assert capsys.readouterr().out == "" and [path.name for path in run_dir.parent.iterdir()] == ["run"]
+    (run_dir / "metrics.parquet").write_bytes(b"")
+    runfolder.prepare(run_dir, force=True)
+    assert "moved the earlier run to" in capsys.readouterr().out and (tmp_path / "exp/.run.old1/metrics.parquet").exists()
