@@ -274,6 +274,8 @@ class _Session:
     def _summarise(self, metrics: Mapping[str, Any]) -> None:
         minutes, seconds = divmod(time.monotonic() - self.started, 60)
         print(f"  done in {minutes:.0f} min {seconds:.0f} s: {self.run_dir / 'metrics.parquet'}")
+        if not metrics:  # stopped between its last iteration and its end: the rows on disk say what was measured
+            return
         for line in self.task.summary(metrics):
             print(f"  {line}")
         report = f"rgpo-report results_dir={shlex.quote(self.config['results_dir'])} experiment={self.config['name']}"
