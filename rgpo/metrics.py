@@ -147,9 +147,12 @@ class MetricsWriter:
         samples = self.samples.join()
         if len(samples):
             write_atomically(samples, self.run_dir / "samples.parquet")
+        return path
+
+    def remove_parts(self) -> None:
+        """Once the run is told complete, and not before: until then a resumed run joins them again."""
         for parts in (self.metrics, self.samples):
             shutil.rmtree(parts.folder)
-        return path
 
 
 def _has_value(column: pa.ChunkedArray) -> bool:

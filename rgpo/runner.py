@@ -183,6 +183,7 @@ class _Session:
         assert self.writer is not None
         self.writer.finish()
         self.state("completed", None)
+        self.writer.remove_parts()
         self._summarise(metrics)
 
     def _iterate(self) -> dict[str, Any]:
