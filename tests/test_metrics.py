@@ -27,6 +27,7 @@ def test_parts_are_readable_before_the_end_and_joined_at_it(tmp_path: Path) -> N
     assert pd.read_parquet(tmp_path / "metrics").iteration.tolist() == [1, 2]
     half_written.unlink()
     frame = pd.read_parquet(sink.finish())
+    sink.remove_parts()
     assert frame.iteration.tolist() == [1, 2, 3] and frame.seed.tolist() == [3, 3, 3]
     assert frame["kl/old_exact"].dtype == "float32" and "kl/old_k1" not in frame
     assert frame["epoch/kl_old_exact"][1].tolist() == [pytest.approx(0.1), 1.0]
