@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -128,3 +130,26 @@ def test_force_moves_aside_what_there_is(tmp_path: Path, capsys: pytest.CaptureF
     (run_dir / "metrics.parquet").write_bytes(b"")
     runfolder.prepare(run_dir, force=True)
     assert "moved the earlier run to" in capsys.readouterr().out and (tmp_path / "exp/.run.old1/metrics.parquet").exists()
+
+
+DIES = """
+import os, sys
+from rgpo import run, runfolder
+write = runfolder.write_state
+runfolder.write_state = lambda *args, **facts: os._exit(9) if facts["status"] == "completed" else write(*args, **facts)
+sys.exit(run.main())
+"""
+
+
+def test_a_run_that_dies_after_its_last_iteration_only_ends(tmp_path: Path) -> None:
+    words = [*COMMON, "task=bandit"]
+    rgpo_run([*words, "results_dir=whole"], tmp_path)
+    died = subprocess.run(
+        [sys.executable, "-c", DIES, *words, "results_dir=died"], cwd=tmp_path, capture_output=True, timeout=240
+    )
+    assert died.returncode == 9, died.stderr
+    assert "resumes after iteration 8 of 8" in rgpo_run([*words, "results_dir=died"], tmp_path)
+    run_dir = the_run(tmp_path / "died")
+    assert runfolder.read_state(run_dir)["status"] == "completed"
+    assert not (run_dir / "metrics").exists()
+    pd.testing.assert_frame_equal(rows(run_dir), rows(the_run(tmp_path / "whole")), check_exact=True)
