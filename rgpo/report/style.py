@@ -173,13 +173,19 @@ def _columns_that_fit(words: Sequence[str], width: float) -> int:
     return 1
 
 
+def log_scale(axes: Axes, *names: str) -> None:
+    """Logarithmic axes "x" and "y", without small ticks where there are many panels: most of the time would go into them."""
+    figure = axes.get_figure(root=True)
+    for name in names:
+        getattr(axes, f"set_{name}scale")("log", nonpositive="mask")
+        if figure is not None and len(figure.axes) > MANY_PANELS:
+            getattr(axes, f"{name}axis").set_minor_locator(NullLocator())
+
+
 def log_axis(axes: Axes) -> None:
     """Logarithmic y axis: decades, or plain numbers where fewer than two of them are shown. Call it after plotting."""
-    axes.set_yscale("log", nonpositive="mask")
+    log_scale(axes, "y")
     low, high = axes.get_ylim()
-    figure = axes.get_figure(root=True)
-    if figure is not None and len(figure.axes) > MANY_PANELS:  # most of the time of a large figure goes into its small ticks
-        axes.yaxis.set_minor_locator(NullLocator())
     if high < 100 * low:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -46,7 +46,7 @@ def draw_panels(
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=style.GREY)
             continue
         if log_x:
-            axes.set_xscale("log")
+            style.log_scale(axes, "x")
         else:
             x_axis(axes)
         if log_y:

@@ -99,7 +99,7 @@ def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES
         axes.set_xlabel("KL(policy || reference)  [nats per completion]")
         axes.set_ylabel(plane.y_label)
         if scale == SCALES[1]:
-            axes.set_xscale("log", nonpositive="mask")
+            style.log_scale(axes, "x")
     style.legend_below(figure, {way.label: lines[way.label] for plane in planes for way in plane.series})
     return figure
 

@@ -43,8 +43,9 @@ def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES
         axes.set_title(f"{plane.series[0].label}\n{plane.task}")
         axes.set_xlabel("KL to the reference\n[nats/completion]" if i + columns >= len(planes) else "")
         axes.set_ylabel(plane.y_label if i % columns == 0 else "")
+        axes.tick_params(labelleft=i % columns == 0)  # the limits are common
         if scale == SCALES[1]:
-            axes.set_xscale("log", nonpositive="mask")
+            style.log_scale(axes, "x")
     drawn = [point for axes in all_axes for point in (*axes.dataLim.get_points(), axes.dataLim.minpos)]
     for axes in all_axes:  # common limits; shared axes take time that is quadratic in their number
         axes.update_datalim(drawn)

@@ -62,8 +62,7 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES
 
 def _logarithmic(axes: Axes, *, both: bool) -> None:
     if both:
-        axes.set_xscale("log")
-        axes.set_yscale("log", nonpositive="mask")
+        style.log_scale(axes, "x", "y")
     else:
         style.update_axis(axes)
         style.log_axis(axes)
