@@ -5,7 +5,9 @@ Shapes: T steps, E environments, D observation size, A action size, N = T E samp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -52,15 +54,19 @@ class Batch(NamedTuple):
     value_target: Tensor  # (N,)
     value_old: Tensor  # (N,)
 
-    def select(self, index: Any) -> Batch:
-        """The samples at index, a number or a tensor of any shape, whose shape replaces the first axis."""
-        old = tuple(parameter[index] for parameter in self.old)
-        rest = {name: getattr(self, name)[index] for name in self._fields if name != "old"}
-        return Batch(old=old, **rest)
+    def select(self, index: Tensor) -> Batch:
+        """The samples at index, a tensor of any shape, whose shape replaces the first axis."""
+        flat = index.reshape(-1)
+        return self._each(lambda x: x.index_select(0, flat).view(*index.shape, *x.shape[1:]))  # a third of the time of x[index]
 
     def unbind(self) -> list[Batch]:
         """Minibatches (U, b, ...) as a list of U batches."""
-        return [self.select(u) for u in range(self.logp_old.shape[0])]
+        columns = self._each(lambda x: x.unbind())
+        return [columns._each(itemgetter(u)) for u in range(len(columns.logp_old))]
+
+    def _each(self, function: Callable[[Any], Any]) -> Batch:
+        rest = {name: function(getattr(self, name)) for name in self._fields if name != "old"}
+        return Batch(old=tuple(function(parameter) for parameter in self.old), **rest)
 
 
 class Moved(NamedTuple):

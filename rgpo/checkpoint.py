@@ -10,7 +10,7 @@ from typing import Any
 from rgpo.errors import ConfigError
 
 NAME = "checkpoint.pt"
-FORMAT = 3
+FORMAT = 4
 
 
 def save(run_dir: Path, state: dict[str, Any]) -> None:

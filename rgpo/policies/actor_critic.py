@@ -43,8 +43,9 @@ class ActorCritic:
         self.num_actor_parameters = sum(math.prod(shape) for shape in self.actor_shapes)
         self.parameters: Tensor = torch.empty(sum(self.sizes))
         self._initialise(generator)
-        self._views = [t.numpy() for t in self.unflatten(self.parameters)]
-        self._act: Callable[[Array], Array] = np.tanh if mlp.activation == "tanh" else lambda x: np.maximum(x, 0.0)
+        self._tensors = self.unflatten(self.parameters)
+        self._views = [t.numpy() for t in self._tensors]
+        self._act: Callable[..., Any] = np.tanh if mlp.activation == "tanh" else partial(np.maximum, 0.0)
 
     def _initialise(self, generator: Generator) -> None:
         tensors = self.unflatten(self.parameters)
@@ -104,31 +105,41 @@ class ActorCritic:
         self.parameters.copy_(flat)
 
     def act(self, observation: Array, noise: Array) -> Array:
-        """Draw actions for observation (E, D) float32 from noise (E, A): Gaussian for Box, Gumbel for Discrete actions.
+        """Draw actions for observation (E, D) float32 with noise (E, A) of ``draw_noise``; none of it gives the mode.
 
-        Zero noise gives the mode. Returns (E, A) float32 or (E,) int64.
+        Returns (E, A) float32 or (E,) int64.
         """
-        output = self.mode_output(observation)
-        if self.discrete:
-            choice: Array = (output + noise).argmax(-1)
-            return choice
-        action: Array = output + np.exp(self._views[len(self.actor_shapes) - 1]) * noise
-        return action
+        action = self.mode_output(observation)
+        action += noise
+        choice: Array = action.argmax(-1) if self.discrete else action
+        return choice
 
     def mode_output(self, observation: Array) -> Array:
-        """Logits or Gaussian means (E, A) for observation (E, D), in numpy."""
-        views = self._views
-        x = observation
-        for i in range(0, 2 * len(self.mlp.hidden_sizes), 2):
-            x = self._act(x.dot(views[i]) + views[i + 1])  # dot is half the time of @ on one row
-        last = 2 * len(self.mlp.hidden_sizes)
-        out: Array = x.dot(views[last]) + views[last + 1]
-        return out
+        """Logits or Gaussian means (N, A) for observation (N, D), in numpy."""
+        return self._evaluate(self._views[: 2 * len(self.mlp.hidden_sizes) + 2], observation)
+
+    def values(self, observation: Array) -> Array:
+        """V (N,) of observation (N, D), in numpy."""
+        return self._evaluate(self._views[len(self.actor_shapes) :], observation).ravel()
+
+    def _evaluate(self, views: list[Array], x: Array) -> Array:
+        for i in range(0, len(views), 2):
+            x = x.dot(views[i])  # dot is half the time of @ on one row
+            x += views[i + 1]
+            if i + 2 < len(views):
+                self._act(x, out=x)
+        return x
 
     def draw_noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-        """Noise (*shape, A) float32 for ``act``."""
+        """What to add to ``mode_output`` at the present parameters, (*shape, A) float32: Gumbel, or std times Gaussian."""
         size = (*shape, self.action_size)
-        return (rng.gumbel(size=size) if self.discrete else rng.standard_normal(size)).astype(np.float32)
+        noise = rng.gumbel(size=size) if self.discrete else self._std() * rng.standard_normal(size)
+        return noise.astype(np.float32)
+
+    def _std(self) -> Array:
+        """Of a Gaussian's actions, (A,)."""
+        std: Array = np.exp(self._views[len(self.actor_shapes) - 1])
+        return std
 
     def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> tuple[Batch, dict[str, Any]]:
         """Flatten a rollout (T, E) to N samples, and what it says of critic and advantages.
@@ -152,7 +163,7 @@ class ActorCritic:
     def moved(self, batch: Batch) -> Moved:
         """The present parameters compared with those that collected the batch, by the forward pass that acts."""
         output = torch.from_numpy(self.mode_output(batch.observation.numpy()))
-        new = self._outcome(self.unflatten(self.parameters)[: len(self.actor_shapes)], output)
+        new = self._outcome(self._tensors[: len(self.actor_shapes)], output)
         old = type(new)(*batch.old)
         return Moved(new.log_prob(batch.action) - batch.logp_old, old.kl(new), new.entropy())  # type: ignore[arg-type]
 

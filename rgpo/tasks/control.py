@@ -90,10 +90,11 @@ class Control:
         """Make and seed the environments; gamma is the discount of the reward normaliser."""
         streams = np.random.SeedSequence(seed).spawn(2)
         self.env = self._make_env(self.num_envs)
+        self._action_shape = self.env.action_space.shape or ()
         self.eval_env: VectorEnv | None = None
         self.rng = np.random.default_rng(streams[0])
         env_seed, self.eval_seed = (int(x) for x in streams[1].generate_state(2) >> 2)
-        self.normalize = ObservationNormalizer(self.env.observation_size, self.clip_observation)
+        self.normalize = ObservationNormalizer(self.num_envs, self.env.observation_size, self.clip_observation)
         self.scale_reward = RewardNormalizer(self.num_envs, gamma, self.clip_reward)
         self.observation = self._see(self.env.reset(env_seed))
         self.episode_return = np.zeros(self.num_envs)
@@ -119,8 +120,8 @@ class Control:
 
     def _shape_action(self, action: Array) -> Array:
         """(E, A) as the environment wants it, (E, *shape)."""
-        shape = self.env.action_space.shape or ()
-        return action if action.ndim == 1 or len(shape) == 1 else action.reshape(len(action), *shape)
+        shape = self._action_shape
+        return action if action.shape[1:] == shape else action.reshape(len(action), *shape)
 
     def collect(self, policy: Any) -> Rollout:
         """T steps of every environment; NonFiniteError if an observation or a reward is not finite."""
@@ -173,11 +174,8 @@ class Control:
 
     def _values(self, policy: Any, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
         """V of every observation and of every true next observation, (T, E) each, in one forward pass."""
-        import torch
-
         rows = [seen.reshape(-1, seen.shape[-1]), self.observation, *(final[None] for final in finals.values())]
-        with torch.no_grad():
-            flat = policy.value(policy.parameters, torch.from_numpy(np.concatenate(rows))).double().numpy()
+        flat = policy.values(np.concatenate(rows)).astype(np.float64)
         steps = seen.shape[0] + 1
         table = flat[: steps * self.num_envs].reshape(steps, self.num_envs)
         next_value = table[1:].copy()

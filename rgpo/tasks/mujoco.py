@@ -23,7 +23,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.utils import seeding
 
-from rgpo.tasks.environments import Floats, Step, check_saved
+from rgpo.tasks.environments import Flags, Floats, Step, check_saved
 
 EPISODE_STEPS = 1000
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # every input of mj_step, the solver's warm start included
@@ -128,7 +128,8 @@ class MujocoVector:
         self._velocity = self._observation[:, model.nq - task.num_hidden : num_moving]
         self._fastest = np.full((num_envs, model.nv), task.velocity_clip)
 
-        self._x_before, self._distance, self._velocity_x, self._income = (np.zeros(num_envs) for _ in range(4))
+        self._x_before, self._distance, self._velocity_x = (np.zeros(num_envs) for _ in range(3))
+        self._income = self._velocity_x if task.bonus == "none" else np.zeros(num_envs)
         self._dt = np.full(num_envs, model.opt.timestep * task.frame_skip)
         self._square = np.zeros_like(self._action)
         self._effort, self._cost = (np.zeros(num_envs, np.float32) for _ in range(2))
@@ -139,9 +140,10 @@ class MujocoVector:
         self._monitored = self._coordinates[:, first:last]
         self._lowest, self._highest = np.tile(lowest, (num_envs, 1)), np.tile(highest, (num_envs, 1))
         self._above, self._below = np.zeros_like(self._lowest, bool), np.zeros_like(self._lowest, bool)
-        self._healthy, self._terminated, self._truncated, self._done = (np.zeros(num_envs, bool) for _ in range(4))
-        self._elapsed, self._limit = np.zeros(num_envs, np.int64), np.full(num_envs, EPISODE_STEPS)
-        self._bonus = {"none": np.zeros(num_envs), "always": np.ones(num_envs), "healthy": self._healthy}[task.bonus]
+        self._healthy, self._terminated, self._never = (np.zeros(num_envs, bool) for _ in range(3))
+        self._clock, self._first_limit = 0, EPISODE_STEPS  # steps taken, and when the oldest episode reaches its limit
+        self._begun = np.zeros(num_envs, np.int64)  # by that clock
+        self._bonus = {"none": self._never, "always": np.ones(num_envs), "healthy": self._healthy}[task.bonus]
 
     def reset(self, seed: int) -> Floats:
         self._rngs = [seeding.np_random(int(seed) + i)[0] for i in range(self.num_envs)]
@@ -167,15 +169,15 @@ class MujocoVector:
                 target[:] = source
 
         self._observe()
-        self._judge()
+        truncated = self._judge()
         self._pay()
-        if not np.count_nonzero(self._done):
-            return Step(self._observation, self._reward, self._terminated, self._truncated, self._observation)
+        if truncated is self._never and not (self._task.healthy and np.count_nonzero(self._terminated)):
+            return Step(self._observation, self._reward, self._terminated, truncated, self._observation)
         np.copyto(self._final, self._observation)
-        for i in np.flatnonzero(self._done).tolist():
+        for i in np.flatnonzero(self._terminated | truncated).tolist():
             self._begin(i)
         self._observe()
-        return Step(self._observation, self._reward, self._terminated, self._truncated, self._final)
+        return Step(self._observation, self._reward, self._terminated, truncated, self._final)
 
     def state_dict(self) -> dict[str, Any]:
         assert self._rngs, "state_dict before reset"
@@ -187,7 +189,7 @@ class MujocoVector:
                 {
                     "physics": physics.tolist(),
                     "x": float(self._x[i]),  # the torso's frame is not part of MuJoCo's state
-                    "elapsed": int(self._elapsed[i]),
+                    "elapsed": self._clock - int(self._begun[i]),
                     "rng": dict(self._rngs[i].bit_generator.state),
                 }
             )
@@ -202,7 +204,7 @@ class MujocoVector:
             mujoco.mj_resetData(self._model, self._data[i])
             mujoco.mj_setState(self._model, self._data[i], np.asarray(saved["physics"], np.float64), _STATE)
             self._rngs[i].bit_generator.state = saved["rng"]
-            self._elapsed[i] = saved["elapsed"]
+            self._date(i, saved["elapsed"])
             for target, source in self._copies[i]:
                 target[:] = source
             self._x[i] = saved["x"]
@@ -232,7 +234,12 @@ class MujocoVector:
         mujoco.mj_forward(model, data)
         for target, source in self._copies[i]:
             target[:] = source
-        self._elapsed[i] = 0
+        self._date(i, 0)
+
+    def _date(self, i: int, elapsed: int) -> None:
+        """Say that environment i's episode is `elapsed` steps old."""
+        self._begun[i] = self._clock - elapsed
+        self._first_limit = int(self._begun.min()) + EPISODE_STEPS
 
     def _observe(self) -> None:
         """Fill the observation from the coordinates and forces."""
@@ -243,23 +250,23 @@ class MujocoVector:
             np.clip(self._forces, -1.0, 1.0, out=self._forces)
             self._observation[:, self._moving.shape[1] :] = self._forces[:, 6:]
 
-    def _judge(self) -> None:
-        """Fill healthy, terminated, truncated and done."""
+    def _judge(self) -> Flags:
+        """Fill healthy and terminated; returns truncated (E,)."""
         if self._task.healthy:
             np.less(self._lowest, self._monitored, out=self._above)
             np.less(self._monitored, self._highest, out=self._below)
             np.logical_and(self._above, self._below, out=self._above)
             np.logical_and.reduce(self._above, axis=1, out=self._healthy)
             np.logical_not(self._healthy, out=self._terminated)
-        self._elapsed += 1
-        np.greater_equal(self._elapsed, self._limit, out=self._truncated)
-        np.logical_or(self._terminated, self._truncated, out=self._done)
+        self._clock += 1
+        return self._never if self._clock < self._first_limit else self._clock - self._begun >= EPISODE_STEPS
 
     def _pay(self) -> None:
         """Fill the reward, in gymnasium's order of operations."""
         np.subtract(self._x, self._x_before, out=self._distance)
         np.divide(self._distance, self._dt, out=self._velocity_x)
-        np.add(self._velocity_x, self._bonus, out=self._income)
+        if self._income is not self._velocity_x:
+            np.add(self._velocity_x, self._bonus, out=self._income)
         np.square(self._action, out=self._square)
         np.add.reduce(self._square, axis=1, out=self._effort)
         np.multiply(self._effort, self._ctrl_cost, out=self._cost)
