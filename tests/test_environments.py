@@ -25,7 +25,7 @@ def random_actions(env, num_steps: int, seed: int) -> np.ndarray:
 
 def play(env, actions: np.ndarray) -> list[np.ndarray]:
     steps = [[np.copy(x) for x in env.step(action)] for action in actions]
-    return [np.stack(column) for column in zip(*steps, strict=True)]
+    return [*(np.stack(column) for column in zip(*steps, strict=True)), env.rewards()]
 
 
 @pytest.mark.parametrize("env_id", sorted(TASKS))
@@ -47,7 +47,7 @@ def test_the_judge_is_gymnasium_itself() -> None:
         clipped = np.clip(action, env.action_space.low, env.action_space.high)
         observation, reward, terminated, truncated, _ = env.step(clipped)
         step = vector.step(action[None])
-        assert np.array_equal(step.final_observation[0], observation) and step.reward[0] == reward
+        assert np.array_equal(step.final_observation[0], observation) and vector.rewards()[0, 0] == reward
         assert (step.terminated[0], step.truncated[0]) == (terminated, truncated)
         if terminated or truncated:
             observation, _ = env.reset()
@@ -135,7 +135,7 @@ def test_shapes_types_and_final_observations_of_an_arbitrary_environment() -> No
     env = make_vector_env("Counter-v0", 2)
     assert env.observation_size == 6 and np.array_equal(env.reset(0), np.zeros((2, 6)))
     actions = random_actions(env, 10, 0)
-    observation, reward, terminated, truncated, final = play(env, actions)
+    observation, terminated, truncated, final, reward = play(env, actions)
     assert observation.dtype == final.dtype == reward.dtype == np.float64
     assert observation[:, 0, 0].tolist() == [1, 2, 3, 4, 0] * 2 and final[:, 1, 5].tolist() == [1, 2, 3, 4, 5] * 2
     assert np.array_equal(np.flatnonzero(terminated[:, 0]), [4, 9]) and not truncated.any()

@@ -129,17 +129,18 @@ class Control:
         noise = policy.draw_noise(shape, self.rng)
         seen = np.empty((*shape, self.env.observation_size), np.float32)
         actions = np.empty(shape, np.int64) if policy.discrete else np.empty((*shape, policy.action_size), np.float32)
-        raw_reward, terminated, truncated = np.empty(shape), np.empty(shape, bool), np.empty(shape, bool)
+        terminated, truncated = np.empty(shape, bool), np.empty(shape, bool)
         finals: dict[tuple[int, int], Array] = {}  # (step, environment) of an end: the last observation as the policy sees it
         for t in range(self.num_steps):
             seen[t] = self.observation
             actions[t] = action = policy.act(self.observation, noise[t])
             step = self.env.step(self._shape_action(action))
-            raw_reward[t], terminated[t], truncated[t] = step.reward, step.terminated, step.truncated
+            terminated[t], truncated[t] = step.terminated, step.truncated
             self.observation = self._see(step.observation)
             if step.final_observation is not step.observation:
                 final = self._see(step.final_observation, learn=False)
                 finals |= {(t, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
+        raw_reward = self.env.rewards()
         self._refuse_non_finite(raw_reward, seen)
         done = terminated | truncated
         reward = self.scale_reward(raw_reward, done) if self.normalize_reward else raw_reward
@@ -189,14 +190,12 @@ class Control:
             self.eval_env = self._make_env(self.num_eval_episodes)
         seen = self._see(self.eval_env.reset(self.eval_seed), learn=False)
         silence = np.zeros((self.num_eval_episodes, policy.action_size), np.float32)
-        total, running = np.zeros(self.num_eval_episodes), np.ones(self.num_eval_episodes, bool)
-        for _ in range(LONGEST_EVALUATION):
+        running = [np.ones(self.num_eval_episodes, bool)]  # which episodes each step belongs to
+        while running[-1].any() and len(running) <= LONGEST_EVALUATION:
             step = self.eval_env.step(self._shape_action(policy.act(seen, silence)))
-            total += step.reward * running
-            running &= ~(step.terminated | step.truncated)
-            if not running.any():
-                break
+            running.append(running[-1] & ~(step.terminated | step.truncated))
             seen = self._see(step.observation, learn=False)
+        total = (self.eval_env.rewards() * running[:-1]).sum(0)
         return {"return/eval_mean": float(total.mean()), "return/eval_std": float(total.std())}
 
     def headline(self, metrics: Mapping[str, Any]) -> str:

@@ -30,7 +30,6 @@ class Step(NamedTuple):
     """What one step of all environments returns; the arrays are buffers that the next step or reset overwrites."""
 
     observation: Floats  # (E, D) after autoreset
-    reward: Floats  # (E,) raw
     terminated: Flags  # (E,) the episode ended by itself
     truncated: Flags  # (E,) the episode was cut by a time limit; both flags may be set
     final_observation: Floats  # (E, D) the true next observation; `observation` itself where no episode ended
@@ -49,6 +48,10 @@ class VectorEnv(Protocol):
 
     def step(self, actions: npt.NDArray[Any]) -> Step:
         """Act in every environment: (E, *A) floats, clipped here to the bounds, or (E,) indices 0..n-1 for Discrete."""
+        ...
+
+    def rewards(self) -> Floats:
+        """Raw rewards (T, E) of the T steps since it was last asked; acting does not see them, so they can wait."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,6 +120,7 @@ class GymnasiumVector:
         shape = (num_envs, self.observation_size)
         self._observation, self._final = np.zeros(shape), np.zeros(shape)
         self._reward = np.zeros(num_envs)
+        self._paid: list[Floats] = []
         self._terminated, self._truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
         self._rows = list(self._observation)
         self._rewards = [self._reward[i : i + 1] for i in range(num_envs)]
@@ -137,13 +141,18 @@ class GymnasiumVector:
     def step(self, actions: npt.NDArray[Any]) -> Step:
         for i, action in enumerate(self._to_env(actions)):
             self._advance(i, action)
+        self._paid.append(self._reward.copy())
         ended = np.flatnonzero(self._terminated | self._truncated)
         if not ended.size:
-            return Step(self._observation, self._reward, self._terminated, self._truncated, self._observation)
+            return Step(self._observation, self._terminated, self._truncated, self._observation)
         np.copyto(self._final, self._observation)
         for i in ended.tolist():
             self._begin(i, None)
-        return Step(self._observation, self._reward, self._terminated, self._truncated, self._final)
+        return Step(self._observation, self._terminated, self._truncated, self._final)
+
+    def rewards(self) -> Floats:
+        paid, self._paid = self._paid, []
+        return np.array(paid)
 
     def state_dict(self) -> dict[str, Any]:
         """Raises ConfigError where an environment's np_random is not the generator that gymnasium gives it."""

@@ -128,13 +128,7 @@ class MujocoVector:
         self._velocity = self._observation[:, model.nq - task.num_hidden : num_moving]
         self._fastest = np.full((num_envs, model.nv), task.velocity_clip)
 
-        self._x_before, self._distance, self._velocity_x = (np.zeros(num_envs) for _ in range(3))
-        self._income = self._velocity_x if task.bonus == "none" else np.zeros(num_envs)
-        self._dt = np.full(num_envs, model.opt.timestep * task.frame_skip)
-        self._square = np.zeros_like(self._action)
-        self._effort, self._cost = (np.zeros(num_envs, np.float32) for _ in range(2))
-        self._ctrl_cost = np.full(num_envs, task.ctrl_cost, np.float32)
-        self._reward = np.zeros(num_envs)
+        self._x_before, self._distance = np.zeros(num_envs), np.zeros(num_envs)
 
         first, last, lowest, highest = _bounds(task.healthy, size)
         self._monitored = self._coordinates[:, first:last]
@@ -143,7 +137,11 @@ class MujocoVector:
         self._healthy, self._terminated, self._never = (np.zeros(num_envs, bool) for _ in range(3))
         self._clock, self._first_limit = 0, EPISODE_STEPS  # steps taken, and when the oldest episode reaches its limit
         self._begun = np.zeros(num_envs, np.int64)  # by that clock
-        self._bonus = {"none": self._never, "always": np.ones(num_envs), "healthy": self._healthy}[task.bonus]
+        # what a step's reward depends on, and its copies since rewards were last asked for
+        self._pays = [self._distance, self._action]
+        self._pays += [self._healthy] if task.bonus == "healthy" else []
+        self._pays += [self._forces] if task.contact_cost is not None else []
+        self._paid: list[tuple[npt.NDArray[Any], ...]] = []
 
     def reset(self, seed: int) -> Floats:
         self._rngs = [seeding.np_random(int(seed) + i)[0] for i in range(self.num_envs)]
@@ -170,14 +168,29 @@ class MujocoVector:
 
         self._observe()
         truncated = self._judge()
-        self._pay()
+        np.subtract(self._x, self._x_before, out=self._distance)
+        self._paid.append(tuple(source.copy() for source in self._pays))
         if truncated is self._never and not (self._task.healthy and np.count_nonzero(self._terminated)):
-            return Step(self._observation, self._reward, self._terminated, truncated, self._observation)
+            return Step(self._observation, self._terminated, truncated, self._observation)
         np.copyto(self._final, self._observation)
         for i in np.flatnonzero(self._terminated | truncated).tolist():
             self._begin(i)
         self._observe()
-        return Step(self._observation, self._reward, self._terminated, truncated, self._final)
+        return Step(self._observation, self._terminated, truncated, self._final)
+
+    def rewards(self) -> Floats:
+        """In gymnasium's order of operations."""
+        task = self._task
+        distance, action, *rest = (np.array(column) for column in zip(*self._paid, strict=True))
+        self._paid = []
+        income = distance / (self._model.opt.timestep * task.frame_skip)
+        if task.bonus != "none":
+            income += rest.pop(0) if task.bonus == "healthy" else 1.0
+        cost = np.float32(task.ctrl_cost) * np.square(action).sum(axis=2)
+        if task.contact_cost is not None:
+            cost = cost + task.contact_cost * np.square(rest.pop()).sum(axis=2)
+        reward: Floats = income - cost
+        return reward
 
     def state_dict(self) -> dict[str, Any]:
         assert self._rngs, "state_dict before reset"
@@ -260,21 +273,6 @@ class MujocoVector:
             np.logical_not(self._healthy, out=self._terminated)
         self._clock += 1
         return self._never if self._clock < self._first_limit else self._clock - self._begun >= EPISODE_STEPS
-
-    def _pay(self) -> None:
-        """Fill the reward, in gymnasium's order of operations."""
-        np.subtract(self._x, self._x_before, out=self._distance)
-        np.divide(self._distance, self._dt, out=self._velocity_x)
-        if self._income is not self._velocity_x:
-            np.add(self._velocity_x, self._bonus, out=self._income)
-        np.square(self._action, out=self._square)
-        np.add.reduce(self._square, axis=1, out=self._effort)
-        np.multiply(self._effort, self._ctrl_cost, out=self._cost)
-        if self._task.contact_cost is None:
-            np.subtract(self._income, self._cost, out=self._reward)
-        else:
-            contact_cost = self._task.contact_cost * np.square(self._forces).sum(axis=1)
-            np.subtract(self._income, self._cost + contact_cost, out=self._reward)
 
 
 def _bounds(intervals: tuple[Interval, ...], size: int) -> tuple[int, int, Floats, Floats]:
