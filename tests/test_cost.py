@@ -44,12 +44,12 @@ def cartpole(*words: str) -> tuple[Any, Any, Any]:
     return task, algorithm, policy
 
 
-def test_acting_never_calls_torch_for_a_step() -> None:
+def test_a_rollout_never_calls_torch() -> None:
     counts = []
     for steps in (32, 128):
         task, _, policy = cartpole("task.num_envs=2", f"task.num_steps={steps}")
         counts.append(operations(lambda task=task, policy=policy: task.collect(policy)))
-    assert counts[0] == counts[1] <= 40
+    assert counts == [0, 0]
 
 
 def test_a_gradient_step_is_one_forward_one_backward_and_one_flat_adam() -> None:

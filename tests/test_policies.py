@@ -77,7 +77,9 @@ def test_acting_in_numpy_equals_the_torch_forward_and_plain_modules(make_policy:
     first = policy.distribution(policy.parameters, observation)[0]
     torch.testing.assert_close(torch.from_numpy(policy.mode_output(observation.numpy())), first)
     torch.testing.assert_close(first, actor(observation).detach())
-    torch.testing.assert_close(policy.value(policy.parameters, observation), critic(observation).detach()[:, 0])
+    value = policy.value(policy.parameters, observation)
+    torch.testing.assert_close(value, critic(observation).detach()[:, 0])
+    torch.testing.assert_close(torch.from_numpy(policy.values(observation.numpy())), value)
     quiet = np.zeros((9, policy.action_size), np.float32)
     mode = torch.from_numpy(policy.act(observation.numpy(), quiet))
     torch.testing.assert_close(mode, first.argmax(-1) if discrete else first)

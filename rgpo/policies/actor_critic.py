@@ -44,7 +44,8 @@ class ActorCritic:
         self.parameters: Tensor = torch.empty(sum(self.sizes))
         self._initialise(generator)
         self._tensors = self.unflatten(self.parameters)
-        self._views = [t.numpy() for t in self._tensors]
+        views = [t.numpy() for t in self._tensors]
+        self._actor, self._critic = views[: len(actor) * 2 - 2], views[len(self.actor_shapes) :]
         self._act: Callable[..., Any] = np.tanh if mlp.activation == "tanh" else partial(np.maximum, 0.0)
 
     def _initialise(self, generator: Generator) -> None:
@@ -116,30 +117,28 @@ class ActorCritic:
 
     def mode_output(self, observation: Array) -> Array:
         """Logits or Gaussian means (N, A) for observation (N, D), in numpy."""
-        return self._evaluate(self._views[: 2 * len(self.mlp.hidden_sizes) + 2], observation)
+        return self._evaluate(self._actor, observation)
 
     def values(self, observation: Array) -> Array:
         """V (N,) of observation (N, D), in numpy."""
-        return self._evaluate(self._views[len(self.actor_shapes) :], observation).ravel()
+        return self._evaluate(self._critic, observation).ravel()
 
-    def _evaluate(self, views: list[Array], x: Array) -> Array:
-        for i in range(0, len(views), 2):
-            x = x.dot(views[i])  # dot is half the time of @ on one row
-            x += views[i + 1]
-            if i + 2 < len(views):
+    def _evaluate(self, layers: list[Array], x: Array) -> Array:
+        for i in range(0, len(layers), 2):
+            x = x.dot(layers[i])  # dot is half the time of @ on one row
+            x += layers[i + 1]
+            if i + 2 < len(layers):
                 self._act(x, out=x)
         return x
 
     def draw_noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         """What to add to ``mode_output`` at the present parameters, (*shape, A) float32: Gumbel, or std times Gaussian."""
         size = (*shape, self.action_size)
-        noise = rng.gumbel(size=size) if self.discrete else self._std() * rng.standard_normal(size)
-        return noise.astype(np.float32)
-
-    def _std(self) -> Array:
-        """Of a Gaussian's actions, (A,)."""
-        std: Array = np.exp(self._views[len(self.actor_shapes) - 1])
-        return std
+        if self.discrete:
+            return rng.gumbel(size=size).astype(np.float32)
+        std = self._tensors[len(self.actor_shapes) - 1].exp().numpy()
+        noise: Array = std * rng.standard_normal(size).astype(np.float32)
+        return noise
 
     def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> tuple[Batch, dict[str, Any]]:
         """Flatten a rollout (T, E) to N samples, and what it says of critic and advantages.

@@ -129,15 +129,15 @@ class Control:
         noise = policy.draw_noise(shape, self.rng)
         seen = np.empty((*shape, self.env.observation_size), np.float32)
         actions = np.empty(shape, np.int64) if policy.discrete else np.empty((*shape, policy.action_size), np.float32)
-        terminated, truncated = np.empty(shape, bool), np.empty(shape, bool)
+        terminated, truncated = np.zeros(shape, bool), np.zeros(shape, bool)
         finals: dict[tuple[int, int], Array] = {}  # (step, environment) of an end: the last observation as the policy sees it
         for t in range(self.num_steps):
             seen[t] = self.observation
             actions[t] = action = policy.act(self.observation, noise[t])
             step = self.env.step(self._shape_action(action))
-            terminated[t], truncated[t] = step.terminated, step.truncated
             self.observation = self._see(step.observation)
-            if step.final_observation is not step.observation:
+            if step.final_observation is not step.observation:  # an episode ended
+                terminated[t], truncated[t] = step.terminated, step.truncated
                 final = self._see(step.final_observation, learn=False)
                 finals |= {(t, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
         raw_reward = self.env.rewards()

@@ -141,7 +141,7 @@ class MujocoVector:
         self._pays = [self._distance, self._action]
         self._pays += [self._healthy] if task.bonus == "healthy" else []
         self._pays += [self._forces] if task.contact_cost is not None else []
-        self._paid: list[tuple[npt.NDArray[Any], ...]] = []
+        self._paid: list[list[npt.NDArray[Any]]] = []
 
     def reset(self, seed: int) -> Floats:
         self._rngs = [seeding.np_random(int(seed) + i)[0] for i in range(self.num_envs)]
@@ -169,7 +169,7 @@ class MujocoVector:
         self._observe()
         truncated = self._judge()
         np.subtract(self._x, self._x_before, out=self._distance)
-        self._paid.append(tuple(source.copy() for source in self._pays))
+        self._paid.append([source.copy() for source in self._pays])
         if truncated is self._never and not (self._task.healthy and np.count_nonzero(self._terminated)):
             return Step(self._observation, self._terminated, truncated, self._observation)
         np.copyto(self._final, self._observation)
