@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import subprocess
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -72,15 +72,15 @@ def _folder(name: str, settings: Settings, stack: ExitStack) -> Path:
     if Path(name).is_dir():
         return Path(name)
     results = Path(settings.results_dir)
-    command = ["git", "-C", str(results.resolve().parent), "archive", "--format=tar", name, "--", results.name]
+    command = ["git", "-C", str(results.resolve().parent), "archive", "--format=zip", name, "--", results.name]
     try:
         packed = subprocess.run(command, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         why = getattr(error, "stderr", b"").decode().strip().splitlines()[:1] or ["git is missing"]
         raise ConfigError(f"compare={name}: it is no folder, and no commit that holds {results} ({why[0]})") from None
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(folder, filter="data")
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        archive.extractall(folder)
     return folder / results.name
 
 
