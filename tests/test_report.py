@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import report_fixtures as fixtures
+import yaml
 
 from rgpo.report import watch, workers
 from rgpo.report.cli import main
@@ -404,3 +405,29 @@ def test_watch_reports_again_when_a_run_goes_on(here: Path, monkeypatch: pytest.
     monkeypatch.setattr(watch.time, "sleep", pause)
     assert main([*FAST, "figures=[]", "watch=true"]) == 0
     assert seen == [True, False, False] and "8/10" in (here / "report/first_evidence/tables/runs.md").read_text()
+
+
+def test_an_infinite_return_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (1, 2, 3):
+        metrics = fixtures.metrics_of("hopper", "ppo", seed, 20)
+        metrics["return/train_mean"] = np.where(seed == 1, np.inf, metrics["return/train_mean"])
+        fixtures.write_run(here / "results", "hopper", "ppo", seed, 20, metrics=metrics)
+    assert main([*FAST, "figures=[learning_curves]"]) == 1
+    assert "return/train_mean is infinite at its end" in capsys.readouterr().err
+
+
+def test_a_damaged_state_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = (fixtures.write_run(here / "results", "hopper", "ppo", seed, 20) for seed in (1, 2))
+    (folder / "state.json").write_text('{"sta')
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"num_iterations": None}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main([*FAST, "figures=[]"]) == 1
+    assert "state.json cannot be read" in (said := capsys.readouterr().err) and "force=true makes it again" in said
+
+
+def test_ctrl_c_ends_without_a_traceback(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rgpo.report.cli._report", interrupt)
+    assert main([]) == 130 and "interrupted" in capsys.readouterr().err

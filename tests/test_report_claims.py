@@ -52,6 +52,32 @@ def test_claims_that_hold(here: Path) -> None:
     assert found["C1 gradient"]["verdict"] == UNTESTED and found["C9 reward"]["verdict"] == UNTESTED
 
 
+def test_what_a_claim_needs_may_be_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No KL at all in one algorithm's runs, and a damaged file of the theory: the rest is judged."""
+    for algo in ("ppo", "rgpo"):
+        for seed in (1, 2, 3):
+            metrics = fixtures.metrics_of("hopper", algo, seed, 20)
+            if algo == "rgpo":
+                metrics = {name: values for name, values in metrics.items() if not name.startswith("kl/")}
+            fixtures.write_run(here / "results", "hopper", algo, seed, 20, metrics=metrics)
+    (here / "results/theory").mkdir()
+    (here / "results/theory/verdicts.parquet").write_text("junk")
+    found = verdicts(here, code=1)
+    assert found["C8 KL-spike"]["verdict"] == found["C1 gradient"]["verdict"] == UNTESTED
+    assert "%" in found["C7 coefficient"]["ours"]
+    assert "theory: verdicts.parquet cannot be read" in capsys.readouterr().err
+
+
+def test_one_experiment_is_not_judged_for_all(here: Path) -> None:
+    write(here, "hopper", "ppo", [1000, 1010, 1020], 0.01)
+    verdicts(here)
+    before = (here / "report/tables/ledger.csv").read_bytes()
+    fixtures.write_experiment(here / "elsewhere", algos=("ppo",))
+    (here / "elsewhere/first_evidence").rename(here / "results/other")
+    assert main([*FAST, "experiment=other", "figures=[]"]) == 0
+    assert (here / "report/tables/ledger.csv").read_bytes() == before
+
+
 def test_claims_that_fail(here: Path) -> None:
     for task in ("halfcheetah", "hopper", "walker2d"):
         write(here, task, "ppo", [1000, 1010, 1020, 1030], 0.01)
@@ -163,3 +189,8 @@ def test_compare_two_commits_and_what_only_one_has(here: Path, capsys: pytest.Ca
     assert "3 identical" in said.out and "first_evidence: rgpo (hopper): only in HEAD" in said.err
     assert main(["compare", "HEAD", "nowhere"]) == 2
     assert "compare=nowhere: it is no folder, and no commit that holds results" in capsys.readouterr().err
+
+
+def test_compare_refuses_what_it_does_not_read(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "a", "b", "out=elsewhere"]) == 2
+    assert "compare=out=elsewhere: it reads results_dir, experiment" in capsys.readouterr().err

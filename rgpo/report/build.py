@@ -10,7 +10,7 @@ from typing import Any
 
 from rgpo.errors import ConfigError, close_matches
 from rgpo.report import bench, comparisons, completions, ledger, overall, page, style, summary
-from rgpo.report.claims import Evidence
+from rgpo.report.claims import Evidence, read_theory
 from rgpo.report.groups import Group, group_runs
 from rgpo.report.load import Outcome, Problem, experiments, read_runs, run_folders
 from rgpo.report.page import Made, Section
@@ -41,13 +41,15 @@ def build(settings: Settings, defaults: Settings) -> Outcome:
     with workers(num_folders) as distribute:
         loaded = [_load(folder, columns, settings, distribute) for folder in folders]
     everything = [group for experiment in loaded for group in experiment.groups]
-    judged = ledger.table(Evidence({experiment.name: experiment.groups for experiment in loaded}, settings))
+    theory, damaged = read_theory(results_dir)
+    judged = ledger.table(Evidence({experiment.name: experiment.groups for experiment in loaded}, settings, theory))
     try:
         out.mkdir(parents=True, exist_ok=True)
         base = style.algorithm_lines(group.algo for group in everything)
         with workers(num_folders) as distribute:  # new ones: what was needed for reading is given back
             sections = [_section(i, e, modules, base, settings, defaults, distribute) for i, e in enumerate(loaded, start=1)]
-        general = Section("", [], _baseline_unknown(everything, settings), tables=[judged])
+        general = Section("", [], _baseline_unknown(everything, settings) + damaged)
+        general.tables += [] if settings.experiment else [judged]  # it judges all experiments
         _speed(general, results_dir, settings, defaults)
         if "gates" in settings.wanted_figures:
             _gates(general, results_dir, settings, defaults)

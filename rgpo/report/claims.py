@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from rgpo.report import small_samples
 from rgpo.report.comparisons import baseline_of
 from rgpo.report.groups import Group
+from rgpo.report.load import Problem
 from rgpo.report.reduce import KL
+from rgpo.report.rows import Unreadable, read_table
 from rgpo.report.settings import Settings
 from rgpo.report.small_samples import Change, change
 from rgpo.report.stats import MIN_RUNS
@@ -34,6 +35,7 @@ class Evidence:
 
     groups: Mapping[str, Sequence[Group]]
     settings: Settings
+    theory: Sequence[Mapping[str, Any]] | None = None  # statements of results/theory/verdicts.parquet, None without it
 
     def pairs(self, algo: str, baseline: str, *, language: bool = False) -> dict[str, tuple[Group, Group]]:
         """Task -> (group, baseline group) of the experiment with the most common finished seeds, then the most iterations."""
@@ -68,12 +70,23 @@ class Claim(NamedTuple):
     judge: Callable[[Evidence], Verdict]
 
 
+def read_theory(results_dir: Path) -> tuple[list[dict[str, Any]] | None, list[Problem]]:
+    """The statements that the theory's experiments decided, None where there are none, and what is wrong with their file."""
+    path = results_dir / "theory" / "verdicts.parquet"
+    try:
+        table = read_table(path, ("claim", "setting", "measured", "verdict"))
+    except FileNotFoundError:
+        return None, []
+    except Unreadable as error:
+        return None, [Problem("theory", f"{error}; C1 to C4 are left out, `python -m experiments.theory` makes it again")]
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)], []
+
+
 def _theory(claim: str, evidence: Evidence) -> Verdict:
-    """What the theory's experiments decided, statement by statement (results/theory/verdicts.parquet, docs/theory.md)."""
-    path = Path(evidence.settings.results_dir) / "theory" / "verdicts.parquet"
-    if not path.is_file():
+    """What the theory's experiments decided, statement by statement (docs/theory.md)."""
+    if evidence.theory is None:
         return Verdict(UNTESTED, "no results of `python -m experiments.theory`", "–")
-    rows = [row for row in pq.read_table(path).to_pylist() if row["claim"] == claim]
+    rows = [row for row in evidence.theory if row["claim"] == claim]
     refuted = [row for row in rows if row["verdict"] == REFUTED]
     untested = [row for row in rows if row["verdict"] == UNTESTED]
     outcome = REFUTED if refuted else UNTESTED if untested or not rows else REPRODUCED
@@ -171,7 +184,8 @@ def _kl_level(low: float, high: float, evidence: Evidence) -> Verdict:
 
 def _spiking(ours: float, theirs: float, evidence: Evidence) -> Verdict:
     pairs = evidence.pairs("rgpo", "ppo")
-    rates = {task: [100 * spike_rates(group).mean(axis=0) for group in pair] for task, pair in pairs.items()}
+    seeds = {task: [spike_rates(group) for group in pair] for task, pair in pairs.items()}
+    rates = {task: [100 * rate.mean(axis=0) for rate in both] for task, both in seeds.items() if all(map(len, both))}
     if not rates:
         return Verdict(UNTESTED, "not run", "–")
     both = np.array(list(rates.values()))  # (tasks, (rgpo, ppo), thresholds)

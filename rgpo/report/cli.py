@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rgpo.report.load import Outcome
     from rgpo.report.settings import Settings
 
+COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # what `compare` reads
 USAGE = """rgpo-report [key=value ...]
 rgpo-report compare A B [key=value ...]
 
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             require(len(words) >= 3, "compare", " ".join(words[1:]), "give two results folders or commits")
             from rgpo.report.compare import compare
 
+            unread = [word for word in words[3:] if word.partition("=")[0] not in COMPARED]
+            require(not unread, "compare", " ".join(unread), f"it reads {', '.join(COMPARED)} alone, leave it out")
             return _say(compare(words[1], words[2], parse(words[3:])[0]))
         settings, defaults = parse(words)
         if settings.watch:
@@ -57,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"rgpo-report: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("rgpo-report: interrupted; files in report/ are those of before or whole new ones", file=sys.stderr)
+        return 130
 
 
 def _report(settings: Settings, defaults: Settings) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from rgpo.report.rows import Unreadable, read_table
 FILE = "samples.parquet"
 COLUMNS = ("iteration", "prompt_id", "prompt", "completion", "proxy", "gold", "kl_ref", "length")
 MAX_CHARACTERS = 4_000  # of a text on the page
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control and turning characters
 
 
 class Pair(NamedTuple):
@@ -59,4 +61,5 @@ def _files(run: Run) -> list[Path]:
 
 
 def _short(text: str) -> str:
+    text = _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} … ({len(text):,} characters)"

@@ -20,7 +20,7 @@ import yaml
 
 from rgpo.errors import ConfigError, close_matches
 from rgpo.report import rows
-from rgpo.report.reduce import COLUMNS, Detail, Reduced, reduce
+from rgpo.report.reduce import COLUMNS, SCORES, Detail, Reduced, reduce
 from rgpo.report.rows import Unreadable, reason
 from rgpo.report.stats import Floats
 from rgpo.report.workers import Map
@@ -102,7 +102,7 @@ def experiments(results_dir: Path, wanted: str | None, typed: str = "") -> list[
     """Names of the experiments with run folders. ConfigError (`typed`: remedy) if there is none or not the wanted one."""
     typed, remedy = typed or f"results_dir={results_dir}", "run rgpo-run first, or give another folder"
     if not results_dir.is_dir():
-        raise ConfigError(f"{typed}: there is no such folder; {remedy}")
+        raise ConfigError(f"{typed}: {'it is a file' if results_dir.exists() else 'there is no such folder'}; {remedy}")
     found = sorted(d.name for d in results_dir.iterdir() if _visible_folder(d) and run_folders(d))
     if not found and run_folders(results_dir):
         above, name = os.path.normpath(results_dir / ".."), results_dir.resolve().name
@@ -150,7 +150,8 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     problems += more + [Problem(where, problem) for problem in found.problems]
     num_iterations = state.get("num_iterations") or config.get("num_iterations")
     if not isinstance(num_iterations, int):
-        raise Unreadable("neither state.json nor config.yaml gives num_iterations")
+        why = problems[0].why if problems else "state.json has no num_iterations"
+        raise Unreadable(f"{why}, and config.yaml has none either; its rgpo-run command with force=true makes it again")
     status = state.get("status") if state.get("status") in STATUSES else "unknown"
     scale = found.words.get("scale", "none")
     try:
@@ -178,6 +179,8 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     if run.status == "completed" and not run.complete:
         lost = f"says completed but {run.num_iterations - run.reached} of {run.num_iterations} iterations have no row"
         problems.append(Problem(where, lost + remedy))
+    endless = [name for name in SCORES if np.isinf(run.reduced.numbers.get((name, "final"), 0.0))]
+    problems += [Problem(where, f"{name} is infinite at its end; it counts in no mean of it") for name in endless]
     return run, problems
 
 

@@ -15,7 +15,8 @@ KL, RATIO_MAX = "kl/old_exact", "ratio/max"
 MAX_QUANTILES = 200  # of ratio/max over a run's updates
 TIMES = tuple(f"time/{phase}_s" for phase in ("collect", "update", "diagnostics", "gradvar", "evaluate"))
 REWARDS = ("reward/eval_proxy_change", "reward/eval_gold_change")
-FINAL = ("return/train_mean", "reward/train_mean", "kl/eval_ref_sequence", "kl/ref_exact", "language/length_mean", *REWARDS)
+SCORES = ("return/train_mean", "reward/train_mean", *REWARDS)
+FINAL = (*SCORES, "kl/eval_ref_sequence", "kl/ref_exact", "language/length_mean")
 NUMBERS: tuple[tuple[str, str], ...] = (  # (column, statistic over a run's measured rows)
     ("return/train_mean", "first"),
     ("return/eval_mean", "last"),

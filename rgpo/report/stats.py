@@ -134,7 +134,8 @@ def running_mean(values: Floats, window: int) -> Floats:
         np.concatenate([np.zeros((len(values), 1)), np.cumsum(x, axis=1)], axis=1)
         for x in (np.where(measured, values, 0.0), measured)
     )
-    means = (sums[:, stop] - sums[:, start]) / np.maximum(counts[:, stop] - counts[:, start], 1)
+    with np.errstate(invalid="ignore"):  # an infinite value, which makes all later means nan
+        means = (sums[:, stop] - sums[:, start]) / np.maximum(counts[:, stop] - counts[:, start], 1)
     return np.where(measured, means, np.nan)
 
 
