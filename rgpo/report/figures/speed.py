@@ -66,4 +66,8 @@ def caption(cases: Sequence[Case]) -> str:
     phases = (
         "of ours' time by phase; collecting is acting and stepping, or generation, scores and the reference's log-probabilities."
     )
-    return f"{what} {phases} Numbers, ratios and other gates stand in the table."
+    names = (
+        "sb3: Stable-Baselines3, and sb3-contrib for TRPO; plain: a loop in CleanRL's manner; trl: TRL's GRPOTrainer; gradvar: the "
+        "gradient's variance."
+    )
+    return f"{what} {phases} {names} Numbers, ratios and other gates stand in the table."
