@@ -67,7 +67,7 @@ def caption(cases: Sequence[Case]) -> str:
         "of ours' time by phase; collecting is acting and stepping, or generation, scores and the reference's log-probabilities."
     )
     names = (
-        "sb3: Stable-Baselines3, and sb3-contrib for TRPO; plain: a loop in CleanRL's manner; trl: TRL's GRPOTrainer; gradvar: the "
-        "gradient's variance."
+        "sb3: Stable-Baselines3, and sb3-contrib for TRPO; plain: a loop in CleanRL's manner; trl: TRL's GRPOTrainer; gradvar: "
+        "the gradient's variance."
     )
     return f"{what} {phases} {names} Numbers, ratios and other gates stand in the table."
