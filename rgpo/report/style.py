@@ -95,7 +95,11 @@ KNOWN = {
     "grpo": Line(SKY, SOLID, "<"),
     "rloo": Line(PURPLE, DASHDOT, ">"),
 }
-_OTHERS = [Line(c, d, m) for d, m in zip(DASHES[1:], "<>dh", strict=True) for c in (SKY, PURPLE, GREEN, ORANGE, BLUE, VERMILLION)]
+_OTHERS = [  # colours that few of the known have first, and markers that none of them has
+    Line(color, dashes, marker)
+    for dashes in (DOTTED, DASHDOT, LONG, DASHED)
+    for color, marker in zip((ORANGE, SKY, BLUE, GREEN, PURPLE, VERMILLION), "dhpH8d", strict=True)
+]
 
 
 def context() -> AbstractContextManager[None]:
