@@ -431,3 +431,13 @@ def test_ctrl_c_ends_without_a_traceback(here: Path, capsys: pytest.CaptureFixtu
 
     monkeypatch.setattr("rgpo.report.cli._report", interrupt)
     assert main([]) == 130 and "interrupted" in capsys.readouterr().err
+
+
+def test_a_very_large_figure_has_one_axis(here: Path, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*FAST, f"results_dir={stored}", "figures=[learning_curves]"]
+    pages = []
+    for most in (60, 1):
+        monkeypatch.setattr("rgpo.report.render.MOST_PANELS_TWICE", most)
+        assert main(words) == 0
+        pages.append((here / "report/index.html").read_text().count('class="axis"'))
+    assert pages == [1, 0]

@@ -12,6 +12,8 @@ from rgpo.report import style
 from rgpo.report.inline import inline
 from rgpo.report.style import Line
 
+MOST_PANELS_TWICE = 60  # of a figure that is drawn with a second axis; a hundred of them take ten seconds
+
 
 class Job(NamedTuple):
     """What is needed to draw a figure."""
@@ -28,7 +30,7 @@ class Job(NamedTuple):
 def render(job: Job) -> dict[str, str]:
     """Draw a figure with each of its axes and write its files; axis -> <svg> of the page."""
     module = import_module(f"rgpo.report.figures.{job.name}")
-    first, *others = module.SCALES
+    first, *others = module.SCALES if len(job.panels) <= MOST_PANELS_TWICE else module.SCALES[:1]
     kinds = dict.fromkeys(["svg", *job.formats])
     with style.context():
         figure = module.draw(job.panels, job.lines, first)
