@@ -18,6 +18,7 @@ import yaml
 
 from rgpo.report import watch, workers
 from rgpo.report.cli import main
+from rgpo.report.completions import _short
 from rgpo.report.figures import gates
 from rgpo.report.groups import Group, group_runs
 from rgpo.report.load import Problem, read_run, read_runs
@@ -441,3 +442,7 @@ def test_a_very_large_figure_has_one_axis(here: Path, stored: Path, monkeypatch:
         assert main(words) == 0
         pages.append((here / "report/index.html").read_text().count('class="axis"'))
     assert pages == [1, 0]
+
+
+def test_characters_that_nobody_sees_are_shown() -> None:
+    assert _short("a\x00b\u202ec\nd\te") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c\nd\te"
