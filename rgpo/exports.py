@@ -31,7 +31,7 @@ class TensorBoard:
     def __init__(self, run_dir: Path, config: Mapping[str, Any], iteration: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(run_dir / "tensorboard"), purge_step=iteration + 1)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(run_dir / "tensorboard"), purge_step=iteration + 1)
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():

@@ -129,17 +129,13 @@ def _moved() -> tuple[ActorCritic, Batch, Tensor, Tensor]:
 def _gradient_error(name: str, gate: Gate) -> float:
     """||published gradient - mean(sg(w) A grad log pi)|| / ||published gradient||; NaN for other algorithms."""
     policy, batch, advantage, start = _moved()
-
-    def gradient(loss_of_logp: object) -> Tensor:
-        flat = start.clone().requires_grad_()
-        logp = policy.distribution(flat, batch.observation).log_prob(batch.action)
-        loss = loss_of_logp(logp)  # type: ignore[operator]
-        return torch.autograd.grad(loss, flat)[0]
-
-    if published_loss(name, batch.logp_old, batch.logp_old, advantage) is None:
+    flat = start.clone().requires_grad_()
+    logp = policy.distribution(flat, batch.observation).log_prob(batch.action)
+    published = published_loss(name, logp, batch.logp_old, advantage)
+    if published is None:
         return math.nan
-    theirs = gradient(lambda logp: published_loss(name, logp, batch.logp_old, advantage))
-    ours = gradient(lambda logp: -(weight(gate, logp - batch.logp_old, advantage) * advantage * logp).mean())
+    derived = -(weight(gate, logp - batch.logp_old, advantage) * advantage * logp).mean()
+    theirs, ours = (torch.autograd.grad(loss, flat, retain_graph=True)[0] for loss in (published, derived))
     return float((theirs - ours).norm() / theirs.norm())
 
 

@@ -156,7 +156,7 @@ def _decode(model: PreTrainedModel, sequence: Tensor, mask: Tensor, width: int, 
             return logits[:, -1]
 
         both = torch.stack([sequence[:, :width], mask[:, :width]], 1)
-        different, place = torch.unique(both, dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
+        different, place = torch.unique(both, dim=0, return_inverse=True)
         prompts, seen = different.unbind(1)
         read = masks.additive(masks.earlier(seen - 1)[:, None], model.dtype) if additive else seen
         logits = forward(prompts, read, (seen.cumsum(-1) - 1).clamp(min=0))[place]

@@ -44,7 +44,7 @@ def lines_of(completions: Completions, shared: bool) -> Tensor:
         return torch.arange(count, device=completions.sequence_BS.device)
     width = completions.sequence_BS.shape[1] - completions.completion_mask_BT.shape[1]
     prompts = torch.stack([completions.sequence_BS[:, :width], completions.attention_mask_BS[:, :width]], 1)
-    return torch.unique(prompts, dim=0, return_inverse=True)[1]  # type: ignore[no-untyped-call, no-any-return]
+    return torch.unique(prompts, dim=0, return_inverse=True)[1]  # type: ignore[no-any-return]
 
 
 def arrange(rows: Array, completions: Completions, lines_B: Tensor, size: int) -> list[Tensor]:
@@ -69,7 +69,7 @@ def make_piece(completions: Completions, rows: Tensor, lines_B: Tensor) -> Piece
     known, targets = completions.attention_mask_BS[rows, :width].bool(), sequence[:, width:]
     column, step = (torch.arange(count, device=rows.device) for count in (width, longest))
 
-    line = torch.unique(lines_B[rows], return_inverse=True)[1][:, None]  # type: ignore[no-untyped-call]
+    line = torch.unique(lines_B[rows], return_inverse=True)[1][:, None]
     earlier = (line == line.T).tril(-1)  # completions that stand before this one in its line
     start = prompt_length + (earlier * (length.T - 1)).sum(-1, keepdim=True)
     shape = int(line.max()) + 1, int((start + length).max()) - 1

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rgpo-report: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("rgpo-report: interrupted; files in report/ are those of before or whole new ones", file=sys.stderr)
+        print("rgpo-report: interrupted; every file is the one of before or a whole new one", file=sys.stderr)
         return 130
 
 

@@ -22,7 +22,7 @@ from rgpo.updates.adam import AdamState, adam, bias_corrections, clip_by_norm
 
 LossFunction = Callable[[Tensor, Batch, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 LARGEST_UNROLL = 4  # minibatches in one compiled graph: more takes longer to compile and gains little
-ENOUGH_STEPS = 20_000  # gradient steps that earn back the half minute of a first compilation
+ENOUGH_STEPS = 20_000  # gradient steps that earn back a first compilation, 13 s here, twice over
 MOST_GRAPHS = 8  # of one function that torch keeps in a process; it refuses a ninth
 OPTIONS: dict[str, Any] = {
     "cpp_wrapper": True,  # kernels are called from C++
