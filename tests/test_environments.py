@@ -1,12 +1,13 @@
 """Vector environments: the direct backend equals gymnasium bit for bit, and a saved state goes on as if nothing had happened."""
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 import torch
 
 from rgpo.tasks.environments import GymnasiumVector, make_vector_env
-from rgpo.tasks.mujoco import TASKS
+from rgpo.tasks.locomotion import TASKS, load_model
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,17 @@ def test_direct_mujoco_equals_gymnasium_bit_for_bit(env_id: str) -> None:
     actions = random_actions(direct, 1100, 0)  # past the time limit of 1,000 steps
     for ours, theirs in zip(play(direct, actions), play(judge, actions), strict=True):
         assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("xml", sorted({task.xml for task in TASKS.values()}))
+def test_physics_has_one_island_and_no_clock(xml: str) -> None:
+    """One tree is one island, so looking for islands is off; a clock would show in the timers' durations."""
+    model = load_model(xml)
+    data = mujoco.MjData(model)
+    mujoco.mj_step(model, data, 5)
+    assert model.ntree == 1
+    stages = [data.timer[i] for i in range(int(mujoco.mjtTimer.mjNTIMER))]
+    assert any(stage.number for stage in stages) and not any(stage.duration for stage in stages)
 
 
 def test_the_judge_is_gymnasium_itself() -> None:

@@ -72,7 +72,8 @@ def make_vector_env(env_id: str, num_envs: int, backend: str = "auto", **kwargs:
 
     Raises ConfigError for an unknown id or backend, a missing dependency, unsupported spaces and num_envs < 1.
     """
-    from rgpo.tasks.mujoco import TASKS, MujocoVector
+    from rgpo.tasks.locomotion import TASKS
+    from rgpo.tasks.mujoco import MujocoVector
 
     if num_envs < 1:
         raise ConfigError(f"num_envs={num_envs} is not possible: give the number of environment copies, 1 or more")
