@@ -95,7 +95,7 @@ class ActorCritic:
         for i in range(0, len(tensors) - 2, 2):
             x = x @ tensors[i] + tensors[i + 1]
             x = x.tanh() if self.mlp.activation == "tanh" else x.relu()
-        return x @ tensors[-2] + tensors[-1]
+        return (tensors[-2].T @ x.T).T + tensors[-1]  # few columns: torch's BLAS takes half the time on the transposes
 
     def state_dict(self) -> Tensor:
         """The parameters (P,)."""
