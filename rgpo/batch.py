@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -55,14 +54,8 @@ class Batch(NamedTuple):
     value_old: Tensor  # (N,)
 
     def select(self, index: Tensor) -> Batch:
-        """The samples at index, a tensor of any shape, whose shape replaces the first axis."""
-        flat = index.reshape(-1)
-        return self._each(lambda x: x.index_select(0, flat).view(*index.shape, *x.shape[1:]))  # a third of the time of x[index]
-
-    def unbind(self) -> list[Batch]:
-        """Minibatches (U, b, ...) as a list of U batches."""
-        columns = self._each(lambda x: x.unbind())
-        return [columns._each(itemgetter(u)) for u in range(len(columns.logp_old))]
+        """The samples at index (b,)."""
+        return self._each(lambda x: x.index_select(0, index))  # a third of the time of x[index]
 
     def _each(self, function: Callable[[Any], Any]) -> Batch:
         rest = {name: function(getattr(self, name)) for name in self._fields if name != "old"}

@@ -34,7 +34,8 @@ _COMPILED_RUNS = itertools.count()
 
 def steps(
     state: AdamState,
-    minibatches: Batch,
+    batch: Batch,
+    order: Tensor,
     corrections: Tensor,
     kl_coef: Tensor,
     *,
@@ -42,10 +43,14 @@ def steps(
     max_grad_norm: float | None,
     adam_eps: float,
 ) -> tuple[AdamState, Tensor]:
-    """One Adam step for each of the U minibatches (U, b, ...) with its corrections (U, 2); statistics (U, 5) as STATISTICS."""
+    """One Adam step for each of the U minibatches, samples order (U, b) of batch (N, ...), with its corrections (U, 2).
+
+    Statistics (U, 5) as STATISTICS.
+    """
     rows = []
-    for batch, row in zip(minibatches.unbind(), corrections.unbind(), strict=True):
-        gradient, (_, parts) = torch.func.grad_and_value(loss_function, has_aux=True)(state.parameters, batch, kl_coef)
+    for index, row in zip(order.unbind(), corrections.unbind(), strict=True):
+        minibatch = batch.select(index)
+        gradient, (_, parts) = torch.func.grad_and_value(loss_function, has_aux=True)(state.parameters, minibatch, kl_coef)
         gradient, norm = clip_by_norm(gradient, max_grad_norm)
         state = adam(state, gradient, row, adam_eps)
         clipped = norm * 0 if max_grad_norm is None else (norm > max_grad_norm).to(norm.dtype)
@@ -108,13 +113,13 @@ class MinibatchAdam:
         self.state = self.state._replace(parameters=self.parameters.clone())
         num_samples = batch.advantage.shape[0]
         order = torch.from_numpy(self.rng.permutation(num_samples))
-        shuffled = batch.select(order.view(-1, self._unroll, num_samples // self.num_minibatches))
+        chunks = order.view(-1, self._unroll, num_samples // self.num_minibatches)
         corrections = bias_corrections(lr, self.num_steps, self.num_minibatches).to(self.parameters.dtype)
-        chunks = corrections.view(-1, self._unroll, 2)
+        rates = corrections.view(-1, self._unroll, 2)
         coef = torch.tensor(kl_coef)
         rows = []
-        for minibatches, chunk in zip(shuffled.unbind(), chunks, strict=True):
-            self.state, statistics = self._steps(self.state, minibatches, chunk, coef)
+        for chunk, rate in zip(chunks.unbind(), rates.unbind(), strict=True):
+            self.state, statistics = self._steps(self.state, batch, chunk, rate, coef)
             rows.append(statistics)
         self.parameters.copy_(self.state.parameters)
         self.num_steps += self.num_minibatches
