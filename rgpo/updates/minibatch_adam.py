@@ -1,4 +1,4 @@
-"""Minibatch Adam over a batch: several gradient steps in one graph, as they are or compiled.
+"""Minibatch Adam over a batch: an epoch is one call, as it is or compiled.
 
 A step is forward, backward, gradient clip and Adam on one flat vector, written as a pure function; compiling it changes
 its speed and nothing else. Compiled code is cached on disk by torch, so a second run of the same shape starts at once.
@@ -7,7 +7,6 @@ its speed and nothing else. Compiled code is cached on disk by torch, so a secon
 from __future__ import annotations
 
 import itertools
-import math
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._higher_order_ops.scan import scan
 
 from rgpo.batch import Batch
 from rgpo.updates.adam import AdamState, adam, bias_corrections, clip_by_norm
 
 LossFunction = Callable[[Tensor, Batch, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
-LARGEST_UNROLL = 4  # minibatches in one compiled graph: more takes longer to compile and gains little
-ENOUGH_STEPS = 20_000  # gradient steps that earn back a first compilation, 13 s here, twice over
+ENOUGH_STEPS = 15_000  # gradient steps that earn back a first compilation, 9 s here, twice over
 MOST_GRAPHS = 8  # of one function that torch keeps in a process; it refuses a ninth
 OPTIONS: dict[str, Any] = {
     "cpp_wrapper": True,  # kernels are called from C++
@@ -32,30 +31,42 @@ OPTIONS: dict[str, Any] = {
 _COMPILED_RUNS = itertools.count()
 
 
-def steps(
+def epoch(
     state: AdamState,
     batch: Batch,
     order: Tensor,
     corrections: Tensor,
     kl_coef: Tensor,
     *,
+    fold: Callable[..., tuple[tuple[Tensor, ...], Tensor]],
     loss_function: LossFunction,
     max_grad_norm: float | None,
     adam_eps: float,
 ) -> tuple[AdamState, Tensor]:
-    """One Adam step for each of the U minibatches, samples order (U, b) of batch (N, ...), with its corrections (U, 2).
+    """One Adam step for each of the M minibatches, samples order (M, b) of batch (N, ...), with its corrections (M, 2).
 
-    Statistics (U, 5) as STATISTICS.
+    fold goes through them. Returns the last state and statistics (M, 5) as STATISTICS.
     """
-    rows = []
-    for index, row in zip(order.unbind(), corrections.unbind(), strict=True):
-        minibatch = batch.select(index)
-        gradient, (_, parts) = torch.func.grad_and_value(loss_function, has_aux=True)(state.parameters, minibatch, kl_coef)
+
+    def step(carry: tuple[Tensor, ...], minibatch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+        (index, row), state = minibatch, AdamState(*carry)
+        gradient_of = torch.func.grad_and_value(loss_function, has_aux=True)
+        gradient, (_, parts) = gradient_of(state.parameters, batch.select(index), kl_coef)
         gradient, norm = clip_by_norm(gradient, max_grad_norm)
-        state = adam(state, gradient, row, adam_eps)
         clipped = norm * 0 if max_grad_norm is None else (norm > max_grad_norm).to(norm.dtype)
-        rows.append(torch.stack([*parts, norm, clipped]))
-    return state, torch.stack(rows)
+        return tuple(adam(state, gradient, row, adam_eps)), torch.stack([*parts, norm, clipped])
+
+    last, statistics = fold(step, tuple(state), (order, corrections))
+    return AdamState(*last), statistics
+
+
+def loop(step: Callable[..., Any], carry: Any, columns: tuple[Tensor, ...]) -> tuple[Any, Tensor]:
+    """What torch's ``scan`` is to compiled code: carry, row = step(carry, x) for x in columns; the last carry, all rows."""
+    rows = []
+    for x in zip(*columns, strict=True):
+        carry, row = step(carry, x)
+        rows.append(row)
+    return carry, torch.stack(rows)
 
 
 def resolve_compile(choice: bool | str, num_gradient_steps: int) -> tuple[bool, str]:
@@ -102,28 +113,21 @@ class MinibatchAdam:
         self.rng = np.random.default_rng(seed)
         self.num_minibatches = num_minibatches
         self.compiled = compiled
-        self._unroll = math.gcd(num_minibatches, LARGEST_UNROLL) if compiled else 1
+        fold = scan if compiled else loop
         function: Callable[..., tuple[AdamState, Tensor]] = partial(
-            steps, loss_function=loss_function, max_grad_norm=max_grad_norm, adam_eps=adam_eps
+            epoch, fold=fold, loss_function=loss_function, max_grad_norm=max_grad_norm, adam_eps=adam_eps
         )
-        self._steps = _compile(function) if compiled else function
+        self._epoch = _compile(function) if compiled else function
 
     def epoch(self, batch: Batch, lr: float, kl_coef: float) -> Tensor:
         """One pass over batch (N, ...) from the policy's parameters; statistics (num_minibatches, 5)."""
         self.state = self.state._replace(parameters=self.parameters.clone())
-        num_samples = batch.advantage.shape[0]
-        order = torch.from_numpy(self.rng.permutation(num_samples))
-        chunks = order.view(-1, self._unroll, num_samples // self.num_minibatches)
+        order = torch.from_numpy(self.rng.permutation(len(batch.advantage))).view(self.num_minibatches, -1)
         corrections = bias_corrections(lr, self.num_steps, self.num_minibatches).to(self.parameters.dtype)
-        rates = corrections.view(-1, self._unroll, 2)
-        coef = torch.tensor(kl_coef)
-        rows = []
-        for chunk, rate in zip(chunks.unbind(), rates.unbind(), strict=True):
-            self.state, statistics = self._steps(self.state, batch, chunk, rate, coef)
-            rows.append(statistics)
+        self.state, statistics = self._epoch(self.state, batch, order, corrections, torch.tensor(kl_coef))
         self.parameters.copy_(self.state.parameters)
         self.num_steps += self.num_minibatches
-        return torch.cat(rows)
+        return statistics
 
     def state_dict(self) -> dict[str, Any]:
         rng = self.rng.bit_generator.state
