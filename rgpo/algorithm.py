@@ -137,20 +137,18 @@ class Algorithm:
             metrics["gradvar/num_groups"] = len(groups)
             metrics |= diagnostics.gradient_variance("before", gradients(), groups.shape[1])
             clock.add("time/gradvar_s")
-        epochs: list[dict[str, float]] = []
         after: list[Moved] = []
 
         def after_epoch() -> None:
             clock.add("time/update_s")
             after.append(policy.moved(batch))
-            epochs.append(diagnostics.epoch_statistics(after[-1], self.gate, advantage))
             clock.add("time/diagnostics_s")
 
         metrics["kl/coef"] = self.penalty.coef
         metrics |= self.update(policy, batch, self.penalty.coef, after_epoch)
         clock.add("time/update_s")
         metrics |= diagnostics.update_statistics(after[-1], self.gate, advantage, self.kl_spike_threshold)
-        metrics |= {key: [row[key] for row in epochs] for key in epochs[0]}
+        metrics |= diagnostics.epoch_curves(after, self.gate, advantage)
         clock.add("time/diagnostics_s")
         if measure_variance:
             metrics |= diagnostics.gradient_variance("after", gradients(), groups.shape[1])

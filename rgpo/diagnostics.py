@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,13 +19,14 @@ def seen_by_gate(now: Moved) -> Tensor:
     return now.log_ratio if now.gated is None else now.gated
 
 
-def epoch_statistics(now: Moved, gate: Gate, advantage: Tensor) -> dict[str, float]:
-    """One point of the per-epoch curves; advantage (N,) as the gate sees it."""
-    w = weight(gate, seen_by_gate(now), advantage)
+def epoch_curves(after: Sequence[Moved], gate: Gate, advantage: Tensor) -> dict[str, list[float]]:
+    """The columns epoch/, a number for each epoch; after them; advantage (N,) as the gate sees it."""
+    d, gated = (torch.stack(rows) for rows in zip(*((now.log_ratio, seen_by_gate(now)) for now in after), strict=True))
+    w = weight(gate, gated, advantage.expand_as(gated))
     return {
-        "epoch/kl_old_exact": now.kl.mean().item(),
-        "epoch/weight_relative_mean": w.mean().item() / _divisor(gate),
-        "epoch/ess_ratio": effective_sample_size(now.log_ratio.clamp(max=80.0).exp()).item(),
+        "epoch/kl_old_exact": [now.kl.mean().item() for now in after],
+        "epoch/weight_relative_mean": (w.mean(-1) / _divisor(gate)).tolist(),
+        "epoch/ess_ratio": effective_sample_size(d.clamp(max=80.0).exp()).tolist(),
     }
 
 
@@ -35,15 +36,8 @@ def update_statistics(now: Moved, gate: Gate, advantage: Tensor, kl_spike_thresh
     ratio = d.double().clamp(max=700.0).exp()
     value, w = gate(gated, advantage), weight(gate, gated, advantage)
     kl_exact = now.kl.mean().item()
-    root_n = len(d) ** 0.5
     metrics = {
         "kl/old_exact": kl_exact,
-        "kl/old_k1": k1(d).mean().item(),
-        "kl/old_k1_se": k1(d).std().item() / root_n,
-        "kl/old_k2": k2(d).mean().item(),
-        "kl/old_k2_se": k2(d).std().item() / root_n,
-        "kl/old_k3": k3(d).mean().item(),
-        "kl/old_k3_se": k3(d).std().item() / root_n,
         "kl/spike": float(kl_exact > kl_spike_threshold),
         "policy/entropy": now.entropy.mean().item(),
         "ratio/min": ratio.min().item(),
@@ -56,6 +50,9 @@ def update_statistics(now: Moved, gate: Gate, advantage: Tensor, kl_spike_thresh
         "ess/weight": effective_sample_size(w).item(),
         "gate/sharpness": float(getattr(gate, "sharpness", float("nan"))),
     }
+    for name, estimate in (("k1", k1(d)), ("k2", k2(d)), ("k3", k3(d))):
+        metrics[f"kl/old_{name}"] = estimate.mean().item()
+        metrics[f"kl/old_{name}_se"] = estimate.std().item() / len(d) ** 0.5
     if now.kl_ref is not None:
         metrics["kl/ref_exact"] = now.kl_ref.mean().item()
     for side, chosen in (("pos", advantage >= 0), ("neg", advantage < 0)):

@@ -31,9 +31,9 @@ def k3(x: Tensor) -> Tensor:
 
 
 def effective_sample_size(weight: Tensor) -> Tensor:
-    """(sum w)^2 / sum w^2 / n in [0, 1]; 0 if every weight is 0. weight (n,)."""
-    share = weight.double() / weight.abs().max().double().clamp(min=1e-300)
-    return share.sum().square() / share.square().sum().clamp(min=1e-300) / weight.numel()
+    """(sum w)^2 / sum w^2 / n in [0, 1]; 0 if every weight is 0. weight (..., n) -> (...)."""
+    share = weight.double() / weight.abs().amax(-1, keepdim=True).double().clamp(min=1e-300)
+    return share.sum(-1).square() / share.square().sum(-1).clamp(min=1e-300) / weight.shape[-1]
 
 
 def tail_index(log_ratio: Tensor, fraction: float = 0.05) -> Tensor:
