@@ -43,7 +43,7 @@ def test_gaussian_is_torchs() -> None:
 def test_categorical_is_torchs() -> None:
     logits, other_logits = 2 * draw(2, 7, 4)
     action = torch.arange(7) % 4
-    ours, other = Categorical(logits + 100), Categorical(other_logits)
+    ours, other = Categorical((logits + 100).log_softmax(-1)), Categorical(other_logits.log_softmax(-1))
     theirs, their_other = (torch.distributions.Categorical(logits=x) for x in (logits, other_logits))
     torch.testing.assert_close(ours.log_prob(action), theirs.log_prob(action))
     torch.testing.assert_close(ours.entropy(), theirs.entropy())
@@ -75,8 +75,9 @@ def test_acting_in_numpy_equals_the_torch_forward_and_plain_modules(make_policy:
     observation = draw(9, policy.observation_size).float()
     actor, critic = modules(policy)
     first = policy.distribution(policy.parameters, observation)[0]
-    torch.testing.assert_close(torch.from_numpy(policy.mode_output(observation.numpy())), first)
-    torch.testing.assert_close(first, actor(observation).detach())
+    outputs = torch.from_numpy(policy.mode_output(observation.numpy())), actor(observation).detach()
+    for output in outputs:
+        torch.testing.assert_close(output.log_softmax(-1) if discrete else output, first)
     value = policy.value(policy.parameters, observation)
     torch.testing.assert_close(value, critic(observation).detach()[:, 0])
     torch.testing.assert_close(torch.from_numpy(policy.values(observation.numpy())), value)

@@ -88,7 +88,7 @@ class ActorCritic:
 
     def _outcome(self, tensors: list[Tensor], output: Tensor) -> Distribution:
         if self.discrete:
-            return Categorical(output)
+            return Categorical(output.log_softmax(-1))
         return Gaussian(output, torch.broadcast_to(tensors[-1], output.shape))
 
     def _network(self, tensors: list[Tensor], x: Tensor) -> Tensor:

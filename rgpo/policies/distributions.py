@@ -32,23 +32,21 @@ class Gaussian(NamedTuple):
 
 
 class Categorical(NamedTuple):
-    """Categorical over A actions: logits (N, A), of any offset."""
+    """Categorical over A actions: log-probabilities logp (N, A), a log softmax."""
 
-    logits: Tensor
+    logp: Tensor
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """log softmax at action (N,) int64 -> (N,)."""
-        return torch.log_softmax(self.logits, -1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        """logp at action (N,) int64 -> (N,)."""
+        return self.logp.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
         """-sum p log p -> (N,)."""
-        logp = torch.log_softmax(self.logits, -1)
-        return -(logp.exp() * logp).sum(-1)
+        return -(self.logp.exp() * self.logp).sum(-1)
 
     def kl(self, other: Categorical) -> Tensor:
         """KL(self || other) in closed form -> (N,)."""
-        logp = torch.log_softmax(self.logits, -1)
-        return (logp.exp() * (logp - torch.log_softmax(other.logits, -1))).sum(-1)
+        return (self.logp.exp() * (self.logp - other.logp)).sum(-1)
 
 
 Distribution = Gaussian | Categorical
