@@ -26,6 +26,7 @@ MOST_GRAPHS = 8  # of one function that torch keeps in a process; it refuses a n
 OPTIONS: dict[str, Any] = {
     "cpp_wrapper": True,  # kernels are called from C++
     "cpp.use_decompose_tanh": True,  # 2/(1 + exp(-2x)) - 1, to 2e-7: the library's tanh is an eighth of a step
+    "pattern_matcher": False,  # or a product and its bias become one call that first copies the bias to every row
     "cpp.vec_isa_ok": True,  # the flags of the processor are believed, not tried out at every start
 }
 _COMPILED_RUNS = itertools.count()
