@@ -147,17 +147,18 @@ def test_update_statistics_are_their_definitions() -> None:
     assert set(row) <= set(schema.GLOSSARY)
 
 
-def test_epoch_statistics_divide_by_the_weight_at_one() -> None:
-    d, a = torch.linspace(-0.5, 0.5, 101), torch.ones(101)
+def test_curves_over_epochs_divide_by_the_weight_at_one() -> None:
+    """Two epochs with both signs of advantage, the second with nothing moved."""
+    d, a = torch.linspace(-0.5, 0.5, 101), torch.linspace(1, -1, 101)
     for gate in (gates.Sigmoid(sharpness=10.0), gates.Sigmoid(sharpness=10.0, scale="unit")):
-        row = diagnostics.epoch_statistics(moved(d), gate, a)
+        rows = diagnostics.epoch_curves([moved(d), moved(d * 0, kl=0.02)], gate, a)
         r = np.exp(d.double().numpy())
-        assert row["epoch/weight_relative_mean"] == pytest.approx((r / np.cosh(5 * (r - 1)) ** 2).mean(), rel=1e-4)
-        assert row["epoch/ess_ratio"] == pytest.approx(r.sum() ** 2 / (r**2).sum() / 101, rel=1e-5)
-        assert row["epoch/kl_old_exact"] == pytest.approx(0.01)
-    still = diagnostics.epoch_statistics(moved(d * 0), gates.Open(), a)  # w(1) = 0 divides nothing
-    assert still["epoch/weight_relative_mean"] == 0
-    assert still["epoch/ess_ratio"] == pytest.approx(1.0)
+        assert rows["epoch/weight_relative_mean"] == pytest.approx([(r / np.cosh(5 * (r - 1)) ** 2).mean(), 1.0], rel=1e-4)
+        assert rows["epoch/ess_ratio"] == pytest.approx([r.sum() ** 2 / (r**2).sum() / 101, 1.0], rel=1e-5)
+        assert rows["epoch/kl_old_exact"] == pytest.approx([0.01, 0.02])
+    still = diagnostics.epoch_curves([moved(d * 0)], gates.Open(), a)  # w(1) = 0 divides nothing
+    assert still["epoch/weight_relative_mean"] == [0]
+    assert still["epoch/ess_ratio"] == pytest.approx([1.0])
 
 
 def test_a_side_without_samples_is_nan_and_no_other() -> None:
@@ -175,7 +176,7 @@ def test_statistics_of_a_policy_that_ran_away_are_numbers(furthest: float) -> No
     row = diagnostics.update_statistics(moved(d), gates.Sigmoid(), torch.ones(100).cumsum(0) - 50, 0.04)
     assert row["ess/ratio"] == pytest.approx(0.01)  # one sample has all the weight
     assert not any(math.isnan(value) for value in row.values())
-    assert diagnostics.epoch_statistics(moved(d), gates.Sigmoid(), torch.ones(100))["epoch/ess_ratio"] < 0.011
+    assert diagnostics.epoch_curves([moved(d)], gates.Sigmoid(), torch.ones(100))["epoch/ess_ratio"][0] < 0.011
 
 
 # one iteration of learning
