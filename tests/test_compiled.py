@@ -89,3 +89,15 @@ def test_a_compiled_penalised_step_is_the_plain_one(
         statistics = update(policy, batch, 0.3, lambda: None)
         found.append(torch.cat([policy.parameters, torch.tensor(list(statistics.values()))]))
     torch.testing.assert_close(*found, rtol=1e-5, atol=2e-6)
+
+
+def test_compiled_code_is_kept(make_policy: Callable[..., ActorCritic], make_batch: Callable[..., Batch]) -> None:
+    """Another process finds it: torch does not keep code with every operation, which would cost each run of a sweep anew."""
+    for _ in range(2):
+        torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
+        policy = make_policy()
+        learnt(policy, make_batch(policy, 32), gates.Clip(), compile=True)
+    counters = torch._dynamo.utils.counters
+    assert counters["aot_autograd"]["autograd_cache_hit"] == 1
+    assert counters["aot_autograd"]["autograd_cache_bypass"] == counters["inductor"]["fxgraph_cache_bypass"] == 0
