@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rgpo.tasks.environments import GymnasiumVector, make_vector_env
-from rgpo.tasks.locomotion import TASKS, load_model
+from rgpo.tasks.locomotion import TASKS
+from rgpo.tasks.mujoco import load_model
 
 
 @pytest.fixture(autouse=True)

@@ -73,7 +73,6 @@ def make_vector_env(env_id: str, num_envs: int, backend: str = "auto", **kwargs:
     Raises ConfigError for an unknown id or backend, a missing dependency, unsupported spaces and num_envs < 1.
     """
     from rgpo.tasks.locomotion import TASKS
-    from rgpo.tasks.mujoco import MujocoVector
 
     if num_envs < 1:
         raise ConfigError(f"num_envs={num_envs} is not possible: give the number of environment copies, 1 or more")
@@ -86,6 +85,8 @@ def make_vector_env(env_id: str, num_envs: int, backend: str = "auto", **kwargs:
             "kwargs, so choose one of them or backend='gymnasium'"
         )
     if direct and backend != "gymnasium":
+        from rgpo.tasks.mujoco import MujocoVector
+
         return MujocoVector(env_id, num_envs)
     return GymnasiumVector(env_id, num_envs, **kwargs)
 

@@ -1,4 +1,4 @@
-"""What distinguishes gymnasium's four MuJoCo locomotion tasks and their versions, and their physics models.
+"""What distinguishes gymnasium's four MuJoCo locomotion tasks and their versions.
 
     reward = (x' - x) / dt + bonus - c_ctrl ||a||^2 - c_contact ||clip(forces, -1, 1)||^2     dt = frame_skip * timestep
     terminated = some monitored coordinate of (qpos, qvel) left its open interval,  truncated = 1,000 steps elapsed
@@ -8,15 +8,10 @@
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf, nextafter
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import gymnasium
-import mujoco
 import numpy as np
 
 from rgpo.tasks.environments import Floats
@@ -98,28 +93,3 @@ def bounds(intervals: tuple[Interval, ...], size: int) -> tuple[int, int, Floats
         low[part] = np.maximum(low[part], interval.low)
         high[part] = np.minimum(high[part], interval.high)
     return first, last, low, high
-
-
-def load_model(xml: str) -> Any:
-    """Compile one of gymnasium's models; MuJoCo's remarks on the file (deprecated attributes) are not for the user."""
-    path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml
-    warn = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda _: None)  # the default writes stderr and MUJOCO_LOG.TXT in the working folder
-    try:
-        model = mujoco.MjModel.from_xml_path(str(path))
-    finally:
-        mujoco.set_mju_user_warning(warn)
-    # each model is one tree, so all of its constraints are one island: looking for more costs 5 to 7 % of a step
-    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
-    _stop_clocks()
-    return model
-
-
-def _stop_clocks() -> None:
-    """Keep MuJoCo from timing the stages of every step in this process (mjData.timer), a fifth of a step that nobody reads.
-
-    The pointer lies in MuJoCo's library alone: its Python setter knows no null. A library that has none is left as it is.
-    """
-    if mujoco.get_mjcb_time() is None:  # a callback that somebody has set stays
-        with suppress(OSError, ValueError):
-            ctypes.c_void_p.in_dll(ctypes.CDLL(mujoco._functions.__file__), "mjcb_time").value = None
