@@ -20,7 +20,7 @@ def seen_by_gate(now: Moved) -> Tensor:
 
 
 def epoch_curves(after: Sequence[Moved], gate: Gate, advantage: Tensor) -> dict[str, list[float]]:
-    """The columns epoch/, a number for each epoch; after them; advantage (N,) as the gate sees it."""
+    """The columns epoch/, a number for what each epoch left; advantage (N,) as the gate sees it."""
     d, gated = (torch.stack(rows) for rows in zip(*((now.log_ratio, seen_by_gate(now)) for now in after), strict=True))
     w = weight(gate, gated, advantage.expand_as(gated))
     return {
