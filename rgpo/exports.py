@@ -62,7 +62,7 @@ class MLflow:
     """One mlflow run an attempt, experiment and name as in the results folder; where it goes is mlflow's own setting."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], iteration: int) -> None:
-        import mlflow  # type: ignore[import-not-found, unused-ignore]
+        import mlflow
 
         self._mlflow: Any = mlflow
         mlflow.set_experiment(str(config["name"]))

@@ -163,8 +163,7 @@ class ActorCritic:
         """The present parameters compared with those that collected the batch, by the forward pass that acts."""
         output = torch.from_numpy(self.mode_output(batch.observation.numpy()))
         new = self._outcome(self._tensors[: len(self.actor_shapes)], output)
-        old = type(new)(*batch.old)
-        return Moved(new.log_prob(batch.action) - batch.logp_old, old.kl(new), new.entropy())  # type: ignore[arg-type]
+        return Moved(new.log_prob(batch.action) - batch.logp_old, new.kl_from(batch.old), new.entropy())
 
     def group_gradients(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any], groups: Array) -> Iterator[Tensor]:
         """The actor's gradient (P,) of the surrogate without its penalty, averaged over each group; groups (M, b)."""
@@ -227,7 +226,7 @@ class FlatLocalModel:
     def _surrogate(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         new = self.policy.distribution(flat, self._batch.observation)
         loss, _ = self._loss_of(new)
-        return loss, type(new)(*self._batch.old).kl(new).mean()  # type: ignore[arg-type]
+        return loss, new.kl_from(self._batch.old).mean()
 
     def gradient(self) -> Tensor:
         """Of minus the loss, (P,)."""

@@ -24,6 +24,10 @@ class Gaussian(NamedTuple):
         """sum log std + (1 + log 2 pi)/2 -> (N,)."""
         return (self.log_std + 0.5 * (1 + math.log(2 * math.pi))).sum(-1)
 
+    def kl_from(self, old: tuple[Tensor, ...]) -> Tensor:
+        """KL(old || self) of the parameters of another one -> (N,)."""
+        return Gaussian(*old).kl(self)
+
     def kl(self, other: Gaussian) -> Tensor:
         """KL(self || other) in closed form -> (N,)."""
         shift = ((self.mean - other.mean) * torch.exp(-other.log_std)).square()
@@ -43,6 +47,10 @@ class Categorical(NamedTuple):
     def entropy(self) -> Tensor:
         """-sum p log p -> (N,)."""
         return -(self.logp.exp() * self.logp).sum(-1)
+
+    def kl_from(self, old: tuple[Tensor, ...]) -> Tensor:
+        """KL(old || self) of the parameters of another one -> (N,)."""
+        return Categorical(*old).kl(self)
 
     def kl(self, other: Categorical) -> Tensor:
         """KL(self || other) in closed form -> (N,)."""

@@ -124,7 +124,8 @@ class LanguageModel:
     def values(self, hidden_nD: Tensor) -> Tensor:
         """V (n,) of hidden states."""
         assert self.value_head is not None
-        return self.value_head(hidden_nD.to(self.value_head.weight.dtype)).squeeze(-1)  # type: ignore[no-any-return]
+        values: Tensor = self.value_head(hidden_nD.to(self.value_head.weight.dtype)).squeeze(-1)
+        return values
 
     def _hidden(self, backbone: Any, piece: Piece) -> Tensor:
         segment = piece.segment_UW

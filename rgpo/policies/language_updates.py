@@ -66,7 +66,7 @@ class MicroBatchAdam:
         row = torch.zeros(len(STATISTICS))
         for piece in own(pieces):
             loss, parts = self.losses(piece, batch, advantage, kl_coef)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             row[:2] += parts[:2].cpu()
             row[2] = row[2].maximum(parts[2].cpu())
         sharding.sum_gradients(self.parameters)
@@ -128,7 +128,7 @@ class CriticFit:
             loss = value_loss(
                 self.policy.values(self._hidden[part]), batch.value_target[part], batch.value_old[part], None
             ).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             self.adam.step()
             row[1] = loss.item()
         return rows

@@ -44,7 +44,8 @@ def lines_of(completions: Completions, shared: bool) -> Tensor:
         return torch.arange(count, device=completions.sequence_BS.device)
     width = completions.sequence_BS.shape[1] - completions.completion_mask_BT.shape[1]
     prompts = torch.stack([completions.sequence_BS[:, :width], completions.attention_mask_BS[:, :width]], 1)
-    return torch.unique(prompts, dim=0, return_inverse=True)[1]  # type: ignore[no-any-return]
+    lines: Tensor = torch.unique(prompts, dim=0, return_inverse=True)[1]
+    return lines
 
 
 def arrange(rows: Array, completions: Completions, lines_B: Tensor, size: int) -> list[Tensor]:

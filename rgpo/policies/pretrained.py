@@ -237,7 +237,13 @@ def add_lora(model: Any, *, rank: int, alpha: float, dropout: float, target_modu
     from peft import LoraConfig, get_peft_model
 
     names = target_modules if isinstance(target_modules, str) else list(target_modules)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM")  # type: ignore[arg-type]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft declares an int and only divides it
+        lora_dropout=dropout,
+        target_modules=names,
+        task_type="CAUSAL_LM",
+    )
     gpus = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is going away

@@ -79,8 +79,8 @@ class VLLM:
 
     def __call__(self, policy: Any, prompts: Sequence[Sequence[int]], generator: torch.Generator) -> Completions:
         import torch
-        from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
-        from vllm.lora.request import LoRARequest  # type: ignore[import-not-found]
+        from vllm import LLM, SamplingParams
+        from vllm.lora.request import LoRARequest
 
         from rgpo.policies.generation import assemble
 

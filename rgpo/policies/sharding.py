@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import Tensor
 
 from rgpo.errors import require
 from rgpo.policies import processes
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard(decoder: Any) -> list[Any]:
@@ -53,7 +56,7 @@ def gathered(layers: Sequence[Any]) -> Iterator[None]:
             layer.reshard()
 
 
-def is_sharded(x: Tensor) -> bool:
+def is_sharded(x: Tensor) -> TypeGuard[DTensor]:
     """Whether this process holds only a part of x."""
     if processes.world_size() == 1:
         return False
@@ -64,7 +67,7 @@ def is_sharded(x: Tensor) -> bool:
 
 def full(x: Tensor) -> Tensor:
     """All of x, in every process."""
-    return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
+    return x.full_tensor() if is_sharded(x) else x
 
 
 def for_file(x: Tensor) -> Tensor:

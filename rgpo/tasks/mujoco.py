@@ -227,8 +227,9 @@ def load_model(xml: str) -> Any:
 def _stop_clocks() -> None:
     """Keep MuJoCo from timing the stages of every step in this process (mjData.timer), a fifth of a step that nobody reads.
 
-    The pointer lies in MuJoCo's library alone: its Python setter knows no null. A library that has none is left as it is.
+    The pointer lies in MuJoCo's library alone: its Python setter knows no null. A library that has none, or lies
+    elsewhere, is left as it is: slower and no different.
     """
     if mujoco.get_mjcb_time() is None:  # a callback that somebody has set stays
-        with suppress(OSError, ValueError):
+        with suppress(AttributeError, OSError, ValueError):
             ctypes.c_void_p.in_dll(ctypes.CDLL(mujoco._functions.__file__), "mjcb_time").value = None

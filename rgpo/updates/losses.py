@@ -41,7 +41,7 @@ def policy_loss(
 ) -> tuple[Tensor, Tensor]:
     """mean(surrogate) and the log ratio (N,); advantage (N,) as the gate sees it. penalised: KL in the graph."""
     logp = new.log_prob(batch.action)
-    kl = type(new)(*batch.old).kl(new) if penalised else logp * 0  # type: ignore[arg-type]
+    kl = new.kl_from(batch.old) if penalised else logp * 0
     out = objective(logp, batch.logp_old, batch.logp_old, advantage, kl_coef=kl_coef, kl=kl)
     return out.loss.mean(), out.log_ratio
 
