@@ -1,134 +1,25 @@
-"""Updates against torch.optim, plain torch.nn modules and torch.linalg; and how far each gate lets a policy drift."""
+"""Minibatch Adam and SGD against PPO in plain torch modules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from update_parts import Make, MakeBatch, both_kinds, noise, nothing, objective
 
 from rgpo import gates
-from rgpo.advantages import GAE
-from rgpo.algorithm import Algorithm
 from rgpo.batch import Batch
 from rgpo.climbing import STATISTICS
 from rgpo.errors import ConfigError, NonFiniteError
-from rgpo.objective import Detached, surrogate
-from rgpo.penalties import FixedPenalty, NoPenalty
 from rgpo.policies.actor_critic import ActorCritic
 from rgpo.runner import RATIO_MOVED
-from rgpo.updates.adam import AdamState, adam, bias_corrections, clip_by_norm
-from rgpo.updates.losses import actor_critic_loss, policy_loss, standardise, value_loss
 from rgpo.updates.minibatch_adam import MinibatchAdam, resolve_compile
-from rgpo.updates.natural_gradient import NaturalGradient, conjugate_gradient, line_search
+from rgpo.updates.natural_gradient import NaturalGradient
 from rgpo.updates.sgd import SGD
-
-Make = Callable[..., ActorCritic]
-MakeBatch = Callable[..., Batch]
-both_kinds = pytest.mark.parametrize("discrete", [False, True], ids=["gaussian", "categorical"])
-
-
-def objective(gate: Any) -> Any:
-    return partial(surrogate, gate=gate, ref_gate=gates.Open(), dual=Detached())
-
-
-def nothing() -> None:
-    """After an epoch."""
-
-
-def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-# Adam and the pieces of the loss
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("eps", [1e-8, 1e-5, 1e-1])
-def test_adam_is_torchs(dtype: torch.dtype, tolerance: float, eps: float) -> None:
-    start, target = noise(20, seed=1, dtype=dtype), noise(20, seed=2, dtype=dtype)
-    theirs = start.clone().requires_grad_()
-    optimiser = torch.optim.Adam([theirs], lr=1e-2, eps=eps)
-    ours = AdamState.start(start)
-    for i in range(50):
-        lr = 1e-2 * (1 - i / 100)
-        optimiser.param_groups[0]["lr"] = lr
-        theirs.grad = (theirs.detach() - target) ** 3
-        optimiser.step()
-        corrections = bias_corrections(lr, i, 1)[0].to(dtype)
-        ours = adam(ours, (ours.parameters - target) ** 3, corrections, eps)
-        torch.testing.assert_close(ours.parameters, theirs.detach(), rtol=0, atol=tolerance)
-    assert (ours.parameters - start).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("max_norm", [0.5, 1.0, 1e6])
-def test_clip_by_norm_is_torchs(max_norm: float) -> None:
-    parameter = nn.Parameter(torch.zeros(30))
-    parameter.grad = noise(30)
-    ours, norm = clip_by_norm(parameter.grad.clone(), max_norm)
-    torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_([parameter], max_norm))
-    torch.testing.assert_close(ours, parameter.grad)
-    whole, same = clip_by_norm(noise(30), None)
-    torch.testing.assert_close(whole, noise(30))
-    torch.testing.assert_close(same, norm)
-
-
-def test_value_loss_is_cleanrls() -> None:
-    value, target, old = noise(3, 100)
-    clipped = old + torch.clamp(value - old, -0.2, 0.2)
-    written_out = 0.5 * torch.max((value - target) ** 2, (clipped - target) ** 2).mean()
-    torch.testing.assert_close(value_loss(value, target, old, 0.2).mean(), written_out)
-    torch.testing.assert_close(value_loss(value, target, old, None).mean(), 0.5 * nn.functional.mse_loss(value, target))
-    assert written_out > value_loss(value, target, old, None).mean()
-    far = torch.tensor([3.0], requires_grad=True)  # beyond the clip on the way to its target: no gradient
-    loss = value_loss(far, torch.tensor([4.0]), torch.tensor([0.0]), 0.2)
-    assert torch.autograd.grad(loss, far)[0] == 0
-
-
-def test_standardise() -> None:
-    x = 3 + 2 * noise(50)
-    torch.testing.assert_close(standardise(x), (x - x.mean()) / (x.std() + 1e-8))
-
-
-@both_kinds
-def test_the_penalty_in_the_loss_is_the_exact_kl(make_policy: Make, make_batch: MakeBatch, discrete: bool) -> None:
-    policy = make_policy(discrete=discrete)
-    batch = make_batch(policy, 64)
-    flat = (policy.parameters + 0.1 * noise(len(policy.parameters))).requires_grad_()
-    new = policy.distribution(flat, batch.observation)
-    loss_of = partial(policy_loss, new, batch, batch.advantage, objective=objective(gates.Clip()))
-    plain, penalised = loss_of(kl_coef=0.7)[0], loss_of(kl_coef=0.7, penalised=True)[0]
-    kl = new.kl_from(batch.old).mean()
-    torch.testing.assert_close(penalised - plain, 0.7 * kl)
-    difference = torch.autograd.grad(penalised - plain, flat, retain_graph=True)[0]
-    torch.testing.assert_close(difference, 0.7 * torch.autograd.grad(kl, flat)[0], rtol=1e-4, atol=1e-6)
-
-
-def test_the_total_loss_is_the_sum_of_its_parts(make_policy: Make, make_batch: MakeBatch) -> None:
-    policy = make_policy()
-    batch = make_batch(policy, 64)
-    total, (actor, critic, furthest) = actor_critic_loss(
-        policy.parameters,
-        batch,
-        torch.tensor(0.0),
-        policy=policy,
-        objective=objective(gates.Clip()),
-        penalised=False,
-        normalize=True,
-        vf_coef=0.5,
-        ent_coef=0.01,
-        value_clip=0.2,
-    )
-    entropy = policy.distribution(policy.parameters, batch.observation).entropy().mean()
-    torch.testing.assert_close(total, actor + 0.5 * critic - 0.01 * entropy)
-    torch.testing.assert_close(actor, torch.tensor(0.0), atol=1e-6, rtol=0)  # r = 1 and standardised advantages
-    assert furthest < RATIO_MOVED
-
 
 # minibatch Adam
 
@@ -338,117 +229,3 @@ def test_compiling_is_resolved_and_explained() -> None:
     compiled, why = resolve_compile("auto", 10)
     assert not compiled
     assert why.startswith("not compiled")
-
-
-# natural gradient
-
-
-def test_conjugate_gradient_solves_what_linalg_solves() -> None:
-    root = noise(12, 12, dtype=torch.float64)
-    matrix, b = root @ root.T + 0.5 * torch.eye(12, dtype=torch.float64), noise(12, seed=1, dtype=torch.float64)
-    x, residual = conjugate_gradient(lambda v: matrix @ v, b, 40, tolerance=1e-20)
-    torch.testing.assert_close(x, torch.linalg.solve(matrix, b), rtol=1e-7, atol=1e-8)
-    assert residual < 1e-18
-    rough, residual = conjugate_gradient(lambda v: matrix @ v, b, 3)
-    assert residual == pytest.approx(((b - matrix @ rough).square().sum() / b.square().sum()).item())
-    assert residual > 1e-6
-    zero, residual = conjugate_gradient(lambda v: matrix @ v, b * 0, 10)
-    assert (zero == 0).all()
-    assert residual == 0
-
-
-@pytest.mark.parametrize(
-    ("evaluate", "expected"),
-    [
-        (lambda f: (f, 0.01 * f), 1.0),
-        (lambda f: (f, 0.03 * f**2), 0.5),  # KL too large at first
-        (lambda f: (0.3 - f, 0.0), 0.25),  # no improvement at first
-        (lambda f: (f, 1.0), 0.0),
-        (lambda f: (-f, 0.0), 0.0),
-        (lambda f: (0.0, 0.0), 0.0),
-        (lambda f: (math.nan, 0.0), 0.0),
-        (lambda f: (1.0, math.nan), 0.0),
-    ],
-    ids=["at_once", "kl", "improvement", "kl_never", "improvement_never", "nothing_gained", "nan", "nan_kl"],
-)
-def test_line_search(evaluate: Callable[[float], tuple[float, float]], expected: float) -> None:
-    assert line_search(evaluate, kl_max=0.01, shrink=0.5, num_tries=5) == expected
-
-
-@both_kinds
-def test_natural_gradient_stays_in_its_trust_region(make_policy: Make, make_batch: MakeBatch, discrete: bool) -> None:
-    policy = make_policy(discrete=discrete)
-    batch, before = make_batch(policy, 512), policy.parameters.clone()
-    update = NaturalGradient(kl_max=0.01, critic_epochs=2, critic_minibatches=4, compile=False)
-    update.setup(policy, objective(gates.Identity()), False, 1, 0)
-    called: list[float] = []
-    metrics = update(policy, batch, 0.0, lambda: called.append(policy.moved(batch).kl.mean().item()))
-    assert metrics["trpo/line_search_success"] == 1
-    assert len(called) == 1
-    assert 0.002 < called[0] <= 0.01
-    assert policy.moved(batch).kl.mean().item() == called[0]  # the critic's epochs leave the actor alone
-    moved = policy.parameters != before
-    count = policy.num_actor_parameters
-    assert moved[:count].float().mean() > 0.9
-    assert moved[count:].float().mean() > 0.9
-    advantage = standardise(batch.advantage)
-    assert (policy.moved(batch).log_ratio.exp() * advantage).mean() > advantage.mean()
-
-
-def test_a_natural_gradient_step_solves_with_the_explicit_fisher_matrix(make_policy: Make, make_batch: MakeBatch) -> None:
-    """theta' - theta = fraction sqrt(2 delta/s'(F + damping)s) s, (F + damping) s = g, F = mean J'(diag p - pp')J."""
-    policy = make_policy(discrete=True, observation=2, action=3, hidden_sizes=(3,), seed=2)
-    batch, start, count = make_batch(policy, 128), policy.parameters.clone(), policy.num_actor_parameters
-    update = NaturalGradient(cg_iterations=60, cg_damping=0.1, critic_epochs=1, critic_minibatches=1, compile=False)
-    update.setup(policy, objective(gates.Identity()), False, 1, 0)
-    metrics = update._actor_step(policy, batch)
-
-    def logits(flat: Tensor) -> Tensor:
-        return policy.distribution(flat, batch.observation)[0]
-
-    jacobian = torch.func.jacrev(logits)(start)[..., :count].double()
-    p = torch.softmax(logits(start).double(), -1)
-    inner = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    fisher = torch.einsum("nap,nab,nbq->pq", jacobian, inner, jacobian) / len(p)
-    damped = fisher + 0.1 * torch.eye(count, dtype=torch.float64)
-    score = torch.nn.functional.one_hot(batch.action, 3) - p
-    g = torch.einsum("n,na,nap->p", standardise(batch.advantage).double(), score, jacobian) / len(p)
-    s = torch.linalg.solve(damped, g)
-    step = metrics["trpo/step_fraction"] * (2 * 0.01 / (s @ damped @ s)).sqrt() * s
-    torch.testing.assert_close((policy.parameters - start)[:count].double(), step, rtol=1e-3, atol=1e-5)
-    assert metrics["trpo/quadratic_form"] == pytest.approx((s @ damped @ s).item(), rel=1e-4)
-    assert metrics["grad/norm_mean"] == pytest.approx(g.norm().item(), rel=1e-4)
-
-
-def test_natural_gradient_refuses_what_it_would_ignore() -> None:
-    def make(**change: Any) -> Algorithm:
-        parts = {"gate": gates.Identity(), "penalty": NoPenalty(), "update": NaturalGradient()} | change
-        return Algorithm(ref_gate=gates.Open(), dual=Detached(), advantage=GAE(), kl_spike_threshold=0.04, **parts)
-
-    make()
-    make(penalty=FixedPenalty(), update=SGD())
-    with pytest.raises(ConfigError, match=r"penalty: natural_gradient keeps its own trust region .*use penalty=none"):
-        make(penalty=FixedPenalty())
-    with pytest.raises(ConfigError, match=r"gate=open: has weight 0 everywhere"):
-        make(gate=gates.Open())
-
-
-# drift
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_sign_aware_gate_holds_the_trust_region_that_the_symmetric_one_leaves(
-    make_policy: Make, make_batch: MakeBatch, seed: int
-) -> None:
-    """Thirty epochs on one fixed batch of random advantages, no penalty: nothing pulls the literal gate back."""
-    kl = {}
-    for gate in (gates.Clip(), gates.SigmoidSigned(sharpness=10.0), gates.Sigmoid(sharpness=10.0)):
-        policy = make_policy(observation=11, hidden_sizes=(32, 32), policy_gain=0.01, seed=seed)
-        batch = make_batch(policy, 512, seed=seed)
-        update = SGD(num_epochs=30, num_minibatches=8, lr=1e-3, anneal_lr=False, compile=False)
-        update.setup(policy, objective(gate), False, 1, seed)
-        update(policy, batch, 0.0, nothing)
-        kl[type(gate)] = policy.moved(batch).kl.mean().item()
-    assert 0.5 * kl[gates.Clip] < kl[gates.SigmoidSigned] < 2 * kl[gates.Clip]
-    assert kl[gates.Sigmoid] > 3 * kl[gates.SigmoidSigned]
-    assert kl[gates.Sigmoid] > 0.1

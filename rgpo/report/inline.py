@@ -20,7 +20,9 @@ def inline(svg: bytes, prefix: str) -> str:
     text = _HEAD.sub("", svg.decode())
     for _ in range(2):  # width, height
         text = _SIZE.sub(lambda match: match[1] or match[2], text, count=1)
-    width = float(re.search(r'viewBox="0 0 ([0-9.]+)', text)[1])  # type: ignore[index]
+    box = re.search(r'viewBox="0 0 ([0-9.]+)', text)
+    assert box is not None, "matplotlib writes a viewBox"
+    width = float(box[1])
     text = text.replace("<svg ", f'<svg style="max-width:{1.9 * width:.0f}px;min-width:{1.14 * width:.0f}px" ', 1)
     text = _LABELLED.sub(r'class="\1" data-label="\2"', text)
     text = _ID.sub(rf"\g<1>{prefix}-", text)

@@ -84,8 +84,9 @@ class ChatReward:
     """A reward model's scores of exchanges under its own chat template, or as HH-RLHF writes them where it has none."""
 
     def __init__(self, key: str, path_or_id: str, *, dtype: str, device: str, trust_remote_code: bool, batch_size: int) -> None:
-        options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        self.reward = ProxyReward(path_or_id, batch_size, key=key, **options)  # type: ignore[arg-type]
+        self.reward = ProxyReward(
+            path_or_id, batch_size, key=key, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
         self.has_template = bool(self.reward.tokenizer.chat_template)
         self.reward.special_tokens = not self.has_template  # a template writes them itself
 

@@ -215,7 +215,7 @@ def _fit(
             optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 50) * cosine
             value = loss(index, rng)
             optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(value)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             losses.append(value.item())

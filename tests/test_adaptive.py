@@ -1,0 +1,83 @@
+"""The gate whose sharpness follows the KL divergence."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from rgpo import gates
+from rgpo.adaptive import AdaptiveSharpness
+from rgpo.errors import ConfigError
+from rgpo.gates import Curve
+
+
+def test_adaptive_sharpness_takes_the_written_step_and_stays_within_its_bounds() -> None:
+    gate = AdaptiveSharpness(gate=gates.SigmoidSigned(sharpness=10.0), kl_target=0.01, rate=0.2)
+    for kl, step in ((0.015, 0.5), (0.0, -1.0), (0.5, 1.0), (0.01, 0.0), (0.004, -0.6)):
+        before = gate.sharpness
+        gate.observe(kl)
+        assert gate.sharpness == pytest.approx(before * math.exp(0.2 * step))
+    for kl, bound in ((1.0, 60.0), (0.0, 1.0)):
+        for _ in range(40):
+            gate.observe(kl)
+        assert gate.sharpness == bound
+
+
+@pytest.mark.parametrize("scale", ["none", "unit"])
+@pytest.mark.parametrize("cls", [gates.Sigmoid, gates.SigmoidLog, gates.SigmoidSigned, gates.GaussianLog, gates.Power])
+def test_adaptive_sharpness_is_the_gate_of_its_present_sharpness(cls: type[Curve], scale: str) -> None:
+    gate = AdaptiveSharpness(gate=cls(sharpness=4.0, scale=scale), kl_target=0.01)
+    live = vars(gate._live)["sharpness"]
+    d = torch.linspace(-1, 1, 9)
+    advantage = torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1, 1])
+    for kl in (1.0, 1.0, 0.0):
+        before = gate(d, advantage)
+        gate.observe(kl)
+        plain = cls(sharpness=gate.sharpness, scale=scale)
+        assert not torch.equal(gate(d, advantage), before)
+        torch.testing.assert_close(gate(d, advantage), plain(d, advantage))
+        assert gate.weight_at_one() == pytest.approx(plain.weight_at_one(), rel=1e-6)
+        assert gate.scale == scale
+    assert vars(gate._live)["sharpness"] is live  # one tensor all along: a compiled step sees it change
+    assert live.item() == pytest.approx(gate.sharpness)
+
+
+def test_adaptive_sharpness_round_trips() -> None:
+    gate, other = (AdaptiveSharpness(gate=gates.Sigmoid(scale="unit")) for _ in range(2))
+    gate.observe(0.2)
+    other.load_state_dict(gate.state_dict())
+    d = torch.linspace(-1, 1, 9)
+    assert other.state_dict() == gate.state_dict() == {"sharpness": pytest.approx(10 * math.exp(0.2))}
+    assert torch.equal(gate(d, d), other(d, d))
+    gate.observe(0.2)
+    assert gate.sharpness > other.sharpness
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"gate": gates.Identity()}, r"gate\.gate=Identity: needs a gate with exactly one sharpness"),
+        ({"gate": gates.Sapo()}, r"gate\.gate=Sapo: needs a gate with exactly one sharpness"),
+        ({"gate": gates.SigmoidMatched()}, r"gate\.gate=SigmoidMatched: .*choose SigmoidLog"),
+        ({"kl_target": 0.0}, r"gate\.kl_target=0\.0: must be positive"),
+        ({"kl_target": math.nan}, r"gate\.kl_target=nan: must be positive"),
+        ({"rate": -0.1}, r"gate\.rate=-0\.1: must be positive"),
+        ({"min_sharpness": 60.0}, r"gate\.min_sharpness=60\.0: must be positive and below max_sharpness=60\.0"),
+        ({"gate": gates.Sigmoid(sharpness=100.0)}, r"sharpness=100\.0: "),  # outside [1, 60], where k is said to stay
+    ],
+    ids=lambda x: str(x)[:60] if isinstance(x, str) else None,
+)
+def test_adaptive_sharpness_refuses(fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        AdaptiveSharpness(**{"gate": gates.Sigmoid(), **fields})
+
+
+def test_plain_gates_have_no_state() -> None:
+    gate = gates.Sigmoid()
+    gate.observe(1.0)
+    gate.load_state_dict({})
+    assert gate.state_dict() == {}
+    assert gate == gates.Sigmoid()

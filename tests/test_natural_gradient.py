@@ -1,0 +1,133 @@
+"""The natural gradient against torch.linalg, and how far each gate lets a policy drift."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from update_parts import Make, MakeBatch, both_kinds, noise, nothing, objective
+
+from rgpo import gates
+from rgpo.advantages import GAE
+from rgpo.algorithm import Algorithm
+from rgpo.errors import ConfigError
+from rgpo.objective import Detached
+from rgpo.penalties import FixedPenalty, NoPenalty
+from rgpo.updates.losses import standardise
+from rgpo.updates.natural_gradient import NaturalGradient, conjugate_gradient, line_search
+from rgpo.updates.sgd import SGD
+
+
+def test_conjugate_gradient_solves_what_linalg_solves() -> None:
+    root = noise(12, 12, dtype=torch.float64)
+    matrix, b = root @ root.T + 0.5 * torch.eye(12, dtype=torch.float64), noise(12, seed=1, dtype=torch.float64)
+    x, residual = conjugate_gradient(lambda v: matrix @ v, b, 40, tolerance=1e-20)
+    torch.testing.assert_close(x, torch.linalg.solve(matrix, b), rtol=1e-7, atol=1e-8)
+    assert residual < 1e-18
+    rough, residual = conjugate_gradient(lambda v: matrix @ v, b, 3)
+    assert residual == pytest.approx(((b - matrix @ rough).square().sum() / b.square().sum()).item())
+    assert residual > 1e-6
+    zero, residual = conjugate_gradient(lambda v: matrix @ v, b * 0, 10)
+    assert (zero == 0).all()
+    assert residual == 0
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "expected"),
+    [
+        (lambda f: (f, 0.01 * f), 1.0),
+        (lambda f: (f, 0.03 * f**2), 0.5),  # KL too large at first
+        (lambda f: (0.3 - f, 0.0), 0.25),  # no improvement at first
+        (lambda f: (f, 1.0), 0.0),
+        (lambda f: (-f, 0.0), 0.0),
+        (lambda f: (0.0, 0.0), 0.0),
+        (lambda f: (math.nan, 0.0), 0.0),
+        (lambda f: (1.0, math.nan), 0.0),
+    ],
+    ids=["at_once", "kl", "improvement", "kl_never", "improvement_never", "nothing_gained", "nan", "nan_kl"],
+)
+def test_line_search(evaluate: Callable[[float], tuple[float, float]], expected: float) -> None:
+    assert line_search(evaluate, kl_max=0.01, shrink=0.5, num_tries=5) == expected
+
+
+@both_kinds
+def test_natural_gradient_stays_in_its_trust_region(make_policy: Make, make_batch: MakeBatch, discrete: bool) -> None:
+    policy = make_policy(discrete=discrete)
+    batch, before = make_batch(policy, 512), policy.parameters.clone()
+    update = NaturalGradient(kl_max=0.01, critic_epochs=2, critic_minibatches=4, compile=False)
+    update.setup(policy, objective(gates.Identity()), False, 1, 0)
+    called: list[float] = []
+    metrics = update(policy, batch, 0.0, lambda: called.append(policy.moved(batch).kl.mean().item()))
+    assert metrics["trpo/line_search_success"] == 1
+    assert len(called) == 1
+    assert 0.002 < called[0] <= 0.01
+    assert policy.moved(batch).kl.mean().item() == called[0]  # the critic's epochs leave the actor alone
+    moved = policy.parameters != before
+    count = policy.num_actor_parameters
+    assert moved[:count].float().mean() > 0.9
+    assert moved[count:].float().mean() > 0.9
+    advantage = standardise(batch.advantage)
+    assert (policy.moved(batch).log_ratio.exp() * advantage).mean() > advantage.mean()
+
+
+def test_a_natural_gradient_step_solves_with_the_explicit_fisher_matrix(make_policy: Make, make_batch: MakeBatch) -> None:
+    """theta' - theta = fraction sqrt(2 delta/s'(F + damping)s) s, (F + damping) s = g, F = mean J'(diag p - pp')J."""
+    policy = make_policy(discrete=True, observation=2, action=3, hidden_sizes=(3,), seed=2)
+    batch, start, count = make_batch(policy, 128), policy.parameters.clone(), policy.num_actor_parameters
+    update = NaturalGradient(cg_iterations=60, cg_damping=0.1, critic_epochs=1, critic_minibatches=1, compile=False)
+    update.setup(policy, objective(gates.Identity()), False, 1, 0)
+    metrics = update._actor_step(policy, batch)
+
+    def logits(flat: Tensor) -> Tensor:
+        return policy.distribution(flat, batch.observation)[0]
+
+    jacobian = torch.func.jacrev(logits)(start)[..., :count].double()
+    p = torch.softmax(logits(start).double(), -1)
+    inner = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    fisher = torch.einsum("nap,nab,nbq->pq", jacobian, inner, jacobian) / len(p)
+    damped = fisher + 0.1 * torch.eye(count, dtype=torch.float64)
+    score = torch.nn.functional.one_hot(batch.action, 3) - p
+    g = torch.einsum("n,na,nap->p", standardise(batch.advantage).double(), score, jacobian) / len(p)
+    s = torch.linalg.solve(damped, g)
+    step = metrics["trpo/step_fraction"] * (2 * 0.01 / (s @ damped @ s)).sqrt() * s
+    torch.testing.assert_close((policy.parameters - start)[:count].double(), step, rtol=1e-3, atol=1e-5)
+    assert metrics["trpo/quadratic_form"] == pytest.approx((s @ damped @ s).item(), rel=1e-4)
+    assert metrics["grad/norm_mean"] == pytest.approx(g.norm().item(), rel=1e-4)
+
+
+def test_natural_gradient_refuses_what_it_would_ignore() -> None:
+    def make(**change: Any) -> Algorithm:
+        parts = {"gate": gates.Identity(), "penalty": NoPenalty(), "update": NaturalGradient()} | change
+        return Algorithm(ref_gate=gates.Open(), dual=Detached(), advantage=GAE(), kl_spike_threshold=0.04, **parts)
+
+    make()
+    make(penalty=FixedPenalty(), update=SGD())
+    with pytest.raises(ConfigError, match=r"penalty: natural_gradient keeps its own trust region .*use penalty=none"):
+        make(penalty=FixedPenalty())
+    with pytest.raises(ConfigError, match=r"gate=open: has weight 0 everywhere"):
+        make(gate=gates.Open())
+
+
+# drift
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_sign_aware_gate_holds_the_trust_region_that_the_symmetric_one_leaves(
+    make_policy: Make, make_batch: MakeBatch, seed: int
+) -> None:
+    """Thirty epochs on one fixed batch of random advantages, no penalty: nothing pulls the literal gate back."""
+    kl = {}
+    for gate in (gates.Clip(), gates.SigmoidSigned(sharpness=10.0), gates.Sigmoid(sharpness=10.0)):
+        policy = make_policy(observation=11, hidden_sizes=(32, 32), policy_gain=0.01, seed=seed)
+        batch = make_batch(policy, 512, seed=seed)
+        update = SGD(num_epochs=30, num_minibatches=8, lr=1e-3, anneal_lr=False, compile=False)
+        update.setup(policy, objective(gate), False, 1, seed)
+        update(policy, batch, 0.0, nothing)
+        kl[type(gate)] = policy.moved(batch).kl.mean().item()
+    assert 0.5 * kl[gates.Clip] < kl[gates.SigmoidSigned] < 2 * kl[gates.Clip]
+    assert kl[gates.Sigmoid] > 3 * kl[gates.SigmoidSigned]
+    assert kl[gates.Sigmoid] > 0.1
