@@ -76,3 +76,21 @@ def make_language_model(tiny_checkpoint: Path) -> Callable[..., LanguageModel]:
         return LanguageModel(model, replace(SAMPLING, **sampling), critic)
 
     return make
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory; results go to its results/."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks x three algorithms x three seeds, written once; copy before changing."""
+    import report_fixtures as fixtures
+
+    results = tmp_path_factory.mktemp("stored") / "results"
+    fixtures.write_experiment(results, algos=("ppo", "rgpo", "trpo"))
+    fixtures.write_gates(results / "gates.parquet")
+    return results

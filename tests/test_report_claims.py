@@ -18,12 +18,6 @@ from rgpo.report.cli import main
 FAST = ["formats=[svg]", "num_resamples=200", "figures=[]"]
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def verdicts(here: Path, code: int = 0) -> dict[str, dict[str, str]]:
     """First words of the claim -> row of the ledger."""
     assert main([*FAST, f"results_dir={here}/results", f"out={here}/report"]) == code

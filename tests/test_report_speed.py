@@ -27,11 +27,10 @@ SPEEDS = {  # contestant -> steps per CPU-second in rounds 0, 1, 2
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(here: Path) -> Path:
     """A current directory with one short run."""
-    monkeypatch.chdir(tmp_path)
-    fixtures.write_run(tmp_path / "results", iterations=3)
-    return tmp_path
+    fixtures.write_run(here / "results", iterations=3)
+    return here
 
 
 def write(results: Path, kind: str, rows: list[dict[str, Any]]) -> None:
