@@ -19,6 +19,7 @@ from torch._higher_order_ops.scan import scan
 
 from rgpo.batch import Batch
 from rgpo.updates.adam import AdamState, adam, bias_corrections, clip_by_norm
+from rgpo.updates.products import Products
 
 LossFunction = Callable[[Tensor, Batch, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 ENOUGH_STEPS = 15_000  # gradient steps that earn back a first compilation, 9 s here, twice over
@@ -28,6 +29,7 @@ OPTIONS: dict[str, Any] = {
     "cpp.use_decompose_tanh": True,  # 2/(1 + exp(-2x)) - 1, to 2e-7: the library's tanh is an eighth of a step
     "pattern_matcher": False,  # or a product and its bias become one call that first copies the bias to every row
     "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.scan": torch.__version__},  # or a scan is not kept on disk
+    "post_grad_custom_post_pass": Products(),
     "cpp.vec_isa_ok": True,  # the flags of the processor are believed, not tried out at every start
 }
 _COMPILED_RUNS = itertools.count()
