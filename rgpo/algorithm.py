@@ -147,8 +147,7 @@ class Algorithm:
         metrics["kl/coef"] = self.penalty.coef
         metrics |= self.update(policy, batch, self.penalty.coef, after_epoch)
         clock.add("time/update_s")
-        metrics |= diagnostics.update_statistics(after[-1], self.gate, advantage, self.kl_spike_threshold)
-        metrics |= diagnostics.epoch_curves(after, self.gate, advantage)
+        metrics |= diagnostics.update_statistics(after, self.gate, advantage, self.kl_spike_threshold)
         clock.add("time/diagnostics_s")
         if measure_variance:
             metrics |= diagnostics.gradient_variance("after", gradients(), groups.shape[1])

@@ -19,58 +19,65 @@ def seen_by_gate(now: Moved) -> Tensor:
     return now.log_ratio if now.gated is None else now.gated
 
 
-def epoch_curves(after: Sequence[Moved], gate: Gate, advantage: Tensor) -> dict[str, list[float]]:
-    """The columns epoch/, a number for what each epoch left; advantage (N,) as the gate sees it."""
-    d, gated = (torch.stack(rows) for rows in zip(*((now.log_ratio, seen_by_gate(now)) for now in after), strict=True))
+def update_statistics(
+    after: Sequence[Moved], gate: Gate, advantage: Tensor, kl_spike_threshold: float
+) -> dict[str, float | list[float]]:
+    """The columns epoch/, a number for what each epoch left, and those of the whole update, which are of the last epoch.
+
+    kl/, ratio/, gate/, weight/, ess/ and policy/entropy; advantage (N,) as the gate sees it.
+    """
+    gated = torch.stack([seen_by_gate(now) for now in after])
     w = weight(gate, gated, advantage.expand_as(gated))
-    return {
-        "epoch/kl_old_exact": [now.kl.mean().item() for now in after],
-        "epoch/weight_relative_mean": (w.mean(-1) / _divisor(gate)).tolist(),
-        "epoch/ess_ratio": effective_sample_size(d.clamp(max=80.0).exp()).tolist(),
+    ratio = torch.stack([now.log_ratio for now in after]).double().clamp(max=700.0).exp()
+    ess = effective_sample_size(ratio).tolist()
+    kl = [now.kl.mean().item() for now in after]
+    at_one = gate.weight_at_one()
+    relative_weight = (w.mean(-1) / (at_one or 1.0)).tolist()
+    metrics: dict[str, float | list[float]] = {
+        "epoch/kl_old_exact": kl,
+        "epoch/weight_relative_mean": relative_weight,
+        "epoch/ess_ratio": ess,
+        "kl/old_exact": kl[-1],
+        "kl/spike": float(kl[-1] > kl_spike_threshold),
+        "weight/at_one": at_one,
+        "weight/relative_mean": relative_weight[-1],
+        "ess/ratio": ess[-1],
+        "ess/weight": effective_sample_size(w[-1]).item(),
+        "gate/sharpness": float(getattr(gate, "sharpness", float("nan"))),
+        "ratio/min": ratio[-1].min().item(),
+        "ratio/max": ratio[-1].max().item(),
     }
+    sides = torch.stack([gate(gated[-1], advantage), w[-1]])
+    for side, chosen in (("pos", advantage >= 0), ("neg", advantage < 0)):
+        for name, summary in zip(("gate", "weight"), _summaries(sides[:, chosen]), strict=True):
+            metrics |= {f"{name}/{side}_{key}": number for key, number in summary.items()}
+    return metrics | _of_policy(after[-1])
 
 
-def update_statistics(now: Moved, gate: Gate, advantage: Tensor, kl_spike_threshold: float) -> dict[str, float]:
-    """The columns kl/, ratio/, gate/, weight/, ess/ and policy/entropy after an update; advantage (N,)."""
-    d, gated = now.log_ratio, seen_by_gate(now)
-    ratio = d.double().clamp(max=700.0).exp()
-    value, w = gate(gated, advantage), weight(gate, gated, advantage)
-    kl_exact = now.kl.mean().item()
+def _of_policy(now: Moved) -> dict[str, float]:
+    d = now.log_ratio
     metrics = {
-        "kl/old_exact": kl_exact,
-        "kl/spike": float(kl_exact > kl_spike_threshold),
         "policy/entropy": now.entropy.mean().item(),
-        "ratio/min": ratio.min().item(),
-        "ratio/max": ratio.max().item(),
         "ratio/abs_log_max": d.abs().max().item(),
         "ratio/tail_index": tail_index(d).item(),
-        "weight/at_one": gate.weight_at_one(),
-        "weight/relative_mean": w.mean().item() / _divisor(gate),
-        "ess/ratio": effective_sample_size(ratio).item(),
-        "ess/weight": effective_sample_size(w).item(),
-        "gate/sharpness": float(getattr(gate, "sharpness", float("nan"))),
     }
-    for name, estimate in (("k1", k1(d)), ("k2", k2(d)), ("k3", k3(d))):
-        metrics[f"kl/old_{name}"] = estimate.mean().item()
-        metrics[f"kl/old_{name}_se"] = estimate.std().item() / len(d) ** 0.5
+    estimates = torch.stack([k1(d), k2(d), k3(d)])
+    columns = zip(("k1", "k2", "k3"), estimates.mean(-1).tolist(), (estimates.std(-1) / len(d) ** 0.5).tolist(), strict=True)
+    for name, mean, error in columns:
+        metrics |= {f"kl/old_{name}": mean, f"kl/old_{name}_se": error}
     if now.kl_ref is not None:
         metrics["kl/ref_exact"] = now.kl_ref.mean().item()
-    for side, chosen in (("pos", advantage >= 0), ("neg", advantage < 0)):
-        for name, x in (("gate", value[chosen]), ("weight", w[chosen])):
-            metrics |= {f"{name}/{side}_{key}": number for key, number in _summary(x).items()}
     return metrics
 
 
-def _summary(x: Tensor) -> dict[str, float]:
-    if not len(x):
-        return dict.fromkeys(("mean", *QUANTILES), float("nan"))
-    levels = torch.tensor(list(QUANTILES.values()), dtype=x.dtype)
-    quantiles = torch.quantile(x[: 2**24], levels).tolist()
-    return {"mean": x.mean().item(), **dict(zip(QUANTILES, quantiles, strict=True))}
-
-
-def _divisor(gate: Gate) -> float:
-    return gate.weight_at_one() or 1.0
+def _summaries(rows: Tensor) -> list[dict[str, float]]:
+    """Mean and quantiles of each of the rows (R, n), NaN where n = 0."""
+    names = ("mean", *QUANTILES)
+    if not rows.shape[1]:
+        return [dict.fromkeys(names, float("nan")) for _ in rows]
+    levels = torch.tensor(list(QUANTILES.values()), dtype=rows.dtype)
+    table = torch.cat([rows.mean(-1)[None], torch.quantile(rows[:, : 2**24], levels, dim=-1)])
+    return [dict(zip(names, column, strict=True)) for column in table.T.tolist()]
 
 
 def gradient_variance(when: str, gradients: Iterable[Tensor], group_size: int) -> dict[str, float]:

@@ -21,7 +21,7 @@ from rgpo.climbing import AdamSettings, CriticSettings
 from rgpo.policies.distributions import Categorical, Distribution, Gaussian
 from rgpo.policies.mlp import MLP
 from rgpo.updates.losses import actor_critic_loss, critic_loss, policy_loss
-from rgpo.updates.minibatch_adam import MinibatchAdam
+from rgpo.updates.minibatch_adam import MinibatchAdam, compiled
 
 
 class ActorCritic:
@@ -46,6 +46,7 @@ class ActorCritic:
         self._tensors = self.unflatten(self.parameters)
         views = [t.numpy() for t in self._tensors]
         self._actor, self._critic = views[: len(actor) * 2 - 2], views[len(self.actor_shapes) :]
+        self._look: Callable[..., tuple[Distribution, Tensor, Tensor]] = self.look
         self._act: Callable[..., Any] = np.tanh if mlp.activation == "tanh" else partial(np.maximum, 0.0)
 
     def _initialise(self, generator: Generator) -> None:
@@ -83,10 +84,13 @@ class ActorCritic:
         """V(observation) (N,) alone."""
         return self._network(self.unflatten(flat)[len(self.actor_shapes) :], observation).squeeze(-1)
 
-    def _policy(self, tensors: list[Tensor], observation: Tensor) -> Distribution:
-        return self._outcome(tensors, self._network(tensors if self.discrete else tensors[:-1], observation))
+    def look(self, flat: Tensor, observation: Tensor, action: Tensor) -> tuple[Distribution, Tensor, Tensor]:
+        """pi(.|observation), its log-probabilities (N,) of action and its entropies (N,)."""
+        new = self.distribution(flat, observation)
+        return new, new.log_prob(action), new.entropy()
 
-    def _outcome(self, tensors: list[Tensor], output: Tensor) -> Distribution:
+    def _policy(self, tensors: list[Tensor], observation: Tensor) -> Distribution:
+        output = self._network(tensors if self.discrete else tensors[:-1], observation)
         if self.discrete:
             return Categorical(output.log_softmax(-1))
         return Gaussian(output, torch.broadcast_to(tensors[-1], output.shape))
@@ -149,8 +153,7 @@ class ActorCritic:
         observation = torch.from_numpy(rollout.observation.reshape(-1, self.observation_size))
         action = torch.from_numpy(rollout.action.reshape(-1, *rollout.action.shape[2:]))
         with torch.no_grad():
-            old = self.distribution(self.parameters, observation)
-            logp_old = old.log_prob(action)
+            old, logp_old, _ = self._look(self.parameters, observation, action)
         flat = (torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (advantage, value_target, rollout.value))
         return Batch(observation, action, logp_old, tuple(x.contiguous() for x in old), *flat), {
             "advantage/mean": advantage.mean(),
@@ -160,18 +163,20 @@ class ActorCritic:
 
     @torch.no_grad()
     def moved(self, batch: Batch) -> Moved:
-        """The present parameters compared with those that collected the batch, by the forward pass that acts."""
-        output = torch.from_numpy(self.mode_output(batch.observation.numpy()))
-        new = self._outcome(self._tensors[: len(self.actor_shapes)], output)
-        return Moved(new.log_prob(batch.action) - batch.logp_old, new.kl_from(batch.old), new.entropy())
+        """The present parameters compared with those that collected the batch."""
+        new, logp, entropy = self._look(self.parameters, batch.observation, batch.action)
+        return Moved(logp - batch.logp_old, new.kl_from(batch.old), entropy)
 
     def group_gradients(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any], groups: Array) -> Iterator[Tensor]:
         """The actor's gradient (P,) of the surrogate without its penalty, averaged over each group; groups (M, b)."""
-        flat = self.parameters.clone().requires_grad_()
-        for index in torch.from_numpy(groups):
+
+        def loss_of(flat: Tensor, index: Tensor) -> Tensor:
             group = batch.select(index)
-            loss, _ = policy_loss(self.distribution(flat, group.observation), group, advantage[index], objective=objective)
-            yield torch.autograd.grad(loss, flat)[0][: self.num_actor_parameters]
+            new = self.distribution(flat, group.observation)
+            return policy_loss(new, group, advantage.index_select(0, index), objective=objective)[0]
+
+        per_group = torch.func.vmap(torch.func.grad(loss_of), (None, 0))(self.parameters, torch.from_numpy(groups))
+        yield from per_group[:, : self.num_actor_parameters]
 
     def adam(self, settings: AdamSettings) -> MinibatchAdam:
         """Minibatch Adam on actor and critic, compiled where that pays."""
@@ -194,7 +199,7 @@ class ActorCritic:
     def _adam(
         self, loss_function: Any, settings: AdamSettings | CriticSettings, max_grad_norm: float | None, adam_eps: float
     ) -> MinibatchAdam:
-        return MinibatchAdam(
+        climber = MinibatchAdam(
             self.parameters,
             loss_function,
             num_minibatches=settings.num_minibatches,
@@ -204,6 +209,8 @@ class ActorCritic:
             num_steps=settings.num_steps,
             seed=settings.seed,
         )
+        self._look = compiled(self.look) if climber.compiled else self.look
+        return climber
 
     def local_model(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any]) -> FlatLocalModel:
         """Gradient, Fisher products and trial steps of the actor."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +27,8 @@ class AdamState(NamedTuple):
 
 def bias_corrections(lr: float, num_steps: int, count: int) -> Tensor:
     """lr/(1 - beta1^t) and 1/sqrt(1 - beta2^t) for the `count` steps t after the first num_steps, (count, 2) float64."""
-    t = torch.arange(num_steps + 1, num_steps + count + 1, dtype=torch.float64)
-    return torch.stack([lr / (1 - BETA1**t), (1 - BETA2**t).rsqrt()], -1)
+    t = np.arange(num_steps + 1, num_steps + count + 1)
+    return torch.from_numpy(np.stack([lr / (1 - BETA1**t), (1 - BETA2**t) ** -0.5], -1))
 
 
 def adam(state: AdamState, gradient: Tensor, corrections: Tensor, eps: float) -> AdamState:

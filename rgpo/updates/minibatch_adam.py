@@ -85,7 +85,7 @@ def resolve_compile(choice: bool | str, num_gradient_steps: int) -> tuple[bool, 
     return True, "compiled"
 
 
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled; runs of one process that differ in no constant of the graph share it, a sweep's seeds for example."""
     if next(_COMPILED_RUNS) % MOST_GRAPHS == 0:
         torch.compiler.reset()
@@ -110,18 +110,17 @@ class MinibatchAdam:
         num_steps: int,
         seed: int,
     ) -> None:
-        compiled, self.note = resolve_compile(compile, num_steps)
+        self.compiled, self.note = resolve_compile(compile, num_steps)
         self.parameters = parameters
         self.state = AdamState.start(parameters)
         self.num_steps = 0  # taken so far
         self.rng = np.random.default_rng(seed)
         self.num_minibatches = num_minibatches
-        self.compiled = compiled
-        fold = scan if compiled else loop
+        fold = scan if self.compiled else loop
         function: Callable[..., tuple[AdamState, Tensor]] = partial(
             epoch, fold=fold, loss_function=loss_function, max_grad_norm=max_grad_norm, adam_eps=adam_eps
         )
-        self._epoch = _compile(function) if compiled else function
+        self._epoch = compiled(function) if self.compiled else function
 
     def epoch(self, batch: Batch, lr: float, kl_coef: float) -> Tensor:
         """One pass over batch (N, ...) from the policy's parameters; statistics (num_minibatches, 5)."""
