@@ -82,7 +82,8 @@ class Update(Protocol):
         self, policy: Any, objective: Any, penalised: bool, num_iterations: int, seed: int, normalize: str = "minibatch"
     ) -> None: ...
 
-    def __call__(self, policy: Any, batch: Any, kl_coef: float, after_epoch: Any) -> dict[str, float]: ...
+    def __call__(self, policy: Any, batch: Any, kl_coef: float) -> tuple[dict[str, float], Moved]:
+        """Metrics, and what each epoch left: Moved with the epochs in front."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -137,15 +138,9 @@ class Algorithm:
             metrics["gradvar/num_groups"] = len(groups)
             metrics |= diagnostics.gradient_variance("before", gradients(), groups.shape[1])
             clock.add("time/gradvar_s")
-        after: list[Moved] = []
-
-        def after_epoch() -> None:
-            clock.add("time/update_s")
-            after.append(policy.moved(batch))
-            clock.add("time/diagnostics_s")
-
         metrics["kl/coef"] = self.penalty.coef
-        metrics |= self.update(policy, batch, self.penalty.coef, after_epoch)
+        learnt, after = self.update(policy, batch, self.penalty.coef)
+        metrics |= learnt
         clock.add("time/update_s")
         metrics |= diagnostics.update_statistics(after, self.gate, advantage, self.kl_spike_threshold)
         clock.add("time/diagnostics_s")

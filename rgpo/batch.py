@@ -5,6 +5,7 @@ Shapes: T steps, E environments, D observation size, A action size, N = T E samp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,6 +71,19 @@ class Moved(NamedTuple):
     entropy: Tensor  # (N,) of the new policy, nats
     gated: Tensor | None = None  # (N,) the log ratio that the gate sees where it is not log_ratio (whole completions)
     kl_ref: Tensor | None = None  # (M,) exact KL(new || reference) where there is a reference, nats
+
+    @staticmethod
+    def stack(epochs: Sequence[Moved]) -> Moved:
+        """E of them as one whose tensors have E in front."""
+        import torch
+
+        fields: list[Any] = [None if xs[0] is None else torch.stack(xs) for xs in zip(*epochs, strict=True)]
+        return Moved(*fields)
+
+    def epoch(self, index: int) -> Moved:
+        """One of those that were stacked."""
+        fields: list[Any] = [None if x is None else x[index] for x in self]
+        return Moved(*fields)
 
 
 def disjoint_groups(num_steps: int, num_envs: int, smallest: int = 8, largest: int = 32) -> Array:

@@ -40,12 +40,16 @@ class CriticSettings:
 
 
 class Adam(Protocol):
-    """Epochs of minibatch Adam with a generator of their own; the policy has an epoch's parameters when it returns."""
+    """Epochs of minibatch Adam with a generator of their own."""
 
     note: str  # how compile was resolved, and what a resumed run should know
 
-    def epoch(self, batch: Any, lr: float, kl_coef: float) -> Tensor:
-        """One pass over batch; (num_minibatches, 5) in the order of STATISTICS."""
+    def climb(self, batch: Any, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, tuple[Any, ...]]:
+        """num_epochs passes over batch, after which the policy has the last one's parameters.
+
+        Returns (num_epochs, num_minibatches, 5) in the order of STATISTICS, and what each pass left: the fields of Moved
+        with num_epochs in front, or nothing from what fits a critic.
+        """
 
     def state_dict(self) -> dict[str, Any]: ...
 

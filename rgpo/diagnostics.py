@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,22 +15,20 @@ QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
 
 def seen_by_gate(now: Moved) -> Tensor:
-    """The log ratios (N,) that the gate is a function of."""
+    """The log ratios that the gate is a function of."""
     return now.log_ratio if now.gated is None else now.gated
 
 
-def update_statistics(
-    after: Sequence[Moved], gate: Gate, advantage: Tensor, kl_spike_threshold: float
-) -> dict[str, float | list[float]]:
+def update_statistics(after: Moved, gate: Gate, advantage: Tensor, kl_spike_threshold: float) -> dict[str, float | list[float]]:
     """The columns epoch/, a number for what each epoch left, and those of the whole update, which are of the last epoch.
 
-    kl/, ratio/, gate/, weight/, ess/ and policy/entropy; advantage (N,) as the gate sees it.
+    kl/, ratio/, gate/, weight/, ess/ and policy/entropy. after has the epochs in front, advantage (N,) is as the gate sees it.
     """
-    gated = torch.stack([seen_by_gate(now) for now in after])
+    gated = seen_by_gate(after)
     w = weight(gate, gated, advantage.expand_as(gated))
-    ratio = torch.stack([now.log_ratio for now in after]).double().clamp(max=700.0).exp()
+    ratio = after.log_ratio.double().clamp(max=700.0).exp()
     ess = effective_sample_size(ratio).tolist()
-    kl = [now.kl.mean().item() for now in after]
+    kl = after.kl.mean(-1).tolist()
     at_one = gate.weight_at_one()
     relative_weight = (w.mean(-1) / (at_one or 1.0)).tolist()
     metrics: dict[str, float | list[float]] = {
@@ -51,7 +49,7 @@ def update_statistics(
     for side, chosen in (("pos", advantage >= 0), ("neg", advantage < 0)):
         for name, summary in zip(("gate", "weight"), _summaries(sides[:, chosen]), strict=True):
             metrics |= {f"{name}/{side}_{key}": number for key, number in summary.items()}
-    return metrics | _of_policy(after[-1])
+    return metrics | _of_policy(after.epoch(-1))
 
 
 def _of_policy(now: Moved) -> dict[str, float]:

@@ -53,7 +53,7 @@ def measure(
     groups = np.arange(12).reshape(4, 3)
     found["groups"] = torch.stack(list(policy.group_gradients(batch, batch.advantage, objective(gates.Log()), groups)))
     adam = policy.adam(settings(num_minibatches=num_minibatches))
-    found["rows"] = adam.epoch(batch, 1e-12, 0.3)
+    (found["rows"],), _ = adam.climb(batch, 1e-12, 0.3, 1)
     found["gradient"] = torch.cat([sharding.full(p.grad).flatten() for p in policy.with_critic()])
     found |= {f"moved {i}": x for i, x in enumerate(policy.moved(batch))}
     found["state"] = torch.cat([x.flatten() for x in policy.state_dict().values()])
@@ -64,7 +64,7 @@ def measure(
         v = torch.randn(len(local.gradient()), generator=generator)
         found |= {"natural gradient": local.gradient(), "fisher": local.fisher_product(v), "loss": torch.tensor(local.loss)}
         found["evaluated"] = torch.tensor(local.evaluate(1e-3 * v))
-        found["critic"] = policy.critic_adam(critic_settings()).epoch(batch, 1e-3, 0.0)
+        (found["critic"],), _ = policy.critic_adam(critic_settings()).climb(batch, 1e-3, 0.0, 1)
     return found
 
 

@@ -28,7 +28,7 @@ def learnt(policy: ActorCritic, batch: Batch, gate: Gate, compile: bool) -> Tens
     update = SGD(num_epochs=2, num_minibatches=2, lr=1e-2, anneal_lr=False, compile=compile)
     update.setup(policy, partial(surrogate, gate=gate, ref_gate=gates.Open(), dual=Detached()), False, 2, 0)
     for _ in range(2):
-        update(policy, batch, 0.0, lambda: None)
+        update(policy, batch, 0.0)
         gate.observe(1.0)  # far above the target: an adaptive gate becomes sharper
     return policy.parameters
 
@@ -69,7 +69,7 @@ def test_a_compiled_critic_is_the_plain_one(make_policy: Callable[..., ActorCrit
         objective = partial(surrogate, gate=gates.Identity(), ref_gate=gates.Open(), dual=Detached())
         update.setup(policy, objective, False, 1, 0)
         before = policy.parameters.clone()
-        loss = update(policy, batch, 0.0, lambda: None)["loss/value"]
+        loss = update(policy, batch, 0.0)[0]["loss/value"]
         assert (policy.parameters - before).abs().max() > 1e-2
         found.append(torch.cat([policy.parameters, torch.tensor([loss])]))
     torch.testing.assert_close(*found, rtol=0, atol=2e-6)
@@ -86,8 +86,8 @@ def test_a_compiled_penalised_step_is_the_plain_one(
         update = SGD(num_epochs=3, num_minibatches=4, lr=1e-2, ent_coef=0.01, value_clip=0.2, max_grad_norm=0.5, compile=compile)
         objective = partial(surrogate, gate=gates.Clip(), ref_gate=gates.Open(), dual=Detached())
         update.setup(policy, objective, True, 2, 0)
-        statistics = update(policy, batch, 0.3, lambda: None)
-        found.append(torch.cat([policy.parameters, torch.tensor(list(statistics.values()))]))
+        statistics, after = update(policy, batch, 0.3)
+        found.append(torch.cat([policy.parameters, torch.tensor(list(statistics.values())), *(x.flatten() for x in after[:3])]))
     torch.testing.assert_close(*found, rtol=1e-5, atol=2e-6)
 
 

@@ -127,8 +127,9 @@ def test_adam_moves_the_policy_and_never_the_reference(make_language_model: Make
     adam = policy.adam(settings(num_minibatches=3, max_grad_norm=1.0, normalize=True))
     batch = batch_of(policy, num_minibatches=policy.num_minibatches)
     before = policy.state_dict()
-    rows = adam.epoch(batch, 1e-2, 0.0)
+    (rows,), after = adam.climb(batch, 1e-2, 0.0, 1)
     assert rows.shape == (3, 5)
+    assert torch.equal(after[0][0], policy.moved(batch).log_ratio)
     assert rows[0, 2] == 0 < rows[1:, 2].min()  # r leaves 1 after the first step
     changed = [name for name, p in policy.state_dict().items() if not torch.equal(p, before[name])]
     assert set(changed) == set(before)
@@ -140,15 +141,15 @@ def test_adam_moves_the_policy_and_never_the_reference(make_language_model: Make
 def test_without_a_critic_there_is_no_value_head(make_language_model: Make) -> None:
     policy = make_language_model(critic=False)
     assert not any(name.startswith("value_head") for name in policy.state_dict())
-    assert policy.adam(settings()).epoch(batch_of(policy), 1e-3, 0.0)[:, 1].max() >= 0
-    assert torch.equal(policy.critic_adam(critic_settings()).epoch(batch_of(policy), 1e-3, 0.0), torch.zeros(2, 5))
+    assert policy.adam(settings()).climb(batch_of(policy), 1e-3, 0.0, 1)[0][..., 1].max() >= 0
+    assert torch.equal(policy.critic_adam(critic_settings()).climb(batch_of(policy), 1e-3, 0.0, 3)[0], torch.zeros(3, 2, 5))
 
 
 def test_the_critic_learns_alone(make_language_model: Make) -> None:
     policy = make_language_model()
     fit, batch = policy.critic_adam(critic_settings()), batch_of(policy, num_minibatches=1)
     before = {name: p for name, p in policy.state_dict().items() if not name.startswith("value_head")}
-    losses = [fit.epoch(batch, 1e-2, 0.0)[:, 1].mean().item() for _ in range(30)]
+    losses = fit.climb(batch, 1e-2, 0.0, 30)[0][..., 1].mean(-1)
     assert losses[-1] < 0.9 * losses[0]
     after = policy.state_dict()
     assert all(torch.equal(after[name], p) for name, p in before.items())
@@ -183,7 +184,7 @@ def test_a_natural_gradient_step_stays_in_its_trust_region_and_improves(make_lan
     update = NaturalGradient(kl_max=0.01, critic_epochs=1, critic_minibatches=2, compile=False)
     update.setup(policy, objective(gates.Identity()), False, 1, 0, "batch")
     batch = batch_of(policy, num_minibatches=policy.num_minibatches)
-    metrics = update(policy, batch, 0.0, lambda: None)
+    metrics, _ = update(policy, batch, 0.0)
     assert metrics["trpo/line_search_success"] == 1
     now = policy.moved(batch)
     assert 0.002 < now.kl.mean() <= 0.01 + 1e-6

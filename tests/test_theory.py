@@ -172,7 +172,7 @@ def test_muting_the_wrong_side_makes_the_policy_drift() -> None:
     final = {}
     for name in drift.FACTORIAL:
         policy, batch = load_batch()
-        drift._adam(drift.arms()[name], policy, batch, 5, 0, lambda: None)
+        drift._adam(drift.arms()[name], policy, batch, 5, 0)
         final[name] = policy.moved(batch).kl.mean().item()
     assert final["progress side"] < 0.02 < final["both sides"] < final["wrong side"]
     assert final["progress side"] < 0.1 * final["no gate"] < 0.1 * final["wrong side"]

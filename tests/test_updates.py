@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from update_parts import Make, MakeBatch, both_kinds, noise, nothing, objective
+from update_parts import Make, MakeBatch, both_kinds, noise, objective
 
 from rgpo import gates
 from rgpo.batch import Batch
@@ -45,7 +45,9 @@ def test_every_sample_is_visited_once_an_epoch(make_policy: Make, make_batch: Ma
     )
     orders = []
     for _ in range(3):
-        assert optimiser.epoch(batch, 1e-3, 0.0).shape == (num_minibatches, len(STATISTICS))
+        statistics, measures = optimiser.climb(batch, 1e-3, 0.0, 1)
+        assert statistics.shape == (1, num_minibatches, len(STATISTICS))
+        assert measures == ()
         assert [len(x) for x in seen] == [24 // num_minibatches] * num_minibatches
         orders.append([x for minibatch in seen for x in minibatch])
         assert sorted(orders[-1]) == list(range(24))
@@ -61,7 +63,7 @@ def test_the_ratio_is_one_on_the_first_minibatch_and_nowhere_after(
     policy = make_policy(discrete=discrete, observation=observation, action=action, hidden_sizes=(64, 64))
     update = SGD(num_epochs=1, num_minibatches=8, lr=1e-3, compile=False)
     update.setup(policy, objective(gates.Sigmoid()), False, 1, 0)
-    table = update.optimiser.epoch(make_batch(policy, 512), 1e-3, 0.0)
+    (table,), _ = update.optimiser.climb(make_batch(policy, 512), 1e-3, 0.0, 1)
     moved = table[:, STATISTICS.index("ratio/abs_log_max")]
     assert moved[0] == 0 if observation < 17 else moved[0] < RATIO_MOVED
     assert (moved[1:] > 10 * RATIO_MOVED).all()
@@ -104,11 +106,10 @@ class PlainPPO(nn.Module):
 def test_sgd_is_ppo_in_plain_torch(make_policy: Make, make_batch: MakeBatch, discrete: bool, value_clip: float | None) -> None:
     policy = make_policy(discrete=discrete)
     plain, batch = PlainPPO(policy), make_batch(policy, 64)
-    epochs: list[Tensor] = []
     update = SGD(num_epochs=2, num_minibatches=4, lr=3e-4, ent_coef=0.01, value_clip=value_clip, anneal_lr=True, compile=False)
     update.setup(policy, objective(gates.Clip()), False, 4, 7)
     update.num_updates = 1  # a quarter of the run is over: lr has fallen by a quarter
-    metrics = update(policy, batch, 0.0, lambda: epochs.append(policy.parameters.clone()))
+    metrics, after = update(policy, batch, 0.0)
 
     optimiser = torch.optim.Adam(plain.parameters(), lr=0.75 * 3e-4, eps=1e-5)
     rng, losses, norms = np.random.default_rng(7), [], []
@@ -127,9 +128,11 @@ def test_sgd_is_ppo_in_plain_torch(make_policy: Make, make_batch: MakeBatch, dis
             norms.append(nn.utils.clip_grad_norm_(plain.parameters(), 0.5).item())
             optimiser.step()
             losses.append((policy_part.item(), value_part.item()))
-        torch.testing.assert_close(epochs[epoch], plain.flat(), rtol=0, atol=1e-6)
-    assert torch.equal(epochs[-1], policy.parameters)
-    assert (epochs[-1] - make_policy(discrete=discrete).parameters).abs().max() > 1e-3
+        new, _ = plain(batch.observation)
+        torch.testing.assert_close(after.log_ratio[epoch], new.log_prob(batch.action) - batch.logp_old, rtol=0, atol=1e-5)
+        torch.testing.assert_close(after.entropy[epoch], new.entropy(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(policy.parameters, plain.flat(), rtol=0, atol=1e-6)
+    assert (policy.parameters - make_policy(discrete=discrete).parameters).abs().max() > 1e-3
     assert metrics["loss/policy"] == pytest.approx(np.mean(losses, 0)[0], abs=1e-5)
     assert metrics["loss/value"] == pytest.approx(np.mean(losses, 0)[1], rel=1e-4)
     assert metrics["grad/norm_mean"] == pytest.approx(np.mean(norms), rel=1e-4)
@@ -146,10 +149,10 @@ def test_advantages_are_normalised_where_asked(make_policy: Make, make_batch: Ma
     update = SGD(num_epochs=1, num_minibatches=4, lr=1e-12, compile=False)
     update.setup(policy, objective(gates.Identity()), False, 1, 0, normalize)
     rng = np.random.default_rng(0)
-    whole = update(policy, batch, 0.0, nothing)["loss/policy"]
+    whole = update(policy, batch, 0.0)[0]["loss/policy"]
     expected = -batch.advantage.mean().item() if normalize == "none" else 0.0
     assert whole == pytest.approx(expected, abs=1e-5)
-    first = update.optimiser.epoch(batch, 1e-12, 0.0)[:, 0]
+    first = update.optimiser.climb(batch, 1e-12, 0.0, 1)[0][0, :, 0]
     rng.permutation(64)
     chunks = [batch.advantage[torch.from_numpy(i)] for i in np.split(rng.permutation(64), 4)]
     per_minibatch = [0.0] * 4 if normalize == "minibatch" else [-c.mean().item() for c in chunks]
@@ -165,13 +168,13 @@ def test_sgd_resumes_bit_for_bit(make_policy: Make, make_batch: MakeBatch) -> No
         return policy, update
 
     straight, update = fresh()
-    update(straight, batch, 0.0, nothing)
+    update(straight, batch, 0.0)
     saved, parameters = update.state_dict(), straight.parameters.clone()
-    update(straight, batch, 0.0, nothing)
+    update(straight, batch, 0.0)
     resumed, other = fresh()
     resumed.load_state_dict(parameters)
     other.load_state_dict(saved)
-    other(resumed, batch, 0.0, nothing)
+    other(resumed, batch, 0.0)
     assert torch.equal(resumed.parameters, straight.parameters)
 
 
@@ -182,7 +185,7 @@ def test_sgd_stops_at_a_loss_that_is_not_finite(make_policy: Make, make_batch: M
     update = SGD(num_epochs=1, num_minibatches=4, compile=False)
     update.setup(policy, objective(gates.Clip()), False, 1, 0)
     with pytest.raises(NonFiniteError, match=r"by gradient step [1-4] of 4; lower update\.lr=0\.0003"):
-        update(policy, batch, 0.0, nothing)
+        update(policy, batch, 0.0)
 
 
 @pytest.mark.parametrize(

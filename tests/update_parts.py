@@ -24,9 +24,5 @@ def objective(gate: Any) -> Any:
     return partial(surrogate, gate=gate, ref_gate=gates.Open(), dual=Detached())
 
 
-def nothing() -> None:
-    """After an epoch."""
-
-
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)

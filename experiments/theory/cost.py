@@ -84,7 +84,7 @@ def _fresh(words: tuple[str, ...], policy: Any, start: Any, batch: Any) -> Calla
     _, algorithm = load(*words)
     policy.load_state_dict(start)
     algorithm.setup(policy, 1, 0)
-    return partial(algorithm.update, policy, batch, algorithm.penalty.coef, lambda: None)
+    return partial(algorithm.update, policy, batch, algorithm.penalty.coef)
 
 
 def peak_memory(make: Fresh) -> float:

@@ -10,7 +10,6 @@ would bring the sample back. Four gates that differ in nothing else separate the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from experiments.theory.batch import load_batch
 from experiments.theory.common import Tables, Verdict, interval, judge, load, load_gate
-from rgpo.batch import Batch
+from rgpo.batch import Batch, Moved
 from rgpo.curve import Curve, Gate, ratio, ratio_minus_one, weight
 from rgpo.gates import Open
 from rgpo.objective import Detached, surrogate
@@ -88,12 +87,7 @@ def measure(smoke: bool) -> dict[str, pd.DataFrame]:
             for seed in range(num_seeds if optimiser == "Adam" else min(num_seeds, 3)):
                 policy, batch = load_batch()
                 advantage = standardise(batch.advantage)
-                kls: list[float] = []
-
-                def after_epoch(policy: ActorCritic = policy, batch: Batch = batch, kls: list[float] = kls) -> None:
-                    kls.append(policy.moved(batch).kl.mean().item())
-
-                run(arm, policy, batch, num_epochs, seed, after_epoch)
+                kls = run(arm, policy, batch, num_epochs, seed).kl.mean(-1).tolist()
                 rows += [(name, optimiser, seed, epoch + 1, kl) for epoch, kl in enumerate(kls)]
                 if seed == 0 and optimiser == "Adam" and name in SNAPSHOTS:
                     d = policy.moved(batch).log_ratio
@@ -109,26 +103,29 @@ def _objective(gate: Gate) -> Any:
     return partial(surrogate, gate=gate, ref_gate=Open(), dual=Detached())
 
 
-def _adam(arm: Arm, policy: ActorCritic, batch: Batch, num_epochs: int, seed: int, after_epoch: Callable[[], None]) -> None:
+def _adam(arm: Arm, policy: ActorCritic, batch: Batch, num_epochs: int, seed: int) -> Moved:
     """The update of rgpo-run with PPO's published settings."""
     _, algorithm = load("task=hopper", "algo=ppo", f"update.num_epochs={num_epochs}")
     algorithm.update.setup(policy, _objective(arm.gate), arm.kl_coef > 0, 1, seed)
-    algorithm.update(policy, batch, arm.kl_coef, after_epoch)
+    after: Moved = algorithm.update(policy, batch, arm.kl_coef)[1]
+    return after
 
 
-def _plain_sgd(arm: Arm, policy: ActorCritic, batch: Batch, num_epochs: int, seed: int, after_epoch: Callable[[], None]) -> None:
+def _plain_sgd(arm: Arm, policy: ActorCritic, batch: Batch, num_epochs: int, seed: int) -> Moved:
     """theta -= lr clip(gradient) over the same minibatches: no moments, so that a gate's scale shows."""
     loss = partial(
         actor_critic_loss, policy=policy, objective=_objective(arm.gate), penalised=arm.kl_coef > 0, normalize=True,
         vf_coef=0.5, ent_coef=0.0, value_clip=0.2,
     )  # fmt: skip
     rng, flat, coef = np.random.default_rng(seed), policy.parameters.clone(), torch.tensor(arm.kl_coef)
+    after = []
     for _ in range(num_epochs):
         for index in rng.permutation(len(batch.advantage)).reshape(32, -1):
             gradient, _ = torch.func.grad(loss, has_aux=True)(flat, batch.select(torch.from_numpy(index)), coef)
             flat = flat - SGD_LR * clip_by_norm(gradient, 0.5)[0]
         policy.load_state_dict(flat)
-        after_epoch()
+        after.append(policy.moved(batch))
+    return Moved.stack(after)
 
 
 def final(tables: Tables, arm: str, optimiser: str = "Adam") -> tuple[float, float, float]:

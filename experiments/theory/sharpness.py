@@ -57,8 +57,7 @@ def _ascent(num_updates: int, num_epochs: int) -> pd.DataFrame:
         for update in range(num_updates):
             policy, batch = load_batch()
             sharpness = gate.sharpness
-            _adam(Arm(gate), policy, batch, num_epochs, update, lambda: None)
-            kl = policy.moved(batch).kl.mean().item()
+            kl = _adam(Arm(gate), policy, batch, num_epochs, update).kl[-1].mean().item()
             gate.observe(kl)
             rows.append((name, update + 1, sharpness, kl))
     return pd.DataFrame(rows, columns=["gate", "update", "sharpness", "kl"])

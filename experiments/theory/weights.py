@@ -150,7 +150,7 @@ def _natural_cosine(algorithm: Algorithm) -> float:
     gradient = torch.autograd.grad((weight(gate, logp - batch.logp_old, advantage) * advantage * logp).mean(), flat)[0]
     objective = partial(surrogate, gate=gate, ref_gate=Open(), dual=Detached())
     update.setup(policy, objective, False, 1, 0)
-    update(policy, batch, 0.0, lambda: None)
+    update(policy, batch, 0.0)
     step = policy.parameters - start
     return float(torch.cosine_similarity(step[:count], gradient[:count], dim=0))
 

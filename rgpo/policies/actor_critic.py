@@ -21,7 +21,7 @@ from rgpo.climbing import AdamSettings, CriticSettings
 from rgpo.policies.distributions import Categorical, Distribution, Gaussian
 from rgpo.policies.mlp import MLP
 from rgpo.updates.losses import actor_critic_loss, critic_loss, policy_loss
-from rgpo.updates.minibatch_adam import MinibatchAdam, compiled
+from rgpo.updates.minibatch_adam import Measure, MinibatchAdam, nothing
 
 
 class ActorCritic:
@@ -46,7 +46,6 @@ class ActorCritic:
         self._tensors = self.unflatten(self.parameters)
         views = [t.numpy() for t in self._tensors]
         self._actor, self._critic = views[: len(actor) * 2 - 2], views[len(self.actor_shapes) :]
-        self._look: Callable[..., tuple[Distribution, Tensor, Tensor]] = self.look
         self._act: Callable[..., Any] = np.tanh if mlp.activation == "tanh" else partial(np.maximum, 0.0)
 
     def _initialise(self, generator: Generator) -> None:
@@ -84,10 +83,10 @@ class ActorCritic:
         """V(observation) (N,) alone."""
         return self._network(self.unflatten(flat)[len(self.actor_shapes) :], observation).squeeze(-1)
 
-    def look(self, flat: Tensor, observation: Tensor, action: Tensor) -> tuple[Distribution, Tensor, Tensor]:
-        """pi(.|observation), its log-probabilities (N,) of action and its entropies (N,)."""
-        new = self.distribution(flat, observation)
-        return new, new.log_prob(action), new.entropy()
+    def compare(self, flat: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The first fields of Moved, each (N,): the parameters flat (P,) compared with those that collected the batch."""
+        new = self.distribution(flat, batch.observation)
+        return new.log_prob(batch.action) - batch.logp_old, new.kl_from(batch.old), new.entropy()
 
     def _policy(self, tensors: list[Tensor], observation: Tensor) -> Distribution:
         output = self._network(tensors if self.discrete else tensors[:-1], observation)
@@ -153,7 +152,8 @@ class ActorCritic:
         observation = torch.from_numpy(rollout.observation.reshape(-1, self.observation_size))
         action = torch.from_numpy(rollout.action.reshape(-1, *rollout.action.shape[2:]))
         with torch.no_grad():
-            old, logp_old, _ = self._look(self.parameters, observation, action)
+            old = self.distribution(self.parameters, observation)
+            logp_old = old.log_prob(action)
         flat = (torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (advantage, value_target, rollout.value))
         return Batch(observation, action, logp_old, tuple(x.contiguous() for x in old), *flat), {
             "advantage/mean": advantage.mean(),
@@ -164,8 +164,7 @@ class ActorCritic:
     @torch.no_grad()
     def moved(self, batch: Batch) -> Moved:
         """The present parameters compared with those that collected the batch."""
-        new, logp, entropy = self._look(self.parameters, batch.observation, batch.action)
-        return Moved(logp - batch.logp_old, new.kl_from(batch.old), entropy)
+        return Moved(*self.compare(self.parameters, batch))
 
     def group_gradients(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any], groups: Array) -> Iterator[Tensor]:
         """The actor's gradient (P,) of the surrogate without its penalty, averaged over each group; groups (M, b)."""
@@ -190,18 +189,24 @@ class ActorCritic:
             ent_coef=settings.ent_coef,
             value_clip=settings.value_clip,
         )
-        return self._adam(loss_function, settings, settings.max_grad_norm, settings.adam_eps)
+        return self._adam(loss_function, self.compare, settings, settings.max_grad_norm, settings.adam_eps)
 
     def critic_adam(self, settings: CriticSettings) -> MinibatchAdam:
         """Minibatch Adam on the critic alone, with the published eps."""
-        return self._adam(partial(critic_loss, policy=self), settings, None, 1e-5)
+        return self._adam(partial(critic_loss, policy=self), nothing, settings, None, 1e-5)
 
     def _adam(
-        self, loss_function: Any, settings: AdamSettings | CriticSettings, max_grad_norm: float | None, adam_eps: float
+        self,
+        loss_function: Any,
+        measure: Measure,
+        settings: AdamSettings | CriticSettings,
+        max_grad_norm: float | None,
+        adam_eps: float,
     ) -> MinibatchAdam:
-        climber = MinibatchAdam(
+        return MinibatchAdam(
             self.parameters,
             loss_function,
+            measure,
             num_minibatches=settings.num_minibatches,
             max_grad_norm=max_grad_norm,
             adam_eps=adam_eps,
@@ -209,8 +214,6 @@ class ActorCritic:
             num_steps=settings.num_steps,
             seed=settings.seed,
         )
-        self._look = compiled(self.look) if climber.compiled else self.look
-        return climber
 
     def local_model(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any]) -> FlatLocalModel:
         """Gradient, Fisher products and trial steps of the actor."""

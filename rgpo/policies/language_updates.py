@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 
-from rgpo.batch import Array
+from rgpo.batch import Array, Moved
 from rgpo.climbing import STATISTICS, AdamSettings, CriticSettings
 from rgpo.errors import require
 from rgpo.policies import processes, sharding
@@ -49,8 +49,12 @@ class MicroBatchAdam:
         self.adam = torch.optim.Adam(groups, eps=settings.adam_eps)
         self.rng = np.random.default_rng(settings.seed)
 
-    def epoch(self, batch: TokenBatch, lr: float, kl_coef: float) -> Tensor:
-        """One pass over batch; statistics (num_minibatches, 5) in the order of STATISTICS."""
+    def climb(self, batch: TokenBatch, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, tuple[Any, ...]]:
+        """num_epochs passes over batch; statistics (num_epochs, num_minibatches, 5) in the order of STATISTICS."""
+        rows, after = zip(*((self._epoch(batch, lr, kl_coef), self.policy.moved(batch)) for _ in range(num_epochs)), strict=True)
+        return torch.stack(rows), Moved.stack(after)
+
+    def _epoch(self, batch: TokenBatch, lr: float, kl_coef: float) -> Tensor:
         for group in self.adam.param_groups:
             group["lr"] = lr
         order = self.rng.permutation(len(batch.minibatches))
@@ -112,26 +116,26 @@ class CriticFit:
         self.policy, self.settings = policy, settings
         self.rng = np.random.default_rng(settings.seed)
         self.adam = None if policy.value_head is None else torch.optim.Adam(policy.value_head.parameters(), eps=1e-5)
-        self._batch: TokenBatch | None = None
 
-    def epoch(self, batch: TokenBatch, lr: float, kl_coef: float) -> Tensor:
-        """One pass over the tokens of batch; statistics (num_minibatches, 5)."""
-        rows = torch.zeros(self.settings.num_minibatches, len(STATISTICS))
-        if self.adam is None:
-            return rows
-        if batch is not self._batch:  # the policy stands still while the critic learns
-            self._batch, self._hidden = batch, self._read(batch)
-        self.adam.param_groups[0]["lr"] = lr
-        tokens = torch.from_numpy(self.rng.permutation(len(self._hidden))).to(self._hidden.device)
+    def climb(self, batch: TokenBatch, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, tuple[Any, ...]]:
+        """num_epochs passes over the tokens of batch; statistics (num_epochs, num_minibatches, 5)."""
+        table = torch.zeros(num_epochs, self.settings.num_minibatches, len(STATISTICS))
+        if self.adam is not None:
+            self.adam.param_groups[0]["lr"] = lr
+            hidden = self._read(batch)
+            for rows in table:
+                self._epoch(self.adam, batch, hidden, rows)
+        return table, ()
+
+    def _epoch(self, adam: torch.optim.Adam, batch: TokenBatch, hidden: Tensor, rows: Tensor) -> None:
+        tokens = torch.from_numpy(self.rng.permutation(len(hidden))).to(hidden.device)
         for row, part in zip(rows, tokens.tensor_split(len(rows)), strict=True):
-            self.adam.zero_grad()
-            loss = value_loss(
-                self.policy.values(self._hidden[part]), batch.value_target[part], batch.value_old[part], None
-            ).mean()
+            adam.zero_grad()
+            value, target = self.policy.values(hidden[part]), batch.value_target[part]
+            loss = value_loss(value, target, batch.value_old[part], None).mean()
             torch.autograd.backward(loss)
-            self.adam.step()
+            adam.step()
             row[1] = loss.item()
-        return rows
 
     @torch.no_grad()
     def _read(self, batch: TokenBatch) -> Tensor:

@@ -250,17 +250,17 @@ class Measure:
             self._truth = (present, truth(self.gate, ratio))
         return self._truth[1]
 
-    def __call__(self, policy: FixedRatios, batch: Batch, kl_coef: float, after_epoch: Any) -> dict[str, float]:
-        after_epoch()
+    def __call__(self, policy: FixedRatios, batch: Batch, kl_coef: float) -> tuple[dict[str, float], Moved]:
         w = weight(self.gate, batch.action, batch.advantage)
         product = w * batch.advantage * batch.observation
-        return self._true_moments(policy.ratio) | {
+        metrics = self._true_moments(policy.ratio) | {
             "ratio/abs_log_max_learning": batch.action.abs().max().item(),
             "bandit/num_samples": float(len(w)),
             "bandit/weight_mean": w.mean().item(),
             "bandit/weight_var": w.var().item(),
             "bandit/gradient_var": product.var().item(),
         }
+        return metrics, Moved.stack([policy.moved(batch)])
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -1,4 +1,4 @@
-"""Minibatch Adam over a batch: an epoch is one call, as it is or compiled.
+"""Minibatch Adam over a batch: all its epochs are one call, as it is or compiled.
 
 A step is forward, backward, gradient clip and Adam on one flat vector, written as a pure function; compiling it changes
 its speed and nothing else. Compiled code is cached on disk by torch, so a second run of the same shape starts at once.
@@ -22,6 +22,7 @@ from rgpo.updates.adam import AdamState, adam, bias_corrections, clip_by_norm
 from rgpo.updates.products import Products
 
 LossFunction = Callable[[Tensor, Batch, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
+Measure = Callable[[Tensor, Batch], tuple[Tensor, ...]]  # of parameters (P,) and the whole batch
 ENOUGH_STEPS = 15_000  # gradient steps that earn back a first compilation, 9 s here, twice over
 MOST_GRAPHS = 8  # of one function that torch keeps in a process; it refuses a ninth
 OPTIONS: dict[str, Any] = {
@@ -35,42 +36,53 @@ OPTIONS: dict[str, Any] = {
 _COMPILED_RUNS = itertools.count()
 
 
-def epoch(
+def climb(
     state: AdamState,
     batch: Batch,
     order: Tensor,
     corrections: Tensor,
     kl_coef: Tensor,
     *,
-    fold: Callable[..., tuple[tuple[Tensor, ...], Tensor]],
+    fold: Callable[..., Any],
     loss_function: LossFunction,
+    measure: Measure,
     max_grad_norm: float | None,
     adam_eps: float,
-) -> tuple[AdamState, Tensor]:
-    """One Adam step for each of the M minibatches, samples order (M, b) of batch (N, ...), with its corrections (M, 2).
+) -> tuple[AdamState, Tensor, list[Tensor]]:
+    """One Adam step for each of M minibatches in each of E epochs: samples order (E, M, b) of batch (N, ...).
 
-    fold goes through them. Returns the last state and statistics (M, 5) as STATISTICS.
+    corrections (E, M, 2) are those of the steps; fold goes through epochs and minibatches. Returns the last state,
+    statistics (E, M, 5) as STATISTICS, and the measures of what each epoch left, each (E, ...).
     """
 
-    def step(carry: tuple[Tensor, ...], minibatch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+    def step(carry: tuple[Tensor, ...], minibatch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor]]:
         (index, row), state = minibatch, AdamState(*carry)
         gradient_of = torch.func.grad_and_value(loss_function, has_aux=True)
         gradient, (_, parts) = gradient_of(state.parameters, batch.select(index), kl_coef)
         gradient, norm = clip_by_norm(gradient, max_grad_norm)
         clipped = norm * 0 if max_grad_norm is None else (norm > max_grad_norm).to(norm.dtype)
-        return tuple(adam(state, gradient, row, adam_eps)), torch.stack([*parts, norm, clipped])
+        return tuple(adam(state, gradient, row, adam_eps)), (torch.stack([*parts, norm, clipped]),)
 
-    last, statistics = fold(step, tuple(state), (order, corrections))
-    return AdamState(*last), statistics
+    def epoch(carry: tuple[Tensor, ...], minibatches: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        carry, (statistics,) = fold(step, carry, minibatches)
+        return carry, (statistics, *measure(carry[0], batch))
+
+    last, (statistics, *measures) = fold(epoch, tuple(state), (order, corrections))
+    return AdamState(*last), statistics, measures
 
 
-def loop(step: Callable[..., Any], carry: Any, columns: tuple[Tensor, ...]) -> tuple[Any, Tensor]:
+def loop(step: Callable[..., Any], carry: Any, columns: tuple[Tensor, ...]) -> tuple[Any, tuple[Tensor, ...]]:
     """What torch's ``scan`` is to compiled code: carry, row = step(carry, x) for x in columns; the last carry, all rows."""
     rows = []
     for x in zip(*columns, strict=True):
         carry, row = step(carry, x)
         rows.append(row)
-    return carry, torch.stack(rows)
+    return carry, tuple(map(torch.stack, zip(*rows, strict=True)))
+
+
+def nothing(parameters: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    """The measures of a climb whose epochs are not looked at."""
+    return ()
 
 
 def resolve_compile(choice: bool | str, num_gradient_steps: int) -> tuple[bool, str]:
@@ -85,7 +97,7 @@ def resolve_compile(choice: bool | str, num_gradient_steps: int) -> tuple[bool, 
     return True, "compiled"
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled; runs of one process that differ in no constant of the graph share it, a sweep's seeds for example."""
     if next(_COMPILED_RUNS) % MOST_GRAPHS == 0:
         torch.compiler.reset()
@@ -95,13 +107,14 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 class MinibatchAdam:
     """Adam on loss_function over shuffled minibatches, with its own generator; every sample once an epoch.
 
-    parameters (P,) are the policy's own: they are read when an epoch starts and overwritten when it ends.
+    parameters (P,) are the policy's own: they are read when a climb starts and overwritten when it ends.
     """
 
     def __init__(
         self,
         parameters: Tensor,
         loss_function: LossFunction,
+        measure: Measure = nothing,
         *,
         num_minibatches: int,
         max_grad_norm: float | None,
@@ -116,21 +129,28 @@ class MinibatchAdam:
         self.num_steps = 0  # taken so far
         self.rng = np.random.default_rng(seed)
         self.num_minibatches = num_minibatches
-        fold = scan if self.compiled else loop
-        function: Callable[..., tuple[AdamState, Tensor]] = partial(
-            epoch, fold=fold, loss_function=loss_function, max_grad_norm=max_grad_norm, adam_eps=adam_eps
+        function: Callable[..., tuple[AdamState, Tensor, list[Tensor]]] = partial(
+            climb,
+            fold=scan if self.compiled else loop,
+            loss_function=loss_function,
+            measure=measure,
+            max_grad_norm=max_grad_norm,
+            adam_eps=adam_eps,
         )
-        self._epoch = compiled(function) if self.compiled else function
+        self._climb = _compile(function) if self.compiled else function
 
-    def epoch(self, batch: Batch, lr: float, kl_coef: float) -> Tensor:
-        """One pass over batch (N, ...) from the policy's parameters; statistics (num_minibatches, 5)."""
-        self.state = self.state._replace(parameters=self.parameters.clone())
-        order = torch.from_numpy(self.rng.permutation(len(batch.advantage))).view(self.num_minibatches, -1)
-        corrections = bias_corrections(lr, self.num_steps, self.num_minibatches).to(self.parameters.dtype)
-        self.state, statistics = self._epoch(self.state, batch, order, corrections, torch.tensor(kl_coef))
+    def climb(self, batch: Batch, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """num_epochs passes over batch (N, ...) from the policy's parameters; statistics (num_epochs, num_minibatches, 5)."""
+        shape = num_epochs, self.num_minibatches
+        state = self.state._replace(parameters=self.parameters.clone())
+        order = np.stack([self.rng.permutation(len(batch.advantage)) for _ in range(num_epochs)])
+        corrections = bias_corrections(lr, self.num_steps, num_epochs * self.num_minibatches).to(self.parameters.dtype)
+        self.state, statistics, measures = self._climb(
+            state, batch, torch.from_numpy(order).view(*shape, -1), corrections.view(*shape, 2), torch.tensor(kl_coef)
+        )
         self.parameters.copy_(self.state.parameters)
-        self.num_steps += self.num_minibatches
-        return statistics
+        self.num_steps += num_epochs * self.num_minibatches
+        return statistics, tuple(measures)
 
     def state_dict(self) -> dict[str, Any]:
         rng = self.rng.bit_generator.state

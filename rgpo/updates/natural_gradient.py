@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rgpo.batch import Moved
 from rgpo.climbing import CriticSettings
 from rgpo.errors import NonFiniteError, require, require_compile
 
@@ -97,16 +98,17 @@ class NaturalGradient:
         """How compile was resolved."""
         return self.critic.note
 
-    def __call__(self, policy: Policy, batch: Any, kl_coef: float, after_epoch: Callable[[], None]) -> dict[str, float]:
+    def __call__(self, policy: Policy, batch: Any, kl_coef: float) -> tuple[dict[str, float], Moved]:
         """One natural-gradient step of the actor, then critic_epochs passes of the critic. NonFiniteError on NaN."""
         import torch
 
         metrics = self._actor_step(policy, batch)
-        after_epoch()
-        losses = torch.cat([self.critic.epoch(batch, self.critic_lr, 0.0) for _ in range(self.critic_epochs)])[:, 1]
+        after = Moved.stack([policy.moved(batch)])
+        statistics, _ = self.critic.climb(batch, self.critic_lr, 0.0, self.critic_epochs)
+        losses = statistics[..., 1]
         if not torch.isfinite(losses).all():
             raise NonFiniteError("value loss became NaN or infinite; lower update.critic_lr or look at the rewards.")
-        return metrics | {"loss/value": losses.mean().item()}
+        return metrics | {"loss/value": losses.mean().item()}, after
 
     def _actor_step(self, policy: Policy, batch: Any) -> dict[str, float]:
         import torch

@@ -39,8 +39,8 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 class _Kernel(CppTemplate):
     """C from A and B with contiguous rows; add_c and is_vnni are false, because C is new and its type float32."""
 
-    def render(self, kernel: Any, template_buffer_node: Any = None, **_: Any) -> str:
-        (a, b), c = self.input_nodes, template_buffer_node or self.output_node
+    def render(self, **options: Any) -> str:
+        kernel, (a, b), c = options["kernel"], self.input_nodes, options.get("template_buffer_node") or self.output_node
         signature = kernel.def_kernel({"A": a, "B": b}, {"C": c})
         sizes = {"m": kernel.size(a, 0), "k": kernel.size(a, 1), "n": kernel.size(b, 1)}
         strides = {"lda": kernel.stride(a, 0), "ldb": kernel.stride(b, 0)}
@@ -52,6 +52,7 @@ class _Kernel(CppTemplate):
 def _lower(a: Any, b: Any) -> Any:
     a, b = (ir.ExternKernel.require_contiguous(ir.ExternKernel.realize_input(x)) for x in (a, b))
     layout = ir.FixedLayout(a.get_device(), torch.float32, [a.get_size()[0], b.get_size()[1]])
-    output = _Kernel("product", [a, b], layout, num_threads=1).generate().output_node()
+    template: Any = _Kernel("product", [a, b], layout, num_threads=1)
+    output = template.generate().output_node()
     output.data.data.allow_epilogue_fusion = False
     return output

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rgpo.batch import Moved
 from rgpo.climbing import STATISTICS, AdamSettings
 from rgpo.errors import NonFiniteError, require, require_compile
 
@@ -90,17 +90,14 @@ class SGD:
         """How compile was resolved."""
         return self.optimiser.note
 
-    def __call__(self, policy: Policy, batch: Any, kl_coef: float, after_epoch: Callable[[], None]) -> dict[str, float]:
-        """Climb for num_epochs; after_epoch is called when the policy has the epoch's parameters. NonFiniteError on NaN."""
+    def __call__(self, policy: Policy, batch: Any, kl_coef: float) -> tuple[dict[str, float], Moved]:
+        """Climb for num_epochs; metrics and what each epoch left. NonFiniteError on NaN."""
         import torch
 
         lr = self.lr * (1 - self.num_updates / self.num_iterations) if self.anneal_lr else self.lr
-        rows = []
-        for _ in range(self.num_epochs):
-            rows.append(self.optimiser.epoch(batch, lr, kl_coef))
-            after_epoch()
+        statistics, after = self.optimiser.climb(batch, lr, kl_coef, self.num_epochs)
         self.num_updates += 1
-        table = torch.cat(rows).double()
+        table = statistics.flatten(0, 1).double()
         finite = torch.isfinite(table).all(1)
         if not finite.all():
             raise NonFiniteError(
@@ -109,7 +106,7 @@ class SGD:
             )
         mean = dict(zip(STATISTICS, table.mean(0).tolist(), strict=True))
         highest = dict(zip(STATISTICS, table.amax(0).tolist(), strict=True))
-        return {
+        metrics = {
             "loss/policy": mean["loss/policy"],
             "loss/value": mean["loss/value"],
             "ratio/abs_log_max_learning": highest["ratio/abs_log_max"],
@@ -117,6 +114,7 @@ class SGD:
             "grad/norm_max": highest["grad/norm"],
             "grad/clip_fraction": mean["grad/clipped"],
         }
+        return metrics, Moved(*after)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimiser": self.optimiser.state_dict(), "num_updates": self.num_updates}
