@@ -172,7 +172,7 @@ class GymnasiumVector:
                     "seed": self._seed + i,
                     "episode_rng": episode_rng,
                     "rng": rng,
-                    "actions": [a if isinstance(a, int) else a.tolist() for a in self._actions[i]],
+                    "actions": [a.tolist() for a in self._actions[i]],
                     "observation": self._rows[i].tolist(),
                     "checksum": self._checksum[i],
                 }
@@ -189,7 +189,7 @@ class GymnasiumVector:
                 env.unwrapped.np_random.bit_generator.state = saved["episode_rng"]
                 self._begin(i, None)
             for action in saved["actions"]:
-                self._advance(i, action if isinstance(action, int) else np.asarray(action, self.action_space.dtype))
+                self._advance(i, np.asarray(action, self.action_space.dtype)[()])
                 if self._terminated[i] or self._truncated[i]:
                     break
             if (
@@ -236,8 +236,7 @@ class GymnasiumVector:
         """One action an environment, in fresh memory (an environment may keep what it is given)."""
         space = self.action_space
         if isinstance(space, spaces.Discrete):
-            indices: list[Any] = (np.asarray(actions) + int(space.start)).tolist()
-            return indices
+            return list(np.asarray(actions) + space.start)  # numpy's own integers, as the space draws them
         return list(np.minimum(np.maximum(actions, space.low), space.high).astype(space.dtype, copy=False))
 
 
