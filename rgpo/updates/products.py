@@ -1,6 +1,6 @@
 """Matrix products of compiled code by oneDNN's kernels, which torch carries and inductor does not choose by itself.
 
-torch's own choice for float32 is MKL, which spends most of a small product on its call and uses no AVX-512 on AMD
+torch's own choice for float32 is MKL, which spends much of a small product on its call and uses no AVX-512 on AMD
 processors: 64 x 64 x 64 takes it three times as long.
 """
 
@@ -14,15 +14,20 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 
 
 class Products(CustomGraphPass):
-    """A pass of inductor's that gives each product of two float32 matrices on the CPU to ``product_kernel``."""
+    """A pass of inductor's that gives products of float32 matrices on one thread of a CPU to ``product_kernel``.
+
+    Several threads stay with MKL, which divides a product among them.
+    """
 
     def __call__(self, graph: fx.Graph) -> None:
+        if torch.get_num_threads() > 1:
+            return
         import rgpo.updates.product_kernel  # noqa: F401  (seconds of imports, which code found on disk does without)
 
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default):
             c = node.meta["val"]
-            if c.dtype == torch.float32 and c.device.type == "cpu":
+            if c.dtype == torch.float32 and c.device.type == "cpu" and c.numel() > 0:
                 node.target = torch.ops.rgpo.product.default
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__,)), torch.get_num_threads()
