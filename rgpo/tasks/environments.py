@@ -125,9 +125,10 @@ class GymnasiumVector:
         self._paid: list[Floats] = []
         self._terminated, self._truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
         self._rows = list(self._observation)
-        self._rewards = [self._reward[i : i + 1] for i in range(num_envs)]
-        if isinstance(self._observation_space, spaces.Box):
-            self._shaped = [row.reshape(self._observation_space.shape) for row in self._rows]
+        box = isinstance(self._observation_space, spaces.Box)
+        self._shaped = [row.reshape(self._observation_space.shape) for row in self._rows] if box else []
+        self._row_bytes = [row.data for row in self._rows]
+        self._reward_bytes = [self._reward[i : i + 1].data for i in range(num_envs)]
 
         self._seed = -1  # of environment 0; -1 before the first reset
         self._episode_rng: list[dict[str, Any] | None] = [None] * num_envs  # None: the episode began with the seed
@@ -216,17 +217,17 @@ class GymnasiumVector:
         self._episode_rng[i] = None if seed is not None else _rng_state(env)
         self._write(i, env.reset(seed=seed)[0])
         self._actions[i] = []
-        self._checksum[i] = crc32(self._rows[i].data)
+        self._checksum[i] = crc32(self._row_bytes[i])
 
     def _advance(self, i: int, action: Any) -> None:
         observation, self._reward[i], self._terminated[i], self._truncated[i], _ = self._envs[i].step(action)
         self._write(i, observation)
         self._actions[i].append(action)
-        self._checksum[i] = crc32(self._rewards[i].data, crc32(self._rows[i].data, self._checksum[i]))
+        self._checksum[i] = crc32(self._reward_bytes[i], crc32(self._row_bytes[i], self._checksum[i]))
 
     def _write(self, i: int, observation: Any) -> None:
         """Box: flattened and cast to float64. Discrete: one-hot."""
-        if isinstance(self._observation_space, spaces.Box):
+        if self._shaped:
             self._shaped[i][...] = observation
         else:
             self._rows[i][:] = 0.0

@@ -27,7 +27,6 @@ ENOUGH_STEPS = 15_000  # gradient steps that earn back a first compilation, 13 s
 MOST_GRAPHS = 8  # of one function that torch keeps in a process; it refuses a ninth
 OPTIONS: dict[str, Any] = {
     "cpp_wrapper": True,  # kernels are called from C++
-    "cpp.use_decompose_tanh": True,  # 2/(1 + exp(-2x)) - 1, to 2e-7: the library's tanh is an eighth of a step
     "pattern_matcher": False,  # or a product and its bias become one call that first copies the bias to every row
     "post_grad_custom_post_pass": Products(),
     "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.scan": torch.__version__},  # or a scan is not kept on disk
