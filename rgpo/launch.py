@@ -36,11 +36,10 @@ CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 def start(job: Job) -> int:
     """Run one job in this process; its exit code: 0 done, 1 failed, 2 cannot run, 130 or 143 stopped by a signal."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(job.config["num_threads"]))
     gc.set_threshold(*gc.get_threshold()[:2], 100)  # imports make what stays: looking it all over was a tenth of a start
     command = shlex.join(["rgpo-run", *job.overrides])
     try:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(made_cache_dir() / "inductor"))  # both before torch is imported
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(made_cache_dir() / "inductor"))  # before torch is imported
         run(job.config, build(job.config), job.run_dir, job.config_hash, command)
     except Interrupted as stop:
         print(f"stopped; the same command goes on from here: {job.run_dir}", flush=True)

@@ -96,8 +96,10 @@ class _Session:
     def start(self) -> None:
         """Write what the run is, make its parts, and take over the last checkpoint if there is one."""
         import torch
+        from threadpoolctl import threadpool_limits
 
         torch.set_num_threads(self.config["num_threads"])
+        threadpool_limits(self.config["num_threads"])  # numpy's, which would take every core and wait for work by spinning
         self.state("running", None)
         self._write_facts()
         seeds = [int(x) >> 1 for x in np.random.SeedSequence(self.config["seed"]).generate_state(3)]

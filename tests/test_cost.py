@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli import TINY
 from tiny_policies import batch_of, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -61,6 +65,25 @@ def test_a_gradient_step_is_one_forward_one_backward_and_one_flat_adam() -> None
         counts.append(operations(lambda a=algorithm, p=policy, r=rollout: a.learn(p, r, False)))
     per_step = np.diff(counts) / 4  # epochs
     assert per_step[0] == per_step[1] <= 250
+
+
+THREADS_AFTER_A_RUN = """
+import contextlib, sys, threadpoolctl
+from rgpo.run import main
+with contextlib.suppress(SystemExit):
+    main()
+print("threads", *{pool["num_threads"] for pool in threadpoolctl.threadpool_info()})
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_numpy_and_torch_take_the_threads_a_run_was_given(threads: int, tmp_path: Path) -> None:
+    """numpy takes every core when it is imported, waits for work by spinning, and divides its products by their number."""
+    env = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    words = [*TINY, "algo=ppo", "num_iterations=1", f"num_threads={threads}"]
+    command = [sys.executable, "-c", THREADS_AFTER_A_RUN, *words]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert f"threads {threads}\n" in done.stdout
 
 
 @pytest.mark.parametrize("lora", [False, True])
