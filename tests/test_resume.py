@@ -26,6 +26,7 @@ CASES = {
     "halfcheetah-trpo": ["task=halfcheetah", "algo=trpo", "task.num_steps=256", "task.num_envs=2", "update.critic_minibatches=4"],
     "pendulum-rgpo": ["task=pendulum", "algo=rgpo", "task.num_steps=64", "update.num_minibatches=4", "update.num_epochs=20"],
     "frozenlake-awr": ["task=gym", "task.env_id=FrozenLake-v1", "algo=awr", "task.num_steps=64", "update.num_epochs=40"],
+    "hopper-compiled": ["task=hopper", "algo=rgpo", "task.num_steps=256", "update.num_minibatches=4", "update.compile=true"],
     "bandit": ["task=bandit", "gate=sigmoid"],
 }
 
