@@ -5,9 +5,11 @@
     python benchmarks/control.py learning [seeds] [out.parquet]
 
 Equal samples, epochs, minibatches of 64, networks (64 x 64, tanh, two of them) and one thread. Contestants are interleaved,
-each in a fresh process with its compiled code cached before; seconds and CPU seconds are counted from the second rollout on,
-over whole iterations with everything a default run does in them (ours: diagnostics, and the gradient's variance every tenth).
-CPU seconds decide. `learning` lets them train for 100,000 steps instead and compares the returns of the last 10 episodes.
+each in a fresh process; ours is told to compile (`auto` does so from 15,000 gradient steps on), its code cached before.
+Seconds and CPU seconds are counted from the second rollout on, over whole iterations of collecting and learning (ours with
+diagnostics, and the gradient's variance every tenth); a run's evaluation, checkpoints and files are not in them. CPU seconds
+decide. `learning` lets them train for 100,000 steps instead and compares the returns of the last 10 episodes (of which ours
+each count as the mean of their rollout).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ NOT_HASHED = (
     "force",
     "checkpoint_every_s",
     "exports",
-)  # change no number of the run
+)  # make no other run; num_threads changes how its numbers are rounded
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rgpo.compose import hydra_on
 from rgpo.config import Job, build, make_job
 from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line
 from rgpo.machine import available_gb, jobs_that_fit, num_cpus
-from rgpo.paths import made_cache_dir
+from rgpo.paths import cache_dir
 from rgpo.policies import processes
 from rgpo.runner import run
 from rgpo.signals import Interrupted
@@ -38,8 +38,8 @@ def start(job: Job) -> int:
     """Run one job in this process; its exit code: 0 done, 1 failed, 2 cannot run, 130 or 143 stopped by a signal."""
     gc.set_threshold(*gc.get_threshold()[:2], 100)  # imports make what stays: looking it all over was a tenth of a start
     command = shlex.join(["rgpo-run", *job.overrides])
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # before torch is imported
     try:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(made_cache_dir() / "inductor"))  # before torch is imported
         run(job.config, build(job.config), job.run_dir, job.config_hash, command)
     except Interrupted as stop:
         print(f"stopped; the same command goes on from here: {job.run_dir}", flush=True)
@@ -72,7 +72,10 @@ def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
 
     ``words`` are the command line's, of which the engine's own count here.
     """
-    jobs = list({job.run_dir: job for job in jobs}.values())  # cells with one configuration are one run
+    cells = len(jobs)
+    jobs = list({job.run_dir: job for job in jobs}.values())
+    if len(jobs) < cells:
+        print(f"{cells} cells make {len(jobs)} run(s): num_threads and its like make no other run", flush=True)
     with hydra_on(config_dir) as composer:
         own = [word for word, item in zip(words, composer.parse(words), strict=True) if item.is_hydra_override()]
         config = composer.whole([*own, *jobs[0].overrides])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -15,10 +16,12 @@ def conf_dir() -> Path:
 
 
 def made_cache_dir() -> Path:
-    """``cache_dir``, made if it was not there. ConfigError if it cannot be."""
+    """``cache_dir``, made if it was not there. ConfigError if it cannot be, or nothing can be written there."""
     folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         remedy = f"cannot write there ({error.strerror}); set RGPO_CACHE to a folder that can be written."
         raise ConfigError(f"RGPO_CACHE={folder}: {remedy}") from error

@@ -139,8 +139,8 @@ class _Session:
         )
         if self.iteration:
             print(f"  attempt {self.attempt} resumes after iteration {self.iteration:,} of {self.num_iterations:,}", flush=True)
-            if self.num_processes != processes.world_size():
-                was = f"{self.num_processes} process(es) wrote the checkpoint"
+            if (self.num_processes, self.num_threads) != (processes.world_size(), self.config["num_threads"]):
+                was = f"{self.num_processes} process(es) of {self.num_threads} thread(s) wrote the checkpoint"
                 print(f"  {was}: the resumed run is equal to rounding, not bit for bit", flush=True)
         self.progress = console.Progress(self.num_iterations, self.iteration)
 
@@ -214,6 +214,7 @@ class _Session:
         state = {
             "config_hash": self.config_hash,
             "num_processes": processes.world_size(),
+            "num_threads": self.config["num_threads"],
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "ratio_moved": self.ratio_moved,
@@ -235,6 +236,7 @@ class _Session:
     def _load(self, saved: dict[str, Any]) -> None:
         self.iteration = self.last_checkpoint = saved["iteration"]
         self.num_processes = saved["num_processes"]
+        self.num_threads = saved.get("num_threads", self.config["num_threads"])
         self.env_steps = saved["env_steps"]
         self.ratio_moved = saved["ratio_moved"]
         self.policy.load_state_dict(saved["policy"])

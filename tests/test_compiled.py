@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from cli import TINY
 from torch import Tensor
+from torch._inductor.exc import CppCompileError
 
 from rgpo import gates
 from rgpo.adaptive import AdaptiveSharpness
@@ -16,6 +23,7 @@ from rgpo.batch import Batch
 from rgpo.curve import Gate
 from rgpo.objective import Detached, surrogate
 from rgpo.policies.actor_critic import ActorCritic
+from rgpo.updates import minibatch_adam
 from rgpo.updates.minibatch_adam import MOST_GRAPHS
 from rgpo.updates.natural_gradient import NaturalGradient
 from rgpo.updates.sgd import SGD
@@ -23,7 +31,7 @@ from rgpo.updates.sgd import SGD
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
 
 
-def learnt(policy: ActorCritic, batch: Batch, gate: Gate, compile: bool) -> Tensor:
+def learnt(policy: ActorCritic, batch: Batch, gate: Gate, compile: bool | str) -> Tensor:
     """The parameters after four epochs, with what the gate learns after each two."""
     update = SGD(num_epochs=2, num_minibatches=2, lr=1e-2, anneal_lr=False, compile=compile)
     update.setup(policy, partial(surrogate, gate=gate, ref_gate=gates.Open(), dual=Detached()), False, 2, 0)
@@ -101,3 +109,39 @@ def test_compiled_code_is_kept(make_policy: Callable[..., ActorCritic], make_bat
     counters = torch._dynamo.utils.counters
     assert counters["aot_autograd"]["autograd_cache_hit"] == 1
     assert counters["aot_autograd"]["autograd_cache_bypass"] == counters["inductor"]["fxgraph_cache_bypass"] == 0
+
+
+BROKEN_COMPILER = """#!/bin/sh
+case "$*" in *--version*) exec {real} "$@";; esac
+exit 1
+"""
+
+
+def test_a_compiler_that_fails_is_one_sentence(tmp_path: Path) -> None:
+    """The case that must fail: g++ without Python's headers, for example; update.compile=true was asked for."""
+    broken = tmp_path / "bin" / "g++"
+    broken.parent.mkdir()
+    broken.write_text(BROKEN_COMPILER.format(real=shutil.which("g++")))
+    broken.chmod(0o755)
+    env = os.environ | {"PATH": f"{broken.parent}{os.pathsep}{os.environ['PATH']}", "RGPO_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "rgpo.run", *TINY, "algo=ppo", "num_iterations=1", "update.compile=true"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "update.compile: the C++ compiler failed" in done.stderr and "set update.compile=false" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_where_compiling_was_no_order_the_run_goes_on_without(
+    make_policy: Callable[..., ActorCritic], make_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise CppCompileError(["g++"], "no Python.h")
+
+    monkeypatch.setattr(minibatch_adam, "_compile", lambda function: refuse)
+    monkeypatch.setattr(minibatch_adam, "ENOUGH_STEPS", 1)
+    plain, tried = make_policy(), make_policy()
+    batch = make_batch(plain, 32)
+    expected = learnt(plain, batch, gates.SigmoidSigned(sharpness=3.0), False)
+    with pytest.warns(UserWarning, match="goes on uncompiled"):
+        found = learnt(tried, batch, gates.SigmoidSigned(sharpness=3.0), "auto")
+    assert torch.equal(found, expected)

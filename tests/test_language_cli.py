@@ -122,8 +122,10 @@ def test_a_signal_before_the_first_iteration_stops_at_once(parts: Path, tmp_path
 def test_a_cache_that_cannot_be_written_is_named(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RGPO_CACHE", str(tmp_path / "file"))
-    said = rgpo_run(words(parts, "algo=grpo"), tmp_path, code=2)
-    assert f"RGPO_CACHE={tmp_path / 'file'}: cannot write there" in said and "Traceback" not in said
+    for needs_it in (["task=qwen_rlhf"], ["task=cartpole", "update.compile=true"]):
+        said = rgpo_run([*needs_it, "num_iterations=1"], tmp_path, code=2)
+        assert f"RGPO_CACHE={tmp_path / 'file'}: cannot write there" in said and "Traceback" not in said
+    rgpo_run(words(parts, "algo=grpo"), tmp_path)  # uncompiled, with models of its own: needs no cache
 
 
 def test_a_seed_that_no_column_holds_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from rgpo.updates.minibatch_adam import OPTIONS
+from rgpo.updates.minibatch_adam import options
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
 
@@ -28,7 +28,7 @@ def fresh() -> Iterator[None]:
 
 def compiled(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[tuple[Tensor, ...], int]:
     """What it returns, and how many of its products went to oneDNN's kernels."""
-    found = torch.compile(function, fullgraph=True, dynamic=False, options=OPTIONS)(*tensors)
+    found = torch.compile(function, fullgraph=True, dynamic=False, options=options())(*tensors)
     return found, counters["inductor"]["cpp_templated_kernel_counter"]
 
 

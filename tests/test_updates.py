@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -227,8 +228,24 @@ def test_minibatches_must_divide_the_batch() -> None:
         NaturalGradient(critic_minibatches=30).check(2048, "batch")
 
 
-def test_compiling_is_resolved_and_explained() -> None:
+def test_compiling_is_resolved_and_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The compiler is the one that inductor takes, CXX or g++; uncompiled runs need neither it nor a cache."""
+    for name in ("g++", "clang++"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     assert resolve_compile(False, 10**9) == (False, "not compiled (update.compile=false)")
-    compiled, why = resolve_compile("auto", 10)
-    assert not compiled
-    assert why.startswith("not compiled")
+    assert resolve_compile("auto", 10) == (False, "not compiled: 10 gradient steps are too few to pay for it")
+    assert resolve_compile("auto", 10**9) == resolve_compile(True, 10) == (True, "compiled")
+    (tmp_path / "g++").unlink()
+    assert "no C++ compiler g++ found" in resolve_compile("auto", 10**9)[1]
+    assert "no C++ compiler g++ found" in resolve_compile(True, 10)[1]
+    monkeypatch.setenv("CXX", "clang++")
+    assert resolve_compile("auto", 10**9) == (True, "compiled")
+    monkeypatch.setenv("RGPO_CACHE", str(tmp_path / "clang++"))
+    assert "cannot write there" in resolve_compile("auto", 10**9)[1]
+    assert resolve_compile(False, 10) == (False, "not compiled (update.compile=false)")
+    with pytest.raises(ConfigError, match=r"RGPO_CACHE=.*cannot write there.*; set RGPO_CACHE"):
+        resolve_compile(True, 10)

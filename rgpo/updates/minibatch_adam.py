@@ -7,9 +7,12 @@ its speed and nothing else. Compiled code is cached on disk by torch, so a secon
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import sys
+import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,17 +21,18 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
 from rgpo.batch import Batch
+from rgpo.errors import ConfigError, first_line
+from rgpo.paths import made_cache_dir
 from rgpo.updates.adam import AdamState, adam, bias_corrections, clip_by_norm
-from rgpo.updates.products import Products
 
 LossFunction = Callable[[Tensor, Batch, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
+Climb = Callable[..., tuple[AdamState, Tensor, list[Tensor]]]
 Measure = Callable[[Tensor, Batch], tuple[Tensor, ...]]  # of parameters (P,) and the whole batch
 ENOUGH_STEPS = 15_000  # gradient steps that earn back a first compilation, 13 s here, and half as much again
 MOST_GRAPHS = 8  # of one function that torch keeps in a process; it refuses a ninth
 OPTIONS: dict[str, Any] = {
     "cpp_wrapper": True,  # kernels are called from C++
     "pattern_matcher": False,  # or a product and its bias become one call that first copies the bias to every row
-    "post_grad_custom_post_pass": Products(),
     "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.scan": torch.__version__},  # or a scan is not kept on disk
     "cpp.vec_isa_ok": True,  # the flags of the processor are believed, not tried out at every start
 }
@@ -86,21 +90,35 @@ def nothing(parameters: Tensor, batch: Batch) -> tuple[Tensor, ...]:
 
 def resolve_compile(choice: bool | str, num_gradient_steps: int) -> tuple[bool, str]:
     """Whether to compile, and why: `auto` compiles a run that is long enough to pay for it, given a C++ compiler."""
-    compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if choice is False:
         return False, "not compiled (update.compile=false)"
-    if compiler is None:
-        return False, "not compiled: no C++ compiler found, install g++ for several times the speed"
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as inductor chooses it
+    if shutil.which(compiler) is None:
+        return False, f"not compiled: no C++ compiler {compiler} found, install it or set CXX for several times the speed"
     if choice == "auto" and num_gradient_steps < ENOUGH_STEPS:
         return False, f"not compiled: {num_gradient_steps:,} gradient steps are too few to pay for it"
+    try:
+        made_cache_dir()
+    except ConfigError as error:
+        if choice == "auto":
+            return False, f"not compiled: {error}"
+        raise
     return True, "compiled"
 
 
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compile(function: Climb) -> Climb:
     """Compiled; runs of one process that differ in no constant of the graph share it, a sweep's seeds for example."""
     if next(_COMPILED_RUNS) % MOST_GRAPHS == 0:
         torch.compiler.reset()
-    return torch.compile(function, fullgraph=True, dynamic=False, options=OPTIONS)
+    return torch.compile(partial(function, fold=scan), fullgraph=True, dynamic=False, options=options())
+
+
+@cache
+def options() -> dict[str, Any]:
+    """OPTIONS and the pass over products, one object: runs share a graph only if they share their passes."""
+    from rgpo.updates.products import Products  # inductor, which makes its folder when it is imported
+
+    return OPTIONS | {"post_grad_custom_post_pass": Products()}
 
 
 class MinibatchAdam:
@@ -123,20 +141,16 @@ class MinibatchAdam:
         seed: int,
     ) -> None:
         self.compiled, self.note = resolve_compile(compile, num_steps)
+        self._must_compile = compile is True
         self.parameters = parameters
         self.state = AdamState.start(parameters)
         self.num_steps = 0  # taken so far
         self.rng = np.random.default_rng(seed)
         self.num_minibatches = num_minibatches
-        function: Callable[..., tuple[AdamState, Tensor, list[Tensor]]] = partial(
-            climb,
-            fold=scan if self.compiled else loop,
-            loss_function=loss_function,
-            measure=measure,
-            max_grad_norm=max_grad_norm,
-            adam_eps=adam_eps,
+        self._function: Climb = partial(
+            climb, loss_function=loss_function, measure=measure, max_grad_norm=max_grad_norm, adam_eps=adam_eps
         )
-        self._climb = _compile(function) if self.compiled else function
+        self._compiled = _compile(self._function) if self.compiled else None
 
     def climb(self, batch: Batch, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """num_epochs passes over batch (N, ...) from the policy's parameters; statistics (num_epochs, num_minibatches, 5)."""
@@ -144,12 +158,26 @@ class MinibatchAdam:
         state = self.state._replace(parameters=self.parameters.clone())
         order = np.stack([self.rng.permutation(len(batch.advantage)) for _ in range(num_epochs)])
         corrections = bias_corrections(lr, self.num_steps, num_epochs * self.num_minibatches).to(self.parameters.dtype)
-        self.state, statistics, measures = self._climb(
-            state, batch, torch.from_numpy(order).view(*shape, -1), corrections.view(*shape, 2), torch.tensor(kl_coef)
-        )
+        columns = torch.from_numpy(order).view(*shape, -1), corrections.view(*shape, 2)
+        self.state, statistics, measures = self._climb(state, batch, *columns, torch.tensor(kl_coef))
         self.parameters.copy_(self.state.parameters)
         self.num_steps += num_epochs * self.num_minibatches
         return statistics, tuple(measures)
+
+    def _climb(self, *arguments: Any) -> tuple[AdamState, Tensor, list[Tensor]]:
+        """``climb``, compiled if it can be."""
+        if self._compiled is not None:
+            from torch._inductor.exc import CppCompileError, InductorError
+
+            try:
+                return self._compiled(*arguments)
+            except (CppCompileError, InductorError) as error:
+                why = f"update.compile: the C++ compiler failed ({first_line(error)})"
+                if self._must_compile:
+                    raise ConfigError(f"{why}; install g++ and Python's headers, or set update.compile=false.") from error
+                warnings.warn(f"{why}; the run goes on uncompiled.", stacklevel=3)
+                self.compiled, self._compiled = False, None
+        return self._function(*arguments, fold=loop)
 
     def state_dict(self) -> dict[str, Any]:
         rng = self.rng.bit_generator.state

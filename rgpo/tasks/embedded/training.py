@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn import functional
@@ -59,11 +60,11 @@ class Recipe(NamedTuple):
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """One thread, and torch's global generator seeded (Hugging Face draws from it); both are restored at the end."""
+    """One thread, and torch's global generator seeded (Hugging Face draws from it); all is restored at the end."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), threadpool_limits(1):
             torch.manual_seed(seed)
             yield
     finally:
