@@ -38,7 +38,10 @@ class Evidence:
     theory: Sequence[Mapping[str, Any]] | None = None  # statements of results/theory/verdicts.parquet, None without it
 
     def pairs(self, algo: str, baseline: str, *, language: bool = False) -> dict[str, tuple[Group, Group]]:
-        """Task -> (group, baseline group) of the experiment with the most common finished seeds, then the most iterations."""
+        """Task -> (group, baseline group) of the experiment with the most common finished seeds, then the most iterations.
+
+        Tasks without MIN_RUNS such seeds are left out.
+        """
         best: dict[str, tuple[tuple[int, int], tuple[Group, Group]]] = {}
         for groups in self.groups.values():
             for task in sorted({group.task for group in groups if group.language == language}):
@@ -47,7 +50,7 @@ class Evidence:
                     continue
                 seeds = {run.seed for run in both[0].used} & {run.seed for run in both[1].used}
                 size = len(seeds), both[0].used[0].num_iterations if both[0].used else 0
-                if seeds and (task not in best or size > best[task][0]):
+                if len(seeds) >= MIN_RUNS and (task not in best or size > best[task][0]):
                     best[task] = size, (both[0], both[1])
         return {task: pair for task, (_, pair) in best.items()}
 
