@@ -140,7 +140,7 @@ class _Session:
         if self.iteration:
             print(f"  attempt {self.attempt} resumes after iteration {self.iteration:,} of {self.num_iterations:,}", flush=True)
             if (self.num_processes, self.num_threads) != (processes.world_size(), self.config["num_threads"]):
-                was = f"{self.num_processes} process(es) of {self.num_threads} thread(s) wrote the checkpoint"
+                was = f"{self.num_processes} process(es) wrote the checkpoint, {self.num_threads} thread(s) each"
                 print(f"  {was}: the resumed run is equal to rounding, not bit for bit", flush=True)
         self.progress = console.Progress(self.num_iterations, self.iteration)
 
