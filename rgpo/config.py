@@ -85,7 +85,7 @@ def plain(composed: DictConfig) -> dict[str, Any]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Eight hex digits over everything that can change a number of the run."""
+    """Eight hex digits over everything that can change a number of the run by more than rounding."""
     relevant = {key: value for key, value in config.items() if key not in NOT_HASHED}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
 

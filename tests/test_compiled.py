@@ -119,11 +119,10 @@ exit 1
 
 def test_a_compiler_that_fails_is_one_sentence(tmp_path: Path) -> None:
     """The case that must fail: g++ without Python's headers, for example; update.compile=true was asked for."""
-    broken = tmp_path / "bin" / "g++"
-    broken.parent.mkdir()
+    broken = tmp_path / "g++"
     broken.write_text(BROKEN_COMPILER.format(real=shutil.which("g++")))
     broken.chmod(0o755)
-    env = os.environ | {"PATH": f"{broken.parent}{os.pathsep}{os.environ['PATH']}", "RGPO_CACHE": str(tmp_path / "cache")}
+    env = os.environ | {"CXX": str(broken), "RGPO_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "rgpo.run", *TINY, "algo=ppo", "num_iterations=1", "update.compile=true"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2

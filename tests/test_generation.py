@@ -191,6 +191,6 @@ def test_settings_that_cannot_be_meant_are_refused(model: Any) -> None:
         ({"prompts": []}, "prompt_ids="),
     ]:
         with pytest.raises(ConfigError, match=message):
-            run(model, **settings)  # type: ignore[arg-type]
+            run(model, **settings)
     with pytest.raises(NonFiniteError, match="logits"):
         sample(torch.tensor([[0.0, math.nan]]), torch.tensor([0.5], dtype=torch.float64), temperature=1.0)

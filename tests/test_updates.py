@@ -235,6 +235,7 @@ def test_compiling_is_resolved_and_explained(monkeypatch: pytest.MonkeyPatch, tm
         (tmp_path / name).chmod(0o755)
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("RGPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
     assert resolve_compile(False, 10**9) == (False, "not compiled (update.compile=false)")
     assert resolve_compile("auto", 10) == (False, "not compiled: 10 gradient steps are too few to pay for it")

@@ -30,12 +30,6 @@ Climb = Callable[..., tuple[AdamState, Tensor, list[Tensor]]]
 Measure = Callable[[Tensor, Batch], tuple[Tensor, ...]]  # of parameters (P,) and the whole batch
 ENOUGH_STEPS = 15_000  # gradient steps that earn back a first compilation, 13 s here, and half as much again
 MOST_GRAPHS = 8  # of one function that torch keeps in a process; it refuses a ninth
-OPTIONS: dict[str, Any] = {
-    "cpp_wrapper": True,  # kernels are called from C++
-    "pattern_matcher": False,  # or a product and its bias become one call that first copies the bias to every row
-    "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.scan": torch.__version__},  # or a scan is not kept on disk
-    "cpp.vec_isa_ok": True,  # the flags of the processor are believed, not tried out at every start
-}
 _COMPILED_RUNS = itertools.count()
 
 
@@ -115,10 +109,16 @@ def _compile(function: Climb) -> Climb:
 
 @cache
 def options() -> dict[str, Any]:
-    """OPTIONS and the pass over products, one object: runs share a graph only if they share their passes."""
+    """inductor's; one object, because runs share a graph only if they share its passes."""
     from rgpo.updates.products import Products  # inductor, which makes its folder when it is imported
 
-    return OPTIONS | {"post_grad_custom_post_pass": Products()}
+    return {
+        "cpp_wrapper": True,  # kernels are called from C++
+        "pattern_matcher": False,  # or a product and its bias become one call that first copies the bias to every row
+        "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.scan": torch.__version__},  # or a scan is not kept on disk
+        "cpp.vec_isa_ok": True,  # the flags of the processor are believed, not tried out at every start
+        "post_grad_custom_post_pass": Products(),
+    }
 
 
 class MinibatchAdam:
@@ -140,7 +140,7 @@ class MinibatchAdam:
         num_steps: int,
         seed: int,
     ) -> None:
-        self.compiled, self.note = resolve_compile(compile, num_steps)
+        compiled, self.note = resolve_compile(compile, num_steps)
         self._must_compile = compile is True
         self.parameters = parameters
         self.state = AdamState.start(parameters)
@@ -150,7 +150,12 @@ class MinibatchAdam:
         self._function: Climb = partial(
             climb, loss_function=loss_function, measure=measure, max_grad_norm=max_grad_norm, adam_eps=adam_eps
         )
-        self._compiled = _compile(self._function) if self.compiled else None
+        self._compiled = _compile(self._function) if compiled else None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps are compiled, which they no longer are once a compiler has failed."""
+        return self._compiled is not None
 
     def climb(self, batch: Batch, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """num_epochs passes over batch (N, ...) from the policy's parameters; statistics (num_epochs, num_minibatches, 5)."""
@@ -176,7 +181,7 @@ class MinibatchAdam:
                 if self._must_compile:
                     raise ConfigError(f"{why}; install g++ and Python's headers, or set update.compile=false.") from error
                 warnings.warn(f"{why}; the run goes on uncompiled.", stacklevel=3)
-                self.compiled, self._compiled = False, None
+                self._compiled = None
         return self._function(*arguments, fold=loop)
 
     def state_dict(self) -> dict[str, Any]:
