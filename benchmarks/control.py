@@ -55,7 +55,7 @@ def ours(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> d
     """rgpo's own parts, as its runner puts them together."""
     import torch
 
-    from rgpo.config import build, compose_jobs
+    from rgpo.cli.config import build, compose_jobs
 
     choice = name.partition("-")[2]
     axes = {"": [], "trpo": ["algo=trpo"], "uncompiled": ["update.compile=false"]}.get(choice, [f"gate={choice}"])

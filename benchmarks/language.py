@@ -34,16 +34,16 @@ def ours(case: Case, folder: Path) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from rgpo import gates
-    from rgpo.algorithm import Algorithm
-    from rgpo.language_advantages import GroupRelative
-    from rgpo.objective import Detached
-    from rgpo.penalties import FixedPenalty
-    from rgpo.policies.pretrained import load_causal_lm
-    from rgpo.policies.samplers import Own
-    from rgpo.tasks.language import Language, LoRA
-    from rgpo.tasks.materials import Materials, Prompt
-    from rgpo.updates.sgd import SGD
+    from rgpo.core import gates
+    from rgpo.core.kl_penalty import FixedPenalty
+    from rgpo.core.language_advantages import GroupRelative
+    from rgpo.core.surrogate import Detached
+    from rgpo.language.assets import Materials, Prompt
+    from rgpo.language.policy.pretrained import load_causal_lm
+    from rgpo.language.policy.samplers import Own
+    from rgpo.language.task import Language, LoRA
+    from rgpo.learning.algorithm import Algorithm
+    from rgpo.learning.sgd import SGD
 
     torch.set_num_threads(1)
 

@@ -52,14 +52,14 @@ CASES = {
 def find_model(name: str, folder: Path) -> Path:
     """The case's checkpoint: SmolLM2 as rgpo downloads and converts it, or the tiny one, written below folder."""
     if name == "smollm2":
+        from rgpo.language.sources.smollm2 import convert
         from rgpo.paths import cache_dir
-        from rgpo.tasks.smollm2 import convert
 
         return convert(cache_dir(), print)
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from rgpo.tasks.embedded.training import save_tokenizer, train_tokenizer
+    from rgpo.language.sources.embedded.training import save_tokenizer, train_tokenizer
 
     torch.manual_seed(0)
     config = Qwen2Config(

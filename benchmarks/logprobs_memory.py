@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rgpo.policies.logprobs import token_statistics
+from rgpo.language.policy.logprobs import token_statistics
 
 Method = Callable[[Tensor, nn.Module, Tensor], Tensor]
 

@@ -23,8 +23,8 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import report_fixtures as fixtures
 
-from rgpo.metrics import arrow_schema, write_atomically
-from rgpo.schema import GLOSSARY, is_list
+from rgpo.runtime.metrics import arrow_schema, write_atomically
+from rgpo.runtime.schema import GLOSSARY, is_list
 
 TASKS, ALGOS = 10, 10
 

@@ -238,7 +238,7 @@ def measure() -> None:
     import torch
     from transformers import Qwen2ForCausalLM
 
-    from rgpo.policies.generation import generate
+    from rgpo.language.policy.generation import generate
 
     print("saved bytes of a layer and token, counted and by the formula (64 tokens)")
     for shape in SHAPES[:3]:

@@ -14,7 +14,7 @@ TINY += ["task.num_eval_episodes=2", "update.num_minibatches=4"]
 
 def start(words: list[str], cwd: Path, **kwargs) -> subprocess.Popen:
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "rgpo.run", *words]
+    command = [sys.executable, "-m", "rgpo.cli.run", *words]
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
 
 

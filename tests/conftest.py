@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from rgpo.batch import Batch, Rollout
-from rgpo.policies.actor_critic import ActorCritic
-from rgpo.policies.mlp import MLP
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.mlp import MLP
+from rgpo.core.rollout import Batch, Rollout
 
 if TYPE_CHECKING:
-    from rgpo.policies.language_model import LanguageModel
+    from rgpo.language.policy.language_model import LanguageModel
 
 torch.set_num_threads(1)
 
@@ -66,8 +66,8 @@ def make_language_model(tiny_checkpoint: Path) -> Callable[..., LanguageModel]:
     """A policy of the tiny Qwen2, with or without adapters and value head; keywords go to its Sampling."""
     from tiny_policies import SAMPLING
 
-    from rgpo.policies.language_model import LanguageModel
-    from rgpo.policies.pretrained import add_lora, load_causal_lm
+    from rgpo.language.policy.language_model import LanguageModel
+    from rgpo.language.policy.pretrained import add_lora, load_causal_lm
 
     def make(lora: bool = False, critic: bool = True, attention: str = "sdpa", **sampling: Any) -> LanguageModel:
         model, _ = load_causal_lm(tiny_checkpoint, dtype="float32", device="cpu", attn_implementation=attention)

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from tiny_policies import SAMPLING, critic_settings, nudge, objective, roll, settings
 
-from rgpo import gates, run
-from rgpo.policies import processes, sharding
-from rgpo.policies.language_model import LanguageModel
-from rgpo.policies.pretrained import add_lora, load_causal_lm
-from rgpo.policies.token_batch import _whole
-from rgpo.tasks.language import Language
+from rgpo import distributed
+from rgpo.cli import run
+from rgpo.core import gates
+from rgpo.language.policy import sharding
+from rgpo.language.policy.language_model import LanguageModel
+from rgpo.language.policy.pretrained import add_lora, load_causal_lm
+from rgpo.language.policy.token_batch import _whole
+from rgpo.language.task import Language
 
 CASES: dict[str, dict[str, Any]] = {  # of 12 completions; micro_batch_size decides into how many pieces
     "three pieces": {"micro_batch_size": 5},
@@ -57,7 +59,7 @@ def measure(
     found["gradient"] = torch.cat([sharding.full(p.grad).flatten() for p in policy.with_critic()])
     found |= {f"moved {i}": x for i, x in enumerate(policy.moved(batch))}
     found["state"] = torch.cat([x.flatten() for x in policy.state_dict().values()])
-    policy.load_state_dict(processes.gather(policy.state_dict())[0])  # as all read one checkpoint
+    policy.load_state_dict(distributed.gather(policy.state_dict())[0])  # as all read one checkpoint
     found["once more"] = policy.moved(batch).log_ratio
     if lora and not shard:
         local = policy.local_model(batch, batch.advantage, objective(gates.Identity()))
@@ -75,14 +77,14 @@ def measure_all(checkpoint: str) -> dict[str, dict[str, Any]]:
         for how in ("ddp", "fsdp"):
             found[f"{name} {how}"] = numbers = measure(checkpoint, shard=how == "fsdp", **case)
             for key in sorted(numbers.keys() - {"state"}):
-                first, second = processes.gather(numbers[key])
+                first, second = distributed.gather(numbers[key])
                 assert torch.equal(first, second), f"{name} {how} {key} differs between the processes"
     return found
 
 
 def go_wrong(self: Language, policy: Any, collect: Any = Language.collect) -> Any:
     self.calls = getattr(self, "calls", 0) + 1
-    if self.calls == 3 and processes.rank() == 1:
+    if self.calls == 3 and distributed.rank() == 1:
         if "results_dir=stopped" in sys.argv:
             os.kill(os.getpid(), signal.SIGTERM)
         if "results_dir=raised" in sys.argv:
@@ -97,14 +99,14 @@ if __name__ == "__main__":
     Language.collect = go_wrong
     folder = Path(sys.argv[1])
     jobs = json.loads((folder / "jobs.json").read_text())
-    processes.start()
-    processes.start = processes.stop = lambda: None  # one group for all that follows
+    distributed.start()
+    distributed.start = distributed.stop = lambda: None  # one group for all that follows
     if jobs["checkpoint"]:
         found = measure_all(jobs["checkpoint"])
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             torch.save(found, folder / "found.pt")
     codes = []
     for sys.argv[1:] in jobs["runs"]:
         codes.append(run._main(sys.argv[1:]))
-        (folder / f"codes{processes.rank()}.json").write_text(json.dumps(codes))
+        (folder / f"codes{distributed.rank()}.json").write_text(json.dumps(codes))
     sys.exit(codes[-1])

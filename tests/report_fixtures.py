@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rgpo.schema import is_list
+from rgpo.runtime.schema import is_list
 
 Metrics = dict[str, Any]
 # gate, final return of (hopper, halfcheetah), KL, drift exponent, ESS, relative weight
@@ -43,7 +43,7 @@ def config_of(task: str, algo: str, seed: int, iterations: int, **changes: Any) 
         "kl_spike_threshold": 0.04,
         "choices": choices,
         "task": {"env_id": task, "num_steps": STEPS, "env_kwargs": {}},
-        "gate": {"_target_": f"rgpo.gates.{gate}", "sharpness": 10.0},
+        "gate": {"_target_": f"rgpo.core.gates.{gate}", "sharpness": 10.0},
         "update": {"lr": 3e-4, "num_epochs": 10},
     }
     for key, value in changes.items():

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from rgpo import gates
-from rgpo.adaptive import AdaptiveSharpness
+from rgpo.core import gates
+from rgpo.core.adaptive_gate import AdaptiveSharpness
+from rgpo.core.gates import Curve
 from rgpo.errors import ConfigError
-from rgpo.gates import Curve
 
 
 def test_adaptive_sharpness_takes_the_written_step_and_stays_within_its_bounds() -> None:

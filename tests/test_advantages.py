@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rgpo.advantages import GAE, Exponential, generalized_advantage
-from rgpo.batch import Array, Rollout
+from rgpo.core.advantages import GAE, Exponential, generalized_advantage
+from rgpo.core.rollout import Array, Rollout
 from rgpo.errors import ConfigError
 
 T, E = 12, 3

@@ -13,19 +13,19 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from rgpo import gates
-from rgpo.adaptive import AdaptiveSharpness
-from rgpo.advantages import GAE, Exponential
-from rgpo.algorithm import Algorithm
-from rgpo.batch import Array
+from rgpo.bandit.measure import Bandit, Gaussian, Measure, Pareto, truth
+from rgpo.bandit.quadrature import integrate, integrate_to_infinity
+from rgpo.core import gates
+from rgpo.core.adaptive_gate import AdaptiveSharpness
+from rgpo.core.advantages import GAE, Exponential
+from rgpo.core.gates import Curve, weight
+from rgpo.core.kl_penalty import NoPenalty
+from rgpo.core.rollout import Array
+from rgpo.core.surrogate import Detached
 from rgpo.errors import ConfigError
-from rgpo.gates import Curve, weight
-from rgpo.objective import Detached
+from rgpo.learning.algorithm import Algorithm
+from rgpo.learning.sgd import SGD
 from rgpo.paths import conf_dir
-from rgpo.penalties import NoPenalty
-from rgpo.quadrature import integrate, integrate_to_infinity
-from rgpo.tasks.bandit import Bandit, Gaussian, Measure, Pareto, truth
-from rgpo.updates.sgd import SGD
 
 GATES = {file.stem: file for file in sorted((conf_dir() / "gate").glob("*.yaml"))}
 BOUNDED = sorted(set(GATES) - {"identity", "clip", "dapo", "gspo", "spo", "budget", "open"})  # sup w is finite on both sides

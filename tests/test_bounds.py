@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rgpo import gates
-from rgpo.gates import weight
+from rgpo.core import gates
+from rgpo.core.gates import weight
 
 
 @pytest.mark.parametrize(("k", "sign"), [(2.0, -1), (10.0, 1), (5.0, 1), (4.0, 1), (4.0, -1)])

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from cli import TINY, rgpo_run, start, the_run
 
-from rgpo.config import compose_jobs
+from rgpo.cli.config import compose_jobs
 from rgpo.errors import ConfigError
 
 BAD = {
@@ -54,7 +54,7 @@ BAD = {
 @pytest.mark.parametrize("line", BAD)
 def test_bad_input_is_one_sentence(line: str, tmp_path: Path) -> None:
     process = subprocess.run(
-        [sys.executable, "-m", "rgpo.run", *line.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "rgpo.cli.run", *line.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert process.returncode == 2, process.stdout + process.stderr
     assert process.stdout == "" and process.stderr.count("\n") == 1 and process.stderr.startswith("rgpo-run: ")
@@ -65,9 +65,9 @@ def test_bad_input_is_one_sentence(line: str, tmp_path: Path) -> None:
 
 def test_help_and_version() -> None:
     for words in (["-h"], ["--help"], ["--version"]):
-        out = subprocess.run([sys.executable, "-m", "rgpo.run", *words], capture_output=True, text=True)
+        out = subprocess.run([sys.executable, "-m", "rgpo.cli.run", *words], capture_output=True, text=True)
         assert out.returncode == 0 and "rgpo" in out.stdout
-    assert "first_evidence" in subprocess.run([sys.executable, "-m", "rgpo.run", "-h"], capture_output=True, text=True).stdout
+    assert "first_evidence" in subprocess.run([sys.executable, "-m", "rgpo.cli.run", "-h"], capture_output=True, text=True).stdout
 
 
 def test_the_command_line_wins_over_algo_and_names_its_own_folder() -> None:
@@ -120,7 +120,7 @@ def test_a_sweep_goes_on_after_a_failure_and_lists_it(tmp_path: Path) -> None:
     words += ["checkpoint_every_s=0", "+task.env_kwargs.bad=true,false", "seed=1"]
     env = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
     process = subprocess.run(
-        [sys.executable, "-m", "rgpo.run", "-m", *words], cwd=tmp_path, capture_output=True, text=True, env=env, timeout=120
+        [sys.executable, "-m", "rgpo.cli.run", "-m", *words], cwd=tmp_path, capture_output=True, text=True, env=env, timeout=120
     )
     assert process.returncode == 1, process.stdout + process.stderr
     assert "1 of 2 runs" in process.stdout
@@ -160,12 +160,12 @@ def test_a_run_folder_holds_what_a_reader_needs(tmp_path: Path) -> None:
 
 def test_own_options_add_names_and_may_not_shadow(tmp_path: Path) -> None:
     (tmp_path / "mine" / "gate").mkdir(parents=True)
-    (tmp_path / "mine" / "gate" / "steep.yaml").write_text("_target_: rgpo.gates.SigmoidLog\nscale: none\nsharpness: 40.0\n")
+    (tmp_path / "mine" / "gate" / "steep.yaml").write_text("_target_: rgpo.core.gates.SigmoidLog\nscale: none\nsharpness: 40.0\n")
     job = compose_jobs(["gate=steep"], False, str(tmp_path / "mine"))[0]
     assert job.config["gate"]["sharpness"] == 40.0
     assert "steps" in rgpo_run([*TINY, "--config-dir", "mine", "gate=steep"], tmp_path)
     assert "2 of 2" in rgpo_run(["-m", *TINY, "--config-dir", "mine", "gate=steep", "seed=1,2"], tmp_path)
-    (tmp_path / "mine" / "gate" / "clip.yaml").write_text("_target_: rgpo.gates.Log\n")
+    (tmp_path / "mine" / "gate" / "clip.yaml").write_text("_target_: rgpo.core.gates.Log\n")
     with pytest.raises(ConfigError, match="rename"):
         compose_jobs(["gate=clip"], False, str(tmp_path / "mine"))
 

@@ -17,16 +17,16 @@ from cli import TINY
 from torch import Tensor
 from torch._inductor.exc import CppCompileError
 
-from rgpo import gates
-from rgpo.adaptive import AdaptiveSharpness
-from rgpo.batch import Batch
-from rgpo.curve import Gate
-from rgpo.objective import Detached, surrogate
-from rgpo.policies.actor_critic import ActorCritic
-from rgpo.updates import minibatch_adam
-from rgpo.updates.minibatch_adam import MOST_GRAPHS
-from rgpo.updates.natural_gradient import NaturalGradient
-from rgpo.updates.sgd import SGD
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.core import gates
+from rgpo.core.adaptive_gate import AdaptiveSharpness
+from rgpo.core.gate import Gate
+from rgpo.core.rollout import Batch
+from rgpo.core.surrogate import Detached, surrogate
+from rgpo.learning import minibatch_adam
+from rgpo.learning.minibatch_adam import MOST_GRAPHS
+from rgpo.learning.natural_gradient import NaturalGradient
+from rgpo.learning.sgd import SGD
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
 
@@ -123,7 +123,7 @@ def test_a_compiler_that_fails_is_one_sentence(tmp_path: Path) -> None:
     broken.write_text(BROKEN_COMPILER.format(real=shutil.which("g++")))
     broken.chmod(0o755)
     env = os.environ | {"CXX": str(broken), "RGPO_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "rgpo.run", *TINY, "algo=ppo", "num_iterations=1", "update.compile=true"]
+    command = [sys.executable, "-m", "rgpo.cli.run", *TINY, "algo=ppo", "num_iterations=1", "update.compile=true"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2
     assert "update.compile: the C++ compiler failed" in done.stderr and "set update.compile=false" in done.stderr

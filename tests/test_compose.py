@@ -8,8 +8,8 @@ from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import open_dict
 
-from rgpo.compose import Composer, hydra_on
-from rgpo.config import Job, compose_jobs, make_job
+from rgpo.cli.config import Job, compose_jobs, make_job
+from rgpo.cli.overrides import Composer, hydra_on
 from rgpo.errors import ConfigError
 
 GROUPS = (["algo=ppo"], ["algo=rgpo", "gate=erf"], ["experiment=first_evidence", "task=hopper", "algo=trpo"], ["task=bandit"])

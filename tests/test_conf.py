@@ -6,10 +6,10 @@ import importlib
 import pytest
 from omegaconf import OmegaConf
 
-from rgpo.compose import group_options
-from rgpo.config import build, compose_jobs
+from rgpo.cli.config import build, compose_jobs
+from rgpo.cli.overrides import group_options
+from rgpo.core.gates import Budget, Open
 from rgpo.errors import ConfigError
-from rgpo.gates import Budget, Open
 from rgpo.paths import conf_dir
 
 GROUPS = ("algo", "gate", "advantage", "penalty", "dual")

@@ -17,8 +17,8 @@ from cli import TINY
 from tiny_policies import batch_of, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rgpo.config import build, compose_jobs
-from rgpo.policies.pretrained import load_causal_lm
+from rgpo.cli.config import build, compose_jobs
+from rgpo.language.policy.pretrained import load_causal_lm
 
 
 class Counter(TorchDispatchMode):
@@ -69,7 +69,7 @@ def test_a_gradient_step_is_one_forward_one_backward_and_one_flat_adam() -> None
 
 THREADS_AFTER_A_RUN = """
 import contextlib, sys, threadpoolctl
-from rgpo.run import main
+from rgpo.cli.run import main
 with contextlib.suppress(SystemExit):
     main()
 print("threads", *{pool["num_threads"] for pool in threadpoolctl.threadpool_info()})
@@ -136,7 +136,7 @@ def test_gradient_checkpointing_computes_each_layer_again(tiny_checkpoint: Path,
 
 def test_a_token_costs_no_vocabulary_sized_table() -> None:
     """1,024 tokens x 60,000 words, forward and backward: no tensor of more than a tenth of the logits' size is ever made."""
-    from rgpo.policies.logprobs import token_statistics
+    from rgpo.language.policy.logprobs import token_statistics
 
     class Largest(TorchDispatchMode):
         largest = 0

@@ -11,14 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rgpo import diagnostics, gates, schema
-from rgpo.advantages import GAE, Exponential
-from rgpo.algorithm import Algorithm
-from rgpo.batch import Batch, Moved, Rollout, disjoint_groups
-from rgpo.objective import Detached, surrogate
-from rgpo.penalties import AdaptivePenalty, FixedPenalty, NoPenalty
-from rgpo.policies.actor_critic import ActorCritic
-from rgpo.updates.sgd import SGD
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.core import gates
+from rgpo.core.advantages import GAE, Exponential
+from rgpo.core.kl_penalty import AdaptivePenalty, FixedPenalty, NoPenalty
+from rgpo.core.rollout import Batch, Moved, Rollout, disjoint_groups
+from rgpo.core.surrogate import Detached, surrogate
+from rgpo.learning import diagnostics
+from rgpo.learning.algorithm import Algorithm
+from rgpo.learning.sgd import SGD
+from rgpo.runtime import schema
 
 Make = Callable[..., ActorCritic]
 MakeBatch = Callable[..., Batch]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rgpo.divergences import effective_sample_size, k1, k2, k3, tail_index
+from rgpo.core.divergences import effective_sample_size, k1, k2, k3, tail_index
 
 N = 200_000
 

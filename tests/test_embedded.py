@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rgpo.errors import ConfigError
-from rgpo.tasks.embedded import corpus
-from rgpo.tasks.embedded.build import make_prompts
-from rgpo.tasks.embedded.training import Recipe
-from rgpo.tasks.embedded.world import ProxyReward, World, load_world
+from rgpo.language.sources.embedded import corpus
+from rgpo.language.sources.embedded.artifacts import ProxyReward, World, load_world
+from rgpo.language.sources.embedded.build import make_prompts
+from rgpo.language.sources.embedded.training import Recipe
 
 TINY = Recipe(
     vocab_size=320,

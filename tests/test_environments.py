@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rgpo.tasks.environments import GymnasiumVector, make_vector_env
-from rgpo.tasks.locomotion import TASKS
-from rgpo.tasks.mujoco import load_model
+from rgpo.control.envs.mujoco_env import load_model
+from rgpo.control.envs.mujoco_tasks import TASKS
+from rgpo.control.envs.vector_env import GymnasiumVector, make_vector_env
 
 
 @pytest.fixture(autouse=True)

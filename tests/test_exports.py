@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from cli import TINY, rgpo_run, rows, the_run
 
-from rgpo.config import compose_jobs
+from rgpo.cli.config import compose_jobs
 from rgpo.errors import ConfigError
-from rgpo.exports import Exports
+from rgpo.runtime.trackers import Exports
 
 CONFIG = {"name": "mine", "seed": 1, "choices": {"algo": "ppo"}}
 ROW = {"a/b": 1.5, "bad": float("nan"), "epoch/list": [1.0], "n": 3}

@@ -14,11 +14,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from rgpo import gates
-from rgpo.adaptive import AdaptiveSharpness
+from rgpo.core import gates
+from rgpo.core.adaptive_gate import AdaptiveSharpness
+from rgpo.core.gates import Curve, weight
+from rgpo.core.surrogate import Detached, surrogate
 from rgpo.errors import ConfigError
-from rgpo.gates import Curve, weight
-from rgpo.objective import Detached, surrogate
 from rgpo.paths import conf_dir
 
 FILES = sorted((conf_dir() / "gate").glob("*.yaml"))

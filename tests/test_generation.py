@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from rgpo.errors import ConfigError, NonFiniteError
-from rgpo.policies.generation import Completions, generate, sample
+from rgpo.language.policy.generation import Completions, generate, sample
 
 V, EOS, PAD = 97, 1, 0
 PROMPTS = [[5, 6, 7, 8, 9], [10], [5, 6, 7, 8, 9], [11, PAD, EOS, 12], [EOS, 3], [40, 41, 42]]

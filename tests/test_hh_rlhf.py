@@ -12,8 +12,8 @@ from tiny_models import TEMPLATE, write_model
 from transformers import AutoTokenizer
 
 from rgpo.errors import ConfigError
-from rgpo.tasks.chat import chat, encode_prompts
-from rgpo.tasks.hh_rlhf import Pair, check_data, find_files, messages, read_pairs, split
+from rgpo.language.data.chat import chat, encode_prompts
+from rgpo.language.data.hh_rlhf import Pair, check_data, find_files, messages, read_pairs, split
 
 HELLO = "\n\nHuman: Hello.\n\nAssistant: Hi!\n\nHuman: What is\n\na cat?"
 

@@ -17,9 +17,9 @@ from tiny_models import write_model, write_reward_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rgpo.errors import ConfigError, NonFiniteError
+from rgpo.language.data.chat import ChatReward
+from rgpo.language.sources.hub import Hub
 from rgpo.paths import conf_dir
-from rgpo.tasks.chat import ChatReward
-from rgpo.tasks.hub import Hub
 
 Make = Callable[..., Hub]
 
@@ -40,7 +40,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def make(parts: dict[str, Any]) -> Make:
     """A source with the yaml's settings, but tiny parts, float32 and the CPU."""
     settings = yaml.safe_load((conf_dir() / "scale" / "paper.yaml").read_text())["task"]["source"]
-    assert settings.pop("_target_") == "rgpo.tasks.hub.Hub"
+    assert settings.pop("_target_") == "rgpo.language.sources.hub.Hub"
     local = {"max_new_tokens": 8, "dtype": "float32", "reward_dtype": "float32", "device": "cpu", "heldout_share": 0.3}
     return lambda **changes: Hub(**{**settings, **parts, **local, **changes})
 

@@ -21,10 +21,10 @@ def test_the_wheel_runs_by_itself(tmp_path: Path) -> None:
     for file in (ROOT / "conf").rglob("*.yaml"):
         assert f"rgpo/conf/{file.relative_to(ROOT / 'conf')}" in names
     entry = next((tmp_path / "site").glob("*.dist-info/entry_points.txt")).read_text()
-    assert "rgpo-run = rgpo.run:main" in entry and "rgpo-report = rgpo.report.cli:main" in entry
+    assert "rgpo-run = rgpo.cli.run:main" in entry and "rgpo-report = rgpo.report.cli:main" in entry
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
     words = ["task=cartpole", "num_iterations=2", "task.num_steps=32"]
-    out = subprocess.run([sys.executable, "-m", "rgpo.run", *words], cwd=tmp_path, env=env, capture_output=True, text=True)
+    out = subprocess.run([sys.executable, "-m", "rgpo.cli.run", *words], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert "no repository" in out.stdout  # it runs from the wheel, not from the checkout
     assert len(pd.read_parquet(next(tmp_path.rglob("metrics.parquet")))) == 2

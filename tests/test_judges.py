@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from rgpo.tasks.embedded.judges import features, pair_accuracy, tfidf, train_gold
-from rgpo.tasks.embedded.training import batches, bradley_terry_loss, pad, reproducible
-from rgpo.tasks.embedded.world import GoldJudge
+from rgpo.language.rewards.reward_model import features, pair_accuracy, tfidf, train_gold
+from rgpo.language.sources.embedded.artifacts import GoldJudge
+from rgpo.language.sources.embedded.training import batches, bradley_terry_loss, pad, reproducible
 
 
 def test_gold_judge_is_ridge_regression_on_unit_tfidf_rows(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rgpo.advantages import GAE
-from rgpo.batch import Array, Rollout
+from rgpo.core.advantages import GAE
+from rgpo.core.language_advantages import GroupRelative, LeaveOneOut, dead_groups, last_token, token_rewards, token_steps
+from rgpo.core.rollout import Array, Rollout
 from rgpo.errors import ConfigError
-from rgpo.language_advantages import GroupRelative, LeaveOneOut, dead_groups, last_token, token_rewards, token_steps
 
 ESTIMATORS = [GroupRelative(scale=scale) for scale in ("group", "batch", "none")] + [LeaveOneOut()]
 REWARD = np.array([1.0, 0.0, 0.0, -3.0, 2.0, 2.0, 2.0, 2.0])
@@ -20,7 +20,7 @@ MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1,
 
 
 def token_gae(reward: Array, value: Array, mask: Array, truncated: Array, **settings: Any) -> tuple[Array, Array]:
-    """Advantage and value target (B, T) of rgpo.advantages.GAE over tokens."""
+    """Advantage and value target (B, T) of rgpo.core.advantages.GAE over tokens."""
     none: Any = None
     rollout = Rollout(observation=none, action=none, metrics={}, **token_steps(reward, value, mask, truncated))
     advantage, target = GAE(**settings)(rollout)

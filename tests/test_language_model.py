@@ -12,15 +12,15 @@ import torch
 from tiny_policies import SAMPLING, batch_of, critic_settings, nudge, objective, roll, settings
 from torch import Tensor
 
-from rgpo import gates
-from rgpo.divergences import k3
+from rgpo.core import gates
+from rgpo.core.divergences import k3
+from rgpo.core.surrogate import sequence_mean, token_mean
 from rgpo.errors import ConfigError
-from rgpo.objective import sequence_mean, token_mean
-from rgpo.policies.generation import Completions
-from rgpo.policies.language_model import LanguageModel
-from rgpo.policies.pretrained import load_causal_lm
-from rgpo.policies.token_batch import clustered_mean, pack, rows_of, unpack
-from rgpo.updates.natural_gradient import NaturalGradient
+from rgpo.language.policy.generation import Completions
+from rgpo.language.policy.language_model import LanguageModel
+from rgpo.language.policy.pretrained import load_causal_lm
+from rgpo.language.policy.token_batch import clustered_mean, pack, rows_of, unpack
+from rgpo.learning.natural_gradient import NaturalGradient
 
 Make = Callable[..., LanguageModel]
 

@@ -17,9 +17,11 @@ import pandas as pd
 import pytest
 from cli import TINY, rgpo_run
 
-from rgpo import launch, machine, runfolder
-from rgpo.compose import hydra_on
-from rgpo.config import compose_jobs
+from rgpo.cli import sweep
+from rgpo.cli.config import compose_jobs
+from rgpo.cli.overrides import hydra_on
+from rgpo.runtime import resources as machine
+from rgpo.runtime import run_folder
 
 SWEEP = ["-m", "task=gym", "task.env_id=fragile:Fragile-v0", "task.num_envs=1", "task.num_steps=64", "num_iterations=5"]
 SWEEP += ["checkpoint_every_s=0", "eval_every=0", "gradvar_every=0", "+task.env_kwargs.number=1,2,3,4,5,6"]
@@ -44,11 +46,11 @@ def runs(folder: Path) -> dict[int, Path]:
 
 
 def attempts(folders: dict[int, Path]) -> dict[int, int]:
-    return {number: runfolder.read_state(folder).get("attempt", 0) for number, folder in folders.items()}
+    return {number: run_folder.read_state(folder).get("attempt", 0) for number, folder in folders.items()}
 
 
 def assert_all_but_the_second(folders: dict[int, Path], out: str) -> None:
-    assert [n for n, folder in folders.items() if runfolder.status(folder) == "completed"] == [1, 3, 4, 5, 6], out
+    assert [n for n, folder in folders.items() if run_folder.status(folder) == "completed"] == [1, 3, 4, 5, 6], out
     assert all(pd.read_parquet(folders[n] / "metrics.parquet").iteration.tolist() == [1, 2, 3, 4, 5] for n in (1, 3, 4, 5, 6))
     assert "5 of 6 runs are complete" in out
     listed = [line for line in out.splitlines() if line.startswith("  failed:")]
@@ -62,7 +64,7 @@ def test_joblib_repeats_what_is_missing_and_nothing_else(folder: Path) -> None:
     first = rgpo_run(words, folder, code=1)
     folders = runs(folder)
     assert "hydra/launcher=joblib stopped" in first and "interrupted: " in first and "was killed" in first
-    done = {n: folder for n, folder in folders.items() if runfolder.status(folder) == "completed"}
+    done = {n: folder for n, folder in folders.items() if run_folder.status(folder) == "completed"}
     written = {n: (folder / "metrics.parquet").stat().st_mtime_ns for n, folder in done.items()}
     assert 1 in done and 3 not in done and pd.read_parquet(folders[3] / "metrics").iteration.tolist() == [1, 2]
     before = attempts(folders)
@@ -153,7 +155,7 @@ def test_an_engine_that_is_not_installed_names_the_command(tmp_path: Path) -> No
     (tmp_path / "mine" / "hydra" / "launcher" / "other.yaml").write_text("_target_: hydra_plugins.nowhere.Other\n")
     for name, extra in (("joblib", "joblib"), ("ray", "ray"), ("submitit_slurm", "slurm")):
         plugin = f"hydra_{name.split('_')[0]}_launcher"
-        blocked = f"import sys; sys.modules['hydra_plugins.{plugin}'] = None; from rgpo.run import main; main()"
+        blocked = f"import sys; sys.modules['hydra_plugins.{plugin}'] = None; from rgpo.cli.run import main; main()"
         words = [sys.executable, "-W", "ignore", "-c", blocked, "-m", *TINY, "seed=1,2", f"hydra/launcher={name}"]
         process = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
         assert process.returncode == 2 and process.stderr.count("\n") == 1, process.stderr
@@ -174,13 +176,13 @@ def test_jobs_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_runs_than_fit_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(launch, "num_cpus", lambda: 4)
-    monkeypatch.setattr(launch, "available_gb", lambda: 5.0)
+    monkeypatch.setattr(sweep, "num_cpus", lambda: 4)
+    monkeypatch.setattr(sweep, "available_gb", lambda: 5.0)
     with hydra_on(None) as composer:
         for asked, told in ((2, []), (4, ["memory_gb=2 = 8 GB, but 5.0 GB"]), (6, ["12 GB, but 5.0 GB", "share 4 cpus"])):
             config = composer.whole(["memory_gb=2"])
             config.hydra.launcher = {"_target_": "x", "n_jobs": asked}
-            launch._warn_of_crowding(config, num_jobs=100)
+            sweep._warn_of_crowding(config, num_jobs=100)
             err = capsys.readouterr().err
             assert err.count("warning") == len(told) and all(text in err for text in told)
 
@@ -188,11 +190,11 @@ def test_more_runs_than_fit_are_told(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_second_sweep_leaves_what_the_first_holds(tmp_path: Path) -> None:
     words = ["-m", *TINY, "seed=1,2"]
     (held, free) = [tmp_path / job.run_dir for job in compose_jobs(words[1:], True, None)]
-    with runfolder.lock(held):
-        runfolder.write_state(held, status="running", attempt=1)
+    with run_folder.lock(held):
+        run_folder.write_state(held, status="running", attempt=1)
         out = rgpo_run(words, tmp_path)
         assert "another process is running it, skipped" in out and "1 of 2 runs are complete, 1 running" in out
-    assert runfolder.status(held) == "interrupted" and runfolder.status(free) == "completed"
+    assert run_folder.status(held) == "interrupted" and run_folder.status(free) == "completed"
 
 
 def test_a_sweep_is_extended_and_goes_on_after_a_signal(tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ def test_every_module_has_a_layer() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("rgpo.gates", "rgpo.config", "rgpo.run", "rgpo.updates.sgd", "rgpo.report.cli"),
-        *("rgpo.tasks.control", "rgpo.tasks.hub", "rgpo.tasks.smollm2"),
+        *("rgpo.core.gates", "rgpo.cli.config", "rgpo.cli.run", "rgpo.learning.sgd", "rgpo.report.cli"),
+        *("rgpo.control.task", "rgpo.language.sources.hub", "rgpo.language.sources.smollm2"),
     ],
 )
 def test_checking_a_configuration_needs_no_torch(module: str) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rgpo.policies import logprobs
-from rgpo.policies.logprobs import exact_kl, token_statistics
+from rgpo.language.policy import logprobs
+from rgpo.language.policy.logprobs import exact_kl, token_statistics
 
 N, D, V = 37, 8, 61
 

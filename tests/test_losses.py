@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from update_parts import Make, MakeBatch, both_kinds, noise, objective
 
-from rgpo import gates
-from rgpo.runner import RATIO_MOVED
-from rgpo.updates.adam import AdamState, adam, bias_corrections, clip_by_norm
-from rgpo.updates.losses import actor_critic_loss, policy_loss, standardise, value_loss
+from rgpo.core import gates
+from rgpo.learning.adam import AdamState, adam, bias_corrections, clip_by_norm
+from rgpo.learning.loss import actor_critic_loss, policy_loss, standardise, value_loss
+from rgpo.runtime.runner import RATIO_MOVED
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rgpo.metrics import MetricsWriter
-from rgpo.schema import GLOSSARY, PROVENANCE
+from rgpo.runtime.metrics import MetricsWriter
+from rgpo.runtime.schema import GLOSSARY, PROVENANCE
 
 NAMES = dict.fromkeys(PROVENANCE, "x")
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from update_parts import Make, MakeBatch, both_kinds, noise, objective
 
-from rgpo import gates
-from rgpo.advantages import GAE
-from rgpo.algorithm import Algorithm
+from rgpo.core import gates
+from rgpo.core.advantages import GAE
+from rgpo.core.kl_penalty import FixedPenalty, NoPenalty
+from rgpo.core.surrogate import Detached
 from rgpo.errors import ConfigError
-from rgpo.objective import Detached
-from rgpo.penalties import FixedPenalty, NoPenalty
-from rgpo.updates.losses import standardise
-from rgpo.updates.natural_gradient import NaturalGradient, conjugate_gradient, line_search
-from rgpo.updates.sgd import SGD
+from rgpo.learning.algorithm import Algorithm
+from rgpo.learning.loss import standardise
+from rgpo.learning.natural_gradient import NaturalGradient, conjugate_gradient, line_search
+from rgpo.learning.sgd import SGD
 
 
 def test_conjugate_gradient_solves_what_linalg_solves() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rgpo.recurrence import recurrence
-from rgpo.tasks.normalize import EPSILON, PRIOR_COUNT, ObservationNormalizer, RewardNormalizer
+from rgpo.control.normalize import EPSILON, PRIOR_COUNT, ObservationNormalizer, RewardNormalizer
+from rgpo.core.recurrence import recurrence
 
 
 def moments(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,22 +15,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from rgpo import gates
-from rgpo.advantages import GAE, Exponential
-from rgpo.batch import Rollout
+from rgpo.core import gates
+from rgpo.core.advantages import GAE, Exponential
+from rgpo.core.gates import Curve, weight
+from rgpo.core.rollout import Rollout
+from rgpo.core.surrogate import Detached, Dual, Geometric, Minimum, Product, check_dual, sequence_mean, surrogate, token_mean
 from rgpo.errors import ConfigError
-from rgpo.gates import Curve, weight
-from rgpo.objective import (
-    Detached,
-    Dual,
-    Geometric,
-    Minimum,
-    Product,
-    check_dual,
-    sequence_mean,
-    surrogate,
-    token_mean,
-)
 from rgpo.paths import conf_dir
 
 N = 200

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from rgpo.core.kl_penalty import AdaptivePenalty, FixedPenalty, NoPenalty
 from rgpo.errors import ConfigError
-from rgpo.penalties import AdaptivePenalty, FixedPenalty, NoPenalty
 
 
 def test_constant_penalties_stay_constant() -> None:

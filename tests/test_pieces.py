@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_policies import batch_of, nudge, roll, settings
 
-from rgpo.policies import masks
-from rgpo.policies.generation import assemble
-from rgpo.policies.language_model import LanguageModel
-from rgpo.policies.pieces import arrange, lines_of, make_piece
+from rgpo.language.policy import attention_masks
+from rgpo.language.policy.generation import assemble
+from rgpo.language.policy.language_model import LanguageModel
+from rgpo.language.policy.packing import arrange, lines_of, make_piece
 
 Make = Callable[..., LanguageModel]
 A, B = [5, 9, 30], [7]
@@ -43,7 +43,7 @@ def test_lines_of_their_own_hold_one_completion() -> None:
 
 
 def test_a_completion_sees_its_prompt_and_itself_alone() -> None:
-    seen = masks.earlier(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0].int().tolist()
+    seen = attention_masks.earlier(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0].int().tolist()
     assert seen == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -52,7 +52,7 @@ def test_a_completion_sees_its_prompt_and_itself_alone() -> None:
         [1, 1, 0, 0, 1, 0],
         [1, 1, 0, 0, 0, 1],
     ]
-    assert masks.additive(torch.tensor([True, False]), torch.float32).tolist() == [0.0, torch.finfo(torch.float32).min]
+    assert attention_masks.additive(torch.tensor([True, False]), torch.float32).tolist() == [0.0, torch.finfo(torch.float32).min]
 
 
 def test_rows_of_a_line_stay_together_and_short_lines_come_first() -> None:
@@ -70,7 +70,7 @@ def test_reading_a_prompt_once_changes_no_number(
     found: list[dict[str, Any]] = []
     for shared in (True, False):
         if not shared:
-            monkeypatch.setattr(masks, "reads_lines", lambda config: False)
+            monkeypatch.setattr(attention_masks, "reads_lines", lambda config: False)
         policy = make_language_model(attention=attention, micro_batch_size=12)
         nudge(policy)
         batch = batch_of(policy, num_minibatches=1)
@@ -88,15 +88,15 @@ def test_reading_a_prompt_once_changes_no_number(
 
 def test_models_whose_attention_takes_no_mask_keep_one_completion_a_line(make_language_model: Make) -> None:
     config = make_language_model().model.config
-    assert masks.reads_lines(config)
+    assert attention_masks.reads_lines(config)
     for name, value in (("_attn_implementation", "flash_attention_2"), ("layer_types", ["full_attention", "sliding_attention"])):
         other = type(config)(**config.to_dict() | {"use_sliding_window": True, "sliding_window": 4})
         other._attn_implementation = "sdpa"
         setattr(other, name, value)
-        assert not masks.reads_lines(other)
+        assert not attention_masks.reads_lines(other)
     learned = type(config)(**config.to_dict())
     learned._attn_implementation, learned.rope_parameters = "sdpa", None
-    assert masks.takes_masks(learned) and not masks.reads_lines(learned)
+    assert attention_masks.takes_masks(learned) and not attention_masks.reads_lines(learned)
 
 
 def test_completions_of_one_token_add_nothing_to_a_line(make_language_model: Make) -> None:

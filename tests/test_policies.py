@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rgpo.batch import Batch
-from rgpo.divergences import k1
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.distributions import Categorical, Gaussian
+from rgpo.control.mlp import MLP
+from rgpo.core.divergences import k1
+from rgpo.core.rollout import Batch
 from rgpo.errors import ConfigError
-from rgpo.policies.actor_critic import ActorCritic
-from rgpo.policies.distributions import Categorical, Gaussian
-from rgpo.policies.mlp import MLP
-from rgpo.runner import RATIO_MOVED
+from rgpo.runtime.runner import RATIO_MOVED
 
 Make = Callable[..., ActorCritic]
 MakeBatch = Callable[..., Batch]
@@ -175,7 +175,7 @@ def test_moved_is_the_ratio_and_the_kl_of_two_policies(make_policy: Make, make_b
 
 
 def test_make_batch_flattens_in_time_major_order(make_policy: Make) -> None:
-    from rgpo.batch import Rollout
+    from rgpo.core.rollout import Rollout
 
     policy, (t, e) = make_policy(), (4, 3)
     rng = np.random.default_rng(0)

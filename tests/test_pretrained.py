@@ -13,8 +13,8 @@ from tiny_models import write_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
 from rgpo.errors import ConfigError
-from rgpo.policies import pretrained
-from rgpo.policies.pretrained import add_lora, check_path, load_causal_lm, load_model, require_packages
+from rgpo.language.policy import pretrained
+from rgpo.language.policy.pretrained import add_lora, check_path, load_causal_lm, load_model, require_packages
 
 
 @pytest.fixture(scope="module")

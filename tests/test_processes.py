@@ -19,10 +19,10 @@ from process_worker import CASES, measure
 from test_hh_rlhf import line, write
 from tiny_models import write_model, write_reward_model
 
-from rgpo import run
-from rgpo.config import _check_task, compose_jobs
+from rgpo import distributed
+from rgpo.cli import run
+from rgpo.cli.config import _check_task, compose_jobs
 from rgpo.errors import ConfigError
-from rgpo.policies import processes
 
 HERE = Path(__file__).parent
 RUN = ["task=qwen_rlhf", "scale=paper", "algo=ppo_kl", "task.source.dtype=float32", "task.source.reward_dtype=float32"]
@@ -136,7 +136,7 @@ def test_a_killed_run_goes_on_in_two_processes_bit_for_bit_and_in_one_to_roundin
     assert state["status"] == "failed" and state["reason"].startswith(why) and state["iteration"] == 2
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
 
-    resumed, _ = run_two(["-m", "rgpo.run", *full], tmp_path)
+    resumed, _ = run_two(["-m", "rgpo.cli.run", *full], tmp_path)
     assert "attempt 2 resumes after iteration 2" in resumed and "equal to rounding" not in resumed
     run_dir, wanted = the_run(tmp_path / "killed"), the_run(pair / "whole")
     pd.testing.assert_frame_equal(rows(run_dir), rows(wanted), check_exact=True)
@@ -180,7 +180,7 @@ def test_a_world_size_without_a_launcher_is_refused(
     size: str, rest: list[str], sentence: str, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", size)
-    for name in processes.NEEDED:
+    for name in distributed.NEEDED:
         monkeypatch.delenv(name, raising=False)
     assert sentence in rgpo_run(rest, tmp_path, code=2)
 
@@ -210,5 +210,5 @@ def test_shares_are_whole_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
         got = []
         for k in range(size):
             monkeypatch.setenv("RANK", str(k))
-            got.append("".join(items[processes.share(items)]))
+            got.append("".join(items[distributed.share(items)]))
         assert got == wanted

@@ -132,7 +132,7 @@ def test_gates_are_read_from_their_table(tmp_path: Path, here: Path, capsys: pyt
             (here / "results" / gates.FILE).write_bytes(content)
         assert main([*FAST, "figures=[gates]"]) == 1
         error = capsys.readouterr().err
-        assert said in error and "`python -m rgpo.gates_table`" in error
+        assert said in error and "`python -m rgpo.cli.gates_table`" in error
 
 
 # bad input: what can be reported is reported

@@ -17,7 +17,7 @@ from rgpo.report.load import read_runs
 from rgpo.report.style import KNOWN, algorithm_lines, assign
 from rgpo.report.summary import TRAIN, returns, spikes
 from rgpo.report.tables import Table, escape_tex, number, plain, word
-from rgpo.schema import GLOSSARY
+from rgpo.runtime.schema import GLOSSARY
 
 COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "kl/spike", "epoch/kl_old_exact")
 SETTINGS, _ = parse(["num_resamples=200"])

@@ -109,7 +109,7 @@ def test_a_missing_metric(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "-s2-" in error and "kl/old_exact was never measured" in error and "gradvar" not in error
     page = (here / "report/index.html").read_text()
     assert "frontier: no run measured kl/eval_ref_sequence" in page  # a note: nobody asked for it by name
-    assert "python -m rgpo.gates_table" in page
+    assert "python -m rgpo.cli.gates_table" in page
     assert main([*FAST, "figures=[gradient_variance]"]) == 1
     assert "figures/gradient_variance" not in capsys.readouterr().err  # its effective sample size was measured
     assert main([*FAST, "figures=[frontier]"]) == 1

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cli import parameters, rgpo_run, rows, start, the_run
 
-from rgpo import runfolder
+from rgpo.runtime import run_folder
 
 COMMON = ["num_iterations=8", "eval_every=3", "gradvar_every=3", "checkpoint_every_s=0"]
 CASES = {
@@ -126,18 +126,19 @@ def test_a_full_memory_names_the_knob_and_keeps_what_was_measured(tmp_path: Path
 
 def test_force_moves_aside_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "exp" / "run"
-    runfolder.prepare(run_dir, force=True)
+    run_folder.prepare(run_dir, force=True)
     assert capsys.readouterr().out == "" and [path.name for path in run_dir.parent.iterdir()] == ["run"]
     (run_dir / "metrics.parquet").write_bytes(b"")
-    runfolder.prepare(run_dir, force=True)
+    run_folder.prepare(run_dir, force=True)
     assert "moved the earlier run to" in capsys.readouterr().out and (tmp_path / "exp/.run.old1/metrics.parquet").exists()
 
 
 DIES = """
 import os, sys
-from rgpo import run, runfolder
-write = runfolder.write_state
-runfolder.write_state = lambda *args, **facts: os._exit(9) if facts["status"] == "completed" else write(*args, **facts)
+from rgpo.cli import run
+from rgpo.runtime import run_folder
+write = run_folder.write_state
+run_folder.write_state = lambda *args, **facts: os._exit(9) if facts["status"] == "completed" else write(*args, **facts)
 sys.exit(run.main())
 """
 
@@ -151,6 +152,6 @@ def test_a_run_that_dies_after_its_last_iteration_only_ends(tmp_path: Path) -> N
     assert died.returncode == 9, died.stderr
     assert "resumes after iteration 8 of 8" in rgpo_run([*words, "results_dir=died"], tmp_path)
     run_dir = the_run(tmp_path / "died")
-    assert runfolder.read_state(run_dir)["status"] == "completed"
+    assert run_folder.read_state(run_dir)["status"] == "completed"
     assert not (run_dir / "metrics").exists()
     pd.testing.assert_frame_equal(rows(run_dir), rows(the_run(tmp_path / "whole")), check_exact=True)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny_policies import PROMPTS, batch_of, nudge, objective
 
-from rgpo import gates
+from rgpo.core import gates
 from rgpo.errors import ConfigError
-from rgpo.policies.samplers import VLLM, Own
-from rgpo.policies.token_batch import sampler_gap
+from rgpo.language.policy.samplers import VLLM, Own
+from rgpo.language.policy.token_batch import sampler_gap
 
 
 def test_own_completions_are_drawn_with_what_is_learnt(make_language_model: Any) -> None:

@@ -19,12 +19,12 @@ from tiny_models import TEMPLATE, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rgpo.errors import ConfigError, NonFiniteError
+from rgpo.language.data.build_cache import build_once, named
+from rgpo.language.data.pypi_archive import Archive, fetch
+from rgpo.language.rewards.pairwise import Features, Head, Proxy, share_right, train_head
+from rgpo.language.sources import smollm2
+from rgpo.language.sources.smollm2 import SmolLM2
 from rgpo.paths import conf_dir
-from rgpo.tasks import smollm2
-from rgpo.tasks.cache import build_once, named
-from rgpo.tasks.fetch import Archive, fetch
-from rgpo.tasks.preferences import Features, Head, Proxy, share_right, train_head
-from rgpo.tasks.smollm2 import SmolLM2
 
 quiet: Callable[[str], None] = lambda words: None  # noqa: E731
 
@@ -225,7 +225,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SmolL
     lines = [line(f"\n\nHuman: what is {i}?", f" {i} is a nice cat", f" {i} is an ugly rat, no") for i in range(120)]
     data = write(tmp_path / "hh.jsonl", *lines, line("\n\nHuman: " + "why? " * 60, " a nice cat", " an ugly rat, no"))
     settings = yaml.safe_load((conf_dir() / "scale" / "smollm2.yaml").read_text())["task"]["source"]
-    assert settings.pop("_target_") == "rgpo.tasks.smollm2.SmolLM2"
+    assert settings.pop("_target_") == "rgpo.language.sources.smollm2.SmolLM2"
     settings |= {"data": str(data), "max_new_tokens": 8, "device": "cpu", "reward_layers": 1, "reward_l2": 1.0}
     return lambda **changes: SmolLM2(**{**settings, **changes})
 
@@ -247,7 +247,7 @@ def test_the_source_trains_both_judges_once(
         share, low, high = (float(number) for number in re.findall(r"([\d.]+)%", words))
         assert "95 % interval" in words and low <= share <= high and share > 90
 
-    monkeypatch.setattr("rgpo.tasks.preferences.read_features", None)  # nothing is read again
+    monkeypatch.setattr("rgpo.language.rewards.pairwise.read_features", None)  # nothing is read again
     again = make().load(quiet)
     texts = asked, ["one", "two"]
     assert (again.proxy(*texts) == got.proxy(*texts)).all() and again.train_prompts == got.train_prompts

@@ -25,7 +25,7 @@ from experiments.theory import (
 )
 from experiments.theory.__main__ import NAMES, experiment, load_tables, main
 from experiments.theory.batch import FILE, load_batch
-from rgpo.curve import weight
+from rgpo.core.gate import weight
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "theory"

@@ -16,13 +16,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from rgpo.curve import Gate, weight
-from rgpo.divergences import k3
-from rgpo.gates import Open
-from rgpo.language_advantages import GroupRelative, LeaveOneOut, dead_groups
-from rgpo.objective import Detached, sequence_mean, surrogate, token_mean
+from rgpo.core.divergences import k3
+from rgpo.core.gate import Gate, weight
+from rgpo.core.gates import Open
+from rgpo.core.language_advantages import GroupRelative, LeaveOneOut, dead_groups
+from rgpo.core.sequence import sequence_log_ratio
+from rgpo.core.surrogate import Detached, sequence_mean, surrogate, token_mean
 from rgpo.paths import conf_dir
-from rgpo.sequences import sequence_log_ratio
 
 RECORD = json.loads((Path(__file__).parent / "fixtures" / "trl_losses.json").read_text())
 CASES, GROUP = RECORD["cases"], RECORD["group_size"]

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from update_parts import Make, MakeBatch, both_kinds, noise, objective
 
-from rgpo import gates
-from rgpo.batch import Batch
-from rgpo.climbing import STATISTICS
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.core import gates
+from rgpo.core.rollout import Batch
 from rgpo.errors import ConfigError, NonFiniteError
-from rgpo.policies.actor_critic import ActorCritic
-from rgpo.runner import RATIO_MOVED
-from rgpo.updates.minibatch_adam import MinibatchAdam, resolve_compile
-from rgpo.updates.natural_gradient import NaturalGradient
-from rgpo.updates.sgd import SGD
+from rgpo.learning.minibatch_adam import MinibatchAdam, resolve_compile
+from rgpo.learning.natural_gradient import NaturalGradient
+from rgpo.learning.sgd import SGD
+from rgpo.learning.types import STATISTICS
+from rgpo.runtime.runner import RATIO_MOVED
 
 # minibatch Adam
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rgpo import gates
-from rgpo.climbing import AdamSettings, CriticSettings
-from rgpo.language_advantages import token_steps
-from rgpo.objective import Detached, surrogate
-from rgpo.policies.language_model import LanguageModel, Sampling
-from rgpo.policies.token_batch import CompletionRollout, TokenBatch
+from rgpo.core import gates
+from rgpo.core.language_advantages import token_steps
+from rgpo.core.surrogate import Detached, surrogate
+from rgpo.language.policy.language_model import LanguageModel, Sampling
+from rgpo.language.policy.token_batch import CompletionRollout, TokenBatch
+from rgpo.learning.types import AdamSettings, CriticSettings
 
 PROMPTS = [[5, 9, 30], [7], [11, 12, 13, 14, 15, 16], [40, 41]] * 3
 SAMPLING = Sampling(

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rgpo import gates
-from rgpo.batch import Batch
-from rgpo.objective import Detached, surrogate
-from rgpo.policies.actor_critic import ActorCritic
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.core import gates
+from rgpo.core.rollout import Batch
+from rgpo.core.surrogate import Detached, surrogate
 
 Make = Callable[..., ActorCritic]
 MakeBatch = Callable[..., Batch]

@@ -17,8 +17,8 @@ import torch
 
 from experiments.theory import page
 from experiments.theory.common import Verdict
-from rgpo.metrics import write_atomically
 from rgpo.report import style
+from rgpo.runtime.metrics import write_atomically
 
 NAMES = ("heavy_tail", "weights", "bias", "improvement", "drift", "cost", "gradient_variance", "sharpness")
 DPI = 160

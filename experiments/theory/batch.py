@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from experiments.theory.common import load
-from rgpo.batch import Batch
-from rgpo.policies.actor_critic import ActorCritic
-from rgpo.policies.mlp import MLP
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.mlp import MLP
+from rgpo.core.rollout import Batch
 
 FILE = Path(__file__).parent / "hopper_batch.npz"
 ENVIRONMENT, NUM_ITERATIONS, SEED = "Hopper-v4", 20, 1

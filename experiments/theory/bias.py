@@ -15,8 +15,8 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.theory.common import Tables, Verdict, interval, judge, load_gate
-from rgpo.batch import Array
-from rgpo.curve import weight
+from rgpo.core.gate import weight
+from rgpo.core.rollout import Array
 from rgpo.report import style
 
 COMMAND = "python -m experiments.theory bias"

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from rgpo.algorithm import Algorithm
-from rgpo.batch import Array
-from rgpo.compose import group_options
-from rgpo.config import build, compose_jobs, make
-from rgpo.curve import Gate
+from rgpo.cli.config import build, compose_jobs, make
+from rgpo.cli.overrides import group_options
+from rgpo.core.gate import Gate
+from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError
+from rgpo.learning.algorithm import Algorithm
 from rgpo.paths import conf_dir
 
 Tables = Mapping[str, pd.DataFrame]

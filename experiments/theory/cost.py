@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 
 from experiments.theory.batch import load_batch
 from experiments.theory.common import UNDECIDED, Tables, Verdict, algorithms, interval, judge, load
+from rgpo.learning.loss import standardise
 from rgpo.report import style
-from rgpo.updates.losses import standardise
 
 COMMAND = "python -m experiments.theory cost"
 BASELINE = "ppo"

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from experiments.theory.batch import load_batch
 from experiments.theory.common import Tables, Verdict, interval, judge, load, load_gate
-from rgpo.batch import Batch, Moved
-from rgpo.curve import Curve, Gate, ratio, ratio_minus_one, weight
-from rgpo.gates import Open
-from rgpo.objective import Detached, surrogate
-from rgpo.policies.actor_critic import ActorCritic
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.core.gate import Curve, Gate, ratio, ratio_minus_one, weight
+from rgpo.core.gates import Open
+from rgpo.core.rollout import Batch, Moved
+from rgpo.core.surrogate import Detached, surrogate
+from rgpo.learning.adam import clip_by_norm
+from rgpo.learning.loss import actor_critic_loss, standardise
 from rgpo.report import style
-from rgpo.updates.adam import clip_by_norm
-from rgpo.updates.losses import actor_critic_loss, standardise
 
 COMMAND = "python -m experiments.theory drift"
 KL_CLAIMED = 0.04  # nats; the paper's KL is about 0.02, its spike threshold perhaps 0.04

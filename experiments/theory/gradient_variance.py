@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from experiments.theory.common import Tables, Verdict, judge, load, load_gate
-from rgpo.algorithm import Algorithm
-from rgpo.batch import Array
-from rgpo.diagnostics import gradient_variance
-from rgpo.gates import Open
-from rgpo.objective import Detached, surrogate
+from rgpo.core.gates import Open
+from rgpo.core.rollout import Array
+from rgpo.core.surrogate import Detached, surrogate
+from rgpo.learning.algorithm import Algorithm
+from rgpo.learning.diagnostics import gradient_variance
+from rgpo.learning.loss import standardise
 from rgpo.report import style
-from rgpo.updates.losses import standardise
 
 COMMAND = "python -m experiments.theory gradient_variance"
 GATES = ("identity", "clip", "sigmoid", "sigmoid_signed")

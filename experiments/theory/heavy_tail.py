@@ -17,10 +17,10 @@ from matplotlib.lines import Line2D
 
 from experiments.theory.common import Tables, Verdict, gate_names, interval, judge, load_gate
 from experiments.theory.squared_error import best_errors, table_of_errors
-from rgpo.batch import Array
-from rgpo.curve import Gate, weight
+from rgpo.bandit.measure import SCORE_MEAN, SCORE_SQUARE, Gaussian, Pareto, weight_moment
+from rgpo.core.gate import Gate, weight
+from rgpo.core.rollout import Array
 from rgpo.report import style
-from rgpo.tasks.bandit import SCORE_MEAN, SCORE_SQUARE, Gaussian, Pareto, weight_moment
 
 COMMAND = "python -m experiments.theory heavy_tail"
 INDICES = (1.2, 1.5, 1.8, 2.0, 2.5, 3.0)

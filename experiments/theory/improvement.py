@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.theory.common import Tables, Verdict, judge, share
-from rgpo.batch import Array
+from rgpo.core.rollout import Array
 from rgpo.report import style
 
 COMMAND = "python -m experiments.theory improvement"

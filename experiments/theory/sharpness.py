@@ -1,6 +1,6 @@
 """A learned sharpness: dual ascent towards a KL target, and the k of smallest estimated squared error. Where each helps.
 
-Dual ascent: rgpo.adaptive.AdaptiveSharpness over repeated updates on the fixed Hopper batch, each from the parameters that
+Dual ascent: rgpo.core.adaptive_gate.AdaptiveSharpness over repeated updates on the fixed Hopper batch, each from the parameters that
 collected it. Estimated squared error of the gradient from one batch of n samples, minimised over a grid of k (our choice):
 
     max(0, |mean((w_k/w_k(1) - r) A s)|^2 - Var/n) + Var(w_k/w_k(1) A s)/n
@@ -19,11 +19,11 @@ from experiments.theory.batch import load_batch
 from experiments.theory.common import Tables, Verdict, judge, load_gate
 from experiments.theory.drift import Arm, _adam
 from experiments.theory.squared_error import TARGET
-from rgpo.adaptive import AdaptiveSharpness
-from rgpo.batch import Array
-from rgpo.curve import Curve, Gate, weight
+from rgpo.bandit.measure import P_POSITIVE, SCORE_MEAN, Gaussian, Pareto
+from rgpo.core.adaptive_gate import AdaptiveSharpness
+from rgpo.core.gate import Curve, Gate, weight
+from rgpo.core.rollout import Array
 from rgpo.report import style
-from rgpo.tasks.bandit import P_POSITIVE, SCORE_MEAN, Gaussian, Pareto
 
 COMMAND = "python -m experiments.theory sharpness"
 KL_TARGET = 0.01

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from experiments.theory.common import load_gate
-from rgpo.batch import Array
-from rgpo.curve import Gate
-from rgpo.tasks.bandit import P_POSITIVE, SCORE_MEAN, SCORE_SQUARE, Gaussian, Pareto, weight_moment
+from rgpo.bandit.measure import P_POSITIVE, SCORE_MEAN, SCORE_SQUARE, Gaussian, Pareto, weight_moment
+from rgpo.core.gate import Gate
+from rgpo.core.rollout import Array
 
 TARGET = (2 * P_POSITIVE - 1) * SCORE_MEAN  # E[r A s], since E r = 1
 SIDES = {P_POSITIVE: 1.0, 1 - P_POSITIVE: -1.0}  # probability to sign of A

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from experiments.theory.batch import load_batch
 from experiments.theory.common import Tables, Verdict, algorithms, gate_names, judge, load, load_gate
-from rgpo.algorithm import Algorithm
-from rgpo.batch import Array, Batch
-from rgpo.curve import Gate, weight
-from rgpo.gates import Open
-from rgpo.objective import Detached, surrogate
-from rgpo.policies.actor_critic import ActorCritic
-from rgpo.quadrature import integrate
+from rgpo.bandit.quadrature import integrate
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.core.gate import Gate, weight
+from rgpo.core.gates import Open
+from rgpo.core.rollout import Array, Batch
+from rgpo.core.surrogate import Detached, surrogate
+from rgpo.learning.algorithm import Algorithm
+from rgpo.learning.loss import standardise
 from rgpo.report import style
-from rgpo.updates.losses import standardise
 
 COLUMNS = 5  # of the figure
 COMMAND = "python -m experiments.theory weights"

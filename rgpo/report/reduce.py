@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rgpo.report.stats import Floats
-from rgpo.schema import is_list
+from rgpo.runtime.schema import is_list
 
 KL, RATIO_MAX = "kl/old_exact", "ratio/max"
 MAX_QUANTILES = 200  # of ratio/max over a run's updates

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rgpo.report.stats import Floats
-from rgpo.schema import is_list
+from rgpo.runtime.schema import is_list
 
 INDEX_COLUMNS = ("attempt", "iteration", "env_steps")
 WORDS = ("scale",)  # constant text columns that the report reads

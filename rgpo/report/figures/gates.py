@@ -19,7 +19,7 @@ from rgpo.report.stats import Floats
 
 FILE = "gates.parquet"
 SCALES = ("",)
-MAKE = "python -m rgpo.gates_table"
+MAKE = "python -m rgpo.cli.gates_table"
 TABLE_COLUMNS = ("gate", "advantage", "log_ratio", "gate_value", "weight")
 G, W = style.BLUE, style.VERMILLION
 G_WIDTH, W_WIDTH = 2.0, 1.0  # points

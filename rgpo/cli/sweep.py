@@ -1,0 +1,171 @@
+"""Starting runs: one in this process, or a sweep on the engine that its launcher names, with a list of what failed."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from rgpo import distributed
+from rgpo.cli.config import Job, build, make_job
+from rgpo.cli.overrides import hydra_on
+from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line
+from rgpo.paths import cache_dir
+from rgpo.runtime import run_folder
+from rgpo.runtime.resources import available_gb, jobs_that_fit, num_cpus
+from rgpo.runtime.runner import run
+from rgpo.runtime.signals import Interrupted
+
+EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}
+RAY_ANSWERS_WITHIN_S = 25  # with this process's own start, half a minute
+CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
+
+
+def start(job: Job) -> int:
+    """Run one job in this process; its exit code: 0 done, 1 failed, 2 cannot run, 130 or 143 stopped by a signal."""
+    gc.set_threshold(*gc.get_threshold()[:2], 100)  # imports make what stays: looking it all over was a tenth of a start
+    command = shlex.join(["rgpo-run", *job.overrides])
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # before torch is imported
+    try:
+        run(job.config, build(job.config), job.run_dir, job.config_hash, command)
+    except Interrupted as stop:
+        print(f"stopped; the same command goes on from here: {job.run_dir}", flush=True)
+        distributed.stop()
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except (ConfigError, NonFiniteError, OutOfMemory, StorageError) as error:
+        distributed.tell(str(error), error)
+        return 2 if isinstance(error, ConfigError) else 1
+    except Exception as error:
+        log = job.run_dir / "error.txt"
+        distributed.tell(f"{job.run_dir.name}: {type(error).__name__}: {error} (traceback in {log})", error)
+        return 1
+    distributed.stop()
+    return 0
+
+
+def run_cell(composed: DictConfig) -> None:
+    """One cell of a sweep, in whatever process the engine chose; a failure is kept in its folder and the sweep goes on."""
+    hydra = HydraConfig.get()
+    os.chdir(hydra.runtime.cwd)  # an engine's worker may have started elsewhere
+    code = start(make_job(composed, hydra.runtime.choices, tuple(hydra.overrides.task)))
+    if code in (130, 143):
+        sys.exit(code)
+
+
+def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
+    """Run every cell that is not complete on the chosen engine; exit code. ConfigError if the engine is not to be had.
+
+    ``words`` are the command line's, of which the engine's own count here.
+    """
+    cells = len(jobs)
+    jobs = list({job.run_dir: job for job in jobs}.values())
+    if len(jobs) < cells:
+        print(f"{cells} cells make {len(jobs)} run(s): num_threads and its like make no other run", flush=True)
+    with hydra_on(config_dir) as composer:
+        own = [word for word, item in zip(words, composer.parse(words), strict=True) if item.is_hydra_override()]
+        config = composer.whole([*own, *jobs[0].overrides])
+        _refuse_missing_engine(config)
+        _warn_of_crowding(config, len(jobs))
+        for job in jobs:
+            run_folder.prepare(job.run_dir, job.config["force"])
+        left = [job for job in jobs if run_folder.status(job.run_dir) != "completed"]
+        if len(left) < len(jobs):
+            print(f"{len(jobs) - len(left)} of {len(jobs)} runs already complete, skipped (force=true repeats them)", flush=True)
+        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks(config))
+        engine = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_cell, config=config)
+        returned: Sequence[JobReturn] = []
+        code = 0  # until a signal says otherwise
+        try:
+            if left:
+                returned = engine.launch([job.overrides for job in left], initial_job_idx=0)
+        except KeyboardInterrupt:
+            code = 130
+        except SystemExit as stop:  # a run was stopped by a signal
+            code = int(stop.code or 0)
+        except Exception as error:  # whatever an engine raises when it loses a worker
+            print(f"rgpo-run: {_engine(config)} stopped ({type(error).__name__}: {first_line(error)})", file=sys.stderr)
+    broken = {job.run_dir: job_return for job, job_return in zip(left, returned, strict=False)}
+    failed = _report(jobs, {key: str(end._return_value) for key, end in broken.items() if end.status == JobStatus.FAILED})
+    return code or failed
+
+
+def _engine(config: DictConfig) -> str:
+    return f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}"
+
+
+def _refuse_missing_engine(config: DictConfig) -> None:
+    name = config.hydra.runtime.choices["hydra/launcher"]
+    module = str(config.hydra.launcher._target_).rpartition(".")[0]
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        remedy = f"pip install 'rgpo[{EXTRAS[name]}]'" if name in EXTRAS else "install the package that brings it"
+        raise ConfigError(f"{_engine(config)}: is not installed, {remedy}.") from error
+    address = OmegaConf.select(config, "hydra.launcher.ray.init.address")
+    if address is not None:
+        _refuse_silent_ray(str(address))
+
+
+def _refuse_silent_ray(address: str) -> None:
+    """Connect once in a process that can be ended, because Ray itself waits for minutes."""
+    key = f"hydra.launcher.ray.init.address={address}"
+    remedy = "give the HOST:PORT that `ray start --head` printed, or null to start Ray here."
+    try:
+        subprocess.run([sys.executable, "-c", CONNECT, address], check=True, capture_output=True, timeout=RAY_ANSWERS_WITHIN_S)
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"{key}: did not answer within {RAY_ANSWERS_WITHIN_S} s, {remedy}") from error
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace")
+        lines = said.strip().splitlines()
+        if "AuthToken" in said:
+            remedy = (
+                "it wants the token of its head's ~/.ray/auth_token: export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN elsewhere."
+            )
+        raise ConfigError(f"{key}: cannot be reached ({lines[-1] if lines else 'no reason given'}); {remedy}") from error
+
+
+def _warn_of_crowding(config: DictConfig, num_jobs: int) -> None:
+    """Say so when more runs are asked for at a time than cpus or memory can hold; Ray and SLURM look after that themselves."""
+    asked = OmegaConf.select(config, "hydra.launcher.n_jobs")
+    if asked is None:
+        return
+    at_a_time = min(num_jobs, asked if asked > 0 else num_cpus())
+    threads, memory = config.num_threads, config.memory_gb
+    remedy = f"set hydra.launcher.n_jobs={jobs_that_fit(threads, memory)}."
+    if at_a_time * memory > available_gb():
+        need = f"{at_a_time} runs at a time x memory_gb={memory} = {at_a_time * memory:g} GB"
+        print(f"rgpo-run: warning: {need}, but {available_gb():.1f} GB are free; {remedy}", file=sys.stderr)
+    if at_a_time * threads > num_cpus():
+        need = f"{at_a_time} runs at a time x num_threads={threads}"
+        print(f"rgpo-run: warning: {need} share {num_cpus()} cpus and slow each other down; {remedy}", file=sys.stderr)
+
+
+def _report(jobs: list[Job], broken: dict[object, str]) -> int:
+    """Print how many are complete and, for every other run that was started, the reason and the log; 1 if there is any."""
+    states = {job.run_dir: run_folder.status(job.run_dir) for job in jobs}
+    count = Counter(states.values())
+    others = [f", {count[state]} {text}" for state, text in (("running", "running"), ("missing", "not started")) if count[state]]
+    print(f"{count['completed']} of {len(jobs)} runs are complete{''.join(others)}", flush=True)
+    for job in jobs:
+        state, log = states[job.run_dir], job.run_dir / "error.txt"
+        if state in ("failed", "interrupted") or job.run_dir in broken:
+            killed = "its process was killed, repeat the command to go on"
+            reason = run_folder.read_state(job.run_dir).get("reason") or broken.get(job.run_dir, killed)
+            where = f"log: {log}" if state == "failed" and log.exists() else f"folder: {job.run_dir}"
+            print(f"  {state}: {' '.join(job.overrides)}: {reason} ({where})", file=sys.stderr)
+    return int(count["completed"] + count["running"] < len(jobs))

@@ -1,0 +1,235 @@
+"""Four MuJoCo locomotion tasks stepped directly, bitwise equal to gymnasium's environments only faster.
+
+HalfCheetah, Hopper, Walker2d and Ant in gymnasium's versions v4 and v5, whose formulas are ``rgpo.control.envs.mujoco_tasks``'s.
+Actions are clipped to the bounds in float32, as ``GymnasiumVector`` passes them on, and their cost is float32 too. Where
+gymnasium's order of operations matters to the last bit it is kept; tests/test_environments.py compares them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import suppress
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.utils import seeding
+
+from rgpo.control.envs.mujoco_tasks import EPISODE_STEPS, TASKS, bounds
+from rgpo.control.envs.vector_env import Flags, Floats, Step, check_saved
+
+_STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # every input of mj_step, the solver's warm start included
+
+
+class MujocoVector:
+    """E copies of one of ``TASKS`` over one shared model; a ``VectorEnv``.
+
+    Operands of one ufunc have one shape, its output is another array: numpy is three times slower on small arrays that
+    broadcast or overlap.
+    """
+
+    def __init__(self, env_id: str, num_envs: int) -> None:
+        self.env_id = env_id
+        self.num_envs = num_envs
+        self._task = task = TASKS[env_id]
+        self._model = model = load_model(task.xml)
+        self._data = [mujoco.MjData(model) for _ in range(num_envs)]
+        self._rngs: list[np.random.Generator] = []  # empty before the first reset
+
+        low, high = model.actuator_ctrlrange.astype(np.float32).T
+        self.action_space = spaces.Box(low, high, dtype=np.float32)
+        self._low, self._high = np.tile(low, (num_envs, 1)), np.tile(high, (num_envs, 1))
+        self._above_low, self._action = (np.zeros((num_envs, model.nu), np.float32) for _ in range(2))
+
+        # read from the physics: (qpos, qvel), x and the external force and torque on each body
+        size = model.nq + model.nv
+        self._coordinates = np.zeros((num_envs, size))
+        self._x = self._coordinates[:, 0] if task.measure == "qpos" else np.zeros(num_envs)
+        self._forces = np.zeros((num_envs, 6 * model.nbody))
+        self._copies = [self._reads(i) for i in range(num_envs)]
+        self._loop = list(zip(self._data, [d.ctrl for d in self._data], self._action, self._copies, strict=True))
+
+        # observation = (qpos[num_hidden:], qvel, forces on every body but the world)
+        num_moving = size - task.num_hidden
+        self.observation_size = num_moving + (self._forces.shape[1] - 6 if task.contact_cost is not None else 0)
+        self._observation, self._final = (np.zeros((num_envs, self.observation_size)) for _ in range(2))
+        self._moving, self._moving_source = self._observation[:, :num_moving], self._coordinates[:, task.num_hidden :]
+        self._velocity = self._observation[:, model.nq - task.num_hidden : num_moving]
+        self._fastest = np.full((num_envs, model.nv), task.velocity_clip)
+
+        self._x_before, self._distance = np.zeros(num_envs), np.zeros(num_envs)
+
+        first, last, lowest, highest = bounds(task.healthy, size)
+        self._monitored = self._coordinates[:, first:last]
+        self._lowest, self._highest = np.tile(lowest, (num_envs, 1)), np.tile(highest, (num_envs, 1))
+        self._above, self._below = np.zeros_like(self._lowest, bool), np.zeros_like(self._lowest, bool)
+        self._healthy, self._terminated, self._never = (np.zeros(num_envs, bool) for _ in range(3))
+        self._clock, self._first_limit = 0, EPISODE_STEPS  # steps taken, and when the oldest episode reaches its limit
+        self._begun = np.zeros(num_envs, np.int64)  # by that clock
+        # what a step's reward depends on, and its copies since rewards were last asked for
+        self._pays = [self._distance, self._action]
+        self._pays += [self._healthy] if task.bonus == "healthy" else []
+        self._pays += [self._forces] if task.contact_cost is not None else []
+        self._paid: list[list[npt.NDArray[Any]]] = []
+
+    def reset(self, seed: int) -> Floats:
+        self._rngs = [seeding.np_random(int(seed) + i)[0] for i in range(self.num_envs)]
+        for i in range(self.num_envs):
+            self._begin(i)
+        self._observe()
+        return self._observation
+
+    def step(self, actions: npt.NDArray[Any]) -> Step:
+        assert self._rngs, "step before reset"
+        np.maximum(actions, self._low, out=self._above_low)
+        np.minimum(self._above_low, self._high, out=self._action)
+        np.copyto(self._x_before, self._x)
+
+        model, frame_skip, advance = self._model, self._task.frame_skip, mujoco.mj_step
+        has_forces = self._task.contact_cost is not None
+        for data, control, action, copies in self._loop:
+            control[:] = action
+            advance(model, data, frame_skip)
+            if has_forces:  # outputs only: without it the trajectory is the same
+                mujoco.mj_rnePostConstraint(model, data)
+            for target, source in copies:
+                target[:] = source
+
+        self._observe()
+        truncated = self._judge()
+        np.subtract(self._x, self._x_before, out=self._distance)
+        self._paid.append([source.copy() for source in self._pays])
+        if truncated is self._never and not (self._task.healthy and np.count_nonzero(self._terminated)):
+            return Step(self._observation, self._terminated, truncated, self._observation)
+        np.copyto(self._final, self._observation)
+        for i in np.flatnonzero(self._terminated | truncated).tolist():
+            self._begin(i)
+        self._observe()
+        return Step(self._observation, self._terminated, truncated, self._final)
+
+    def rewards(self) -> Floats:
+        """In gymnasium's order of operations."""
+        task = self._task
+        distance, action, *rest = (np.array(column) for column in zip(*self._paid, strict=True))
+        self._paid = []
+        income = distance / (self._model.opt.timestep * task.frame_skip)
+        if task.bonus != "none":
+            income += rest.pop(0) if task.bonus == "healthy" else 1.0
+        cost = np.float32(task.ctrl_cost) * np.square(action).sum(axis=2)
+        if task.contact_cost is not None:
+            cost = cost + task.contact_cost * np.square(rest.pop()).sum(axis=2)
+        reward: Floats = income - cost
+        return reward
+
+    def state_dict(self) -> dict[str, Any]:
+        assert self._rngs, "state_dict before reset"
+        envs = []
+        for i, data in enumerate(self._data):
+            physics = np.empty(mujoco.mj_stateSize(self._model, _STATE))
+            mujoco.mj_getState(self._model, data, physics, _STATE)
+            envs.append(
+                {
+                    "physics": physics.tolist(),
+                    "x": float(self._x[i]),  # the torso's frame is not part of MuJoCo's state
+                    "elapsed": self._clock - int(self._begun[i]),
+                    "rng": dict(self._rngs[i].bit_generator.state),
+                }
+            )
+        return {"backend": "mujoco", "env_id": self.env_id, "envs": envs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ConfigError for the state of another task, backend or number of environments."""
+        check_saved(state, "mujoco", self.env_id, self.num_envs)
+        self._rngs = [seeding.np_random(0)[0] for _ in range(self.num_envs)]
+        for i, saved in enumerate(state["envs"]):
+            # no mj_forward here: it would move the solver's warm start
+            mujoco.mj_resetData(self._model, self._data[i])
+            mujoco.mj_setState(self._model, self._data[i], np.asarray(saved["physics"], np.float64), _STATE)
+            self._rngs[i].bit_generator.state = saved["rng"]
+            self._date(i, saved["elapsed"])
+            for target, source in self._copies[i]:
+                target[:] = source
+            self._x[i] = saved["x"]
+
+    def close(self) -> None:
+        """Nothing to release: MuJoCo frees a model with its last reference."""
+
+    def _reads(self, i: int) -> list[tuple[Any, Any]]:
+        """(target, source) views that bring environment i's physics into the buffers."""
+        data, nq = self._data[i], self._model.nq
+        reads = [(self._coordinates[i, :nq], data.qpos), (self._coordinates[i, nq:], data.qvel)]
+        if self._task.measure == "torso":
+            reads.append((self._x[i : i + 1], data.xpos[1, :1]))  # body 0 is the world
+        if self._task.contact_cost is not None:
+            reads.append((self._forces[i].reshape(-1, 6), data.cfrc_ext))
+        return reads
+
+    def _begin(self, i: int) -> None:
+        """Start an episode: qpos0 and velocity 0, with noise from the environment's own generator."""
+        task, model, data, rng = self._task, self._model, self._data[i], self._rngs[i]
+        mujoco.mj_resetData(model, data)
+        data.qpos[:] = model.qpos0 + rng.uniform(-task.reset_noise, task.reset_noise, model.nq)
+        if task.velocity_noise == "normal":
+            data.qvel[:] = task.reset_noise * rng.standard_normal(model.nv)
+        else:
+            data.qvel[:] = rng.uniform(-task.reset_noise, task.reset_noise, model.nv)
+        mujoco.mj_forward(model, data)
+        for target, source in self._copies[i]:
+            target[:] = source
+        self._date(i, 0)
+
+    def _date(self, i: int, elapsed: int) -> None:
+        """Say that environment i's episode is `elapsed` steps old."""
+        self._begun[i] = self._clock - elapsed
+        self._first_limit = int(self._begun.min()) + EPISODE_STEPS
+
+    def _observe(self) -> None:
+        """Fill the observation from the coordinates and forces."""
+        np.copyto(self._moving, self._moving_source)
+        if self._task.velocity_clip < inf:
+            np.clip(self._velocity, -self._fastest, self._fastest, out=self._velocity)
+        if self._task.contact_cost is not None:
+            np.clip(self._forces, -1.0, 1.0, out=self._forces)
+            self._observation[:, self._moving.shape[1] :] = self._forces[:, 6:]
+
+    def _judge(self) -> Flags:
+        """Fill healthy and terminated; returns truncated (E,)."""
+        if self._task.healthy:
+            np.less(self._lowest, self._monitored, out=self._above)
+            np.less(self._monitored, self._highest, out=self._below)
+            np.logical_and(self._above, self._below, out=self._above)
+            np.logical_and.reduce(self._above, axis=1, out=self._healthy)
+            np.logical_not(self._healthy, out=self._terminated)
+        self._clock += 1
+        return self._never if self._clock < self._first_limit else self._clock - self._begun >= EPISODE_STEPS
+
+
+def load_model(xml: str) -> Any:
+    """Compile one of gymnasium's models; MuJoCo's remarks on the file (deprecated attributes) are not for the user."""
+    path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml
+    warn = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda _: None)  # the default writes stderr and MUJOCO_LOG.TXT in the working folder
+    try:
+        model = mujoco.MjModel.from_xml_path(str(path))
+    finally:
+        mujoco.set_mju_user_warning(warn)
+    # each model is one tree, so all of its constraints are one island: looking for more costs 5 to 7 % of a step
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
+    _stop_clocks()
+    return model
+
+
+def _stop_clocks() -> None:
+    """Keep MuJoCo from timing the stages of every step in this process (mjData.timer), a fifth of a step that nobody reads.
+
+    The pointer lies in MuJoCo's library alone: its Python setter knows no null. A library that has none, or lies
+    elsewhere, is left as it is: slower and no different.
+    """
+    if mujoco.get_mjcb_time() is None:  # a callback that somebody has set stays
+        with suppress(AttributeError, OSError, ValueError):
+            ctypes.c_void_p.in_dll(ctypes.CDLL(mujoco._functions.__file__), "mjcb_time").value = None

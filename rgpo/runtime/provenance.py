@@ -1,0 +1,78 @@
+"""Who ran what, where: the facts that every run folder and every row carries."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rgpo import __version__, distributed
+
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf", "pyarrow", "transformers")
+
+
+def collect(run_id: str, config_hash: str, command: str, num_threads: int, attempt: int) -> dict[str, Any]:
+    """The contents of provenance.json."""
+    commit, dirty = _commit()
+    return {
+        "run_id": run_id,
+        "config_hash": config_hash,
+        "commit": commit,
+        "dirty": dirty,
+        "versions": versions(),
+        "command": command,
+        "host": {"cpu": _cpu(), "cores": os.cpu_count(), "platform": platform.platform(terse=True)},
+        "num_threads": num_threads,
+        "num_processes": distributed.world_size(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "attempt": attempt,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of rgpo, Python and the packages that can change a number."""
+    found = {"python": platform.python_version(), "rgpo": __version__}
+    return found | {name: _version(name) for name in PACKAGES}
+
+
+def git_sha(facts: dict[str, Any]) -> str:
+    """Short commit with -dirty, or the package's version where there is no repository."""
+    if facts["commit"] is None:
+        return f"v{facts['versions']['rgpo']}"
+    return str(facts["commit"][:10]) + ("-dirty" if facts["dirty"] else "")
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> tuple[str | None, bool]:
+    """The commit of the checkout that holds this package; results do not count as changes."""
+    root = Path(__file__).parents[2]
+
+    def git(*words: str) -> str | None:
+        try:
+            out = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return out.stdout.strip() if out.returncode == 0 else None
+
+    if not (root / ".git").exists():
+        return None, False
+    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "rgpo", "conf"))
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
