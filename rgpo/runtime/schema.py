@@ -1,20 +1,29 @@
-"""Columns and metric glossary: the contract between the runner, which writes, and the report, which reads.
+"""Facts shared by the runner, which writes results, and the report, which reads them: columns, metrics, axes, former names.
 
 A row is one iteration (collect + learn). Provenance columns are strings (dictionary-encoded) or int64, metrics are float32.
-Metrics under ``epoch/`` are lists, one entry per pass over the batch. A metric that is not listed here is refused when
-it is logged. NaN means "not measured in this iteration".
+Metrics under ``epoch/`` are lists, one entry per pass over the batch. A metric that is in neither GLOSSARY nor the run's own
+``metrics`` is refused when it is logged. NaN means "not measured in this iteration".
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from rgpo.errors import ConfigError, require
+
+AXES = ("gate", "ref_gate", "gate_combination", "advantage", "penalty", "update")  # config groups of the gate family
+NOT_IDENTITY = (  # config keys that do not change which experiment a run belongs to; num_threads changes rounding only
+    *("name", "results_dir", "num_threads", "memory_gb", "plan", "force", "checkpoint_every_s", "exports", "metrics", "tags"),
+)
 
 PROVENANCE = ("run_id", "task", "scale", "algo", "gate", "config_hash", "git_sha")  # dictionary-encoded strings
 COUNTERS = ("seed", "attempt", "iteration", "env_steps")  # int64; attempt counts the starts of a run from 1
 
 
 class Metric(NamedTuple):
-    """One line of the glossary."""
+    """An entry of the glossary."""
 
     unit: str
     meaning: str
@@ -26,12 +35,12 @@ SAMPLES = {  # columns of samples.parquet, completions of held-out prompts: text
     "scale": "text",
     "seed": "whole",
     "iteration": "whole",  # 0: the reference policy
-    "prompt_id": "whole",  # the same prompt has the same number in every row
+    "prompt_id": "whole",  # constant for a prompt over the whole run
     "prompt": "text",
     "completion": "text",
     "proxy": "number",  # score of the reward model
-    "gold": "number",  # score of the judge that no policy sees; NaN if there is none
-    "kl_ref": "number",  # log pi(y)/pi_ref(y), nats a completion
+    "gold": "number",  # score of the gold reward model, which no policy is trained on; NaN if there is none
+    "kl_ref": "number",  # log pi(y)/pi_ref(y), nats per completion
     "length": "whole",  # tokens
     "finished": "yes/no",  # false: cut by the length limit
 }
@@ -54,16 +63,16 @@ GLOSSARY: dict[str, Metric] = {
     "return/length_mean": Metric("steps", "mean length of the same episodes"),
     "return/eval_mean": Metric("reward", "mean raw return of deterministic evaluation episodes (after the update)"),
     "return/eval_std": Metric("reward", "standard deviation of the evaluation returns over episodes"),
-    "reward/train_mean": Metric("score", "mean proxy score of the iteration's completions, without any KL"),
+    "reward/train_mean": Metric("score", "mean score of the iteration's completions by the reward model, without any KL"),
     "reward/train_std": Metric("score", "standard deviation of the same scores"),
     **{
-        f"reward/eval_{judge}{what}": Metric("score", f"{meaning} of the {judge} on held-out prompts, after the update")
-        for judge in ("proxy", "gold")
+        f"reward/eval_{column}{what}": Metric("score", f"{meaning} of the {model} on held-out prompts, after the update")
+        for column, model in (("proxy", "reward model"), ("gold", "gold reward model"))
         for what, meaning in {
             "_mean": "mean score",
             "_se": "standard error over prompts of the mean score",
             "_change": "mean over prompts of policy minus reference in score",
-            "_change_se": "its standard error for the score",
+            "_change_se": "standard error of the mean change in score",
         }.items()
     },
     "sampler/log_ratio_abs_mean": Metric("nats", "mean |log pi_old - log pi_sampler| of tokens: rounding, or another engine"),
@@ -71,19 +80,18 @@ GLOSSARY: dict[str, Metric] = {
     "language/num_tokens": Metric("tokens", "completion tokens of the iteration"),
     "language/num_prompt_tokens": Metric("tokens", "prompt tokens of the iteration"),
     "language/length_mean": Metric("tokens", "mean length of its completions"),
-    "language/truncated_share": Metric("fraction", "share of its completions that the length limit cut"),
-    "language/dead_group_share": Metric("fraction", "share of its prompts whose completions all score alike"),
+    "language/truncated_share": Metric("fraction", "share of its completions cut by the length limit"),
+    "language/zero_variance_group_share": Metric("fraction", "share of its prompts whose completions all have the same score"),
     "kl/old_exact": Metric("nats", "mean over states of KL(old || new) in closed form, after the last epoch"),
     "kl/old_k1": Metric("nats", "mean of -d over the batch, d = log ratio: unbiased for KL(old || new), may be negative"),
-    "kl/old_k1_se": Metric("nats", "standard error of kl/old_k1 (samples taken as independent)"),
+    "kl/old_k1_se": Metric("nats", "standard error of kl/old_k1 (samples treated as independent)"),
     "kl/old_k3": Metric("nats", "mean of exp(d) - 1 - d: unbiased for KL(old || new), never negative"),
-    "kl/old_k3_se": Metric("nats", "standard error of kl/old_k3 (samples taken as independent)"),
-    "kl/spike": Metric("0/1", "1 if kl/old_exact exceeds kl_spike_threshold in this iteration"),
+    "kl/old_k3_se": Metric("nats", "standard error of kl/old_k3 (samples treated as independent)"),
     "kl/old_k2": Metric("nats", "mean of d^2/2 over the batch: biased, of low variance"),
-    "kl/old_k2_se": Metric("nats", "standard error of kl/old_k2 (samples taken as independent)"),
-    "kl/ref_exact": Metric("nats/token", "mean over kept tokens of the exact KL(new || reference), after the last epoch"),
-    "kl/ref_k1": Metric("nats/token", "mean of log pi/pi_ref over the tokens the policy drew, before learning; may be negative"),
-    "kl/ref_k1_se": Metric("nats/token", "its standard error, whole completions as the independent samples"),
+    "kl/old_k2_se": Metric("nats", "standard error of kl/old_k2 (samples treated as independent)"),
+    "kl/ref_exact": Metric("nats/token", "mean exact KL(new || reference) where distributions are stored, after the last epoch"),
+    "kl/ref_k1": Metric("nats/token", "mean of log pi/pi_ref over the sampled tokens, before learning; may be negative"),
+    "kl/ref_k1_se": Metric("nats/token", "its standard error, treating whole completions as the independent samples"),
     "kl/ref_k2": Metric("nats/token", "mean of (log pi/pi_ref)^2/2 over the same tokens"),
     "kl/ref_k2_se": Metric("nats/token", "its standard error, likewise"),
     "kl/ref_k3": Metric("nats/token", "mean of pi_ref/pi - 1 + log pi/pi_ref over the same tokens, never negative"),
@@ -96,7 +104,7 @@ GLOSSARY: dict[str, Metric] = {
     "ratio/max": Metric("1", "largest probability ratio new/old of the batch, before any clamp"),
     "ratio/abs_log_max": Metric("nats", "largest |log ratio| of the batch after the last epoch"),
     "ratio/abs_log_max_learning": Metric(
-        "nats", "largest |log ratio| at which a gradient was taken; 0 (to rounding) means that no gate can matter"
+        "nats", "largest |log ratio| at which a gradient was taken; 0 (to rounding): no gate can matter"
     ),
     "ratio/tail_index": Metric("1", "Hill's estimator of the ratio's tail index over its top 5 %, before any clamp"),
     "gate/sharpness": Metric("1", "sharpness k of the gate in this iteration (NaN for gates without one)"),
@@ -112,15 +120,15 @@ GLOSSARY: dict[str, Metric] = {
     "grad/norm_max": Metric("1", "largest gradient norm before clipping in this iteration"),
     "grad/clip_fraction": Metric("fraction", "share of gradient steps whose gradient was clipped"),
     "value/explained_variance": Metric("fraction", "1 - Var(return - value) / Var(return) of the critic before learning"),
-    "advantage/mean": Metric("1", "mean advantage of the batch before normalisation"),
-    "advantage/std": Metric("1", "standard deviation of the advantage of the batch before normalisation"),
+    "advantage/mean": Metric("1", "mean advantage of the batch before normalization"),
+    "advantage/std": Metric("1", "standard deviation of the advantage of the batch before normalization"),
     "gradvar/before": Metric("1", "tr Sigma of one sample's policy gradient at the old parameters, from disjoint groups"),
     "gradvar/after": Metric("1", "the same at the parameters after the last epoch"),
     "gradvar/before_relative": Metric("1", "tr Sigma / n / ||g||^2 at the old parameters: noise over signal of the batch"),
     "gradvar/after_relative": Metric("1", "the same at the parameters after the last epoch"),
     "gradvar/num_groups": Metric("groups", "number of disjoint groups the variance was estimated from"),
-    "trpo/line_search_success": Metric("0/1", "1 if the line search found a step inside the trust region that improves"),
-    "trpo/step_fraction": Metric("fraction", "accepted fraction of the full natural-gradient step (0 if refused)"),
+    "trpo/line_search_success": Metric("0/1", "1 if the line search found an improving step inside the trust region"),
+    "trpo/step_fraction": Metric("fraction", "accepted fraction of the full natural-gradient step (0 if rejected)"),
     "trpo/quadratic_form": Metric("1", "s'Hs of the search direction s"),
     "trpo/cg_residual": Metric("1", "squared residual of conjugate gradient over the squared gradient norm"),
     "bandit/num_samples": Metric("samples", "number of ratios drawn in this iteration"),
@@ -134,7 +142,7 @@ GLOSSARY: dict[str, Metric] = {
     "time/generate_s": Metric("s", "wall time of sampling completions, a part of the rollout"),
     "time/score_s": Metric("s", "wall time of the reward model, a part of the rollout"),
     "time/logprobs_s": Metric("s", "wall time of old and reference log-probabilities, a part of the rollout"),
-    "time/update_s": Metric("s", "wall time of advantages and update, and of looking at the batch again after each epoch"),
+    "time/update_s": Metric("s", "wall time of advantages and update, including the evaluation of the batch after each epoch"),
     "time/diagnostics_s": Metric("s", "wall time of the statistics of ratios, gates and weights"),
     "time/gradvar_s": Metric("s", "wall time of the gradient-variance estimate"),
     "time/evaluate_s": Metric("s", "wall time of evaluation episodes"),
@@ -145,9 +153,126 @@ GLOSSARY: dict[str, Metric] = {
     "epoch/ess_ratio": Metric("fraction", "effective sample size of the ratios after each epoch, whole batch"),
 }
 
-CLOCK_PREFIXES = ("time/", "speed/")  # columns that read a clock: the only ones two identical runs may differ in
+CLOCK_PREFIXES = ("time/", "speed/")  # columns that read a clock, the only ones in which two identical runs may differ
 
 
 def is_list(name: str) -> bool:
     """Whether a metric is a list with one entry per epoch."""
     return name.startswith("epoch/")
+
+
+def glossary(config: Mapping[str, object]) -> dict[str, Metric]:
+    """The packaged metrics and those that a run's config declares: ``metrics: {group/name: {unit: ..., meaning: ...}}``.
+
+    Raises: ConfigError if a declaration is malformed or redefines a packaged metric.
+    """
+    own = config.get("metrics") or {}
+    if not isinstance(own, Mapping):
+        raise ConfigError(f"metrics={own}: must map names to {{unit: ..., meaning: ...}}.")
+    return GLOSSARY | {str(name): _declared(str(name), entry) for name, entry in own.items()}
+
+
+def _declared(name: str, entry: object) -> Metric:
+    key = f"metrics.{name}"
+    named = re.fullmatch(r"[\w.-]+(/[\w.-]+)+", name) is not None
+    require(named, key, entry, "the name must be group/name, of letters, digits, _, . and -.")
+    require(name not in GLOSSARY, key, entry, "is a packaged metric; choose another name.")
+    fields = dict(entry) if isinstance(entry, Mapping) else {}
+    complete = set(fields) == {"unit", "meaning"} and all(isinstance(x, str) and x.strip() for x in fields.values())
+    require(complete, key, entry, "must be {unit: ..., meaning: ...}, two texts.")
+    return Metric(fields["unit"], fields["meaning"])
+
+
+# Names of version 0.1, so that committed results and users' yaml can be read.
+
+RENAMED_COLUMNS = {"language/dead_group_share": "language/zero_variance_group_share"}
+RENAMED_GROUPS = {"dual": "gate_combination"}
+RENAMED_OPTIONS = {
+    "algo": {"rgpo_signed": "rgpo_sign_aware"},
+    "gate": {"sigmoid_signed": "sign_aware_sigmoid", "adaptive_signed": "adaptive_sign_aware"},
+}
+RENAMED_CLASSES = {"rgpo.gates.SigmoidSigned": "rgpo.gates.SignAwareSigmoid"}
+MOVED_MODULES = {
+    "rgpo.adaptive": "rgpo.core.adaptive_gate",
+    "rgpo.advantages": "rgpo.core.advantages",
+    "rgpo.core.gates": "rgpo.gates",  # one name per gate: that of its public module
+    "rgpo.language_advantages": "rgpo.core.advantages",
+    "rgpo.objective": "rgpo.core.surrogate",
+    "rgpo.penalties": "rgpo.core.kl_penalty",
+    "rgpo.policies.mlp": "rgpo.control.mlp",
+    "rgpo.policies.samplers": "rgpo.language.policy.samplers",
+    "rgpo.tasks.bandit": "rgpo.bandit.measure",
+    "rgpo.tasks.control": "rgpo.control.task",
+    "rgpo.tasks.embedded.source": "rgpo.language.sources.embedded.source",
+    "rgpo.tasks.hub": "rgpo.language.sources.hub",
+    "rgpo.tasks.language": "rgpo.language.task",
+    "rgpo.tasks.smollm2": "rgpo.language.sources.smollm2",
+    "rgpo.updates.natural_gradient": "rgpo.learning.natural_gradient",
+    "rgpo.updates.sgd": "rgpo.learning.sgd",
+}
+NO_PENALTY, REWARD_KL = "rgpo.core.kl_penalty.NoPenalty", "rgpo.core.kl_penalty.RewardKL"
+DROPPED = ("published", "presets", "kl_spike_threshold")  # keys whose values reach a run through other keys, or not at all
+ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since and the values that keep its behavior
+    "": {"algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"}},
+    "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
+    "rgpo.language.task.Language": {
+        "parallel": "ddp",
+        "sampler": {"_target_": "rgpo.language.policy.samplers.Own", "correction_cap": None},
+    },
+}
+
+
+def canonical_target(path: str) -> str:
+    """The present path of a class that a yaml names by its path, present or former."""
+    module, _, name = path.rpartition(".")
+    moved = f"{MOVED_MODULES.get(module, module)}.{name}"
+    return RENAMED_CLASSES.get(moved, moved)
+
+
+def canonical_name(group: str, name: str) -> str:
+    """The present name of an option of a config group."""
+    return RENAMED_OPTIONS.get("gate" if group == "ref_gate" else group, {}).get(name, name)
+
+
+def canonical_config(config: Mapping[str, object]) -> dict[str, object]:
+    """A run's stored configuration, of this version or 0.1, with present names and with keys added since at their defaults."""
+    top = {RENAMED_GROUPS.get(key, key): value for key, value in config.items() if key not in DROPPED}
+    _move_normalization(top)
+    node = _canonical_node(top, ADDED[""])
+    penalty, choices = _mapping(node.get("penalty")), _mapping(node.get("choices"))
+    coef = penalty.get("reward_kl_coef", 0.0) if penalty.get("_target_") == NO_PENALTY else 0.0
+    if "reward_kl_coef" in penalty:
+        node["penalty"] = {"_target_": REWARD_KL, "coef": coef} if coef else {"_target_": NO_PENALTY}
+    if choices:
+        named = {RENAMED_GROUPS.get(key, key): value for key, value in choices.items()}
+        named = {key: canonical_name(key, value) if isinstance(value, str) else value for key, value in named.items()}
+        node["choices"] = {"scale": "none"} | named | ({"penalty": "reward_kl"} if coef else {})
+    return node
+
+
+def _canonical_node(node: Mapping[str, object], added: Mapping[str, object]) -> dict[str, object]:
+    found = {key: _canonical(value) for key, value in node.items()}
+    return {key: value for key, value in added.items() if key not in found} | found
+
+
+def _canonical(value: object) -> object:
+    if isinstance(value, list):
+        return [_canonical(x) for x in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "_target_" not in value:
+        return _canonical_node(value, {})
+    target = canonical_target(str(value["_target_"]))
+    return _canonical_node(value, ADDED.get(target, {})) | {"_target_": target}
+
+
+def _move_normalization(top: dict[str, object]) -> None:
+    """``update.normalize_advantage``, which the first results have, is ``normalize`` of the advantage estimator."""
+    update, advantage = _mapping(top.get("update")), _mapping(top.get("advantage"))
+    if "normalize_advantage" in update:
+        normalize = update.pop("normalize_advantage")
+        top["update"], top["advantage"] = update, {"normalize": normalize} | advantage
+
+
+def _mapping(node: object) -> dict[str, object]:
+    return dict(node) if isinstance(node, Mapping) else {}
