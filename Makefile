@@ -17,6 +17,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/prose.py
 
 report: $(VENV)/installed
 	$(BIN)/rgpo-report
