@@ -1,8 +1,8 @@
-"""The processes of one run, as torchrun and accelerate start them; all of this does nothing where there is one.
+"""The processes of one run, started by torchrun or accelerate; every function is a no-op or trivial with a single process.
 
-Every process draws the same random numbers and holds the whole rollout's tokens; what is divided is forward passes. What a
-process finds out of its own tokens is added up over all, so that all go on with the same numbers. The first process alone
-writes files and speaks.
+Every process draws the same random numbers and holds the tokens of the whole rollout; only forward passes are divided. What a
+process computes from its own part is summed over all processes, so that all of them continue with the same numbers. Rank 0
+alone writes files and prints.
 """
 
 from __future__ import annotations
@@ -13,71 +13,84 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from rgpo.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import Store  # type: ignore[attr-defined]  # missing from its __all__
 
-TIMEOUT = timedelta(minutes=30)  # that processes wait for one another before they give up
-PATIENCE_S = 3.0  # that a process which fails waits for what the others say of it
-NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+TIMEOUT = timedelta(minutes=30)  # of a collective
+PATIENCE_S = 3.0  # that a failing process waits for the others' error messages
+REQUIRED_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
 P = ParamSpec("P")
 
+_store: list[Store] = []  # of the process group, once joined: works when a collective no longer does
+_agreed: list[tuple[str, bool]] = []  # the result of agree_on_error, once known
+
 
 def world_size() -> int:
-    """How many processes share the run."""
+    """Number of processes of the run."""
     size = os.environ.get("WORLD_SIZE", "1")
     return int(size) if size.isdecimal() else 1
 
 
 def rank() -> int:
-    """Which of them this is; 0 is the first."""
+    """Index of this process."""
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def start() -> None:
-    """Join the other processes, over gloo for CPUs, NCCL for GPUs, one a process; all but the first fall silent. ConfigError."""
+    """Join the process group (gloo for CPUs, NCCL for GPUs, one GPU per process); ranks other than 0 stop printing.
+
+    Raises: ConfigError if the environment variables are incomplete or the processes cannot connect.
+    """
     size = os.environ.get("WORLD_SIZE", "1")
     require(size.isdecimal() and int(size) > 0, "WORLD_SIZE", size, "must be a positive whole number; torchrun sets it.")
     if world_size() == 1:
         return
-    missing = [name for name in NEEDED if name not in os.environ]
+    missing = [name for name in REQUIRED_VARIABLES if name not in os.environ]
     require(not missing, "WORLD_SIZE", size, f"is set but {', '.join(missing)} is not; start with torchrun, or unset WORLD_SIZE.")
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     gpus, local = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
     if gpus:
-        require(local < gpus, "LOCAL_RANK", local, f"there are only {gpus} GPUs here; start one process a GPU.")
+        require(local < gpus, "LOCAL_RANK", local, f"this machine has only {gpus} GPUs; start one process per GPU.")
         torch.cuda.set_device(local)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
+        store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+        store.set_timeout(TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank(), world_size=world_size())
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"WORLD_SIZE={size}: the processes cannot reach one another ({error}); start with torchrun.") from error
+        raise ConfigError(f"WORLD_SIZE={size}: the processes cannot connect ({error}); start with torchrun.") from error
+    _store[:] = [store]
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
 def stop() -> None:
-    """Leave the other processes."""
+    """Leave the process group."""
     if world_size() > 1:
         import torch.distributed as dist
 
+        _store.clear()
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def refuse_many(kind: str) -> None:
-    """ConfigError where a task runs in one process alone."""
-    remedy = f"{kind} tasks run in one process; start without torchrun (a sweep's runs go side by side with -m)."
+    """Raises: ConfigError if there are several processes, for tasks that run in one."""
+    remedy = f"{kind} tasks run in one process; start without torchrun (-m runs the jobs of a sweep in parallel)."
     require(world_size() == 1, "WORLD_SIZE", world_size(), remedy)
 
 
 def on_first(function: Callable[P, None]) -> Callable[P, None]:
-    """The function, called in the first process only."""
+    """The function, called on rank 0 only."""
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -87,8 +100,8 @@ def on_first(function: Callable[P, None]) -> Callable[P, None]:
     return called
 
 
-def share(items: Sequence[Any]) -> slice:
-    """This process's part of items, consecutive and about equally many; equal neighbours stay together where they can."""
+def local_slice(items: Sequence[object]) -> slice:
+    """This process's consecutive part of items, of about equal size on all; equal neighbors stay together if possible."""
     starts = [i for i in range(len(items)) if i == 0 or items[i] != items[i - 1]]
     if len(starts) < world_size():
         starts = list(range(len(items)))
@@ -96,12 +109,12 @@ def share(items: Sequence[Any]) -> slice:
     return slice(*(bounds[k * len(starts) // world_size()] for k in (rank(), rank() + 1)))
 
 
-def total(x: Tensor) -> Tensor:
-    """x added up over the processes."""
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """The sum of x over the processes."""
     return _reduced(x, "SUM")
 
 
-def largest(x: Tensor) -> Tensor:
+def all_reduce_max(x: Tensor) -> Tensor:
     """The maximum of x over the processes."""
     return _reduced(x, "MAX")
 
@@ -116,7 +129,7 @@ def _reduced(x: Tensor, operation: str) -> Tensor:
     return x
 
 
-def add_up(tensors: Iterable[Tensor]) -> None:
+def all_reduce_in_place(tensors: Iterable[Tensor]) -> None:
     """Replace each contiguous tensor by its sum over the processes."""
     if world_size() == 1:
         return
@@ -126,64 +139,58 @@ def add_up(tensors: Iterable[Tensor]) -> None:
         work.wait()
 
 
-def gather(x: T) -> list[T]:
-    """What each process calls x, in the order of ranks."""
+def all_gather(x: T) -> list[T]:
+    """The x of every process, by rank."""
     if world_size() == 1:
         return [x]
     import torch.distributed as dist
 
-    found: list[Any] = [None] * world_size()
+    found: list[T | None] = [None] * world_size()
     dist.all_gather_object(found, x)
-    return found
+    return cast(list[T], found)
 
 
-def failed(sentence: str, error: BaseException) -> tuple[str, bool]:
-    """Why the run ends, and whether it is this process that should say so: the one where it went wrong first, by rank.
+def agree_on_error(sentence: str, error: BaseException) -> tuple[str, bool]:
+    """Why the run ends, and whether this process reports it: the lowest rank with an error of its own does.
 
-    A process that only lost its connection takes over the others' reason. Later calls give the first one's answer.
+    A process that only lost its connection takes over the others' reason. Later calls return the first result.
     """
     if world_size() == 1:
         return sentence, True
-    if not _verdict:
-        import torch.distributed as dist
+    if not _agreed:
+        own = "" if _lost_connection(error) else sentence
+        _agreed.append(_exchange(_store[0], own) if _store else (sentence, rank() == 0))
+    return _agreed[0]
 
-        _verdict.append(_agree("" if _lost(error) else sentence) if dist.is_initialized() else (sentence, rank() == 0))
-    return _verdict[0]
 
-
-def tell(sentence: str, error: BaseException) -> None:
-    """Print once, in the process where it went wrong, why there is no result."""
-    reason, mine = failed(sentence, error)
+def report_error(sentence: str, error: BaseException) -> None:
+    """Print once over all processes why there is no result."""
+    reason, mine = agree_on_error(sentence, error)
     if mine:
         print(f"rgpo-run: {reason}", file=sys.stderr, flush=True)
 
 
-_verdict: list[tuple[str, bool]] = []
-
-
-def _lost(error: BaseException) -> bool:
+def _lost_connection(error: BaseException) -> bool:
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _agree(sentence: str) -> tuple[str, bool]:
-    import torch.distributed as dist
-
-    store = dist.distributed_c10d._get_default_store()
-    keys = [f"rgpo/failed/{k}" for k in range(world_size())]
+def _exchange(store: Store, sentence: str) -> tuple[str, bool]:
+    """Publish this process's reason ("" for a lost connection), wait for the others' and choose one."""
+    keys = [f"rgpo/error/{k}" for k in range(world_size())]
     store.set(keys[rank()], sentence)
-    ends = time.monotonic() + PATIENCE_S
-    while not store.check(keys) and time.monotonic() < ends:
+    deadline = time.monotonic() + PATIENCE_S
+    while not store.check(keys) and time.monotonic() < deadline:
         time.sleep(0.05)
-    said = {k: store.get(key).decode() for k, key in enumerate(keys) if store.check([key])}
-    told = [k for k, words in said.items() if words]
-    if len(told) == world_size():
-        return said[0], rank() == 0
-    if told:
-        return f"process {told[0]} of {world_size()}: {said[told[0]]}", rank() == told[0]
-    silent = ", ".join(str(k) for k in range(world_size()) if k not in said) or "?"
-    return (
-        f"process {silent} of {world_size()} died without a word (killed, or out of memory); repeat the command to go on.",
-        rank() == min(said),
-    )
+    received = {k: store.get(key).decode() for k, key in enumerate(keys) if store.check([key])}
+    reasons = {k: reason for k, reason in received.items() if reason}
+    if len(reasons) == world_size():  # the same error everywhere
+        return received[0], rank() == 0
+    if reasons:
+        first = min(reasons)
+        return f"rank {first}: {reasons[first]}", rank() == first
+    silent = [str(k) for k in range(world_size()) if k not in received]
+    who = f"rank{'s' * (len(silent) > 1)} {', '.join(silent) or '?'}"
+    why = f"{who} exited without an error message (killed or out of memory?); repeat the command to resume."
+    return why, rank() == min(received)
