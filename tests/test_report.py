@@ -16,10 +16,11 @@ import pytest
 import report_fixtures as fixtures
 import yaml
 
-from rgpo.report import watch, workers
 from rgpo.report.cli import main
-from rgpo.report.completions import _short
 from rgpo.report.figures import gates
+from rgpo.report.page import watch
+from rgpo.report.page.completions import _short
+from rgpo.report.read import workers
 
 FAST = ["formats=[svg]", "num_resamples=200"]
 
@@ -249,7 +250,7 @@ def test_a_very_large_figure_has_one_axis(here: Path, stored: Path, monkeypatch:
     words = [*FAST, f"results_dir={stored}", "figures=[learning_curves]"]
     pages = []
     for most in (60, 1):
-        monkeypatch.setattr("rgpo.report.render.MOST_PANELS_TWICE", most)
+        monkeypatch.setattr("rgpo.report.figures.render.MOST_PANELS_TWICE", most)
         assert main(words) == 0
         pages.append((here / "report/index.html").read_text().count('class="axis"'))
     assert pages == [1, 0]

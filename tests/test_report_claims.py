@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import report_fixtures as fixtures
 
-from rgpo.report import ledger
-from rgpo.report.claims import REFUTED, REPRODUCED, UNTESTED
+from rgpo.report.claims import ledger
+from rgpo.report.claims.claims import REFUTED, REPRODUCED, UNTESTED
 from rgpo.report.cli import main
 
 FAST = ["formats=[svg]", "num_resamples=200", "figures=[]"]

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rgpo.report import style
-from rgpo.report.figures import proxy_against_gold
+from rgpo.report.figures import proxy_against_gold, style
 from rgpo.report.figures.frontier import Path as Way
 from rgpo.report.figures.frontier import Plane
-from rgpo.report.overall import Interval
-from rgpo.report.render import Job, render
+from rgpo.report.figures.render import Job, render
+from rgpo.report.tables.overall import Interval
 
 LINES = {label: style.KNOWN[label] for label in ("ppo", "rgpo")}
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import report_fixtures as fixtures
 
-from rgpo.report import overall
 from rgpo.report.cli import parse
-from rgpo.report.comparisons import comparisons, scores
 from rgpo.report.figures import epoch_drift, kl, learning_curves
-from rgpo.report.groups import Group, group_runs
-from rgpo.report.load import read_runs
-from rgpo.report.style import KNOWN, algorithm_lines, assign
-from rgpo.report.summary import TRAIN, returns, spikes
-from rgpo.report.tables import Table, escape_tex, number, plain, word
+from rgpo.report.figures.style import KNOWN, algorithm_lines, assign
+from rgpo.report.read.groups import Group, group_runs
+from rgpo.report.read.load import read_runs
+from rgpo.report.tables import overall
+from rgpo.report.tables.baseline import comparisons, scores
+from rgpo.report.tables.summary import TRAIN, returns, spikes
+from rgpo.report.tables.table import Table, escape_tex, number, plain, word
 from rgpo.runtime.schema import GLOSSARY
 
 COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "kl/spike", "epoch/kl_old_exact")

@@ -15,7 +15,7 @@ import pytest
 import report_fixtures as fixtures
 
 from rgpo.report.cli import main
-from rgpo.report.inline import inline
+from rgpo.report.figures.inline import inline
 
 EVIL = '<script>document.title="hacked"</script><img src=http://evil.example/x.png onerror=alert(1)> & "quoted"'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -10,9 +10,9 @@ import pytest
 import report_fixtures as fixtures
 
 from rgpo.report.cli import main
-from rgpo.report.groups import Group, group_runs
-from rgpo.report.load import Problem, read_run, read_runs
-from rgpo.report.reduce import Detail
+from rgpo.report.read.groups import Group, group_runs
+from rgpo.report.read.load import Problem, read_run, read_runs
+from rgpo.report.read.reduce import Detail
 
 COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "kl/spike", "epoch/kl_old_exact")
 FAST = ["formats=[svg]", "num_resamples=200"]

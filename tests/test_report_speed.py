@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import report_fixtures as fixtures
 
-from rgpo.report import bench
 from rgpo.report.cli import main
+from rgpo.report.tables import bench
 
 FAST = ["formats=[svg]", "num_resamples=200"]
 PPO, TRPO = "PPO, HalfCheetah-v4, 1 environment", "TRPO, HalfCheetah-v4, 1 environment"

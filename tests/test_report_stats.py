@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, mannwhitneyu, trim_mean, ttest_rel
 
-from rgpo.report import small_samples, stats
-from rgpo.report.stats import AGGREGATES
+from rgpo.report.stats import bootstrap as stats
+from rgpo.report.stats import small_samples
+from rgpo.report.stats.bootstrap import AGGREGATES
 
 RLIABLE = json.loads((Path(__file__).parent / "fixtures/rliable.json").read_text())
 SCORES = {name: [np.array(task) for task in zip(*runs, strict=True)] for name, runs in RLIABLE["scores"].items()}

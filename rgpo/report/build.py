@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from rgpo.errors import ConfigError, close_matches
-from rgpo.report import bench, comparisons, completions, ledger, overall, page, style, summary
-from rgpo.report.claims import Evidence, read_theory
-from rgpo.report.groups import Group, group_runs
-from rgpo.report.load import Outcome, Problem, experiments, read_runs, run_folders
-from rgpo.report.page import Made, Section
-from rgpo.report.render import Job, render, write
-from rgpo.report.rows import Unreadable
+from rgpo.report.claims import ledger
+from rgpo.report.claims.claims import Evidence, read_theory
+from rgpo.report.figures import style
+from rgpo.report.figures.render import Job, render, write
+from rgpo.report.figures.style import Line
+from rgpo.report.page import completions
+from rgpo.report.page import index as page
+from rgpo.report.page.index import Made, Section
+from rgpo.report.read.groups import Group, group_runs
+from rgpo.report.read.load import Outcome, Problem, experiments, read_runs, run_folders
+from rgpo.report.read.rows import Unreadable
+from rgpo.report.read.workers import Map, workers
 from rgpo.report.settings import WITHOUT_RUNS, Settings, command
-from rgpo.report.style import Line
-from rgpo.report.tables import Table
-from rgpo.report.workers import Map, workers
+from rgpo.report.tables import baseline as comparisons
+from rgpo.report.tables import bench, overall, summary
+from rgpo.report.tables.table import Table
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rgpo.report.load import Outcome
+    from rgpo.report.read.load import Outcome
     from rgpo.report.settings import Settings
 
 COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # what `compare` reads
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["compare"]:
             require(len(words) >= 3, "compare", " ".join(words[1:]), "give two results folders or commits")
-            from rgpo.report.compare import compare
+            from rgpo.report.tables.compare import compare
 
             unread = [word for word in words[3:] if word.partition("=")[0] not in COMPARED]
             require(not unread, "compare", " ".join(unread), f"it reads {', '.join(COMPARED)} alone, leave it out")
             return _say(compare(words[1], words[2], parse(words[3:])[0]))
         settings, defaults = parse(words)
         if settings.watch:
-            from rgpo.report.watch import watch
+            from rgpo.report.page.watch import watch
 
             return watch(settings, lambda: _report(settings, defaults))
         return _report(settings, defaults)

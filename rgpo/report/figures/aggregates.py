@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from rgpo.report import overall, stats, style
-from rgpo.report.comparisons import scores
+from rgpo.report.figures import style
 from rgpo.report.figures.drawing import draw_intervals
-from rgpo.report.groups import Group
-from rgpo.report.overall import Interval
-from rgpo.report.reduce import FINAL
+from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
+from rgpo.report.read.reduce import FINAL
 from rgpo.report.settings import Settings
-from rgpo.report.style import Line
+from rgpo.report.stats import bootstrap as stats
+from rgpo.report.tables import overall
+from rgpo.report.tables.baseline import scores
+from rgpo.report.tables.overall import Interval
 
 COLUMNS = FINAL[:1]
 SCALES = ("linear x axis",)

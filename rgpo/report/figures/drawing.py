@@ -11,10 +11,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rgpo.report import style
+from rgpo.report.figures import style
 from rgpo.report.figures.series import XY, Panel, Series, labels
-from rgpo.report.overall import Interval
-from rgpo.report.style import Line
+from rgpo.report.figures.style import Line
+from rgpo.report.tables.overall import Interval
 
 LEVEL_DASHES = (0, (2, 2))
 MAX_THIN = 5  # seeds of a line drawn by themselves

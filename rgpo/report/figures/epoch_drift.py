@@ -11,9 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from rgpo.report.figures import series
 from rgpo.report.figures.drawing import draw_panels
 from rgpo.report.figures.series import Panel, over_epochs
-from rgpo.report.groups import Group
+from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
-from rgpo.report.style import Line
 
 DRIFT = "epoch/kl_old_exact"
 COLUMNS = (DRIFT,)

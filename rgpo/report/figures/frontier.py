@@ -10,16 +10,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rgpo.report import stats, style
+from rgpo.report.figures import style
 from rgpo.report.figures.drawing import draw_seeds
 from rgpo.report.figures.series import XY, tasks
-from rgpo.report.groups import Group
-from rgpo.report.load import Run
-from rgpo.report.overall import Interval
+from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
+from rgpo.report.read.load import Run
 from rgpo.report.settings import Settings
-from rgpo.report.stats import Floats
-from rgpo.report.style import Line
-from rgpo.report.summary import GOLD, KL_REF, PROXY
+from rgpo.report.stats import bootstrap as stats
+from rgpo.report.stats.bootstrap import Floats
+from rgpo.report.tables.overall import Interval
+from rgpo.report.tables.summary import GOLD, KL_REF, PROXY
 
 COLUMNS = (KL_REF, PROXY, GOLD)
 SCALES = ("linear x axis", "log x axis")

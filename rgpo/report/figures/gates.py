@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rgpo.report import style
-from rgpo.report.rows import Unreadable, floats
-from rgpo.report.stats import Floats
+from rgpo.report.figures import style
+from rgpo.report.read.rows import Unreadable, floats
+from rgpo.report.stats.bootstrap import Floats
 
 FILE = "gates.parquet"
 SCALES = ("",)

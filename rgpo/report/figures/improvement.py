@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from rgpo.report import overall, stats, style
-from rgpo.report.comparisons import scores
+from rgpo.report.figures import style
 from rgpo.report.figures.aggregates import Aggregate
 from rgpo.report.figures.drawing import draw_intervals
-from rgpo.report.groups import Group
-from rgpo.report.reduce import FINAL
+from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
+from rgpo.report.read.reduce import FINAL
 from rgpo.report.settings import Settings
-from rgpo.report.style import Line
+from rgpo.report.stats import bootstrap as stats
+from rgpo.report.tables import overall
+from rgpo.report.tables.baseline import scores
 
 COLUMNS = FINAL[:1]
 SCALES = ("linear x axis",)

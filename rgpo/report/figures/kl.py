@@ -9,15 +9,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rgpo.report import style
-from rgpo.report.figures import series
+from rgpo.report.figures import series, style
 from rgpo.report.figures.drawing import LEVEL_DASHES, draw_panels
 from rgpo.report.figures.series import XY, Panel
-from rgpo.report.groups import Group
-from rgpo.report.load import Run
-from rgpo.report.reduce import KL
+from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
+from rgpo.report.read.load import Run
+from rgpo.report.read.reduce import KL
 from rgpo.report.settings import Settings
-from rgpo.report.style import Line
 
 COLUMNS = (KL,)
 SCALES = ("log y axis", "linear y axis")

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from rgpo.report import style
-from rgpo.report.figures import series
+from rgpo.report.figures import series, style
 from rgpo.report.figures.drawing import draw_panels
 from rgpo.report.figures.series import Panel
-from rgpo.report.groups import Group
-from rgpo.report.load import Run
+from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
+from rgpo.report.read.load import Run
 from rgpo.report.settings import Settings
-from rgpo.report.style import Line
 
 EVAL, TRAIN, PROXY, REWARD = "return/eval_mean", "return/train_mean", "reward/eval_proxy_change", "reward/train_mean"
 COLUMNS = (EVAL, TRAIN, PROXY, REWARD)

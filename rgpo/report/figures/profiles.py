@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from rgpo.report import overall, stats
-from rgpo.report.comparisons import scores
 from rgpo.report.figures.drawing import draw_panels
 from rgpo.report.figures.series import Panel, Series, interval_text
-from rgpo.report.groups import Group
-from rgpo.report.reduce import FINAL
+from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
+from rgpo.report.read.reduce import FINAL
 from rgpo.report.settings import Settings
-from rgpo.report.style import Line
+from rgpo.report.stats import bootstrap as stats
+from rgpo.report.tables import overall
+from rgpo.report.tables.baseline import scores
 
 COLUMNS = FINAL[:1]
 SCALES = ("linear x axis",)

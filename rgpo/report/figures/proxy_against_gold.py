@@ -8,13 +8,13 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rgpo.report import style
+from rgpo.report.figures import style
 from rgpo.report.figures.frontier import Path, Plane, draw_path, path
 from rgpo.report.figures.series import tasks
-from rgpo.report.groups import Group
+from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
-from rgpo.report.style import Line
-from rgpo.report.summary import GOLD, KL_REF, PROXY
+from rgpo.report.tables.summary import GOLD, KL_REF, PROXY
 
 COLUMNS = (KL_REF, PROXY, GOLD)
 SCALES = ("linear x axis", "log x axis")

@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rgpo.report import stats, style
-from rgpo.report.figures import series
+from rgpo.report.figures import series, style
 from rgpo.report.figures.drawing import LEVEL_DASHES, draw_series
 from rgpo.report.figures.series import Panel, Series
-from rgpo.report.groups import Group
-from rgpo.report.reduce import RATIO_MAX
+from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
+from rgpo.report.read.reduce import RATIO_MAX
 from rgpo.report.settings import Settings
-from rgpo.report.style import Line
+from rgpo.report.stats import bootstrap as stats
 
 INDEX = "ratio/tail_index"
 COLUMNS = (RATIO_MAX, INDEX)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rgpo.report import stats
-from rgpo.report.groups import Group
-from rgpo.report.load import Run
+from rgpo.report.read.groups import Group
+from rgpo.report.read.load import Run
 from rgpo.report.settings import Settings
-from rgpo.report.stats import Floats
+from rgpo.report.stats import bootstrap as stats
+from rgpo.report.stats.bootstrap import Floats
 
 XY = tuple[Floats, Floats]
 

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
-from rgpo.report import style
-from rgpo.report.bench import OURS, PHASES, Case, middle
+from rgpo.report.figures import style
 from rgpo.report.figures.drawing import draw_intervals
+from rgpo.report.figures.style import Line
 from rgpo.report.figures.timing import LOOKS
-from rgpo.report.style import Line
+from rgpo.report.tables.bench import OURS, PHASES, Case, middle
 
 SCALES = ("linear x axis",)
 OTHER = style.KNOWN["awr"]

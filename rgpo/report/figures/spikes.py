@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from rgpo.report.figures import series
 from rgpo.report.figures.drawing import draw_panels
 from rgpo.report.figures.series import Panel, interval_text
-from rgpo.report.groups import Group
-from rgpo.report.reduce import KL
+from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
+from rgpo.report.read.reduce import KL
 from rgpo.report.settings import Settings
-from rgpo.report.style import Line
-from rgpo.report.summary import spike_rates
+from rgpo.report.tables.summary import spike_rates
 
 COLUMNS = (KL,)
 SCALES = ("linear y axis",)

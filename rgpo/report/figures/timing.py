@@ -10,12 +10,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from rgpo.report import style
+from rgpo.report.figures import style
 from rgpo.report.figures.series import tasks
-from rgpo.report.groups import Group
-from rgpo.report.reduce import TIMES
+from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
+from rgpo.report.read.reduce import TIMES
 from rgpo.report.settings import Settings
-from rgpo.report.style import Line
 
 COLUMNS = TIMES
 SCALES = ("linear x axis",)

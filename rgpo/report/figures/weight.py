@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from rgpo.report.figures import series
 from rgpo.report.figures.drawing import draw_panels
 from rgpo.report.figures.series import Panel, interval_text
-from rgpo.report.groups import Group
+from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
-from rgpo.report.style import Line
 
 Y_LABELS = {"weight/relative_mean": "mean of w / w(1)", "ess/weight": "effective sample size\nof the weights / n"}
 COLUMNS = tuple(Y_LABELS)

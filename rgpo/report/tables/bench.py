@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rgpo.report.load import Problem
-from rgpo.report.overall import Interval
-from rgpo.report.rows import Unreadable, read_table
-from rgpo.report.tables import Table, estimate, number, word
+from rgpo.report.read.load import Problem
+from rgpo.report.read.rows import Unreadable, read_table
+from rgpo.report.tables.overall import Interval
+from rgpo.report.tables.table import Table, estimate, number, word
 
 FOLDER, OURS, NAN = "bench", "ours", float("nan")
 PHASES = ("collect", "update", "diagnostics", "gradvar")

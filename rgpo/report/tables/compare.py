@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from rgpo.errors import ConfigError
-from rgpo.report.groups import Group, group_runs
-from rgpo.report.load import Outcome, Problem, Run, experiments, read_runs, run_folders
-from rgpo.report.reduce import KL
+from rgpo.report.read.groups import Group, group_runs
+from rgpo.report.read.load import Outcome, Problem, Run, experiments, read_runs, run_folders
+from rgpo.report.read.reduce import KL
+from rgpo.report.read.workers import workers
 from rgpo.report.settings import Settings
-from rgpo.report.small_samples import change, holm
-from rgpo.report.stats import MIN_RUNS
-from rgpo.report.summary import GOLD, KL_REF, PROXY, SPEED, TRAIN
-from rgpo.report.tables import Table, estimate, number, word
-from rgpo.report.workers import workers
+from rgpo.report.stats.bootstrap import MIN_RUNS
+from rgpo.report.stats.small_samples import change, holm
+from rgpo.report.tables.summary import GOLD, KL_REF, PROXY, SPEED, TRAIN
+from rgpo.report.tables.table import Table, estimate, number, word
 
 MEASURES = {
     "return": (TRAIN, "final"),

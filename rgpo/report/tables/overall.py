@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rgpo.report import stats
-from rgpo.report.comparisons import baseline_of, scores
-from rgpo.report.groups import Group
+from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
-from rgpo.report.stats import MIN_RUNS, Floats
-from rgpo.report.tables import Table, estimate, number, word
+from rgpo.report.stats import bootstrap as stats
+from rgpo.report.stats.bootstrap import MIN_RUNS, Floats
+from rgpo.report.tables.baseline import baseline_of, scores
+from rgpo.report.tables.table import Table, estimate, number, word
 
 SCORE = "normalised score: 0 is the untrained policy, 1 the mean of {baseline} on the task"
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from rgpo.report import paper
-from rgpo.report.groups import Group
-from rgpo.report.load import Problem
+from rgpo.report.read.groups import Group
+from rgpo.report.read.load import Problem
 from rgpo.report.settings import DEFAULT_BASELINE, Settings
-from rgpo.report.small_samples import NAN, change, holm
-from rgpo.report.stats import Floats
-from rgpo.report.summary import GOLD, KL_REF, PROXY, TRAIN, setting
-from rgpo.report.tables import Column, Row, Table, estimate, number, word
+from rgpo.report.stats.bootstrap import Floats
+from rgpo.report.stats.small_samples import NAN, change, holm
+from rgpo.report.tables import paper
+from rgpo.report.tables.summary import GOLD, KL_REF, PROXY, TRAIN, setting
+from rgpo.report.tables.table import Column, Row, Table, estimate, number, word
 
 MEASURES = {"return": TRAIN, "reward, proxy": PROXY, "reward, gold": GOLD, "KL to reference": KL_REF}
 

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rgpo.report import small_samples
-from rgpo.report.comparisons import baseline_of
-from rgpo.report.groups import Group
-from rgpo.report.load import Problem
-from rgpo.report.reduce import KL
-from rgpo.report.rows import Unreadable, read_table
+from rgpo.report.read.groups import Group
+from rgpo.report.read.load import Problem
+from rgpo.report.read.reduce import KL
+from rgpo.report.read.rows import Unreadable, read_table
 from rgpo.report.settings import Settings
-from rgpo.report.small_samples import Change, change
-from rgpo.report.stats import MIN_RUNS
-from rgpo.report.summary import KL_REF, PROXY, TRAIN, setting, spike_rates
-from rgpo.report.tables import between, plain
+from rgpo.report.stats import small_samples
+from rgpo.report.stats.bootstrap import MIN_RUNS
+from rgpo.report.stats.small_samples import Change, change
+from rgpo.report.tables.baseline import baseline_of
+from rgpo.report.tables.summary import KL_REF, PROXY, TRAIN, setting, spike_rates
+from rgpo.report.tables.table import between, plain
 
 REPRODUCED, REFUTED, UNTESTED = "reproduced", "not reproduced", "not testable here"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rgpo.report.stats import MIN_RUNS
+from rgpo.report.stats.bootstrap import MIN_RUNS
 
 Row = Mapping[str, Any]
 NOTHING = "–"

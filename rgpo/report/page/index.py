@@ -18,12 +18,12 @@ import jinja2
 from markupsafe import Markup
 
 import rgpo
-from rgpo.report.completions import Pair
-from rgpo.report.groups import Group
-from rgpo.report.load import Problem, Run
+from rgpo.report.figures.style import Line
+from rgpo.report.page.completions import Pair
+from rgpo.report.read.groups import Group
+from rgpo.report.read.load import Problem, Run
 from rgpo.report.settings import Settings, command
-from rgpo.report.style import Line
-from rgpo.report.tables import Row, Table
+from rgpo.report.tables.table import Row, Table
 
 TEMPLATE = Path(__file__).parent / "template"
 REPORT_PACKAGES = ("numpy", "scipy", "pyarrow", "matplotlib")

@@ -19,11 +19,11 @@ import numpy as np
 import yaml
 
 from rgpo.errors import ConfigError, close_matches
-from rgpo.report import rows
-from rgpo.report.reduce import COLUMNS, SCORES, Detail, Reduced, reduce
-from rgpo.report.rows import Unreadable, reason
-from rgpo.report.stats import Floats
-from rgpo.report.workers import Map
+from rgpo.report.read import rows
+from rgpo.report.read.reduce import COLUMNS, SCORES, Detail, Reduced, reduce
+from rgpo.report.read.rows import Unreadable, reason
+from rgpo.report.read.workers import Map
+from rgpo.report.stats.bootstrap import Floats
 
 RUN_FOLDER = re.compile(r".+-s\d+-[0-9a-f]{8}")
 STATUSES = ("running", "completed", "interrupted", "failed")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rgpo.report.groups import Group
-from rgpo.report.load import Problem, Run
-from rgpo.report.rows import Unreadable, read_table
+from rgpo.report.read.groups import Group
+from rgpo.report.read.load import Problem, Run
+from rgpo.report.read.rows import Unreadable, read_table
 
 FILE = "samples.parquet"
 COLUMNS = ("iteration", "prompt_id", "prompt", "completion", "proxy", "gold", "kl_ref", "length")

@@ -6,7 +6,7 @@ not known.
 
 from __future__ import annotations
 
-from rgpo.report.groups import Group
+from rgpo.report.read.groups import Group
 
 RLHF = "Qwen2.5-1.5B, n = 3"
 CHANGES = {  # (task, algorithm, baseline, measure) -> what the paper says

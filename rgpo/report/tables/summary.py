@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from rgpo.report import small_samples, stats
-from rgpo.report.groups import Group, telling_keys
-from rgpo.report.load import Problem, Run
-from rgpo.report.reduce import KL, TIMES
+from rgpo.report.read.groups import Group, telling_keys
+from rgpo.report.read.load import Problem, Run
+from rgpo.report.read.reduce import KL, TIMES
 from rgpo.report.settings import Settings
-from rgpo.report.stats import MIN_RUNS, Floats
-from rgpo.report.tables import Column, Table, estimate, number, plain, word
+from rgpo.report.stats import bootstrap as stats
+from rgpo.report.stats import small_samples
+from rgpo.report.stats.bootstrap import MIN_RUNS, Floats
+from rgpo.report.tables.table import Column, Table, estimate, number, plain, word
 
 TRAIN, EVAL, SPEED, ITERATION = "return/train_mean", "return/eval_mean", "speed/env_steps_per_s", "time/iteration_s"
 PROXY, GOLD, KL_REF = "reward/eval_proxy_change", "reward/eval_gold_change", "kl/eval_ref_sequence"

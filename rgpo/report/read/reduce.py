@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rgpo.report.stats import Floats
+from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime.schema import is_list
 
 KL, RATIO_MAX = "kl/old_exact", "ratio/max"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import chdtri, stdtr, stdtrit
 
-from rgpo.report.stats import MIN_RUNS, Floats
+from rgpo.report.stats.bootstrap import MIN_RUNS, Floats
 
 NAN = float("nan")
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rgpo.report.stats import Floats
+from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime.schema import is_list
 
 INDEX_COLUMNS = ("attempt", "iteration", "env_steps")

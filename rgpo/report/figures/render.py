@@ -8,9 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rgpo.report import style
-from rgpo.report.inline import inline
-from rgpo.report.style import Line
+from rgpo.report.figures import style
+from rgpo.report.figures.inline import inline
+from rgpo.report.figures.style import Line
 
 MOST_PANELS_TWICE = 60  # of a figure that is drawn with a second axis; a hundred of them take ten seconds
 

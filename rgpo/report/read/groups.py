@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rgpo.report.load import Problem, Run
-from rgpo.report.stats import Floats
+from rgpo.report.read.load import Problem, Run
+from rgpo.report.stats.bootstrap import Floats
 
 AXES = ("gate", "ref_gate", "dual", "advantage", "penalty", "update")  # config groups, named by their choice
 HARMLESS = ("name", "results_dir", "plan", "force", "tags", "checkpoint_every_s", "exports")  # keys that change no number

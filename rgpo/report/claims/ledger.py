@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rgpo.errors import ConfigError
-from rgpo.report.claims import CLAIMS, Evidence
-from rgpo.report.tables import Table, word
+from rgpo.report.claims.claims import CLAIMS, Evidence
+from rgpo.report.tables.table import Table, word
 
 START, END = "<!-- ledger -->", "<!-- /ledger -->"
 
