@@ -8,14 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from rgpo.core import gates
+from rgpo import gates
 from rgpo.core.adaptive_gate import AdaptiveSharpness
-from rgpo.core.gates import Curve
+from rgpo.core.gate import Gate
+from rgpo.core.surrogate import Detached
 from rgpo.errors import ConfigError
+
+SETTINGS = {"kl_target": 0.01, "rate": 0.2, "min_sharpness": 1.0, "max_sharpness": 60.0}
+ADAPTABLE = [(gates.Sigmoid, {}), (gates.SigmoidLog, {}), (gates.SignAwareSigmoid, {"cap": 3.0})]
+ADAPTABLE += [(gates.GaussianLog, {}), (gates.Power, {"center": 1.0})]
 
 
 def test_adaptive_sharpness_takes_the_written_step_and_stays_within_its_bounds() -> None:
-    gate = AdaptiveSharpness(gate=gates.SigmoidSigned(sharpness=10.0), kl_target=0.01, rate=0.2)
+    gate = AdaptiveSharpness(gate=gates.SignAwareSigmoid(sharpness=10.0, cap=3.0), **SETTINGS)
     for kl, step in ((0.015, 0.5), (0.0, -1.0), (0.5, 1.0), (0.01, 0.0), (0.004, -0.6)):
         before = gate.sharpness
         gate.observe(kl)
@@ -27,16 +32,16 @@ def test_adaptive_sharpness_takes_the_written_step_and_stays_within_its_bounds()
 
 
 @pytest.mark.parametrize("scale", ["none", "unit"])
-@pytest.mark.parametrize("cls", [gates.Sigmoid, gates.SigmoidLog, gates.SigmoidSigned, gates.GaussianLog, gates.Power])
-def test_adaptive_sharpness_is_the_gate_of_its_present_sharpness(cls: type[Curve], scale: str) -> None:
-    gate = AdaptiveSharpness(gate=cls(sharpness=4.0, scale=scale), kl_target=0.01)
+@pytest.mark.parametrize(("cls", "others"), ADAPTABLE, ids=[cls.__name__ for cls, _ in ADAPTABLE])
+def test_adaptive_sharpness_is_the_gate_of_its_present_sharpness(cls: type[Gate], others: dict[str, float], scale: str) -> None:
+    gate = AdaptiveSharpness(gate=cls(sharpness=4.0, scale=scale, **others), **SETTINGS)
     live = vars(gate._live)["sharpness"]
     d = torch.linspace(-1, 1, 9)
     advantage = torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1, 1])
     for kl in (1.0, 1.0, 0.0):
         before = gate(d, advantage)
         gate.observe(kl)
-        plain = cls(sharpness=gate.sharpness, scale=scale)
+        plain = cls(sharpness=gate.sharpness, scale=scale, **others)
         assert not torch.equal(gate(d, advantage), before)
         torch.testing.assert_close(gate(d, advantage), plain(d, advantage))
         assert gate.weight_at_one() == pytest.approx(plain.weight_at_one(), rel=1e-6)
@@ -46,7 +51,7 @@ def test_adaptive_sharpness_is_the_gate_of_its_present_sharpness(cls: type[Curve
 
 
 def test_adaptive_sharpness_round_trips() -> None:
-    gate, other = (AdaptiveSharpness(gate=gates.Sigmoid(scale="unit")) for _ in range(2))
+    gate, other = (AdaptiveSharpness(gate=gates.Sigmoid(sharpness=10.0, scale="unit"), **SETTINGS) for _ in range(2))
     gate.observe(0.2)
     other.load_state_dict(gate.state_dict())
     d = torch.linspace(-1, 1, 9)
@@ -60,24 +65,27 @@ def test_adaptive_sharpness_round_trips() -> None:
     ("fields", "match"),
     [
         ({"gate": gates.Identity()}, r"gate\.gate=Identity: needs a gate with exactly one sharpness"),
-        ({"gate": gates.Sapo()}, r"gate\.gate=Sapo: needs a gate with exactly one sharpness"),
-        ({"gate": gates.SigmoidMatched()}, r"gate\.gate=SigmoidMatched: .*choose SigmoidLog"),
-        ({"kl_target": 0.0}, r"gate\.kl_target=0\.0: must be positive"),
-        ({"kl_target": math.nan}, r"gate\.kl_target=nan: must be positive"),
-        ({"rate": -0.1}, r"gate\.rate=-0\.1: must be positive"),
-        ({"min_sharpness": 60.0}, r"gate\.min_sharpness=60\.0: must be positive and below max_sharpness=60\.0"),
-        ({"gate": gates.Sigmoid(sharpness=100.0)}, r"sharpness=100\.0: "),  # outside [1, 60], where k is said to stay
+        ({"gate": gates.Sapo(sharpness=1.0, sharpness_neg=1.05)}, r"gate\.gate=Sapo: needs a gate with exactly one sharpness"),
+        ({"gate": Detached()}, r"gate\.gate=Detached: needs a gate with exactly one sharpness"),
+        ({"gate": gates.SigmoidMatched(sharpness=10.0)}, r"gate\.gate=SigmoidMatched: .*choose SigmoidLog"),
+        ({"gate": gates.Budget(sharpness=5.0, budget=0.75)}, r"gate\.gate=Budget: .*choose SigmoidLog"),
+        *[({"kl_target": x}, rf"gate\.kl_target={x}: must be a positive, finite number") for x in (0.0, math.nan, math.inf)],
+        *[({"rate": x}, rf"gate\.rate={x}: must be a positive, finite number") for x in (-0.1, math.inf)],
+        ({"min_sharpness": 60.0}, r"gate\.min_sharpness=60\.0: must be below max_sharpness=60\.0"),
+        ({"min_sharpness": 0.0}, r"gate\.min_sharpness=0\.0: must be a positive, finite number"),
+        ({"max_sharpness": math.inf}, r"gate\.max_sharpness=inf: must be a positive, finite number"),
+        ({"gate": gates.Sigmoid(sharpness=100.0)}, r"sharpness=100\.0: "),  # outside [1, 60], the bounds of k
     ],
     ids=lambda x: str(x)[:60] if isinstance(x, str) else None,
 )
 def test_adaptive_sharpness_refuses(fields: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
-        AdaptiveSharpness(**{"gate": gates.Sigmoid(), **fields})
+        AdaptiveSharpness(**{"gate": gates.Sigmoid(sharpness=10.0), **SETTINGS, **fields})
 
 
 def test_plain_gates_have_no_state() -> None:
-    gate = gates.Sigmoid()
+    gate = gates.Sigmoid(sharpness=10.0)
     gate.observe(1.0)
     gate.load_state_dict({})
     assert gate.state_dict() == {}
-    assert gate == gates.Sigmoid()
+    assert gate == gates.Sigmoid(sharpness=10.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rgpo.core.gate import Curve
-from rgpo.core.gates import Budget, SigmoidMatched
+from rgpo.core.gate import Gate
+from rgpo.core.ranges import POSITIVE, check_fields, declared_range
 from rgpo.errors import ConfigError, require
 
 if TYPE_CHECKING:
@@ -23,34 +23,24 @@ class AdaptiveSharpness:
     compiled step sees it change without being compiled again.
     """
 
-    gate: Curve
-    kl_target: float = 0.01  # nats
-    rate: float = 0.2
-    min_sharpness: float = 1.0
-    max_sharpness: float = 60.0
+    gate: Gate
+    kl_target: float = field(metadata=POSITIVE)  # nats
+    rate: float = field(metadata=POSITIVE)
+    min_sharpness: float = field(metadata=POSITIVE)
+    max_sharpness: float = field(metadata=POSITIVE)
     sharpness: float = field(init=False)
-    _live: Any = field(init=False, repr=False)  # the wrapped gate with tensors for its sharpness and divisor
+    _live: Gate = field(init=False, repr=False, compare=False)  # a copy of gate with tensors for its sharpness and divisor
 
     def __post_init__(self) -> None:
-        name = type(self.gate).__name__
-        if {"sharpness", "sharpness_neg"} & {f.name for f in fields(self.gate)} != {"sharpness"}:
-            raise ConfigError(f"gate.gate={name}: needs a gate with exactly one sharpness, for example SigmoidSigned.")
-        if isinstance(self.gate, SigmoidMatched | Budget):
-            raise ConfigError(f"gate.gate={name}: its constants belong to a fixed sharpness, choose SigmoidLog instead.")
-        require(self.kl_target > 0, "gate.kl_target", self.kl_target, "must be positive (nats).")
-        require(self.rate > 0, "gate.rate", self.rate, "must be positive.")
+        check_fields(self, "gate")
+        low, high = self.min_sharpness, self.max_sharpness
+        require(low < high, "gate.min_sharpness", low, f"must be below max_sharpness={high}.")
+        start = self._check_gate()
         require(
-            0 < self.min_sharpness < self.max_sharpness,
-            "gate.min_sharpness",
-            self.min_sharpness,
-            f"must be positive and below max_sharpness={self.max_sharpness}.",
-        )
-        start = vars(self.gate)["sharpness"]
-        require(
-            self.min_sharpness <= start <= self.max_sharpness,
+            low <= start <= high,
             "gate.gate.sharpness",
             start,
-            f"must start in [min_sharpness, max_sharpness] = [{self.min_sharpness}, {self.max_sharpness}].",
+            f"must start in [min_sharpness, max_sharpness] = [{low}, {high}].",
         )
         import torch
 
@@ -58,9 +48,24 @@ class AdaptiveSharpness:
         vars(self._live).update(sharpness=torch.ones(()), _divisor=torch.ones(()))
         self._set(start)
 
+    def _check_gate(self) -> float:
+        """The wrapped gate's own sharpness.
+
+        Raises: ConfigError if the gate has no sharpness that may change, or refuses one between the bounds.
+        """
+        name = type(self.gate).__name__
+        knobs = [f for f in fields(self.gate) if f.name.startswith("sharpness")] if isinstance(self.gate, Gate) else []
+        if [f.name for f in knobs] != ["sharpness"]:
+            raise ConfigError(f"gate.gate={name}: needs a gate with exactly one sharpness, for example SignAwareSigmoid.")
+        if self.gate.constants_depend_on_sharpness:
+            raise ConfigError(f"gate.gate={name}: its constants belong to a fixed sharpness; choose SigmoidLog instead.")
+        if (allowed := declared_range(knobs[0])) is not None:
+            allowed.check("gate.min_sharpness", self.min_sharpness)
+            allowed.check("gate.max_sharpness", self.max_sharpness)
+        return float(vars(self.gate)["sharpness"])
+
     def __call__(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        value: Tensor = self._live(log_ratio, advantage)
-        return value
+        return self._live(log_ratio, advantage)
 
     @property
     def scale(self) -> str:

@@ -1,4 +1,4 @@
-"""What a gate is: a curve g over d = log r whose slope w = dg/dd is its weight, taken by autograd.
+"""A gate is a curve g over d = log r; its slope w = dg/dd, taken by autograd, is the weight of a sample.
 
 Only tensor methods are used, so this module imports nothing heavy.
 """
@@ -6,10 +6,13 @@ Only tensor methods are used, so this module imports nothing heavy.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from rgpo.errors import ConfigError, require
+from rgpo.core.ranges import check_fields, one_of
+from rgpo.errors import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
 D_MAX, D_MAX_DOUBLE = 40.0, 300.0  # nats; e^d squared is finite in float32 and bfloat16, and in float64
 
 
-class Gate(Protocol):
-    """What the objective and the algorithm ask of a gate."""
+class GateLike(Protocol):
+    """The interface of a gate that the objective and the algorithm use."""
 
     def __call__(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         """Gate value g for d = log_ratio (any shape, nats); only sign-aware gates read the sign of advantage."""
@@ -27,7 +30,7 @@ class Gate(Protocol):
         """w(1) after scaling."""
 
     def observe(self, kl: float) -> None:
-        """Take note of the last update's KL(old || new) in nats."""
+        """Adapt to the KL(old || new) of the last update (nats)."""
 
     def state_dict(self) -> dict[str, float]: ...
 
@@ -35,32 +38,31 @@ class Gate(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
-    """What every gate shares: `scale: none` leaves g as it is, `scale: unit` divides it by w(1)."""
+class Gate(ABC):
+    """Base class of all gates: a frozen dataclass that defines ``curve``.
 
-    scale: str = "none"
+    `scale: none` leaves g as it is, `scale: unit` divides it by w(1). Parameters are fields; the range that a field declares
+    (``sharpness: float = field(metadata=POSITIVE)``) is checked at construction.
+    """
 
-    def __post_init__(self) -> None:
-        require(self.scale in ("none", "unit"), "gate.scale", self.scale, "choose none or unit.")
-        for key in ("sharpness", "sharpness_neg", "center", "budget"):
-            value = getattr(self, key, 1.0)
-            require(0 < value < math.inf, f"gate.{key}", value, "must be a positive, finite number.")
-        for key in ("eps_low", "eps_high"):
-            value = getattr(self, key, 0.5)
-            require(0 < value < 1, f"gate.{key}", value, "must lie strictly between 0 and 1.")
-        cap = getattr(self, "cap", 2.0)
-        uncapped = cap is None and self.may_be_uncapped
-        require(uncapped or (cap is not None and 1 < cap < math.inf), "gate.cap", cap, "must be a finite number above 1.")
-        object.__setattr__(self, "_divisor", self._slope_at_one() if self.scale == "unit" else 1.0)
-        if self._divisor <= 0:
-            raise ConfigError(f"gate.scale=unit: {type(self).__name__} has no positive w(1) to divide by, use scale=none.")
+    scale: str = field(default="none", metadata=one_of("none", "unit"))
+
+    # True if ``curve`` computes Python numbers from its sharpness (e.g. its math.log), which AdaptiveSharpness could not change
+    constants_depend_on_sharpness: ClassVar[bool] = False
 
     _divisor = 1.0
-    may_be_uncapped: ClassVar[bool] = False  # whether `cap: null` means no cap
 
+    def __post_init__(self) -> None:
+        check_fields(self, "gate")
+        if self.scale == "unit":
+            slope = self._slope_at_one()
+            name = type(self).__name__
+            require(slope > 0, "gate.scale", self.scale, f"{name} has no positive w(1) to divide by; use scale=none.")
+            object.__setattr__(self, "_divisor", slope)
+
+    @abstractmethod
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         """The gate value before scaling, at log ratio d."""
-        raise NotImplementedError
 
     def __call__(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         value = self.curve(log_ratio, advantage)
@@ -76,7 +78,8 @@ class Curve:
         return self._slope_at_one() / self._divisor
 
     def observe(self, kl: float) -> None:
-        """A plain gate learns nothing."""
+        """No-op: this gate has no state."""
+        return None
 
     def state_dict(self) -> dict[str, float]:
         return {}
@@ -85,11 +88,7 @@ class Curve:
         return None
 
 
-class _CurveFunction(Protocol):
-    def __call__(self, d: Tensor, advantage: Tensor, /) -> Tensor: ...
-
-
-def weight(gate: _CurveFunction, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+def weight(gate: Callable[[Tensor, Tensor], Tensor], log_ratio: Tensor, advantage: Tensor) -> Tensor:
     """w = dg/dd, detached, from the curve by autograd; shapes as log_ratio."""
     import torch
 
@@ -100,14 +99,17 @@ def weight(gate: _CurveFunction, log_ratio: Tensor, advantage: Tensor) -> Tensor
 
 
 def bounded(d: Tensor) -> Tensor:
+    """d, clamped where e^d squared would overflow."""
     return d.clamp(max=D_MAX_DOUBLE if d.element_size() == 8 else D_MAX)
 
 
 def ratio(d: Tensor) -> Tensor:
+    """r = e^d, finite for every d."""
     return bounded(d).exp()
 
 
 def ratio_minus_one(d: Tensor) -> Tensor:
+    """r - 1, finite for every d and exact near d = 0."""
     return bounded(d).expm1()
 
 

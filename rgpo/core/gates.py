@@ -8,7 +8,7 @@
     Sigmoid          sigma(k (r-1))                                   (k/4) r sech2(k (r-1)/2)        k/4
     SigmoidLog       sigma(k d)                                       (k/4) sech2(k d/2)              k/4
     SigmoidMatched   sigma(k d - 2 artanh(1/k))                       (k/4) sech2(k d/2 - artanh 1/k) (k^2-1)/(4k)
-    SigmoidSigned    A h, h = 1 + (2/k) tanh(k (r-1)/2) where the     r sech2(k (r-1)/2), else        1
+    SignAwareSigmoid A h, h = 1 + (2/k) tanh(k (r-1)/2) where the     r sech2(k (r-1)/2), else        1
                      step makes progress, else r, capped              min(r, c)
     GaussianLog      Phi(k d)                                         k phi(k d)                      k/sqrt(2 pi)
     Erf              (1 + erf(k (r-1)))/2                             (k/sqrt pi) r exp(-k^2 (r-1)^2) k/sqrt pi
@@ -23,29 +23,28 @@
     Budget           sigma(k (b - sign(A) d))/sigma(k b)              fades where d leaves its budget
     Open             1                                                0                               0
 
-The weight is never written a second time: ``curve.weight`` takes it by autograd. Everything is finite in value and slope for
-|d| <= 300 in float32 and bfloat16, because no exponential ever sees an unclamped d.
+The weight is never written a second time: ``rgpo.core.gate.weight`` takes it by autograd. Everything is finite in value and
+slope for |d| <= 300 in float32 and bfloat16, because no exponential ever sees an unclamped d.
 
-To add a gate: one frozen dataclass with a ``curve`` here, one yaml in conf/gate.
+Parameters have no defaults here; those of an experiment are in conf/gate. To add a gate: one frozen dataclass with a ``curve``
+here, or in any module of yours, and one yaml in conf/gate.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from rgpo.core.gate import Curve, capped_ratio, ratio, ratio_minus_one, weight
-from rgpo.errors import require
+from rgpo.core.gate import Gate, capped_ratio, ratio, ratio_minus_one
+from rgpo.core.ranges import ABOVE_ONE, FRACTION, POSITIVE, accept
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Curve", "weight"]  # what a module with a gate of its own needs
-
 
 @dataclass(frozen=True, kw_only=True)
-class Log(Curve):
+class Log(Gate):
     """g = log r: REINFORCE (Williams 1992)."""
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ class Log(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity(Curve):
+class Identity(Gate):
     """g = r: importance sampling, TRPO's surrogate (Schulman et al. 2015)."""
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
@@ -61,14 +60,14 @@ class Identity(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip(Curve):
+class Clip(Gate):
     """PPO-clip (Schulman et al. 2017, Eq. 7) as a gate; `cap` is dual-clip's c (Ye et al. 2020, Eq. 5), null for none."""
 
-    eps_low: float = 0.2
-    eps_high: float = 0.2
-    cap: float | None = None
-
-    may_be_uncapped: ClassVar[bool] = True
+    eps_low: float = field(metadata=FRACTION)
+    eps_high: float = field(metadata=FRACTION)
+    cap: float | None = field(
+        metadata=accept(lambda c: c is None or 1 < c < math.inf, "must be null or a finite number above 1.")
+    )
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         upper = d.clamp(max=math.log1p(self.eps_high)).exp()
@@ -77,34 +76,32 @@ class Clip(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sigmoid(Curve):
+class Sigmoid(Gate):
     """g = sigma(k (r-1)): the paper's gate, read as a sigmoid in r (whether r or log r is not known)."""
 
-    sharpness: float = 10.0
+    sharpness: float = field(metadata=POSITIVE)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         return (self.sharpness * ratio_minus_one(d)).sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigmoidLog(Curve):
+class SigmoidLog(Gate):
     """g = sigma(k log r): the other reading of the paper's gate."""
 
-    sharpness: float = 10.0
+    sharpness: float = field(metadata=POSITIVE)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         return (self.sharpness * d).sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigmoidMatched(Curve):
+class SigmoidMatched(Gate):
     """g = sigma(k d - 2 artanh(1/k)), k > 1: a sigmoid in log r shifted so that dw/dr(1) = w(1), as IS has (our choice)."""
 
-    sharpness: float = 10.0
+    sharpness: float = field(metadata=ABOVE_ONE)
 
-    def __post_init__(self) -> None:
-        require(self.sharpness > 1, "gate.sharpness", self.sharpness, "the matched sigmoid needs a sharpness above 1.")
-        super().__post_init__()
+    constants_depend_on_sharpness: ClassVar[bool] = True
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         k = self.sharpness
@@ -112,15 +109,15 @@ class SigmoidMatched(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigmoidSigned(Curve):
+class SignAwareSigmoid(Gate):
     """The pessimistic gate min(r A, h(r) A), h = 1 + (2/k) tanh(k (r-1)/2): PPO's min with a smooth knee (our choice).
 
     Where the step makes progress (A>=0 and r>1, A<0 and r<1) the gate closes smoothly; on the other side the correcting
     gradient stays whole, its weight capped at min(r, cap) so that it is bounded.
     """
 
-    sharpness: float = 10.0
-    cap: float = 3.0
+    sharpness: float = field(metadata=POSITIVE)
+    cap: float = field(metadata=ABOVE_ONE)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         closing = 1 + (2 / self.sharpness) * (self.sharpness / 2 * ratio_minus_one(d)).tanh()
@@ -128,40 +125,40 @@ class SigmoidSigned(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianLog(Curve):
+class GaussianLog(Gate):
     """g = Phi(k d): a Gaussian weight of width 1/k in log r (GIPO's shape)."""
 
-    sharpness: float = 10.0
+    sharpness: float = field(metadata=POSITIVE)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         return ((self.sharpness / math.sqrt(2)) * d).erf() / 2 + 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Erf(Curve):
+class Erf(Gate):
     """g = (1 + erf(k (r-1)))/2 (the gate study, arXiv 2602.19345, mapped to [0, 1])."""
 
-    sharpness: float = 5.0
+    sharpness: float = field(metadata=POSITIVE)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         return (self.sharpness * ratio_minus_one(d)).erf() / 2 + 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arctan(Curve):
+class Arctan(Gate):
     """g = 1/2 + arctan(k (r-1))/pi (the gate study, arXiv 2602.19345, mapped to [0, 1])."""
 
-    sharpness: float = 5.0
+    sharpness: float = field(metadata=POSITIVE)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         return (self.sharpness * ratio_minus_one(d)).atan() / math.pi + 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Softsign(Curve):
+class Softsign(Gate):
     """g = (1 + z/(1 + |z|))/2, z = k (r-1) (the gate study, arXiv 2602.19345, mapped to [0, 1])."""
 
-    sharpness: float = 5.0
+    sharpness: float = field(metadata=POSITIVE)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         z = self.sharpness * ratio_minus_one(d)
@@ -169,21 +166,21 @@ class Softsign(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tanh(Curve):
+class Tanh(Gate):
     """g = (1 + tanh(k (r-1)))/2: the sigmoid of twice the sharpness."""
 
-    sharpness: float = 5.0
+    sharpness: float = field(metadata=POSITIVE)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         return (self.sharpness * ratio_minus_one(d)).tanh() / 2 + 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Power(Curve):
+class Power(Gate):
     """g = 1 - (1 + r/c)^-k (our choice)."""
 
-    sharpness: float = 2.0
-    center: float = 1.0
+    sharpness: float = field(metadata=POSITIVE)
+    center: float = field(metadata=POSITIVE)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         z = d - math.log(self.center)
@@ -191,32 +188,32 @@ class Power(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rational(Curve):
+class Rational(Gate):
     """g = r^k/(c^k + r^k), Hill's curve; c = 1 is the sigmoid in log r (our choice)."""
 
-    sharpness: float = 4.0
-    center: float = 1.5
+    sharpness: float = field(metadata=POSITIVE)
+    center: float = field(metadata=POSITIVE)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         return (self.sharpness * (d - math.log(self.center))).sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cispo(Curve):
+class Cispo(Gate):
     """w = min(r, c): the clipped importance weight of CISPO (MiniMax-M1, arXiv 2506.13585), upper side."""
 
-    cap: float = 3.0
+    cap: float = field(metadata=ABOVE_ONE)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         return capped_ratio(d, self.cap)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sapo(Curve):
+class Sapo(Gate):
     """g = (4/k) sigma(k (r-1)), k = sharpness for A >= 0, sharpness_neg for A < 0 (SAPO, arXiv 2511.20347; P3O: both 4)."""
 
-    sharpness: float = 1.0
-    sharpness_neg: float = 1.05
+    sharpness: float = field(metadata=POSITIVE)
+    sharpness_neg: float = field(metadata=POSITIVE)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         u = ratio_minus_one(d)
@@ -226,10 +223,10 @@ class Sapo(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spo(Curve):
+class Spo(Gate):
     """g A = r A - |A| (r-1)^2/(2 eps) (SPO, arXiv 2401.16025)."""
 
-    eps_high: float = 0.2
+    eps_high: float = field(metadata=FRACTION)
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         penalty = ratio_minus_one(d).square() / (2 * self.eps_high)
@@ -237,14 +234,16 @@ class Spo(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget(Curve):
+class Budget(Gate):
     """h = sigma(k (b - sign(A) d))/sigma(k b): one where a step keeps within b nats of the reference (our choice).
 
     Meant for `gate@ref_gate`, with d = log pi/pi_ref; a step that moves further away than the budget fades out.
     """
 
-    sharpness: float = 20.0 / 3.0
-    budget: float = 0.75
+    sharpness: float = field(metadata=POSITIVE)
+    budget: float = field(metadata=POSITIVE)
+
+    constants_depend_on_sharpness: ClassVar[bool] = True
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         away = d.where(advantage >= 0, -d)
@@ -252,7 +251,7 @@ class Budget(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Open(Curve):
+class Open(Gate):
     """g = 1: the null object for `gate@ref_gate`."""
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:

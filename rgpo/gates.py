@@ -1,0 +1,51 @@
+"""Gates for users: the base class, what a curve of one's own needs, and every gate of the project.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Cauchy(Gate):
+        sharpness: float = field(metadata=POSITIVE)
+
+        def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+            return (self.sharpness * d).atan() / math.pi + 0.5
+
+``_target_: rgpo.gates.X`` in yaml reads from here. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from rgpo.core.adaptive_gate import AdaptiveSharpness
+from rgpo.core.gate import Gate, GateLike, bounded, capped_ratio, ratio, ratio_minus_one, weight
+from rgpo.core.gates import (
+    Arctan,
+    Budget,
+    Cispo,
+    Clip,
+    Erf,
+    GaussianLog,
+    Identity,
+    Log,
+    Open,
+    Power,
+    Rational,
+    Sapo,
+    Sigmoid,
+    SigmoidLog,
+    SigmoidMatched,
+    SignAwareSigmoid,
+    Softsign,
+    Spo,
+    Tanh,
+)
+from rgpo.core.ranges import ABOVE_ONE, FRACTION, POSITIVE, accept, one_of
+
+__all__ = ["Gate", "GateLike", "bounded", "capped_ratio", "ratio", "ratio_minus_one", "weight"]
+__all__ += ["ABOVE_ONE", "FRACTION", "POSITIVE", "accept", "one_of"]
+__all__ += ["AdaptiveSharpness", "Arctan", "Budget", "Cispo", "Clip", "Erf", "GaussianLog", "Identity", "Log", "Open", "Power"]
+__all__ += ["Rational", "Sapo", "Sigmoid", "SigmoidLog", "SigmoidMatched", "SignAwareSigmoid", "Softsign", "Spo", "Tanh"]
+
+RENAMED = {"Curve": "Gate", "SigmoidSigned": "SignAwareSigmoid"}
+
+
+def __getattr__(name: str) -> object:
+    if name in RENAMED:
+        raise AttributeError(f"{name} is now rgpo.gates.{RENAMED[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
