@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rgpo.core.advantages import GAE, Exponential, generalized_advantage
+from rgpo.core.advantages import GAE, Advantage, Exponential, GroupRelative, LeaveOneOut, generalized_advantage
 from rgpo.core.rollout import Array, Rollout
 from rgpo.errors import ConfigError
 
@@ -16,11 +16,19 @@ T, E = 12, 3
 
 
 def rollout(reward: Array, value: Array, next_value: Array, terminated: Array, done: Array) -> Rollout:
-    return Rollout(reward[..., None], reward[..., None], reward, terminated, done, value, next_value, {})
+    return Rollout(reward=reward, terminated=terminated, done=done, value=value, next_value=next_value, metrics={})
+
+
+def make_gae(gamma: float = 0.99, lam: float = 0.95, bootstrap_truncated: bool = True, normalize: str = "none") -> GAE:
+    return GAE(gamma=gamma, lam=lam, bootstrap_truncated=bootstrap_truncated, normalize=normalize)
+
+
+def make_exponential(beta: float = 1.0, max_weight: float = 20.0, normalize: str = "none") -> Exponential:
+    return Exponential(gae=make_gae(normalize=normalize), beta=beta, max_weight=max_weight)
 
 
 def random_rollout(seed: int = 0) -> Rollout:
-    """Episodes that terminate and that are truncated; next_value is the next row's value where an episode goes on."""
+    """Episodes that terminate and that are truncated; next_value is the next row's value within an episode."""
     rng = np.random.default_rng(seed)
     reward, value, last = rng.standard_normal((3, T, E))
     terminated = rng.random((T, E)) < 0.15
@@ -48,7 +56,7 @@ def double_sum(r: Rollout, terminated: Array, gamma: float, lam: float) -> Array
 @pytest.mark.parametrize(("gamma", "lam"), [(0.99, 0.95), (0.9, 1.0), (0.9, 0.0), (1.0, 1.0), (0.0, 0.5)])
 def test_gae_is_the_double_sum(gamma: float, lam: float, bootstrap: bool) -> None:
     r = random_rollout()
-    advantage, target = GAE(gamma=gamma, lam=lam, bootstrap_truncated=bootstrap)(r)
+    advantage, target = make_gae(gamma=gamma, lam=lam, bootstrap_truncated=bootstrap)(r)
     expected = double_sum(r, r.terminated if bootstrap else r.done, gamma, lam)
     np.testing.assert_allclose(advantage, expected, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(target, advantage + r.value)
@@ -57,7 +65,7 @@ def test_gae_is_the_double_sum(gamma: float, lam: float, bootstrap: bool) -> Non
 
 def test_lam_one_is_the_discounted_return_less_the_baseline() -> None:
     r, gamma = random_rollout(1), 0.9
-    _, target = GAE(gamma=gamma, lam=1.0)(r)
+    _, target = make_gae(gamma=gamma, lam=1.0)(r)
     running = r.next_value[-1]
     for t in reversed(range(T)):
         end = np.where(r.terminated[t], 0.0, r.next_value[t])
@@ -73,10 +81,10 @@ def test_an_endless_environment_is_worth_one_over_one_minus_gamma(gamma: float, 
     done = np.zeros((T, E), bool)
     done[3::4] = True
     endless = rollout(ones, ones * worth, ones * worth, done & False, done)
-    advantage, target = GAE(gamma=gamma, lam=lam)(endless)
+    advantage, target = make_gae(gamma=gamma, lam=lam)(endless)
     np.testing.assert_allclose(advantage, 0, atol=1e-9)
     np.testing.assert_allclose(target, worth)
-    wrong, wrong_target = GAE(gamma=gamma, lam=lam, bootstrap_truncated=False)(endless)
+    wrong, wrong_target = make_gae(gamma=gamma, lam=lam, bootstrap_truncated=False)(endless)
     np.testing.assert_allclose(wrong[3::4], 1 - worth)  # the step at the limit is blamed for the whole future
     np.testing.assert_allclose(wrong[2::4], gamma * lam * (1 - worth), atol=1e-12)
     if lam == 1:
@@ -90,7 +98,7 @@ def test_nothing_leaks_across_episodes_or_environments() -> None:
     reward[end + 1 :, 0] += 100.0
     reward[:, 1] += 100.0
     changed = rollout(reward, r.value, r.next_value, r.terminated, r.done)
-    before, after = GAE()(r)[0], GAE()(changed)[0]
+    before, after = make_gae()(r)[0], make_gae()(changed)[0]
     np.testing.assert_array_equal(before[: end + 1, 0], after[: end + 1, 0])
     np.testing.assert_array_equal(before[:, 2], after[:, 2])
     assert not np.allclose(before[:, 1], after[:, 1])
@@ -106,7 +114,7 @@ def test_generalized_advantage_of_one_step_is_the_td_error() -> None:
 
 def test_exponential_weights() -> None:
     r = random_rollout(3)
-    gae = GAE(gamma=0.9, lam=0.8)
+    gae = make_gae(gamma=0.9, lam=0.8)
     advantage, target = gae(r)
     found, found_target = Exponential(gae=gae, beta=0.5, max_weight=3.0)(r)
     z = (advantage - advantage.mean()) / advantage.std()
@@ -114,22 +122,40 @@ def test_exponential_weights() -> None:
     np.testing.assert_array_equal(found_target, target)
     assert (found > 0).all()
     assert found.max() == 3.0
-    assert Exponential(gae=gae).gamma == 0.9
-    cold, _ = Exponential(gae=gae, beta=1e-6)(r)  # exp would overflow
+    assert Exponential(gae=gae, beta=1.0, max_weight=20.0).gamma == 0.9
+    cold, _ = Exponential(gae=gae, beta=1e-6, max_weight=20.0)(r)  # exp would overflow
     assert np.isfinite(cold).all()
 
 
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: GAE(gamma=1.1), r"advantage\.gamma=1\.1: must lie in \[0, 1\]"),
-        (lambda: GAE(gamma=math.nan), r"advantage\.gamma=nan"),
-        (lambda: GAE(lam=-0.1), r"advantage\.lam=-0\.1: must lie in \[0, 1\]"),
-        (lambda: Exponential(gae=GAE(), beta=0.0), r"advantage\.beta=0\.0: must be positive"),
-        (lambda: Exponential(gae=GAE(), max_weight=-1.0), r"advantage\.max_weight=-1\.0: must be positive"),
+        (lambda: make_gae(gamma=1.1), r"^advantage\.gamma=1\.1: must lie in \[0, 1\]\.$"),
+        (lambda: make_gae(gamma=math.nan), r"^advantage\.gamma=nan: must lie in \[0, 1\]\.$"),
+        (lambda: make_gae(lam=-0.1), r"^advantage\.lam=-0\.1: must lie in \[0, 1\]\.$"),
+        (lambda: make_gae(normalize="all"), r"^advantage\.normalize=all: must be minibatch, batch or none\.$"),
+        (lambda: make_exponential(beta=0.0), r"^advantage\.beta=0\.0: must be a positive, finite number\.$"),
+        (lambda: make_exponential(max_weight=-1.0), r"^advantage\.max_weight=-1\.0: must be a positive, finite number\.$"),
+        (lambda: make_exponential(max_weight=math.inf), r"^advantage\.max_weight=inf: must be a positive, finite number\.$"),
+        (lambda: make_exponential(normalize="batch"), r"^advantage\.gae\.normalize=batch: .*set it to none\.$"),
     ],
-    ids=["gamma", "nan", "lam", "beta", "max_weight"],
+    ids=["gamma", "nan", "lam", "normalize", "beta", "max_weight", "inf", "gae.normalize"],
 )
 def test_bad_values_are_refused(make: Any, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         make()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "gamma", "normalize", "groups", "critic"),
+    [
+        (make_gae(gamma=0.9, normalize="batch"), 0.9, "batch", False, True),
+        (make_exponential(), 0.99, "none", False, True),
+        (GroupRelative(scale="group", eps=1e-4, normalize="minibatch"), 1.0, "minibatch", True, False),
+        (LeaveOneOut(normalize="none"), 1.0, "none", True, False),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, GAE | Exponential | GroupRelative | LeaveOneOut) else str(x),
+)
+def test_an_estimator_declares_its_needs(estimator: Advantage, gamma: float, normalize: str, groups: bool, critic: bool) -> None:
+    assert (estimator.gamma, estimator.normalize) == (gamma, normalize)
+    assert (estimator.needs_groups, estimator.needs_critic) == (groups, critic)

@@ -9,21 +9,34 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rgpo.core.advantages import GAE
-from rgpo.core.language_advantages import GroupRelative, LeaveOneOut, dead_groups, last_token, token_rewards, token_steps
+from rgpo.core.advantages import (
+    GAE,
+    GroupRelative,
+    LeaveOneOut,
+    last_token,
+    token_rewards,
+    token_steps,
+    zero_variance_groups,
+)
 from rgpo.core.rollout import Array, Rollout
 from rgpo.errors import ConfigError
 
-ESTIMATORS = [GroupRelative(scale=scale) for scale in ("group", "batch", "none")] + [LeaveOneOut()]
+
+def group_relative(scale: str = "group", eps: float = 1e-4, normalize: str = "none") -> GroupRelative:
+    return GroupRelative(scale=scale, eps=eps, normalize=normalize)
+
+
+LEAVE_ONE_OUT = LeaveOneOut(normalize="none")
+ESTIMATORS = [group_relative(scale=scale) for scale in ("group", "batch", "none")] + [LEAVE_ONE_OUT]
 REWARD = np.array([1.0, 0.0, 0.0, -3.0, 2.0, 2.0, 2.0, 2.0])
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 0], [0, 0, 0, 0, 0]])
 
 
 def token_gae(reward: Array, value: Array, mask: Array, truncated: Array, **settings: Any) -> tuple[Array, Array]:
     """Advantage and value target (B, T) of rgpo.core.advantages.GAE over tokens."""
-    none: Any = None
-    rollout = Rollout(observation=none, action=none, metrics={}, **token_steps(reward, value, mask, truncated))
-    advantage, target = GAE(**settings)(rollout)
+    rollout = Rollout(metrics={}, **token_steps(reward, value, mask, truncated))
+    defaults = {"gamma": 0.99, "lam": 0.95, "bootstrap_truncated": True, "normalize": "none"}
+    advantage, target = GAE(**{**defaults, **settings})(rollout)
     return advantage.T, target.T
 
 
@@ -32,32 +45,32 @@ def rewards(prompts: int = 6, group_size: int = 5, seed: int = 0) -> Array:
 
 
 def test_group_relative_by_hand() -> None:
-    centred = np.array([1.5, 0.5, 0.5, -2.5, 0, 0, 0, 0])
+    centered = np.array([1.5, 0.5, 0.5, -2.5, 0, 0, 0, 0])
     std_group = math.sqrt((1.5**2 + 0.5**2 + 0.5**2 + 2.5**2) / 3)
     std_batch = math.sqrt(((REWARD - 0.75) ** 2).sum() / 7)
-    np.testing.assert_allclose(GroupRelative().compare(REWARD, 4), centred / (std_group + 1e-4))
-    np.testing.assert_allclose(GroupRelative(scale="batch", eps=1e-2).compare(REWARD, 4), centred / (std_batch + 1e-2))
-    np.testing.assert_array_equal(GroupRelative(scale="none").compare(REWARD, 4), centred)
+    np.testing.assert_allclose(group_relative().compare(REWARD, 4), centered / (std_group + 1e-4))
+    np.testing.assert_allclose(group_relative(scale="batch", eps=1e-2).compare(REWARD, 4), centered / (std_batch + 1e-2))
+    np.testing.assert_array_equal(group_relative(scale="none").compare(REWARD, 4), centered)
 
 
 def test_two_completions_get_plus_and_minus_one_over_root_two() -> None:
-    found = GroupRelative(eps=1e-12).compare(np.array([5.0, -1.0, 0.1, 0.3]), 2)
+    found = group_relative(eps=1e-12).compare(np.array([5.0, -1.0, 0.1, 0.3]), 2)
     np.testing.assert_allclose(found, np.array([1, -1, -1, 1]) / math.sqrt(2))
 
 
 def test_leave_one_out_by_hand() -> None:
-    np.testing.assert_allclose(LeaveOneOut().compare(REWARD, 4), [2, 2 / 3, 2 / 3, -10 / 3, 0, 0, 0, 0], atol=1e-15)
+    np.testing.assert_allclose(LEAVE_ONE_OUT.compare(REWARD, 4), [2, 2 / 3, 2 / 3, -10 / 3, 0, 0, 0, 0], atol=1e-15)
 
 
 @pytest.mark.parametrize("group_size", [2, 3, 5, 30])
-def test_leave_one_out_is_the_mean_of_the_others_and_a_scaled_centring(group_size: int) -> None:
+def test_leave_one_out_is_the_mean_of_the_others_and_a_scaled_centering(group_size: int) -> None:
     reward = rewards()
-    found = LeaveOneOut().compare(reward, group_size).reshape(-1, group_size)
+    found = LEAVE_ONE_OUT.compare(reward, group_size).reshape(-1, group_size)
     groups = reward.reshape(-1, group_size)
     for row, group in zip(found, groups, strict=True):
         others = [np.delete(group, i).mean() for i in range(group_size)]
         np.testing.assert_allclose(row, group - others, atol=1e-12)
-    scaled = group_size / (group_size - 1) * GroupRelative(scale="none").compare(reward, group_size)
+    scaled = group_size / (group_size - 1) * group_relative(scale="none").compare(reward, group_size)
     np.testing.assert_allclose(found.ravel(), scaled, atol=1e-12)
 
 
@@ -69,7 +82,7 @@ def test_leave_one_out_has_the_exact_gradient_on_average_and_the_group_mean_shri
     exact = dict.fromkeys(("loo", "none"), np.zeros(3))
     for pair in itertools.product(range(3), repeat=2):
         drawn = list(pair)
-        for key, estimator in (("loo", LeaveOneOut()), ("none", GroupRelative(scale="none"))):
+        for key, estimator in (("loo", LEAVE_ONE_OUT), ("none", group_relative(scale="none"))):
             exact[key] = exact[key] + p[drawn].prod() * (estimator.compare(reward[drawn], 2) @ score[drawn]) / 2
     np.testing.assert_allclose(exact["loo"], true, atol=1e-12)
     np.testing.assert_allclose(exact["none"], true / 2, atol=1e-12)  # (G-1)/G
@@ -99,22 +112,22 @@ def test_groups_do_not_see_each_other(estimator: Any) -> None:
 def test_the_scale_of_rewards() -> None:
     reward = rewards()
     for scale in ("group", "batch"):
-        tight = GroupRelative(scale=scale, eps=1e-12)
+        tight = group_relative(scale=scale, eps=1e-12)
         np.testing.assert_allclose(tight.compare(7 * reward, 5), tight.compare(reward, 5), atol=1e-9)
     np.testing.assert_allclose(
-        GroupRelative(scale="none").compare(7 * reward, 5), 7 * GroupRelative(scale="none").compare(reward, 5)
+        group_relative(scale="none").compare(7 * reward, 5), 7 * group_relative(scale="none").compare(reward, 5)
     )
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e6 + 0.1, 0.0])
-def test_a_dead_group_is_exactly_zero_and_counted(estimator: Any, value: float) -> None:
+def test_a_zero_variance_group_is_exactly_zero_and_counted(estimator: Any, value: float) -> None:
     reward = np.concatenate([[value] * 7, rewards(2, 7), [value] * 7])
     found = estimator.compare(reward, 7)
     assert (found[:7] == 0).all()
     assert (found[-7:] == 0).all()
     assert (found[7:-7] != 0).all()
-    assert dead_groups(reward, 7).tolist() == [True, False, False, True]
+    assert zero_variance_groups(reward, 7).tolist() == [True, False, False, True]
     assert np.isfinite(estimator.compare(np.full(7, value), 7)).all()
 
 
@@ -185,12 +198,14 @@ def test_token_rewards_and_last_token() -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: GroupRelative(scale="std"), r"advantage\.scale=std: choose group, batch or none"),
-        (lambda: GroupRelative(eps=0.0), r"advantage\.eps=0\.0: must be a positive, finite number"),
-        (lambda: GroupRelative(eps=math.inf), r"advantage\.eps=inf"),
-        (lambda: GroupRelative().compare(np.ones(4), 1), r"group_size=1: a group needs at least 2 completions"),
-        (lambda: LeaveOneOut().compare(np.ones(4), 1), r"group_size=1: a group needs at least 2 completions"),
-        (lambda: GroupRelative().compare(np.ones(5), 2), r"group_size=2: must divide the number of completions, 5"),
+        (lambda: group_relative(scale="std"), r"^advantage\.scale=std: must be group, batch or none\.$"),
+        (lambda: group_relative(eps=0.0), r"^advantage\.eps=0\.0: must be a positive, finite number\.$"),
+        (lambda: group_relative(eps=math.inf), r"^advantage\.eps=inf: must be a positive, finite number\.$"),
+        (lambda: group_relative(normalize="x"), r"^advantage\.normalize=x: must be minibatch, batch or none\.$"),
+        (lambda: LeaveOneOut(normalize="x"), r"^advantage\.normalize=x: must be minibatch, batch or none\.$"),
+        (lambda: group_relative().compare(np.ones(4), 1), r"group_size=1: a group needs at least 2 completions"),
+        (lambda: LEAVE_ONE_OUT.compare(np.ones(4), 1), r"group_size=1: a group needs at least 2 completions"),
+        (lambda: group_relative().compare(np.ones(5), 2), r"group_size=2: must divide the number of completions, 5"),
     ],
 )
 def test_bad_values_are_refused(make: Any, match: str) -> None:

@@ -1,15 +1,65 @@
-"""Credit: rewards and values of a rollout to advantages and value targets. Pure numpy over (T, E) arrays."""
+"""Advantage estimators: rewards and values of a rollout to advantages and value targets. Pure numpy, float64.
+
+Control rollouts and completions share one layout, (T, E): a completion is one environment and a token one step. Names in text:
+G completions per prompt (the group), B = prompts x G completions with those of a prompt side by side, T tokens, right-padded;
+mask is 1 on a completion's tokens.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 import numpy as np
 
-from rgpo.core.recurrence import recurrence
+from rgpo.core.ranges import POSITIVE, UNIT_INTERVAL, check_fields, one_of
 from rgpo.core.rollout import Array, Rollout
 from rgpo.errors import require
+
+NORMALIZE = one_of("minibatch", "batch", "none")
+
+
+class Advantage(Protocol):
+    """An estimator of advantages and value targets."""
+
+    @property
+    def gamma(self) -> float:
+        """Discount."""
+        ...
+
+    @property
+    def normalize(self) -> str:
+        """The samples over which the update standardizes advantages: minibatch, batch or none."""
+        ...
+
+    @property
+    def needs_groups(self) -> bool:
+        """True if it compares completions of one prompt."""
+        ...
+
+    @property
+    def needs_critic(self) -> bool:
+        """True if it reads values, so that a critic must be trained."""
+        ...
+
+    def __call__(self, rollout: Rollout) -> tuple[Array, Array]:
+        """Advantage and value target, both (T, E) float64."""
+        ...
+
+
+def recurrence(decay: Array, drive: Array, start: Array) -> Array:
+    """y_t = decay_t y_{t-1} + drive_t with y_{-1} = start; decay, drive (T, E), start (E,) -> (T, E) float64.
+
+    Python's own floats: at the few environments of one process they are faster than a numpy row for each step.
+    """
+    columns = []
+    for factors, terms, y in zip(decay.T.tolist(), drive.T.tolist(), start.tolist(), strict=True):
+        column = []
+        for factor, term in zip(factors, terms, strict=True):
+            y = factor * y + term
+            column.append(y)
+        columns.append(column)
+    return np.array(columns).T
 
 
 def generalized_advantage(
@@ -24,27 +74,20 @@ def generalized_advantage(
     return recurrence(carry[::-1], delta[::-1], np.zeros(delta.shape[1]))[::-1]
 
 
-def check_normalize(choice: str) -> None:
-    """ConfigError unless choice is minibatch, batch or none."""
-    require(choice in ("minibatch", "batch", "none"), "advantage.normalize", choice, "choose minibatch, batch or none.")
-
-
 @dataclass(frozen=True, kw_only=True)
 class GAE:
-    """Generalised advantage estimation; lam = 1 is the discounted return minus the value baseline (REINFORCE)."""
+    """Generalized advantage estimation; lam = 1 is the discounted return minus the value baseline (REINFORCE)."""
 
-    gamma: float = 0.99
-    lam: float = 0.95
-    bootstrap_truncated: bool = True  # False treats a time limit as a termination, as CleanRL does
-    normalize: str = "minibatch"  # what the update standardises advantages over: minibatch, batch or none
+    gamma: float = field(metadata=UNIT_INTERVAL)
+    lam: float = field(metadata=UNIT_INTERVAL)
+    bootstrap_truncated: bool  # False treats a time limit as a termination, as CleanRL does
+    normalize: str = field(metadata=NORMALIZE)
 
     needs_groups: ClassVar[bool] = False
     needs_critic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_normalize(self.normalize)
-        require(0 <= self.gamma <= 1, "advantage.gamma", self.gamma, "must lie in [0, 1].")
-        require(0 <= self.lam <= 1, "advantage.lam", self.lam, "must lie in [0, 1].")
+        check_fields(self, "advantage")
 
     def __call__(self, rollout: Rollout) -> tuple[Array, Array]:
         """Advantage and value target, both (T, E) float64."""
@@ -57,31 +100,152 @@ class GAE:
 
 @dataclass(frozen=True, kw_only=True)
 class Exponential:
-    """AWR's weight min(exp(A/beta), max_weight) of the standardised advantage (Peng et al. 2019, Eq. 9 and App. C).
+    """AWR's weight min(exp(A/beta), max_weight) of the standardized advantage (Peng et al. 2019, Eq. 9 and App. C).
 
-    On-policy: the original also replays old data. Always positive, so the update must not centre it.
+    On-policy: the original also replays old data. Always positive, so the update must not center it.
     """
 
     gae: GAE
-    beta: float = 1.0
-    max_weight: float = 20.0
+    beta: float = field(metadata=POSITIVE)
+    max_weight: float = field(metadata=POSITIVE)
 
     normalize: ClassVar[str] = "none"
     needs_groups: ClassVar[bool] = False
     needs_critic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self.beta > 0, "advantage.beta", self.beta, "must be positive.")
-        require(self.max_weight > 0, "advantage.max_weight", self.max_weight, "must be positive.")
+        check_fields(self, "advantage")
+        given = self.gae.normalize
+        require(given == "none", "advantage.gae.normalize", given, "would be ignored (weights stay positive); set it to none.")
 
     @property
     def gamma(self) -> float:
-        """Discount, as the reward normaliser needs it."""
+        """Discount, as the reward normalizer needs it."""
         return self.gae.gamma
 
     def __call__(self, rollout: Rollout) -> tuple[Array, Array]:
         """exp(A/beta), capped, and the value target, both (T, E) float64."""
         advantage, target = self.gae(rollout)
         live = advantage[rollout.live()]
-        standardised = (advantage - live.mean()) / (live.std() + 1e-8)
-        return np.minimum(np.exp(np.minimum(standardised / self.beta, 80.0)), self.max_weight), target
+        standardized = (advantage - live.mean()) / (live.std() + 1e-8)
+        return np.minimum(np.exp(np.minimum(standardized / self.beta, 80.0)), self.max_weight), target
+
+
+def grouped(reward_B: Array, group_size: int) -> Array:
+    """Rewards (prompts, G) float64.
+
+    Raises: ConfigError if a group has a single completion, or if groups do not divide the completions evenly.
+    """
+    require(group_size > 1, "group_size", group_size, "a group needs at least 2 completions to compare.")
+    even = len(reward_B) % group_size == 0
+    require(even, "group_size", group_size, f"must divide the number of completions, {len(reward_B)}.")
+    return np.asarray(reward_B, np.float64).reshape(-1, group_size)
+
+
+def zero_variance_groups(reward_B: Array, group_size: int) -> Array:
+    """Mask (prompts,) bool of groups whose rewards are all equal: they have no gradient, and their share belongs in the log."""
+    reward = grouped(reward_B, group_size)
+    equal: Array = reward.max(1) == reward.min(1)
+    return equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupComparison:
+    """Base of estimators that compare the completions of one prompt and train no critic."""
+
+    normalize: str = field(metadata=NORMALIZE)
+
+    gamma: ClassVar[float] = 1.0  # the reward comes once, at the end
+    needs_groups: ClassVar[bool] = True
+    needs_critic: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, "advantage")
+
+    def __call__(self, rollout: Rollout) -> tuple[Array, Array]:
+        """Advantage of each completion at each of its tokens, and value targets 0, both (T, E) float64."""
+        advantage_TE = self.compare(rollout.reward.sum(0), rollout.group_size) * rollout.live()
+        return advantage_TE, np.zeros_like(advantage_TE)
+
+    def compare(self, reward_B: Array, group_size: int) -> Array:
+        """Advantage (B,) float64; exactly 0 in a group of equal rewards, whatever the rounding.
+
+        Raises: ConfigError if groups cannot be compared (see ``grouped``).
+        """
+        advantage = self._relative(grouped(reward_B, group_size))
+        advantage[zero_variance_groups(reward_B, group_size)] = 0.0
+        return advantage.ravel()
+
+    def _relative(self, reward: Array) -> Array:
+        """Advantages (prompts, G) of rewards (prompts, G)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRelative(GroupComparison):
+    """A_i = (R_i - mean R) / (std R + eps) within the group: GRPO (Shao et al. 2024, arXiv 2402.03300, Sec. 4.1.2).
+
+    std is unbiased, as in TRL. scale: group takes the group's std, batch that of all rewards (arXiv 2508.08221), none
+    does not divide at all, which is Dr. GRPO (arXiv 2503.20783).
+    """
+
+    scale: str = field(metadata=one_of("group", "batch", "none"))
+    eps: float = field(metadata=POSITIVE)
+
+    def _relative(self, reward: Array) -> Array:
+        centered: Array = reward - reward.mean(1, keepdims=True)
+        if self.scale == "group":
+            centered /= reward.std(1, ddof=1, keepdims=True) + self.eps
+        elif self.scale == "batch":
+            centered /= reward.std(ddof=1) + self.eps
+        return centered
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveOneOut(GroupComparison):
+    """A_i = R_i - mean of the others' R = G/(G-1) (R_i - mean R): RLOO (Kool et al. 2019; Ahmadian et al. 2024).
+
+    The baseline does not depend on completion i, so the gradient is unbiased.
+    """
+
+    def _relative(self, reward: Array) -> Array:
+        advantage: Array = reward - (reward.sum(1, keepdims=True) - reward) / (reward.shape[1] - 1)
+        return advantage
+
+
+def last_token(mask_BT: Array) -> Array:
+    """Position of each completion's last token, (B, T) bool with at most one True per row.
+
+    Raises: ValueError if a row of mask is not ones followed by zeros.
+    """
+    live_BT = np.asarray(mask_BT, bool)
+    after_BT = np.pad(live_BT[:, 1:], ((0, 0), (0, 1)))
+    if (after_BT & ~live_BT).any():
+        raise ValueError("mask_BT: has a token after a gap; completions must be right-padded.")
+    last_BT: Array = live_BT & ~after_BT
+    return last_BT
+
+
+def token_rewards(score_B: Array, kl_BT: Array, mask_BT: Array, *, kl_coef: float) -> Array:
+    """r_t = -kl_coef kl_t + 1[t is the last token] score, (B, T) float64, 0 under mask 0 (Ziegler et al. 2019).
+
+    kl_BT: log pi_old/pi_ref of the tokens (k1), nats. Raises: ValueError if mask has gaps.
+    """
+    penalty_BT = np.where(np.asarray(mask_BT, bool), -kl_coef * np.asarray(kl_BT, np.float64), 0.0)
+    return penalty_BT + np.where(last_token(mask_BT), np.asarray(score_B, np.float64)[:, None], 0.0)
+
+
+def token_steps(reward_BT: Array, value_BT: Array, mask_BT: Array, truncated_B: Array) -> dict[str, Array]:
+    """Completions as a rollout of T steps in B environments: a Rollout's reward, value, next_value, terminated, done, mask.
+
+    reward_BT: the score at the last token and any penalty per token. value_BT: V of the state before each token. The last
+    token is done; it is terminated unless the length limit cut the completion (truncated_B). No value of the state after a
+    cut exists, so V of the last token is used in its place (our choice). Raises: ValueError if mask has gaps.
+    """
+    live_BT, last_BT = np.asarray(mask_BT, bool), last_token(mask_BT)
+    reward_BT, value_BT = (np.where(live_BT, np.asarray(x, np.float64), 0.0) for x in (reward_BT, value_BT))
+    ended_BT = last_BT & ~np.asarray(truncated_B, bool)[:, None]
+    next_value_BT = np.where(last_BT, np.where(ended_BT, 0.0, value_BT), np.pad(value_BT[:, 1:], ((0, 0), (0, 1))))
+    steps = {"reward": reward_BT, "value": value_BT, "next_value": next_value_BT}
+    steps |= {"terminated": ended_BT, "done": last_BT | ~live_BT, "mask": live_BT}
+    return {name: np.ascontiguousarray(x.T) for name, x in steps.items()}

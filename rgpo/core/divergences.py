@@ -1,4 +1,4 @@
-"""Divergences and weight statistics over samples; every function is pure and shape-preserving unless it says mean.
+"""Divergences and weight statistics over samples; estimators are pure and keep the shape of x.
 
 x = log q/p on samples of p. On samples of p: E[-x] = E[e^x - 1 - x] = KL(p || q).
 """
@@ -25,7 +25,7 @@ def k2(x: Tensor) -> Tensor:
 
 
 def k3(x: Tensor) -> Tensor:
-    """e^x - 1 - x: unbiased for KL(p || q), never negative (Schulman 2020); beyond x = 40 it goes on as its tangent."""
+    """e^x - 1 - x: unbiased for KL(p || q), never negative (Schulman 2020); beyond x = 40 it continues as its tangent."""
     bounded = x.clamp(max=X_MAX)
     return bounded.expm1() - bounded + math.expm1(X_MAX) * (x - X_MAX).relu()
 
@@ -39,7 +39,7 @@ def effective_sample_size(weight: Tensor) -> Tensor:
 def tail_index(log_ratio: Tensor, fraction: float = 0.05) -> Tensor:
     """Hill's estimator of the tail index of r = e^d over its top fraction: k / sum (d_(i) - d_(k+1)); inf without spread.
 
-    log_ratio (n,); at least ten order statistics are used where there are that many.
+    log_ratio (n,); at least ten order statistics are used if there are that many.
     """
     count = min(max(int(fraction * log_ratio.numel()), 10), log_ratio.numel() - 1)
     top = log_ratio.double().topk(count + 1).values
