@@ -7,17 +7,34 @@ from typing import Any
 
 import pytest
 
-from rgpo.core.kl_penalty import AdaptivePenalty, FixedPenalty, NoPenalty
+from rgpo.core.kl_penalty import AdaptivePenalty, FixedPenalty, NoPenalty, Penalty, RewardKL
 from rgpo.errors import ConfigError
 
+VALID = {"coef": 1.0, "kl_target": 0.02, "factor": 2.0, "tolerance": 1.5, "min_coef": 1e-3, "max_coef": 1e3}
 
-def test_constant_penalties_stay_constant() -> None:
-    for penalty, coef in ((NoPenalty(), 0.0), (FixedPenalty(coef=0.3), 0.3)):
-        for kl in (0.0, 1.0, 100.0):
-            penalty.observe(kl)
-        penalty.load_state_dict(penalty.state_dict())
-        assert penalty.coef == coef
-        assert penalty.state_dict() == {}
+
+def adaptive(**changes: float) -> AdaptivePenalty:
+    return AdaptivePenalty(**{**VALID, **changes})
+
+
+@pytest.mark.parametrize(
+    ("penalty", "loss_coef", "reward_coef"),
+    [(NoPenalty(), 0.0, 0.0), (FixedPenalty(coef=0.3), 0.3, 0.0), (RewardKL(coef=0.05), 0.0, 0.05)],
+    ids=["none", "fixed", "reward_kl"],
+)
+def test_constant_penalties_act_in_one_place_and_stay_constant(penalty: Penalty, loss_coef: float, reward_coef: float) -> None:
+    for kl in (0.0, 1.0, 100.0):
+        penalty.observe(kl)
+    penalty.load_state_dict(penalty.state_dict())
+    assert (penalty.loss_coef, penalty.reward_coef) == (loss_coef, reward_coef)
+    assert penalty.state_dict() == {}
+
+
+def test_the_adaptive_penalty_acts_in_the_loss_with_its_present_coefficient() -> None:
+    penalty: Penalty = adaptive(coef=1.0)
+    assert (penalty.loss_coef, penalty.reward_coef) == (1.0, 0.0)
+    penalty.observe(1.0)
+    assert (penalty.loss_coef, penalty.reward_coef) == (2.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -25,13 +42,13 @@ def test_constant_penalties_stay_constant() -> None:
 )
 def test_adaptive_rule_of_the_ppo_paper(kl: float, factor: float) -> None:
     """beta doubles if d > 1.5 d_target, halves if d < d_target/1.5 (Schulman et al. 2017, Eq. 8)."""
-    penalty = AdaptivePenalty(coef=1.0, kl_target=0.02, factor=2.0, tolerance=1.5)
+    penalty = adaptive(coef=1.0, kl_target=0.02, factor=2.0, tolerance=1.5)
     penalty.observe(kl)
     assert penalty.coef == factor
 
 
 def test_adaptive_penalty_stays_in_its_bounds_and_comes_back() -> None:
-    penalty = AdaptivePenalty(coef=1.0, min_coef=0.1, max_coef=5.0)
+    penalty = adaptive(coef=1.0, min_coef=0.1, max_coef=5.0)
     for kl, bound in ((1.0, 5.0), (0.0, 0.1)):
         for _ in range(20):
             penalty.observe(kl)
@@ -42,7 +59,7 @@ def test_adaptive_penalty_stays_in_its_bounds_and_comes_back() -> None:
 
 def test_adaptive_penalty_drives_a_simple_loop_to_its_target() -> None:
     """KL = 1/(1 + 100 coef): the coefficient settles within the tolerance around the target."""
-    penalty, kl = AdaptivePenalty(coef=1e-3, kl_target=0.02), 1.0
+    penalty, kl = adaptive(coef=1e-3, kl_target=0.02), 1.0
     for _ in range(30):
         kl = 1 / (1 + 100 * penalty.coef)
         penalty.observe(kl)
@@ -50,7 +67,7 @@ def test_adaptive_penalty_drives_a_simple_loop_to_its_target() -> None:
 
 
 def test_adaptive_penalty_round_trips() -> None:
-    penalty, other = AdaptivePenalty(), AdaptivePenalty()
+    penalty, other = adaptive(), adaptive()
     penalty.observe(1.0)
     other.load_state_dict(penalty.state_dict())
     assert other == penalty
@@ -60,8 +77,8 @@ def test_adaptive_penalty_round_trips() -> None:
 @pytest.mark.parametrize(
     ("cls", "key", "value"),
     [
-        (FixedPenalty, "coef", 0.0),
-        (FixedPenalty, "coef", math.nan),
+        *[(cls, "coef", value) for cls in (FixedPenalty, RewardKL) for value in (0.0, -0.1, math.nan, math.inf, "much")],
+        *[(AdaptivePenalty, key, value) for key in VALID for value in (math.nan, math.inf)],
         (AdaptivePenalty, "kl_target", 0.0),
         (AdaptivePenalty, "factor", 1.0),
         (AdaptivePenalty, "tolerance", 0.9),
@@ -71,6 +88,16 @@ def test_adaptive_penalty_round_trips() -> None:
         (AdaptivePenalty, "coef", 1e4),
     ],
 )
-def test_bad_values_are_refused(cls: Any, key: str, value: float) -> None:
+def test_bad_values_are_refused(cls: Any, key: str, value: Any) -> None:
+    valid = VALID if cls is AdaptivePenalty else {"coef": VALID["coef"]}
+    cls(**valid)
     with pytest.raises(ConfigError, match=rf"^penalty\.{key}={value}: .{{10,}}\.$"):
-        cls(**{key: value})
+        cls(**{**valid, key: value})
+
+
+def test_no_penalty_has_no_knob_and_the_others_name_it_as_the_remedy() -> None:
+    with pytest.raises(TypeError):
+        NoPenalty(coef=0.1)  # type: ignore[call-arg]
+    for cls in (FixedPenalty, RewardKL):
+        with pytest.raises(ConfigError, match=r"choose penalty=none"):
+            cls(coef=0.0)
