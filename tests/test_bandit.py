@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-from rgpo.bandit.measure import Bandit, Gaussian, Measure, Pareto, truth
+from rgpo.bandit.__main__ import load, main
+from rgpo.bandit.laws import Gaussian, Law, Pareto
+from rgpo.bandit.measure import Moments, draw, gradients, growing_sizes, measure, sample, truth
 from rgpo.bandit.quadrature import integrate, integrate_to_infinity
+from rgpo.cli.overrides import group_options
 from rgpo.core import gates
 from rgpo.core.adaptive_gate import AdaptiveSharpness
-from rgpo.core.advantages import GAE, Exponential
-from rgpo.core.gates import Curve, weight
-from rgpo.core.kl_penalty import NoPenalty
-from rgpo.core.rollout import Array
-from rgpo.core.surrogate import Detached
+from rgpo.core.gate import weight
+from rgpo.core.rollout import Array, disjoint_groups
 from rgpo.errors import ConfigError
-from rgpo.learning.algorithm import Algorithm
-from rgpo.learning.sgd import SGD
-from rgpo.paths import conf_dir
+from rgpo.learning.diagnostics import gradient_variance
 
-GATES = {file.stem: file for file in sorted((conf_dir() / "gate").glob("*.yaml"))}
-BOUNDED = sorted(set(GATES) - {"identity", "clip", "dapo", "gspo", "spo", "budget", "open"})  # sup w is finite on both sides
-
-
-def gate_of(name: str) -> Any:
-    return instantiate(OmegaConf.load(GATES[name]))
+UNBOUNDED = {
+    "identity",
+    "clip",
+    "dapo",
+    "gspo",
+    "spo",
+    "budget",
+    "open",
+}  # sup w is infinite on one side, or w is 0 or changes sign
+BOUNDED = sorted(set(group_options("gate")) - UNBOUNDED)
+LAWS: list[Law] = [Pareto(tail_index=1.5), Gaussian(mean=0.5, std=1.2)]
+both_laws = pytest.mark.parametrize("law", LAWS, ids=["pareto", "gaussian"])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,7 @@ def test_laws_of_the_ratio() -> None:
     assert Gaussian(mean=0.5, std=1.2).kl() == pytest.approx(torch.distributions.kl_divergence(old, new).item())
 
 
-def second_moment(law: Gaussian | Pareto) -> float:
+def second_moment(law: Law) -> float:
     return law.expectation(lambda d: np.exp(2 * d))
 
 
@@ -92,40 +96,38 @@ def test_second_moment_of_pareto_ratios(a: float) -> None:
 @pytest.mark.parametrize(
     "law", [Pareto(tail_index=1.2), Pareto(tail_index=2.0), Gaussian(mean=0.0, std=2**0.5), Gaussian(mean=0.5, std=1.6)]
 )
-def test_second_moments_that_diverge_are_infinite(law: Gaussian | Pareto) -> None:
+def test_second_moments_that_diverge_are_infinite(law: Law) -> None:
     assert second_moment(law) == math.inf
     row = truth(gates.Identity(), law)
-    assert row["bandit/weight_mean_true"] == pytest.approx(1.0, abs=1e-6)
-    assert row["bandit/weight_var_true"] == row["bandit/gradient_var_true"] == math.inf
-    assert truth(gates.Sigmoid(), law)["bandit/gradient_var_true"] < 2 * 2.6**2
+    assert row.weight_mean == pytest.approx(1.0, abs=1e-6)
+    assert row.weight_var == row.gradient_var == math.inf
+    assert truth(gates.Sigmoid(sharpness=10.0), law).gradient_var < 2 * 2.6**2
 
 
 def test_the_clips_truth_has_its_jumps() -> None:
     """a = 1.5: E[r; r < 1.2] = 1 - .57735/sqrt 1.2 and E[r; r > .8] = .57735/sqrt .8, with A = +1 in 3/4 of the draws."""
     low, high = 0.57735026919 / math.sqrt(1.2), 0.57735026919 / math.sqrt(0.8)
-    row = truth(gates.Clip(), Pareto(tail_index=1.5))
-    assert row["bandit/weight_mean_true"] == pytest.approx(0.75 * (1 - low) + 0.25 * high, rel=1e-6)
-    assert row["bandit/weight_var_true"] == math.inf  # PPO's half A < 0 is unbounded
-    capped = truth(gates.Clip(cap=3.0), Pareto(tail_index=1.5))
-    assert capped["bandit/weight_mean_true"] == pytest.approx(
-        0.75 * (1 - low) + 0.25 * (high - 0.57735026919 / math.sqrt(3)), rel=1e-6
-    )
+    row = truth(gates.Clip(eps_low=0.2, eps_high=0.2, cap=None), Pareto(tail_index=1.5))
+    assert row.weight_mean == pytest.approx(0.75 * (1 - low) + 0.25 * high, rel=1e-6)
+    assert row.weight_var == math.inf  # PPO's half A < 0 is unbounded
+    capped = truth(gates.Clip(eps_low=0.2, eps_high=0.2, cap=3.0), Pareto(tail_index=1.5))
+    assert capped.weight_mean == pytest.approx(0.75 * (1 - low) + 0.25 * (high - 0.57735026919 / math.sqrt(3)), rel=1e-6)
     # E[r^2; r in (a, b)] = 3 x_m^1.5 (sqrt b - sqrt a)
     c = 3 * (1 / 3) ** 1.5
     positive, negative = c * (1.2**0.5 - (1 / 3) ** 0.5), c * (3**0.5 - 0.8**0.5)
-    mean = capped["bandit/weight_mean_true"]
-    assert capped["bandit/weight_var_true"] == pytest.approx(0.75 * positive + 0.25 * negative - mean**2, rel=1e-6)
+    mean = capped.weight_mean
+    assert capped.weight_var == pytest.approx(0.75 * positive + 0.25 * negative - mean**2, rel=1e-6)
     signed = 0.75 * (1 - low) - 0.25 * (high - 0.57735026919 / math.sqrt(3))
     expected = 2 * (0.75 * positive + 0.25 * negative) - signed**2
-    assert capped["bandit/gradient_var_true"] == pytest.approx(expected, rel=1e-6)
+    assert capped.gradient_var == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("law", [Pareto(tail_index=1.5), Gaussian(mean=0.5, std=1.2)], ids=["pareto", "gaussian"])
-def test_a_constant_weight_has_variance_zero_and_never_less(law: Gaussian | Pareto) -> None:
+@both_laws
+def test_a_constant_weight_has_variance_zero_and_never_less(law: Law) -> None:
     row = truth(gates.Log(), law)
-    assert row["bandit/weight_mean_true"] == pytest.approx(1.0, abs=1e-9)
-    assert 0 <= row["bandit/weight_var_true"] < 1e-8
-    assert row["bandit/gradient_var_true"] == pytest.approx(2 - 0.5**2)
+    assert row.weight_mean == pytest.approx(1.0, abs=1e-9)
+    assert 0 <= row.weight_var < 1e-8
+    assert row.gradient_var == pytest.approx(2 - 0.5**2)
 
 
 def test_gaussian_gate_under_gaussian_ratios() -> None:
@@ -134,39 +136,30 @@ def test_gaussian_gate_under_gaussian_ratios() -> None:
     row = truth(gates.GaussianLog(sharpness=k), Gaussian(mean=m, std=1.0))
     variance = 1 + (k * m) ** 2
     closed = k / math.sqrt(2 * math.pi * variance) * math.exp(-((k * m**2 / 2) ** 2) / (2 * variance))
-    assert row["bandit/weight_mean_true"] == pytest.approx(closed, rel=1e-6)
+    assert row.weight_mean == pytest.approx(closed, rel=1e-6)
 
 
-def make_algorithm(gate: Any, **change: Any) -> Algorithm:
-    parts = {"ref_gate": gates.Open(), "advantage": GAE(gamma=0.0, lam=0.0)} | change
-    return Algorithm(gate=gate, dual=Detached(), penalty=NoPenalty(), update=SGD(), kl_spike_threshold=0.04, **parts)
-
-
-def run(gate: Any, law: Gaussian | Pareto, sizes: int, iterations: int = 1, growth: float = 1.0, seed: int = 0) -> Any:
-    """Metrics of each iteration of a whole bandit run."""
-    task = Bandit(ratio=law, num_samples=sizes, growth=growth)
-    algorithm = task.admit(make_algorithm(gate))
-    assert isinstance(algorithm.update, Measure)
-    task.setup(seed, 0.0)
-    policy = task.make_policy(seed)
-    algorithm.setup(policy, iterations, seed)
-    return [algorithm.learn(policy, task.collect(policy), measure_variance=True) for _ in range(iterations)]
-
-
-@pytest.mark.parametrize("law", [Pareto(tail_index=1.5), Gaussian(mean=0.5, std=1.2)], ids=["pareto", "gaussian"])
+@both_laws
 @pytest.mark.parametrize("name", BOUNDED)
-def test_samples_agree_with_quadrature(name: str, law: Gaussian | Pareto) -> None:
-    n = 100_000
-    (row,) = run(gate_of(name), law, n)
-    error = math.sqrt(max(row["bandit/weight_var_true"], 0.0) / n)
-    assert row["bandit/num_samples"] == n
-    assert row["bandit/weight_mean"] == pytest.approx(row["bandit/weight_mean_true"], abs=5 * error + 1e-9)
-    assert row["bandit/weight_var"] == pytest.approx(row["bandit/weight_var_true"], rel=0.1, abs=1e-9)
-    assert row["bandit/gradient_var"] == pytest.approx(row["bandit/gradient_var_true"], rel=0.1)
-    assert row["gradvar/before"] == row["gradvar/after"]  # nothing is learnt
-    # batch means over M groups have a relative error of sqrt(2/M)
-    m = row["gradvar/num_groups"]
-    assert row["gradvar/before"] == pytest.approx(row["bandit/gradient_var_true"], rel=5 * math.sqrt(2 / m))
+def test_samples_agree_with_quadrature(name: str, law: Law) -> None:
+    n, gate = 100_000, load("gate", name, {})
+    found, exact = sample(gate, law, n, np.random.default_rng(0)), truth(gate, law)
+    assert found.weight_mean == pytest.approx(exact.weight_mean, abs=5 * math.sqrt(exact.weight_var / n) + 1e-9)
+    assert found.weight_var == pytest.approx(exact.weight_var, rel=0.1, abs=1e-9)
+    assert found.gradient_mean == pytest.approx(exact.gradient_mean, abs=5 * math.sqrt(exact.gradient_var / n))
+    assert found.gradient_var == pytest.approx(exact.gradient_var, rel=0.1)
+
+
+@both_laws
+@pytest.mark.parametrize("name", BOUNDED)
+def test_variance_estimated_from_disjoint_groups_agrees_with_quadrature(name: str, law: Law) -> None:
+    """Means over M groups have a relative error of sqrt(2/M) in their variance."""
+    n, gate = 100_000, load("gate", name, {})
+    groups = disjoint_groups(1, n)
+    _, gradient = gradients(gate, draw(law, n, np.random.default_rng(0)))
+    means = gradient[torch.from_numpy(groups)].mean(1, keepdim=True)
+    found = gradient_variance("before", means, groups.shape[1])["gradvar/before"]
+    assert found == pytest.approx(truth(gate, law).gradient_var, rel=5 * math.sqrt(2 / len(groups)))
 
 
 def test_importance_samplings_variance_grows_with_n_and_the_sigmoids_does_not() -> None:
@@ -174,70 +167,167 @@ def test_importance_samplings_variance_grows_with_n_and_the_sigmoids_does_not() 
     sizes = [100, 1_000, 10_000, 100_000, 1_000_000]
     law, medians = Pareto(tail_index=1.5), {}
     draws = [[torch.from_numpy(law.draw(n, np.random.default_rng([s, n]))) for n in sizes] for s in range(9)]
-    for gate in (gates.Identity(), gates.Sigmoid()):
+    sigmoid = gates.Sigmoid(sharpness=10.0)
+    for gate in (gates.Identity(), sigmoid):
         table = [[weight(gate, d, d).var().item() for d in row] for row in draws]
         medians[type(gate)] = np.median(table, 0)
     slope = {cls: np.polyfit(np.log(sizes), np.log(found), 1)[0] for cls, found in medians.items()}
     assert slope[gates.Identity] == pytest.approx(2 / 1.5 - 1, abs=0.15)
     assert medians[gates.Identity][-1] > 8 * medians[gates.Identity][0]
     assert slope[gates.Sigmoid] == pytest.approx(0, abs=0.03)
-    known = law.expectation(lambda d: weight(gates.Sigmoid(), torch.from_numpy(d), torch.ones(len(d))).numpy() ** 2)
-    mean = law.expectation(lambda d: weight(gates.Sigmoid(), torch.from_numpy(d), torch.ones(len(d))).numpy())
+    known = law.expectation(lambda d: weight(sigmoid, torch.from_numpy(d), torch.ones(len(d))).numpy() ** 2)
+    mean = law.expectation(lambda d: weight(sigmoid, torch.from_numpy(d), torch.ones(len(d))).numpy())
     assert medians[gates.Sigmoid][-1] == pytest.approx(known - mean**2, rel=0.01)
 
 
-def test_the_truth_follows_a_gate_that_changes() -> None:
-    """KL of the law is far above the target: the sharpness moves after every iteration, and w(1) with it."""
+def test_gradient_mean_has_its_closed_form() -> None:
+    """w = 1 and w = r both give E[w A s] = E A E s = 1/2, since E r = 1."""
+    for law in LAWS:
+        for gate in (gates.Log(), gates.Identity()):
+            assert truth(gate, law).gradient_mean == pytest.approx(0.5, abs=1e-6)
+
+
+def test_exact_moments_follow_a_gate_that_changes() -> None:
+    """The KL of the law is far above the target, so one observation multiplies the sharpness by exp(rate)."""
     law = Pareto(tail_index=1.5)
-    gate = AdaptiveSharpness(gate=gates.Sigmoid(), kl_target=0.01)
-    first, second = run(gate, law, 20_000, iterations=2)
-    assert second["gate/sharpness"] == pytest.approx(first["gate/sharpness"] * math.exp(0.2))
-    for row in (first, second):
-        now = truth(gates.Sigmoid(sharpness=row["gate/sharpness"]), law)
-        assert row["bandit/weight_mean_true"] == pytest.approx(now["bandit/weight_mean_true"], rel=1e-5)
+    gate = load("gate", "adaptive_sign_aware", {"kl_target": 0.01})
+    assert isinstance(gate, AdaptiveSharpness)
+    before = gate.sharpness, truth(gate, law)
+    gate.observe(law.kl())
+    after = gate.sharpness, truth(gate, law)
+    assert after[0] == pytest.approx(before[0] * math.exp(0.2))
+    for sharpness, found in (before, after):
+        plain = truth(load("gate", "sign_aware_sigmoid", {"sharpness": sharpness}), law)
+        assert found == pytest.approx(plain, rel=1e-5)
+    assert abs(after[1].weight_mean / before[1].weight_mean - 1) > 0.01
 
 
-def test_iterations_grow_as_planned_and_resume() -> None:
-    law = Pareto(tail_index=1.5)
-    rows = run(gates.Sigmoid(), law, 100, iterations=5, growth=10**0.5)
-    assert [row["bandit/num_samples"] for row in rows] == [100, 316, 1000, 3162, 10000]
-    task = Bandit(ratio=law, num_samples=100, growth=10**0.5)
-    assert [task.plan_iterations(n) for n in (1, 100, 101, 416, 417)] == [1, 1, 2, 2, 3]
-    task.setup(3, 0.0)
-    policy = task.make_policy(3)
-    task.collect(policy)
-    saved = task.state_dict()
-    straight = task.collect(policy)
-    other = Bandit(ratio=law, num_samples=100, growth=10**0.5)
-    other.setup(99, 0.0)
-    other.load_state_dict(saved)
-    resumed = other.collect(policy)
-    np.testing.assert_array_equal(resumed.action, straight.action)
-    np.testing.assert_array_equal(resumed.reward, straight.reward)
+# the table
 
 
-def test_what_the_bandit_refuses() -> None:
+def test_sizes_grow_as_planned() -> None:
+    assert growing_sizes(100, 10**0.5, 5) == [100, 316, 1000, 3162, 10000]
+    assert growing_sizes(32, 1.0, 3) == [32, 32, 32]
+    assert growing_sizes(100, 10**0.25, 17)[-1] == 1_000_000
+
+
+def test_a_row_per_size_with_every_moment_beside_its_exact_value() -> None:
+    law, gate = Pareto(tail_index=1.5), gates.Sigmoid(sharpness=10.0)
+    table, exact = measure(gate, law, [100, 316], seed=3), truth(gate, law)
+    assert list(table) == ["num_samples", *(f"{name}{end}" for name in Moments._fields for end in ("", "_true"))]
+    assert table.num_samples.tolist() == [100, 316]
+    for name in Moments._fields:
+        assert (table[f"{name}_true"] == getattr(exact, name)).all()
+        assert table[name].nunique() == 2
+
+
+def test_rows_depend_on_the_seed_and_on_the_sizes_before_them_only() -> None:
+    law, gate = Gaussian(mean=0.5, std=1.2), gates.Identity()
+    table = measure(gate, law, [100, 200, 300], seed=1)
+    pd.testing.assert_frame_equal(measure(gate, law, [100, 200], seed=1), table[:2])
+    assert measure(gate, law, [100], seed=2).weight_mean[0] != table.weight_mean[0]
+
+
+def test_measurements_are_those_of_version_0_1() -> None:
+    """`rgpo-run task=bandit gate=sigmoid seed=1` of version 0.1 wrote these numbers, as float32."""
+    table = measure(gates.Sigmoid(sharpness=10.0), Pareto(tail_index=1.5), growing_sizes(100, 10**0.25, 5), seed=1)
+    names = [
+        "num_samples",
+        "weight_mean",
+        "weight_var",
+        "gradient_var",
+        "weight_mean_true",
+        "weight_var_true",
+        "gradient_var_true",
+    ]
+    expected = [
+        [100, 0.39839712, 0.5332309, 2.2192345, 0.30847162, 0.388379, 0.9432788],
+        [178, 0.32780057, 0.4285867, 0.9515802, 0.30847162, 0.388379, 0.9432788],
+        [316, 0.25564092, 0.26935378, 0.6941215, 0.30847162, 0.388379, 0.9432788],
+        [562, 0.276454, 0.33038726, 0.6093634, 0.30847162, 0.388379, 0.9432788],
+        [1000, 0.29852825, 0.37853602, 0.95032334, 0.30847162, 0.388379, 0.9432788],
+    ]
+    np.testing.assert_allclose(table[names], expected, rtol=1e-6)
+
+
+# configuration and command line
+
+
+def test_refusals_name_key_value_and_remedy() -> None:
     for make, match in (
-        (lambda: Pareto(tail_index=1.0), r"task\.ratio\.tail_index=1\.0: must be above 1"),
-        (lambda: Gaussian(std=0.0), r"task\.ratio\.std=0\.0: must be positive"),
-        (lambda: Bandit(ratio=Pareto(), num_samples=10), r"task\.num_samples=10: needs at least 32"),
-        (lambda: Bandit(ratio=Pareto(), growth=0.5), r"task\.growth=0\.5: must be at least 1"),
-        (lambda: Bandit(ratio=Pareto()).admit(make_algorithm(gates.Log(), ref_gate=gates.Budget())), "gate@ref_gate"),
+        (lambda: Pareto(tail_index=1.0), r"law\.tail_index=1\.0: must be a finite number above 1"),
+        (lambda: Gaussian(mean=0.0, std=0.0), r"law\.std=0\.0: must be a positive"),
+        (lambda: Gaussian(mean=math.inf, std=1.0), r"law\.mean=inf: must be a finite number"),
+        (lambda: growing_sizes(10, 2.0, 3), r"num_samples=10: must be at least 32"),
+        (lambda: growing_sizes(100, 0.5, 3), r"growth=0\.5: must be a finite number of at least 1"),
+        (lambda: growing_sizes(100, 2.0, 0), r"num_sizes=0: must be at least 1"),
+        (lambda: growing_sizes(100, 1e300, 3), r"num_sizes=3: would draw over 1,000,000,000 samples"),
     ):
         with pytest.raises(ConfigError, match=match):
             make()
 
 
-def test_the_bandit_refuses_advantages_that_its_truth_does_not_know() -> None:
-    """The truth is for A = +-1; AWR's exp(A/beta) would stand beside a truth that is not its own."""
-    with pytest.raises(ConfigError, match="advantage"):
-        Bandit(ratio=Pareto()).admit(make_algorithm(gates.Log(), advantage=Exponential(gae=GAE())))
-
-
 @pytest.mark.parametrize("name", ["sigmoid", "clip"])
-def test_yaml_tasks_name_the_laws(name: str) -> None:
-    gate: Curve = gate_of(name)
-    for file, law in (("bandit", Pareto), ("bandit_gaussian", Gaussian)):
-        node = OmegaConf.load(Path(conf_dir()) / "task" / f"{file}.yaml").task.ratio
-        assert isinstance(instantiate(node), law)
-        assert math.isfinite(truth(gate, instantiate(node))["bandit/weight_mean_true"])
+def test_yaml_names_the_laws(name: str) -> None:
+    assert group_options("law") == ["gaussian", "pareto"]
+    for option, law in (("pareto", Pareto(tail_index=1.5)), ("gaussian", Gaussian(mean=0.5, std=1.2))):
+        assert load("law", option, {}) == law
+        assert math.isfinite(truth(load("gate", name, {}), law).weight_mean)
+
+
+def test_command_line_prints_and_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "table.parquet"
+    words = ["gate=clip", "gate.cap=3", "law=gaussian", "law.std=1.3", "num_samples=50", "growth=2", "num_sizes=3", "seed=7"]
+    assert main([*words, f"out={out}"]) == 0
+    gate, law = gates.Clip(eps_low=0.2, eps_high=0.2, cap=3), Gaussian(mean=0.5, std=1.3)
+    expected = measure(gate, law, [50, 100, 200], seed=7)
+    pd.testing.assert_frame_equal(pd.read_parquet(out), expected)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == list(expected) and len(printed) == 4
+    assert printed[3].split()[:2] == ["200", f"{expected.weight_mean[2]:.5g}"]
+
+
+def test_command_line_takes_gates_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "gate").mkdir()
+    (tmp_path / "gate" / "mine.yaml").write_text("_target_: rgpo.core.gates.Sigmoid\nscale: none\nsharpness: ???\n")
+    gate = load("gate", "mine", {"sharpness": 4}, str(tmp_path))
+    assert gate == gates.Sigmoid(sharpness=4)
+    with pytest.raises(ConfigError, match=r"gate\.sharpness: .*give it on the command line"):
+        load("gate", "mine", {}, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["gate=sigmiod"], "gate=sigmiod: is not an option of the group gate. Did you mean sigmoid"),
+        (["law=cauchy"], "law=cauchy: is not an option of the group law. The options are gaussian, pareto."),
+        (["gate.sharpnes=3"], "gate.sharpnes=3: is not a parameter of gate=sigmoid; the parameters are scale, sharpness."),
+        (["gate.sharpness=abc"], "gate.sharpness=abc: must be a positive, finite number."),
+        (["law.tail_index=1"], "law.tail_index=1: must be a finite number above 1."),
+        (["num_sample=100"], "num_sample=100: is not a known key. Did you mean num_samples, num_sizes?"),
+        (["num_samples=many"], "num_samples=many: Value 'many' of type 'str' could not be converted to Integer."),
+        (["num_samples=1000000000", "num_sizes=1"], "num_samples=1000000000: 1,000,000,000 samples need 80.0 GB of memory"),
+        (["growth=[1"], "growth=[1: "),
+        (["seed=-1"], "seed=-1: must not be negative."),
+        (["out=/nowhere/table.parquet"], "out=/nowhere/table.parquet: the folder /nowhere does not exist; create it first."),
+        (["gate@ref_gate=budget"], "gate@ref_gate=budget: is not a known key."),  # the exact values hold for one gate
+        (["advantage=exponential"], "advantage=exponential: is not a known key."),  # and for A = +-1
+        (["sigmoid"], "command line=sigmoid: is not of the form key=value"),
+        (["--gate"], "command line: unrecognized arguments: --gate"),
+    ],
+)
+def test_command_line_refuses_in_one_sentence(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rgpo.bandit.__main__.available_gb", lambda: 16.0)
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"rgpo.bandit: {sentence}")
+    assert captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_the_module_is_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "rgpo.bandit", "--help"], capture_output=True, text=True, check=True)
+    for word in ("num_samples=N", "gaussian pareto", "sigmoid_log", "out=FILE", "seed=1"):
+        assert word in done.stdout
+    assert subprocess.run([sys.executable, "-m", "rgpo.bandit", "seed=x"], capture_output=True).returncode == 2

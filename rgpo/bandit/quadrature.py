@@ -1,4 +1,4 @@
-"""Expectations over a known density of the log ratio: the truth beside the samples."""
+"""Integrals of functions with jumps and exponential tails, by adaptive Gauss-Lobatto quadrature."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Function = Callable[[Array], Array]
 PANEL = 0.25  # width of the first panels, so that no feature of a gate hides between two nodes
 ORDER = 10
 TOLERANCE = 1e-13  # of a panel's error over the integral of |f|
-DEEPEST = 50  # halvings, which pin a jump down to rounding
+DEEPEST = 50  # halvings, which locate a jump to rounding
 
 
 def _lobatto(order: int) -> tuple[Array, Array]:
@@ -55,7 +55,7 @@ def integrate(function: Function, low: float, high: float) -> float:
 
 
 def integrate_to_infinity(function: Function, low: float, high: float) -> float:
-    """Integral over [low, infinity): up to high, then as the exponential that the last nat fits; inf if it does not fall."""
+    """Integral over [low, infinity): up to high, then as the exponential that the last nat fits; inf if it does not decay."""
     near, far = (float(y) for y in function(np.array([high - 1.0, high])))
     if far == 0:
         return integrate(function, low, high)
