@@ -54,7 +54,7 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock on a file."""
+    """True if a living process holds the lock on a file."""
     if not path.exists():
         return False
     with path.open() as file:

@@ -1,4 +1,4 @@
-"""Errors that speak to the user: one sentence with key, value and remedy."""
+"""Errors with a message for the user: one sentence with key, value and remedy."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ class NonFiniteError(ArithmeticError):
 
 
 class OutOfMemory(Exception):
-    """Memory of the machine or of its GPU ran out."""
+    """The machine or its GPU ran out of memory."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; torch raises a plain RuntimeError for that on a CPU."""
+    """True if an allocation failed, for which torch raises a plain RuntimeError on a CPU."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 class StorageError(RuntimeError):
-    """The run folder cannot be written to any more; the run stops and keeps what it has."""
+    """The run folder can no longer be written; the run stops and keeps what it has."""
 
 
 def require(ok: bool, key: str, value: object, remedy: str) -> None:
-    """Raise ConfigError "key=value: remedy" unless ok."""
+    """Raises: ConfigError("key=value: remedy") unless ok."""
     if not ok:
         raise ConfigError(f"{key}={value}: {remedy}")
 
 
 def require_compile(value: object) -> None:
-    """Refuse anything but auto, true and false for update.compile."""
+    """Raises: ConfigError unless update.compile is auto, true or false."""
     require(isinstance(value, bool) or value == "auto", "update.compile", value, "choose auto, true or false.")
 
 
 def close_matches(name: str, known: Iterable[str], count: int = 3) -> str:
-    """A clause " Did you mean a, b?" or "" for a misspelt name."""
+    """The clause " Did you mean a, b?" for a misspelled name; "" if nothing is close."""
     near = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
     return f" Did you mean {', '.join(near)}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, without its full stop, or its kind if it says nothing."""
+    """The first line of an error's message without its period; the error's type if there is no message."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

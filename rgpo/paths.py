@@ -1,4 +1,4 @@
-"""Where the configuration and the caches are."""
+"""The folders of the configuration and of the cache."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from rgpo.errors import ConfigError
 
 
 def conf_dir() -> Path:
-    """The packaged conf/ of a wheel, else the checkout's beside the package."""
+    """The conf/ folder: inside the package when installed from a wheel, beside it in a checkout."""
     packaged = Path(__file__).parent / "conf"
     return packaged if packaged.is_dir() else Path(__file__).parents[1] / "conf"
 
 
 def made_cache_dir() -> Path:
-    """``cache_dir``, made if it was not there. ConfigError if it cannot be, or nothing can be written there."""
+    """``cache_dir()``, created if necessary.
+
+    Raises: ConfigError if it cannot be created or written.
+    """
     folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,31 +1,38 @@
-"""What a run says: a banner, a progress line, a summary. Rich on a terminal, plain lines elsewhere."""
+"""Everything a run prints: a banner, a progress line, a summary. Rich on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from rgpo.runtime.metrics import number
+from rgpo.runtime.provenance import Provenance
+from rgpo.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 PLAIN_EVERY_S = 30.0
 
 
-def banner(run_dir: Path, config: Mapping[str, Any], facts: Mapping[str, Any], num_iterations: int, note: str) -> str:
-    """What runs, where, and from which code."""
-    choices = config["choices"]
-    gate = config["gate"]
-    details = ", ".join(f"{key} {value}" for key, value in gate.items() if key != "_target_" and not isinstance(value, dict))
+def banner(run_dir: Path, settings: Settings, facts: Provenance, num_iterations: int, note: str) -> str:
+    """Task, algorithm and its parts, size, folder and versions of a run; note: one clause about how updates are computed."""
     commit = facts["commit"][:10] + (" with changes" if facts["dirty"] else "") if facts["commit"] else "no repository"
-    versions = facts["versions"]
-    task = choices["task"] if choices["scale"] == "none" else f"{choices['task']} (scale {choices['scale']})"
-    size = facts["num_processes"]
-    shared = f" in each of {size} processes" if size > 1 else ""
+    versions, threads, size = facts["versions"], facts["num_threads"], facts["num_processes"]
+    width = max(map(len, facts["algorithm"]), default=0)
+    clauses = [
+        f"{num_iterations:,} iterations",
+        f"{threads} thread{'s' * (threads > 1)}" + (f" in each of {size} processes" if size > 1 else ""),
+        *([note] if note else []),
+    ]
     return "\n".join(
         [
-            f"{task} | {choices['algo']}: gate {choices['gate']} ({details}), penalty {choices['penalty']}, "
-            f"update {choices['update']}, seed {config['seed']}",
-            f"  {num_iterations:,} iterations, {facts['num_threads']} thread(s){shared}, {note}",
+            f"{settings.task} | {settings.choice('algo')}, seed {settings.seed}",
+            *(f"  {part:{width}}  {text}" for part, text in facts["algorithm"].items()),
+            f"  {', '.join(clauses)}",
             f"  results in {run_dir}",
             f"  rgpo {versions['rgpo']} ({commit}), torch {versions['torch']}, mujoco {versions['mujoco']}",
         ]
@@ -33,28 +40,28 @@ def banner(run_dir: Path, config: Mapping[str, Any], facts: Mapping[str, Any], n
 
 
 class Progress:
-    """One line that moves on a terminal, or one plain line every half minute."""
+    """A line that is updated in place on a terminal, or a plain line every half minute."""
 
     def __init__(self, num_iterations: int, start: int) -> None:
         self.num_iterations = num_iterations
         self._last = time.monotonic()
-        self._bar: Any = None
+        self._bar: RichProgress | None = None
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task("", total=num_iterations, completed=start)
             self._bar.start()
 
-    def update(self, iteration: int, env_steps: int, metrics: Mapping[str, Any], headline: str) -> None:
+    def update(self, iteration: int, env_steps: int, metrics: Mapping[str, float | list[float]], headline: str) -> None:
         """Show the state after an iteration."""
-        text = (
-            f"steps {env_steps:,}  {headline}  KL {metrics.get('kl/old_exact', float('nan')):.4f}  "
-            f"{metrics.get('speed/env_steps_per_s', float('nan')):,.0f} steps/s"
-        )
+        parts = [f"steps {env_steps:,}", headline]
+        if "kl/old_exact" in metrics:
+            parts.append(f"KL {number(metrics, 'kl/old_exact'):.4f}")
+        parts.append(f"{number(metrics, 'speed/env_steps_per_s'):,.0f} steps/s")
+        text = "  ".join(part for part in parts if part)
         if self._bar is not None:
             self._bar.update(self._task, completed=iteration, description=text)
         elif time.monotonic() - self._last >= PLAIN_EVERY_S or iteration == self.num_iterations:
@@ -67,8 +74,8 @@ class Progress:
             self._bar.stop()
 
 
-def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
-    """Left-aligned columns as wide as their longest cell."""
+def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """Left-aligned columns, each as wide as its longest cell."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]

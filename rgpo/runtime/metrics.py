@@ -1,6 +1,6 @@
-"""Crash-safe metrics: rows to numbered part files, each written aside and renamed, joined into one file at the end.
+"""Crash-safe metrics: rows go to numbered part files, each replaced atomically, which are joined into one file at the end.
 
-Whatever was flushed can be read after a kill with `pandas.read_parquet(run_folder / "metrics")`, and after the run with
+Everything flushed can be read after a kill with `pandas.read_parquet(run_folder / "metrics")`, and after the run with
 `pandas.read_parquet(run_folder / "metrics.parquet")`.
 """
 
@@ -9,48 +9,50 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rgpo.errors import close_matches
-from rgpo.runtime.schema import COUNTERS, GLOSSARY, PROVENANCE, SAMPLES, is_list
+from rgpo.atomic import replacing
+from rgpo.errors import ConfigError, close_matches
+from rgpo.runtime.schema import COUNTERS, GLOSSARY, PROVENANCE, SAMPLES, Metric, is_list
 
 FLUSH_ROWS = 1_000
 FLUSH_SECONDS = 30.0
 ARROW_TYPES = {"text": pa.string(), "whole": pa.int64(), "number": pa.float32(), "yes/no": pa.bool_()}
+Row = Mapping[str, object]
 
 
-def arrow_schema(metadata: Mapping[str, str]) -> pa.Schema:
-    """Every column of the glossary, with file metadata (config, versions)."""
+def number(metrics: Mapping[str, float | list[float]], name: str, default: float = math.nan) -> float:
+    """A metric that is one number per iteration; default if it was not measured."""
+    value = metrics.get(name, default)
+    return default if isinstance(value, list) else value
+
+
+def arrow_schema(metadata: Mapping[str, str], glossary: Mapping[str, Metric] = GLOSSARY) -> pa.Schema:
+    """Every column of a metrics file, with file metadata (config, versions)."""
     text = pa.dictionary(pa.int32(), pa.string())
     fields = [pa.field(name, text) for name in PROVENANCE] + [pa.field(name, pa.int64()) for name in COUNTERS]
-    fields += [pa.field(name, pa.list_(pa.float32()) if is_list(name) else pa.float32()) for name in GLOSSARY]
+    fields += [pa.field(name, pa.list_(pa.float32()) if is_list(name) else pa.float32()) for name in glossary]
     return pa.schema(fields, metadata=dict(metadata))
 
 
 def write_atomically(table: pa.Table, path: Path) -> None:
-    """Write a parquet file aside and rename it, so that a reader sees all of it or nothing."""
-    aside = path.with_name(f".{path.name}.writing")
+    """Replace a parquet file atomically."""
     floats = [f.name for f in table.schema if pa.types.is_float32(f.type)]
     words = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
-    try:
+    with replacing(path) as aside:
         pq.write_table(table, aside, compression="zstd", use_dictionary=words, use_byte_stream_split=floats)
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 class PartFiles:
-    """Rows of one schema in numbered part files. Starting on a folder with earlier parts keeps their rows up to `keep_until`."""
+    """Rows of one schema in numbered part files. In a folder with earlier parts, rows after iteration keep_until are dropped."""
 
     def __init__(self, folder: Path, schema: pa.Schema, key: tuple[str, ...], attempt: int, keep_until: int) -> None:
         self.folder, self.schema, self.key = folder, schema, key
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self._attempt = attempt
         self._num_parts = 0
         self._last_flush = time.monotonic()
@@ -68,23 +70,23 @@ class PartFiles:
             part.unlink()
 
     def _read(self) -> pa.Table:
-        """All parts as one table in the order of the key; of rows with one key the last that was written."""
+        """All parts as one table sorted by the key; of rows with equal keys, the one written last."""
         parts = [pq.read_table(part, partitioning=None) for part in sorted(self.folder.glob("part-*.parquet"))]
         if not parts:
             return self.schema.empty_table()
-        table = pa.concat_tables(parts).unify_dictionaries()
+        table = pa.concat_tables(parts, promote_options="default").unify_dictionaries()
         keys = zip(*(table[name].to_pylist() for name in self.key), strict=True)
         place = {key: i for i, key in enumerate(keys)}
         return table.take([place[key] for key in sorted(place)]).combine_chunks()
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Keep a row, and write what is kept once it is much or old."""
+    def add(self, row: Row) -> None:
+        """Buffer a row; flush after 1,000 rows or 30 s."""
         self.rows.append(row)
         if len(self.rows) >= FLUSH_ROWS or time.monotonic() - self._last_flush > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write the pending rows as a new part."""
+        """Write the buffered rows as a new part."""
         self._last_flush = time.monotonic()
         if self.rows:
             self._write(pa.Table.from_pylist(self.rows, schema=self.schema))
@@ -101,7 +103,7 @@ class PartFiles:
 
 
 class MetricsWriter:
-    """One run's sink: metrics.parquet with a row an iteration, and samples.parquet where the task has samples to show."""
+    """One run's metrics.parquet with one row per iteration, and samples.parquet for tasks that provide samples."""
 
     def __init__(
         self,
@@ -111,37 +113,46 @@ class MetricsWriter:
         attempt: int,
         keep_until: int,
         metadata: Mapping[str, str],
+        glossary: Mapping[str, Metric] = GLOSSARY,
     ) -> None:
         self.run_dir = run_dir
+        self.glossary = glossary
         self._constants = {**provenance, "seed": seed, "attempt": attempt}
-        self.metrics = PartFiles(run_dir / "metrics", arrow_schema(metadata), ("iteration",), attempt, keep_until)
+        schema = arrow_schema(metadata, glossary)
+        self.metrics = PartFiles(run_dir / "metrics", schema, ("iteration",), attempt, keep_until)
         columns = [pa.field(name, ARROW_TYPES[kind]) for name, kind in SAMPLES.items()]
         keys = ("iteration", "prompt_id")
         self.samples = PartFiles(run_dir / "samples", pa.schema(columns, metadata=dict(metadata)), keys, attempt, keep_until)
 
-    def log(self, iteration: int, env_steps: int, metrics: Mapping[str, Any]) -> None:
-        """Add one row. KeyError for a metric that the glossary does not describe."""
-        unknown = [name for name in metrics if name not in GLOSSARY]
-        if unknown:
-            raise KeyError(f"metric {unknown[0]!r} is not in rgpo.runtime.schema.GLOSSARY.{close_matches(unknown[0], GLOSSARY)}")
-        row = {name: math.nan for name in GLOSSARY if not is_list(name)}
+    def log(self, iteration: int, env_steps: int, metrics: Mapping[str, float | list[float]]) -> None:
+        """Add one row.
+
+        Raises: ConfigError for a metric that the glossary does not describe, or a list where a number belongs.
+        """
+        for name, value in metrics.items():
+            if name not in self.glossary:
+                near = close_matches(name, self.glossary)
+                raise ConfigError(f"metric {name}: has no unit and meaning; declare them under metrics in your yaml.{near}")
+            if isinstance(value, list) and not is_list(name):
+                raise ConfigError(f"metric {name}: has one value per epoch; begin its name with epoch/, or return one number.")
+        row = {name: math.nan for name in self.glossary if not is_list(name)}
         self.metrics.add({**row, **metrics, **self._constants, "iteration": iteration, "env_steps": env_steps})
 
-    def log_samples(self, iteration: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Add completions; those of the reference policy stand at iteration 0."""
+    def log_samples(self, iteration: int, samples: Iterable[Row]) -> None:
+        """Add completions; those of the reference policy get iteration 0."""
         for sample in samples:
             row = {**self._constants, **sample, "iteration": 0 if sample["reference"] else iteration}
             self.samples.add({name: row[name] for name in SAMPLES})
 
     def flush(self) -> None:
-        """Write what is pending."""
+        """Write all buffered rows."""
         self.metrics.flush()
         self.samples.flush()
 
     def finish(self) -> Path:
         """Flush, and join all parts into metrics.parquet without the columns that were never measured."""
         table = self.metrics.join()
-        measured = [name for name in table.column_names if name not in GLOSSARY or _has_value(table[name])]
+        measured = [name for name in table.column_names if name not in self.glossary or _has_value(table[name])]
         path = self.run_dir / "metrics.parquet"
         write_atomically(table.select(measured), path)
         samples = self.samples.join()
@@ -150,7 +161,7 @@ class MetricsWriter:
         return path
 
     def remove_parts(self) -> None:
-        """Once the run is told complete, and not before: until then a resumed run joins them again."""
+        """Delete the part files; only once state.json records completion, because until then a resumed run joins them again."""
         for parts in (self.metrics, self.samples):
             shutil.rmtree(parts.folder)
 

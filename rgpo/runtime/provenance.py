@@ -1,22 +1,42 @@
-"""Who ran what, where: the facts that every run folder and every row carries."""
+"""Code, versions and machine of a run: the facts that every run folder and every row carries."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from rgpo import __version__, distributed
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf", "pyarrow", "transformers")
 
 
-def collect(run_id: str, config_hash: str, command: str, num_threads: int, attempt: int) -> dict[str, Any]:
+class Provenance(TypedDict):
     """The contents of provenance.json."""
+
+    run_id: str
+    config_hash: str
+    commit: str | None
+    dirty: bool
+    versions: dict[str, str]
+    algorithm: dict[str, str]  # its parts, as it describes them
+    command: str
+    host: dict[str, str | int | None]
+    num_threads: int
+    num_processes: int
+    started: str  # UTC
+    attempt: int
+
+
+def collect(
+    run_id: str, config_hash: str, command: str, num_threads: int, attempt: int, algorithm: Mapping[str, str]
+) -> Provenance:
+    """The facts of an attempt that starts now."""
     commit, dirty = _commit()
     return {
         "run_id": run_id,
@@ -24,6 +44,7 @@ def collect(run_id: str, config_hash: str, command: str, num_threads: int, attem
         "commit": commit,
         "dirty": dirty,
         "versions": versions(),
+        "algorithm": dict(algorithm),
         "command": command,
         "host": {"cpu": _cpu(), "cores": os.cpu_count(), "platform": platform.platform(terse=True)},
         "num_threads": num_threads,
@@ -39,11 +60,11 @@ def versions() -> dict[str, str]:
     return found | {name: _version(name) for name in PACKAGES}
 
 
-def git_sha(facts: dict[str, Any]) -> str:
+def git_sha(facts: Provenance) -> str:
     """Short commit with -dirty, or the package's version where there is no repository."""
     if facts["commit"] is None:
         return f"v{facts['versions']['rgpo']}"
-    return str(facts["commit"][:10]) + ("-dirty" if facts["dirty"] else "")
+    return facts["commit"][:10] + ("-dirty" if facts["dirty"] else "")
 
 
 def _version(name: str) -> str:
@@ -54,7 +75,7 @@ def _version(name: str) -> str:
 
 
 def _commit() -> tuple[str | None, bool]:
-    """The commit of the checkout that holds this package; results do not count as changes."""
+    """The commit of the checkout that contains this package, and whether rgpo/ or conf/ differ from it."""
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str | None:

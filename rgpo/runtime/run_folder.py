@@ -1,76 +1,77 @@
-"""A run's folder: its lock, its state, and moving it aside."""
+"""A run's folder: its lock, its state.json, and moving it aside."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
+from rgpo import atomic
 from rgpo.errors import ConfigError
 
+LOCK = ".lock"
 
-def read_state(run_dir: Path) -> dict[str, Any]:
-    """The run's state.json, {} if it never started or the file is damaged."""
+
+class RunState(TypedDict, total=False):
+    """The contents of state.json."""
+
+    status: str  # running, completed, failed or interrupted
+    attempt: int  # number of starts
+    iteration: int  # of the last checkpoint, or where the run ended
+    num_iterations: int
+    reason: str | None  # for a failed or interrupted run
+    pid: int
+    updated: str  # UTC
+
+
+def read_state(run_dir: Path) -> RunState:
+    """The run's state.json; {} if the run never started or the file is damaged."""
     try:
-        state: dict[str, Any] = json.loads((run_dir / "state.json").read_text())
+        state = json.loads((run_dir / "state.json").read_text())
     except (OSError, ValueError):
         return {}
-    return state
+    return cast(RunState, state) if isinstance(state, dict) else {}
 
 
 def status(run_dir: Path) -> str:
-    """missing, running, completed, failed or interrupted; a running state whose process is gone is interrupted."""
-    state = read_state(run_dir)
-    if state.get("status") == "running" and not is_locked(run_dir):
-        return "interrupted"
-    return str(state.get("status", "missing"))
+    """Status missing, running, completed, failed or interrupted; a running state whose process has ended is interrupted."""
+    found = read_state(run_dir).get("status", "missing")
+    return "interrupted" if found == "running" and not is_locked(run_dir) else found
 
 
-def write_state(run_dir: Path, **facts: Any) -> None:
+def write_state(run_dir: Path, **facts: object) -> None:
     """Replace state.json atomically."""
-    aside = run_dir / ".state.json.writing"
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    aside.write_text(json.dumps({**facts, "pid": os.getpid(), "updated": now}, indent=1) + "\n")
-    aside.replace(run_dir / "state.json")
+    text = json.dumps({**facts, "pid": os.getpid(), "updated": now}, indent=1)
+    atomic.write_text(run_dir / "state.json", text + "\n")
 
 
 @contextmanager
 def lock(run_dir: Path) -> Iterator[bool]:
-    """Hold the run's folder; yields False if another process holds it. The kernel lets go of it however we die."""
+    """Create the run's folder and hold it; yields False if another process holds it.
+
+    Raises: ConfigError if the folder cannot be written.
+    """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / ".lock").open("w")
+        (run_dir / LOCK).touch()
     except OSError as error:
         raise ConfigError(f"results_dir: cannot write {run_dir} ({error.strerror}); choose another results_dir.") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    with atomic.locked(run_dir / LOCK, wait=False) as mine:
+        yield mine
 
 
 def is_locked(run_dir: Path) -> bool:
-    """Whether a living process holds the run's folder."""
-    path = run_dir / ".lock"
-    if not path.exists():
-        return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    """True if a living process holds the run's folder."""
+    return atomic.is_locked(run_dir / LOCK)
 
 
 def move_aside(run_dir: Path) -> Path | None:
-    """Rename an existing run folder to <name>.old<k>; returns where it is now."""
+    """Rename an existing run folder to .<name>.old<k>; returns its new path."""
     if not run_dir.exists():
         return None
     k = 1
@@ -81,9 +82,12 @@ def move_aside(run_dir: Path) -> Path | None:
 
 
 def prepare(run_dir: Path, force: bool) -> None:
-    """Refuse a folder that cannot be written; with force move an old run aside, unless it is running. ConfigError."""
+    """Create the run's folder; with force, move an earlier run aside unless it is running.
+
+    Raises: ConfigError if the folder cannot be written or moved.
+    """
     with lock(run_dir) as mine:
-        if force and mine and any(file.name != ".lock" for file in run_dir.iterdir()):  # the lock has just made the folder
+        if force and mine and any(file.name != LOCK for file in run_dir.iterdir()):  # the lock itself creates the folder
             try:
                 aside = move_aside(run_dir)
             except OSError as error:

@@ -157,7 +157,7 @@ CLOCK_PREFIXES = ("time/", "speed/")  # columns that read a clock, the only ones
 
 
 def is_list(name: str) -> bool:
-    """Whether a metric is a list with one entry per epoch."""
+    """True for a metric that is a list with one entry per epoch."""
     return name.startswith("epoch/")
 
 

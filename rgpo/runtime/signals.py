@@ -1,4 +1,4 @@
-"""Being asked to stop."""
+"""SIGINT and SIGTERM handling."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import signal
 import time
 from types import FrameType
 
-ECHO_S = 1.0  # a launcher passes on the signal that its processes were sent as well
+ECHO_S = 1.0  # a launcher passes on a signal that its processes have received as well
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; it has written a checkpoint if there was anything to keep."""
+    """The run was stopped by a signal, after a checkpoint if there was anything to keep."""
 
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
 
 
 class Signals:
-    """The first SIGINT or SIGTERM asks for a stop after the present iteration, one that comes later stops at once.
+    """Records the first SIGINT or SIGTERM, on which the loop ends the current iteration; a later one stops the run immediately.
 
-    Before the first iteration there is nothing to finish: Interrupted at once.
+    Before the first iteration there is nothing to finish: Interrupted is raised immediately.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.iterating = False  # the loop says when it has begun
+        self.iterating = False  # set by the loop
         self._at = 0.0
 
     def __enter__(self) -> Signals:
@@ -39,7 +39,7 @@ class Signals:
         if not self.iterating:
             raise Interrupted(number)
         self.received, self._at = number, time.monotonic()
-        print("stopping after this iteration; once more to stop at once", flush=True)
+        print("stopping after this iteration; send the signal again to stop immediately", flush=True)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

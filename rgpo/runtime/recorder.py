@@ -1,0 +1,103 @@
+"""The output of one attempt at a run: its files (apart from checkpoints) and everything it prints."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import yaml
+
+from rgpo import atomic
+from rgpo.distributed import on_first
+from rgpo.learning.types import Metrics
+from rgpo.runtime import console, provenance, schema
+from rgpo.runtime.metrics import MetricsWriter, Row, number
+from rgpo.runtime.settings import Settings
+from rgpo.runtime.trackers import Trackers
+
+
+class Recorder:
+    """Writes and prints on rank 0; on other ranks every method does nothing."""
+
+    def __init__(self, config: Mapping[str, object], run_dir: Path) -> None:
+        self.config, self.settings, self.run_dir = config, Settings.of(config), run_dir
+        self._started = time.monotonic()
+        self._writer: MetricsWriter | None = None
+
+    @on_first
+    def write_facts(self, config_hash: str, command: str, attempt: int, algorithm: Mapping[str, str]) -> None:
+        """Write config.yaml and provenance.json."""
+        num_threads = self.settings.num_threads
+        self._facts = provenance.collect(self.run_dir.name, config_hash, command, num_threads, attempt, algorithm)
+        atomic.write_text(self.run_dir / "config.yaml", self._config_text())
+        atomic.write_text(self.run_dir / "provenance.json", json.dumps(self._facts, indent=1) + "\n")
+
+    def _config_text(self) -> str:
+        return yaml.safe_dump(dict(self.config), sort_keys=False)
+
+    @on_first
+    def open(self, iteration: int, num_iterations: int, note: str) -> None:
+        """Open the metrics, whose rows after iteration are dropped, and the dashboards; print the banner."""
+        facts, seed = self._facts, self.settings.seed
+        row = {group: self.settings.choice(group) for group in ("task", "scale", "algo", "gate")}
+        row |= {"run_id": self.run_dir.name, "config_hash": facts["config_hash"], "git_sha": provenance.git_sha(facts)}
+        metadata = {"config": self._config_text(), "versions": json.dumps(facts["versions"])}
+        glossary = schema.glossary(self.config)
+        self._writer = MetricsWriter(self.run_dir, row, seed, facts["attempt"], iteration, metadata, glossary)
+        self._trackers = Trackers(self.settings.exports, self.run_dir, self.config, iteration)
+        print(console.banner(self.run_dir, self.settings, facts, num_iterations, note), flush=True)
+        if iteration:
+            print(f"  attempt {facts['attempt']} resumes after iteration {iteration:,} of {num_iterations:,}", flush=True)
+        self._progress = console.Progress(num_iterations, iteration)
+
+    @on_first
+    def notice(self, text: str) -> None:
+        """Print an indented line."""
+        print(f"  {text}", flush=True)
+
+    @on_first
+    def record(self, iteration: int, env_steps: int, metrics: Metrics, samples: Iterable[Row], headline: str) -> None:
+        """Add one iteration to metrics, dashboards, samples and the progress line."""
+        assert self._writer is not None
+        self._writer.log(iteration, env_steps, metrics)
+        self._trackers.log(iteration, metrics)
+        self._writer.log_samples(iteration, samples)
+        self._progress.update(iteration, env_steps, metrics, headline)
+
+    @on_first
+    def flush(self) -> None:
+        """Write all buffered rows, if there are any."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    @on_first
+    def close(self) -> None:
+        """Remove the progress line and close the dashboards."""
+        self._progress.close()
+        self._trackers.finish()
+
+    @on_first
+    def join_parts(self) -> None:
+        """Write metrics.parquet and samples.parquet."""
+        assert self._writer is not None
+        self._writer.finish()
+
+    @on_first
+    def remove_parts(self) -> None:
+        """Delete the part files; only once state.json records completion."""
+        assert self._writer is not None
+        self._writer.remove_parts()
+
+    @on_first
+    def summarize(self, metrics: Metrics, lines: Iterable[str]) -> None:
+        """Print the time taken, the task's lines and how to draw the run; metrics: the last iteration's."""
+        minutes, seconds = divmod(time.monotonic() - self._started, 60)
+        print(f"  done in {minutes:.0f} min {seconds:.0f} s: {self.run_dir / 'metrics.parquet'}")
+        for line in lines:
+            print(f"  {line}")
+        kl = f"last KL(old || new) {number(metrics, 'kl/old_exact'):.4g}; " if "kl/old_exact" in metrics else ""
+        report = f"rgpo-report results_dir={shlex.quote(self.settings.results_dir)} experiment={self.settings.name}"
+        print(f"  {kl}`{report}` draws it", flush=True)
