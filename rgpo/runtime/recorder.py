@@ -12,7 +12,7 @@ import yaml
 
 from rgpo import atomic
 from rgpo.distributed import on_first
-from rgpo.learning.types import Metrics
+from rgpo.learning.types import Metrics, Task
 from rgpo.runtime import console, provenance, schema
 from rgpo.runtime.metrics import MetricsWriter, Row, number
 from rgpo.runtime.settings import Settings
@@ -22,8 +22,8 @@ from rgpo.runtime.trackers import Trackers
 class Recorder:
     """Writes and prints on rank 0; on other ranks every method does nothing."""
 
-    def __init__(self, config: Mapping[str, object], run_dir: Path) -> None:
-        self.config, self.settings, self.run_dir = config, Settings.of(config), run_dir
+    def __init__(self, config: Mapping[str, object], task: Task, run_dir: Path) -> None:
+        self.config, self.settings, self.task, self.run_dir = config, Settings.of(config), task, run_dir
         self._started = time.monotonic()
         self._writer: MetricsWriter | None = None
 
@@ -59,13 +59,13 @@ class Recorder:
         print(f"  {text}", flush=True)
 
     @on_first
-    def record(self, iteration: int, env_steps: int, metrics: Metrics, samples: Iterable[Row], headline: str) -> None:
+    def record(self, iteration: int, env_steps: int, metrics: Metrics, samples: Iterable[Row]) -> None:
         """Add one iteration to metrics, dashboards, samples and the progress line."""
         assert self._writer is not None
         self._writer.log(iteration, env_steps, metrics)
         self._trackers.log(iteration, metrics)
         self._writer.log_samples(iteration, samples)
-        self._progress.update(iteration, env_steps, metrics, headline)
+        self._progress.update(iteration, env_steps, metrics, self.task.headline(metrics))
 
     @on_first
     def flush(self) -> None:
@@ -92,11 +92,11 @@ class Recorder:
         self._writer.remove_parts()
 
     @on_first
-    def summarize(self, metrics: Metrics, lines: Iterable[str]) -> None:
-        """Print the time taken, the task's lines and how to draw the run; metrics: the last iteration's."""
+    def summarize(self, metrics: Metrics) -> None:
+        """Print the time taken, the task's summary and how to draw the run; metrics: the last iteration's, {} if it had none."""
         minutes, seconds = divmod(time.monotonic() - self._started, 60)
         print(f"  done in {minutes:.0f} min {seconds:.0f} s: {self.run_dir / 'metrics.parquet'}")
-        for line in lines:
+        for line in self.task.summary(metrics) if metrics else []:
             print(f"  {line}")
         kl = f"last KL(old || new) {number(metrics, 'kl/old_exact'):.4g}; " if "kl/old_exact" in metrics else ""
         report = f"rgpo-report results_dir={shlex.quote(self.settings.results_dir)} experiment={self.settings.name}"

@@ -34,7 +34,7 @@ class Session:
         self.settings = Settings.of(config)
         self.task, self.algorithm = task, algorithm
         self.run_dir, self.config_hash, self.command = run_dir, config_hash, command
-        self.recorder = Recorder(config, run_dir)
+        self.recorder = Recorder(config, task, run_dir)
         self.attempt = run_folder.read_state(run_dir).get("attempt", 0) + 1
         self.iteration = self.env_steps = self.num_iterations = 0
         self.last_checkpoint = 0  # iteration; 0: none
@@ -103,8 +103,7 @@ class Session:
         busy = sum(number(metrics, f"time/{phase}_s", 0.0) for phase in ("collect", "update", "diagnostics"))
         metrics["speed/env_steps_per_s"] = num_steps / busy
         metrics["time/iteration_s"] = time.perf_counter() - start
-        samples, headline = self.task.take_samples(), self.task.headline(metrics)
-        self.recorder.record(self.iteration, self.env_steps, metrics, samples, headline)
+        self.recorder.record(self.iteration, self.env_steps, metrics, self.task.take_samples())
         return metrics
 
     def save(self) -> None:
@@ -134,7 +133,7 @@ class Session:
         self.recorder.join_parts()
         self.write_state("completed")
         self.recorder.remove_parts()
-        self.recorder.summarize(metrics, self.task.summary(metrics) if metrics else [])
+        self.recorder.summarize(metrics)
 
     @distributed.on_first
     def write_state(self, status: str, reason: str | None = None) -> None:
