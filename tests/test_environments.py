@@ -1,4 +1,6 @@
-"""Vector environments: the direct backend equals gymnasium bit for bit, and a saved state goes on as if nothing had happened."""
+"""Vector environments: the direct backend equals gymnasium bit for bit, and a restored state continues bit for bit."""
+
+import re
 
 import gymnasium
 import mujoco
@@ -6,15 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from rgpo.control.envs.gymnasium_env import GymnasiumVector
+from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.envs.mujoco_env import load_model
 from rgpo.control.envs.mujoco_tasks import TASKS
-from rgpo.control.envs.vector_env import GymnasiumVector, make_vector_env
+from rgpo.control.envs.vector_env import VectorEnv
 
 
 @pytest.fixture(autouse=True)
 def _scratch_folder(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MuJoCo writes MUJOCO_LOG.TXT into the working folder when gymnasium loads HalfCheetah."""
+    """MuJoCo writes MUJOCO_LOG.TXT to the current folder when gymnasium loads HalfCheetah."""
     monkeypatch.chdir(tmp_path)
+
+
+def make(env_id: str, num_envs: int, backend: str = "auto", **kwargs: object) -> VectorEnv:
+    return make_vector_env(env_id, num_envs, backend, **kwargs)
 
 
 def random_actions(env, num_steps: int, seed: int) -> np.ndarray:
@@ -32,17 +40,17 @@ def play(env, actions: np.ndarray) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("env_id", sorted(TASKS))
 def test_direct_mujoco_equals_gymnasium_bit_for_bit(env_id: str) -> None:
-    direct, judge = make_vector_env(env_id, 2, "mujoco"), make_vector_env(env_id, 2, "gymnasium")
-    assert type(direct) is not type(judge) and direct.observation_size == judge.observation_size
-    assert np.array_equal(direct.reset(7), judge.reset(7))
+    direct, gym = make(env_id, 2, "mujoco"), make(env_id, 2, "gymnasium")
+    assert type(direct) is not type(gym) and direct.observation_size == gym.observation_size
+    assert np.array_equal(direct.reset(7), gym.reset(7))
     actions = random_actions(direct, 1100, 0)  # past the time limit of 1,000 steps
-    for ours, theirs in zip(play(direct, actions), play(judge, actions), strict=True):
+    for ours, theirs in zip(play(direct, actions), play(gym, actions), strict=True):
         assert np.array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("xml", sorted({task.xml for task in TASKS.values()}))
 def test_physics_has_one_island_and_no_clock(xml: str) -> None:
-    """One tree is one island, so looking for islands is off; a clock would show in the timers' durations."""
+    """One tree is one island, so the search for islands is off; a running clock would make some timer's duration positive."""
     model = load_model(xml)
     data = mujoco.MjData(model)
     mujoco.mj_step(model, data, 5)
@@ -51,8 +59,8 @@ def test_physics_has_one_island_and_no_clock(xml: str) -> None:
     assert any(stage.number for stage in stages) and not any(stage.duration for stage in stages)
 
 
-def test_the_judge_is_gymnasium_itself() -> None:
-    """The loop that judges the direct backend against plain gymnasium.make."""
+def test_the_gymnasium_backend_is_gymnasium_itself() -> None:
+    """GymnasiumVector, which the direct backend is compared with, against plain gymnasium.make."""
     env, vector = gymnasium.make("Hopper-v4"), GymnasiumVector("Hopper-v4", 1)
     observation, _ = env.reset(seed=3)
     assert np.array_equal(vector.reset(3)[0], observation)
@@ -68,7 +76,7 @@ def test_the_judge_is_gymnasium_itself() -> None:
 
 
 def test_same_step_autoreset_keeps_the_true_last_observation() -> None:
-    env = make_vector_env("CartPole-v1", 3)
+    env = make("CartPole-v1", 3)
     env.reset(0)
     ended = 0
     for action in random_actions(env, 200, 2):
@@ -77,20 +85,20 @@ def test_same_step_autoreset_keeps_the_true_last_observation() -> None:
         ended += done.sum()
         assert np.array_equal(step.final_observation[~done], step.observation[~done])
         beyond = np.abs(step.final_observation[done][:, [0, 2]]) > [2.4, 0.2095]
-        assert beyond.any(1).all()  # the true final state lies outside the limits
-        assert (np.abs(step.observation[done]) <= 0.05).all()  # the next episode's first one does not
+        assert beyond.any(1).all()  # the true final state is outside the limits
+        assert (np.abs(step.observation[done]) <= 0.05).all()  # the next episode's first one is inside
     assert ended > 5
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v4", "Ant-v5", "CartPole-v1", "Pendulum-v1", "Acrobot-v1", "FrozenLake-v1"])
-def test_a_saved_state_goes_on_bit_for_bit(env_id: str, tmp_path) -> None:
-    env = make_vector_env(env_id, 2)
+def test_a_restored_state_continues_bit_for_bit(env_id: str, tmp_path) -> None:
+    env = make(env_id, 2)
     env.reset(11)
     actions = random_actions(env, 260, 3)
     play(env, actions[:130])
     torch.save(env.state_dict(), tmp_path / "state.pt")
     rest = play(env, actions[130:])
-    fresh = make_vector_env(env_id, 2)
+    fresh = make(env_id, 2)
     fresh.reset(99)
     fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for expected, got in zip(rest, play(fresh, actions[130:]), strict=True):
@@ -98,14 +106,14 @@ def test_a_saved_state_goes_on_bit_for_bit(env_id: str, tmp_path) -> None:
 
 
 def test_different_copies_and_seeds_differ() -> None:
-    env = make_vector_env("Hopper-v4", 2)
+    env = make("Hopper-v4", 2)
     first = env.reset(1).copy()
     assert not np.array_equal(first[0], first[1])
     assert np.array_equal(env.reset(1), first) and not np.array_equal(env.reset(5), first)
 
 
 class Forgetful(gymnasium.Env):
-    """Draws from the global generator: cannot be replayed."""
+    """Draws from the global generator, so it cannot be replayed."""
 
     observation_space = gymnasium.spaces.Box(0, 1, (1,))
     action_space = gymnasium.spaces.Discrete(2, start=3)
@@ -120,7 +128,7 @@ class Forgetful(gymnasium.Env):
 
 
 class Counter(gymnasium.Env):
-    """Episodes of 5 steps that show the time as a picture; an episode's reward may depend on how many came before."""
+    """Episodes of 5 steps that observe the time as an image; with `remembers`, rewards depend on the number of past episodes."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (2, 3), np.uint8)
     action_space = gymnasium.spaces.Box(-1, 1, (2, 2), np.float64)
@@ -145,7 +153,7 @@ gymnasium.register("Counter-v0", Counter)
 
 
 def test_shapes_types_and_final_observations_of_an_arbitrary_environment() -> None:
-    env = make_vector_env("Counter-v0", 2)
+    env = make("Counter-v0", 2)
     assert env.observation_size == 6 and np.array_equal(env.reset(0), np.zeros((2, 6)))
     actions = random_actions(env, 10, 0)
     observation, terminated, truncated, final, reward = play(env, actions)
@@ -156,12 +164,12 @@ def test_shapes_types_and_final_observations_of_an_arbitrary_environment() -> No
 
 
 @pytest.mark.parametrize("remembers", [False, True])
-def test_what_an_environment_remembers_of_earlier_episodes_is_noticed(remembers: bool) -> None:
-    env = make_vector_env("Counter-v0", 2, remembers=remembers)
+def test_state_carried_over_from_earlier_episodes_is_detected(remembers: bool) -> None:
+    env = make("Counter-v0", 2, remembers=remembers)
     env.reset(0)
     actions = random_actions(env, 20, 0)
     play(env, actions[:13])  # third step of the third episode
-    fresh, state = make_vector_env("Counter-v0", 2, remembers=remembers), env.state_dict()
+    fresh, state = make("Counter-v0", 2, remembers=remembers), env.state_dict()
     if remembers:
         with pytest.raises(ValueError, match="cannot be resumed exactly"):
             fresh.load_state_dict(state)
@@ -172,24 +180,24 @@ def test_what_an_environment_remembers_of_earlier_episodes_is_noticed(remembers:
 
 
 def test_a_state_of_other_environments_is_refused() -> None:
-    env = make_vector_env("Hopper-v4", 2)
+    env = make("Hopper-v4", 2)
     env.reset(0)
-    for other in (make_vector_env("Hopper-v4", 3), make_vector_env("Hopper-v4", 2, "gymnasium"), make_vector_env("Ant-v4", 2)):
+    for other in (make("Hopper-v4", 3), make("Hopper-v4", 2, "gymnasium"), make("Ant-v4", 2)):
         with pytest.raises(ValueError, match="resume with the configuration"):
             other.load_state_dict(env.state_dict())
 
 
 def test_at_least_one_copy() -> None:
-    with pytest.raises(ValueError, match="num_envs=0"):
-        make_vector_env("CartPole-v1", 0)
+    with pytest.raises(ValueError, match=r"^task\.num_envs=0: must be at least 1\.$"):
+        make("CartPole-v1", 0)
 
 
 def test_an_environment_that_cannot_be_replayed_is_refused() -> None:
-    env = make_vector_env("Forgetful-v0", 1)
+    env = make("Forgetful-v0", 1)
     env.reset(0)
     play(env, random_actions(env, 5, 0))
     with pytest.raises(ValueError, match="cannot be resumed exactly"):
-        make_vector_env("Forgetful-v0", 1).load_state_dict(env.state_dict())
+        make("Forgetful-v0", 1).load_state_dict(env.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -199,18 +207,24 @@ def test_an_environment_that_cannot_be_replayed_is_refused() -> None:
         ("Blackjack-v1", {}, "not supported"),
         ("HalfCheetah-v9", {}, "HalfCheetah-v5"),
         ("CartPole-v1", {"speed": 3}, "speed"),
-        ("CartPole-v1", {"backend": "mujoco"}, "backend='mujoco' cannot run"),
-        ("Ant-v5", {"backend": "mujoco", "frame_skip": 2}, "without kwargs"),
+        ("CartPole-v1", {"backend": "mujoco"}, "task.backend=mujoco: cannot run CartPole-v1"),
+        ("Ant-v5", {"backend": "mujoco", "frame_skip": 2}, "without env_kwargs"),
         ("ALE/Pong-v5", {}, "pip install"),
     ],
 )
-def test_what_cannot_be_made_is_one_sentence(env_id: str, kwargs: dict, words: str) -> None:
+def test_an_environment_that_cannot_be_made_is_refused_in_one_line(env_id: str, kwargs: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
-        make_vector_env(env_id, 1, **kwargs)
-    assert "\n" not in str(caught.value) and env_id in str(caught.value)
+        make(env_id, 1, **kwargs)
+    assert re.fullmatch(rf"task\.(env_id={re.escape(env_id)}|backend=mujoco): .+ .+\.", str(caught.value))
+    assert env_id in str(caught.value)
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^task\.backend=isaac: unknown backend; choose auto, gymnasium, mujoco\.$"):
+        make("CartPole-v1", 1, "isaac")
 
 
 def test_one_hot_observations() -> None:
-    env = make_vector_env("FrozenLake-v1", 2)
+    env = make("FrozenLake-v1", 2)
     assert env.observation_size == 16
     assert np.array_equal(env.reset(0), np.eye(16)[[0, 0]])

@@ -1,4 +1,4 @@
-"""Running normalisation against what it says, computed step by step over everything seen."""
+"""Running normalizers against their definitions, computed step by step over all observations so far."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rgpo.control.normalize import EPSILON, PRIOR_COUNT, ObservationNormalizer, RewardNormalizer
-from rgpo.core.recurrence import recurrence
+from rgpo.core.advantages import recurrence
 
 
 def moments(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +18,7 @@ def moments(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("num_envs", [1, 2, 8])
-def test_observations_are_normalised_by_all_seen_so_far(num_envs: int) -> None:
+def test_observations_are_normalized_by_all_so_far(num_envs: int) -> None:
     rng = np.random.default_rng(num_envs)
     normalize = ObservationNormalizer(num_envs, 3, 1.5)
     observations = rng.normal([5.0, -1.0, 0.0], [0.3, 2.0, 1.0], (200, num_envs, 3))
@@ -50,7 +50,7 @@ def test_rewards_are_scaled_by_the_discounted_return_so_far(num_envs: int) -> No
     assert np.abs(ours).max() == 2.0  # the clip was reached
 
 
-def test_a_saved_normaliser_goes_on_bit_for_bit() -> None:
+def test_a_restored_normalizer_continues_bit_for_bit() -> None:
     rng = np.random.default_rng(0)
     rewards, done = rng.normal(size=(2, 30, 2)), rng.random((30, 2)) < 0.2
     first, second = RewardNormalizer(2, 0.99, 10.0), RewardNormalizer(2, 0.99, 10.0)

@@ -1,4 +1,7 @@
-"""Action distributions as tuples of tensors: pure functions that a compiled step can trace. All in nats, batch first."""
+"""Action distributions as named tuples of tensors, whose methods are pure functions that torch can compile.
+
+Batch first, all values in nats. ``kl_from`` takes the other distribution as the plain tuple that a batch stores.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class Gaussian(NamedTuple):
         return (self.log_std + 0.5 * (1 + math.log(2 * math.pi))).sum(-1)
 
     def kl_from(self, old: tuple[Tensor, ...]) -> Tensor:
-        """KL(old || self) of the parameters of another one -> (N,)."""
+        """KL(old || self) -> (N,); old has the same fields."""
         return Gaussian(*old).kl(self)
 
     def kl(self, other: Gaussian) -> Tensor:
@@ -36,7 +39,7 @@ class Gaussian(NamedTuple):
 
 
 class Categorical(NamedTuple):
-    """Categorical over A actions: log-probabilities logp (N, A), a log softmax."""
+    """Categorical over A actions: normalized log-probabilities logp (N, A)."""
 
     logp: Tensor
 
@@ -49,7 +52,7 @@ class Categorical(NamedTuple):
         return -(self.logp.exp() * self.logp).sum(-1)
 
     def kl_from(self, old: tuple[Tensor, ...]) -> Tensor:
-        """KL(old || self) of the parameters of another one -> (N,)."""
+        """KL(old || self) -> (N,); old has the same fields."""
         return Categorical(*old).kl(self)
 
     def kl(self, other: Categorical) -> Tensor:

@@ -1,4 +1,4 @@
-"""Running normalisation, one for all environments, vectorised over them."""
+"""Running normalizers, one for all environments and vectorized over them."""
 
 from __future__ import annotations
 
@@ -6,48 +6,48 @@ from typing import Any
 
 import numpy as np
 
-from rgpo.core.recurrence import recurrence
+from rgpo.core.advantages import recurrence
 from rgpo.core.rollout import Array
 
-PRIOR_COUNT = 1e-4  # weight of the moments (0, 1) that everything starts from
+PRIOR_COUNT = 1e-4  # weight of the initial moments: mean 0, variance 1
 EPSILON = 1e-8  # added to every variance
 
 
 class ObservationNormalizer:
-    """(o - mean)/std clipped to +-clip, as float32, with the moments of all seen so far.
+    """(o - mean)/std clipped to +-clip, as float32, with the moments of all observations so far.
 
-    A step's observations o_e move the mean from m to m', and the sum of squares about it grows by sum_e (o_e - m)(o_e - m')
-    (Welford 1962, for several at once).
+    The observations o_e of one step change the mean from m to m' and add sum_e (o_e - m)(o_e - m') to the sum of squares
+    about it (Welford 1962, for E observations at once).
     """
 
     def __init__(self, num_envs: int, size: int, clip: float) -> None:
-        shape = (1, size)  # two axes, as observations have: nothing is broadcast where there is one environment
+        shape = (1, size)  # two axes, so that one environment needs no broadcasting
         self.high, self.low = np.full(shape, clip), np.full(shape, -clip)
         self.mean = np.zeros(shape)
         self.squares = np.full(shape, PRIOR_COUNT)
         self.count = PRIOR_COUNT
-        self._ones = np.ones((1, num_envs))  # a product with them sums over environments in half of the time of a sum
+        self._ones = np.ones((1, num_envs))  # ones @ x sums over environments in half the time of x.sum(0)
 
     def __call__(self, observation: Array, learn: bool = True) -> Array:
-        """Normalise observation (E, D), first learning from it unless told not to."""
-        centred = self._learn(observation) if learn else observation - self.mean
+        """Normalize observation (E, D); learn: update the moments with it first."""
+        centered = self._learn(observation) if learn else observation - self.mean
         std = self.squares / self.count
         std += EPSILON
         np.sqrt(std, out=std)
-        centred /= std
-        np.maximum(centred, self.low, out=centred)
-        np.minimum(centred, self.high, out=centred)
-        return centred.astype(np.float32)
+        centered /= std
+        np.maximum(centered, self.low, out=centered)
+        np.minimum(centered, self.high, out=centered)
+        return centered.astype(np.float32)
 
     def _learn(self, observation: Array) -> Array:
-        """Take the observations into the moments; what remains of them without the mean."""
+        """Update the moments with observation (E, D); returns observation - mean."""
         gap = observation - self.mean
         self.count += len(observation)
         self.mean += self._ones.dot(gap) / self.count
-        centred: Array = observation - self.mean
-        gap *= centred
+        centered: Array = observation - self.mean
+        gap *= centered
         self.squares += self._ones.dot(gap)
-        return centred
+        return centered
 
     def state_dict(self) -> dict[str, Any]:
         return {"mean": self.mean.tolist(), "squares": self.squares.tolist(), "count": self.count}
@@ -58,9 +58,9 @@ class ObservationNormalizer:
 
 
 class RewardNormalizer:
-    """r / std of the running discounted return, clipped to +-clip (no centring, so that no reward changes sign).
+    """r / std of the running discounted return, clipped to +-clip; not centered, so that no reward changes sign.
 
-    Acting does not see rewards, so a whole rollout is normalised at once, each step by what was known at that step.
+    A whole rollout is normalized in one call, each step by the moments up to that step.
     """
 
     def __init__(self, num_envs: int, gamma: float, clip: float) -> None:
@@ -70,14 +70,14 @@ class RewardNormalizer:
         self.mean, self.var, self.count = 0.0, 1.0, PRIOR_COUNT
 
     def __call__(self, reward: Array, done: Array) -> Array:
-        """Normalise reward (T, E); the discounted return of an environment starts anew after done (T, E)."""
+        """Normalize reward (T, E); an environment's discounted return restarts at 0 after done (T, E)."""
         num_steps, num_envs = reward.shape
         decay = np.full(reward.shape, self.gamma)
         decay[1:][done[:-1]] = 0.0
         discounted = recurrence(decay, reward, self.discounted)
         self.discounted = discounted[-1] * ~done[-1]
 
-        gap = discounted - self.mean  # moments about the mean before the rollout, of everything up to each step
+        gap = discounted - self.mean  # below: moments up to each step, about the mean before the rollout
         count = self.count + num_envs * np.arange(1, num_steps + 1)
         shift = np.cumsum(gap.sum(1)) / count
         var = (self.var * self.count + np.cumsum(np.square(gap).sum(1))) / count - shift**2

@@ -1,8 +1,8 @@
-"""Four MuJoCo locomotion tasks stepped directly, bitwise equal to gymnasium's environments only faster.
+"""Four MuJoCo locomotion tasks stepped directly: bitwise equal to gymnasium's environments, and faster.
 
-HalfCheetah, Hopper, Walker2d and Ant in gymnasium's versions v4 and v5, whose formulas are ``rgpo.control.envs.mujoco_tasks``'s.
-Actions are clipped to the bounds in float32, as ``GymnasiumVector`` passes them on, and their cost is float32 too. Where
-gymnasium's order of operations matters to the last bit it is kept; tests/test_environments.py compares them.
+HalfCheetah, Hopper, Walker2d and Ant in gymnasium's versions v4 and v5; ``mujoco_tasks`` has their formulas. Actions are
+clipped to the bounds in float32, as ``GymnasiumVector`` does, and their cost is float32 too. Operations keep gymnasium's
+order, so that results agree to the last bit; tests/test_environments.py compares them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # every input of mj_step, the
 class MujocoVector:
     """E copies of one of ``TASKS`` over one shared model; a ``VectorEnv``.
 
-    Operands of one ufunc have one shape, its output is another array: numpy is three times slower on small arrays that
-    broadcast or overlap.
+    The operands of a ufunc share one shape and its output is a separate array: broadcasting or overlapping small arrays
+    makes numpy three times slower.
     """
 
     def __init__(self, env_id: str, num_envs: int) -> None:
@@ -46,13 +46,13 @@ class MujocoVector:
         self._low, self._high = np.tile(low, (num_envs, 1)), np.tile(high, (num_envs, 1))
         self._above_low, self._action = (np.zeros((num_envs, model.nu), np.float32) for _ in range(2))
 
-        # read from the physics: (qpos, qvel), x and the external force and torque on each body
+        # copied from the physics: (qpos, qvel), x, and the external force and torque on each body
         size = model.nq + model.nv
         self._coordinates = np.zeros((num_envs, size))
         self._x = self._coordinates[:, 0] if task.measure == "qpos" else np.zeros(num_envs)
         self._forces = np.zeros((num_envs, 6 * model.nbody))
-        self._copies = [self._reads(i) for i in range(num_envs)]
-        self._loop = list(zip(self._data, [d.ctrl for d in self._data], self._action, self._copies, strict=True))
+        self._views = [self._physics_views(i) for i in range(num_envs)]
+        self._loop = list(zip(self._data, [d.ctrl for d in self._data], self._action, self._views, strict=True))
 
         # observation = (qpos[num_hidden:], qvel, forces on every body but the world)
         num_moving = size - task.num_hidden
@@ -69,13 +69,13 @@ class MujocoVector:
         self._lowest, self._highest = np.tile(lowest, (num_envs, 1)), np.tile(highest, (num_envs, 1))
         self._above, self._below = np.zeros_like(self._lowest, bool), np.zeros_like(self._lowest, bool)
         self._healthy, self._terminated, self._never = (np.zeros(num_envs, bool) for _ in range(3))
-        self._clock, self._first_limit = 0, EPISODE_STEPS  # steps taken, and when the oldest episode reaches its limit
-        self._begun = np.zeros(num_envs, np.int64)  # by that clock
-        # what a step's reward depends on, and its copies since rewards were last asked for
-        self._pays = [self._distance, self._action]
-        self._pays += [self._healthy] if task.bonus == "healthy" else []
-        self._pays += [self._forces] if task.contact_cost is not None else []
-        self._paid: list[list[npt.NDArray[Any]]] = []
+        self._clock, self._first_limit = 0, EPISODE_STEPS  # steps taken, and the clock at which the oldest episode times out
+        self._begun = np.zeros(num_envs, np.int64)  # the clock when each episode began
+        # the inputs of a step's reward, and their copies at each step since the last call of rewards()
+        self._reward_inputs = [self._distance, self._action]
+        self._reward_inputs += [self._healthy] if task.bonus == "healthy" else []
+        self._reward_inputs += [self._forces] if task.contact_cost is not None else []
+        self._unpaid: list[list[npt.NDArray[Any]]] = []
 
     def reset(self, seed: int) -> Floats:
         self._rngs = [seeding.np_random(int(seed) + i)[0] for i in range(self.num_envs)]
@@ -92,18 +92,18 @@ class MujocoVector:
 
         model, frame_skip, advance = self._model, self._task.frame_skip, mujoco.mj_step
         has_forces = self._task.contact_cost is not None
-        for data, control, action, copies in self._loop:
+        for data, control, action, views in self._loop:
             control[:] = action
             advance(model, data, frame_skip)
             if has_forces:  # outputs only: without it the trajectory is the same
                 mujoco.mj_rnePostConstraint(model, data)
-            for target, source in copies:
+            for target, source in views:
                 target[:] = source
 
         self._observe()
-        truncated = self._judge()
+        truncated = self._check_end()
         np.subtract(self._x, self._x_before, out=self._distance)
-        self._paid.append([source.copy() for source in self._pays])
+        self._unpaid.append([source.copy() for source in self._reward_inputs])
         if truncated is self._never and not (self._task.healthy and np.count_nonzero(self._terminated)):
             return Step(self._observation, self._terminated, truncated, self._observation)
         np.copyto(self._final, self._observation)
@@ -113,10 +113,10 @@ class MujocoVector:
         return Step(self._observation, self._terminated, truncated, self._final)
 
     def rewards(self) -> Floats:
-        """In gymnasium's order of operations."""
+        """The formula of ``mujoco_tasks``, in gymnasium's order of operations."""
         task = self._task
-        distance, action, *rest = (np.array(column) for column in zip(*self._paid, strict=True))
-        self._paid = []
+        distance, action, *rest = (np.array(column) for column in zip(*self._unpaid, strict=True))
+        self._unpaid = []
         income = distance / (self._model.opt.timestep * task.frame_skip)
         if task.bonus != "none":
             income += rest.pop(0) if task.bonus == "healthy" else 1.0
@@ -135,7 +135,7 @@ class MujocoVector:
             envs.append(
                 {
                     "physics": physics.tolist(),
-                    "x": float(self._x[i]),  # the torso's frame is not part of MuJoCo's state
+                    "x": float(self._x[i]),  # MuJoCo's state does not include the torso's frame
                     "elapsed": self._clock - int(self._begun[i]),
                     "rng": dict(self._rngs[i].bit_generator.state),
                 }
@@ -143,34 +143,34 @@ class MujocoVector:
         return {"backend": "mujoco", "env_id": self.env_id, "envs": envs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ConfigError for the state of another task, backend or number of environments."""
+        """Raises: ConfigError if another task, backend or number of environments wrote the state."""
         check_saved(state, "mujoco", self.env_id, self.num_envs)
         self._rngs = [seeding.np_random(0)[0] for _ in range(self.num_envs)]
         for i, saved in enumerate(state["envs"]):
-            # no mj_forward here: it would move the solver's warm start
+            # no mj_forward here: it would change the solver's warm start
             mujoco.mj_resetData(self._model, self._data[i])
             mujoco.mj_setState(self._model, self._data[i], np.asarray(saved["physics"], np.float64), _STATE)
             self._rngs[i].bit_generator.state = saved["rng"]
-            self._date(i, saved["elapsed"])
-            for target, source in self._copies[i]:
+            self._set_elapsed(i, saved["elapsed"])
+            for target, source in self._views[i]:
                 target[:] = source
             self._x[i] = saved["x"]
 
     def close(self) -> None:
         """Nothing to release: MuJoCo frees a model with its last reference."""
 
-    def _reads(self, i: int) -> list[tuple[Any, Any]]:
-        """(target, source) views that bring environment i's physics into the buffers."""
+    def _physics_views(self, i: int) -> list[tuple[Any, Any]]:
+        """(target, source) pairs: environment i's rows of the buffers, and the physics they are copied from."""
         data, nq = self._data[i], self._model.nq
-        reads = [(self._coordinates[i, :nq], data.qpos), (self._coordinates[i, nq:], data.qvel)]
+        views = [(self._coordinates[i, :nq], data.qpos), (self._coordinates[i, nq:], data.qvel)]
         if self._task.measure == "torso":
-            reads.append((self._x[i : i + 1], data.xpos[1, :1]))  # body 0 is the world
+            views.append((self._x[i : i + 1], data.xpos[1, :1]))  # body 0 is the world
         if self._task.contact_cost is not None:
-            reads.append((self._forces[i].reshape(-1, 6), data.cfrc_ext))
-        return reads
+            views.append((self._forces[i].reshape(-1, 6), data.cfrc_ext))
+        return views
 
     def _begin(self, i: int) -> None:
-        """Start an episode: qpos0 and velocity 0, with noise from the environment's own generator."""
+        """Start an episode: qpos0 and velocity 0, plus noise from the environment's generator."""
         task, model, data, rng = self._task, self._model, self._data[i], self._rngs[i]
         mujoco.mj_resetData(model, data)
         data.qpos[:] = model.qpos0 + rng.uniform(-task.reset_noise, task.reset_noise, model.nq)
@@ -179,12 +179,12 @@ class MujocoVector:
         else:
             data.qvel[:] = rng.uniform(-task.reset_noise, task.reset_noise, model.nv)
         mujoco.mj_forward(model, data)
-        for target, source in self._copies[i]:
+        for target, source in self._views[i]:
             target[:] = source
-        self._date(i, 0)
+        self._set_elapsed(i, 0)
 
-    def _date(self, i: int, elapsed: int) -> None:
-        """Say that environment i's episode is `elapsed` steps old."""
+    def _set_elapsed(self, i: int, elapsed: int) -> None:
+        """Record that environment i's episode has taken `elapsed` steps."""
         self._begun[i] = self._clock - elapsed
         self._first_limit = int(self._begun.min()) + EPISODE_STEPS
 
@@ -197,8 +197,8 @@ class MujocoVector:
             np.clip(self._forces, -1.0, 1.0, out=self._forces)
             self._observation[:, self._moving.shape[1] :] = self._forces[:, 6:]
 
-    def _judge(self) -> Flags:
-        """Fill healthy and terminated; returns truncated (E,)."""
+    def _check_end(self) -> Flags:
+        """Advance the clock, fill healthy and terminated, and return truncated (E,)."""
         if self._task.healthy:
             np.less(self._lowest, self._monitored, out=self._above)
             np.less(self._monitored, self._highest, out=self._below)
@@ -210,26 +210,26 @@ class MujocoVector:
 
 
 def load_model(xml: str) -> Any:
-    """Compile one of gymnasium's models; MuJoCo's remarks on the file (deprecated attributes) are not for the user."""
+    """Compile one of gymnasium's models without MuJoCo's warnings about the file (deprecated attributes)."""
     path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml
     warn = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda _: None)  # the default writes stderr and MUJOCO_LOG.TXT in the working folder
+    mujoco.set_mju_user_warning(lambda _: None)  # the default prints them and writes MUJOCO_LOG.TXT to the current folder
     try:
         model = mujoco.MjModel.from_xml_path(str(path))
     finally:
         mujoco.set_mju_user_warning(warn)
-    # each model is one tree, so all of its constraints are one island: looking for more costs 5 to 7 % of a step
+    # each model is one tree, so all of its constraints form one island: searching for islands costs 5 to 7 % of a step
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
     _stop_clocks()
     return model
 
 
 def _stop_clocks() -> None:
-    """Keep MuJoCo from timing the stages of every step in this process (mjData.timer), a fifth of a step that nobody reads.
+    """Stop MuJoCo from timing the stages of every step in this process (mjData.timer), which takes a fifth of a step.
 
-    The pointer lies in MuJoCo's library alone: its Python setter knows no null. A library that has none, or lies
-    elsewhere, is left as it is: slower and no different.
+    Only MuJoCo's library can clear its clock: the Python setter accepts no null pointer. A library without that symbol is
+    left unchanged, which is slower and gives the same numbers.
     """
-    if mujoco.get_mjcb_time() is None:  # a callback that somebody has set stays
+    if mujoco.get_mjcb_time() is None:  # a user's callback is kept
         with suppress(AttributeError, OSError, ValueError):
             ctypes.c_void_p.in_dll(ctypes.CDLL(mujoco._functions.__file__), "mjcb_time").value = None

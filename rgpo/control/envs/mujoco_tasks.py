@@ -1,7 +1,7 @@
-"""What distinguishes gymnasium's four MuJoCo locomotion tasks and their versions.
+"""The formulas of gymnasium's four MuJoCo locomotion tasks, and the constants of each task and version.
 
     reward = (x' - x) / dt + bonus - c_ctrl ||a||^2 - c_contact ||clip(forces, -1, 1)||^2     dt = frame_skip * timestep
-    terminated = some monitored coordinate of (qpos, qvel) left its open interval,  truncated = 1,000 steps elapsed
+    terminated = a monitored coordinate of (qpos, qvel) left its open interval,  truncated = 1,000 steps elapsed
 
 ``a`` is the action clipped to the bounds.
 """
@@ -20,28 +20,28 @@ EPISODE_STEPS = 1000
 
 
 class Interval(NamedTuple):
-    """Coordinates first..last-1 of (qpos, qvel) have to lie in the open interval (low, high); nan does not."""
+    """The open interval (low, high) of coordinates first..last-1 of (qpos, qvel); NaN is outside."""
 
     first: int
-    last: int | None  # None: up to the end
+    last: int | None  # None: to the end
     low: float
     high: float
 
 
 @dataclass(frozen=True)
 class Locomotion:
-    """What distinguishes one task and version from another."""
+    """One task in one version."""
 
     xml: str  # in gymnasium's assets folder
-    frame_skip: int  # physics steps an environment step
+    frame_skip: int  # physics steps per environment step
     num_hidden: int  # leading positions left out of the observation
     ctrl_cost: float  # c_ctrl
     reset_noise: float  # half-width of the uniform noise on the initial positions
     velocity_noise: Literal["normal", "uniform"]  # on the initial velocities: N(0, reset_noise^2) or the same uniform
-    bonus: Literal["none", "always", "healthy"]  # 1 a step; v4 pays it in the terminal step too, v5 does not
+    bonus: Literal["none", "always", "healthy"]  # 1 per step; v4 adds it in the terminal step too, v5 does not
     healthy: tuple[Interval, ...] = ()
     velocity_clip: float = inf  # bound on the observed velocities
-    measure: Literal["qpos", "torso"] = "qpos"  # x: first coordinate, or the torso's frame (one physics step older)
+    measure: Literal["qpos", "torso"] = "qpos"  # x: first coordinate, or the torso's frame, which lags by one physics step
     contact_cost: float | None = None  # c_contact; None: no forces in reward and observation
 
 
@@ -83,7 +83,7 @@ TASKS: dict[str, Locomotion] = {
 
 
 def bounds(intervals: tuple[Interval, ...], size: int) -> tuple[int, int, Floats, Floats]:
-    """Intersect the intervals: first and last monitored coordinate and the bounds (last - first,) between them."""
+    """The intersection of the intervals: first and last monitored coordinate and their bounds, (last - first,) each."""
     if not intervals:
         return 0, 0, np.zeros(0), np.zeros(0)
     first, last = min(i.first for i in intervals), max(i.last or size for i in intervals)

@@ -1,0 +1,209 @@
+"""Any gymnasium environment with Box or Discrete spaces as a ``VectorEnv``."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from typing import Any
+from zlib import crc32
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from rgpo.control.envs.vector_env import Floats, Step, check_saved
+from rgpo.errors import ConfigError
+
+
+class GymnasiumVector:
+    """E copies of a gymnasium environment in a plain loop.
+
+    gymnasium cannot save an environment, so a state holds the seed, np_random's state at the start of the open episode and
+    the actions since. Loading replays them and compares np_random, the last observation and a checksum of all observations
+    and rewards; state that an environment carries over from earlier episodes is detected only if it changes one of these.
+    Memory grows by one action per step of the open episode.
+    """
+
+    def __init__(self, env_id: str, num_envs: int, **kwargs: Any) -> None:
+        self.env_id = env_id
+        self.num_envs = num_envs
+        self._envs = [_make(env_id, kwargs) for _ in range(num_envs)]
+        self.action_space = self._envs[0].action_space
+        self._observation_space = self._envs[0].observation_space
+        self.observation_size = _flat_size(env_id, self._observation_space)
+        _check_actions(env_id, self.action_space)
+
+        shape = (num_envs, self.observation_size)
+        self._observation, self._final = np.zeros(shape), np.zeros(shape)
+        self._reward = np.zeros(num_envs)
+        self._paid: list[Floats] = []
+        self._terminated, self._truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
+        self._rows = list(self._observation)
+        box = isinstance(self._observation_space, spaces.Box)
+        self._shaped = [row.reshape(self._observation_space.shape) for row in self._rows] if box else []
+        self._row_bytes = [row.data for row in self._rows]
+        self._reward_bytes = [self._reward[i : i + 1].data for i in range(num_envs)]
+
+        self._seed = -1  # of environment 0; -1 before the first reset
+        self._episode_rng: list[dict[str, Any] | None] = [None] * num_envs  # None: the episode began with the seed
+        self._actions: list[list[Any]] = [[] for _ in range(num_envs)]  # of the open episodes
+        self._checksum = [0] * num_envs
+
+    def reset(self, seed: int) -> Floats:
+        self._seed = int(seed)
+        for i in range(self.num_envs):
+            self._begin(i, self._seed + i)
+        return self._observation
+
+    def step(self, actions: npt.NDArray[Any]) -> Step:
+        for i, action in enumerate(self._to_env(actions)):
+            self._advance(i, action)
+        self._paid.append(self._reward.copy())
+        ended = np.flatnonzero(self._terminated | self._truncated)
+        if not ended.size:
+            return Step(self._observation, self._terminated, self._truncated, self._observation)
+        np.copyto(self._final, self._observation)
+        for i in ended.tolist():
+            self._begin(i, None)
+        return Step(self._observation, self._terminated, self._truncated, self._final)
+
+    def rewards(self) -> Floats:
+        paid, self._paid = self._paid, []
+        return np.array(paid)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Raises: ConfigError if an environment replaced gymnasium's np_random by another generator."""
+        assert self._seed >= 0, "state_dict before reset"
+        envs = []
+        for i, env in enumerate(self._envs):
+            rng, episode_rng = _rng_state(env), self._episode_rng[i]
+            if rng.get("bit_generator") != "PCG64" or (episode_rng is not None and not episode_rng):
+                raise ConfigError(
+                    f"task.env_id={self.env_id}: cannot be resumed exactly, because its np_random is not gymnasium's PCG64 "
+                    "generator; run it without checkpoints."
+                )
+            envs.append(
+                {
+                    "seed": self._seed + i,
+                    "episode_rng": episode_rng,
+                    "rng": rng,
+                    "actions": [a.tolist() for a in self._actions[i]],
+                    "observation": self._rows[i].tolist(),
+                    "checksum": self._checksum[i],
+                }
+            )
+        return {"backend": "gymnasium", "env_id": self.env_id, "envs": envs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises: ConfigError if the replayed episode differs from the saved one in any bit."""
+        check_saved(state, "gymnasium", self.env_id, self.num_envs)
+        self._seed = state["envs"][0]["seed"]
+        for i, (env, saved) in enumerate(zip(self._envs, state["envs"], strict=True)):
+            self._begin(i, saved["seed"])
+            if saved["episode_rng"] is not None:
+                env.unwrapped.np_random.bit_generator.state = saved["episode_rng"]
+                self._begin(i, None)
+            for action in saved["actions"]:
+                self._advance(i, np.asarray(action, self.action_space.dtype)[()])
+                if self._terminated[i] or self._truncated[i]:
+                    break
+            if (
+                len(self._actions[i]) != len(saved["actions"])
+                or self._terminated[i]
+                or self._truncated[i]
+                or self._checksum[i] != saved["checksum"]
+                or self._rows[i].tobytes() != np.asarray(saved["observation"], np.float64).tobytes()
+                or _rng_state(env) != saved["rng"]
+            ):
+                raise ConfigError(
+                    f"task.env_id={self.env_id}: cannot be resumed exactly, because replaying the {len(saved['actions'])} "
+                    f"actions of its open episode (copy {i}) did not reproduce the saved observations and rewards (it depends "
+                    "on more than its np_random and its actions); start a new run."
+                )
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
+    def _begin(self, i: int, seed: int | None) -> None:
+        """Start an episode; with seed None, np_random keeps its state."""
+        env = self._envs[i]
+        self._episode_rng[i] = None if seed is not None else _rng_state(env)
+        self._write(i, env.reset(seed=seed)[0])
+        self._actions[i] = []
+        self._checksum[i] = crc32(self._row_bytes[i])
+
+    def _advance(self, i: int, action: Any) -> None:
+        observation, self._reward[i], self._terminated[i], self._truncated[i], _ = self._envs[i].step(action)
+        self._write(i, observation)
+        self._actions[i].append(action)
+        self._checksum[i] = crc32(self._reward_bytes[i], crc32(self._row_bytes[i], self._checksum[i]))
+
+    def _write(self, i: int, observation: Any) -> None:
+        """Box: flattened and cast to float64. Discrete: one-hot."""
+        if self._shaped:
+            self._shaped[i][...] = observation
+        else:
+            self._rows[i][:] = 0.0
+            self._rows[i][int(observation) - int(self._observation_space.start)] = 1.0
+
+    def _to_env(self, actions: npt.NDArray[Any]) -> list[Any]:
+        """One action per environment, in fresh memory (an environment may keep or change its action)."""
+        space = self.action_space
+        if isinstance(space, spaces.Discrete):
+            return list(np.asarray(actions) + space.start)  # numpy integers, the type that the space samples
+        return list(np.minimum(np.maximum(actions, space.low), space.high).astype(space.dtype, copy=False))
+
+
+def _make(env_id: str, kwargs: dict[str, Any]) -> Any:
+    """``gymnasium.make``.
+
+    Raises: ConfigError if gymnasium cannot make it, with similar ids or gymnasium's own remedy.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the v4 environments are used on purpose
+            return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    except gymnasium.error.NamespaceNotFound as error:
+        raise ConfigError(
+            f"task.env_id={env_id}: not registered with gymnasium; install the package that provides it and prefix its "
+            f"module with a colon (pip install ale-py, then ale_py:ALE/Pong-v5){_near(env_id)}."
+        ) from error
+    except (gymnasium.error.DependencyNotInstalled, ImportError, TypeError) as error:
+        given = f" with env_kwargs {kwargs}" if kwargs else ""
+        raise ConfigError(f"task.env_id={env_id}: gymnasium cannot make it{given}; {str(error).rstrip('.')}.") from error
+    except gymnasium.error.Error as error:
+        raise ConfigError(f"task.env_id={env_id}: unknown to this gymnasium installation{_near(env_id)}.") from error
+
+
+def _near(env_id: str) -> str:
+    """The remedy for an unknown id."""
+    names = {name.lower(): name for name in gymnasium.registry}
+    near = [names[key] for key in difflib.get_close_matches(env_id.lower(), names, n=3)]
+    return f"; did you mean {' or '.join(near)}?" if near else "; gymnasium.pprint_registry() lists all ids"
+
+
+def _rng_state(env: Any) -> dict[str, Any]:
+    """State of the environment's np_random; empty if it is not a numpy Generator."""
+    rng = env.unwrapped.np_random
+    return dict(rng.bit_generator.state) if isinstance(rng, np.random.Generator) else {}
+
+
+def _flat_size(env_id: str, space: spaces.Space[Any]) -> int:
+    if isinstance(space, spaces.Box):
+        return int(np.prod(space.shape))
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    raise ConfigError(
+        f"task.env_id={env_id}: its observation space {space} is not supported, only Box (flattened) and Discrete (one-hot); "
+        "register it wrapped in gymnasium.wrappers.FlattenObservation."
+    )
+
+
+def _check_actions(env_id: str, space: spaces.Space[Any]) -> None:
+    if not (isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and space.dtype.kind == "f")):
+        raise ConfigError(
+            f"task.env_id={env_id}: its action space {space} is not supported, only Box of floats and Discrete; "
+            "register it wrapped so that it has one of these."
+        )

@@ -1,0 +1,33 @@
+"""The choice of a backend: MuJoCo stepped directly for the eight ids of ``mujoco_tasks.TASKS``, gymnasium for all others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rgpo.control.envs.gymnasium_env import GymnasiumVector
+from rgpo.control.envs.mujoco_tasks import TASKS
+from rgpo.control.envs.vector_env import VectorEnv
+from rgpo.errors import require
+
+BACKENDS = ("auto", "gymnasium", "mujoco")
+
+
+def make_vector_env(env_id: str, num_envs: int, backend: str, **kwargs: Any) -> VectorEnv:
+    """Make num_envs copies; backend ``auto`` steps MuJoCo directly if it knows the id and no kwargs are given.
+
+    Raises: ConfigError if the id or the backend is unknown, a package is missing, a space is unsupported or num_envs < 1.
+    """
+    require(num_envs > 0, "task.num_envs", num_envs, "must be at least 1.")
+    require(backend in BACKENDS, "task.backend", backend, f"unknown backend; choose {', '.join(BACKENDS)}.")
+    direct = env_id in TASKS and not kwargs
+    require(
+        direct or backend != "mujoco",
+        "task.backend",
+        backend,
+        f"cannot run {env_id} with env_kwargs {kwargs}, only {', '.join(TASKS)} without env_kwargs; set task.backend=gymnasium.",
+    )
+    if direct and backend != "gymnasium":
+        from rgpo.control.envs.mujoco_env import MujocoVector  # loads MuJoCo's library
+
+        return MujocoVector(env_id, num_envs)
+    return GymnasiumVector(env_id, num_envs, **kwargs)
