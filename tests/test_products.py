@@ -1,4 +1,4 @@
-"""Matrix products of compiled code against torch's own, however the matrices lie in memory."""
+"""Matrix products of compiled code against torch's own, for every layout of the matrices in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from rgpo.learning.minibatch_adam import options
+from rgpo.learning.accel.compiled_adam import engine
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
 
@@ -27,13 +27,13 @@ def fresh() -> Iterator[None]:
 
 
 def compiled(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[tuple[Tensor, ...], int]:
-    """What it returns, and how many of its products went to oneDNN's kernels."""
-    found = torch.compile(function, fullgraph=True, dynamic=False, options=options())(*tensors)
+    """Its results, and the number of its products that oneDNN's kernels computed."""
+    found = torch.compile(function, fullgraph=True, dynamic=False, options=engine().options)(*tensors)
     return found, counters["inductor"]["cpp_templated_kernel_counter"]
 
 
 def products(flat: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    """Of parts of a vector that begin anywhere, transposed on either side, of one column, of rows with gaps, of itself."""
+    """Factors that are unaligned, transposed on either side, of one column, with gaps between rows, and equal."""
     w, v = flat[3 : 3 + 17 * 8].view(17, 8), flat[200 : 200 + 17].view(17, 1)
     h = (x @ w).tanh()
     return h, x @ v, x.T @ h, h @ w.T, x[:, :5] @ w[:5], x[::2] @ w, x.T @ x, (w.T @ x.T).T

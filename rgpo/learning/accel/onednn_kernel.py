@@ -1,6 +1,6 @@
-"""What inductor writes for a matrix product: a call of oneDNN's kernel, which torch has made for the shape.
+"""The code that inductor generates for a matrix product: a call of oneDNN's kernel, which torch specializes to the shape.
 
-Imported by ``products`` when code is compiled.
+Imported by ``onednn_pass`` when a graph is compiled.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._inductor import ir
-from torch._inductor.lowering import register_lowering  # before its codegen, which imports it in a circle
+from torch._inductor.lowering import register_lowering  # first, because inductor.codegen and lowering import each other
 
 from torch._inductor.codegen.cpp_template import CppTemplate  # isort: skip
 
@@ -37,7 +37,7 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Kernel(CppTemplate):
-    """C from A and B with contiguous rows; add_c and is_vnni are false, because C is new and its type float32."""
+    """C = A B for A and B with contiguous rows; add_c and is_vnni are false because C is new and float32."""
 
     def render(self, **options: Any) -> str:
         kernel, (a, b), c = options["kernel"], self.input_nodes, options.get("template_buffer_node") or self.output_node

@@ -1,7 +1,7 @@
-"""Matrix products of compiled code by oneDNN's kernels, which torch carries and inductor does not choose by itself.
+"""Matrix products of compiled code by oneDNN's kernels, which torch includes and inductor does not choose by itself.
 
-torch's own choice for float32 is MKL, which spends much of a small product on its call and uses no AVX-512 on AMD
-processors: 64 x 64 x 64 takes it three times as long.
+torch's choice for float32 is MKL, which has a high cost per call of a small product and uses no AVX-512 on AMD processors:
+a 64 x 64 x 64 product takes three times as long.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 
 
 class Products(CustomGraphPass):
-    """A pass of inductor's that gives products of float32 matrices on one thread of a CPU to ``product_kernel``.
+    """An inductor pass that replaces products of float32 matrices on one CPU thread by ``onednn_kernel.product``.
 
-    Several threads stay with MKL, which divides a product among them.
+    With several threads products stay with MKL, which divides each of them among the threads.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
         if torch.get_num_threads() > 1:
             return
-        import rgpo.learning.accel.onednn_kernel  # noqa: F401  (seconds of imports, which code found on disk does without)
+        import rgpo.learning.accel.onednn_kernel  # noqa: F401  (takes seconds; graphs found on disk never get here)
 
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default):
             c = node.meta["val"]
@@ -31,5 +31,5 @@ class Products(CustomGraphPass):
                 node.target = torch.ops.rgpo.product.default
 
     def uuid(self) -> Any:
-        files = (__file__, str(Path(__file__).with_name("product_kernel.py")))
+        files = (__file__, str(Path(__file__).with_name("onednn_kernel.py")))
         return get_hash_for_files(files), torch.get_num_threads()

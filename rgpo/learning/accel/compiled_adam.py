@@ -1,0 +1,152 @@
+"""The compiled engine of ``rgpo.learning.flat_adam``: it changes the speed of a run and, to rounding, nothing else.
+
+It uses private parts of torch, each of which can be missing from a version that was not tried:
+
+    scan             loops over minibatches and epochs inside one graph; without it each gradient step is one graph
+    options          of inductor; those that it does not know are left out
+    oneDNN products  matrix products by ``onednn_pass``; without them inductor calls MKL
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from rgpo.errors import ConfigError, first_line
+from rgpo.paths import made_cache_dir
+
+T = TypeVar("T")
+Tensors = tuple[Tensor, ...]
+Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]  # carry, row = step(carry, x)
+
+TRIED = ("2.13",)  # minor versions of torch for which tests and docs/torch_versions.md show the results to be right
+ENOUGH_STEPS = 15_000  # gradient steps that repay a first compilation (13 s), with a margin of one half
+MOST_GRAPHS = 8  # compiled variants of one function that torch keeps in a process; it refuses the ninth
+
+_compiled_runs = itertools.count()
+
+
+class Engine(NamedTuple):
+    """The private parts that this torch has."""
+
+    scan: Callable[..., Any] | None
+    options: dict[str, Any]  # one object per process: runs share a graph only if they share its options
+    missing: tuple[str, ...]  # a clause per missing part
+
+
+def resolve(choice: bool | str, num_gradient_steps: int) -> tuple[bool, str]:
+    """The decision to compile and a clause for the banner: ``auto`` compiles long runs on a version of torch that was tried.
+
+    Raises: ConfigError if choice is true and the cache folder cannot be written.
+    """
+    if choice is False:
+        return False, "not compiled (update.compile=false)"
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # inductor's choice
+    if shutil.which(compiler) is None:
+        return False, f"not compiled: no C++ compiler {compiler} found, install it or set CXX for several times the speed"
+    if choice == "auto" and num_gradient_steps < ENOUGH_STEPS:
+        return False, f"not compiled: {num_gradient_steps:,} gradient steps are too few to pay for it"
+    untried = _untried()
+    if choice == "auto" and untried:
+        return False, f"not compiled: {untried}"
+    try:
+        made_cache_dir()
+    except ConfigError as error:
+        if choice == "auto":
+            return False, f"not compiled: {error}"
+        raise
+    parts = engine()
+    if choice == "auto" and parts.scan is None:
+        return False, f"not compiled: {parts.missing[0]}"
+    return True, "; ".join(["compiled", *([untried] if untried else []), *parts.missing])
+
+
+def compile_epochs(run_epochs: Callable[..., T]) -> Callable[..., T]:
+    """run_epochs compiled, with its argument ``fold`` bound. Runs of one process with equal constants share a graph."""
+    if next(_compiled_runs) % MOST_GRAPHS == 0:
+        torch.compiler.reset()
+    parts = engine()
+    if parts.scan is None:
+        return partial(run_epochs, fold=_FoldCompiledSteps(parts.options))
+    return torch.compile(partial(run_epochs, fold=parts.scan), fullgraph=True, dynamic=False, options=parts.options)
+
+
+def compiler_failure(error: BaseException) -> str | None:
+    """A clause if inductor or its C++ compiler raised the error, else None."""
+    names = {cls.__name__ for cls in type(error).__mro__}  # by name: the classes are private
+    if not names & {"CppCompileError", "InductorError"}:
+        return None
+    compiler = "the C++ compiler" if "CppCompileError" in {*names, *first_line(error).split(":")} else "inductor"
+    return f"{compiler} failed ({first_line(error)})"
+
+
+def _untried() -> str:
+    """A clause if this minor version of torch was not tried, else an empty string."""
+    minor = ".".join(torch.__version__.split(".")[:2])
+    if minor in TRIED:
+        return ""
+    return f"torch {minor} has not been tried with the compiled engine (tried: {', '.join(TRIED)})"
+
+
+@cache
+def engine() -> Engine:
+    """Import the private parts. Importing inductor creates its cache folder."""
+    missing = []
+    scan, why = _load("torch._higher_order_ops.scan", "scan")
+    if why:
+        missing.append(f"torch has no scan ({why})")
+    chosen = {
+        "cpp_wrapper": True,  # kernels are called from C++
+        "pattern_matcher": False,  # it would fuse a product and its bias into a call that first copies the bias to every row
+        "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.scan": torch.__version__},  # or scan is not cached on disk
+        "cpp.vec_isa_ok": True,  # trust the processor's flags instead of testing them at every start
+    }
+    known = set(torch._inductor.list_options())
+    unknown = sorted(set(chosen) - known)
+    if unknown:
+        missing.append(f"inductor has no option {', '.join(unknown)}")
+    options = {key: value for key, value in chosen.items() if key in known}
+    products, why = _load("rgpo.learning.accel.onednn_pass", "Products")
+    if not why and _untried():  # takes seconds, so a tried version imports it only when a graph is not found on disk
+        why = _load("rgpo.learning.accel.onednn_kernel", "product")[1]
+    if why:
+        missing.append(f"without oneDNN's matrix products ({why})")
+    else:
+        options["post_grad_custom_post_pass"] = products()
+    return Engine(scan, options, tuple(missing))
+
+
+def _load(module: str, name: str) -> tuple[Any, str]:
+    """A private object and an empty string, or None and the error's first line."""
+    try:
+        return getattr(importlib.import_module(module), name), ""
+    except Exception as error:  # anything can happen in code that was not written for this torch
+        return None, first_line(error)
+
+
+class _FoldCompiledSteps:
+    """``fold`` without scan: both loops in Python, each gradient step compiled."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self._depth = 0  # 1 over epochs, 2 over minibatches
+
+    def __call__(self, step: Step, carry: Tensors, columns: Tensors) -> tuple[Tensors, Tensors]:
+        self._depth += 1
+        if self._depth == 2:
+            step = torch.compile(step, fullgraph=True, dynamic=False, options=self._options)
+        rows = []
+        for x in zip(*columns, strict=True):
+            carry, row = step(carry, x)
+            rows.append(row)
+        self._depth -= 1
+        return carry, tuple(map(torch.stack, zip(*rows, strict=True)))
