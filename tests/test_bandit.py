@@ -301,9 +301,10 @@ def test_command_line_takes_gates_of_the_user(tmp_path: Path) -> None:
     [
         (["gate=sigmiod"], "gate=sigmiod: is not an option of the group gate. Did you mean sigmoid"),
         (["law=cauchy"], "law=cauchy: is not an option of the group law. The options are gaussian, pareto."),
-        (["gate.sharpnes=3"], "gate.sharpnes=3: is not a parameter of gate=sigmoid; the parameters are scale, sharpness."),
-        (["gate.sharpness=abc"], "gate.sharpness=abc: must be a positive, finite number."),
+        (["gate.sharpnes=3"], "gate.sharpnes=3: is not a known key and would be ignored. Did you mean sharpness?"),
+        (["gate.sharpness=abc"], "gate.sharpness=abc: must be a number."),
         (["law.tail_index=1"], "law.tail_index=1: must be a finite number above 1."),
+        (["law.std=1.3"], "law.std=1.3: is not a known key and would be ignored. The keys are tail_index."),
         (["num_sample=100"], "num_sample=100: is not a known key. Did you mean num_samples, num_sizes?"),
         (["num_samples=many"], "num_samples=many: Value 'many' of type 'str' could not be converted to Integer."),
         (["num_samples=1000000000", "num_sizes=1"], "num_samples=1000000000: 1,000,000,000 samples need 80.0 GB of memory"),

@@ -14,13 +14,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rgpo.bandit.laws import Law
 from rgpo.cli.config import make
 from rgpo.cli.overrides import group_options
+from rgpo.core.gate import GateLike
 from rgpo.errors import ConfigError, close_matches, first_line, require
 from rgpo.paths import conf_dir
 from rgpo.runtime.resources import available_gb
 
-GROUPS = ("gate", "law")
+GROUPS = {"gate": GateLike, "law": Law}
 INDENT = " " * 19  # of the second column of HELP
 BYTES_PER_SAMPLE = 80  # at the peak
 HELP = """\
@@ -45,7 +47,7 @@ exact value (_true), which is inf where a moment diverges.
 
 @dataclass(kw_only=True)
 class Settings:
-    """What the command line sets, apart from the parameters of gate and law."""
+    """Keys of the command line, apart from the parameters of gate and law."""
 
     gate: str = "sigmoid"
     law: str = "pareto"
@@ -129,17 +131,12 @@ def load(group: str, name: str, changes: Mapping[str, Any], config_dir: str | No
     file = next(f for folder in folders if (f := folder / group / f"{name}.yaml").is_file())
     node = OmegaConf.load(file)
     for key, value in changes.items():
-        if not OmegaConf.is_missing(node, key) and OmegaConf.select(node, key, default=node) is node:
-            known = [str(k) for k in node if k != "_target_"]
-            listing = f"the parameters are {', '.join(known)}" if known else "it has no parameters"
-            raise ConfigError(f"{group}.{key}={value}: is not a parameter of {group}={name}; {listing}.")
-        OmegaConf.update(node, key, value)
+        OmegaConf.update(node, key, value, force_add=True)
     try:
         plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{group}.{error.full_key}: {first_line(error)}; give it on the command line.") from error
-    assert isinstance(plain, dict)
-    return make(group, {str(key): value for key, value in plain.items()})
+    return make(group, plain, GROUPS[group])
 
 
 def _run(settings: Settings, gate: Any, law: Any) -> None:
