@@ -15,7 +15,7 @@ from cli import TINY, rgpo_run, rows, the_run
 
 from rgpo.cli.config import compose_jobs
 from rgpo.errors import ConfigError
-from rgpo.runtime.trackers import Exports
+from rgpo.runtime.trackers import Trackers
 
 CONFIG = {"name": "mine", "seed": 1, "choices": {"algo": "ppo"}}
 ROW = {"a/b": 1.5, "bad": float("nan"), "epoch/list": [1.0], "n": 3}
@@ -46,9 +46,9 @@ class Fake(types.ModuleType):
 def test_trackers_get_finite_scalars(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake(name)
     monkeypatch.setitem(sys.modules, name, fake)
-    exports = Exports([name], tmp_path / "run-1", CONFIG, 0)
-    exports.log(4, ROW)
-    exports.finish()
+    trackers = Trackers([name], tmp_path / "run-1", CONFIG, 0)
+    trackers.log(4, ROW)
+    trackers.finish()
     init, log, finish = fake.calls
     assert init[2]["project"] == "mine" and init[2]["name"] == "run-1"
     assert log == ("log", ({"a/b": 1.5, "n": 3.0},), {"step": 4}) and finish[0] == "finish"
@@ -57,9 +57,9 @@ def test_trackers_get_finite_scalars(name: str, tmp_path: Path, monkeypatch: pyt
 def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake("mlflow")
     monkeypatch.setitem(sys.modules, "mlflow", fake)
-    exports = Exports(["mlflow"], tmp_path / "run-1", CONFIG, 0)
-    exports.log(4, ROW)
-    exports.finish()
+    trackers = Trackers(["mlflow"], tmp_path / "run-1", CONFIG, 0)
+    trackers.log(4, ROW)
+    trackers.finish()
     assert [name for name, *_ in fake.calls] == ["set_experiment", "start_run", "log_params", "log_metrics", "end_run"]
     assert fake.calls[2][1] == ({"choices.algo": "ppo", "seed": 1},)
 
@@ -72,23 +72,23 @@ def test_a_failing_one_warns_once(
 ) -> None:
     fake = Fake("wandb", broken)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    exports = Exports(["wandb"], tmp_path, CONFIG, 0)
+    trackers = Trackers(["wandb"], tmp_path, CONFIG, 0)
     for iteration in (1, 2):
-        exports.log(iteration, ROW)
-    exports.finish()
+        trackers.log(iteration, ROW)
+    trackers.finish()
     assert [name for name, *_ in fake.calls] == calls
     said = capsys.readouterr().out
-    assert said == "exports=wandb: no network at all; the run goes on without it (its parquet files are complete)\n"
+    assert said == "exports=wandb: no network at all; the run continues without it (its parquet files are complete)\n"
 
 
 def test_a_missing_package_and_a_wrong_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    Exports(["mlflow"], tmp_path, CONFIG, 0).log(1, ROW)
+    Trackers(["mlflow"], tmp_path, CONFIG, 0).log(1, ROW)
     assert "exports=mlflow:" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"exports=\[wand\]: choose from tensorboard, wandb, trackio, mlflow"):
-        Exports(["wand"], tmp_path, CONFIG, 0)
+        Trackers(["wand"], tmp_path, CONFIG, 0)
 
 
 def read_events(folder: Path) -> dict[str, dict[int, float]]:
@@ -114,10 +114,10 @@ def test_tensorboard_shows_what_the_parquet_file_holds(tmp_path: Path) -> None:
 @needs_tensorboard
 def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path: Path) -> None:
     for start, stop, value in ((0, 5, 1.0), (3, 6, 2.0)):
-        exports = Exports(["tensorboard"], tmp_path, CONFIG, start)
+        trackers = Trackers(["tensorboard"], tmp_path, CONFIG, start)
         for iteration in range(start + 1, stop + 1):
-            exports.log(iteration, {"a/b": value})
-        exports.finish()
+            trackers.log(iteration, {"a/b": value})
+        trackers.finish()
     assert read_events(tmp_path / "tensorboard") == {"a/b": {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0, 5: 2.0, 6: 2.0}}
 
 

@@ -6,14 +6,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from rgpo.errors import ConfigError
 from rgpo.runtime.metrics import MetricsWriter
-from rgpo.runtime.schema import GLOSSARY, PROVENANCE
+from rgpo.runtime.schema import GLOSSARY, PROVENANCE, Metric
 
 NAMES = dict.fromkeys(PROVENANCE, "x")
 
 
-def writer(folder: Path, attempt: int = 1, keep_until: int = 0) -> MetricsWriter:
-    return MetricsWriter(folder, NAMES, 3, attempt, keep_until, {"config": "a: 1"})
+def writer(folder: Path, attempt: int = 1, keep_until: int = 0, glossary: dict[str, Metric] = GLOSSARY) -> MetricsWriter:
+    return MetricsWriter(folder, NAMES, 3, attempt, keep_until, {"config": "a: 1"}, glossary)
 
 
 def test_parts_are_readable_before_the_end_and_joined_at_it(tmp_path: Path) -> None:
@@ -47,8 +48,21 @@ def test_rows_beyond_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> Non
 
 
 def test_an_undocumented_metric_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="kl/old_exact"):
+    with pytest.raises(ConfigError, match=r"metric kl/old_exct: has no unit and meaning.* Did you mean kl/old_exact"):
         writer(tmp_path).log(1, 1, {"kl/old_exct": 1.0})
+    with pytest.raises(ConfigError, match="metric kl/old_exact: has one value per epoch"):
+        writer(tmp_path).log(1, 1, {"kl/old_exact": [1.0, 2.0]})
+
+
+def test_a_metric_declared_later_joins_rows_written_without_it(tmp_path: Path) -> None:
+    first = writer(tmp_path)
+    first.log(1, 1, {"kl/old_exact": 1.0})
+    first.flush()
+    second = writer(tmp_path, attempt=2, keep_until=1, glossary=GLOSSARY | {"mine/loss": Metric("1", "a loss of my own")})
+    second.log(2, 2, {"kl/old_exact": 2.0, "mine/loss": 0.5})
+    frame = pd.read_parquet(second.finish())
+    assert frame["kl/old_exact"].tolist() == [1.0, 2.0] and frame.iteration.tolist() == [1, 2]
+    assert math.isnan(frame["mine/loss"][0]) and frame["mine/loss"][1] == 0.5
 
 
 def test_what_was_not_measured_is_nan(tmp_path: Path) -> None:

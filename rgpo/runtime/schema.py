@@ -201,7 +201,7 @@ MOVED_MODULES = {
     "rgpo.penalties": "rgpo.core.kl_penalty",
     "rgpo.policies.mlp": "rgpo.control.mlp",
     "rgpo.policies.samplers": "rgpo.language.policy.samplers",
-    "rgpo.tasks.bandit": "rgpo.bandit.measure",
+    "rgpo.tasks.bandit": "rgpo.bandit.laws",
     "rgpo.tasks.control": "rgpo.control.task",
     "rgpo.tasks.embedded.source": "rgpo.language.sources.embedded.source",
     "rgpo.tasks.hub": "rgpo.language.sources.hub",
@@ -224,8 +224,8 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
 
 def canonical_target(path: str) -> str:
     """The present path of a class that a yaml names by its path, present or former."""
-    module, _, name = path.rpartition(".")
-    moved = f"{MOVED_MODULES.get(module, module)}.{name}"
+    module, dot, name = path.rpartition(".")
+    moved = f"{MOVED_MODULES.get(module, module)}{dot}{name}"
     return RENAMED_CLASSES.get(moved, moved)
 
 
