@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from rgpo.errors import ConfigError, NonFiniteError
-from rgpo.language.policy.generation import Completions, generate, sample
+from rgpo.language.policy.generation import Completions, completion_ids, concatenate, generate, make_completions, sample_tokens
 
 V, EOS, PAD = 97, 1, 0
 PROMPTS = [[5, 6, 7, 8, 9], [10], [5, 6, 7, 8, 9], [11, PAD, EOS, 12], [EOS, 3], [40, 41, 42]]
@@ -37,11 +37,6 @@ def run(model: Any, prompts: list[list[int]] = PROMPTS, seed: int = 0, **setting
     return generate(model, prompts, **given, generator=torch.Generator().manual_seed(seed))
 
 
-def completions(result: Completions) -> list[list[int]]:
-    tokens = result.sequence_BS[:, -result.completion_mask_BT.shape[1] :]
-    return [row[m].tolist() for row, m in zip(tokens, result.completion_mask_BT.bool(), strict=True)]
-
-
 def next_logits(model: Any, ids: list[int]) -> Tensor:
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0, -1]
@@ -51,16 +46,16 @@ def next_logits(model: Any, ids: list[int]) -> Tensor:
     "settings", [{}, {"attn_implementation": "eager"}, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}]
 )
 def test_a_padded_batch_draws_what_each_row_alone_would(settings: dict[str, Any]) -> None:
-    """Every token again, from the whole unpadded row without a cache, and the numbers the generator must have given."""
+    """Every token again, from the whole unpadded row without a cache and the generator's numbers."""
     model = make_model(**settings)
-    eos = completions(run(model, eos_id=V))[1][3]  # a token that does come up
+    eos = completion_ids(run(model, eos_id=V))[1][3]  # a token that occurs
     result = run(model, eos_id=eos)
     uniform = torch.rand((len(PROMPTS), 12), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for row, (prompt, drawn) in enumerate(zip(PROMPTS, completions(result), strict=True)):
+    for row, (prompt, drawn) in enumerate(zip(PROMPTS, completion_ids(result), strict=True)):
         for step, token in enumerate(drawn):
             logits = next_logits(model, prompt + drawn[:step])
-            assert int(sample(logits[None], uniform[row, step, None], temperature=1.0)) == token
-    assert len({len(x) for x in completions(result)}) > 1  # rows left the batch at different steps
+            assert int(sample_tokens(logits[None], uniform[row, step, None], temperature=1.0)) == token
+    assert len({len(x) for x in completion_ids(result)}) > 1  # rows left the batch at different steps
 
 
 def test_the_masks_give_the_same_logits_in_training(model: Any) -> None:
@@ -69,7 +64,7 @@ def test_the_masks_give_the_same_logits_in_training(model: Any) -> None:
     mask = result.attention_mask_BS
     position = (mask.cumsum(-1) - 1).clamp(min=0)
     padded = model(input_ids=result.sequence_BS, attention_mask=mask, position_ids=position).logits
-    assert padded.requires_grad  # tokens of the sampler can be used under autograd
+    assert padded.requires_grad  # sampled tokens can be used under autograd
     for row in range(len(PROMPTS)):
         real = mask[row].bool()
         alone = model(result.sequence_BS[row][real][None]).logits[0]
@@ -80,7 +75,7 @@ def test_greedy_is_the_greedy_decoding_of_transformers(model: Any) -> None:
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[PAD] * (width - len(p)) + p for p in PROMPTS])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in PROMPTS])
-    eos = completions(run(model, temperature=0, eos_id=V))[0][3]  # a token that does come up
+    eos = completion_ids(run(model, temperature=0, eos_id=V))[0][3]  # a token that occurs
     given = {"attention_mask": mask, "do_sample": False, "max_new_tokens": 12, "eos_token_id": eos, "pad_token_id": PAD}
     wanted = model.generate(ids, **given)
     result = run(model, temperature=0, eos_id=eos)
@@ -93,10 +88,10 @@ def test_greedy_is_the_greedy_decoding_of_transformers(model: Any) -> None:
 
 
 @pytest.mark.parametrize("pad", [PAD, EOS, 50])
-def test_end_and_padding_are_told_apart_by_the_mask(model: Any, pad: int) -> None:
+def test_the_mask_alone_distinguishes_eos_from_padding(model: Any, pad: int) -> None:
     """Prompts hold both ids, and eos may be the pad id: the completions are the same whatever pads them."""
-    result, wanted = run(model, pad_id=pad, max_new_tokens=40), completions(run(model, pad_id=60, max_new_tokens=40))
-    found = completions(result)
+    result, wanted = run(model, pad_id=pad, max_new_tokens=40), completion_ids(run(model, pad_id=60, max_new_tokens=40))
+    found = completion_ids(result)
     assert found == wanted
     assert result.prompt_lengths_B.tolist() == [len(p) for p in PROMPTS]
     width = max(map(len, PROMPTS))
@@ -111,9 +106,9 @@ def test_end_and_padding_are_told_apart_by_the_mask(model: Any, pad: int) -> Non
     assert max(map(len, found)) == result.completion_mask_BT.shape[1]
 
 
-def test_an_end_at_the_last_step_is_an_end_and_no_cut(model: Any) -> None:
-    """With one token allowed, the row that draws its end has finished, and the others were cut off."""
-    first = [x[0] for x in completions(run(model, max_new_tokens=1, eos_id=V))]
+def test_eos_at_the_last_step_finishes_the_completion(model: Any) -> None:
+    """With max_new_tokens=1 the row that draws eos is finished, and the others are cut."""
+    first = [x[0] for x in completion_ids(run(model, max_new_tokens=1, eos_id=V))]
     result = run(model, max_new_tokens=1, eos_id=first[1])
     assert result.finished_B.tolist() == [x == first[1] for x in first]
     assert result.completion_mask_BT.tolist() == [[1]] * len(PROMPTS)
@@ -137,55 +132,71 @@ def test_the_generator_decides_everything(model: Any) -> None:
     generator.set_state(state)
     again = generate(model, PROMPTS, **given)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert completions(first) != completions(second)
+    assert completion_ids(first) != completion_ids(second)
     assert torch.equal(torch.get_rng_state(), outside)
     after = torch.Generator().manual_seed(4)
     torch.rand((len(PROMPTS), 12), generator=after, dtype=torch.float64)
     assert torch.equal(generator.get_state(), after.get_state())  # however long the completions were
 
 
-def test_dropout_is_off_and_the_modes_come_back() -> None:
+def test_dropout_is_off_and_the_training_modes_are_restored() -> None:
     model = make_model(attention_dropout=0.5)
-    wanted = completions(run(model))
+    wanted = completion_ids(run(model))
     model.train()
     model.lm_head.eval()
-    assert completions(run(model)) == wanted
+    assert completion_ids(run(model)) == wanted
     assert model.training and not model.lm_head.training
 
 
 def test_a_peft_model_draws_with_its_adapter(model: Any) -> None:
     config = peft.LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False, r=4, lora_alpha=16)
     adapted = peft.get_peft_model(make_model(), config)
-    drawn = completions(run(adapted))
-    assert drawn != completions(run(model))
+    drawn = completion_ids(run(adapted))
+    assert drawn != completion_ids(run(model))
     with adapted.disable_adapter():
-        assert completions(run(adapted)) == completions(run(model))
+        assert completion_ids(run(adapted)) == completion_ids(run(model))
 
 
 def test_sampling_follows_the_softmax() -> None:
-    """Frequencies over 20,000 draws within five standard errors of the closed form, temperature and top_p included."""
+    """Frequencies over 20,000 draws within five standard errors of the closed form."""
     count, logits = 20_000, torch.tensor([2.0, -math.inf, 1.0, 0.0, 1.5])
     uniform = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for temperature, top_p, kept in [(1.0, 1.0, [0, 2, 3, 4]), (0.5, 1.0, [0, 2, 3, 4]), (1.0, 0.75, [0, 4]), (1.0, 1e-6, [0])]:
-        p = torch.zeros(5)
-        p[kept] = torch.softmax(logits[kept] / temperature, 0)
-        drawn = sample(logits.expand(count, -1), uniform, temperature=temperature, top_p=top_p)
+    for temperature in (1.0, 0.5, 3.0):
+        p = torch.softmax(logits / temperature, 0)
+        drawn = sample_tokens(logits.expand(count, -1), uniform, temperature=temperature)
         frequency = drawn.bincount(minlength=5) / count
         assert ((frequency - p).abs() <= 5 * (p * (1 - p) / count).sqrt()).all()
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_the_largest_number_draws_no_impossible_token(top_p: float) -> None:
+def test_the_largest_number_draws_no_impossible_token() -> None:
     logits = torch.tensor([[0.0, 1.0, 0.5, -math.inf, -math.inf]])
     for u in (0.0, 1 - 2**-53):
-        token = sample(logits, torch.tensor([u], dtype=torch.float64), temperature=1.0, top_p=top_p)
+        token = sample_tokens(logits, torch.tensor([u], dtype=torch.float64), temperature=1.0)
         assert int(token) in (0, 1, 2)
 
 
-def test_settings_that_cannot_be_meant_are_refused(model: Any) -> None:
+def test_parts_of_a_batch_together_are_the_batch(model: Any) -> None:
+    """Each slice of rows draws what it draws in the whole batch, and concatenation pads like it."""
+    eos = completion_ids(run(model, eos_id=V))[1][3]  # a token that occurs
+    whole = run(model, eos_id=eos)
+    parts = [run(model, eos_id=eos, rows=rows) for rows in (slice(0, 3), slice(3, 6))]
+    assert parts[0].sequence_BS.shape[1] != parts[1].sequence_BS.shape[1]
+    for a, b in zip(concatenate(parts, PAD), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_completions_of_another_engine_have_the_same_layout(model: Any) -> None:
+    drawn = run(model, eos_id=EOS)
+    lengths = drawn.completion_mask_BT.sum(-1).tolist()
+    logp = [row[:length].tolist() for row, length in zip(drawn.logp_BT, lengths, strict=True)]
+    rows = list(zip(completion_ids(drawn), logp, drawn.finished_B.tolist(), strict=True))
+    for a, b in zip(make_completions(PROMPTS, rows, PAD, torch.device("cpu")), drawn, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_settings_out_of_range_are_refused(model: Any) -> None:
     for settings, message in [
         ({"temperature": -1.0}, "temperature=-1.0"),
-        ({"top_p": 0.0}, "top_p=0.0"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"prompts": [[1], []]}, "each prompt needs at least one token"),
         ({"prompts": []}, "prompt_ids="),
@@ -193,4 +204,4 @@ def test_settings_that_cannot_be_meant_are_refused(model: Any) -> None:
         with pytest.raises(ConfigError, match=message):
             run(model, **settings)
     with pytest.raises(NonFiniteError, match="logits"):
-        sample(torch.tensor([[0.0, math.nan]]), torch.tensor([0.5], dtype=torch.float64), temperature=1.0)
+        sample_tokens(torch.tensor([[0.0, math.nan]]), torch.tensor([0.5], dtype=torch.float64), temperature=1.0)

@@ -1,4 +1,4 @@
-"""HH-RLHF's format: reading pairs, what is refused with which line, splits by dialogue, prompts under a chat template."""
+"""HH-RLHF's format: reading pairs, errors that name the line, splits by dialogue, prompts and pairs under a chat template."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tiny_models import TEMPLATE, write_model
 from transformers import AutoTokenizer
 
 from rgpo.errors import ConfigError
-from rgpo.language.data.chat import chat, encode_prompts
-from rgpo.language.data.hh_rlhf import Pair, check_data, find_files, messages, read_pairs, split
+from rgpo.language.data.chat import apply_chat_template, encode_pairs, encode_prompts, end_answer
+from rgpo.language.data.hh_rlhf import Pair, check_data, find_files, read_pairs, split_by_dialogue, to_messages
 
 HELLO = "\n\nHuman: Hello.\n\nAssistant: Hi!\n\nHuman: What is\n\na cat?"
 
@@ -36,7 +36,7 @@ def test_a_line_is_a_prompt_and_two_answers(tmp_path: Path) -> None:
         Pair("Human: One?", "1", "2"),
     ]
     assert not skipped
-    assert messages(pairs[0].prompt, pairs[0].chosen) == [
+    assert to_messages(pairs[0].prompt, pairs[0].chosen) == [
         {"role": "user", "content": "Hello."},
         {"role": "assistant", "content": "Hi!"},
         {"role": "user", "content": "What is\n\na cat?"},
@@ -45,32 +45,31 @@ def test_a_line_is_a_prompt_and_two_answers(tmp_path: Path) -> None:
 
 
 def test_an_answer_may_quote_a_dialogue() -> None:
-    said = messages("Human: Go on", "Human: no\n\nHuman: yes\n\nAssistant: no")
-    assert [turn["role"] for turn in said] == ["user", "assistant"] and said[1]["content"].count("Human") == 2
+    turns = to_messages("Human: Go on", "Human: no\n\nHuman: yes\n\nAssistant: no")
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] and turns[1]["content"].count("Human") == 2
 
 
 def test_two_turns_of_one_speaker_become_one() -> None:
-    assert messages("Human: a\n\nHuman: b\n\nAssistant: c") == [
+    assert to_messages("Human: a\n\nHuman: b\n\nAssistant: c") == [
         {"role": "user", "content": "a\n\nb"},
         {"role": "assistant", "content": "c"},
     ]
 
 
-def test_what_the_published_files_have_wrong_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_defective_pairs_of_the_published_files_are_left_out_and_counted(tmp_path: Path) -> None:
     other = json.dumps({"chosen": HELLO + "\n\nAssistant: a", "rejected": "\n\nHuman: Bye.\n\nAssistant: b"})
     lines = [line(), other, other, line(chosen=""), line(rejected=" "), line(chosen=" x", rejected=" x")]
     pairs, skipped = read_pairs([write(tmp_path / "a.jsonl", *lines, line(HELLO + "\n\nAssistant: A first answer."))])
     assert len(pairs) == 1
-    wanted = {"prompts that differ": 2, "an empty answer": 2, "two answers alike": 1, "no question before the answer": 1}
-    assert skipped == wanted
-    with pytest.raises(ConfigError, match=r"a.jsonl: has no usable pair; 2 with prompts that differ"):
+    assert skipped == {"different prompts": 2, "an empty answer": 2, "equal answers": 1, "no question before the answer": 1}
+    with pytest.raises(ConfigError, match=r"a.jsonl: has no usable pair; 2 with different prompts"):
         read_pairs([write(tmp_path / "a.jsonl", other, other)])
 
 
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ("{", r"is no JSON \(Expecting property name"),
+        ("{", r"is not valid JSON \(Expecting property name .*; fix or remove the line"),
         ("[1]", "lacks a text under chosen or rejected"),
         ('{"chosen": "x"}', "lacks a text under chosen or rejected"),
         ('{"chosen": "x", "rejected": 3}', "lacks a text under chosen or rejected"),
@@ -86,7 +85,7 @@ def test_a_malformed_line_is_named(tmp_path: Path, name: str, wrong: str, match:
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_empty_cut_off_or_no_text(tmp_path: Path) -> None:
+def test_a_file_that_is_empty_truncated_or_binary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a.jsonl: has no usable pair"):
         read_pairs([write(tmp_path / "a.jsonl")])
     whole = write(tmp_path / "b.jsonl.gz", *[line(f"\n\nHuman: {i}{'?' * i}") for i in range(500)]).read_bytes()
@@ -96,46 +95,46 @@ def test_a_file_that_is_empty_cut_off_or_no_text(tmp_path: Path) -> None:
             read_pairs([tmp_path / name])
 
 
-def test_data_is_a_file_a_folder_or_a_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_are_a_file_a_folder_or_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [write(tmp_path / "hh" / "helpful-base" / name, line()) for name in ("test.jsonl.gz", "train.jsonl.gz")]
     (tmp_path / "hh" / "README.md").write_text("")
     assert find_files(str(tmp_path / "hh")) == find_files(str(files[0].parent)) == files
     assert find_files(str(files[1])) == files[1:]
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     def download(repository: str, **options: Any) -> str:
-        asked.append((repository, options))
+        requests.append((repository, options))
         return str(tmp_path / "hh")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert find_files("Anthropic/hh-rlhf/helpful-base") == files
-    wanted = ["helpful-base/*.jsonl", "helpful-base/*.jsonl.gz"]
-    assert asked == [("Anthropic/hh-rlhf", {"repo_type": "dataset", "allow_patterns": wanted})]
+    patterns = ["helpful-base/*.jsonl", "helpful-base/*.jsonl.gz"]
+    assert requests == [("Anthropic/hh-rlhf", {"repo_type": "dataset", "allow_patterns": patterns})]
 
 
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (None, r"give a jsonl\(.gz\) of HH-RLHF's format, a folder of them or Anthropic/hh-rlhf/helpful-base"),
+        (None, r"must be given: a jsonl\(.gz\) in HH-RLHF's format, a folder of them, or Anthropic/hh-rlhf/helpful-base"),
         ("/nowhere/a.jsonl", "there is no such file or folder"),
         ("data/a.jsonl.gz", "there is no such file or folder"),
         ("./a/b", "there is no such file or folder"),
-        ("EMPTY", "has no file that ends in .jsonl or .jsonl.gz"),
+        ("EMPTY", "contains no file that ends in .jsonl or .jsonl.gz"),
     ],
 )
-def test_data_that_is_nowhere(tmp_path: Path, data: str | None, match: str) -> None:
+def test_data_that_do_not_exist_are_refused(tmp_path: Path, data: str | None, match: str) -> None:
     data = str(tmp_path) if data == "EMPTY" else data
     with pytest.raises(ConfigError, match=match) as error:
         check_data(data)
     assert str(error.value).startswith(f"task.source.data={data}: ")
 
 
-def test_the_hub_out_of_reach_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"task.source.data=Anthropic/hh-rlhf: .* the hub cannot give it") as error:
+    with pytest.raises(ConfigError, match=r"task.source.data=Anthropic/hh-rlhf: .* cannot be downloaded from the hub") as error:
         find_files("Anthropic/hh-rlhf/helpful-base")
     assert "\n" not in str(error.value)
 
@@ -143,15 +142,19 @@ def test_the_hub_out_of_reach_is_one_sentence(tmp_path: Path, monkeypatch: pytes
 def test_a_dialogue_stays_in_one_part() -> None:
     starts = [Pair(f"Human: question {i}", "a", "b") for i in range(2000)]
     later = [Pair(f"{pair.prompt}\n\nAssistant: a\n\nHuman: and?", "a", "b") for pair in starts]
-    parts = split(starts + later + starts[:50], (0.5, 0.2, 0.3), seed=0)
+    parts = split_by_dialogue(starts + later + starts[:50], (0.5, 0.2, 0.3), seed=0)
     assert sum(map(len, parts)) == 4050
     for part, share in zip(parts, (0.5, 0.2, 0.3), strict=True):
         assert len({pair.prompt for pair in part}) == pytest.approx(4000 * share, abs=4 * 2 * (2000 * share * (1 - share)) ** 0.5)
         assert {pair for pair in part if "and?" in pair.prompt} == {
             later[starts.index(p)] for p in part if "and?" not in p.prompt
         }
-    assert split(starts, (0.5, 0.5), 0) == split(starts, (0.5, 0.5), 0) != split(starts, (0.5, 0.5), 1)
-    assert [len(part) for part in split(starts, (1, 0, 0), 0)] == [2000, 0, 0]
+    assert (
+        split_by_dialogue(starts, (0.5, 0.5), 0)
+        == split_by_dialogue(starts, (0.5, 0.5), 0)
+        != split_by_dialogue(starts, (0.5, 0.5), 1)
+    )
+    assert [len(part) for part in split_by_dialogue(starts, (1, 0, 0), 0)] == [2000, 0, 0]
 
 
 def test_prompts_carry_the_template_and_long_ones_are_left_out_whole(tmp_path: Path) -> None:
@@ -162,13 +165,49 @@ def test_prompts_carry_the_template_and_long_ones_are_left_out_whole(tmp_path: P
     prompts, dropped = encode_prompts(tokenizer, [short, long, short, short._replace(chosen="z")], len(ids))
     assert [(prompt.text, prompt.ids) for prompt in prompts] == [(short.prompt, ids)] and dropped == 1
     assert encode_prompts(tokenizer, [short], len(ids) - 1) == ([], 1) and encode_prompts(tokenizer, [], 9) == ([], 0)
-    assert chat(tokenizer, messages(short.prompt, "b"), answer_next=False) == "<user>a cat?<|endoftext|><assistant>b<|endoftext|>"
+    assert (
+        apply_chat_template(tokenizer, to_messages(short.prompt, "b"), answer_next=False)
+        == "<user>a cat?<|endoftext|><assistant>b<|endoftext|>"
+    )
 
 
-def test_a_template_that_is_absent_or_refuses(tmp_path: Path) -> None:
+def test_a_template_that_is_missing_or_rejects_a_dialogue_is_refused(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path / "m", template=None))
     with pytest.raises(ConfigError, match=r"task.source.model=.*/m: its tokenizer has no chat template"):
         encode_prompts(tokenizer, [Pair("Human: a", "x", "y")], 9)
     tokenizer.chat_template = "{{ raise_exception('no system turn') }}" + TEMPLATE
-    with pytest.raises(ConfigError, match=r"its chat template refuses a dialogue \(no system turn\)"):
+    with pytest.raises(ConfigError, match=r"its chat template rejects a dialogue \(no system turn\)"):
         encode_prompts(tokenizer, [Pair("Human: a", "x", "y")], 9)
+
+
+def test_preference_pairs_are_the_answers_as_the_policy_would_generate_them(tmp_path: Path) -> None:
+    """Each answer without the template, ended by eos where that fits; a cut answer is unfinished."""
+    tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path / "m"))
+    eos = tokenizer.eos_token_id
+    known, unknown = Pair("Human: a cat?", "an animal that is a cat", "no"), Pair("Human: a dog?", "yes", "no")
+    prompts, _ = encode_prompts(tokenizer, [known], 99)
+    chosen, rejected = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (known.chosen, known.rejected))
+    assert len(chosen) > len(rejected) + 1
+    found = encode_pairs(tokenizer, [known, unknown, known], prompts, max_new_tokens=len(chosen) + 1)
+    assert [(pair.prompt, pair.chosen_ids, pair.rejected_ids) for pair in found] == 2 * [
+        (prompts[0], [*chosen, eos], [*rejected, eos])
+    ]
+    (cut,) = encode_pairs(tokenizer, [known], prompts, max_new_tokens=len(chosen))
+    assert (cut.chosen_ids, cut.rejected_ids) == (chosen, [*rejected, eos])
+    assert encode_pairs(tokenizer, [], prompts, 9) == []
+
+
+def test_answers_that_differ_only_after_the_cut_make_no_pair(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path / "m"))
+    pair = Pair("Human: a cat?", "what is a cat?", "what is a rat?")
+    prompts, _ = encode_prompts(tokenizer, [pair], 99)
+    shared = len(tokenizer("what is a")["input_ids"])
+    assert encode_pairs(tokenizer, [pair], prompts, shared) == []
+    assert len(encode_pairs(tokenizer, [pair], prompts, shared + 5)) == 1
+
+
+def test_an_answer_ends_at_its_first_eos() -> None:
+    assert end_answer([5, 1, 6], eos_id=1, max_new_tokens=9) == [5, 1]
+    assert end_answer([5, 6], eos_id=1, max_new_tokens=3) == [5, 6, 1]
+    assert end_answer([5, 6], eos_id=1, max_new_tokens=2) == [5, 6]
+    assert end_answer([], eos_id=1, max_new_tokens=2) == [1]

@@ -1,4 +1,4 @@
-"""Scale paper's source on tiny checkpoints in the real format: materials, reward models, and what is refused."""
+"""Scale paper's source on tiny checkpoints in the real format: assets, reward models, preference pairs, and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny_models import write_model, write_reward_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rgpo.errors import ConfigError, NonFiniteError
-from rgpo.language.data.chat import ChatReward
+from rgpo.language.rewards.reward_model import ChatRewardModel
 from rgpo.language.sources.hub import Hub
 from rgpo.paths import conf_dir
 
@@ -46,24 +46,24 @@ def make(parts: dict[str, Any]) -> Make:
 
 
 def test_everything_is_loaded_from_folders(make: Make, parts: dict[str, Any]) -> None:
-    source, said = make(), list[str]()
+    source, logged = make(), list[str]()
     source.check()
-    got = source.load(said.append)
+    got = source.load(logged.append)
     assert type(got.model).__name__ == "Qwen2ForCausalLM" and not got.model.training
-    assert (got.eos_id, got.pad_id, got.num_dropped, got.gold) == (1, 0, 1, None)
+    assert (got.eos_id, got.pad_id, got.num_dropped, got.gold_reward_model) == (1, 0, 1, None)
     train, heldout = ({prompt.text for prompt in prompts} for prompts in (got.train_prompts, got.heldout_prompts))
     assert not train & heldout and train | heldout == {f"Human: what is {i}?" for i in range(40)} and 3 < len(heldout) < 22
     prompt = got.train_prompts[0]
     assert got.tokenizer.decode(prompt.ids) == f"<user>{prompt.text.removeprefix('Human: ')}<|endoftext|><assistant>"
-    assert any("1 longer than 56 tokens left out" in words for words in said)  # a context of 64 less 8 new tokens
-    assert make().load(said.append).train_prompts == got.train_prompts
+    assert any("1 longer than 56 tokens left out" in words for words in logged)  # a context of 64 less 8 new tokens
+    assert make().load(logged.append).train_prompts == got.train_prompts
 
 
-def test_the_reward_is_the_classifiers_logit_after_its_own_template(make: Make, parts: dict[str, Any]) -> None:
+def test_the_reward_is_the_classifiers_logit_under_its_own_template(make: Make, parts: dict[str, Any]) -> None:
     prompts = ["Human: what is 1?", "Human: a\n\nAssistant: b\n\nHuman: c"] * 3
     completions = ["one", "a cat is an animal. " * 4, "", "\n\nHuman: no", "one", "?"]
-    proxy = make(reward_batch_size=2).load(lambda words: None).proxy
-    scores = proxy(prompts, completions)
+    reward_model = make(reward_batch_size=2).load(lambda words: None).reward_model
+    scores = reward_model(prompts, completions)
     model = AutoModelForSequenceClassification.from_pretrained(parts["reward_model"])
     tokenizer = AutoTokenizer.from_pretrained(parts["reward_model"])
     for prompt, completion, score in zip(prompts, completions, scores, strict=True):
@@ -74,60 +74,77 @@ def test_the_reward_is_the_classifiers_logit_after_its_own_template(make: Make, 
     assert scores.dtype == np.float64 and scores.std() > 0
 
 
-def test_a_reward_model_without_a_template_reads_the_datas_own_format(tmp_path: Path) -> None:
+def test_a_reward_model_without_a_template_gets_the_format_of_the_data(tmp_path: Path) -> None:
     options = {"dtype": "float32", "device": "cpu", "trust_remote_code": False, "batch_size": 2}
-    plain = ChatReward("key", str(write_reward_model(tmp_path / "plain", template=None)), **options)
-    assert plain.render("Human: a", "b") == "\n\nHuman: a\n\nAssistant: b" and plain.reward.special_tokens
-    assert plain(["Human: a"], ["b"])[0] == plain.reward(["\n\nHuman: a\n\nAssistant: b"])[0]
+    plain = ChatRewardModel("key", str(write_reward_model(tmp_path / "plain", template=None)), **options)
+    assert plain.render("Human: a", "b") == "\n\nHuman: a\n\nAssistant: b" and plain.model.special_tokens
+    assert plain(["Human: a"], ["b"])[0] == plain.model(["\n\nHuman: a\n\nAssistant: b"])[0]
 
 
 def test_a_gold_model_is_a_second_one(make: Make, tmp_path: Path) -> None:
     got = make(gold_model=str(write_reward_model(tmp_path / "gold", seed=2))).load(lambda words: None)
-    assert got.gold is not None and got.gold(["Human: a"], ["b"])[0] != got.proxy(["Human: a"], ["b"])[0]
+    assert got.gold_reward_model is not None
+    assert got.gold_reward_model(["Human: a"], ["b"])[0] != got.reward_model(["Human: a"], ["b"])[0]
 
 
-def test_a_config_without_a_padding_token_takes_the_tokenizers(tmp_path: Path) -> None:
+def test_a_config_without_a_padding_token_uses_the_tokenizers(tmp_path: Path) -> None:
     folder = write_reward_model(tmp_path / "reward")
     options = {"dtype": "float32", "device": "cpu", "trust_remote_code": False, "batch_size": 2}
     exchanges = (["Human: a", "Human: a cat or a dog?"], ["b", "c"])
-    wanted = ChatReward("key", str(folder), **options)(*exchanges)
+    wanted = ChatRewardModel("key", str(folder), **options)(*exchanges)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
-    np.testing.assert_allclose(ChatReward("key", str(folder), **options)(*exchanges), wanted, atol=1e-6)
+    np.testing.assert_allclose(ChatRewardModel("key", str(folder), **options)(*exchanges), wanted, atol=1e-6)
 
 
-def test_a_reward_of_nan_stops_with_a_sentence(make: Make, tmp_path: Path) -> None:
+def test_a_reward_of_nan_is_a_non_finite_error(make: Make, tmp_path: Path) -> None:
     folder = write_reward_model(tmp_path / "reward")
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "score.weight": weights["score.weight"] * torch.nan}, folder / "model.safetensors", {"format": "pt"})
-    proxy = make(reward_model=str(folder)).load(lambda words: None).proxy
+    reward_model = make(reward_model=str(folder)).load(lambda words: None).reward_model
     with pytest.raises(NonFiniteError, match=r"reward: .*/reward gives nan for the text that ends in '.*yes<\|endoftext\|>'"):
-        proxy(["Human: a"], ["yes"])
+        reward_model(["Human: a"], ["yes"])
 
 
-def test_what_cannot_work_is_refused_before_anything_is_loaded(make: Make, tmp_path: Path) -> None:
+def test_missing_files_and_bad_settings_are_refused_before_anything_is_loaded(make: Make, tmp_path: Path) -> None:
     for key in ("model", "reward_model", "gold_model"):
         with pytest.raises(ConfigError, match=rf"task.source.{key}={tmp_path}: has no config.json"):
             make(**{key: str(tmp_path)}).check()
     with pytest.raises(ConfigError, match=r"task.source.data=/nowhere.jsonl: there is no such file"):
         make(data="/nowhere.jsonl").check()
-    make(model="Qwen/Qwen2.5-1.5B-Instruct", data="Anthropic/hh-rlhf/helpful-base").check()  # the hub is asked later
+    make(model="Qwen/Qwen2.5-1.5B-Instruct", data="Anthropic/hh-rlhf/helpful-base").check()  # hub ids are looked up on loading
     for key, value in (("dtype", "half"), ("attn_implementation", "magic"), ("heldout_share", 1.0), ("max_prompt_tokens", 0)):
         with pytest.raises(ConfigError, match=f"task.source.{key}={value}: "):
             make(**{key: value})
 
 
-def test_limits_that_leave_nothing_say_which_knob(make: Make) -> None:
+def test_limits_that_leave_no_prompt_are_refused_by_their_key(make: Make) -> None:
     with pytest.raises(
-        ConfigError, match=r"max_prompt_tokens=3: leaves 0 to train on, 0 held out \(41 are longer than 3 tokens\)"
+        ConfigError, match=r"max_prompt_tokens=3: leaves 0 for training, 0 held out \(41 are longer than 3 tokens\); raise it"
     ):
         make(max_prompt_tokens=3).load(lambda words: None)
-    with pytest.raises(ConfigError, match=r"task.max_new_tokens=64: must leave room in the context of 64 tokens"):
+    with pytest.raises(ConfigError, match=r"task.max_new_tokens=64: must be smaller than the context of 64 tokens"):
         make(max_new_tokens=64).load(lambda words: None)
-    with pytest.raises(ConfigError, match=r"leaves 40 to train on, 0 held out"):
+    with pytest.raises(ConfigError, match=r"leaves 40 for training, 0 held out"):
         make(heldout_share=1e-9).load(lambda words: None)
 
 
 def test_a_policy_is_no_reward_model(make: Make, parts: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"task.source.reward_model=.*1 weights of a Qwen2ForSequenceClassification are not in"):
         make(reward_model=parts["model"]).load(lambda words: None)
+
+
+def test_preference_pairs_are_those_of_the_training_prompts(make: Make) -> None:
+    """In the data's order, repeated lines included, without held-out and overlong prompts; nothing is encoded before the call."""
+    logged: list[str] = []
+    got = make().load(logged.append)
+    assert not any("preference" in line for line in logged)
+    pairs = got.preference_pairs(99)
+    assert got.preference_pairs(99) is pairs and sum("preference pairs" in line for line in logged) == 1
+    train = [prompt.text for prompt in got.train_prompts]
+    assert [pair.prompt.text for pair in pairs] == train + ([train[0]] if train[0] == "Human: what is 0?" else [])
+    assert all(pair.prompt in got.train_prompts for pair in pairs)
+    assert {got.tokenizer.decode(pair.chosen_ids) for pair in pairs} == {"An animal.<|endoftext|>"}
+    assert {got.tokenizer.decode(pair.rejected_ids) for pair in pairs} == {"No idea: none.<|endoftext|>"}
+    cut = got.preference_pairs(3)
+    assert all(len(pair.chosen_ids) == len(pair.rejected_ids) == 3 and 1 not in pair.chosen_ids for pair in cut)

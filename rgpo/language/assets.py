@@ -1,60 +1,85 @@
-"""What a language task works with, however it was come by: model, tokenizer, prompts and the judges of a completion."""
+"""Model, tokenizer, prompts and reward models of a language task, and what loads them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from rgpo.core.rollout import Array
 from rgpo.errors import NonFiniteError
 
-Array = npt.NDArray[np.float64]
-Say = Callable[[str], None]
-Scorer = Callable[[Sequence[str], Sequence[str]], Array]  # prompts' and completions' texts -> scores (N,), more is better
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Log = Callable[[str], None]  # prints one line of progress
+RewardFunction = Callable[
+    [Sequence[str], Sequence[str]], Array
+]  # (prompts, completions) as texts -> scores (N,), higher is better
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: what a person reads, and what the model reads (chat template applied, the assistant's turn begun)."""
+    """A prompt's text, and its token ids with the chat template applied up to the start of the answer."""
 
     text: str
     ids: list[int]
 
 
 @dataclass(frozen=True)
-class Materials:
-    """Everything that a source loads; the model is as it was saved, in eval mode and without adapters."""
+class PreferencePair:
+    """Two answers to one prompt, the better one first; ids end with eos, except where max_new_tokens cut the answer."""
 
-    model: Any
-    tokenizer: Any
+    prompt: Prompt
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+@dataclass(frozen=True)
+class LanguageAssets:
+    """Everything that an AssetLoader loads; the model is as it was saved, in eval mode and without adapters."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     eos_id: int  # ends a completion
     pad_id: int  # fills batches; may equal eos_id, since masks tell them apart
     train_prompts: list[Prompt]
     heldout_prompts: list[Prompt]
-    num_dropped: int  # prompts too long for the source's limits: left out whole, none is cut
-    proxy: Scorer  # the policy learns from it
-    gold: Scorer | None  # no policy sees it
+    num_dropped: int  # prompts over the loader's length limit: left out, never cut
+    reward_model: RewardFunction  # the policy learns from it
+    gold_reward_model: RewardFunction | None  # measures over-optimization; never used in training
+    preference_pairs: Callable[[int], Sequence[PreferencePair]]  # of max_new_tokens; made on the first call, then kept
 
 
-class Source(Protocol):
-    """What conf/scale/*.yaml names as task.source."""
+class AssetLoader(Protocol):
+    """The object that conf/scale/*.yaml names as task.source."""
 
     def check(self) -> None:
-        """Refuse, before anything starts and without importing torch, what cannot work. ConfigError."""
+        """Check packages and paths before anything is loaded, without importing torch.
 
-    def load(self, say: Say) -> Materials:
-        """Load, after whatever is slow and done once; what goes on is said. ConfigError."""
+        Raises: ConfigError if a package or a path is missing.
+        """
+        ...
+
+    def load(self, log: Log) -> LanguageAssets:
+        """Load everything; slow preparation is done once and cached.
+
+        Raises: ConfigError if something cannot be fetched, read or used.
+        """
+        ...
 
 
-def require_finite_scores(scores: Array, texts: Sequence[str], who: str) -> Array:
-    """The scores (N,) as they are; NonFiniteError, with the end of its text, for NaN or an infinite one."""
+def require_finite_scores(scores: Array, texts: Sequence[str], name: str) -> Array:
+    """Return the scores (N,) unchanged.
+
+    Raises: NonFiniteError, with the end of the text, if one is NaN or infinite.
+    """
     wrong = np.flatnonzero(~np.isfinite(scores))
     if len(wrong):
         raise NonFiniteError(
-            f"reward: {who} gives {scores[wrong[0]]} for the text that ends in {texts[wrong[0]][-80:]!r}; "
+            f"reward: {name} gives {scores[wrong[0]]} for the text that ends in {texts[wrong[0]][-80:]!r}; "
             "look for NaN in its weights, or load it with dtype=float32."
         )
     return scores

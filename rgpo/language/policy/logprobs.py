@@ -1,9 +1,9 @@
-"""Log-probabilities, entropies and KL over a large vocabulary without ever holding its (N, V) logits; pure torch.
+"""Log-probabilities and entropies over a large vocabulary without storing its (N, V) logits; pure torch.
 
-A linear head (`nn.Linear`, tied or not, or peft's LoRA around one) is read in blocks of tokens x vocabulary. Each block leaves
-two numbers a token, from which the whole vocabulary's follow, and the backward pass computes the blocks again. Any other head
-(soft-capped logits) is called on some tokens at a time and once more in the backward pass: until then it must stay as it is.
-Names: N tokens, D hidden size, V vocabulary, R tokens and W columns of a block. Results are float32 or wider, in nats.
+The logits of a linear head (`nn.Linear`, tied or not, or peft's LoRA around one) are computed in blocks of tokens x vocabulary.
+Two numbers per token and block give the result for the whole vocabulary, and the backward pass recomputes the blocks. Any other
+head (soft-capped logits) is called on some tokens at a time, and again in the backward pass: it must not change in between.
+Legend: N tokens, D hidden size, V vocabulary, R tokens and W columns of a block. Results are float32 or wider, in nats.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[Tensor], Tensor]  # (R, D) -> (R, V)
-BLOCK_BYTES = 2**21  # of a linear head's logits at a time; larger blocks are no faster
+BLOCK_BYTES = 2**21  # of a block of a linear head's logits; larger blocks are no faster
 BLOCK_ROWS = 512
-LIVE = 10  # float32 arrays (R, V) alive at once with any head that is not linear
-MAX_BYTES = LIVE * 2**25  # for these: arrays of 32 MiB go back to the system when freed (glibc), smaller ones fragment the heap
+LIVE = 10  # float32 arrays (R, V) alive at once with a head that is not linear
+MAX_BYTES = LIVE * 2**25  # of them together: glibc returns freed arrays of 32 MiB to the system, smaller ones fragment the heap
 
 
 class TokenStatistics(NamedTuple):
-    """Of each token's distribution: log-probability of its target (N,) and entropy (N,), in nats; both have gradients."""
+    """Log-probability of each token's target (N,) and entropy of its distribution (N,), in nats; both have gradients."""
 
     logp_N: Tensor
     entropy_N: Tensor
@@ -35,57 +35,28 @@ def token_statistics(
 ) -> TokenStatistics:
     """log p at the targets and -sum p log p of p = softmax(head(h) / temperature); gradients reach h and the head.
 
-    targets_N int64; logits must be finite. Beside results and gradients a linear head takes 2 BLOCK_BYTES; any other about
-    max_bytes, one token at least, and where its large weight is trained a second gradient of that size.
-    ValueError for shapes that do not match and for temperature <= 0.
+    targets_N int64; logits must be finite. Beside results and gradients a linear head takes 2 BLOCK_BYTES, any other about
+    max_bytes (but at least one token), plus a second gradient of its weight if that is trained.
+    Raises: ValueError if shapes do not match or temperature <= 0.
     """
-    _check(hidden_ND, temperature)
+    if hidden_ND.ndim != 2:
+        raise ValueError(f"hidden_ND.shape={tuple(hidden_ND.shape)}: needs (N, D); flatten the batch first.")
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: needs a positive number.")
     if targets_N.shape != hidden_ND.shape[:1]:
-        raise ValueError(f"targets_N.shape={tuple(targets_N.shape)}: needs one target a token, {len(hidden_ND)} in all.")
+        raise ValueError(f"targets_N.shape={tuple(targets_N.shape)}: needs one target per token, {len(hidden_ND)} in all.")
     linear = _linear_terms(head, hidden_ND)
     if linear is not None and len(targets_N) > 0:
         logp, entropy = _Blocked.apply(targets_N, temperature, linear[1], *linear[0])  # type: ignore[no-untyped-call]
         return TokenStatistics(logp, entropy)
     parts = [
         checkpoint(_plain, hidden_ND[rows], head, targets_N[rows], temperature, use_reentrant=False)
-        for rows in _pieces(hidden_ND, head, max_bytes)
+        for rows in _row_slices(hidden_ND, head, max_bytes)
     ]
     return TokenStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-@torch.no_grad()
-def exact_kl(
-    hidden_p_ND: Tensor,
-    hidden_q_ND: Tensor,
-    head_p: Head,
-    head_q: Head,
-    *,
-    temperature: float = 1.0,
-    max_bytes: int = MAX_BYTES,
-) -> Tensor:
-    """KL(p || q) = sum_v p (log p - log q) of each token's two distributions, (N,) float64 nats, without gradients.
-
-    p and q are softmax(head(h) / temperature); ValueError for shapes that do not match and for temperature <= 0.
-    """
-    _check(hidden_p_ND, temperature)
-    if len(hidden_p_ND) != len(hidden_q_ND):
-        raise ValueError(f"len(hidden_q_ND)={len(hidden_q_ND)}: needs the same tokens as hidden_p_ND, {len(hidden_p_ND)}.")
-    parts = []
-    for rows in _pieces(hidden_p_ND, head_p, max_bytes):
-        logp = torch.log_softmax(head_p(hidden_p_ND[rows]) / temperature, -1, dtype=torch.float64)
-        gap = torch.log_softmax(head_q(hidden_q_ND[rows]) / temperature, -1, dtype=torch.float64).neg_().add_(logp)
-        parts.append(logp.exp_().mul_(gap).sum(-1))
-    return torch.cat(parts)
-
-
-def _check(hidden_ND: Tensor, temperature: float) -> None:
-    if hidden_ND.ndim != 2:
-        raise ValueError(f"hidden_ND.shape={tuple(hidden_ND.shape)}: needs (N, D); flatten the batch first.")
-    if temperature <= 0:
-        raise ValueError(f"temperature={temperature}: needs a positive number.")
-
-
-def _pieces(hidden_ND: Tensor, head: Head, max_bytes: int) -> list[slice]:
+def _row_slices(hidden_ND: Tensor, head: Head, max_bytes: int) -> list[slice]:
     rows = -(-max_bytes // (4 * LIVE * head(hidden_ND[:0]).shape[-1]))
     return [slice(top, top + rows) for top in range(0, max(1, len(hidden_ND)), rows)]
 
@@ -97,9 +68,9 @@ def _plain(hidden_ND: Tensor, head: Head, targets_N: Tensor, temperature: float)
 
 
 def _linear_terms(head: Any, hidden: Tensor) -> tuple[list[Tensor], Tensor | None] | None:
-    """[x_0, W_0, x_1, W_1, ...] and bias with logits = sum_i x_i W_i' + bias, or None for a head that is not known to be such.
+    """[x_0, W_0, x_1, W_1, ...] and bias with logits = sum_i x_i W_i' + bias, or None if the head is not known to be linear.
 
-    Of peft's layers it knows the plain LoRA layer, x_1 = scaling A dropout(h) and W_1 = B, by name: peft stays optional.
+    peft's plain LoRA layer, x_1 = scaling A dropout(h) and W_1 = B, is recognized by name, so that peft stays optional.
     """
     if type(head) is nn.Linear:
         return [hidden, head.weight], head.bias
@@ -117,7 +88,7 @@ def _linear_terms(head: Any, hidden: Tensor) -> tuple[list[Tensor], Tensor | Non
 
 
 class _Block(NamedTuple):
-    """Logits over the temperature z (R, W) of these rows and columns, scratch (R, W), and the rows `hit` with targets `at`."""
+    """Logits / temperature z (R, W) of some rows and columns, scratch (R, W), and the rows `hit` that have targets `at` there."""
 
     rows: slice
     columns: slice
@@ -128,7 +99,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(terms: Sequence[Tensor], bias: Tensor | None, targets: Tensor, temperature: float) -> Iterator[_Block]:
-    """All blocks, each in the memory of the one before: allocated anew they would fragment the heap by hundreds of MB."""
+    """All blocks, one after the other in the same memory: separate allocations would fragment the heap by hundreds of MB."""
     inputs, weights = terms[::2], terms[1::2]
     num_rows, vocabulary = len(inputs[0]), len(weights[0])
     height = min(BLOCK_ROWS, num_rows)
@@ -156,7 +127,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 class _Blocked(torch.autograd.Function):
-    """Log-probabilities and entropies of a linear head by blocks, with s_b the share of block b in the whole mass:
+    """Log-probabilities and entropies of a linear head by blocks; s_b is the probability of block b:
 
     lse = log sum_b e^lse_b,  s_b = e^(lse_b - lse),  H = sum_b s_b (lse - E_b z),  d logp/dz = 1[target] - p,
     dH/dz = -p (log p + H).

@@ -1,6 +1,6 @@
-"""Causal language models from a folder or the hub, refused in one sentence where they cannot be trained safely, and LoRA.
+"""Loading of causal language models from a folder or the hub, checks that they can be trained safely, and LoRA.
 
-A hub id becomes a folder first, without pickle weights, so that both take one path. Nothing here imports torch before it loads.
+A hub id is downloaded to a folder first, without pickle weights, so that both take one path. torch is imported on loading only.
 """
 
 from __future__ import annotations
@@ -17,40 +17,45 @@ from rgpo.errors import ConfigError, first_line, require
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]  # what is fetched from the hub: no pickle
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]  # downloaded from the hub; no pickle
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def require_packages(key: str, *names: str, extra: str = "llm") -> None:
-    """Refuse to go on without packages of an extra. ConfigError."""
+    """Raises: ConfigError, with the pip command, if a package of an extra is missing."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"{key}: needs the package {', '.join(missing)}; install it with `pip install rgpo[{extra}]`.")
 
 
 def check_path(key: str, path_or_id: str, trust_remote_code: bool) -> None:
-    """What can be said of a model before it is loaded: nothing of a hub id, a folder's files else. ConfigError."""
-    require(path_or_id not in ("", "???"), key, path_or_id, "give a folder or a hub id.")
+    """Check the files of a model's folder before it is loaded; a hub id is not looked up.
+
+    Raises: ConfigError if the folder does not exist or ``check_folder`` rejects it.
+    """
+    require(path_or_id not in ("", "???"), key, path_or_id, "is not set; give a folder or a hub id.")
     folder = Path(path_or_id).expanduser()
     if folder.exists():
         check_folder(key, folder, trust_remote_code)
     elif folder.is_absolute() or path_or_id.startswith((".", "~")):
-        raise ConfigError(f"{key}={path_or_id}: there is no such folder, give another or a hub id.")
+        raise ConfigError(f"{key}={path_or_id}: there is no such folder; give another or a hub id.")
 
 
 def check_folder(key: str, folder: Path, trust_remote_code: bool) -> None:
-    """Refuse a folder without config.json, tokenizer or safetensors, or one that wants to run its own code. ConfigError."""
-    require(folder.is_dir(), key, folder, "is not a folder, give the one that holds config.json.")
-    require((folder / "config.json").is_file(), key, folder, "has no config.json, give a folder saved by save_pretrained.")
+    """Raises: ConfigError if config.json, tokenizer or safetensors are missing, or the model would run code of its own."""
+    require(folder.is_dir(), key, folder, "is not a folder; give the one that holds config.json.")
+    require((folder / "config.json").is_file(), key, folder, "has no config.json; give a folder saved by save_pretrained.")
     require(
         any((folder / name).is_file() for name in TOKENIZERS),
         key,
         folder,
-        f"has no tokenizer ({', '.join(TOKENIZERS)}), save the model's tokenizer there too.",
+        f"has no tokenizer ({', '.join(TOKENIZERS)}); save the model's tokenizer there too.",
     )
     for name in ("config.json", "tokenizer_config.json"):
         own_code = (folder / name).is_file() and "auto_map" in _read_json(key, folder / name)
@@ -58,7 +63,7 @@ def check_folder(key: str, folder: Path, trust_remote_code: bool) -> None:
             trust_remote_code or not own_code,
             key,
             folder,
-            f"{name} names code of its own to run (auto_map), set trust_remote_code=true beside it if you trust its author.",
+            f"{name} would run Python code of the model's authors (auto_map); set trust_remote_code=true if you trust them.",
         )
     _check_weights(key, folder)
 
@@ -68,7 +73,7 @@ def _check_weights(key: str, folder: Path) -> None:
     if index.is_file():
         shards = sorted(set(_read_json(key, index).get("weight_map", {}).values()))
         missing = [shard for shard in shards if not (folder / shard).is_file()]
-        require(not missing and bool(shards), key, folder, f"lacks weights that its index names ({', '.join(missing[:3])}).")
+        require(not missing and bool(shards), key, folder, f"lacks weights listed in its index ({', '.join(missing[:3])}).")
     elif not (folder / "model.safetensors").is_file():
         pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
         if pickles:
@@ -76,7 +81,7 @@ def _check_weights(key: str, folder: Path) -> None:
                 f"{key}={folder}: has only pickle weights ({sorted(pickles)[0]}), which can run code when read; "
                 "convert them to model.safetensors."
             )
-        raise ConfigError(f"{key}={folder}: has no model.safetensors, give a folder saved by save_pretrained.")
+        raise ConfigError(f"{key}={folder}: has no model.safetensors; give a folder saved by save_pretrained.")
 
 
 def _read_json(key: str, file: Path) -> dict[str, Any]:
@@ -88,8 +93,11 @@ def _read_json(key: str, file: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def resolve(key: str, path_or_id: str, trust_remote_code: bool) -> Path:
-    """The checked folder of a path, or of a hub id fetched into Hugging Face's cache at first use. ConfigError."""
+def resolve_folder(key: str, path_or_id: str, trust_remote_code: bool) -> Path:
+    """The checked folder of a path, or of a hub id, downloaded into Hugging Face's cache at first use.
+
+    Raises: ConfigError if it cannot be found, downloaded or trained safely.
+    """
     check_path(key, path_or_id, trust_remote_code)
     folder = Path(path_or_id).expanduser()
     if not folder.exists():
@@ -99,20 +107,26 @@ def resolve(key: str, path_or_id: str, trust_remote_code: bool) -> Path:
 
 
 def fetch_from_hub(key: str, repository: str, **options: Any) -> Path:
-    """huggingface_hub.snapshot_download(repository, **options), from its cache where the hub is out of reach. ConfigError."""
+    """huggingface_hub.snapshot_download(repository, **options), which falls back to its cache when the hub cannot be reached.
+
+    Raises: ConfigError if neither has the repository.
+    """
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(repository, **options))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{key}={repository}: is no folder here, and the hub cannot give it ({first_line(error)}); "
+            f"{key}={repository}: is not a local folder and cannot be downloaded from the hub ({first_line(error)}); "
             "check the name and the network, or give the path of a local copy."
         ) from error
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of a name; auto is the current GPU where there is one, else the CPU. ConfigError."""
+def resolve_device(name: str) -> torch.device:
+    """The device of a name; auto is the current GPU if there is one, else the CPU.
+
+    Raises: ConfigError if the device cannot be used.
+    """
     import torch
 
     if name == "auto":
@@ -121,7 +135,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"task.source.device={name}: cannot be used ({first_line(error)}), choose auto or cpu.") from error
+        raise ConfigError(f"task.source.device={name}: cannot be used ({first_line(error)}); choose auto or cpu.") from error
 
 
 def load_causal_lm(
@@ -132,11 +146,11 @@ def load_causal_lm(
     attn_implementation: str = "sdpa",
     device: str = "auto",
     key: str = "task.source.model",
-) -> tuple[Any, Any]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(AutoModelForCausalLM in eval mode, AutoTokenizer); every weight comes from the files and logits = head(last hidden state).
 
-    ConfigError: no such model, no config, tokenizer or safetensors, pickle weights, code of its own, weights that are missing,
-    another head than a linear map of the last hidden state (logits are scaled or capped).
+    Raises: ConfigError if the model does not exist, lacks config, tokenizer or weights, has only pickle weights, would run code
+        of its own, or computes its logits otherwise than by a linear head (scaled or capped logits).
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -144,9 +158,9 @@ def load_causal_lm(
     require(
         attn_implementation in ATTENTIONS, "task.source.attn_implementation", attn_implementation, f"choose one of {ATTENTIONS}."
     )
-    folder = resolve(key, str(path_or_id), trust_remote_code)
-    place = pick_device(device)
-    tokenizer: Any = load(key, folder, AutoTokenizer, trust_remote_code=trust_remote_code)
+    folder = resolve_folder(key, str(path_or_id), trust_remote_code)
+    place = resolve_device(device)
+    tokenizer: PreTrainedTokenizerBase = load_pretrained(key, folder, AutoTokenizer, trust_remote_code=trust_remote_code)
     model = load_model(
         key,
         folder,
@@ -169,7 +183,7 @@ def load_causal_lm(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Hugging Face from drawing progress bars and listing layers while files are read or written."""
+    """Suppress Hugging Face's progress bars and layer listings."""
     from transformers.utils import logging
 
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -183,8 +197,11 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load(key: str, folder: Path, auto: Any, **options: Any) -> Any:
-    """auto.from_pretrained(folder, **options), local and quiet. ConfigError."""
+def load_pretrained(key: str, folder: Path, auto: Any, **options: Any) -> Any:
+    """auto.from_pretrained(folder, **options) from local files, without progress bars.
+
+    Raises: ConfigError if the files cannot be loaded.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -194,23 +211,27 @@ def load(key: str, folder: Path, auto: Any, **options: Any) -> Any:
         raise ConfigError(f"{key}={folder}: cannot be loaded ({type(error).__name__}: {first_line(error)}).") from error
 
 
-def load_model(key: str, folder: Path, auto: Any, dtype: str, device: torch.device, **options: Any) -> Any:
-    """A model in eval mode on a device, every weight of which came from the folder's safetensors. ConfigError."""
+def load_model(key: str, folder: Path, auto: Any, dtype: str, device: torch.device, **options: Any) -> PreTrainedModel:
+    """auto.from_pretrained(folder, **options) in eval mode on a device, with every weight from the folder's safetensors.
+
+    Raises: ConfigError if a weight is not in the files.
+    """
     import torch
 
     options |= {"dtype": getattr(torch, dtype), "use_safetensors": True, "output_loading_info": True}
-    model, info = load(key, folder, auto, **options)
+    model, info = load_pretrained(key, folder, auto, **options)
     absent = sorted(info["missing_keys"])
     if absent:
         raise ConfigError(
-            f"{key}={folder}: {len(absent)} weights of a {type(model).__name__} are not in its files, {absent[0]} for one, and "
-            "would be random; give a checkpoint of that kind."
+            f"{key}={folder}: {len(absent)} weights of a {type(model).__name__} are not in its files ({absent[0]} for one) and "
+            "would be random; give a checkpoint of that class."
         )
-    return model.to(device).eval()
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
 
 
-def _require_linear_head(key: str, folder: Path, model: Any) -> None:
-    """Losses are computed from the last hidden state and the output embeddings; see that the model's own logits are too."""
+def _require_linear_head(key: str, folder: Path, model: PreTrainedModel) -> None:
+    """Losses are computed as output embeddings times last hidden state; check that the model's logits are that, too."""
     import torch
 
     ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().num_embeddings
@@ -226,10 +247,13 @@ def _require_linear_head(key: str, folder: Path, model: Any) -> None:
         )
 
 
-def add_lora(model: Any, *, rank: int, alpha: float, dropout: float, target_modules: str | Sequence[str], seed: int) -> Any:
+def add_lora(
+    model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, target_modules: str | Sequence[str], seed: int
+) -> PreTrainedModel:
     """A peft model with y = W x + (alpha / rank) B A dropout(x) in the target modules; A from the seed, B = 0.
 
-    target_modules: names, or all-linear. The global generators are left as they were. Hu et al., "LoRA", 2021. ConfigError.
+    target_modules: names, or all-linear. The global generators keep their state. Hu et al., "LoRA", 2021.
+    Raises: ConfigError if a target module does not exist.
     """
     import torch
 
@@ -239,27 +263,32 @@ def add_lora(model: Any, *, rank: int, alpha: float, dropout: float, target_modu
     names = target_modules if isinstance(target_modules, str) else list(target_modules)
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft declares an int and only divides it
+        lora_alpha=alpha,  # type: ignore[arg-type]  # declared as int, but peft only divides it
         lora_dropout=dropout,
         target_modules=names,
         task_type="CAUSAL_LM",
     )
     gpus = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is going away
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name of transformers
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, config)
+            adapted: PreTrainedModel = get_peft_model(model, config)
+            return adapted
         except ValueError as error:
             raise ConfigError(f"task.lora.target_modules={target_modules}: {first_line(error)}.") from error
 
 
-def switch_off_dropout(model: Any) -> None:
-    """Without it the ratio of a policy to itself would not be 1."""
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to 0, in nn.Dropout and in numbers that modules pass to F.dropout.
+
+    With dropout the ratio of a policy to itself would not be 1.
+    """
     from torch import nn
 
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

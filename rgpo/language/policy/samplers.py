@@ -1,4 +1,4 @@
-"""Who draws the completions that are learnt from: the policy itself, or vLLM with the policy's adapters."""
+"""Samplers: the policy itself, vLLM with the policy's adapters, or stored preference pairs in place of samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from rgpo import distributed
 from rgpo.errors import ConfigError, require
@@ -16,76 +16,117 @@ from rgpo.language.policy.pretrained import require_packages
 if TYPE_CHECKING:
     import torch
 
+    from rgpo.language.assets import LanguageAssets, PreferencePair, Prompt
     from rgpo.language.policy.generation import Completions
+    from rgpo.language.policy.language_model import LanguageModel
 
 
 class Sampler(Protocol):
-    """What conf/sampler/*.yaml names as task.sampler."""
+    """The object that conf/sampler/*.yaml names as task.sampler."""
 
-    correction_cap: float | None  # largest weight pi_old/pi_sampler of a token; null: no correction
+    @property
+    def correction_cap(self) -> float | None:
+        """Largest weight pi_old/pi_sampler of a token; None applies no weight."""
+        ...
 
-    def check(self) -> None:
-        """ConfigError for packages that are missing."""
+    @property
+    def on_policy(self) -> bool:
+        """Whether completions are samples of the current policy, up to rounding; if not, only offline algorithms can use them."""
+        ...
 
-    def __call__(self, policy: Any, prompts: Sequence[Sequence[int]], generator: torch.Generator) -> Completions:
-        """A completion of each prompt's ids, with the log-probabilities it was drawn with."""
+    def check(self, group_size: int) -> None:
+        """Check packages and the group size before anything is loaded.
+
+        Raises: ConfigError if a package is missing or group_size cannot be served.
+        """
+        ...
+
+    def prompts(self, assets: LanguageAssets, max_new_tokens: int) -> Sequence[Prompt]:
+        """The prompts to choose from, one per group of completions."""
+        ...
+
+    def collect(
+        self, policy: LanguageModel, assets: LanguageAssets, indices: Sequence[int], group_size: int, generator: torch.Generator
+    ) -> Completions:
+        """group_size completions of each of prompts(...)[i] for i in indices, group by group."""
+        ...
 
 
-def check_cap(cap: float | None) -> None:
-    """ConfigError unless cap is null or at least 1."""
+def check_correction_cap(cap: float | None) -> None:
+    """Raises: ConfigError unless cap is None or at least 1."""
     require(cap is None or 1 <= cap < math.inf, "task.sampler.correction_cap", cap, "must be at least 1, or null for none.")
+
+
+def repeated_prompt_ids(assets: LanguageAssets, indices: Sequence[int], group_size: int) -> list[list[int]]:
+    """Ids of the training prompts at indices, each group_size times."""
+    return [assets.train_prompts[i].ids for i in indices for _ in range(group_size)]
 
 
 @dataclass(kw_only=True)
 class Own:
-    """The policy's own forward pass draws; what it draws with differs from what is learnt by rounding alone."""
+    """Samples from the policy's own forward pass; their probabilities differ from the learner's by rounding only."""
 
     correction_cap: float | None = None
+    on_policy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_cap(self.correction_cap)
+        check_correction_cap(self.correction_cap)
 
-    def check(self) -> None:
-        """Nothing besides the policy's own packages."""
+    def check(self, group_size: int) -> None:
+        """No-op: needs only the policy's own packages and serves any group size."""
 
-    def __call__(self, policy: Any, prompts: Sequence[Sequence[int]], generator: torch.Generator) -> Completions:
-        completions: Completions = policy.generate(prompts, generator)
-        return completions
+    def prompts(self, assets: LanguageAssets, max_new_tokens: int) -> Sequence[Prompt]:
+        return assets.train_prompts
+
+    def collect(
+        self, policy: LanguageModel, assets: LanguageAssets, indices: Sequence[int], group_size: int, generator: torch.Generator
+    ) -> Completions:
+        return policy.generate(repeated_prompt_ids(assets, indices, group_size), generator)
 
 
 @dataclass(kw_only=True)
 class VLLM:
-    """vLLM draws with the policy's LoRA adapters, handed over on disk before each rollout; never run here (no GPU).
+    """Samples from vLLM, which loads the policy's LoRA adapters from disk before each rollout; never run on a GPU here.
 
-    Its kernels round differently from the learner's, so tokens get the weight min(pi_old/pi_vllm, correction_cap).
+    Its kernels round differently from the learner's, so each token has the weight min(pi_old/pi_vllm, correction_cap).
     """
 
     correction_cap: float | None = 2.0
-    gpu_memory_utilization: float = 0.4  # share of the GPU that vLLM takes
+    gpu_memory_utilization: float = 0.4  # share of the GPU's memory for vLLM
     max_model_len: int = 1024  # tokens of prompt and completion
+    on_policy: ClassVar[bool] = True
 
     _engine: Any = field(default=None, init=False, repr=False)
     _version: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_cap(self.correction_cap)
+        check_correction_cap(self.correction_cap)
         share = self.gpu_memory_utilization
-        require(0 < share < 1, "task.sampler.gpu_memory_utilization", share, "must lie strictly between 0 and 1.")
+        require(0 < share < 1, "task.sampler.gpu_memory_utilization", share, "must be strictly between 0 and 1.")
 
-    def check(self) -> None:
-        """vllm must be installed: it brings its own torch, so it is an extra of its own. ConfigError."""
+    def check(self, group_size: int) -> None:
+        """vllm is an extra of its own because it brings its own torch.
+
+        Raises: ConfigError if vllm is not installed, or under torchrun.
+        """
         require_packages("task.sampler", "vllm", extra="vllm")
-        require(distributed.world_size() == 1, "task.sampler", "vllm", "draws in one process; use own under torchrun.")
+        require(distributed.world_size() == 1, "task.sampler", "vllm", "runs in one process; use own under torchrun.")
 
-    def __call__(self, policy: Any, prompts: Sequence[Sequence[int]], generator: torch.Generator) -> Completions:
+    def prompts(self, assets: LanguageAssets, max_new_tokens: int) -> Sequence[Prompt]:
+        return assets.train_prompts
+
+    def collect(
+        self, policy: LanguageModel, assets: LanguageAssets, indices: Sequence[int], group_size: int, generator: torch.Generator
+    ) -> Completions:
         import torch
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
 
-        from rgpo.language.policy.generation import assemble
+        from rgpo.language.policy.generation import make_completions
 
         if not hasattr(policy.model, "peft_config"):
-            raise ConfigError("task.sampler=vllm: takes the policy's adapters, set task.lora or use sampler@task.sampler=own.")
+            raise ConfigError("task.sampler=vllm: needs LoRA adapters; set task.lora or use sampler@task.sampler=own.")
+        prompt_ids = repeated_prompt_ids(assets, indices, group_size)
         sampling = policy.sampling
         if self._engine is None:
             rank = next(iter(policy.model.peft_config.values())).r
@@ -95,16 +136,16 @@ class VLLM:
                 max_lora_rank=rank,
                 max_model_len=self.max_model_len,
                 gpu_memory_utilization=self.gpu_memory_utilization,
-                logprobs_mode="processed_logprobs",  # after the temperature, as the learner reads them
+                logprobs_mode="processed_logprobs",  # after the temperature, as the learner computes them
             )
-        seeds = torch.randint(2**31, (len(prompts),), generator=generator, device=generator.device).tolist()
-        shared = {"temperature": sampling.temperature, "max_tokens": sampling.max_new_tokens, "logprobs": 0}
-        shared |= {"stop_token_ids": [sampling.eos_id]}
+        seeds = torch.randint(2**31, (len(prompt_ids),), generator=generator, device=generator.device).tolist()
+        shared: dict[str, object] = {"temperature": sampling.temperature, "max_tokens": sampling.max_new_tokens, "logprobs": 0}
+        shared["stop_token_ids"] = [sampling.eos_id]
         self._version += 1
         with tempfile.TemporaryDirectory() as folder:
             policy.model.save_pretrained(folder)
             outputs = self._engine.generate(
-                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+                [{"prompt_token_ids": ids} for ids in prompt_ids],
                 [SamplingParams(seed=seed, **shared) for seed in seeds],
                 lora_request=LoRARequest(f"policy-{self._version}", self._version, str(Path(folder))),
                 use_tqdm=False,
@@ -113,7 +154,37 @@ class VLLM:
         for output in outputs:
             drawn = output.outputs[0]
             ids = list(drawn.token_ids)
-            rows.append(
-                (ids, [entry[i].logprob for entry, i in zip(drawn.logprobs, ids, strict=True)], ids[-1] == sampling.eos_id)
-            )
-        return assemble(prompts, rows, sampling.pad_id, policy.model.device)
+            logp = [entry[i].logprob for entry, i in zip(drawn.logprobs, ids, strict=True)]
+            rows.append((ids, logp, ids[-1] == sampling.eos_id))
+        return make_completions(prompt_ids, rows, sampling.pad_id, policy.model.device)
+
+
+@dataclass(kw_only=True)
+class OfflinePairs:
+    """The task's stored preference pairs in place of samples: groups of two, the chosen answer first; for offline algorithms.
+
+    The distribution that the answers came from is unknown, so their logp_BT is NaN and no correction is possible.
+    """
+
+    correction_cap: ClassVar[None] = None
+    on_policy: ClassVar[bool] = False
+
+    def check(self, group_size: int) -> None:
+        """Raises: ConfigError unless group_size is 2."""
+        require(group_size == 2, "task.group_size", group_size, "a preference pair has two answers; set task.group_size=2.")
+
+    def prompts(self, assets: LanguageAssets, max_new_tokens: int) -> Sequence[Prompt]:
+        return [pair.prompt for pair in assets.preference_pairs(max_new_tokens)]
+
+    def collect(
+        self, policy: LanguageModel, assets: LanguageAssets, indices: Sequence[int], group_size: int, generator: torch.Generator
+    ) -> Completions:
+        from rgpo.language.policy.generation import make_completions
+
+        self.check(group_size)
+        stored = assets.preference_pairs(policy.sampling.max_new_tokens)
+        pairs: list[PreferencePair] = [stored[i] for i in indices]
+        prompt_ids = [pair.prompt.ids for pair in pairs for _ in range(group_size)]
+        answers = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+        rows = [(ids, [math.nan] * len(ids), ids[-1] == assets.eos_id) for ids in answers]
+        return make_completions(prompt_ids, rows, assets.pad_id, policy.model.device)

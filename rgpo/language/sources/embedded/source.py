@@ -1,13 +1,14 @@
-"""Scale embedded: a small Qwen2 with its prompts and judges, built on this machine from rated review sentences."""
+"""Scale embedded: a small Qwen2 with prompts and reward models, trained on first use from rated review sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
 
+from rgpo.core.rollout import Array
 from rgpo.errors import require
-from rgpo.language.assets import Array, Materials, Prompt, Say
+from rgpo.language.assets import LanguageAssets, Log, PreferencePair, Prompt
 from rgpo.language.policy.pretrained import load_causal_lm, require_packages
 from rgpo.paths import cache_dir
 
@@ -16,51 +17,64 @@ HELDOUT_SEED = 0  # the held-out prompts are shuffled once, the same way for eve
 
 @dataclass(kw_only=True)
 class Embedded:
-    """A source without knobs; RGPO_CACHE says where its world lies."""
+    """Has no settings; the artifacts are in the folder RGPO_CACHE."""
 
     def check(self) -> None:
-        """Packages only; the sentences are fetched when they are needed. ConfigError."""
+        """Check the packages; the sentences are downloaded when they are needed.
+
+        Raises: ConfigError if a package is missing.
+        """
         require_packages("task.source", "transformers", "tokenizers", "safetensors")
 
-    def load(self, say: Say) -> Materials:
-        """Build the world if the cache has none, and load it. ConfigError."""
+    def load(self, log: Log) -> LanguageAssets:
+        """Build the artifacts if the cache has none, and load them.
+
+        Raises: ConfigError if the cache is not writable or the sentences cannot be downloaded.
+        """
         import numpy as np
 
-        from rgpo.language.sources.embedded.artifacts import GoldJudge, ProxyReward, load_world
+        from rgpo.language.rewards.reward_model import GoldRewardModel, RewardModel
+        from rgpo.language.sources.embedded.artifacts import load_artifacts
 
-        world = load_world(cache_dir(), say)
-        model, tokenizer = load_causal_lm(world.model, dtype="float32", device="cpu")
-        proxy, gold = ProxyReward(world.reward_model), GoldJudge(world.gold)
-        order = np.random.default_rng(HELDOUT_SEED).permutation(len(world.heldout_prompts))
-        heldout = [world.heldout_prompts[i] for i in order]
-        say(
-            f"embedded world {world.folder.name}: {model.num_parameters():,} parameters; held-out pairs right: "
-            + ", ".join(f"{name} {_percent(world.report[key])}" for name, key in (("proxy", "proxy"), ("gold judge", "gold")))
+        artifacts = load_artifacts(cache_dir(), log)
+        model, tokenizer = load_causal_lm(artifacts.model, dtype="float32", device="cpu")
+        reward_model, gold_reward_model = RewardModel(artifacts.reward_model), GoldRewardModel(artifacts.gold_reward_model)
+        order = np.random.default_rng(HELDOUT_SEED).permutation(len(artifacts.heldout_prompts))
+        report = artifacts.report
+        accuracies = ", ".join(
+            f"{name} {report[key]['accuracy']:.1%} [{report[key]['interval'][0]:.1%}, {report[key]['interval'][1]:.1%}]"
+            for name, key in (("reward model", "proxy"), ("gold reward model", "gold"))
         )
+        log(f"{artifacts.folder.name}: {model.num_parameters():,} parameters; held-out pairs ranked correctly: {accuracies}")
 
         def encode(texts: list[str]) -> list[Prompt]:
             return [Prompt(text, ids) for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True)]
 
-        def score_proxy(prompts: Sequence[str], completions: Sequence[str]) -> Array:
-            return proxy([a + b for a, b in zip(prompts, completions, strict=True)])
+        def score(prompts: Sequence[str], completions: Sequence[str]) -> Array:
+            return reward_model([a + b for a, b in zip(prompts, completions, strict=True)])
 
         def score_gold(prompts: Sequence[str], completions: Sequence[str]) -> Array:
-            return gold([a + b for a, b in zip(prompts, completions, strict=True)])
+            return gold_reward_model([a + b for a, b in zip(prompts, completions, strict=True)])
 
-        require(tokenizer.eos_token_id != tokenizer.pad_token_id, "task.source", "embedded", "its cache is damaged, delete it.")
-        return Materials(
+        train_prompts = encode(artifacts.train_prompts)
+
+        @cache
+        def preference_pairs(max_new_tokens: int) -> Sequence[PreferencePair]:
+            from rgpo.language.sources.embedded.pairs import sample_pairs
+
+            log("embedded scale: sampling preference pairs, under a minute")
+            return sample_pairs(artifacts.model, train_prompts, score, max_new_tokens)
+
+        require(tokenizer.eos_token_id != tokenizer.pad_token_id, "task.source", "embedded", "its cache is damaged; delete it.")
+        return LanguageAssets(
             model=model,
             tokenizer=tokenizer,
             eos_id=int(tokenizer.eos_token_id),
             pad_id=int(tokenizer.pad_token_id),
-            train_prompts=encode(world.train_prompts),
-            heldout_prompts=encode(heldout),
+            train_prompts=train_prompts,
+            heldout_prompts=encode([artifacts.heldout_prompts[i] for i in order]),
             num_dropped=0,
-            proxy=score_proxy,
-            gold=score_gold,
+            reward_model=score,
+            gold_reward_model=score_gold,
+            preference_pairs=preference_pairs,
         )
-
-
-def _percent(found: Any) -> str:
-    low, high = found["interval"]
-    return f"{found['accuracy']:.1%} [{low:.1%}, {high:.1%}]"

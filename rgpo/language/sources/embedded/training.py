@@ -1,6 +1,6 @@
-"""Tokenizer, language model and proxy reward model of the embedded scale, trained on the CPU, saved in Hugging Face's format.
+"""Tokenizer, language model and reward model of the embedded scale: trained on the CPU, saved in Hugging Face's format.
 
-Legend: B sentences, T tokens, H hidden size. Texts end with eos; a batch is padded on the right, so a causal model needs no mask.
+Legend: B sentences, T tokens, H hidden size. Texts end with eos; batches are padded right, so a causal model needs no mask.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import (
     GenerationConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -27,7 +27,9 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-Say = Callable[[str], None]
+from rgpo.core.rollout import Array
+from rgpo.language.assets import Log
+
 Rows = list[list[int]]
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
@@ -35,7 +37,7 @@ PAD_ID, EOS_ID = 0, 1
 
 
 class Recipe(NamedTuple):
-    """Everything that decides the weights, besides the sentences."""
+    """Everything besides the sentences that determines the weights."""
 
     seed: int = 0
     shares: tuple[float, float, float, float] = (0.15, 0.40, 0.35, 0.10)  # of the sentences: policy, reward, gold, heldout
@@ -45,22 +47,22 @@ class Recipe(NamedTuple):
     num_layers: int = 2
     num_heads: int = 4
     num_kv_heads: int = 2
-    max_tokens: int = 64  # longer sentences are cut (1 in 30)
+    max_tokens: int = 64  # longer sentences are cut (one in 30)
     lm_epochs: int = 4
     lm_batch: int = 32
     lm_lr: float = 4e-3
     reward_epochs: int = 2
-    reward_batch: int = 16  # every pair inside a batch counts
+    reward_batch: int = 16  # all pairs within a batch are used
     reward_lr: float = 1e-3
-    reward_margin: float = 0.5  # rating points a pair must differ by to be learnt from
-    token_dropout: float = 0.2  # share of tokens that a sentence loses each time the reward model sees it
+    reward_margin: float = 0.5  # smallest difference in rating points of a training pair
+    token_dropout: float = 0.2  # share of a sentence's tokens dropped at each step of the reward model
     gold_ridge: float = 1.0
-    eval_margin: float = 1.0  # rating points a pair must differ by to count in an accuracy
+    eval_margin: float = 1.0  # smallest difference in rating points of a test pair
 
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """One thread, and torch's global generator seeded (Hugging Face draws from it); all is restored at the end."""
+    """One thread, and torch's global generator seeded (Hugging Face uses it); both are restored at the end."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -72,9 +74,9 @@ def reproducible(seed: int) -> Iterator[None]:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE with pad and eos as ids 0 and 1; every string has ids.
+    """Byte-level BPE with pad and eos as ids 0 and 1; every string can be encoded.
 
-    AutoTokenizer gives Qwen2's normalizer and pre-tokenizer to any Qwen2 model's folder, whatever its files say; hence these.
+    AutoTokenizer applies Qwen2's normalizer and pre-tokenizer to every Qwen2 folder regardless of its files; hence these.
     """
     tokenizer = Tokenizer(models.BPE())
     qwen2 = Qwen2Tokenizer().backend_tokenizer
@@ -90,7 +92,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, appends_eos: bool) -> None:
-    """Save for AutoTokenizer: without eos and padding on the left to generate, with eos and padding on the right to score."""
+    """Save for AutoTokenizer: for generation without eos and padded left, for scoring with eos and padded right."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     if appends_eos:
         copy.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, EOS_ID)])
@@ -100,7 +102,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, appends_eos: bool) -> Non
 
 
 def rows_of(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Rows:
-    """Ids of each text with eos at the end, at most max_tokens of them."""
+    """Ids of each text, cut to at most max_tokens including the eos at the end."""
     return [[*encoding.ids[: max_tokens - 1], EOS_ID] for encoding in tokenizer.encode_batch(list(texts))]
 
 
@@ -112,8 +114,8 @@ def pad(rows: Rows) -> Tensor:
     return out
 
 
-def batches(rows: Rows, size: int, rng: np.random.Generator) -> list[npt.NDArray[np.intp]]:
-    """One epoch: indices of batches of about equally long rows, in random order."""
+def batches(rows: Rows, size: int, rng: np.random.Generator) -> list[Array]:
+    """One epoch: indices of batches of similarly long rows, in random order."""
     order = rng.permutation(len(rows))
     lengths = np.array([len(row) for row in rows])
     out = []
@@ -142,7 +144,7 @@ def make_config(recipe: Recipe, vocab_size: int) -> Qwen2Config:
     )
 
 
-def next_token_loss(model: Any, ids: Tensor) -> Tensor:
+def next_token_loss(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """-log p(next token) in nats, (N,) over the N targets of (B, T) ids that are not padding."""
     target = ids[:, 1:]
     real = target != PAD_ID
@@ -150,16 +152,16 @@ def next_token_loss(model: Any, ids: Tensor) -> Tensor:
     return functional.cross_entropy(model.lm_head(hidden), target[real], reduction="none")
 
 
-def train_language_model(rows: Rows, vocab_size: int, recipe: Recipe, say: Say) -> Any:
+def train_language_model(rows: Rows, vocab_size: int, recipe: Recipe, log: Log) -> Qwen2ForCausalLM:
     """A Qwen2ForCausalLM fitted to the next token of every row."""
     model = Qwen2ForCausalLM(make_config(recipe, vocab_size))
     model.generation_config = GenerationConfig(pad_token_id=PAD_ID, eos_token_id=EOS_ID)
 
-    def loss(index: npt.NDArray[np.intp], rng: np.random.Generator) -> Tensor:
+    def loss(index: Array, rng: np.random.Generator) -> Tensor:
         return next_token_loss(model, pad([rows[i] for i in index])).mean()
 
     shape = (recipe.lm_epochs, recipe.lm_batch, recipe.lm_lr)
-    _fit(model, rows, loss, shape, recipe.seed, lambda line: say(f"language model: {line} nats a token"))
+    _fit(model, rows, loss, shape, recipe.seed, lambda line: log(f"language model: {line} nats per token"))
     return model
 
 
@@ -170,8 +172,10 @@ def bradley_terry_loss(score: Tensor, rating: Tensor, margin: float) -> Tensor:
     return -functional.logsigmoid(difference).sum() / max(1, difference.numel())
 
 
-def train_reward_model(language_model: Any, rows: Rows, rating: npt.NDArray[np.float64], recipe: Recipe, say: Say) -> Any:
-    """A Qwen2ForSequenceClassification with one output: the language model's body, a head that starts at 0, read at eos."""
+def train_reward_model(
+    language_model: PreTrainedModel, rows: Rows, rating: Array, recipe: Recipe, log: Log
+) -> Qwen2ForSequenceClassification:
+    """A Qwen2ForSequenceClassification with one output at eos: the language model's body and a head that starts at 0."""
     config = make_config(recipe, language_model.config.vocab_size)
     config.num_labels = 1
     model = Qwen2ForSequenceClassification(config)
@@ -179,13 +183,13 @@ def train_reward_model(language_model: Any, rows: Rows, rating: npt.NDArray[np.f
     torch.nn.init.zeros_(model.score.weight)
     ratings = torch.from_numpy(rating).float()
 
-    def loss(index: npt.NDArray[np.intp], rng: np.random.Generator) -> Tensor:
+    def loss(index: Array, rng: np.random.Generator) -> Tensor:
         kept = [_drop(rows[i], recipe.token_dropout, rng) for i in index]
         score = model(input_ids=pad(kept), use_cache=False).logits[:, 0]
         return bradley_terry_loss(score, ratings[torch.from_numpy(index)], recipe.reward_margin)
 
     shape = (recipe.reward_epochs, recipe.reward_batch, recipe.reward_lr)
-    _fit(model, rows, loss, shape, recipe.seed + 1, lambda line: say(f"proxy reward model: {line} nats a pair"))
+    _fit(model, rows, loss, shape, recipe.seed + 1, lambda line: log(f"reward model: {line} nats per pair"))
     return model
 
 
@@ -195,14 +199,14 @@ def _drop(row: list[int], share: float, rng: np.random.Generator) -> list[int]:
 
 
 def _fit(
-    model: Any,
+    model: PreTrainedModel,
     rows: Rows,
-    loss: Callable[[npt.NDArray[np.intp], np.random.Generator], Tensor],
+    loss: Callable[[Array, np.random.Generator], Tensor],
     shape: tuple[int, int, float],
     seed: int,
-    say: Say,
+    log: Log,
 ) -> None:
-    """AdamW over shape = (epochs, batch size, learning rate): 50 steps of warm-up, cosine to 5 %, gradient norm at most 1."""
+    """Train with AdamW; shape = (epochs, batch size, peak lr), 50 warm-up steps, cosine decay to 5 %, gradient norm at most 1."""
     num_epochs, batch_size, lr = shape
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
@@ -221,19 +225,19 @@ def _fit(
             optimizer.step()
             losses.append(value.item())
             step += 1
-        say(f"epoch {epoch + 1}/{num_epochs}, loss {np.mean(losses):.3f}")
+        log(f"epoch {epoch + 1}/{num_epochs}, loss {np.mean(losses):.3f}")
     model.eval()
 
 
-def mean_nats(model: Any, rows: Rows) -> float:
+def mean_nats(model: PreTrainedModel, rows: Rows) -> float:
     """Mean -log p(next token) over all targets of the rows, nats."""
     with torch.inference_mode():
         nats = [next_token_loss(model, pad(rows[i : i + 64])) for i in range(0, len(rows), 64)]
     return torch.cat(nats).double().mean().item()
 
 
-def sample(model: Any, tokenizer: Tokenizer, prompts: Sequence[str], num_tokens: int) -> list[str]:
-    """Each prompt with a completion of at most num_tokens drawn at temperature 1; prompts of equal length share a batch."""
+def sample(model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[str], num_tokens: int) -> list[str]:
+    """Each prompt with a completion of at most num_tokens sampled at temperature 1; prompts of equal length share a batch."""
     ids = [tokenizer.encode(prompt).ids for prompt in prompts]
     out = [""] * len(ids)
     for length in sorted({len(row) for row in ids}):

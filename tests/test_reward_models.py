@@ -1,4 +1,4 @@
-"""The judges of the embedded scale against formulas, and how their reward model is trained."""
+"""The reward models of the embedded scale against formulas, and the training of the neural one."""
 
 from __future__ import annotations
 
@@ -10,32 +10,31 @@ import pytest
 import torch
 from torch.nn import functional
 
-from rgpo.language.rewards.reward_model import features, pair_accuracy, tfidf, train_gold
-from rgpo.language.sources.embedded.artifacts import GoldJudge
+from rgpo.language.rewards.reward_model import GoldRewardModel, pair_accuracy, text_features, tfidf, train_gold_reward_model
 from rgpo.language.sources.embedded.training import batches, bradley_terry_loss, pad, reproducible
 
 
-def test_gold_judge_is_ridge_regression_on_unit_tfidf_rows(tmp_path: Path) -> None:
+def test_the_gold_reward_model_is_ridge_regression_on_unit_tfidf_rows(tmp_path: Path) -> None:
     texts = ["a good film", "a bad film", "good good fun", "bad film !", "what a film"]
     rating = np.array([2.0, -2.0, 3.0, -1.0, 0.5])
-    train_gold(texts, rating, 0.7, tmp_path / "gold")
-    gold = GoldJudge(tmp_path / "gold")
-    vocabulary = sorted({f for text in texts for f in features(text) if sum(f in features(t) for t in texts) > 1})
+    train_gold_reward_model(texts, rating, 0.7, tmp_path / "gold")
+    gold = GoldRewardModel(tmp_path / "gold")
+    vocabulary = sorted({f for text in texts for f in text_features(text) if sum(f in text_features(t) for t in texts) > 1})
     x = np.zeros((5, len(vocabulary)))
     for row, text in enumerate(texts):
         for column, feature in enumerate(vocabulary):
-            if count := features(text)[feature]:
-                x[row, column] = (1 + np.log(count)) * (1 + np.log(6 / (1 + sum(feature in features(t) for t in texts))))
+            if count := text_features(text)[feature]:
+                x[row, column] = (1 + np.log(count)) * (1 + np.log(6 / (1 + sum(feature in text_features(t) for t in texts))))
         x[row] /= np.linalg.norm(x[row])
     weight = np.linalg.solve(x.T @ x + 0.7 * np.eye(len(vocabulary)), x.T @ (rating - rating.mean()))
     np.testing.assert_allclose(gold(texts), rating.mean() + x @ weight, atol=1e-5)
     np.testing.assert_allclose(gold(["zzz qqq"]), [rating.mean()])
     assert gold(["good"])[0] > gold(["bad"])[0] and gold([]).shape == (0,)
-    assert tfidf([features("")], gold.index, gold.idf).toarray().tolist() == [[0.0] * len(vocabulary)]
+    assert tfidf([text_features("")], gold.index, gold.idf).toarray().tolist() == [[0.0] * len(vocabulary)]
 
 
-def test_features_are_words_neighbours_and_pieces() -> None:
-    assert features("Bad, bad") == {
+def test_features_are_words_adjacent_pairs_and_substrings() -> None:
+    assert text_features("Bad, bad") == {
         **{"bad": 2, ",": 1, "< bad": 1, "bad ,": 1, ", bad": 1, "bad >": 1},
         **{"#_ba": 2, "#bad": 2, "#ad_": 2, "#_bad": 2, "#bad_": 2, "#_bad_": 2, "#_,_": 1},
     }
