@@ -1,16 +1,17 @@
 """Separate actor and critic networks whose parameters are one flat float32 vector: [actor | log_std | critic].
 
-The vector is what updates climb and checkpoints keep. Acting reads it through numpy views, because a call into torch for
+The vector is what updates optimize and checkpoints keep. Acting reads it through numpy views, because a call into torch for
 one observation costs more than the network itself; learning reads it through ``unflatten``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,14 +19,59 @@ from torch import Generator, Tensor
 
 from rgpo.control.distributions import Categorical, Distribution, Gaussian
 from rgpo.control.mlp import MLP
-from rgpo.core.rollout import Array, Batch, Moved, Rollout
-from rgpo.learning.loss import actor_critic_loss, critic_loss, policy_loss
-from rgpo.learning.minibatch_adam import Measure, MinibatchAdam, nothing
-from rgpo.learning.types import AdamSettings, CriticSettings
+from rgpo.core.rollout import Array, Rollout
+from rgpo.learning.flat_adam import select
+from rgpo.learning.types import Batch, Minibatch, PolicyOutput, PolicyShift, Samples, State, View
+
+
+@dataclass(kw_only=True)
+class ControlRollout(Rollout):
+    """T steps of E environments with D observation numbers and A action numbers."""
+
+    observation: Array  # (T, E, D) float32, as the policy saw it
+    action: Array  # (T, E, A) float32, or (T, E) int64; as drawn, before it is clipped for the environment
+
+
+class Observations(NamedTuple):
+    """What a forward pass of an actor-critic reads."""
+
+    observation: Tensor  # (n, D)
+    action: Tensor  # (n, A) or (n,)
+    old: tuple[Tensor, ...]  # parameters of the old distribution, each (n, ...)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.observation)
+
+
+@dataclass(frozen=True)
+class ControlBatch:
+    """N samples of a rollout, computed in one forward pass."""
+
+    view: Observations
+    samples: Samples
+
+    @property
+    def num_kl(self) -> int:
+        """The old distribution is known at every sample."""
+        return self.view.num_samples
+
+    def minibatches(self) -> list[Minibatch]:
+        """All samples as one; updates draw minibatches of their own."""
+        return [Minibatch(torch.arange(self.view.num_samples), [self.view])]
+
+    def at(self, view: View) -> Samples:
+        """All samples: there is one view."""
+        assert view is self.view
+        return self.samples
+
+    def with_advantage(self, advantage: Tensor) -> ControlBatch:
+        """The same samples with another advantage (N,)."""
+        return replace(self, samples=self.samples._replace(advantage=advantage))
 
 
 def tanh(x: Tensor) -> Tensor:
-    """2/(1 + exp(-2x)) - 1, to 2e-7: torch's own takes four times as long."""
+    """2/(1 + exp(-2x)) - 1, to 2e-7; torch's own takes four times as long."""
     return 2 * (2 * x).sigmoid() - 1
 
 
@@ -46,15 +92,15 @@ class ActorCritic:
         self.shapes = self.actor_shapes + self.critic_shapes
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.num_actor_parameters = sum(math.prod(shape) for shape in self.actor_shapes)
-        self.parameters: Tensor = torch.empty(sum(self.sizes))
-        self._initialise(generator)
-        self._tensors = self.unflatten(self.parameters)
+        self.flat: Tensor = torch.empty(sum(self.sizes))
+        self._initialize(generator)
+        self._tensors = self.unflatten(self.flat)
         views = [t.numpy() for t in self._tensors]
         self._actor, self._critic = views[: len(actor) * 2 - 2], views[len(self.actor_shapes) :]
-        self._act: Callable[..., Any] = np.tanh if mlp.activation == "tanh" else partial(np.maximum, 0.0)
+        self._act: Callable[..., Array] = np.tanh if mlp.activation == "tanh" else partial(np.maximum, 0.0)
 
-    def _initialise(self, generator: Generator) -> None:
-        tensors = self.unflatten(self.parameters)
+    def _initialize(self, generator: Generator) -> None:
+        tensors = self.unflatten(self.flat)
         last_policy_layer = 2 * len(self.mlp.hidden_sizes)
         gains = {last_policy_layer: self.mlp.policy_gain, len(tensors) - 2: self.mlp.value_gain}
         width = 1  # inputs of the present layer
@@ -74,24 +120,42 @@ class ActorCritic:
         """Views of flat (P,) as weights (in, out), biases (out,) and, for Gaussians, log_std (A,)."""
         return [part.view(shape) for part, shape in zip(torch.split(flat, self.sizes), self.shapes, strict=True)]
 
-    def forward(self, flat: Tensor, observation: Tensor) -> tuple[Distribution, Tensor]:
-        """pi(.|observation) and V(observation) (N,) at the parameters flat (P,); observation (N, D)."""
-        tensors = self.unflatten(flat)
+    def parameters(self) -> list[Tensor]:
+        """The flat vector alone."""
+        return [self.flat]
+
+    @property
+    def critic(self) -> ActorCritic:
+        """The value function is part of the same vector."""
+        return self
+
+    def forward(
+        self, view: View, *, flat: Tensor | None = None, kl: bool = False, entropy: bool = True, value: bool = True
+    ) -> PolicyOutput:
+        """log pi(a|s), and the entropy, V(s) and exact KL(old || new) that are needed, (n,) each, at the parameters flat (P,)."""
+        assert isinstance(view, Observations)
+        tensors = self.unflatten(self.flat if flat is None else flat)
         count = len(self.actor_shapes)
-        return self._policy(tensors[:count], observation), self._network(tensors[count:], observation).squeeze(-1)
+        new = self._policy(tensors[:count], view.observation)
+        return PolicyOutput(
+            logp=new.log_prob(view.action),
+            entropy=new.entropy() if entropy else None,
+            value=self._network(tensors[count:], view.observation).squeeze(-1) if value else None,
+            kl_old=new.kl_from(view.old) if kl else None,
+        )
 
     def distribution(self, flat: Tensor, observation: Tensor) -> Distribution:
         """pi(.|observation) alone."""
         return self._policy(self.unflatten(flat)[: len(self.actor_shapes)], observation)
 
-    def value(self, flat: Tensor, observation: Tensor) -> Tensor:
-        """V(observation) (N,) alone."""
-        return self._network(self.unflatten(flat)[len(self.actor_shapes) :], observation).squeeze(-1)
+    def value(self, flat: Tensor, features: Tensor) -> Tensor:
+        """V (n,) of observations (n, D) alone."""
+        return self._network(self.unflatten(flat)[len(self.actor_shapes) :], features).squeeze(-1)
 
-    def compare(self, flat: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The first fields of Moved, each (N,): the parameters flat (P,) compared with those that collected the batch."""
-        new = self.distribution(flat, batch.observation)
-        return new.log_prob(batch.action) - batch.logp_old, new.kl_from(batch.old), new.entropy()
+    def features(self, batch: Batch) -> Tensor:
+        """The observations (N, D)."""
+        assert isinstance(batch, ControlBatch)
+        return batch.view.observation
 
     def _policy(self, tensors: list[Tensor], observation: Tensor) -> Distribution:
         output = self._network(tensors if self.discrete else tensors[:-1], observation)
@@ -105,13 +169,13 @@ class ActorCritic:
             x = tanh(x) if self.mlp.activation == "tanh" else x.relu()
         return (tensors[-2].T @ x.T).T + tensors[-1]  # few columns: torch's BLAS takes half the time on the transposes
 
-    def state_dict(self) -> Tensor:
+    def state_dict(self) -> State:
         """The parameters (P,)."""
-        return self.parameters.clone()
+        return {"flat": self.flat.clone()}
 
-    def load_state_dict(self, flat: Tensor) -> None:
-        """Take over the parameters flat (P,), in place, so that acting sees them."""
-        self.parameters.copy_(flat)
+    def load_state_dict(self, state: State) -> None:
+        """Copy the parameters in place, so that acting sees them."""
+        self.flat.copy_(cast(Tensor, state["flat"]))
 
     def act(self, observation: Array, noise: Array) -> Array:
         """Draw actions for observation (E, D) float32 with noise (E, A) of ``draw_noise``; none of it gives the mode.
@@ -148,117 +212,30 @@ class ActorCritic:
         noise: Array = std * rng.standard_normal(size).astype(np.float32)
         return noise
 
-    def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> tuple[Batch, dict[str, Any]]:
-        """Flatten a rollout (T, E) to N samples, and what it says of critic and advantages.
+    def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> ControlBatch:
+        """Flatten a rollout (T, E) to N samples.
 
         The old log-probabilities are recomputed by the forward pass that training uses, so that the ratio starts at 1.
         """
-        unexplained, spread = (value_target - rollout.value).var(), value_target.var()
+        assert isinstance(rollout, ControlRollout)
         observation = torch.from_numpy(rollout.observation.reshape(-1, self.observation_size))
         action = torch.from_numpy(rollout.action.reshape(-1, *rollout.action.shape[2:]))
         with torch.no_grad():
-            old = self.distribution(self.parameters, observation)
+            old = self.distribution(self.flat, observation)
             logp_old = old.log_prob(action)
-        flat = (torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (advantage, value_target, rollout.value))
-        return Batch(observation, action, logp_old, tuple(x.contiguous() for x in old), *flat), {
-            "advantage/mean": advantage.mean(),
-            "advantage/std": advantage.std(),
-            "value/explained_variance": 1 - unexplained / spread if spread > 0 else math.nan,
-        }
+        columns = (torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (advantage, value_target, rollout.value))
+        view = Observations(observation, action, tuple(x.contiguous() for x in old))
+        return ControlBatch(view, Samples(logp_old, None, *columns))
+
+    def subset(self, batch: Batch, index: Array) -> ControlBatch:
+        """The samples index (b,) as a batch."""
+        assert isinstance(batch, ControlBatch)
+        return ControlBatch(*select((batch.view, batch.samples), torch.from_numpy(index)))
 
     @torch.no_grad()
-    def moved(self, batch: Batch) -> Moved:
+    def measure_shift(self, batch: Batch) -> PolicyShift:
         """The present parameters compared with those that collected the batch."""
-        return Moved(*self.compare(self.parameters, batch))
-
-    def group_gradients(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any], groups: Array) -> Iterator[Tensor]:
-        """The actor's gradient (P,) of the surrogate without its penalty, averaged over each group; groups (M, b)."""
-
-        def loss_of(flat: Tensor, index: Tensor) -> Tensor:
-            group = batch.select(index)
-            new = self.distribution(flat, group.observation)
-            return policy_loss(new, group, advantage.index_select(0, index), objective=objective)[0]
-
-        per_group = torch.func.vmap(torch.func.grad(loss_of), (None, 0))(self.parameters, torch.from_numpy(groups))
-        yield from per_group[:, : self.num_actor_parameters]
-
-    def adam(self, settings: AdamSettings) -> MinibatchAdam:
-        """Minibatch Adam on actor and critic, compiled where that pays."""
-        loss_function = partial(
-            actor_critic_loss,
-            policy=self,
-            objective=settings.objective,
-            penalised=settings.penalised,
-            normalize=settings.normalize,
-            vf_coef=settings.vf_coef,
-            ent_coef=settings.ent_coef,
-            value_clip=settings.value_clip,
-        )
-        return self._adam(loss_function, self.compare, settings, settings.max_grad_norm, settings.adam_eps)
-
-    def critic_adam(self, settings: CriticSettings) -> MinibatchAdam:
-        """Minibatch Adam on the critic alone, with the published eps."""
-        return self._adam(partial(critic_loss, policy=self), nothing, settings, None, 1e-5)
-
-    def _adam(
-        self,
-        loss_function: Any,
-        measure: Measure,
-        settings: AdamSettings | CriticSettings,
-        max_grad_norm: float | None,
-        adam_eps: float,
-    ) -> MinibatchAdam:
-        return MinibatchAdam(
-            self.parameters,
-            loss_function,
-            measure,
-            num_minibatches=settings.num_minibatches,
-            max_grad_norm=max_grad_norm,
-            adam_eps=adam_eps,
-            compile=settings.compile,
-            num_steps=settings.num_steps,
-            seed=settings.seed,
-        )
-
-    def local_model(self, batch: Batch, advantage: Tensor, objective: Callable[..., Any]) -> FlatLocalModel:
-        """Gradient, Fisher products and trial steps of the actor."""
-        return FlatLocalModel(self, batch, advantage, objective)
-
-
-class FlatLocalModel:
-    """The surrogate and KL(old || new) around an actor-critic's present parameters; steps and gradients are the actor's."""
-
-    def __init__(self, policy: ActorCritic, batch: Batch, advantage: Tensor, objective: Callable[..., Any]) -> None:
-        self.policy = policy
-        self.count = policy.num_actor_parameters
-        self._batch = batch
-        self._loss_of = partial(policy_loss, batch=batch, advantage=advantage, objective=objective)
-        self._flat = policy.parameters.clone().requires_grad_()
-        self._loss, kl = self._surrogate(self._flat)
-        self.loss = self._loss.item()
-        self._slope = torch.autograd.grad(kl, self._flat, create_graph=True)[0][: self.count]
-
-    def _surrogate(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        new = self.policy.distribution(flat, self._batch.observation)
-        loss, _ = self._loss_of(new)
-        return loss, new.kl_from(self._batch.old).mean()
-
-    def gradient(self) -> Tensor:
-        """Of minus the loss, (P,)."""
-        return -torch.autograd.grad(self._loss, self._flat, retain_graph=True)[0][: self.count]
-
-    def fisher_product(self, v: Tensor) -> Tensor:
-        """F v by a second backward pass through the mean KL, (P,)."""
-        return torch.autograd.grad(self._slope.dot(v), self._flat, retain_graph=True)[0][: self.count]
-
-    @torch.no_grad()
-    def evaluate(self, step: Tensor) -> tuple[float, float]:
-        """Loss and mean KL after a step (P,), which is not kept."""
-        flat = self.policy.parameters.clone()
-        flat[: self.count] += step
-        loss, kl = self._surrogate(flat)
-        return loss.item(), kl.item()
-
-    def move(self, step: Tensor) -> None:
-        """Take the step (P,)."""
-        self.policy.parameters[: self.count] += step
+        assert isinstance(batch, ControlBatch)
+        out = self.forward(batch.view, kl=True, value=False)
+        assert out.kl_old is not None and out.entropy is not None
+        return PolicyShift(out.logp - batch.samples.logp_old, out.kl_old, out.entropy)

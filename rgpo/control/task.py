@@ -1,29 +1,32 @@
 """Control: rollouts of gymnasium environments under an actor-critic, and deterministic evaluation episodes.
 
-Deviations from CleanRL's PPO, each a choice: one normaliser shared by all environments, not one per environment; a time
-limit bootstraps (advantage.bootstrap_truncated); the reward normaliser's discounted return restarts at every end.
+Known deviations from CleanRL's PPO, each a choice: one normalizer for all environments, not one per environment; a time limit
+bootstraps (advantage.bootstrap_truncated); the reward normalizer's discounted return restarts at every end of an episode.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 from gymnasium import spaces
 
-from rgpo.control.envs.vector_env import VectorEnv, make_vector_env
+from rgpo.control.envs.make_env import make_vector_env
+from rgpo.control.envs.vector_env import VectorEnv
 from rgpo.control.mlp import MLP
 from rgpo.control.normalize import ObservationNormalizer, RewardNormalizer
-from rgpo.core.rollout import Array, Rollout
+from rgpo.core.rollout import Array
 from rgpo.distributed import refuse_many
 from rgpo.errors import ConfigError, NonFiniteError, require
+from rgpo.learning.types import Policy, Requirements, State
 
 if TYPE_CHECKING:
-    from rgpo.learning.algorithm import Algorithm
+    from rgpo.control.actor_critic import ActorCritic, ControlRollout
 
+REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, fixed or adaptive."
 LONGEST_EVALUATION = 10_000  # steps after which an evaluation episode without a time limit is cut
 
 
@@ -33,16 +36,16 @@ class Control:
 
     env_id: str  # gymnasium id; with `version` its name alone
     policy: MLP
-    version: str | None = None  # v4 or v5 for MuJoCo's four (the paper has v4), null where env_id is complete
-    num_envs: int = 1
-    num_steps: int = 2048
-    normalize_observation: bool = True
-    normalize_reward: bool = True
-    clip_observation: float = 10.0
-    clip_reward: float = 10.0
-    num_eval_episodes: int = 4
-    backend: str = "auto"  # auto takes MuJoCo directly where the id is known, gymnasium or mujoco force one
-    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    version: str | None  # v4 or v5 for MuJoCo's four (the paper has v4), null where env_id is complete
+    num_envs: int
+    num_steps: int
+    normalize_observation: bool
+    normalize_reward: bool
+    clip_observation: float
+    clip_reward: float
+    num_eval_episodes: int
+    backend: str  # auto steps MuJoCo directly where the id is known; gymnasium or mujoco force one
+    env_kwargs: Mapping[str, object]  # of gymnasium.make
 
     def __post_init__(self) -> None:
         require(isinstance(self.env_id, str) and self.env_id != "???", "task.env_id", self.env_id, "give a gymnasium id.")
@@ -67,27 +70,26 @@ class Control:
         return self.num_envs * self.num_steps
 
     def check(self) -> None:
-        """Refuse, before anything starts, an id that is not installed, a space that is not supported, or many processes."""
+        """Raises: ConfigError for an id that is not installed, a space that is not supported, or more than one process."""
         refuse_many("control")
         self._make_env(1).close()
 
-    def admit(self, algorithm: Algorithm) -> Algorithm:
-        """The algorithm as it runs on this task. ConfigError for what control cannot honour."""
-        algorithm.refuse_reference("control")
-        if algorithm.advantage.needs_groups:
-            raise ConfigError("advantage: group_relative and leave_one_out compare completions, use gae on control tasks.")
-        algorithm.update.check(self.batch_size, algorithm.advantage.normalize)
-        return algorithm
+    def validate(self, requirements: Requirements) -> None:
+        """Raises: ConfigError for an algorithm that compares completions or needs a reference policy."""
+        if requirements.groups:
+            raise ConfigError("advantage: group_relative and leave_one_out compare completions; use gae on control tasks.")
+        if requirements.reference:
+            raise ConfigError(f"{requirements.reference}: control tasks have no reference policy; {REFERENCE_REMEDY}")
 
     def plan_iterations(self, total_env_steps: int) -> int:
-        """Whole iterations that take at least total_env_steps."""
+        """The number of whole iterations that collect at least total_env_steps."""
         return -(-total_env_steps // self.batch_size)
 
     def _make_env(self, num_envs: int) -> VectorEnv:
         return make_vector_env(self.full_id, num_envs, self.backend, **self.env_kwargs)
 
-    def setup(self, seed: int, gamma: float) -> None:
-        """Make and seed the environments; gamma is the discount of the reward normaliser."""
+    def setup(self, seed: int, requirements: Requirements) -> None:
+        """Make and seed the environments; the reward normalizer has the algorithm's discount."""
         streams = np.random.SeedSequence(seed).spawn(2)
         self.env = self._make_env(self.num_envs)
         self._action_shape = self.env.action_space.shape or ()
@@ -95,13 +97,13 @@ class Control:
         self.rng = np.random.default_rng(streams[0])
         env_seed, self.eval_seed = (int(x) for x in streams[1].generate_state(2) >> 2)
         self.normalize = ObservationNormalizer(self.num_envs, self.env.observation_size, self.clip_observation)
-        self.scale_reward = RewardNormalizer(self.num_envs, gamma, self.clip_reward)
-        self.observation = self._see(self.env.reset(env_seed))
+        self.scale_reward = RewardNormalizer(self.num_envs, requirements.gamma, self.clip_reward)
+        self.observation = self._prepare(self.env.reset(env_seed))
         self.episode_return = np.zeros(self.num_envs)
         self.episode_length = np.zeros(self.num_envs, np.int64)
         self.latest_return = float("nan")
 
-    def make_policy(self, seed: int) -> Any:
+    def make_policy(self, seed: int) -> ActorCritic:
         """A fresh actor-critic for the environment's spaces."""
         import torch
 
@@ -113,18 +115,25 @@ class Control:
         generator = torch.Generator().manual_seed(seed)
         return ActorCritic(self.policy, self.env.observation_size, action_size, discrete, generator)
 
-    def _see(self, observation: Array, learn: bool = True) -> Array:
+    def _prepare(self, observation: Array, learn: bool = True) -> Array:
+        """Observations (E, D) as the policy sees them, normalized if the task says so."""
         if self.normalize_observation:
             return self.normalize(observation, learn)
         return observation.astype(np.float32)
 
     def _shape_action(self, action: Array) -> Array:
-        """(E, A) as the environment wants it, (E, *shape)."""
+        """(E, A) -> (E, *shape), the shape of the environment's action space."""
         shape = self._action_shape
         return action if action.shape[1:] == shape else action.reshape(len(action), *shape)
 
-    def collect(self, policy: Any) -> Rollout:
-        """T steps of every environment; NonFiniteError if an observation or a reward is not finite."""
+    def collect(self, policy: Policy) -> ControlRollout:
+        """T steps of every environment.
+
+        Raises: NonFiniteError if an observation or a reward is NaN or infinite.
+        """
+        from rgpo.control.actor_critic import ActorCritic, ControlRollout
+
+        assert isinstance(policy, ActorCritic)
         shape = (self.num_steps, self.num_envs)
         noise = policy.draw_noise(shape, self.rng)
         seen = np.empty((*shape, self.env.observation_size), np.float32)
@@ -135,20 +144,29 @@ class Control:
             seen[t] = self.observation
             actions[t] = action = policy.act(self.observation, noise[t])
             step = self.env.step(self._shape_action(action))
-            self.observation = self._see(step.observation)
+            self.observation = self._prepare(step.observation)
             if step.final_observation is not step.observation:  # an episode ended
                 terminated[t], truncated[t] = step.terminated, step.truncated
-                final = self._see(step.final_observation, learn=False)
+                final = self._prepare(step.final_observation, learn=False)
                 finals |= {(t, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
         raw_reward = self.env.rewards()
         self._refuse_non_finite(raw_reward, seen)
         done = terminated | truncated
         reward = self.scale_reward(raw_reward, done) if self.normalize_reward else raw_reward
         value, next_value = self._values(policy, seen, finals)
-        return Rollout(seen, actions, reward, terminated, done, value, next_value, self._episodes(raw_reward, done))
+        return ControlRollout(
+            observation=seen,
+            action=actions,
+            reward=reward,
+            terminated=terminated,
+            done=done,
+            value=value,
+            next_value=next_value,
+            metrics=self._episodes(raw_reward, done),
+        )
 
     def _episodes(self, reward: Array, done: Array) -> dict[str, float]:
-        """Number, returns and lengths (steps) of the episodes that ended in the rollout; the open ones are carried on."""
+        """Number, returns and lengths (steps) of the episodes that ended in the rollout; open episodes continue in the next."""
         returns: list[float] = []
         lengths: list[int] = []
         for e in range(self.num_envs):
@@ -173,7 +191,7 @@ class Control:
                 t = int(np.argwhere(bad)[0][0])
                 raise NonFiniteError(f"{name} of {self.full_id} became NaN or infinite at step {t} of the rollout.")
 
-    def _values(self, policy: Any, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
+    def _values(self, policy: ActorCritic, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
         """V of every observation and of every true next observation, (T, E) each, in one forward pass."""
         rows = [seen.reshape(-1, seen.shape[-1]), self.observation, *(final[None] for final in finals.values())]
         flat = policy.values(np.concatenate(rows)).astype(np.float64)
@@ -184,34 +202,37 @@ class Control:
             next_value[place] = final_value
         return table[:-1].copy(), next_value
 
-    def evaluate(self, policy: Any) -> dict[str, float]:
+    def evaluate(self, policy: Policy) -> dict[str, float]:
         """Raw returns of num_eval_episodes with the mode of the policy, always from the same starting seeds."""
+        from rgpo.control.actor_critic import ActorCritic
+
+        assert isinstance(policy, ActorCritic)
         if self.eval_env is None:
             self.eval_env = self._make_env(self.num_eval_episodes)
-        seen = self._see(self.eval_env.reset(self.eval_seed), learn=False)
+        seen = self._prepare(self.eval_env.reset(self.eval_seed), learn=False)
         silence = np.zeros((self.num_eval_episodes, policy.action_size), np.float32)
         running = [np.ones(self.num_eval_episodes, bool)]  # which episodes each step belongs to
         while running[-1].any() and len(running) <= LONGEST_EVALUATION:
             step = self.eval_env.step(self._shape_action(policy.act(seen, silence)))
             running.append(running[-1] & ~(step.terminated | step.truncated))
-            seen = self._see(step.observation, learn=False)
+            seen = self._prepare(step.observation, learn=False)
         total = (self.eval_env.rewards() * running[:-1]).sum(0)
         return {"return/eval_mean": float(total.mean()), "return/eval_std": float(total.std())}
 
-    def headline(self, metrics: Mapping[str, Any]) -> str:
-        """What a progress line says of this task."""
-        self.latest_return = metrics.get("return/train_mean", self.latest_return)
+    def headline(self, metrics: Mapping[str, float | list[float]]) -> str:
+        """Return of the latest episodes that ended."""
+        self.latest_return = cast(float, metrics.get("return/train_mean", self.latest_return))
         return f"return {self.latest_return:.1f}"
 
-    def summary(self, metrics: Mapping[str, Any]) -> list[str]:
-        """What the end of a run says of this task."""
+    def summary(self, metrics: Mapping[str, float | list[float]]) -> list[str]:
+        """The last deterministic return, if there was an evaluation."""
         return [f"deterministic return {metrics['return/eval_mean']:.4g}"] if "return/eval_mean" in metrics else []
 
-    def take_samples(self) -> list[dict[str, Any]]:
-        """Episodes leave no samples."""
+    def take_samples(self) -> list[Mapping[str, object]]:
+        """No rows: episodes leave no samples."""
         return []
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {
             "env": self.env.state_dict(),
             "rng": self.rng.bit_generator.state,
@@ -222,11 +243,11 @@ class Control:
             "episode_length": self.episode_length.tolist(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.env.load_state_dict(state["env"])
-        self.rng.bit_generator.state = state["rng"]
-        self.normalize.load_state_dict(state["observation_moments"])
-        self.scale_reward.load_state_dict(state["reward_scale"])
+    def load_state_dict(self, state: State) -> None:
+        self.env.load_state_dict(cast(State, state["env"]))
+        self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
+        self.normalize.load_state_dict(cast(State, state["observation_moments"]))
+        self.scale_reward.load_state_dict(cast(State, state["reward_scale"]))
         self.observation = np.array(state["observation"], np.float32)
         self.episode_return = np.array(state["episode_return"])
         self.episode_length = np.array(state["episode_length"], np.int64)

@@ -1,4 +1,4 @@
-"""Ratios of whole sequences, for gates that act on a completion instead of on its tokens. Names: B sequences, T tokens."""
+"""Tokens of sequences: ratios of whole sequences, and weights of a token in a mean. Names: B sequences, T tokens."""
 
 from __future__ import annotations
 
@@ -8,11 +8,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def sequence_log_ratio(log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """d_i = sum_t mask_it d_it / sum_t mask_it, spread over the tokens (B, T): log of (pi_new(y_i)/pi_old(y_i))^(1/|y_i|).
+def sequence_log_ratio(log_ratio_n: Tensor, mask_BT: Tensor) -> Tensor:
+    """d_i = sum_t d_it / |y_i| at each token of sequence i, nats per token: log (pi_new(y_i)/pi_old(y_i))^(1/|y_i|), (n,).
 
-    GSPO (arXiv 2507.18071), Eq. 7. Nats per token; 0 for a sequence without a token; what stands under mask 0 is never read.
-    A gate of it, under `sequence_mean`, has the gradient -w(d_i) A_i grad log pi(y_i) / |y_i|.
+    mask_BT: bool, its n True entries are the tokens, row by row. A gate of d_i under ``sequence_mean`` has the gradient
+    -w(d_i) A_i grad log pi(y_i) / |y_i|. GSPO (arXiv 2507.18071), Eq. 7.
     """
-    total_B1 = log_ratio_BT.masked_fill(mask_BT == 0, 0.0).sum(-1, keepdim=True)
-    return (total_B1 / mask_BT.sum(-1, keepdim=True).clamp(min=1)).expand_as(log_ratio_BT)
+    d_BT = log_ratio_n.new_zeros(mask_BT.shape).masked_scatter(mask_BT, log_ratio_n)
+    mean_B1 = d_BT.sum(-1, keepdim=True) / mask_BT.sum(-1, keepdim=True).clamp(min=1)
+    return mean_B1.expand_as(d_BT)[mask_BT]
+
+
+def token_mean(mask_BT: Tensor) -> Tensor:
+    """Weights (B, T) under which a sum is the mean over all tokens: mask / sum mask (DAPO, arXiv 2503.14476)."""
+    return mask_BT / mask_BT.sum()
+
+
+def sequence_mean(mask_BT: Tensor) -> Tensor:
+    """Weights (B, T) under which a sum is the mean over sequences of each one's mean: mask / |y_i| / B; each needs a token."""
+    return mask_BT / mask_BT.sum(-1, keepdim=True) / len(mask_BT)
+
+
+REDUCTIONS = {"token_mean": token_mean, "sequence_mean": sequence_mean}

@@ -1,6 +1,6 @@
 """Language: completions of prompts under a causal language model, scored by a reward model (online preference fine-tuning).
 
-The learner maximises the proxy's score; a gold judge, where there is one, is only asked by rgpo.language.evaluation.
+The learner maximizes the reward model's score; a gold reward model, where there is one, is used for evaluation only.
 Names: B completions, T tokens; rgpo.language.policy.token_batch.
 """
 
@@ -9,23 +9,25 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
 from rgpo import distributed
-from rgpo.core.language_advantages import dead_groups, token_rewards, token_steps
+from rgpo.core.advantages import token_rewards, token_steps, zero_variance_groups
 from rgpo.core.rollout import Array
 from rgpo.errors import require
-from rgpo.language.assets import Materials, Source
-from rgpo.language.evaluation import HeldOut, judged, texts_of
-from rgpo.language.policy.samplers import Sampler
+from rgpo.language.assets import AssetLoader, LanguageAssets
+from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
+from rgpo.language.policy.samplers import OfflinePairs, Sampler
+from rgpo.learning.types import Policy, Requirements, State
 
 if TYPE_CHECKING:
     from rgpo.language.policy.generation import Completions
-    from rgpo.language.policy.token_batch import CompletionRollout
-    from rgpo.learning.algorithm import Algorithm
+    from rgpo.language.policy.language_model import LanguageModel
+    from rgpo.language.policy.token_batch import CompletionRollout, OldLogprobs
 
 PARALLEL = ("ddp", "fsdp")
 RATIOS, REDUCTIONS = ("token", "sequence"), ("token_mean", "sequence_mean")
@@ -35,20 +37,20 @@ RATIOS, REDUCTIONS = ("token", "sequence"), ("token_mean", "sequence_mean")
 class LoRA:
     """Low-rank adapters in place of full fine-tuning (Hu et al. 2021)."""
 
-    rank: int = 16
-    alpha: float = 32.0
-    target_modules: str | list[str] = "all-linear"
+    rank: int
+    alpha: float
+    target_modules: str | list[str]
 
     def __post_init__(self) -> None:
         require(self.rank > 0, "task.lora.rank", self.rank, "must be positive.")
-        require(self.alpha > 0, "task.lora.alpha", self.alpha, "must be positive.")
+        require(0 < self.alpha < np.inf, "task.lora.alpha", self.alpha, "must be a positive, finite number.")
 
 
 @dataclass(kw_only=True)
 class Language:
-    """num_prompts prompts with group_size completions each make a rollout; setup() loads the source."""
+    """Rollouts of num_prompts prompts with group_size completions each; ``setup`` loads the source."""
 
-    source: Source
+    source: AssetLoader
     sampler: Sampler
     lora: LoRA | None
     num_prompts: int
@@ -83,51 +85,55 @@ class Language:
         return self.num_prompts * self.group_size
 
     def check(self) -> None:
-        """Refuse, before anything starts, what the source can see is missing, and processes that would have nothing to do."""
+        """Raises: ConfigError for what the source or the sampler lacks, or for processes without a prompt."""
         for key in ("num_prompts", "num_eval_prompts"):
             value, size = getattr(self, key), distributed.world_size()
-            require(value >= size, f"task.{key}", value, f"leaves some of {size} processes without a prompt, start fewer.")
+            require(value >= size, f"task.{key}", value, f"leaves some of {size} processes without a prompt; start fewer.")
         self.source.check()
-        self.sampler.check()
+        self.sampler.check(self.group_size)
 
-    def admit(self, algorithm: Algorithm) -> Algorithm:
-        """The algorithm as it runs on this task. ConfigError for what cannot work."""
-        if algorithm.advantage.needs_groups:
+    def validate(self, requirements: Requirements) -> None:
+        """Raises: ConfigError for an algorithm that cannot learn from these rollouts."""
+        if requirements.groups:
             require(self.group_size > 1, "task.group_size", self.group_size, "a group needs at least 2 completions to compare.")
-        algorithm.update.check(self.batch_size, algorithm.advantage.normalize)
-        natural = self.parallel == "fsdp" and algorithm.update.trust_region
-        require(not natural, "task.parallel", self.parallel, "natural_gradient needs whole parameters in each process, use ddp.")
-        self.critic = algorithm.advantage.needs_critic
-        self.reward_kl_coef = algorithm.penalty.reward_kl_coef
-        return algorithm
+        sharded = self.parallel == "fsdp" and requirements.whole_parameters
+        require(not sharded, "task.parallel", self.parallel, "this update needs whole parameters in each process; use ddp.")
+        offline = isinstance(self.sampler, OfflinePairs)
+        remedy = "the algorithm learns from stored pairs; use sampler@task.sampler=offline_pairs."
+        if not requirements.pairs:
+            remedy = "the algorithm learns from its own completions; use sampler@task.sampler=own."
+        require(offline == requirements.pairs, "task.sampler", type(self.sampler).__name__, remedy)
+        require(not requirements.compiled, "update.compile", True, "language models are not compiled; use auto or false.")
 
     def plan_iterations(self, total_env_steps: int) -> int:
-        """Iterations that generate total_env_steps tokens if every completion were as long as it may be."""
+        """Iterations that generate total_env_steps tokens if every completion has the greatest length."""
         return -(-total_env_steps // (self.batch_size * self.max_new_tokens))
 
-    def setup(self, seed: int, gamma: float) -> None:
-        """Load model, prompts and judges, and seed the draws; gamma belongs to the advantages alone."""
+    def setup(self, seed: int, requirements: Requirements) -> None:
+        """Load model, prompts and reward models, and seed the draws."""
         import torch
 
-        self.materials: Materials = self.source.load(lambda line: print(f"  {line}", flush=True))
-        for key, have in (("num_prompts", self.materials.train_prompts), ("num_eval_prompts", self.materials.heldout_prompts)):
+        self.requirements = requirements
+        self.assets: LanguageAssets = self.source.load(lambda line: print(f"  {line}", flush=True))
+        self.prompts = self.sampler.prompts(self.assets, self.max_new_tokens)
+        for key, have in (("num_prompts", self.prompts), ("num_eval_prompts", self.assets.heldout_prompts)):
             wanted = getattr(self, key)
             require(len(have) >= wanted, f"task.{key}", wanted, f"there are only {len(have)} prompts to choose from.")
         streams = np.random.SeedSequence(seed).spawn(2)
         self.rng = np.random.default_rng(streams[0])
         draws = [int(x) >> 2 for x in streams[1].generate_state(2)]
-        self.generator = torch.Generator(self.materials.model.device).manual_seed(draws[0])
-        self.heldout = HeldOut(self.materials, self.num_eval_prompts, self.num_samples, draws[1])
-        self.order: list[int] = []  # prompts still to come in this pass over them
-        self.waiting: deque[CompletionRollout] = deque()  # collected and not learnt from yet
+        self.generator = torch.Generator(self.assets.model.device).manual_seed(draws[0])
+        self.evaluator = Evaluator(self.assets, self.num_eval_prompts, self.num_samples, draws[1])
+        self.order: list[int] = []  # prompts left in this pass over them
+        self.waiting: deque[CompletionRollout] = deque()  # collected and not yet learned from
 
-    def make_policy(self, seed: int) -> Any:
-        """The source's model with fresh adapters, or all of it, and a value head if the advantages need one."""
+    def make_policy(self, seed: int) -> LanguageModel:
+        """The source's model with fresh adapters, or all of it, and a value head if the algorithm trains values."""
         from rgpo.language.policy.language_model import LanguageModel, Sampling
         from rgpo.language.policy.pretrained import add_lora
 
-        materials = self.materials
-        model = materials.model
+        assets = self.assets
+        model = assets.model
         if self.gradient_checkpointing:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # transformers is about to rename it
@@ -137,126 +143,137 @@ class Language:
             model = add_lora(model, rank=self.lora.rank, alpha=self.lora.alpha, dropout=0.0, target_modules=targets, seed=seed)
         else:
             model.requires_grad_(True)
-        model.train(self.gradient_checkpointing)  # transformers checkpoints in no other mode; LanguageModel switches dropout off
+        model.train(self.gradient_checkpointing)  # transformers checkpoints in no other mode; LanguageModel disables dropout
         sampling = Sampling(
             temperature=self.temperature,
             max_new_tokens=self.max_new_tokens,
-            eos_id=materials.eos_id,
-            pad_id=materials.pad_id,
+            eos_id=assets.eos_id,
+            pad_id=assets.pad_id,
             ratio=self.ratio,
             reduction=self.reduction,
             micro_batch_size=self.micro_batch_size,
             num_kl_tokens=self.num_kl_tokens,
         )
-        policy = LanguageModel(model, sampling, self.critic)
+        policy = LanguageModel(model, sampling, self.requirements.critic)
         if self.parallel == "fsdp":
             policy.shard()
         return policy
 
-    def collect(self, policy: Any) -> CompletionRollout:
-        """A rollout of the present policy, or with staleness s the one of s iterations ago. NonFiniteError for a NaN reward."""
+    def collect(self, policy: Policy) -> CompletionRollout:
+        """A rollout of the present policy, or with staleness s the one of s iterations ago.
+
+        Raises: NonFiniteError if a reward is NaN or infinite.
+        """
+        from rgpo.language.policy.language_model import LanguageModel
+
+        assert isinstance(policy, LanguageModel)
         while len(self.waiting) <= self.staleness:
             self.waiting.append(self._collect(policy))
         return self.waiting.popleft()
 
-    def _collect(self, policy: Any) -> CompletionRollout:
+    def _collect(self, policy: LanguageModel) -> CompletionRollout:
         import torch
 
-        from rgpo.language.policy.token_batch import CompletionRollout, rows_of, sampler_gap
+        from rgpo.language.policy.token_batch import CompletionRollout, sampler_gap, to_rows
 
         started = time.perf_counter()
-        prompts = [self.materials.train_prompts[i] for i in self._next_prompts() for _ in range(self.group_size)]
-        completions = self.sampler(policy, [prompt.ids for prompt in prompts], self.generator)
+        indices = self._next_prompts()
+        prompts = [self.prompts[i] for i in indices for _ in range(self.group_size)]
+        completions = self.sampler.collect(policy, self.assets, indices, self.group_size, self.generator)
         generated = time.perf_counter()
-        score = judged(self.materials.proxy, prompts, texts_of(completions, self.materials.tokenizer))
+        texts = decode_completions(completions, self.assets.tokenizer)
+        score = score_completions(self.assets.reward_model, prompts, texts)
         scored = time.perf_counter()
-        back = policy.look_back(completions, self.rng)
-        weight_N = sampler_gap(back["logp_old_N"], completions).exp()
+        old = policy.compute_old_logprobs(completions, self.requirements.num_minibatches, self.rng)
+        weight_N = sampler_gap(old.logp_old_N, completions).exp()
         cap = self.sampler.correction_cap
-        back["correction_N"] = torch.ones_like(weight_N) if cap is None else weight_N.clamp(max=cap)
-        kl_BT = rows_of(back["logp_old_N"] - back["logp_ref_N"], completions).double().cpu().numpy()
-        value_BT = rows_of(back["value_N"], completions).double().cpu().numpy()
+        kl_BT = to_rows(old.logp_old_N - old.logp_ref_N, completions).double().cpu().numpy()
+        value_BT = to_rows(old.value_N, completions).double().cpu().numpy()
         mask_BT = completions.completion_mask_BT.cpu().numpy()
-        reward_BT = token_rewards(score, kl_BT, mask_BT, kl_coef=self.reward_kl_coef)
-        truncated = ~completions.finished_B.cpu().numpy()
-        steps: dict[str, Any] = token_steps(reward_BT, value_BT, mask_BT, truncated)
-        nothing = np.empty(0)
+        reward_BT = token_rewards(score, kl_BT, mask_BT, kl_coef=self.requirements.reward_kl_coef)
+        steps = token_steps(reward_BT, value_BT, mask_BT, ~completions.finished_B.cpu().numpy())
+        times = {
+            "time/generate_s": generated - started,
+            "time/score_s": scored - generated,
+            "time/logprobs_s": time.perf_counter() - scored,
+        }
         return CompletionRollout(
-            observation=nothing,
-            action=nothing,
             **steps,
-            metrics=self._describe(score, completions, back)
-            | {
-                "time/generate_s": generated - started,
-                "time/score_s": scored - generated,
-                "time/logprobs_s": time.perf_counter() - scored,
-            },
+            metrics=self._describe(score, completions, old) | times,
             group_size=self.group_size,
             completions=completions,
-            **back,
+            old=old,
+            correction_N=torch.ones_like(weight_N) if cap is None else weight_N.clamp(max=cap),
         )
 
-    def _describe(self, score: Array, completions: Completions, back: dict[str, Any]) -> dict[str, float]:
+    def _describe(self, score: Array, completions: Completions, old: OldLogprobs) -> dict[str, float]:
+        """Metrics of a rollout: scores, lengths, KL(policy || reference) and the sampler's rounding."""
         from rgpo.core.divergences import k1, k2, k3
         from rgpo.language.policy.token_batch import clustered_mean, sampler_gap
 
-        gap = sampler_gap(back["logp_old_N"], completions).abs()
-        x = back["logp_ref_N"] - back["logp_old_N"]  # samples of the policy: k1, k2, k3 estimate KL(policy || reference)
         metrics = {
             "reward/train_mean": float(score.mean()),
             "reward/train_std": float(score.std()),
-            "sampler/log_ratio_abs_mean": float(gap.mean()),
-            "sampler/log_ratio_abs_max": float(gap.max()),
             "language/num_tokens": float(completions.completion_mask_BT.sum()),
             "language/num_prompt_tokens": float(completions.prompt_lengths_B.sum()),
             "language/length_mean": float(completions.completion_mask_BT.sum(-1).double().mean()),
             "language/truncated_share": float((~completions.finished_B).double().mean()),
         }
+        gap = sampler_gap(old.logp_old_N, completions).abs()
+        if not bool(gap.isnan().any()):  # stored completions have no sampler
+            metrics |= {"sampler/log_ratio_abs_mean": float(gap.mean()), "sampler/log_ratio_abs_max": float(gap.max())}
         if self.group_size > 1:
-            metrics["language/dead_group_share"] = float(dead_groups(score, self.group_size).mean())
+            metrics["language/zero_variance_group_share"] = float(zero_variance_groups(score, self.group_size).mean())
+        x = old.logp_ref_N - old.logp_old_N  # samples of the policy: k1, k2, k3 estimate KL(policy || reference)
         for name, estimator in (("k1", k1), ("k2", k2), ("k3", k3)):
             metrics[f"kl/ref_{name}"], metrics[f"kl/ref_{name}_se"] = clustered_mean(estimator(x), completions)
         return metrics
 
     def _next_prompts(self) -> list[int]:
-        """num_prompts prompts of a shuffled pass over all; what is left of a pass that does not come out even waits for none."""
+        """num_prompts prompts of a shuffled pass over all; a remainder smaller than num_prompts is dropped."""
         if len(self.order) < self.num_prompts:
-            self.order = self.rng.permutation(len(self.materials.train_prompts)).tolist()
+            self.order = self.rng.permutation(len(self.prompts)).tolist()
         taken, self.order = self.order[: self.num_prompts], self.order[self.num_prompts :]
         return taken
 
-    def evaluate(self, policy: Any) -> dict[str, float]:
-        """Proxy and gold scores on held-out prompts, beside the reference's, and the KL."""
-        return self.heldout.evaluate(policy)
+    def evaluate(self, policy: Policy) -> dict[str, float]:
+        """Scores on held-out prompts beside the reference's, and the KL to the reference."""
+        from rgpo.language.policy.language_model import LanguageModel
 
-    def summary(self, metrics: dict[str, Any]) -> list[str]:
-        """What the end of a run says of this task."""
-        return self.heldout.summary(metrics)
+        assert isinstance(policy, LanguageModel)
+        return self.evaluator.evaluate(policy)
 
-    def take_samples(self) -> list[dict[str, Any]]:
+    def summary(self, metrics: Mapping[str, float | list[float]]) -> list[str]:
+        """Scores before and after, the KL, and some completions."""
+        return self.evaluator.summary(metrics)
+
+    def take_samples(self) -> Iterable[Mapping[str, object]]:
         """Rows for samples.parquet since the last call."""
-        return self.heldout.take_samples()
+        return self.evaluator.take_samples()
 
-    def headline(self, metrics: dict[str, Any]) -> str:
-        """What a progress line says of this task."""
-        return f"reward {metrics['reward/train_mean']:+.3f}  KL(ref) {metrics['kl/ref_exact']:.4f}"
+    def headline(self, metrics: Mapping[str, float | list[float]]) -> str:
+        """Mean score of the iteration and, where it was measured, the KL to the reference."""
+        kl = f"  KL(ref) {metrics['kl/ref_exact']:.4f}" if "kl/ref_exact" in metrics else ""
+        return f"reward {metrics['reward/train_mean']:+.3f}{kl}"
 
-    def state_dict(self) -> dict[str, Any]:
-        from rgpo.language.policy.token_batch import pack
+    def state_dict(self) -> State:
+        from rgpo.language.policy.token_batch import rollout_state
 
         return {
             "rng": self.rng.bit_generator.state,
             "generator": self.generator.get_state(),
             "order": self.order,
-            "waiting": [pack(rollout) for rollout in self.waiting],
-            "heldout": self.heldout.state_dict(),
+            "waiting": [rollout_state(rollout) for rollout in self.waiting],
+            "evaluator": self.evaluator.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        from rgpo.language.policy.token_batch import unpack
+    def load_state_dict(self, state: State) -> None:
+        import torch
 
-        self.rng.bit_generator.state = state["rng"]
-        self.generator.set_state(state["generator"])
-        self.order = list(state["order"])
-        self.waiting = deque(unpack(packed) for packed in state["waiting"])
-        self.heldout.load_state_dict(state["heldout"])
+        from rgpo.language.policy.token_batch import restore_rollout
+
+        self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
+        self.generator.set_state(cast(torch.Tensor, state["generator"]))
+        self.order = list(cast(list[int], state["order"]))
+        self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state["waiting"]))
+        self.evaluator.load_state_dict(cast(State, state["evaluator"]))

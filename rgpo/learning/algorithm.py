@@ -1,166 +1,150 @@
-"""Algorithm = gate (x ref_gate) x advantage x penalty x update."""
+"""The gate family: Algorithm = gate (x ref_gate) x advantage x penalty x update."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import cast
 
-from rgpo.core.gate import Gate
+from rgpo.core.advantages import Advantage
+from rgpo.core.gate import GateLike
 from rgpo.core.gates import Open
-from rgpo.core.rollout import Array, Moved, Rollout
-from rgpo.core.surrogate import Dual, check_dual, surrogate
+from rgpo.core.kl_penalty import Penalty
+from rgpo.core.rollout import Rollout
+from rgpo.core.surrogate import Combination, check_combination, surrogate
 from rgpo.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from rgpo.learning.types import Adam, AdamSettings, CriticSettings, LocalModel
-
-
-class Advantage(Protocol):
-    """Credit: a rollout to advantage and value target, both (T, E) float64."""
-
-    gamma: float
-    normalize: str  # what the update standardises over: minibatch, batch or none
-    needs_groups: ClassVar[bool]  # whether it compares completions of one prompt
-    needs_critic: ClassVar[bool]  # whether it reads values, so that a critic must be trained
-
-    def __call__(self, rollout: Rollout) -> tuple[Array, Array]: ...
-
-
-class Penalty(Protocol):
-    """The KL penalty's coefficients and their schedule."""
-
-    coef: float  # in the loss
-    reward_kl_coef: float  # in the reward, of tasks with a reference policy
-
-    def observe(self, kl: float) -> None: ...
-
-    def state_dict(self) -> dict[str, float]: ...
-
-    def load_state_dict(self, state: dict[str, float]) -> None: ...
-
-
-class Policy(Protocol):
-    """What is trained: parameters and what they make of a rollout."""
-
-    def make_batch(self, rollout: Any, advantage: Array, value_target: Array) -> tuple[Any, dict[str, Any]]:
-        """The samples of a rollout with their old log-probabilities, and what they say of advantages and critic."""
-
-    def moved(self, batch: Any) -> Moved:
-        """The present policy compared with the one that collected the batch."""
-
-    def group_gradients(self, batch: Any, advantage: Tensor, objective: Any, groups: Array) -> Iterable[Tensor]:
-        """The policy gradient (P,) of each group of samples, without the penalty; groups (M, b)."""
-
-    def adam(self, settings: AdamSettings) -> Adam:
-        """What climbs for update=sgd: policy and critic together."""
-
-    def critic_adam(self, settings: CriticSettings) -> Adam:
-        """What fits the critic for update=natural_gradient."""
-
-    def local_model(self, batch: Any, advantage: Tensor, objective: Any) -> LocalModel:
-        """Gradient, Fisher products and trial steps at the present parameters, for update=natural_gradient."""
-
-    def state_dict(self) -> Any: ...
-
-    def load_state_dict(self, state: Any) -> None: ...
-
-
-class Update(Protocol):
-    """How to climb; owns the optimiser."""
-
-    trust_region: bool  # whether the update holds the KL divergence by itself, so that a penalty would be ignored
-    note: str
-
-    def check(self, batch_size: int, normalize: str) -> None: ...
-
-    def setup(
-        self, policy: Any, objective: Any, penalised: bool, num_iterations: int, seed: int, normalize: str = "minibatch"
-    ) -> None: ...
-
-    def __call__(self, policy: Any, batch: Any, kl_coef: float) -> tuple[dict[str, float], Moved]:
-        """Metrics, and what each epoch left: Moved with the epochs in front."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+from rgpo.learning.types import Metrics, Policy, Requirements, State, Update
 
 
 @dataclass(kw_only=True)
-class Algorithm:
-    """One point in the design space; impossible combinations are refused at construction with a ConfigError."""
+class GateAlgorithm:
+    """One point in the design space; impossible combinations are refused at construction.
 
-    gate: Gate
-    ref_gate: Gate
-    dual: Dual
+    Raises: ConfigError if the gate has zero gradient, a second gate would be ignored, or a penalty meets a trust region.
+    """
+
+    gate: GateLike
+    ref_gate: GateLike
+    gate_combination: Combination
     advantage: Advantage
     penalty: Penalty
     update: Update
-    kl_spike_threshold: float  # nats
 
     def __post_init__(self) -> None:
-        check_dual(self.dual, self.ref_gate)
+        check_combination(self.gate_combination, self.ref_gate)
         if isinstance(self.gate, Open):
-            raise ConfigError("gate=open: has weight 0 everywhere and learns nothing, it is meant for gate@ref_gate.")
-        if self.update.trust_region and self.penalty.coef > 0:
-            raise ConfigError("penalty: natural_gradient keeps its own trust region update.kl_max, use penalty=none.")
+            raise ConfigError("gate=open: has zero gradient; use it only for gate@ref_gate.")
+        if self.update.trust_region and self.penalty.loss_coef > 0:
+            raise ConfigError("penalty: update=natural_gradient has a trust region of its own, update.kl_max; use penalty=none.")
 
-    def refuse_reference(self, task: str) -> None:
-        """Refuse a gate or a KL that reads a reference policy where there is none."""
-        if not isinstance(self.ref_gate, Open):
-            raise ConfigError(f"gate@ref_gate: {task} tasks have no reference policy, leave it open.")
-        if self.penalty.reward_kl_coef != 0:
-            raise ConfigError(f"penalty.reward_kl_coef: {task} tasks have no reference policy, set it to 0.")
+    @property
+    def requirements(self) -> Requirements:
+        """What the gate family needs of a task."""
+        reference = "gate@ref_gate" if not isinstance(self.ref_gate, Open) else ""
+        return Requirements(
+            gamma=self.advantage.gamma,
+            critic=self.advantage.needs_critic,
+            num_minibatches=self.update.num_minibatches,
+            groups=self.advantage.needs_groups,
+            reference="penalty" if self.penalty.reward_coef > 0 and not reference else reference,
+            reward_kl_coef=self.penalty.reward_coef,
+            whole_parameters=self.update.trust_region,
+            compiled=getattr(self.update, "compile", False) is True,
+        )
+
+    @property
+    def note(self) -> str:
+        """How compile was resolved."""
+        return self.update.note
+
+    def describe(self) -> dict[str, str]:
+        """Axis -> class and knobs, without a second gate that is open and a penalty that penalizes nothing."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        if isinstance(self.ref_gate, Open) and type(self.gate_combination).__name__ != "Geometric":
+            del parts["gate_combination"]
+        if isinstance(self.ref_gate, Open):
+            del parts["ref_gate"]
+        if self.penalty.loss_coef == 0 and self.penalty.reward_coef == 0:
+            del parts["penalty"]
+        return {name: describe_part(part) for name, part in parts.items()}
+
+    def validate(self, batch_size: int) -> None:
+        """Raises: ConfigError if the update's minibatches do not divide the batch."""
+        self.update.validate(batch_size, self.advantage.normalize)
 
     def setup(self, policy: Policy, num_iterations: int, seed: int) -> None:
-        """Get ready to train policy for num_iterations."""
-        self.objective = partial(surrogate, gate=self.gate, ref_gate=self.ref_gate, dual=self.dual)
-        self.update.setup(policy, self.objective, self.penalty.coef > 0, num_iterations, seed, self.advantage.normalize)
+        """Prepare to train policy for num_iterations."""
+        self.objective = partial(surrogate, gate=self.gate, ref_gate=self.ref_gate, combine=self.gate_combination)
+        self.update.setup(
+            policy,
+            self.objective,
+            penalized=self.penalty.loss_coef > 0,
+            normalize=self.advantage.normalize,
+            num_iterations=num_iterations,
+            seed=seed,
+        )
 
-    def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> dict[str, Any]:
-        """One iteration's learning; returns its metrics. NonFiniteError if a loss, gradient or KL is not finite."""
+    def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:
+        """Advantages, update and diagnostics of one iteration.
+
+        Raises: NonFiniteError if a loss, gradient or KL is NaN or infinite.
+        """
         from rgpo.learning import diagnostics
-        from rgpo.learning.loss import standardise
+        from rgpo.learning.gradients import group_gradients
+        from rgpo.learning.loss import standardize
 
         clock = Clock()
-        batch, metrics = policy.make_batch(rollout, *self.advantage(rollout))
-        advantage = batch.advantage if self.advantage.normalize == "none" else standardise(batch.advantage)
-        if self.advantage.normalize == "batch":
-            batch = batch._replace(advantage=advantage)
+        advantage_TE, target_TE = self.advantage(rollout)
+        batch = policy.make_batch(rollout, advantage_TE, target_TE)
+        metrics = diagnostics.credit_statistics(rollout, advantage_TE, target_TE, self.advantage.needs_critic)
+        raw = batch.samples.advantage
+        advantage = raw if self.advantage.normalize == "none" else standardize(raw)  # of the whole batch
+        standardized = batch.with_advantage(advantage)
         clock.add("time/update_s")
         groups = rollout.groups()
-        gradients = partial(policy.group_gradients, batch, advantage, self.objective, groups)
+        gradients = partial(group_gradients, policy, standardized, self.objective, groups)
         if measure_variance:
             metrics["gradvar/num_groups"] = len(groups)
             metrics |= diagnostics.gradient_variance("before", gradients(), groups.shape[1])
             clock.add("time/gradvar_s")
-        metrics["kl/coef"] = self.penalty.coef
-        learnt, after = self.update(policy, batch, self.penalty.coef)
-        metrics |= learnt
+        metrics["kl/coef"] = self.penalty.loss_coef
+        learned, shift = self.update(
+            policy, standardized if self.advantage.normalize == "batch" else batch, self.penalty.loss_coef
+        )
+        metrics |= learned
         clock.add("time/update_s")
-        metrics |= diagnostics.update_statistics(after, self.gate, advantage, self.kl_spike_threshold)
+        metrics |= diagnostics.update_statistics(shift, self.gate, advantage)
         clock.add("time/diagnostics_s")
         if measure_variance:
             metrics |= diagnostics.gradient_variance("after", gradients(), groups.shape[1])
             clock.add("time/gradvar_s")
-        self.penalty.observe(metrics.get("kl/ref_exact", metrics["kl/old_exact"]))  # the reference's where there is one
-        self.gate.observe(metrics["kl/old_exact"])
+        kl_old = cast(float, metrics["kl/old_exact"])
+        self.penalty.observe(cast(float, metrics.get("kl/ref_exact", kl_old)))  # against the reference where there is one
+        self.gate.observe(kl_old)
         return metrics | clock.seconds
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {key: getattr(self, key).state_dict() for key in ("gate", "penalty", "update")}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         for key, value in state.items():
             getattr(self, key).load_state_dict(value)
 
 
+def describe_part(part: object) -> str:
+    """Class name and constructor knobs: Sigmoid(sharpness=10)."""
+    if isinstance(part, float):
+        return f"{part:g}"
+    if not is_dataclass(part):
+        return str(part)
+    knobs = {field.name: getattr(part, field.name) for field in fields(part) if field.init}
+    shown = [f"{key}={describe_part(x)}" for key, x in knobs.items() if x is not None and (key, x) != ("scale", "none")]
+    return f"{type(part).__name__}({', '.join(shown)})"
+
+
 class Clock:
-    """Seconds spent since the last call, added up by name."""
+    """Seconds since the last call, summed by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

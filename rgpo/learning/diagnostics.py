@@ -1,70 +1,78 @@
-"""What a batch says of an update: ratios, gates, weights, divergences, and the variance of the policy gradient."""
+"""Statistics of an update: ratios, gates, weights, divergences, and the variance of the policy gradient."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from rgpo.core.divergences import effective_sample_size, k1, k2, k3, tail_index
-from rgpo.core.gate import Gate, weight
-from rgpo.core.rollout import Moved
+from rgpo.core.gate import GateLike, weight
+from rgpo.core.rollout import Array, Rollout
+from rgpo.learning.types import Metrics, PolicyShift
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
 
-def seen_by_gate(now: Moved) -> Tensor:
-    """The log ratios that the gate is a function of."""
-    return now.log_ratio if now.gated is None else now.gated
+def credit_statistics(rollout: Rollout, advantage: Array, value_target: Array, critic: bool) -> Metrics:
+    """Moments of the advantage over real steps, and the critic's explained variance before learning (NaN without a critic)."""
+    live = rollout.live()
+    target, value = value_target[live], rollout.value[live]
+    spread = target.var()
+    return {
+        "advantage/mean": float(advantage[live].mean()),
+        "advantage/std": float(advantage[live].std()),
+        "value/explained_variance": float(1 - (target - value).var() / spread) if critic and spread > 0 else math.nan,
+    }
 
 
-def update_statistics(after: Moved, gate: Gate, advantage: Tensor, kl_spike_threshold: float) -> dict[str, float | list[float]]:
-    """The columns epoch/, a number for what each epoch left, and those of the whole update, which are of the last epoch.
+def update_statistics(shift: PolicyShift, gate: GateLike, advantage: Tensor) -> Metrics:
+    """The columns epoch/, one number per epoch, and those of the whole update, taken after the last epoch.
 
-    kl/, ratio/, gate/, weight/, ess/ and policy/entropy. after has the epochs in front, advantage (N,) is as the gate sees it.
+    kl/, ratio/, gate/, weight/, ess/ and policy/entropy. shift has the epochs in front, advantage (N,) is as the gate sees it.
     """
-    gated = seen_by_gate(after)
-    w = weight(gate, gated, advantage.expand_as(gated))
-    ratio = after.log_ratio.double().clamp(max=700.0).exp()
+    seen = shift.log_ratio if shift.gate_log_ratio is None else shift.gate_log_ratio
+    w = weight(gate, seen, advantage.expand_as(seen))
+    ratio = shift.log_ratio.double().clamp(max=700.0).exp()
     ess = effective_sample_size(ratio).tolist()
-    kl = after.kl.mean(-1).tolist()
+    kl = shift.kl.mean(-1).tolist()
     at_one = gate.weight_at_one()
     relative_weight = (w.mean(-1) / (at_one or 1.0)).tolist()
-    metrics: dict[str, float | list[float]] = {
+    metrics: Metrics = {
         "epoch/kl_old_exact": kl,
         "epoch/weight_relative_mean": relative_weight,
         "epoch/ess_ratio": ess,
         "kl/old_exact": kl[-1],
-        "kl/spike": float(kl[-1] > kl_spike_threshold),
         "weight/at_one": at_one,
         "weight/relative_mean": relative_weight[-1],
         "ess/ratio": ess[-1],
         "ess/weight": effective_sample_size(w[-1]).item(),
-        "gate/sharpness": float(getattr(gate, "sharpness", float("nan"))),
+        "gate/sharpness": float(getattr(gate, "sharpness", math.nan)),
         "ratio/min": ratio[-1].min().item(),
         "ratio/max": ratio[-1].max().item(),
     }
-    sides = torch.stack([gate(gated[-1], advantage), w[-1]])
+    sides = torch.stack([gate(seen[-1], advantage), w[-1]])
     for side, chosen in (("pos", advantage >= 0), ("neg", advantage < 0)):
         for name, summary in zip(("gate", "weight"), _summaries(sides[:, chosen]), strict=True):
             metrics |= {f"{name}/{side}_{key}": number for key, number in summary.items()}
-    return metrics | _of_policy(after.epoch(-1))
+    kl_ref = None if shift.kl_ref is None else shift.kl_ref[-1]
+    return metrics | _policy_statistics(shift.log_ratio[-1], shift.entropy[-1], kl_ref)
 
 
-def _of_policy(now: Moved) -> dict[str, float]:
-    d = now.log_ratio
-    metrics = {
-        "policy/entropy": now.entropy.mean().item(),
-        "ratio/abs_log_max": d.abs().max().item(),
-        "ratio/tail_index": tail_index(d).item(),
+def _policy_statistics(log_ratio: Tensor, entropy: Tensor, kl_ref: Tensor | None) -> Metrics:
+    metrics: Metrics = {
+        "policy/entropy": entropy.mean().item(),
+        "ratio/abs_log_max": log_ratio.abs().max().item(),
+        "ratio/tail_index": tail_index(log_ratio).item(),
     }
-    estimates = torch.stack([k1(d), k2(d), k3(d)])
-    columns = zip(("k1", "k2", "k3"), estimates.mean(-1).tolist(), (estimates.std(-1) / len(d) ** 0.5).tolist(), strict=True)
-    for name, mean, error in columns:
+    estimates = torch.stack([k1(log_ratio), k2(log_ratio), k3(log_ratio)])
+    means, errors = estimates.mean(-1).tolist(), (estimates.std(-1) / len(log_ratio) ** 0.5).tolist()
+    for name, mean, error in zip(("k1", "k2", "k3"), means, errors, strict=True):
         metrics |= {f"kl/old_{name}": mean, f"kl/old_{name}_se": error}
-    if now.kl_ref is not None:
-        metrics["kl/ref_exact"] = now.kl_ref.mean().item()
+    if kl_ref is not None:
+        metrics["kl/ref_exact"] = kl_ref.mean().item()
     return metrics
 
 
@@ -72,7 +80,7 @@ def _summaries(rows: Tensor) -> list[dict[str, float]]:
     """Mean and quantiles of each of the rows (R, n), NaN where n = 0."""
     names = ("mean", *QUANTILES)
     if not rows.shape[1]:
-        return [dict.fromkeys(names, float("nan")) for _ in rows]
+        return [dict.fromkeys(names, math.nan) for _ in rows]
     levels = torch.tensor(list(QUANTILES.values()), dtype=rows.dtype)
     table = torch.cat([rows.mean(-1)[None], torch.quantile(rows[:, : 2**24], levels, dim=-1)])
     return [dict(zip(names, column, strict=True)) for column in table.T.tolist()]
@@ -92,7 +100,7 @@ def gradient_variance(when: str, gradients: Iterable[Tensor], group_size: int) -
         mean = mean + gap / count
         scatter += gap.dot(gradient.double() - mean).item()
     if count < 2:
-        return {f"gradvar/{when}": float("nan"), f"gradvar/{when}_relative": float("nan")}
+        return {f"gradvar/{when}": math.nan, f"gradvar/{when}_relative": math.nan}
     trace, signal = group_size / (count - 1) * scatter, mean.square().sum().item()
-    relative = trace / (group_size * count) / signal if signal > 0 else float("nan")
+    relative = trace / (group_size * count) / signal if signal > 0 else math.nan
     return {f"gradvar/{when}": trace, f"gradvar/{when}_relative": relative}

@@ -1,25 +1,39 @@
-"""Losses of an actor-critic at a flat parameter vector: pure, so that they differentiate, vectorise and compile."""
+"""The loss of the gate family, once for control and language: pure functions of a forward pass and its samples, (n,) each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from rgpo.core.rollout import Batch
-
-if TYPE_CHECKING:
-    from rgpo.control.actor_critic import ActorCritic
-    from rgpo.control.distributions import Distribution
-
-Objective = Callable[..., Any]
+from rgpo.core.divergences import k3
+from rgpo.core.sequence import sequence_log_ratio
+from rgpo.learning.types import Objective, PolicyOutput, Samples
 
 
-def standardise(advantage: Tensor) -> Tensor:
+class Loss(Protocol):
+    """``loss`` with the objective and its own coefficients bound."""
+
+    def __call__(self, out: PolicyOutput, samples: Samples, *, kl_coef: Tensor | float | None) -> tuple[Tensor, LossParts]: ...
+
+
+class LossParts(NamedTuple):
+    """What is logged of a loss; scalars."""
+
+    policy: Tensor
+    value: Tensor
+    log_ratio_max: Tensor  # largest |d| that the gate saw, nats
+
+
+def standardize(advantage: Tensor) -> Tensor:
     """(A - mean)/(std + 1e-8) with the unbiased std."""
     return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+
+
+def average(x: Tensor, weight: Tensor | None) -> Tensor:
+    """sum of weight x; the mean without weights."""
+    return x.mean() if weight is None else (weight * x).sum()
 
 
 def value_loss(value: Tensor, target: Tensor, old: Tensor, clip: float | None) -> Tensor:
@@ -31,46 +45,46 @@ def value_loss(value: Tensor, target: Tensor, old: Tensor, clip: float | None) -
 
 
 def policy_loss(
-    new: Distribution,
-    batch: Batch,
-    advantage: Tensor,
-    *,
-    objective: Objective,
-    kl_coef: Tensor | float = 0.0,
-    penalised: bool = False,
+    out: PolicyOutput, samples: Samples, *, objective: Objective, kl_coef: Tensor | float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """mean(surrogate) and the log ratio (N,); advantage (N,) as the gate sees it. penalised: KL in the graph."""
-    logp = new.log_prob(batch.action)
-    kl = new.kl_from(batch.old) if penalised else logp * 0
-    out = objective(logp, batch.logp_old, batch.logp_old, advantage, kl_coef=kl_coef, kl=kl)
-    return out.loss.mean(), out.log_ratio
+    """Mean surrogate, and the log ratios (n,) that the gate saw.
+
+    kl_coef multiplies the exact KL(old || new), or where there is a reference k3 of log pi_ref/pi_new; None: no KL term.
+    """
+    d_old = out.logp - samples.logp_old
+    d_ref = d_old if samples.logp_ref is None else out.logp - samples.logp_ref
+    if kl_coef is None:
+        kl = torch.zeros_like(d_old)
+    elif samples.logp_ref is not None:
+        kl = k3(-d_ref)
+    else:
+        assert out.kl_old is not None
+        kl = out.kl_old
+    if samples.sequence_mask is not None:
+        d_old, d_ref = (sequence_log_ratio(d, samples.sequence_mask) for d in (d_old, d_ref))
+    advantage = samples.advantage if samples.correction is None else samples.advantage * samples.correction
+    loss, _ = objective(d_old, d_ref, advantage, kl, kl_coef=0.0 if kl_coef is None else kl_coef)
+    return average(loss, samples.weight), d_old
 
 
-def actor_critic_loss(
-    flat: Tensor,
-    batch: Batch,
-    kl_coef: Tensor,
+def loss(
+    out: PolicyOutput,
+    samples: Samples,
     *,
-    policy: ActorCritic,
     objective: Objective,
-    penalised: bool,
-    normalize: bool,
+    kl_coef: Tensor | float | None,
     vf_coef: float,
     ent_coef: float,
     value_clip: float | None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """policy loss + vf_coef value loss - ent_coef entropy; and (policy loss, value loss, max |d|). normalize: A per minibatch."""
-    advantage = standardise(batch.advantage) if normalize else batch.advantage
-    new, value = policy.forward(flat, batch.observation)
-    actor, log_ratio = policy_loss(new, batch, advantage, objective=objective, kl_coef=kl_coef, penalised=penalised)
-    critic = value_loss(value, batch.value_target, batch.value_old, value_clip).mean()
-    total = actor + vf_coef * critic
+) -> tuple[Tensor, LossParts]:
+    """policy loss + vf_coef value loss - ent_coef entropy, and its parts; without a critic the value loss is 0."""
+    actor, log_ratio = policy_loss(out, samples, objective=objective, kl_coef=kl_coef)
+    total, critic = actor, torch.zeros_like(actor)
+    if out.value is not None:
+        critic = average(value_loss(out.value, samples.value_target, samples.value_old, value_clip), samples.weight)
+        total = total + vf_coef * critic
     if ent_coef != 0:
-        total = total - ent_coef * new.entropy().mean()
-    return total, (actor, critic, log_ratio.abs().max())
-
-
-def critic_loss(flat: Tensor, batch: Batch, kl_coef: Tensor, *, policy: ActorCritic) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The value loss alone, unclipped, in the shape of ``actor_critic_loss``."""
-    loss = value_loss(policy.value(flat, batch.observation), batch.value_target, batch.value_old, None).mean()
-    return loss, (loss * 0, loss, loss * 0)
+        assert out.entropy is not None
+        total = total - ent_coef * average(out.entropy, samples.weight)
+    largest = log_ratio.detach().abs().max() if len(log_ratio) else log_ratio.new_zeros(())
+    return total, LossParts(actor.detach(), critic.detach(), largest)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
-from rgpo.core.rollout import Moved
 from rgpo.errors import NonFiniteError, require, require_compile
-from rgpo.learning.types import CriticSettings
+from rgpo.learning.types import Batch, Metrics, Objective, Policy, PolicyShift, State
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rgpo.learning.algorithm import Policy
+    from rgpo.learning.flat_adam import Data, FlatAdam
+    from rgpo.learning.loss import LossParts
+
+CRITIC_EPS = 1e-5  # Adam's, as published PPO has it
 
 
 def conjugate_gradient(
@@ -47,21 +50,33 @@ def line_search(evaluate: Callable[[float], tuple[float, float]], kl_max: float,
     return 0.0
 
 
+def critic_loss(
+    flat: Tensor, data: Data, kl_coef: Tensor, *, value: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, LossParts]:
+    """Mean value loss, unclipped, of data (features, value_target, value_old)."""
+    from rgpo.learning.loss import LossParts, value_loss
+
+    features, target, old = cast("tuple[Tensor, Tensor, Tensor]", data)
+    loss = value_loss(value(flat, features), target, old, None).mean()
+    return loss, LossParts(loss * 0, loss, loss * 0)
+
+
 @dataclass(kw_only=True)
 class NaturalGradient:
     """theta += sqrt(2 kl_max / s'Hs) s, H s = g, shortened until KL <= kl_max and the surrogate rose (Schulman et al. 2015)."""
 
-    kl_max: float = 0.01  # nats
-    cg_iterations: int = 10
-    cg_damping: float = 0.1
-    line_search_shrink: float = 0.8
-    line_search_tries: int = 10
-    critic_epochs: int = 10
-    critic_minibatches: int = 32
-    critic_lr: float = 1e-3
-    compile: bool | str = "auto"
+    kl_max: float  # nats
+    cg_iterations: int
+    cg_damping: float
+    line_search_shrink: float
+    line_search_tries: int
+    critic_epochs: int
+    critic_minibatches: int
+    critic_lr: float
+    compile: bool | str
 
     trust_region: bool = field(default=True, init=False)
+    num_minibatches: int = field(default=1, init=False)  # of the policy's step
 
     def __post_init__(self) -> None:
         for key in ("kl_max", "cg_damping", "critic_lr"):
@@ -73,8 +88,8 @@ class NaturalGradient:
         shrink = self.line_search_shrink
         require(0 < shrink < 1, "update.line_search_shrink", shrink, "must lie strictly between 0 and 1.")
 
-    def check(self, batch_size: int, normalize: str) -> None:
-        """Refuse critic minibatches that do not divide the batch."""
+    def validate(self, batch_size: int, normalize: str) -> None:
+        """Raises: ConfigError if critic_minibatches does not divide the batch."""
         require(
             batch_size % self.critic_minibatches == 0,
             "update.critic_minibatches",
@@ -83,59 +98,83 @@ class NaturalGradient:
         )
 
     def setup(
-        self, policy: Policy, objective: Any, penalised: bool, num_iterations: int, seed: int, normalize: str = "batch"
+        self, policy: Policy, objective: Objective, *, penalized: bool, normalize: str, num_iterations: int, seed: int
     ) -> None:
-        """Make the critic's optimiser for policy; objective is the surrogate without its kl_coef."""
-        self.objective = objective
-        self.normalize = normalize != "none"
-        num_steps = num_iterations * self.critic_epochs * self.critic_minibatches
-        self.critic = policy.critic_adam(
-            CriticSettings(num_minibatches=self.critic_minibatches, num_steps=num_steps, compile=self.compile, seed=seed)
-        )
+        """Make the critic's optimizer; the policy's step needs none."""
+        from rgpo.learning.flat_adam import FlatAdam
+
+        self._objective = objective
+        self._standardize = normalize == "minibatch"  # the whole batch is the one minibatch of the policy's step
+        self._critic: FlatAdam | None = None
+        if policy.critic is not None:
+            self._critic = FlatAdam(
+                policy.critic.flat,
+                partial(critic_loss, value=policy.critic.value),
+                num_minibatches=self.critic_minibatches,
+                max_grad_norm=None,
+                adam_eps=CRITIC_EPS,
+                compile=False if policy.flat is None else self.compile,  # features of modules change shape
+                num_steps=num_iterations * self.critic_epochs * self.critic_minibatches,
+                seed=seed,
+            )
+        self._compiles = policy.flat is not None
 
     @property
     def note(self) -> str:
         """How compile was resolved."""
-        return self.critic.note
+        return self._critic.note if self._critic is not None and self._compiles else "not compiled"
 
-    def __call__(self, policy: Policy, batch: Any, kl_coef: float) -> tuple[dict[str, float], Moved]:
-        """One natural-gradient step of the actor, then critic_epochs passes of the critic. NonFiniteError on NaN."""
+    def __call__(self, policy: Policy, batch: Batch, kl_coef: float) -> tuple[Metrics, PolicyShift]:
+        """One natural-gradient step of the actor, then critic_epochs passes of the critic.
+
+        Raises: NonFiniteError if the gradient or the value loss is NaN or infinite.
+        """
+        metrics = self._actor_step(policy, batch)
+        shift = policy.measure_shift(batch)
+        stacked = PolicyShift(*(None if x is None else x[None] for x in shift))  # type: ignore[arg-type]
+        return metrics | {"loss/value": self._fit_critic(policy, batch)}, stacked
+
+    def _fit_critic(self, policy: Policy, batch: Batch) -> float:
+        """Mean value loss over critic_epochs passes; 0 without a critic."""
         import torch
 
-        metrics = self._actor_step(policy, batch)
-        after = Moved.stack([policy.moved(batch)])
-        statistics, _ = self.critic.climb(batch, self.critic_lr, 0.0, self.critic_epochs)
+        if self._critic is None or policy.critic is None:
+            return 0.0
+        data = (policy.critic.features(batch), batch.samples.value_target, batch.samples.value_old)
+        statistics, _ = self._critic.run_epochs(data, self.critic_lr, 0.0, self.critic_epochs)
         losses = statistics[..., 1]
         if not torch.isfinite(losses).all():
-            raise NonFiniteError("value loss became NaN or infinite; lower update.critic_lr or look at the rewards.")
-        return metrics | {"loss/value": losses.mean().item()}, after
+            raise NonFiniteError("value loss became NaN or infinite; lower update.critic_lr or check the rewards.")
+        return losses.mean().item()
 
-    def _actor_step(self, policy: Policy, batch: Any) -> dict[str, float]:
+    def _actor_step(self, policy: Policy, batch: Batch) -> Metrics:
         import torch
 
-        from rgpo.learning.loss import standardise
+        from rgpo.learning.gradients import TrustRegionProblem
+        from rgpo.learning.loss import standardize
 
-        advantage = standardise(batch.advantage) if self.normalize else batch.advantage
-        local = policy.local_model(batch, advantage, self.objective)
-        gradient = local.gradient()
+        if self._standardize:
+            batch = batch.with_advantage(standardize(batch.samples.advantage))
+        problem = TrustRegionProblem(policy, batch, self._objective)
+        gradient = problem.gradient
         if not torch.isfinite(gradient).all():
-            raise NonFiniteError("policy gradient became NaN or infinite; look at the task's rewards and observations.")
+            raise NonFiniteError("policy gradient became NaN or infinite; check the task's rewards and observations.")
 
         def damped(v: Tensor) -> Tensor:
-            return local.fisher_product(v) + self.cg_damping * v
+            return problem.fisher_product(v) + self.cg_damping * v
 
         direction, residual = conjugate_gradient(damped, gradient, self.cg_iterations)
         quadratic = direction.dot(damped(direction)).item()
         full_step = (2 * self.kl_max / quadratic) ** 0.5 * direction if quadratic > 0 else direction * 0
 
         def evaluate(fraction: float) -> tuple[float, float]:
-            loss, kl = local.evaluate(fraction * full_step)
-            return local.loss - loss, kl
+            loss, kl = problem.evaluate(fraction * full_step)
+            return problem.loss - loss, kl
 
         fraction = line_search(evaluate, self.kl_max, self.line_search_shrink, self.line_search_tries)
-        local.move(fraction * full_step)
+        problem.move(fraction * full_step)
         return {
-            "loss/policy": local.loss,
+            "loss/policy": problem.loss,
             "grad/norm_mean": gradient.norm().item(),
             "grad/norm_max": gradient.norm().item(),
             "trpo/line_search_success": float(fraction > 0),
@@ -144,8 +183,9 @@ class NaturalGradient:
             "trpo/cg_residual": residual,
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"critic": self.critic.state_dict()}
+    def state_dict(self) -> State:
+        return {} if self._critic is None else {"critic": self._critic.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.critic.load_state_dict(state["critic"])
+    def load_state_dict(self, state: State) -> None:
+        if self._critic is not None:
+            self._critic.load_state_dict(cast(State, state["critic"]))

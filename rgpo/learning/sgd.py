@@ -1,33 +1,41 @@
-"""Epochs of minibatch Adam: how PPO, REINFORCE, RGPO and most neighbours climb their objective."""
+"""Epochs of minibatch Adam: the update of PPO, REINFORCE, RGPO and most of their neighbors."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
-from rgpo.core.rollout import Moved
 from rgpo.errors import NonFiniteError, require, require_compile
-from rgpo.learning.types import STATISTICS, AdamSettings
+from rgpo.learning.types import Batch, Metrics, Objective, Policy, PolicyShift, Samples, State, View
 
 if TYPE_CHECKING:
-    from rgpo.learning.algorithm import Policy
+    from torch import Tensor
+
+    from rgpo.learning.flat_adam import Data, FlatAdam
+    from rgpo.learning.loss import Loss, LossParts
+    from rgpo.learning.micro_batch_adam import MicroBatchAdam
 
 
 @dataclass(kw_only=True)
 class SGD:
-    """Adam over shuffled minibatches, every sample once an epoch; the defaults are those of the published PPO."""
+    """Adam over shuffled minibatches, every sample once per epoch, on policy loss + vf_coef value loss - ent_coef entropy.
 
-    num_epochs: int = 10
-    num_minibatches: int = 32
-    lr: float = 3e-4
-    anneal_lr: bool = True  # linearly to 0 over the run
-    adam_eps: float = 1e-5
-    max_grad_norm: float | None = 0.5  # of actor and critic together; null leaves gradients whole
-    vf_coef: float = 0.5
-    ent_coef: float = 0.0
-    value_clip: float | None = 0.2  # null leaves the value loss unclipped
-    compile: bool | str = "auto"
+    Two engines compute the same loss: policies that are pure functions of one flat vector get whole epochs in one call,
+    compiled where that pays; torch modules get micro-batches.
+    """
+
+    num_epochs: int
+    num_minibatches: int
+    lr: float
+    anneal_lr: bool  # linearly to 0 over the run
+    adam_eps: float
+    max_grad_norm: float | None  # of actor and critic together; null leaves gradients whole
+    vf_coef: float
+    ent_coef: float
+    value_clip: float | None  # null leaves the value loss unclipped
+    compile: bool | str
 
     trust_region: bool = field(default=False, init=False)
 
@@ -36,66 +44,88 @@ class SGD:
             value = getattr(self, key)
             require(isinstance(value, int) and value > 0, f"update.{key}", value, "must be a positive whole number.")
         for key in ("lr", "adam_eps"):
-            require(0 < getattr(self, key) < math.inf, f"update.{key}", getattr(self, key), "must be positive.")
+            require(0 < getattr(self, key) < math.inf, f"update.{key}", getattr(self, key), "must be a positive, finite number.")
         for key in ("max_grad_norm", "value_clip"):
             value = getattr(self, key)
-            require(value is None or value > 0, f"update.{key}", value, "must be positive, or null to leave it out.")
+            require(value is None or value > 0, f"update.{key}", value, "must be positive, or null for none.")
         for key in ("vf_coef", "ent_coef"):
-            require(getattr(self, key) >= 0, f"update.{key}", getattr(self, key), "must not be negative.")
+            require(0 <= getattr(self, key) < math.inf, f"update.{key}", getattr(self, key), "must not be negative or infinite.")
         require_compile(self.compile)
 
-    def check(self, batch_size: int, normalize: str) -> None:
-        """Refuse minibatches that do not divide the batch."""
+    def validate(self, batch_size: int, normalize: str) -> None:
+        """Raises: ConfigError if num_minibatches does not divide the batch, or leaves one sample to standardize over."""
         size, rest = divmod(batch_size, self.num_minibatches)
-        near = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
-        advice = min(near, key=lambda n: abs(n - self.num_minibatches))
         require(
             rest == 0,
             "update.num_minibatches",
             self.num_minibatches,
-            f"does not divide the batch of {batch_size}, for example {advice} does.",
+            f"does not divide the batch of {batch_size}; {nearest_divisor(batch_size, self.num_minibatches)} does.",
         )
         require(
             size > 1 or normalize != "minibatch",
             "update.num_minibatches",
             self.num_minibatches,
-            f"leaves {size} sample a minibatch, too few to normalise advantages over; choose fewer minibatches.",
+            f"leaves {size} sample per minibatch, too few to standardize advantages over; choose fewer minibatches.",
         )
 
     def setup(
-        self, policy: Policy, objective: Any, penalised: bool, num_iterations: int, seed: int, normalize: str = "minibatch"
+        self, policy: Policy, objective: Objective, *, penalized: bool, normalize: str, num_iterations: int, seed: int
     ) -> None:
-        """Make the optimiser for policy; objective is the surrogate without its kl_coef."""
+        """Make the engine that the policy needs; objective is the surrogate without its kl_coef."""
+        from rgpo.learning.loss import loss
+
         self.num_iterations = num_iterations
         self.num_updates = 0
-        self.optimiser = policy.adam(
-            AdamSettings(
-                objective=objective,
-                penalised=penalised,
+        self.optimizer: FlatAdam | MicroBatchAdam
+        bound = partial(loss, objective=objective, vf_coef=self.vf_coef, ent_coef=self.ent_coef, value_clip=self.value_clip)
+        if policy.flat is None:
+            from rgpo.learning.micro_batch_adam import MicroBatchAdam
+
+            self.optimizer = MicroBatchAdam(
+                policy,
+                bound,
+                penalized=penalized,
                 normalize=normalize == "minibatch",
-                num_minibatches=self.num_minibatches,
-                num_steps=num_iterations * self.num_epochs * self.num_minibatches,
                 max_grad_norm=self.max_grad_norm,
                 adam_eps=self.adam_eps,
-                vf_coef=self.vf_coef,
-                ent_coef=self.ent_coef,
-                value_clip=self.value_clip,
-                compile=self.compile,
                 seed=seed,
             )
-        )
+        else:
+            from rgpo.learning.flat_adam import FlatAdam
+
+            self.optimizer = FlatAdam(
+                policy.flat,
+                partial(
+                    flat_loss,
+                    policy=policy,
+                    loss=bound,
+                    penalized=penalized,
+                    entropy=self.ent_coef != 0,
+                    normalize=normalize == "minibatch",
+                ),
+                partial(flat_shift, policy=policy),
+                num_minibatches=self.num_minibatches,
+                max_grad_norm=self.max_grad_norm,
+                adam_eps=self.adam_eps,
+                compile=self.compile,
+                num_steps=num_iterations * self.num_epochs * self.num_minibatches,
+                seed=seed,
+            )
 
     @property
     def note(self) -> str:
         """How compile was resolved."""
-        return self.optimiser.note
+        return self.optimizer.note
 
-    def __call__(self, policy: Policy, batch: Any, kl_coef: float) -> tuple[dict[str, float], Moved]:
-        """Climb for num_epochs; metrics and what each epoch left. NonFiniteError on NaN."""
+    def __call__(self, policy: Policy, batch: Batch, kl_coef: float) -> tuple[Metrics, PolicyShift]:
+        """num_epochs passes over the batch: metrics, and the shift after each epoch.
+
+        Raises: NonFiniteError if a loss or a gradient is NaN or infinite.
+        """
         import torch
 
         lr = self.lr * (1 - self.num_updates / self.num_iterations) if self.anneal_lr else self.lr
-        statistics, after = self.optimiser.climb(batch, lr, kl_coef, self.num_epochs)
+        statistics, shift = self._run_epochs(batch, lr, kl_coef)
         self.num_updates += 1
         table = statistics.flatten(0, 1).double()
         finite = torch.isfinite(table).all(1)
@@ -104,21 +134,66 @@ class SGD:
                 f"loss or gradient became NaN or infinite by gradient step {int((~finite).nonzero()[0]) + 1} of {len(table)}; "
                 f"lower update.lr={self.lr} or set update.max_grad_norm."
             )
-        mean = dict(zip(STATISTICS, table.mean(0).tolist(), strict=True))
-        highest = dict(zip(STATISTICS, table.amax(0).tolist(), strict=True))
-        metrics = {
-            "loss/policy": mean["loss/policy"],
-            "loss/value": mean["loss/value"],
-            "ratio/abs_log_max_learning": highest["ratio/abs_log_max"],
-            "grad/norm_mean": mean["grad/norm"],
-            "grad/norm_max": highest["grad/norm"],
-            "grad/clip_fraction": mean["grad/clipped"],
+        loss_policy, loss_value, _, grad_norm, grad_clipped = table.mean(0).tolist()
+        _, _, log_ratio_max, grad_norm_max, _ = table.amax(0).tolist()
+        metrics: Metrics = {
+            "loss/policy": loss_policy,
+            "loss/value": loss_value,
+            "ratio/abs_log_max_learning": log_ratio_max,
+            "grad/norm_mean": grad_norm,
+            "grad/norm_max": grad_norm_max,
+            "grad/clip_fraction": grad_clipped,
         }
-        return metrics, Moved(*after)
+        return metrics, shift
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"optimiser": self.optimiser.state_dict(), "num_updates": self.num_updates}
+    def _run_epochs(self, batch: Batch, lr: float, kl_coef: float) -> tuple[Tensor, PolicyShift]:
+        from rgpo.learning.flat_adam import FlatAdam
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.num_updates = state["num_updates"]
+        if isinstance(self.optimizer, FlatAdam):
+            (minibatch,) = batch.minibatches()
+            (view,) = minibatch.views
+            statistics, measures = self.optimizer.run_epochs((view, batch.samples), lr, kl_coef, self.num_epochs)
+            return statistics, PolicyShift(*measures)
+        return self.optimizer.run_epochs(batch, lr, kl_coef, self.num_epochs)
+
+    def state_dict(self) -> State:
+        return {"optimizer": self.optimizer.state_dict(), "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: State) -> None:
+        self.optimizer.load_state_dict(cast(State, state["optimizer"]))
+        self.num_updates = cast(int, state["num_updates"])
+
+
+def flat_loss(
+    flat: Tensor,
+    data: Data,
+    kl_coef: Tensor,
+    *,
+    policy: Policy,
+    loss: Loss,
+    penalized: bool,
+    entropy: bool,
+    normalize: bool,
+) -> tuple[Tensor, LossParts]:
+    """``loss`` of a minibatch (view, samples) at the parameters flat (P,); normalize: advantages over the minibatch."""
+    from rgpo.learning.loss import standardize
+
+    view, samples = cast(tuple[View, Samples], data)
+    if normalize:
+        samples = samples._replace(advantage=standardize(samples.advantage))
+    out = policy.forward(view, flat=flat, kl=penalized, entropy=entropy)
+    return loss(out, samples, kl_coef=kl_coef if penalized else None)
+
+
+def flat_shift(flat: Tensor, data: Data, *, policy: Policy) -> tuple[Tensor, ...]:
+    """The fields of PolicyShift at the parameters flat (P,)."""
+    view, samples = cast(tuple[View, Samples], data)
+    out = policy.forward(view, flat=flat, kl=True, value=False)
+    assert out.kl_old is not None and out.entropy is not None
+    return out.logp - samples.logp_old, out.kl_old, out.entropy
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of number that is closest to wanted; the smaller of two."""
+    low = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
+    return min(sorted({*low, *(number // k for k in low)}), key=lambda k: abs(k - wanted))

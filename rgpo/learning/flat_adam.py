@@ -1,0 +1,195 @@
+"""Minibatch Adam on one flat parameter vector: all epochs of an iteration are one call, eager or compiled.
+
+A step is forward, backward, gradient clip and Adam, written as a pure function; compiling it changes its speed and nothing
+else. Compiled code is cached on disk by torch, so a second run of the same shape starts at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgpo.errors import ConfigError
+from rgpo.learning.accel import compiled_adam
+from rgpo.learning.adam import AdamState, adam, bias_corrections, clip_by_norm
+from rgpo.learning.loss import LossParts
+from rgpo.learning.types import State
+
+Data = tuple[object, ...]  # a tree of tuples and NamedTuples of tensors (N, ...)
+T = TypeVar("T")
+
+
+class LossFunction(Protocol):
+    """Loss and its parts at the parameters flat (P,) on a minibatch of the data."""
+
+    def __call__(self, flat: Tensor, data: Data, kl_coef: Tensor) -> tuple[Tensor, LossParts]: ...
+
+
+Measure = Callable[[Tensor, Data], tuple[Tensor, ...]]  # of parameters (P,) and the whole data
+Epochs = tuple[AdamState, Tensor, list[Tensor]]
+
+
+class Statistics(NamedTuple):
+    """What a gradient step leaves, in the order of the statistics' last axis."""
+
+    loss_policy: Tensor
+    loss_value: Tensor
+    log_ratio_max: Tensor  # nats
+    grad_norm: Tensor  # before clipping
+    grad_clipped: Tensor  # 1 if it was clipped, else 0
+
+
+def select(data: T, index: Tensor) -> T:
+    """The rows index (b,) of every tensor in a tree of tuples; None stays None."""
+    if data is None:
+        return data
+    if isinstance(data, Tensor):
+        return cast(T, data.index_select(0, index))  # a third of the time of data[index]
+    assert isinstance(data, tuple)
+    parts = [select(x, index) for x in data]
+    return cast(T, type(data)(*parts) if hasattr(data, "_fields") else tuple(parts))
+
+
+def run_epochs(
+    state: AdamState,
+    data: Data,
+    order: Tensor,
+    corrections: Tensor,
+    kl_coef: Tensor,
+    *,
+    fold: Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...]]],
+    loss_function: LossFunction,
+    measure: Measure,
+    max_grad_norm: float | None,
+    adam_eps: float,
+) -> Epochs:
+    """One Adam step for each of M minibatches in each of E epochs: rows order (E, M, b) of data (N, ...).
+
+    corrections (E, M, 2) are those of the steps; fold iterates over epochs and minibatches. Returns the last state,
+    statistics (E, M, 5) as ``Statistics``, and the measures after each epoch, each (E, ...).
+    """
+
+    def step(carry: tuple[Tensor, ...], minibatch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor]]:
+        (index, row), state = minibatch, AdamState(*carry)
+        gradient_of = torch.func.grad_and_value(loss_function, has_aux=True)
+        gradient, (_, parts) = gradient_of(state.parameters, select(data, index), kl_coef)
+        gradient, norm = clip_by_norm(gradient, max_grad_norm)
+        clipped = norm * 0 if max_grad_norm is None else (norm > max_grad_norm).to(norm.dtype)
+        return tuple(adam(state, gradient, row, adam_eps)), (torch.stack([*parts, norm, clipped]),)
+
+    def epoch(carry: tuple[Tensor, ...], minibatches: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        carry, (statistics,) = fold(step, carry, minibatches)
+        return carry, (statistics, *measure(carry[0], data))
+
+    last, (statistics, *measures) = fold(epoch, tuple(state), (order, corrections))
+    return AdamState(*last), statistics, measures
+
+
+def loop(
+    step: Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...]]], carry: tuple[Tensor, ...], columns: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """carry, row = step(carry, x) for x in columns; returns the last carry and the stacked rows, as torch's ``scan`` does."""
+    rows = []
+    for x in zip(*columns, strict=True):
+        carry, row = step(carry, x)
+        rows.append(row)
+    return carry, tuple(map(torch.stack, zip(*rows, strict=True)))
+
+
+def no_measure(parameters: Tensor, data: Data) -> tuple[Tensor, ...]:
+    """Measures of epochs that nobody reads."""
+    return ()
+
+
+class FlatAdam:
+    """Adam on loss_function over shuffled minibatches of equal size, with its own generator.
+
+    Every sample is used once per epoch, except for a random remainder smaller than num_minibatches where the batch cannot be
+    divided. parameters (P,) are the policy's own: read when epochs start and overwritten when they end.
+    """
+
+    def __init__(
+        self,
+        parameters: Tensor,
+        loss_function: LossFunction,
+        measure: Measure = no_measure,
+        *,
+        num_minibatches: int,
+        max_grad_norm: float | None,
+        adam_eps: float,
+        compile: bool | str,
+        num_steps: int,
+        seed: int,
+    ) -> None:
+        compiled, self.note = compiled_adam.resolve(compile, num_steps)
+        self._must_compile = compile is True
+        self.parameters = parameters
+        self.state = AdamState.start(parameters)
+        self.num_steps = 0  # taken so far
+        self.rng = np.random.default_rng(seed)
+        self.num_minibatches = num_minibatches
+        self._function = partial(
+            run_epochs, loss_function=loss_function, measure=measure, max_grad_norm=max_grad_norm, adam_eps=adam_eps
+        )
+        self._compiled = compiled_adam.compile_epochs(self._function) if compiled else None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps are compiled; False once a compiler has failed."""
+        return self._compiled is not None
+
+    def run_epochs(self, data: Data, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """num_epochs passes over data (N, ...): statistics (E, M, 5) as ``Statistics``, and the measures (E, ...)."""
+        size = _num_rows(data)
+        shape = num_epochs, min(self.num_minibatches, size)
+        used = size - size % shape[1]
+        state = self.state._replace(parameters=self.parameters.clone())
+        order = np.stack([self.rng.permutation(size)[:used] for _ in range(num_epochs)])
+        corrections = bias_corrections(lr, self.num_steps, shape[0] * shape[1]).to(self.parameters.dtype)
+        columns = (x.to(self.parameters.device) for x in (torch.from_numpy(order).view(*shape, -1), corrections.view(*shape, 2)))
+        self.state, statistics, measures = self._run(state, data, *columns, torch.tensor(kl_coef))
+        self.parameters.copy_(self.state.parameters)
+        self.num_steps += shape[0] * shape[1]
+        return statistics, tuple(measures)
+
+    def _run(self, state: AdamState, data: Data, *columns: Tensor) -> Epochs:
+        """``run_epochs``, compiled if it can be."""
+        if self._compiled is not None:
+            try:
+                return self._compiled(state, data, *columns)
+            except Exception as error:
+                why = compiled_adam.compiler_failure(error)
+                if why is None:
+                    raise
+                if self._must_compile:
+                    raise ConfigError(f"update.compile=true: {why}; install g++ and Python's headers or use auto.") from error
+                warnings.warn(f"update.compile=auto: {why}; the run continues uncompiled.", stacklevel=3)
+                self._compiled = None
+        return self._function(state, data, *columns, fold=loop)
+
+    def state_dict(self) -> State:
+        rng = self.rng.bit_generator.state
+        return {"adam": list(self.state), "num_steps": self.num_steps, "rng": rng, "compiled": self.compiled}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore a state; the note says if the checkpoint was written with the other setting of compile."""
+        self.state = AdamState(*cast(list[Tensor], state["adam"]))
+        self.num_steps = cast(int, state["num_steps"])
+        self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
+        if state["compiled"] != self.compiled:
+            was = f"the checkpoint has compiled={state['compiled']}"
+            self.note += f"; {was}, so the resumed run is equal to rounding, not bit for bit"
+
+
+def _num_rows(data: object) -> int:
+    """N, from the first tensor of a tree."""
+    while not isinstance(data, Tensor):
+        assert isinstance(data, tuple)
+        data = data[0]
+    return len(data)

@@ -1,0 +1,90 @@
+"""Adam over micro-batches, for policies that are torch modules and too large for one forward pass per minibatch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgpo import distributed
+from rgpo.learning import sharded
+from rgpo.learning.flat_adam import Statistics
+from rgpo.learning.loss import Loss, standardize
+from rgpo.learning.types import Batch, Minibatch, Policy, PolicyShift, State
+
+
+class MicroBatchAdam:
+    """torch's Adam on the summed loss of a minibatch's micro-batches; how it is cut changes memory and rounding only.
+
+    The samples of a minibatch stay together for all epochs of an iteration; the order of minibatches is drawn anew.
+    """
+
+    note = "not compiled"
+
+    def __init__(
+        self,
+        policy: Policy,
+        loss: Loss,
+        *,
+        penalized: bool,
+        normalize: bool,
+        max_grad_norm: float | None,
+        adam_eps: float,
+        seed: int,
+    ) -> None:
+        self.policy, self.loss, self.penalized, self.normalize = policy, loss, penalized, normalize
+        self.limit = math.inf if max_grad_norm is None else max_grad_norm
+        self.parameters = list(policy.parameters())
+        self.adam = torch.optim.Adam([{"params": part} for part in sharded.by_kind(self.parameters)], eps=adam_eps)
+        self.rng = np.random.default_rng(seed)
+
+    def run_epochs(self, batch: Batch, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, PolicyShift]:
+        """num_epochs passes over batch: statistics (E, M, 5) as ``Statistics``, and the shift after each epoch."""
+        rows, shifts = [], []
+        for _ in range(num_epochs):
+            rows.append(self._epoch(batch, lr, kl_coef))
+            shifts.append(self.policy.measure_shift(batch))
+        columns = zip(*shifts, strict=True)
+        return torch.stack(rows), PolicyShift(*(None if x[0] is None else torch.stack(x) for x in columns))  # type: ignore[arg-type]
+
+    def _epoch(self, batch: Batch, lr: float, kl_coef: float) -> Tensor:
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        minibatches = batch.minibatches()
+        rows = torch.stack([self._step(minibatches[i], batch, kl_coef) for i in self.rng.permutation(len(minibatches))])
+        sums, largest = distributed.all_reduce_sum(rows[:, :2]), distributed.all_reduce_max(rows[:, 2:3])
+        return torch.cat([sums, largest, rows[:, 3:]], 1)
+
+    def _step(self, minibatch: Minibatch, batch: Batch, kl_coef: float) -> Tensor:
+        self.adam.zero_grad()
+        if self.normalize:
+            advantage = batch.samples.advantage
+            own = standardize(advantage[minibatch.indices])
+            batch = batch.with_advantage(advantage.index_copy(0, minibatch.indices, own))
+        policy_loss, value_loss, largest = torch.zeros(3)
+        for view in minibatch.views:
+            kl = kl_coef if self.penalized else None
+            total, parts = self.loss(self.policy.forward(view), batch.at(view), kl_coef=kl)
+            torch.autograd.backward(total)
+            policy_loss += parts.policy.cpu()
+            value_loss += parts.value.cpu()
+            largest = largest.maximum(parts.log_ratio_max.cpu())
+        sharded.sum_gradients(self.parameters)
+        norm = sharded.clip_gradients(self.parameters, self.limit).cpu()
+        self.adam.step()
+        return torch.stack(Statistics(policy_loss, value_loss, largest, norm, (norm > self.limit).float()))
+
+    def state_dict(self) -> State:
+        moments = [{key: sharded.for_file(x) for key, x in self.adam.state[p].items()} for p in self.parameters]
+        return {"adam": moments, "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore a state, however many processes it was divided over when it was written."""
+        saved = cast(list[dict[str, Tensor]], state["adam"])
+        for p, moments in zip(self.parameters, saved, strict=True):
+            self.adam.state[p] = {key: x if key == "step" else sharded.fit(x, p) for key, x in moments.items()}
+        self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
