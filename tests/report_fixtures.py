@@ -1,4 +1,4 @@
-"""A synthetic results folder: six algorithms with made-up, plausible curves, in the runner's file layout."""
+"""A synthetic results folder: six algorithms with plausible random curves, in the runner's file layout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALGOS: dict[str, tuple[str, tuple[float, float], float, float, float, float]] = 
     "trpo": ("identity", (2600, 1200), 0.0095, 1.0, 0.98, 1.0),
     "rgpo_literal": ("sigmoid", (700, 300), 1.4, 1.6, 0.35, 0.45),
     "rgpo": ("sigmoid", (2000, 1650), 0.021, 1.0, 0.93, 0.82),
-    "rgpo_signed": ("sigmoid_signed", (2500, 1900), 0.0079, 0.6, 0.965, 0.88),
+    "rgpo_sign_aware": ("sign_aware_sigmoid", (2500, 1900), 0.0079, 0.6, 0.965, 0.88),
 }
 LANGUAGE_ALGOS = {"ppo": (0.8, 0.25), "grpo": (1.0, 0.6), "rgpo": (0.7, 0.1)}  # pace, how far gold falls behind
 TASKS = ("hopper", "halfcheetah")
@@ -33,17 +33,16 @@ STEPS = 2048
 def config_of(task: str, algo: str, seed: int, iterations: int, **changes: Any) -> dict[str, Any]:
     """A resolved config; changes are top-level keys or whole groups."""
     gate = ALGOS.get(algo, ALGOS["ppo"])[0]
-    choices = {"task": task, "algo": algo, "gate": gate, "ref_gate": "open", "advantage": "gae", "penalty": "none"}
-    choices["update"] = "natural_gradient" if algo == "trpo" else "sgd"
+    choices = {"task": task, "algo": algo, "gate": gate, "ref_gate": "open", "gate_combination": "detached"}
+    choices |= {"advantage": "gae", "penalty": "none", "update": "natural_gradient" if algo == "trpo" else "sgd"}
     config: dict[str, Any] = {
         "name": "first_evidence",
         "seed": seed,
         "num_iterations": iterations,
         "total_env_steps": iterations * STEPS,
-        "kl_spike_threshold": 0.04,
         "choices": choices,
         "task": {"env_id": task, "num_steps": STEPS, "env_kwargs": {}},
-        "gate": {"_target_": f"rgpo.core.gates.{gate}", "sharpness": 10.0},
+        "gate": {"_target_": f"rgpo.gates.{gate}", "sharpness": 10.0},
         "update": {"lr": 3e-4, "num_epochs": 10},
     }
     for key, value in changes.items():
@@ -72,7 +71,6 @@ def metrics_of(task: str, algo: str, seed: int, iterations: int) -> Metrics:
         "return/train_mean": train,
         "return/eval_mean": evaluated,
         "kl/old_exact": kl_old,
-        "kl/spike": (kl_old > 0.04).astype(float),
         "weight/relative_mean": np.clip(1 - (1 - weight) * fade + 0.008 * rng.normal(size=iterations), 0, None),
         "ess/ratio": np.clip(1 - (1 - ess) * fade + 0.006 * rng.normal(size=iterations), 0, 1),
         "gradvar/before": np.where(every_tenth, variance, np.nan),
@@ -90,7 +88,7 @@ def metrics_of(task: str, algo: str, seed: int, iterations: int) -> Metrics:
 
 
 def language_metrics_of(algo: str, seed: int, iterations: int) -> Metrics:
-    """Columns of a language run: proxy climbs with KL, gold turns down; NaN in iterations without evaluation."""
+    """Columns of a language run: proxy rises with KL, gold turns down; NaN in iterations without evaluation."""
     rng = np.random.default_rng([seed, zlib.crc32(algo.encode())])
     pace, gamed = LANGUAGE_ALGOS[algo]
     x = np.linspace(1 / iterations, 1, iterations)
@@ -113,7 +111,6 @@ def language_metrics_of(algo: str, seed: int, iterations: int) -> Metrics:
         "reward/train_std": np.full(iterations, 0.7),
         "kl/ref_exact": kl / 40,
         "kl/old_exact": kl_old,
-        "kl/spike": (kl_old > 0.04).astype(float),
         "language/length_mean": 30 + 10 * x + rng.normal(size=iterations),
         "language/truncated_share": np.full(iterations, 0.1),
         "language/num_tokens": np.full(iterations, 64 * 30.0),
@@ -139,7 +136,7 @@ def write_samples(folder: Path, algo: str, seed: int, iterations: int, completio
 
 
 def write_language(results: Path, seeds: int = 3, iterations: int = 30, name: str = "embedded_rlhf") -> list[Path]:
-    """A language experiment at the embedded scale, in the format that the language task writes."""
+    """A language experiment at the embedded scale, in the format of the language task."""
     folders = []
     for algo in LANGUAGE_ALGOS:
         for seed in range(1, seeds + 1):
@@ -181,10 +178,14 @@ def write_run(
     reached: int | None = None,
     reason: str | None = None,
     scale: str | None = None,
+    declared: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """One run folder; an unfinished one (reached) has parts, a finished one metrics.parquet."""
-    config = config_of(task, algo, seed, iterations, **changes)
+    """One run folder; an unfinished one (reached) has parts, a finished one metrics.parquet.
+
+    declared: the config's own `metrics`; changes: further keys of the config.
+    """
+    config = config_of(task, algo, seed, iterations, **changes) | ({"metrics": dict(declared)} if declared else {})
     digest = f"{zlib.crc32(json.dumps(config, sort_keys=True).encode()):08x}"
     folder = results / config["name"] / f"{task}-{algo}-s{seed}-{digest}"
     folder.mkdir(parents=True)
@@ -226,7 +227,7 @@ def write_experiment(
 
 
 def write_gates(path: Path) -> None:
-    """A table of gates as the runner's side makes it."""
+    """A table of gates in the format of rgpo.cli.gates_table."""
     d = np.linspace(-3, 3, 121)
     r = np.exp(d)
     curves = {
@@ -244,6 +245,6 @@ def write_gates(path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a table as the report wrote it."""
+    """Rows of a csv table of the report."""
     with path.open() as file:
         return list(csv.DictReader(file))

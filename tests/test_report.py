@@ -1,4 +1,4 @@
-"""rgpo-report on synthetic results: what it writes and says, with bad input too, and that it repeats to the byte."""
+"""rgpo-report on synthetic results: its files and messages, bad input, and reproducibility to the byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import yaml
 from rgpo.report.cli import main
 from rgpo.report.figures import gates
 from rgpo.report.page import watch
-from rgpo.report.page.completions import _short
+from rgpo.report.page.completions import legible
 from rgpo.report.read import workers
 
 FAST = ["formats=[svg]", "num_resamples=200"]
@@ -81,7 +81,7 @@ def test_no_torch_and_a_quick_help(tmp_path: Path, stored: Path) -> None:
         (["formats=[]"], "formats=[]: give at least one"),
         (["nonsense"], "argument=nonsense: give key=value"),
         (["results_dir=nowhere"], "results_dir=nowhere: there is no such folder; run rgpo-run first"),
-        (["results_dir=empty"], "results_dir=empty: it holds no runs"),
+        (["results_dir=empty"], "results_dir=empty: it contains no runs"),
         (
             ["results_dir=results/first_evidence"],
             "results_dir=results/first_evidence: it is one experiment; give the folder above, results, and",
@@ -93,7 +93,7 @@ def test_no_torch_and_a_quick_help(tmp_path: Path, stored: Path) -> None:
         (["experiment=first_evidense"], "Did you mean first_evidence?"),
         (["spike_sweep=[0]"], "spike_sweep=[0.0]: give nats above 0"),
         (["compare", "results"], "compare=results: give two results folders or commits"),
-        (["ledger=x", "experiment=first_evidence"], "it judges all experiments"),
+        (["ledger=x", "experiment=first_evidence"], "it covers all experiments"),
         (["ledger=file"], "ledger=file: it has no lines"),
         (["ledger=nowhere.md"], "ledger=nowhere.md: cannot be used"),
         (["out=file"], "out=file: cannot be written"),
@@ -156,7 +156,7 @@ def test_one_run_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_mixed_schemas(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A column that an older version lacked is not measured there; one of another type is left out with a sentence."""
+    """A column that an older version lacks counts as not measured; one of another type is left out with a problem."""
     for seed in (1, 2, 3):
         metrics = fixtures.metrics_of("hopper", "ppo", seed, 30)
         if seed == 1:
@@ -173,7 +173,7 @@ def test_mixed_schemas(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ess/weight was never measured in hopper-ppo-s1" in error and error.count("\n") == 3
 
 
-def test_duplicate_seeds_are_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_duplicate_seeds_are_reported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = fixtures.write_run(here / "results")
     shutil.copytree(first, first.with_name("hopper-ppo-s1-00000000"))
     assert main([*FAST, "figures=[]"]) == 1
@@ -204,7 +204,7 @@ def test_many_runs_are_read_by_two_processes(here: Path, stored: Path, monkeypat
     assert one == two
 
 
-def test_watch_reports_again_when_a_run_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_reports_again_when_a_run_continues(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fixtures.write_run(here / "results", iterations=10, reached=5, status="running")
     seen = []
 
@@ -220,7 +220,7 @@ def test_watch_reports_again_when_a_run_goes_on(here: Path, monkeypatch: pytest.
     assert seen == [True, False, False] and "8/10" in (here / "report/first_evidence/tables/runs.md").read_text()
 
 
-def test_an_infinite_return_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_infinite_return_is_reported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (1, 2, 3):
         metrics = fixtures.metrics_of("hopper", "ppo", seed, 20)
         metrics["return/train_mean"] = np.where(seed == 1, np.inf, metrics["return/train_mean"])
@@ -229,13 +229,14 @@ def test_an_infinite_return_is_told(here: Path, capsys: pytest.CaptureFixture[st
     assert "return/train_mean is infinite at its end" in capsys.readouterr().err
 
 
-def test_a_damaged_state_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_state_is_reported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = (fixtures.write_run(here / "results", "hopper", "ppo", seed, 20) for seed in (1, 2))
     (folder / "state.json").write_text('{"sta')
     config = yaml.safe_load((folder / "config.yaml").read_text()) | {"num_iterations": None}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert main([*FAST, "figures=[]"]) == 1
-    assert "state.json cannot be read" in (said := capsys.readouterr().err) and "force=true makes it again" in said
+    error = capsys.readouterr().err
+    assert "state.json cannot be read" in error and "rerun its rgpo-run command with force=true" in error
 
 
 def test_ctrl_c_ends_without_a_traceback(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,5 +257,5 @@ def test_a_very_large_figure_has_one_axis(here: Path, stored: Path, monkeypatch:
     assert pages == [1, 0]
 
 
-def test_characters_that_nobody_sees_are_shown() -> None:
-    assert _short("a\x00b\u202ec\nd\te") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c\nd\te"
+def test_invisible_characters_are_replaced() -> None:
+    assert legible("a\x00b\u202ec\nd\te") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c\nd\te"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import report_fixtures as fixtures
 
-from rgpo.report.claims import ledger
 from rgpo.report.claims.claims import REFUTED, REPRODUCED, UNTESTED
+from rgpo.report.claims.ledger import END, START
 from rgpo.report.cli import main
 
 FAST = ["formats=[svg]", "num_resamples=200", "figures=[]"]
@@ -108,7 +108,7 @@ def test_language_rows_carry_their_scale_and_the_papers_numbers(here: Path) -> N
 
 def test_the_ledger_renews_a_file_between_its_markers(here: Path) -> None:
     fixtures.write_run(here / "results")
-    (here / "README.md").write_text(f"before\n{ledger.START}\nstale\n{ledger.END}\nafter\n")
+    (here / "README.md").write_text(f"before\n{START}\nstale\n{END}\nafter\n")
     for _ in range(2):
         assert main([*FAST, "ledger=README.md"]) == 0
         text = (here / "README.md").read_text()
@@ -151,7 +151,7 @@ def test_latex_tables_are_well_formed_and_compile(here: Path) -> None:
 # compare
 
 
-def test_compare_says_what_changed_beyond_noise(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_lists_the_changes_beyond_noise(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for side, shift in (("a", 0.0), ("b", 500.0)):
         for algo in ("ppo", "rgpo"):
             for seed in (1, 2, 3, 4, 5):
@@ -186,9 +186,9 @@ def test_compare_two_commits_and_what_only_one_has(here: Path, capsys: pytest.Ca
     said = capsys.readouterr()
     assert "3 identical" in said.out and "first_evidence: rgpo (hopper): only in HEAD" in said.err
     assert main(["compare", "HEAD", "nowhere"]) == 2
-    assert "compare=nowhere: it is no folder, and no commit that holds results" in capsys.readouterr().err
+    assert "compare=nowhere: it is neither a folder nor a commit that contains results" in capsys.readouterr().err
 
 
-def test_compare_refuses_what_it_does_not_read(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_refuses_settings_that_it_does_not_read(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "a", "b", "out=elsewhere"]) == 2
-    assert "compare=out=elsewhere: it reads results_dir, experiment" in capsys.readouterr().err
+    assert "compare=out=elsewhere: it reads only results_dir, experiment" in capsys.readouterr().err

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from rgpo.report.figures import proxy_against_gold, style
-from rgpo.report.figures.frontier import Path as Way
-from rgpo.report.figures.frontier import Plane
+from rgpo.report.figures.frontier import Plane, Trajectory
 from rgpo.report.figures.render import Job, render
-from rgpo.report.tables.overall import Interval
+from rgpo.report.stats.bootstrap import Interval
 
 LINES = {label: style.KNOWN[label] for label in ("ppo", "rgpo")}
 
@@ -23,8 +22,9 @@ def planes(count: int = 1) -> tuple[Plane, ...]:
     for label, end in (("ppo", 8.0), ("rgpo", 2.0)) * count:
         kl = np.array([0.0, end / 2, end])
         cross = Interval(end, end, end), Interval(1.0, 0.9, 1.1)
-        ways = tuple(Way(label, kl, np.array([0.0, 0.7, 1.0]), ((kl, np.array([0.0, 0.7, 1.0])),), *cross, 3) for _ in range(2))
-        made.append(Plane("qwen_rlhf", "change of the reward", ways))
+        reward = np.array([0.0, 0.7, 1.0])
+        curves = (Trajectory(label, kl, reward, ((kl, reward),), *cross),) * 2
+        made.append(Plane("qwen_rlhf", "change of the reward", curves))
     return tuple(made)
 
 

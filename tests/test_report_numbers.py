@@ -1,4 +1,4 @@
-"""The report's numbers: statistics against closed forms, the summary by hand, what each figure computes."""
+"""The report's numbers: statistics against closed forms, the summary by hand, and the panels of figures."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import report_fixtures as fixtures
 from rgpo.report.cli import parse
 from rgpo.report.figures import epoch_drift, kl, learning_curves
 from rgpo.report.figures.style import KNOWN, algorithm_lines, assign
+from rgpo.report.read.columns import TRAIN
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import read_runs
-from rgpo.report.tables import overall
 from rgpo.report.tables.baseline import comparisons, scores
-from rgpo.report.tables.summary import TRAIN, returns, spikes
+from rgpo.report.tables.overall import overall
+from rgpo.report.tables.summary import returns, spikes
 from rgpo.report.tables.table import Table, escape_tex, number, plain, word
 from rgpo.runtime.schema import GLOSSARY
 
-COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "kl/spike", "epoch/kl_old_exact")
+COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "epoch/kl_old_exact")
 SETTINGS, _ = parse(["num_resamples=200"])
 
 
@@ -48,11 +49,9 @@ def test_summary_by_hand(tmp_path: Path) -> None:
                 value + 1,
             ]  # 37 measured, last 4 count
             metrics = fixtures.metrics_of("hopper", algo, seed, 40)
-            spikes = np.zeros(40)
-            spikes[:10] = 1
             evaluated = np.full(40, np.nan)
             evaluated[[5, 39]] = [0.0, value + 5]
-            changes = {"kl/old_exact": np.full(40, 0.5), "kl/spike": spikes, "return/eval_mean": evaluated}
+            changes = {"kl/old_exact": np.full(40, 0.5), "return/eval_mean": evaluated}
             fixtures.write_run(tmp_path, algo=algo, seed=seed, iterations=40, metrics=metrics | changes | {
                 "return/train_mean": train
             })  # fmt: skip
@@ -76,7 +75,7 @@ def test_spikes_are_swept_over_thresholds(tmp_path: Path) -> None:
     assert found == pytest.approx([100, 200 / 3, 200 / 3, 100 / 3, 0]) and (row["n"], row["updates"]) == (3, 30)
 
 
-def test_too_few_seeds_are_said(tmp_path: Path) -> None:
+def test_too_few_seeds_are_marked(tmp_path: Path) -> None:
     for seed in (1, 2):
         fixtures.write_run(tmp_path, seed=seed)
         fixtures.write_run(tmp_path, algo="rgpo", seed=seed)
@@ -84,7 +83,7 @@ def test_too_few_seeds_are_said(tmp_path: Path) -> None:
     text = returns(groups, SETTINGS).markdown()
     assert text.count("(n = 2 < 3)") == 2 * 6  # return, IQM, evaluation, CV, KL, spikes
     assert comparisons(groups, SETTINGS).markdown().count("(n = 2 < 3)") == 2
-    assert overall.table(groups, SETTINGS).markdown().count("(n = 2 < 3)") == 2 * 4 + 1
+    assert overall(groups, SETTINGS).markdown().count("(n = 2 < 3)") == 2 * 4 + 1
 
 
 def test_scores_are_0_untrained_and_1_at_the_baseline(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""index.html: what it says, that it asks nobody for anything, that text stays text, and that it works in a real browser."""
+"""index.html: its content, no network requests, text that stays text, and its behavior in a real browser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import report_fixtures as fixtures
 
 from rgpo.report.cli import main
-from rgpo.report.figures.inline import inline
+from rgpo.report.figures.render import inline
 
 EVIL = '<script>document.title="hacked"</script><img src=http://evil.example/x.png onerror=alert(1)> & "quoted"'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -62,7 +62,7 @@ class Reader(HTMLParser):
             self.words.append(data)
 
 
-def test_the_page_asks_nobody_for_anything(page: Path) -> None:
+def test_the_page_makes_no_network_requests(page: Path) -> None:
     text = page.read_text()
     reader = Reader(text)
     assert reader.open == []
@@ -98,7 +98,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert reference in ids
 
 
-def test_text_stays_text_and_everything_is_told(page: Path) -> None:
+def test_text_stays_text_and_everything_is_shown(page: Path) -> None:
     text = page.read_text()
     assert text.count("<script>") == 1 and "&lt;script&gt;document.title=" in text
     words = " ".join(Reader(text).words)
@@ -128,7 +128,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def tab(browser: Any, page: Path) -> Iterator[Any]:
-    """The page in a tab that is offline; nothing may be said on the console or asked of anybody."""
+    """The page in an offline tab; the console must stay empty, and no request may be made."""
     context = browser.new_context(offline=True, viewport={"width": 400, "height": 900})
     tab = context.new_page()
     said: list[str] = []
@@ -194,7 +194,7 @@ def test_dark_and_light_have_contrast(tab: Any) -> None:
         assert abs(first - second) > 500 and (first < second) == (scheme == "light")
 
 
-def test_what_a_box_cuts_off_is_faded_until_one_has_scrolled_there(tab: Any) -> None:
+def test_the_cut_edge_of_a_box_is_faded_until_it_is_scrolled_there(tab: Any) -> None:
     assert tab.locator("#embedded_rlhf figure").first.locator(".drawing.more").count() == 0  # one panel fits a telephone
     figure = tab.locator("#embedded_rlhf figure").nth(1)
     figure.locator(".drawing.more:visible").wait_for()

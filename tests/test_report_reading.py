@@ -1,4 +1,4 @@
-"""What rgpo-report reads and leaves out, and which runs it counts together."""
+"""Reading of runs, complete, running, damaged or of earlier versions, and their groups."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import report_fixtures as fixtures
 
 from rgpo.report.cli import main
 from rgpo.report.read.groups import Group, group_runs
-from rgpo.report.read.load import Problem, read_run, read_runs
+from rgpo.report.read.load import read_run, read_runs
 from rgpo.report.read.reduce import Detail
+from rgpo.report.read.run import Problem
 
-COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "kl/spike", "epoch/kl_old_exact")
+COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "epoch/kl_old_exact")
 FAST = ["formats=[svg]", "num_resamples=200"]
 DETAIL = Detail(0.1, (0.02, 0.04), 400)
 
 
 def load(results: Path, name: str = "first_evidence") -> tuple[list[Group], list[Problem]]:
-    """Groups of an experiment and what was wrong."""
+    """Groups of an experiment, and problems of grouping."""
     return group_runs(read_runs(results / name, COLUMNS, 0.1, (0.04,), lambda function, items, _: map(function, items))[0])
 
 
-# what is read
+# reading
 
 
 def test_highest_attempt_wins_where_parts_overlap(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_corrupt_files_among_good_ones(here: Path, stored: Path, capsys: pytest.
     (trpo[1] / "metrics.parquet").unlink()
     assert main([*FAST, "figures=[learning_curves]"]) == 1
     error, page = capsys.readouterr().err, (here / "report/index.html").read_text()
-    again = "`rgpo-run -m experiment=first_evidence force=true` makes it again"
+    again = "rerun it with `rgpo-run -m experiment=first_evidence force=true`"
     expected = {
         ppo[0]: f"its rows are left out; {again}; the run is left out",
         ppo[1]: "metrics.parquet cannot be read",
@@ -148,9 +149,23 @@ def test_groups_keep_apart_what_differs(tmp_path: Path) -> None:
         ("halfcheetah", "trpo"),
         ("hopper", "ppo total_env_steps=61440"),
         ("hopper", "ppo total_env_steps=122880"),
-        ("hopper", "rgpo sharpness=5"),  # lr varies with it and tells nothing more
+        ("hopper", "rgpo sharpness=5"),  # lr varies with it and adds nothing
         ("hopper", "rgpo sharpness=20"),
         ("hopper", "trpo"),
+    ]
+
+
+def test_settings_of_the_machine_do_not_separate_seeds(tmp_path: Path) -> None:
+    """Keys that the runner leaves out of a run's identity; a key that it includes separates the seeds."""
+    for seed, memory in ((1, None), (2, 8.0), (3, 16.0)):
+        machine = {"memory_gb": memory, "num_threads": seed, "exports": ["csv"] * seed, "checkpoint_every_s": 10 * seed}
+        fixtures.write_run(tmp_path, seed=seed, **machine)
+    (group,), problems = load(tmp_path)
+    assert problems == [] and (group.label, len(group.used)) == ("ppo", 3)
+    fixtures.write_run(tmp_path, seed=4, eval_every=5)
+    assert [(group.label, len(group.used)) for group in load(tmp_path)[0]] == [
+        ("ppo eval_every=5", 1),
+        ("ppo eval_every=none", 3),
     ]
 
 

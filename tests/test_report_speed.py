@@ -1,4 +1,4 @@
-"""Speed beside others, from made benchmark files: medians, paired ratios, phases, and silence where nothing was measured."""
+"""Speed against other implementations, from synthetic benchmark files: medians, paired ratios, phases, and missing files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write(results: Path, kind: str, rows: list[dict[str, Any]]) -> None:
 
 
 def write_control(results: Path) -> None:
-    """Rounds run forwards and backwards, as the benchmark's do."""
+    """Rounds run forwards and backwards, as the benchmark does."""
     rows = []
     for i in range(3):
         for name in list(SPEEDS)[:: 1 if i % 2 == 0 else -1]:
@@ -88,7 +88,7 @@ def test_medians_paired_ratios_and_phases(here: Path, capsys: pytest.CaptureFixt
     assert numbers(rows[GRPO, "ours"], "collect", "update", "diagnostics") == [50, 37.5, 12.5]
     figure, page = (here / "report/figures/speed.svg").read_text(), (here / "report/index.html").read_text()
     assert all(text in figure for text in (PPO, TRPO, GRPO, "tokens per CPU-second", "environment steps per CPU-second"))
-    assert "sigmoid" not in figure and "ours, sigmoid" in page and "Speed beside others" in page
+    assert "sigmoid" not in figure and "ours, sigmoid" in page and "Speed against other implementations" in page
     for kind in ("md", "tex"):
         assert "3.00 [2.00, 5.00]" in (here / f"report/tables/speed.{kind}").read_text()
 
@@ -132,5 +132,5 @@ def test_a_damaged_file_is_named_and_the_other_is_used(
     assert main([*FAST, "figures=[speed]"]) == 1
     error = capsys.readouterr().err
     assert "bench/control.parquet: control.parquet" in error and why in error and error.count("\n") == 1
-    assert "make it again with `python benchmarks/control.py 5 results/bench/control.parquet`" in error
+    assert "measure again with `python benchmarks/control.py 5 results/bench/control.parquet`" in error
     assert {case for case, _ in made(here)} == {GRPO}

@@ -1,29 +1,30 @@
-"""From results to report: read the runs, compute, draw, write. Every file is replaced atomically."""
+"""The whole report: read the runs, compute, draw, write. Every file is replaced atomically."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rgpo.atomic import replacing, write_text
 from rgpo.errors import ConfigError, close_matches
-from rgpo.report.claims import ledger
 from rgpo.report.claims.claims import Evidence, read_theory
-from rgpo.report.figures import style
-from rgpo.report.figures.render import Job, render, write
+from rgpo.report.claims.ledger import ledger, renew
+from rgpo.report.figures import gates, speed, style
+from rgpo.report.figures.render import FigureModule, Job, load, render
 from rgpo.report.figures.style import Line
 from rgpo.report.page import completions
-from rgpo.report.page import index as page
-from rgpo.report.page.index import Made, Section
+from rgpo.report.page.index import PageFigure, Section, render_page
 from rgpo.report.read.groups import Group, group_runs
-from rgpo.report.read.load import Outcome, Problem, experiments, read_runs, run_folders
+from rgpo.report.read.load import experiments, read_runs, run_folders
 from rgpo.report.read.rows import Unreadable
+from rgpo.report.read.run import Problem
 from rgpo.report.read.workers import Map, workers
-from rgpo.report.settings import WITHOUT_RUNS, Settings, command
-from rgpo.report.tables import baseline as comparisons
-from rgpo.report.tables import bench, overall, summary
+from rgpo.report.settings import NEED_BASELINE, WITHOUT_RUNS, Settings, command
+from rgpo.report.tables import bench, summary
+from rgpo.report.tables.baseline import baseline_problems, comparisons
+from rgpo.report.tables.overall import overall
 from rgpo.report.tables.table import Table
 
 
@@ -34,66 +35,70 @@ class _Loaded:
     problems: list[Problem]
 
 
-def build(settings: Settings, defaults: Settings) -> Outcome:
-    """Write the report. ConfigError without results, experiment of that name, or a writable `out`."""
+def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
+    """Write the report; a summary in one line, and the problems.
+
+    Raises: ConfigError if there are no results, no experiment of that name, or `out` cannot be written.
+    """
     if settings.ledger and settings.experiment:
-        raise ConfigError(f"ledger={settings.ledger}: it judges all experiments; leave out experiment={settings.experiment}")
+        raise ConfigError(f"ledger={settings.ledger}: it covers all experiments; leave out experiment={settings.experiment}")
     results_dir, out = Path(settings.results_dir), Path(settings.out)
     folders = [results_dir / name for name in experiments(results_dir, settings.experiment)]
-    modules = {name: import_module(f"rgpo.report.figures.{name}") for name in settings.wanted_figures if name not in WITHOUT_RUNS}
+    modules = {name: load(name) for name in settings.wanted_figures if name not in WITHOUT_RUNS}
     columns = {column for module in modules.values() for column in module.COLUMNS}
     num_folders = sum(len(run_folders(folder)) for folder in folders)
     with workers(num_folders) as distribute:
         loaded = [_load(folder, columns, settings, distribute) for folder in folders]
     everything = [group for experiment in loaded for group in experiment.groups]
     theory, damaged = read_theory(results_dir)
-    judged = ledger.table(Evidence({experiment.name: experiment.groups for experiment in loaded}, settings, theory))
+    judged = ledger(Evidence({experiment.name: experiment.groups for experiment in loaded}, settings, theory))
     try:
         out.mkdir(parents=True, exist_ok=True)
         base = style.algorithm_lines(group.algo for group in everything)
-        with workers(num_folders) as distribute:  # new ones: what was needed for reading is given back
+        with workers(num_folders) as distribute:  # new processes, so that the memory of reading is free
             sections = [_section(i, e, modules, base, settings, defaults, distribute) for i, e in enumerate(loaded, start=1)]
         general = Section("", [], _baseline_unknown(everything, settings) + damaged)
-        general.tables += [] if settings.experiment else [judged]  # it judges all experiments
+        general.tables += [] if settings.experiment else [judged]  # it covers all experiments
         _speed(general, results_dir, settings, defaults)
         if "gates" in settings.wanted_figures:
             _gates(general, results_dir, settings, defaults)
         for table in general.tables:
             _write_table(table, out / "tables")
-        write(out / "index.html", (text.encode() for text in page.index(sections, general, settings, defaults)))
+        with replacing(out / "index.html") as aside, aside.open("w", encoding="utf-8") as page:
+            page.writelines(render_page(sections, general, settings, defaults))
     except OSError as error:
         raise ConfigError(f"out={out}: cannot be written ({error.strerror}); give a folder that can") from error
     if settings.ledger:
-        ledger.renew(Path(settings.ledger), judged)
+        renew(Path(settings.ledger), judged)
     problems = [problem for section in [*sections, general] for problem in section.problems]
     num_runs = sum(len(group.runs) for group in everything)
     num_figures = sum(len(section.figures) for section in [*sections, general])
     left_out = f", {len(problems)} left out or incomplete (see above)" if problems else ""
-    return Outcome(f"{out / 'index.html'}: {num_runs} runs, {num_figures} figures{left_out}", problems)
+    return f"{out / 'index.html'}: {num_runs} runs, {num_figures} figures{left_out}", problems
 
 
 def _load(folder: Path, columns: set[str], settings: Settings, distribute: Map) -> _Loaded:
-    """One experiment's groups and what is wrong with its runs."""
+    """One experiment's groups and the problems of its runs."""
     runs, problems = read_runs(folder, columns, settings.final_fraction, settings.thresholds, distribute)
     groups, more = group_runs(runs)
     return _Loaded(folder.name, groups, problems + more + summary.missing_metrics(groups))
 
 
-def tables(groups: Sequence[Group], settings: Settings) -> list[Table]:
+def _tables(groups: Sequence[Group], settings: Settings) -> list[Table]:
     """Every table that has a row."""
     control = [group for group in groups if not group.language]
     language = [group for group in groups if group.language]
     made: list[Table | None] = [summary.returns(control, settings)] if control else []
     made += [summary.rewards(language, settings)] if language else []
-    made += [comparisons.comparisons(groups, settings), overall.table(groups, settings)]
-    made += [summary.spikes(groups, settings), summary.cost(groups, settings), summary.run_table(groups, settings)]
+    made += [comparisons(groups, settings), overall(groups, settings)]
+    made += [summary.spikes(groups, settings), summary.cost(groups, settings), summary.run_table(groups)]
     return [table for table in made if table is not None and table.rows]
 
 
 def _section(
     number: int,
     loaded: _Loaded,
-    modules: Mapping[str, Any],
+    modules: Mapping[str, FigureModule],
     base: Mapping[str, Line],
     settings: Settings,
     defaults: Settings,
@@ -103,60 +108,63 @@ def _section(
     section = Section(loaded.name, loaded.groups, list(loaded.problems))
     if not loaded.groups:
         return section
-    incomparable = comparisons.baseline_problems(loaded.groups, settings)
+    incomparable = baseline_problems(loaded.groups, settings)
     if settings.baseline:
         section.problems += incomparable
     else:
         section.notes += [f"{problem}." for problem in incomparable]
     section.lines = style.assign([(group.algo, group.label) for group in loaded.groups], base)
-    captions: list[Made] = []
-    drawn = distribute(render, _jobs(number, section, modules, captions, settings, defaults), 1)
-    section.tables = tables(loaded.groups, settings)
+    figures: list[PageFigure] = []
+    drawn = distribute(render, _jobs(number, section, modules, figures, settings, defaults), 1)
+    section.tables = _tables(loaded.groups, settings)
     for table in section.tables:
         _write_table(table, Path(settings.out) / loaded.name / "tables")
     section.pairs, problems = completions.pairs(loaded.groups, settings.max_completions)
     section.problems += problems
     for i, shown in enumerate(drawn):
-        section.figures.append(captions[i]._replace(shown=shown))
+        section.figures.append(figures[i]._replace(shown=shown))
     return section
 
 
 def _jobs(
-    number: int, section: Section, modules: Mapping[str, Any], captions: list[Made], settings: Settings, defaults: Settings
+    number: int,
+    section: Section,
+    modules: Mapping[str, FigureModule],
+    figures: list[PageFigure],
+    settings: Settings,
+    defaults: Settings,
 ) -> Iterator[Job]:
-    """What there is to draw, with its caption added to `captions`; a sentence for what there is not."""
+    """Yield the figures to draw, each added to `figures`; the section gets a sentence for each that has no data."""
     for name, module in modules.items():
         panels = module.compute(section.groups, settings)
         where = f"{section.title}/figures/{name}"
         if not panels:
-            _leave_out(section, settings, where, f"no run measured {' or '.join(module.COLUMNS)}, or there is no baseline")
+            columns = " or ".join(module.COLUMNS) or "a metric that its config declares"
+            hint = ", or there is no baseline" if name in NEED_BASELINE else ""
+            _leave_out(section, settings, where, f"no run measured {columns}{hint}")
             continue
         section.problems += _lacking(section.groups, panels, module.COLUMNS, where)
         line = command(settings, defaults, experiment=section.title, figures=[name])
-        captions.append(_made(section, name, module.caption(panels, settings) + _absent(section.groups, panels), line, settings))
-        yield _job(section, captions[-1], f"{number}-{len(captions)}", panels, settings)
+        caption = module.caption(panels, settings) + _absent(section.groups, panels)
+        figures.append(_page_figure(section, name, caption, line, settings))
+        yield _job(section, figures[-1], f"{number}-{len(figures)}", panels, settings)
 
 
 def _speed(section: Section, results_dir: Path, settings: Settings, defaults: Settings) -> None:
     """Table and figure of the benchmarks that there are."""
-    from rgpo.report.figures import speed
-
     cases, problems = bench.read(results_dir)
     section.problems += problems
-    section.tables += [bench.table(cases)] if cases else []
+    section.tables += [bench.speed_table(cases)] if cases else []
     if "speed" in settings.wanted_figures and cases:
         _draw_general(section, "speed", cases, speed.caption(cases), settings, defaults)
     elif "speed" in settings.wanted_figures:
-        commands = " or ".join(f"`{bench.making(kind, results_dir)}`" for kind in bench.KINDS)
-        _leave_out(
-            section, settings, "figures/speed", f"there is no benchmark in {results_dir / bench.FOLDER}; {commands} makes one"
-        )
+        commands = " or ".join(f"`{bench.command(kind, results_dir)}`" for kind in bench.FILES)
+        why = f"there is no benchmark in {results_dir / bench.FOLDER}; make one with {commands}"
+        _leave_out(section, settings, "figures/speed", why)
 
 
 def _gates(section: Section, results_dir: Path, settings: Settings, defaults: Settings) -> None:
     """The figure of the gates."""
-    from rgpo.report.figures import gates
-
     try:
         curves = gates.compute(results_dir)
     except Unreadable as error:
@@ -168,14 +176,14 @@ def _gates(section: Section, results_dir: Path, settings: Settings, defaults: Se
 def _draw_general(
     section: Section, name: str, panels: Sequence[Any], caption: str, settings: Settings, defaults: Settings
 ) -> None:
-    """A figure in out/figures/."""
-    made = _made(section, name, caption, command(settings, defaults, figures=[name]), settings)
+    """Draw a figure in out/figures/."""
+    figure = _page_figure(section, name, caption, command(settings, defaults, figures=[name]), settings)
     place = f"0-{len(section.figures) + 1}"
-    section.figures.append(made._replace(shown=render(_job(section, made, place, panels, settings))))
+    section.figures.append(figure._replace(shown=render(_job(section, figure, place, panels, settings))))
 
 
 def _baseline_unknown(groups: Sequence[Group], settings: Settings) -> list[Problem]:
-    """A baseline that no experiment has."""
+    """A problem if no experiment has the baseline."""
     known = {group.algo for group in groups} | {group.label for group in groups}
     if not settings.baseline or settings.baseline in known:
         return []
@@ -184,7 +192,7 @@ def _baseline_unknown(groups: Sequence[Group], settings: Settings) -> list[Probl
 
 
 def _leave_out(section: Section, settings: Settings, where: str, why: str) -> None:
-    """A figure without data is a problem if it was asked for by name, else a note."""
+    """Record a figure without data: as a problem if it was requested by name, else as a note."""
     if settings.figures is None:
         section.notes.append(f"{where}: {why}.")
     else:
@@ -192,7 +200,7 @@ def _leave_out(section: Section, settings: Settings, where: str, why: str) -> No
 
 
 def _lacking(groups: Sequence[Group], panels: Sequence[Any], columns: Sequence[str], where: str) -> list[Problem]:
-    """Runs that lack a figure's metric although others of their group have it."""
+    """Problems of runs that lack a figure's metric although others of their group have it."""
     drawn = _drawn(panels)
     problems = []
     for group in groups:
@@ -218,16 +226,17 @@ def _drawn(panels: Sequence[Any]) -> set[tuple[str, str]]:
     return {(panel.task, curve.label) for panel in by_task for curve in panel.series}
 
 
-def _made(section: Section, name: str, caption: str, line: str, settings: Settings) -> Made:
+def _page_figure(section: Section, name: str, caption: str, line: str, settings: Settings) -> PageFigure:
     """A figure that is yet to be drawn."""
-    return Made(name, {kind: f"{section.folder}figures/{name}.{kind}" for kind in settings.formats}, caption, line, {})
+    return PageFigure(name, {kind: f"{section.folder}figures/{name}.{kind}" for kind in settings.formats}, caption, line, {})
 
 
-def _job(section: Section, made: Made, place: str, panels: Sequence[Any], settings: Settings) -> Job:
+def _job(section: Section, figure: PageFigure, place: str, panels: Sequence[Any], settings: Settings) -> Job:
     folder = Path(settings.out) / section.title / "figures"
-    return Job(made.name, place, panels, section.lines, folder, settings.formats, settings.dpi)
+    return Job(figure.name, place, panels, section.lines, folder, settings.formats, settings.dpi)
 
 
 def _write_table(table: Table, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for kind, text in (("md", table.markdown()), ("tex", table.tex()), ("csv", table.csv())):
-        write(folder / f"{table.name}.{kind}", [text.encode()])
+        write_text(folder / f"{table.name}.{kind}", text)

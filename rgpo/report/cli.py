@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rgpo.report.read.load import Outcome
+    from rgpo.report.read.run import Problem
     from rgpo.report.settings import Settings
 
-COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # what `compare` reads
+COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # settings of `compare`
 USAGE = """rgpo-report [key=value ...]
 rgpo-report compare A B [key=value ...]
 
@@ -23,10 +23,10 @@ Reads results/<experiment>/<run>/ (running experiments too) and writes report/in
   rgpo-report 'figures=[]' ledger=experiments/README.md
   rgpo-report compare results other/results
 
-compare says what changed beyond noise between two results folders, or results_dir as committed at two commits.
-A narrower command (experiment=, figures=) writes a narrower index.html; other files in report/ stay.
+compare lists the changes beyond noise between two results folders, or between results_dir as committed at two commits.
+A narrower command (experiment=, figures=) writes a narrower index.html; other files in report/ are kept.
 
-exit code: 0 all fine; 1 written, but what stderr and index.html name was left out; 2 wrong usage or no results
+exit code: 0 all fine; 1 written, except what stderr and index.html list as left out; 2 wrong usage or no results
 """
 
 
@@ -37,20 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     if "--version" in words:
-        import rgpo
+        from rgpo import __version__
 
-        print(f"rgpo-report {rgpo.__version__}")
+        print(f"rgpo-report {__version__}")
         return 0
-    from rgpo.errors import ConfigError, require
+    from rgpo.errors import ConfigError
 
     try:
         if words[:1] == ["compare"]:
-            require(len(words) >= 3, "compare", " ".join(words[1:]), "give two results folders or commits")
-            from rgpo.report.tables.compare import compare
-
-            unread = [word for word in words[3:] if word.partition("=")[0] not in COMPARED]
-            require(not unread, "compare", " ".join(unread), f"it reads {', '.join(COMPARED)} alone, leave it out")
-            return _say(compare(words[1], words[2], parse(words[3:])[0]))
+            return _compare(words[1:])
         settings, defaults = parse(words)
         if settings.watch:
             from rgpo.report.page.watch import watch
@@ -61,26 +56,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rgpo-report: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("rgpo-report: interrupted; every file is the one of before or a whole new one", file=sys.stderr)
+        print("rgpo-report: interrupted; every file is either complete or unchanged", file=sys.stderr)
         return 130
 
 
 def _report(settings: Settings, defaults: Settings) -> int:
     from rgpo.report.build import build
 
-    return _say(build(settings, defaults))
+    return _print(*build(settings, defaults))
 
 
-def _say(outcome: Outcome) -> int:
-    """Problems to stderr, the summary to stdout; the exit code."""
-    for problem in outcome.problems:
+def _compare(words: Sequence[str]) -> int:
+    from rgpo.errors import require
+    from rgpo.report.tables.compare import compare
+
+    require(len(words) >= 2, "compare", " ".join(words), "give two results folders or commits")
+    unread = [word for word in words[2:] if word.partition("=")[0] not in COMPARED]
+    require(not unread, "compare", " ".join(unread), f"it reads only {', '.join(COMPARED)}; leave it out")
+    return _print(*compare(words[0], words[1], parse(words[2:])[0]))
+
+
+def _print(summary: str, problems: Sequence[Problem]) -> int:
+    """Print problems to stderr and the summary to stdout, and return the exit code."""
+    for problem in problems:
         print(f"rgpo-report: {problem}", file=sys.stderr)
-    print(outcome.summary, flush=True)
-    return 1 if outcome.problems else 0
+    print(summary, flush=True)
+    return 1 if problems else 0
 
 
 def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
-    """Settings of conf/report.yaml with the overrides, and of conf/report.yaml alone. ConfigError in one sentence."""
+    """Settings of conf/report.yaml with the overrides, and of conf/report.yaml alone.
+
+    Raises: ConfigError if an override cannot be used.
+    """
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException

@@ -1,4 +1,4 @@
-"""The report's knobs, whose values and meaning stand in conf/report.yaml."""
+"""The report's settings; values and meanings are in conf/report.yaml."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ FIGURES = (  # modules of rgpo.report.figures, in the report's order
     "gradient_variance",
     "weight",
     "ratio_tails",
+    "own_metrics",
     "timing",
     "speed",
     "gates",
 )
-WITHOUT_RUNS = ("speed", "gates")  # figures that no experiment's runs enter
+WITHOUT_RUNS = ("speed", "gates")  # figures of all experiments together, not made from their runs
+NEED_BASELINE = ("aggregates", "profiles", "improvement")  # figures of scores, which a baseline normalizes
 FORMATS = ("svg", "png", "pdf")
 DEFAULT_BASELINE = "ppo"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked knobs. ConfigError (key=value: remedy) for a value that cannot be used."""
+    """The validated settings.
+
+    Raises: ConfigError if a value cannot be used.
+    """
 
     results_dir: str
     out: str
@@ -76,19 +81,19 @@ class Settings:
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """Nats at which spike rates are taken, ascending; the stated one is among them."""
+        """Nats at which spike rates are taken, ascending, spike_threshold included."""
         return tuple(sorted({self.spike_threshold, *self.spike_sweep}))
 
 
 def command(settings: Settings, defaults: Settings, **change: object) -> str:
-    """The shell line that makes the report of `settings` with `change`, naming only what is not the default."""
+    """The shell line that makes the report of `settings` with `change`; it names only what differs from the defaults."""
     values = {field.name: change.get(field.name, getattr(settings, field.name)) for field in fields(settings)}
     words = [f"{key}={_text(value)}" for key, value in values.items() if value != getattr(defaults, key) and key != "watch"]
     return shlex.join(["rgpo-report", *words])
 
 
 def _text(value: object) -> str:
-    """A value as it is typed on the command line."""
+    """A value as typed on the command line."""
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(str, value))}]"
     return "null" if value is None else str(value)

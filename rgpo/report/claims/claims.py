@@ -1,4 +1,6 @@
-"""The paper's claims, each with the rule that judges it, written down before looking; the ledger is this list applied to results.
+"""The paper's claims, each with the rule that judges it; the ledger is this list applied to results.
+
+experiments/README.md records which rules were written before their data existed.
 
 A new claim is an entry of CLAIMS: texts and a function Evidence -> Verdict. RGPO as the paper ran it is algo=rgpo (gate and
 adaptive KL penalty), its baseline algo=ppo.
@@ -10,37 +12,46 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from rgpo.report.read.columns import KL, KL_REF, PROXY, TIMES, TRAIN
 from rgpo.report.read.groups import Group
-from rgpo.report.read.load import Problem
-from rgpo.report.read.reduce import KL
-from rgpo.report.read.rows import Unreadable, read_table
+from rgpo.report.read.rows import Unreadable, read_records
+from rgpo.report.read.run import Problem
 from rgpo.report.settings import Settings
 from rgpo.report.stats import small_samples
 from rgpo.report.stats.bootstrap import MIN_RUNS
 from rgpo.report.stats.small_samples import Change, change
 from rgpo.report.tables.baseline import baseline_of
-from rgpo.report.tables.summary import KL_REF, PROXY, TRAIN, setting, spike_rates
+from rgpo.report.tables.summary import setting, spike_rates
 from rgpo.report.tables.table import between, plain
 
 REPRODUCED, REFUTED, UNTESTED = "reproduced", "not reproduced", "not testable here"
 
 
+class Statement(NamedTuple):
+    """One row of results/theory/verdicts.parquet: a statement of a claim, decided by an experiment of the theory."""
+
+    claim: str
+    setting: str
+    measured: float
+    verdict: str
+
+
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that was loaded: experiment -> groups."""
+    """Everything that was loaded: experiment -> groups, and the statements of the theory, None if they were not tested."""
 
     groups: Mapping[str, Sequence[Group]]
     settings: Settings
-    theory: Sequence[Mapping[str, Any]] | None = None  # statements of results/theory/verdicts.parquet, None without it
+    theory: Sequence[Statement] | None = None
 
     def pairs(self, algo: str, baseline: str, *, language: bool = False) -> dict[str, tuple[Group, Group]]:
-        """Task -> (group, baseline group) of the experiment with the most common finished seeds, then the most iterations.
+        """Task -> (group, baseline group) of the experiment with the most finished seeds in common, then the most iterations.
 
-        Tasks without MIN_RUNS such seeds are left out.
+        Tasks with fewer than MIN_RUNS such seeds are left out.
         """
         best: dict[str, tuple[tuple[int, int], tuple[Group, Group]]] = {}
         for groups in self.groups.values():
@@ -56,7 +67,7 @@ class Evidence:
 
 
 class Verdict(NamedTuple):
-    """What was found."""
+    """The judgment of a claim, with our numbers and their setting."""
 
     outcome: str
     ours: str
@@ -73,28 +84,27 @@ class Claim(NamedTuple):
     judge: Callable[[Evidence], Verdict]
 
 
-def read_theory(results_dir: Path) -> tuple[list[dict[str, Any]] | None, list[Problem]]:
-    """The statements that the theory's experiments decided, None where there are none, and what is wrong with their file."""
+def read_theory(results_dir: Path) -> tuple[list[Statement] | None, list[Problem]]:
+    """The statements decided by the theory's experiments, None if there is no file, and a problem if it is damaged."""
     path = results_dir / "theory" / "verdicts.parquet"
     try:
-        table = read_table(path, ("claim", "setting", "measured", "verdict"))
+        return [Statement(**record) for record in read_records(path, Statement._fields)], []
     except FileNotFoundError:
         return None, []
     except Unreadable as error:
-        return None, [Problem("theory", f"{error}; C1 to C4 are left out, `python -m experiments.theory` makes it again")]
-    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)], []
+        return None, [Problem("theory", f"{error}; C1 to C4 are left out; make it again with `python -m experiments.theory`")]
 
 
 def _theory(claim: str, evidence: Evidence) -> Verdict:
-    """What the theory's experiments decided, statement by statement (docs/theory.md)."""
+    """Decisions of the theory's experiments, statement by statement (docs/theory.md)."""
     if evidence.theory is None:
         return Verdict(UNTESTED, "no results of `python -m experiments.theory`", "–")
-    rows = [row for row in evidence.theory if row["claim"] == claim]
-    refuted = [row for row in rows if row["verdict"] == REFUTED]
-    untested = [row for row in rows if row["verdict"] == UNTESTED]
+    rows = [row for row in evidence.theory if row.claim == claim]
+    refuted = [row for row in rows if row.verdict == REFUTED]
+    untested = [row for row in rows if row.verdict == UNTESTED]
     outcome = REFUTED if refuted else UNTESTED if untested or not rows else REPRODUCED
-    held = sum(row["verdict"] == REPRODUCED for row in rows)
-    failing = "; ".join(f"{row['setting']} {row['measured']:.3g}" for row in refuted)
+    held = sum(row.verdict == REPRODUCED for row in rows)
+    failing = "; ".join(f"{row.setting} {row.measured:.3g}" for row in refuted)
     return Verdict(outcome, f"{held} of {len(rows)} statements hold" + (f"; not: {failing}" if failing else ""), "docs/theory.md")
 
 
@@ -108,7 +118,7 @@ def _percent(found: Change) -> str:
 
 
 def _where(pairs: Mapping[str, tuple[Group, Group]]) -> str:
-    """Setting and seeds, said once where they are the same for every task."""
+    """Setting and seeds, once if they are the same for every task."""
     found = []
     for group, base in pairs.values():
         n = len({run.seed for run in group.used} & {run.seed for run in base.used})
@@ -129,7 +139,7 @@ def _on_par(tasks: Sequence[str], margin: float, evidence: Evidence) -> Verdict:
 
 
 def _gain(tasks: Mapping[str, float], evidence: Evidence) -> Verdict:
-    """Relative changes of the return against the paper's, in per cent."""
+    """Relative changes of the return against the paper's, in percent."""
     pairs = {task: pair for task, pair in evidence.pairs("rgpo", "ppo").items() if task in tasks}
     found = {task: _relative(pair, TRAIN, evidence) for task, pair in pairs.items()}
     return _gains({task: (c, tasks[task]) for task, c in found.items()}, len(tasks), _where(pairs))
@@ -137,9 +147,9 @@ def _gain(tasks: Mapping[str, float], evidence: Evidence) -> Verdict:
 
 def _gains(found: Mapping[str, tuple[Change, float]], wanted: int, where: str) -> Verdict:
     """Reproduced if every interval excludes 0 on the paper's side and reaches its number; refuted if one stays short of it."""
-    told = {name: (c, goal) for name, (c, goal) in found.items() if c.num_pairs >= MIN_RUNS}
-    shown = ", ".join(f"{name} {_percent(c)}" for name, (c, _) in told.items())
-    sides = [(np.sign(goal), c, abs(goal)) for c, goal in told.values()]
+    counted = {name: (c, goal) for name, (c, goal) in found.items() if c.num_pairs >= MIN_RUNS}
+    shown = ", ".join(f"{name} {_percent(c)}" for name, (c, _) in counted.items())
+    sides = [(np.sign(goal), c, abs(goal)) for c, goal in counted.values()]
     ends = [(*sorted((sign * c.percent_low, sign * c.percent_high)), goal) for sign, c, goal in sides]
     if any(high < goal for _, high, goal in ends):
         return Verdict(REFUTED, shown, where)
@@ -202,7 +212,7 @@ def _spiking(ours: float, theirs: float, evidence: Evidence) -> Verdict:
 
 def _cheap(margin: float, evidence: Evidence) -> Verdict:
     pairs = evidence.pairs("rgpo", "ppo")
-    found = {task: _relative(pair, "time/update_s", evidence, "median") for task, pair in pairs.items()}
+    found = {task: _relative(pair, TIMES["update"], evidence, "median") for task, pair in pairs.items()}
     found = {task: c for task, c in found.items() if c.num_pairs >= MIN_RUNS}
     shown = ", ".join(f"{task} {_percent(c)}" for task, c in found.items())
     if any(c.percent_low > margin for c in found.values()):

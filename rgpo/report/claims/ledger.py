@@ -1,9 +1,10 @@
-"""The ledger: every claim with our number, the paper's and the verdict that its rule gives; and its place in a markdown file."""
+"""The ledger: every claim with our number, the paper's, and the verdict of its rule; and its place in a markdown file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from rgpo.atomic import write_text
 from rgpo.errors import ConfigError
 from rgpo.report.claims.claims import CLAIMS, Evidence
 from rgpo.report.tables.table import Table, word
@@ -11,8 +12,8 @@ from rgpo.report.tables.table import Table, word
 START, END = "<!-- ledger -->", "<!-- /ledger -->"
 
 
-def table(evidence: Evidence) -> Table:
-    """One row a claim."""
+def ledger(evidence: Evidence) -> Table:
+    """One row per claim."""
     rows = []
     for claim in CLAIMS:
         verdict = claim.judge(evidence)
@@ -37,16 +38,17 @@ def table(evidence: Evidence) -> Table:
     return Table("ledger", "Ledger", caption, columns, tuple(rows))
 
 
-def renew(path: Path, made: Table) -> None:
-    """Replace what stands between the file's markers. ConfigError if it cannot be read, written or has no markers."""
+def renew(path: Path, table: Table) -> None:
+    """Replace the text between the file's markers by the table.
+
+    Raises: ConfigError if the file cannot be read or written, or has no markers.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         before, found, rest = text.partition(START)
         _, ended, after = rest.partition(END)
         if not found or not ended:
             raise ConfigError(f"ledger={path}: it has no lines {START} and {END}; put them where the table belongs")
-        aside = path.with_name(f".{path.name}.writing")
-        aside.write_text(f"{before}{START}\n{made.markdown()}\n{made.caption}\n{END}{after}", encoding="utf-8")
-        aside.replace(path)
+        write_text(path, f"{before}{START}\n{table.markdown()}\n{table.caption}\n{END}{after}")
     except OSError as error:
         raise ConfigError(f"ledger={path}: cannot be used ({error.strerror}); give an existing markdown file") from error

@@ -10,15 +10,14 @@ from matplotlib.figure import Figure
 from rgpo.report.figures import style
 from rgpo.report.figures.drawing import draw_intervals
 from rgpo.report.figures.style import Line
+from rgpo.report.read.columns import PROXY, TRAIN
 from rgpo.report.read.groups import Group
-from rgpo.report.read.reduce import FINAL
 from rgpo.report.settings import Settings
-from rgpo.report.stats import bootstrap as stats
-from rgpo.report.tables import overall
+from rgpo.report.stats.bootstrap import AGGREGATES, MIN_RUNS, Interval
 from rgpo.report.tables.baseline import scores
-from rgpo.report.tables.overall import Interval
+from rgpo.report.tables.overall import SCORE, aggregates, baseline_name
 
-COLUMNS = FINAL[:1]
+COLUMNS = (TRAIN, PROXY)
 SCALES = ("linear x axis",)
 LEVELS = {"optimality gap": 0.0}
 
@@ -33,13 +32,12 @@ class Aggregate:
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Aggregate, ...]:
-    """A panel an aggregate; none where no task has a baseline to be measured by."""
+    """A panel per aggregate; none where no task has a baseline to normalize by."""
     found = scores(groups, settings)
-    by_label = overall.aggregates(found, settings)
-    name = overall.baseline_name(groups, settings)
     if not found:
         return ()
-    return tuple(Aggregate(key, {label: each[key] for label, each in by_label.items()}, name) for key in stats.AGGREGATES)
+    by_label, name = aggregates(found, settings), baseline_name(groups, settings)
+    return tuple(Aggregate(key, {label: each[key] for label, each in by_label.items()}, name) for key in AGGREGATES)
 
 
 def draw(panels: Sequence[Aggregate], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
@@ -48,11 +46,11 @@ def draw(panels: Sequence[Aggregate], lines: Mapping[str, Line], scale: str = SC
     for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
         draw_intervals(axes, panel.found, lines, level=LEVELS.get(panel.name, 1.0), names=i == 0)
         axes.set_title(panel.name)
-        axes.set_xlabel("normalised score")
+        axes.set_xlabel("normalized score")
     return figure
 
 
 def caption(panels: Sequence[Aggregate], settings: Settings) -> str:
-    """What the figure shows."""
-    what = f"{overall.SCORE.format(baseline=panels[0].baseline).capitalize()} (grey line; 0 of the gap). Bars:"
-    return f"{what} {100 * settings.confidence:g} % bootstrap stratified by task, none below {stats.MIN_RUNS} seeds."
+    """The figure's caption."""
+    what = f"{SCORE.format(baseline=panels[0].baseline).capitalize()} (gray line; 0 for the gap). Bars:"
+    return f"{what} {100 * settings.confidence:g} % bootstrap stratified by task, none below {MIN_RUNS} seeds."

@@ -1,23 +1,30 @@
-"""How curves over seeds and intervals of labels are drawn."""
+"""Drawing of curves over seeds, intervals of labels and stacked phases."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 
 from rgpo.report.figures import style
 from rgpo.report.figures.series import XY, Panel, Series, labels
 from rgpo.report.figures.style import Line
-from rgpo.report.tables.overall import Interval
+from rgpo.report.stats.bootstrap import Interval
 
 LEVEL_DASHES = (0, (2, 2))
-MAX_THIN = 5  # seeds of a line drawn by themselves
+MAX_THIN = 5  # seeds of a line drawn singly
+PHASE_LOOKS = {  # phase -> shade and hatch, since colors belong to algorithms
+    "collect": ("#4D4D4D", ""),
+    "update": ("#B3B3B3", ""),
+    "diagnostics": ("#E0E0E0", "////"),
+    "gradvar": ("#FFFFFF", "...."),
+    "evaluate": ("#8C8C8C", "xxxx"),
+}
 
 
 def draw_panels(
@@ -35,15 +42,9 @@ def draw_panels(
     """Small multiples with one legend below; `columns` 0: two, or three where there are many panels."""
     figure, all_axes = style.grid(len(panels), columns=columns or (3 if len(panels) > 4 else 2), height=height)
     for axes, panel in zip(all_axes, panels, strict=True):
-        for i, curve in enumerate(panel.series):
-            draw_series(axes, curve, lines[curve.label], order=i, count=len(panel.series))
-        for level in panel.levels:
-            axes.axhline(level, color=style.GREY, linewidth=0.8, linestyle=LEVEL_DASHES, zorder=2.5)
-        axes.set_title(panel.title or panel.task)
-        axes.set_ylabel(panel.y_label)
-        axes.set_xlabel(panel.x_label)
+        draw_panel(axes, panel, lines)
         if not panel.series:
-            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=style.GREY)
+            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=style.GRAY)
             continue
         if log_x:
             style.log_scale(axes, "x")
@@ -57,8 +58,19 @@ def draw_panels(
     return figure
 
 
-def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: int, band: float = 0.13) -> None:
-    """Thin seeds, band, mean. Each of `count` series has its markers elsewhere, so that grey print can be read."""
+def draw_panel(axes: Axes, panel: Panel, lines: Mapping[str, Line]) -> None:
+    """Every series of a panel, its reference lines, title and axis labels."""
+    for i, curve in enumerate(panel.series):
+        draw_series(axes, curve, lines[curve.label], order=i, count=len(panel.series))
+    for level in panel.levels:
+        axes.axhline(level, color=style.GRAY, linewidth=0.8, linestyle=LEVEL_DASHES, zorder=2.5)
+    axes.set_title(panel.title or panel.task)
+    axes.set_ylabel(panel.y_label)
+    axes.set_xlabel(panel.x_label)
+
+
+def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: int) -> None:
+    """Thin seeds, band, mean. Each of `count` series has markers at other points, so that it is legible without color."""
     draw_seeds(axes, series.seeds, series.label, line)
     if series.marks is not None:
         marks = axes.plot(
@@ -66,13 +78,20 @@ def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: in
         )
         marks[0].set_gid(f"band:{series.label}")
     if np.isfinite(series.low).any():
-        area = axes.fill_between(series.x, series.low, series.high, color=line.color, alpha=band, linewidth=0, zorder=2.2)
+        area = axes.fill_between(series.x, series.low, series.high, color=line.color, alpha=0.13, linewidth=0, zorder=2.2)
         area.set_gid(f"band:{series.label}")
     num_points = len(series.x)
     step = max(1, num_points // 6)
     start = int(step * (order + 0.5) / count) if step > 1 else 0
-    look: dict[str, Any] = {"color": line.color, "linestyle": line.dashes, "marker": line.marker, "markevery": (start, step)}
-    (mean,) = axes.plot(series.x, series.mean, zorder=3, **look)
+    (mean,) = axes.plot(
+        series.x,
+        series.mean,
+        zorder=3,
+        color=line.color,
+        linestyle=line.dashes,
+        marker=line.marker,
+        markevery=(start, step),
+    )
     mean.set_gid(f"mean:{series.label}")
 
 
@@ -86,14 +105,43 @@ def draw_seeds(axes: Axes, seeds: Sequence[XY], label: str, line: Line) -> None:
 
 def draw_intervals(axes: Axes, found: Mapping[str, Interval], lines: Mapping[str, Line], *, level: float, names: bool) -> None:
     """A marker with its interval for each label, from top to bottom; `level` is a vertical reference line."""
-    axes.axvline(level, color=style.GREY, linewidth=0.8, linestyle=LEVEL_DASHES, zorder=1)
+    axes.axvline(level, color=style.GRAY, linewidth=0.8, linestyle=LEVEL_DASHES, zorder=1)
     for place, (label, interval) in enumerate(found.items()):
         line, y = lines[label], len(found) - 1 - place
-        look: dict[str, Any] = {"color": line.color, "linewidth": 2.2, "linestyle": "-", "solid_capstyle": "butt"}
-        (bar,) = axes.plot([interval.low, interval.high], [y, y], alpha=0.55, **look)
+        (bar,) = axes.plot(
+            [interval.low, interval.high],
+            [y, y],
+            alpha=0.55,
+            color=line.color,
+            linewidth=2.2,
+            linestyle="-",
+            solid_capstyle="butt",
+        )
         (point,) = axes.plot(interval.value, y, color=line.color, marker=line.marker, markersize=5, linestyle="none")
         bar.set_gid(f"band:{label}")
         point.set_gid(f"mean:{label}")
     axes.set_yticks(range(len(found)), list(found)[::-1] if names else [""] * len(found))
     axes.set_ylim(-0.6, len(found) - 0.4)
     axes.grid(axis="y", visible=False)
+
+
+def draw_phases(axes: Axes, y: float, values: Mapping[str, float]) -> list[Rectangle]:
+    """A horizontal bar of stacked phases, and its parts."""
+    left, parts = 0.0, []
+    for phase, value in values.items():
+        color, hatch = PHASE_LOOKS[phase]
+        bar = axes.barh(y, value, 0.7, left, color=color, hatch=hatch, edgecolor=style.BLACK, linewidth=0.4)
+        parts.append(bar.patches[0])
+        left += value
+    axes.grid(axis="y", visible=False)
+    return parts
+
+
+def phase_legend(figure: Figure, phases: Sequence[str]) -> None:
+    """A legend of the shades and hatches of the phases."""
+    looks = {phase: PHASE_LOOKS[phase] for phase in phases}
+    patches = [
+        Patch(facecolor=color, hatch=hatch, edgecolor=style.BLACK, linewidth=0.4, label=phase)
+        for phase, (color, hatch) in looks.items()
+    ]
+    style.legend_below(figure, {}, patches)

@@ -1,4 +1,4 @@
-"""How far the policy drifts from the old one within an update: where gates differ."""
+"""Drift of the policy from the old one within an update: where gates differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rgpo.report.figures import series
 from rgpo.report.figures.drawing import draw_panels
-from rgpo.report.figures.series import Panel, over_epochs
+from rgpo.report.figures.series import Panel
 from rgpo.report.figures.style import Line
 from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
@@ -21,14 +21,8 @@ SCALES = ("log y axis", "linear y axis")
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """A panel a task: the mean over each run's iterations, per epoch."""
-    panels = []
-    for task in series.tasks(groups):
-        found = (over_epochs(group, DRIFT, settings) for group in groups if group.task == task)
-        curves = tuple(curve for curve in found if curve is not None)
-        if curves:
-            panels.append(Panel(task, "passes over the batch (epochs)", "KL(old || new)  [nats]", curves))
-    return tuple(panels)
+    """A panel per task: the mean over each run's iterations, per epoch."""
+    return series.epoch_panels(groups, DRIFT, settings, y_label=series.with_unit("KL(old || new)", DRIFT))
 
 
 def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
@@ -41,6 +35,6 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES
 
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
-    """What the figure shows."""
+    """The figure's caption."""
     what = "KL(old || new) on the whole batch after each epoch, mean over a run's iterations."
     return f"{what} An update without epochs is one point. {series.interval_text(panels, settings)}"

@@ -1,10 +1,9 @@
-"""Reward against KL to the reference: what each algorithm buys for how much drift."""
+"""Reward against KL to the reference: the reward that each algorithm gains for its drift."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,15 +11,14 @@ from matplotlib.figure import Figure
 
 from rgpo.report.figures import style
 from rgpo.report.figures.drawing import draw_seeds
-from rgpo.report.figures.series import XY, tasks
+from rgpo.report.figures.series import XY, tasks, with_unit
 from rgpo.report.figures.style import Line
+from rgpo.report.read.columns import GOLD, KL_REF, PROXY
 from rgpo.report.read.groups import Group
-from rgpo.report.read.load import Run
+from rgpo.report.read.run import Run
 from rgpo.report.settings import Settings
-from rgpo.report.stats import bootstrap as stats
-from rgpo.report.stats.bootstrap import Floats
-from rgpo.report.tables.overall import Interval
-from rgpo.report.tables.summary import GOLD, KL_REF, PROXY
+from rgpo.report.stats import bootstrap
+from rgpo.report.stats.bootstrap import Floats, Interval
 
 COLUMNS = (KL_REF, PROXY, GOLD)
 SCALES = ("linear x axis", "log x axis")
@@ -28,8 +26,8 @@ Y_LABELS = {PROXY: "proxy reward,\nchange against the reference", GOLD: "gold re
 
 
 @dataclass(frozen=True)
-class Path:
-    """One algorithm's way: mean over seeds (E,) at the evaluations that all have, every seed, and the end's intervals."""
+class Trajectory:
+    """One algorithm's curve: mean over seeds (E,) at the evaluations that all have, every seed, and the end's intervals."""
 
     label: str
     kl: Floats
@@ -37,7 +35,6 @@ class Path:
     seeds: tuple[XY, ...]
     end_kl: Interval
     end_reward: Interval
-    num_seeds: int
 
 
 @dataclass(frozen=True)
@@ -46,23 +43,23 @@ class Plane:
 
     task: str
     y_label: str
-    series: tuple[Path, ...]
+    series: tuple[Trajectory, ...]
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Plane, ...]:
-    """A panel a task and judge (proxy, gold)."""
+    """A panel per task and reward model (proxy, gold)."""
     planes = []
     for task in tasks(groups):
         for column, text in Y_LABELS.items():
-            found = (path(group, column, settings) for group in groups if group.task == task)
-            paths = tuple(p for p in found if p is not None)
-            if paths:
-                planes.append(Plane(task, text, paths))
+            found = (trajectory(group, column, settings) for group in groups if group.task == task)
+            curves = tuple(curve for curve in found if curve is not None)
+            if curves:
+                planes.append(Plane(task, text, curves))
     return tuple(planes)
 
 
-def path(group: Group, column: str, settings: Settings) -> Path | None:
-    """The way of one group; None if no run has both measures."""
+def trajectory(group: Group, column: str, settings: Settings) -> Trajectory | None:
+    """The curve of one group; None if no run has both measures."""
     runs = [run for run in group.used if run.has(column) and run.has(KL_REF)]
     if not runs:
         return None
@@ -71,7 +68,7 @@ def path(group: Group, column: str, settings: Settings) -> Path | None:
     points = np.array([[(0.0, 0.0), *(curve[i] for i in common)] for curve in curves])  # (S, 1 + E, 2), the reference first
     kl, reward = points.mean(axis=0).T
     ends = [_end(group, name, settings) for name in (KL_REF, column)]
-    return Path(group.label, kl, reward, tuple((p[:, 0], p[:, 1]) for p in points), ends[0], ends[1], len(runs))
+    return Trajectory(group.label, kl, reward, tuple((p[:, 0], p[:, 1]) for p in points), ends[0], ends[1])
 
 
 def _points(run: Run, column: str) -> dict[float, tuple[float, float]]:
@@ -81,45 +78,48 @@ def _points(run: Run, column: str) -> dict[float, tuple[float, float]]:
 
 
 def _end(group: Group, column: str, settings: Settings) -> Interval:
-    values = group.values(column, "final")
-    if values.size < stats.MIN_RUNS:
-        return Interval(float(values.mean()) if values.size else np.nan, np.nan, np.nan)
-    draws = stats.bootstrap([values], stats.generator(settings.seed, group.task, group.label, column), settings.num_resamples)
-    low, high = stats.percentiles(stats.aggregate_mean(draws), settings.confidence)
-    return Interval(float(values.mean()), float(low), float(high))
+    values, rng = group.values(column, "final"), bootstrap.generator(settings.seed, group.task, group.label, column)
+    mean, num_resamples, confidence = bootstrap.aggregate_mean, settings.num_resamples, settings.confidence
+    return bootstrap.estimate([values], mean, rng, num_resamples=num_resamples, confidence=confidence)
 
 
 def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
     """Rows of two panels: proxy and gold."""
     figure, all_axes = style.grid(len(planes), columns=2, height=2.6)
     for axes, plane in zip(all_axes, planes, strict=True):
-        axes.axhline(0, color=style.GREY, linewidth=0.6, zorder=1)
-        for way in plane.series:
-            draw_path(axes, way, lines[way.label])
+        axes.axhline(0, color=style.GRAY, linewidth=0.6, zorder=1)
+        for curve in plane.series:
+            draw_trajectory(axes, curve, lines[curve.label])
         axes.set_title(plane.task)
-        axes.set_xlabel("KL(policy || reference)  [nats per completion]")
+        axes.set_xlabel(with_unit("KL(policy || reference)", KL_REF))
         axes.set_ylabel(plane.y_label)
         if scale == SCALES[1]:
             style.log_scale(axes, "x")
-    style.legend_below(figure, {way.label: lines[way.label] for plane in planes for way in plane.series})
+    style.legend_below(figure, {curve.label: lines[curve.label] for plane in planes for curve in plane.series})
     return figure
 
 
-def draw_path(axes: Axes, way: Path, line: Line) -> None:
-    """Thin seeds, the mean's way with few markers, and a cross of the end's intervals."""
-    draw_seeds(axes, way.seeds, way.label, line)
-    step = max(1, len(way.kl) // 5)
-    look: dict[str, Any] = {"color": line.color, "linestyle": line.dashes, "marker": line.marker, "markevery": step}
-    axes.plot(way.kl, way.reward, zorder=3, gid=f"mean:{way.label}", **look)
-    across, up = way.end_kl, way.end_reward
-    bars: dict[str, Any] = {"color": line.color, "linewidth": 2.0, "alpha": 0.6, "zorder": 2.8, "gid": f"band:{way.label}"}
-    axes.plot([across.low, across.high], [up.value, up.value], **bars)
-    axes.plot([across.value, across.value], [up.low, up.high], **bars)
+def draw_trajectory(axes: Axes, curve: Trajectory, line: Line) -> None:
+    """Thin seeds, the mean with few markers, and a cross of the end's intervals."""
+    draw_seeds(axes, curve.seeds, curve.label, line)
+    axes.plot(
+        curve.kl,
+        curve.reward,
+        zorder=3,
+        gid=f"mean:{curve.label}",
+        color=line.color,
+        linestyle=line.dashes,
+        marker=line.marker,
+        markevery=max(1, len(curve.kl) // 5),
+    )
+    kl, reward = curve.end_kl, curve.end_reward
+    for x, y in (([kl.low, kl.high], [reward.value] * 2), ([kl.value] * 2, [reward.low, reward.high])):
+        axes.plot(x, y, color=line.color, linewidth=2.0, alpha=0.6, zorder=2.8, gid=f"band:{curve.label}")
 
 
 def caption(planes: Sequence[Plane], settings: Settings) -> str:
-    """What the figure shows."""
-    what = "Change of the reward against the reference policy over KL to it, on the same held-out prompts, as training goes on"
+    """The figure's caption."""
+    what = "Change of the reward against the reference policy over KL to it, on the same held-out prompts, over the training"
     ends = f"Crosses: {100 * settings.confidence:g} % bootstrap intervals of both means at the end."
-    better = "Higher and further left is better; gold is a judge that training never saw."
+    better = "Higher and further left is better; gold is a reward model that training never uses."
     return f"{what} (thick: mean over seeds; thin: at most 5 of them). {ends} {better}"

@@ -1,11 +1,10 @@
-"""The curve g and the weight w = dg/dd of every gate over d = log r, from results_dir/gates.parquet."""
+"""The gate value g and the weight w = dg/dd of every gate over d = log r, from results_dir/gates.parquet."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +15,14 @@ from matplotlib.lines import Line2D
 from rgpo.report.figures import style
 from rgpo.report.read.rows import Unreadable, floats
 from rgpo.report.stats.bootstrap import Floats
+from rgpo.runtime.schema import canonical_name
 
 FILE = "gates.parquet"
 SCALES = ("",)
-MAKE = "python -m rgpo.cli.gates_table"
+COMMAND = "python -m rgpo.cli.gates_table"
 TABLE_COLUMNS = ("gate", "advantage", "log_ratio", "gate_value", "weight")
 G, W = style.BLUE, style.VERMILLION
-G_WIDTH, W_WIDTH = 2.0, 1.0  # points
+G_WIDTH, W_WIDTH = 2.0, 1.0  # points; different, so that both are visible where they coincide
 Y_LIMITS = (-1.0, 3.2)
 
 
@@ -38,19 +38,22 @@ class Curve:
 
 
 def compute(results_dir: Path) -> tuple[Curve, ...]:
-    """Curves by gate, then A = 1 before A = -1. Unreadable with the command that makes the file."""
+    """Curves by the present name of their gate, then A = 1 before A = -1.
+
+    Raises: Unreadable, with the command that makes the file, if it is missing or damaged.
+    """
     path = results_dir / FILE
     try:
         with pq.ParquetFile(path) as file:
             missing = set(TABLE_COLUMNS) - set(file.schema_arrow.names)
             if missing:
-                raise Unreadable(f"{path} has no column {', '.join(sorted(missing))}; make it again with `{MAKE}`")
+                raise Unreadable(f"{path} has no column {', '.join(sorted(missing))}; make it again with `{COMMAND}`")
             table = file.read(columns=list(TABLE_COLUMNS))
     except FileNotFoundError:
-        raise Unreadable(f"there is no {path}; `{MAKE}` makes it") from None
+        raise Unreadable(f"there is no {path}; make it with `{COMMAND}`") from None
     except (pa.ArrowException, OSError):
-        raise Unreadable(f"{path} cannot be read; make it again with `{MAKE}`") from None
-    names = np.array(table["gate"].to_pylist(), dtype=object)
+        raise Unreadable(f"{path} cannot be read; make it again with `{COMMAND}`") from None
+    names = np.array([canonical_name("gate", name) for name in table["gate"].to_pylist()], dtype=object)
     numbers = {key: floats(table[key]) for key in TABLE_COLUMNS[1:]}
     curves = []
     for gate in sorted(set(names)):
@@ -62,20 +65,19 @@ def compute(results_dir: Path) -> tuple[Curve, ...]:
 
 
 def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line], scale: str = "") -> Figure:
-    """A panel a gate: g and w, solid for A >= 0, dashed for A < 0 where that differs."""
+    """A panel per gate: g and w, solid for A >= 0, dashed for A < 0 where that differs."""
     gates = list(dict.fromkeys(curve.gate for curve in curves))
     figure, all_axes = style.grid(len(gates), columns=5, height=1.35)
     for i, (axes, gate) in enumerate(zip(all_axes, gates, strict=True)):
         positive, negative = (c for c in curves if c.gate == gate)
-        for key, color, width in (
-            ("gate_value", G, G_WIDTH),
-            ("weight", W, W_WIDTH),
-        ):  # both are seen where they coincide
-            y, other = getattr(positive, key), getattr(negative, key)
+        for y, other, color, width in (
+            (positive.gate_value, negative.gate_value, G, G_WIDTH),
+            (positive.weight, negative.weight, W, W_WIDTH),
+        ):
             axes.plot(positive.log_ratio, y, color=color, linewidth=width)
             if y.shape != other.shape or not np.allclose(y, other, rtol=1e-4, atol=1e-6, equal_nan=True):
                 axes.plot(negative.log_ratio, other, color=color, linewidth=width, linestyle=style.DASHED)
-        axes.axvline(0, color=style.GREY, linewidth=0.5, zorder=1)
+        axes.axvline(0, color=style.GRAY, linewidth=0.5, zorder=1)
         axes.set_title(gate)
         axes.set_ylim(*Y_LIMITS)
         axes.set_xlim(-3, 3)
@@ -83,17 +85,16 @@ def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line], scale: str = 
         axes.set_yticks([-1, 0, 1, 2, 3])
         axes.tick_params(labelleft=i % 5 == 0, labelbottom=i + 5 >= len(gates))
         axes.set_xlabel("log ratio d  [nats]" if i + 5 >= len(gates) else "")
-    shown: list[tuple[str, Any, str]] = [(G, "-", "g, A ≥ 0"), (G, style.DASHED, "g, A < 0")]
-    shown += [(W, "-", "w = dg/dd, A ≥ 0"), (W, style.DASHED, "w, A < 0")]
-    widths = {G: G_WIDTH, W: W_WIDTH}
-    handles = [Line2D([], [], color=c, linestyle=dashes, linewidth=widths[c], label=text) for c, dashes, text in shown]
+    looks = [(G, style.SOLID, G_WIDTH, "g, A ≥ 0"), (G, style.DASHED, G_WIDTH, "g, A < 0")]
+    looks += [(W, style.SOLID, W_WIDTH, "w = dg/dd, A ≥ 0"), (W, style.DASHED, W_WIDTH, "w, A < 0")]
+    handles = [Line2D([], [], color=c, linestyle=dashes, linewidth=width, label=text) for c, dashes, width, text in looks]
     style.legend_below(figure, {}, handles)
     return figure
 
 
 def caption(curves: Sequence[Curve]) -> str:
-    """What the figure shows."""
+    """The figure's caption."""
     low, high = Y_LIMITS
-    what = "Every gate of conf/gate with its default values: the curve g and its slope w, the weight on A grad log pi,"
-    signs = "over d = log r. Dashes (A < 0) only where the sign of A matters;"
+    what = "Every gate of conf/gate with its default values: the gate value g and its slope w, the weight on A grad log pi,"
+    signs = "over d = log r. Dashed (A < 0) only where the sign of A matters;"
     return f"{what} {signs} curves are cut off at {low:g} and {high:g}."

@@ -23,7 +23,7 @@ SCALES = ("log y axis", "linear y axis")
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """Three panels a task: relative and absolute variance, effective sample size."""
+    """Three panels per task: relative and absolute variance, effective sample size."""
     return series.rows(groups, settings, Y_LABELS)
 
 
@@ -33,7 +33,7 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES
 
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
-    """What the figure shows."""
+    """The figure's caption."""
     what = "Policy-gradient variance at each measured update's old parameters, from disjoint groups. Left: tr Sigma / n / |g|^2,"
     more = "noise over signal of the batch, free of scale. Middle: tr Sigma of one sample, which carries the gate's w(1)^2."
     right = "Right: effective sample size (sum r)^2 / sum r^2 / n of the ratios after the last epoch."

@@ -10,36 +10,34 @@ from rgpo.report.figures import style
 from rgpo.report.figures.aggregates import Aggregate
 from rgpo.report.figures.drawing import draw_intervals
 from rgpo.report.figures.style import Line
+from rgpo.report.read.columns import PROXY, TRAIN
 from rgpo.report.read.groups import Group
-from rgpo.report.read.reduce import FINAL
 from rgpo.report.settings import Settings
-from rgpo.report.stats import bootstrap as stats
-from rgpo.report.tables import overall
+from rgpo.report.stats.bootstrap import MIN_RUNS
 from rgpo.report.tables.baseline import scores
+from rgpo.report.tables.overall import baseline_name, improvements
 
-COLUMNS = FINAL[:1]
+COLUMNS = (TRAIN, PROXY)
 SCALES = ("linear x axis",)
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Aggregate, ...]:
     """One panel; none without a baseline or anything to compare with it."""
-    name = overall.baseline_name(groups, settings)
-    found = overall.improvements(scores(groups, settings), name, settings)
+    name = baseline_name(groups, settings)
+    found = improvements(scores(groups, settings), name, settings)
     return (Aggregate("probability of improvement", found, name),) if found else ()
 
 
 def draw(panels: Sequence[Aggregate], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
-    """One panel with a line at a half."""
+    """One panel with a line at one half."""
     figure, (axes,) = style.grid(1, columns=1, height=0.6 + 0.22 * len(panels[0].found))
     draw_intervals(axes, panels[0].found, lines, level=0.5, names=True)
     axes.set_xlim(-0.03, 1.03)
-    axes.set_xlabel(f"P(a run's score > a run's of {panels[0].baseline})")
+    axes.set_xlabel(f"P(a run's score > that of a run of {panels[0].baseline})")
     return figure
 
 
 def caption(panels: Sequence[Aggregate], settings: Settings) -> str:
-    """What the figure shows."""
-    what = (
-        f"Probability that a run scores higher than a run of {panels[0].baseline} on the same task, ties half, mean over tasks."
-    )
-    return f"{what} Bars: {100 * settings.confidence:g} % bootstrap stratified by task, none below {stats.MIN_RUNS} seeds."
+    """The figure's caption."""
+    what = f"Probability that a run scores higher than a run of {panels[0].baseline} on the same task, ties count half, mean over"
+    return f"{what} tasks. Bars: {100 * settings.confidence:g} % bootstrap stratified by task, none below {MIN_RUNS} seeds."

@@ -1,4 +1,4 @@
-"""KL(old || new) of each update, with the spikes above the stated threshold."""
+"""KL(old || new) of each update, with the spikes above the threshold."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rgpo.report.figures import series, style
 from rgpo.report.figures.drawing import LEVEL_DASHES, draw_panels
 from rgpo.report.figures.series import XY, Panel
 from rgpo.report.figures.style import Line
+from rgpo.report.read.columns import KL
 from rgpo.report.read.groups import Group
-from rgpo.report.read.load import Run
-from rgpo.report.read.reduce import KL
+from rgpo.report.read.reduce import LARGEST_KL
+from rgpo.report.read.run import Run
 from rgpo.report.settings import Settings
 
 COLUMNS = (KL,)
@@ -24,10 +25,11 @@ MAX_MARKS = 60
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """A panel a task, every update above the threshold marked."""
+    """A panel per task, every update above the threshold marked."""
     label = {(group.task, group.label): group for group in groups}
     made = []
-    for panel in series.panels(groups, KL, settings, y_label="KL(old || new)  [nats]", window=settings.smoothing):
+    y_label = series.with_unit("KL(old || new)", KL)
+    for panel in series.panels(groups, KL, settings, y_label=y_label, window=settings.smoothing):
         curves = []
         for curve in panel.series:
             runs = [run for run in label[panel.task, curve.label].used if run.has(KL)]
@@ -38,7 +40,7 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
 
 def _spikes(run: Run, threshold: float) -> XY:
     """The largest KL of each block of updates that has one above the threshold."""
-    largest = run.curve(f"{KL}:max")
+    largest = run.curve(LARGEST_KL)
     return run.curve("iteration")[largest > threshold], largest[largest > threshold]
 
 
@@ -53,12 +55,12 @@ def _marks(spikes: Sequence[XY]) -> XY:
 def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
     """Small multiples with one legend below."""
     text = f"spike threshold {panels[0].levels[0]:g} nats"
-    extra = [Line2D([], [], color=style.GREY, linewidth=0.8, linestyle=LEVEL_DASHES, label=text)]
+    extra = [Line2D([], [], color=style.GRAY, linewidth=0.8, linestyle=LEVEL_DASHES, label=text)]
     return draw_panels(panels, lines, log_y=scale == SCALES[0], extra=extra)
 
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
-    """What the figure shows."""
+    """The figure's caption."""
     what = "KL(old || new) in closed form, mean over the batch, after each update's last epoch. Ticks: updates above"
-    what += f" {settings.spike_threshold:g} nats (at most {MAX_MARKS} a line)."
+    what += f" {settings.spike_threshold:g} nats (at most {MAX_MARKS} per line)."
     return f"{what} {series.interval_text(panels, settings, settings.smoothing)}"

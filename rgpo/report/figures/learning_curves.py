@@ -1,4 +1,4 @@
-"""Return against environment steps, or reward against updates, a panel a task."""
+"""Return against environment steps, or reward against updates, one panel per task."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rgpo.report.figures import series, style
 from rgpo.report.figures.drawing import draw_panels
 from rgpo.report.figures.series import Panel
 from rgpo.report.figures.style import Line
+from rgpo.report.read.columns import EVAL, PROXY, REWARD, TRAIN
 from rgpo.report.read.groups import Group
-from rgpo.report.read.load import Run
+from rgpo.report.read.run import Run
 from rgpo.report.settings import Settings
 
-EVAL, TRAIN, PROXY, REWARD = "return/eval_mean", "return/train_mean", "reward/eval_proxy_change", "reward/train_mean"
 COLUMNS = (EVAL, TRAIN, PROXY, REWARD)
 SCALES = ("linear x axis", "log x axis")
-MIN_EVALUATIONS = 3  # of a run; fewer make no curve
+MIN_EVALUATIONS = 3  # of a run; fewer do not make a curve
 Y_LABELS = {
     EVAL: "evaluation return",
     TRAIN: "training return",
@@ -28,7 +28,7 @@ Y_LABELS = {
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """A panel a task: held-out values if every group has enough of them for a curve, else those of training."""
+    """A panel per task: held-out values if every group has enough of them for a curve, else those of training."""
     made: list[Panel] = []
     for task in series.tasks(groups):
         members = [group for group in groups if group.task == task]
@@ -50,6 +50,6 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES
 
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
-    """What the figure shows."""
+    """The figure's caption."""
     kinds = sorted({panel.y_label.replace("\n", " ") for panel in panels})
     return f"Raw, undiscounted {' or '.join(kinds)}, in units of reward. {series.interval_text(panels, settings)}"

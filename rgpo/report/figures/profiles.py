@@ -8,22 +8,23 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rgpo.report.figures.drawing import draw_panels
-from rgpo.report.figures.series import Panel, Series, interval_text
+from rgpo.report.figures.series import Panel, Series, band_text
 from rgpo.report.figures.style import Line
+from rgpo.report.read.columns import PROXY, TRAIN
 from rgpo.report.read.groups import Group
-from rgpo.report.read.reduce import FINAL
 from rgpo.report.settings import Settings
-from rgpo.report.stats import bootstrap as stats
-from rgpo.report.tables import overall
+from rgpo.report.stats import bootstrap
+from rgpo.report.stats.bootstrap import MIN_RUNS
 from rgpo.report.tables.baseline import scores
+from rgpo.report.tables.overall import baseline_name
 
-COLUMNS = FINAL[:1]
+COLUMNS = (TRAIN, PROXY)
 SCALES = ("linear x axis",)
 NUM_POINTS = 101
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """One panel over all tasks; none where no task has a baseline to be measured by."""
+    """One panel over all tasks; none where no task has a baseline to normalize by."""
     found = scores(groups, settings)
     if not found:
         return ()
@@ -33,13 +34,14 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
     for label, by_task in found.items():
         strata = list(by_task.values())
         low = high = np.full(NUM_POINTS, np.nan)
-        if min(map(len, strata)) >= stats.MIN_RUNS:
-            draws = stats.bootstrap(strata, stats.generator(settings.seed, label, "profile"), settings.num_resamples)
-            low, high = stats.percentiles(stats.performance_profile(draws, thresholds), settings.confidence)
-        mean = stats.performance_profile(strata, thresholds)
+        if min(map(len, strata)) >= MIN_RUNS:
+            rng = bootstrap.generator(settings.seed, label, "profile")
+            draws = bootstrap.bootstrap(strata, rng, settings.num_resamples)
+            low, high = bootstrap.percentiles(bootstrap.performance_profile(draws, thresholds), settings.confidence)
+        mean = bootstrap.performance_profile(strata, thresholds)
         curves.append(Series(label, thresholds, mean, low, high, (), min(map(len, strata))))
     title = "all tasks" if len({group.task for group in groups}) > 1 else groups[0].task
-    x_label = f"normalised score  (1: {overall.baseline_name(groups, settings)})"
+    x_label = f"normalized score  (1: {baseline_name(groups, settings)})"
     return (Panel("", x_label, "share of runs above it", tuple(curves), title=title),)
 
 
@@ -49,6 +51,6 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES
 
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
-    """What the figure shows."""
-    what = "Share of runs whose normalised score exceeds x, mean over tasks; the score is that of the table over all tasks."
-    return f"{what} {interval_text(panels, settings).split(';')[1].strip().capitalize()}."
+    """The figure's caption."""
+    what = "Share of runs whose normalized score exceeds x, mean over tasks; the score is that of the table over all tasks."
+    return f"{what} {band_text(settings).capitalize()}."

@@ -1,45 +1,45 @@
-"""Proxy against gold over KL: where the reward model is being gamed (after Gao et al. 2022, arXiv 2210.10760)."""
+"""Proxy against gold over KL: overoptimization of the reward model (after Gao et al. 2022, arXiv 2210.10760)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rgpo.report.figures import style
-from rgpo.report.figures.frontier import Path, Plane, draw_path, path
+from rgpo.report.figures.frontier import Plane, Trajectory, draw_trajectory, trajectory
 from rgpo.report.figures.series import tasks
 from rgpo.report.figures.style import Line
+from rgpo.report.read.columns import GOLD, KL_REF, PROXY
 from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
-from rgpo.report.tables.summary import GOLD, KL_REF, PROXY
 
 COLUMNS = (KL_REF, PROXY, GOLD)
 SCALES = ("linear x axis", "log x axis")
+LOOKS = {"proxy, used in training": Line(style.GRAY, style.SOLID, "o"), "gold": Line(style.GRAY, style.DASHED, "s")}
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Plane, ...]:
-    """A panel a task and algorithm: proxy, then gold."""
+    """A panel per task and algorithm: proxy, then gold."""
     planes = []
     for task in tasks(groups):
         for group in (group for group in groups if group.task == task):
-            pair = [path(group, column, settings) for column in (PROXY, GOLD)]
-            ways: tuple[Path, ...] = tuple(way for way in pair if way is not None)
-            if len(ways) == 2:
-                planes.append(Plane(task, "change of the reward", ways))
+            pair = [trajectory(group, column, settings) for column in (PROXY, GOLD)]
+            curves: tuple[Trajectory, ...] = tuple(curve for curve in pair if curve is not None)
+            if len(curves) == 2:
+                planes.append(Plane(task, "change of the reward", curves))
     return tuple(planes)
 
 
 def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
-    """Small multiples with common axes: solid proxy, dashed gold."""
+    """Small multiples with common limits: solid proxy, dashed gold."""
     columns, height = (3, 1.9) if len(planes) <= style.MANY_PANELS else (5, 1.35)
     figure, all_axes = style.grid(len(planes), columns=columns, height=height)
     for i, (axes, plane) in enumerate(zip(all_axes, planes, strict=True)):
-        axes.axhline(0, color=style.GREY, linewidth=0.6, zorder=1)
-        for way, dashes, marker in zip(plane.series, (style.SOLID, style.DASHED), ("o", "s"), strict=True):
-            draw_path(axes, way, Line(lines[way.label].color, dashes, marker))
+        axes.axhline(0, color=style.GRAY, linewidth=0.6, zorder=1)
+        for curve, look in zip(plane.series, LOOKS.values(), strict=True):
+            draw_trajectory(axes, curve, look._replace(color=lines[curve.label].color))
         axes.set_title(f"{plane.series[0].label}\n{plane.task}")
         axes.set_xlabel("KL to the reference\n[nats/completion]" if i + columns >= len(planes) else "")
         axes.set_ylabel(plane.y_label if i % columns == 0 else "")
@@ -47,21 +47,19 @@ def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES
         if scale == SCALES[1]:
             style.log_scale(axes, "x")
     drawn = [point for axes in all_axes for point in (*axes.dataLim.get_points(), axes.dataLim.minpos)]
-    for axes in all_axes:  # common limits; shared axes take time that is quadratic in their number
+    for axes in all_axes:  # common limits by hand; the time of shared axes is quadratic in their number
         axes.update_datalim(drawn)
         axes.autoscale_view()
-    looks: dict[str, tuple[Any, str]] = {"proxy, which is trained on": (style.SOLID, "o"), "gold": (style.DASHED, "s")}
-    handles = [Line2D([], [], color=style.GREY, linestyle=d, marker=m, label=text) for text, (d, m) in looks.items()]
+    handles = [
+        Line2D([], [], color=look.color, linestyle=look.dashes, marker=look.marker, label=text) for text, look in LOOKS.items()
+    ]
     style.legend_below(figure, {}, handles)
     return figure
 
 
 def caption(planes: Sequence[Plane], settings: Settings) -> str:
-    """What the figure shows."""
-    what = (
-        "Change against the reference policy of the reward model that training climbs (proxy, solid) and of a judge it never saw"
-    )
-    more = (
-        "(gold, dashed) over KL to the reference, held-out prompts, mean over seeds (thin: at most 5 of them; crosses: intervals"
-    )
-    return f"{what} {more} at the end). Where gold turns down while proxy still rises, the reward model is being gamed."
+    """The figure's caption."""
+    what = "Change against the reference policy of the reward model that training maximizes (proxy, solid) and of one that it"
+    more = "never uses (gold, dashed) over KL to the reference, held-out prompts, mean over seeds (thin: at most 5; crosses:"
+    end = "intervals at the end). Where gold turns down while proxy still rises, the reward model is overoptimized."
+    return f"{what} {more} {end}"

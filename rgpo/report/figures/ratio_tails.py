@@ -1,4 +1,4 @@
-"""How heavy the tail of the probability ratios is."""
+"""Heaviness of the tail of the probability ratios."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rgpo.report.figures import series, style
-from rgpo.report.figures.drawing import LEVEL_DASHES, draw_series
+from rgpo.report.figures.drawing import draw_panel
 from rgpo.report.figures.series import Panel, Series
 from rgpo.report.figures.style import Line
+from rgpo.report.read.columns import RATIO_MAX
 from rgpo.report.read.groups import Group
-from rgpo.report.read.reduce import RATIO_MAX
 from rgpo.report.settings import Settings
-from rgpo.report.stats import bootstrap as stats
+from rgpo.report.stats.bootstrap import survival
 
 INDEX = "ratio/tail_index"
 COLUMNS = (RATIO_MAX, INDEX)
@@ -24,7 +23,7 @@ SCALES = ("log-log axes",)
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """Two panels a task: survival of the largest ratio of an update, and Hill's index over updates."""
+    """Two panels per task: survival of the largest ratio of an update, and Hill's index over updates."""
     made = []
     indices = {p.task: p for p in series.panels(groups, INDEX, settings, y_label="Hill's tail index", window=settings.smoothing)}
     for task in series.tasks(groups):
@@ -36,43 +35,30 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
 
 
 def _survival(group: Group) -> Series:
-    """P(largest ratio of an update >= x) over the updates of all seeds, and of each seed alone."""
+    """P(largest ratio of an update >= x) over the updates of all seeds, and of each single seed."""
     each = [run.reduced.ratio_quantiles for run in group.used if run.has(RATIO_MAX)]
-    x, share = (values[:: len(each)] for values in stats.survival(np.concatenate(each)))
+    x, share = (values[:: len(each)] for values in survival(np.concatenate(each)))
     nothing = np.full(len(x), np.nan)
-    return Series(group.label, x, share, nothing, nothing, tuple(stats.survival(values) for values in each), len(each))
+    return Series(group.label, x, share, nothing, nothing, tuple(survival(values) for values in each), len(each))
 
 
 def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
-    """Rows of two panels, logarithmic but for the update."""
+    """Rows of two panels, logarithmic except for the update."""
     figure, all_axes = style.grid(len(panels), columns=2, height=2.2)
     for place, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
-        for i, curve in enumerate(panel.series):
-            draw_series(axes, curve, lines[curve.label], order=i, count=len(panel.series))
-        for level in panel.levels:
-            axes.axhline(level, color=style.GREY, linewidth=0.8, linestyle=LEVEL_DASHES)
-        axes.set_title(panel.task)
-        axes.set_ylabel(panel.y_label)
-        axes.set_xlabel(panel.x_label)
-        if panel.series:
-            _logarithmic(axes, both=place % 2 == 0)
+        draw_panel(axes, panel, lines)
+        if panel.series and place % 2 == 0:
+            style.log_scale(axes, "x", "y")
+        elif panel.series:
+            style.update_axis(axes)
+            style.log_axis(axes)
     style.legend_below(figure, {label: lines[label] for label in series.labels(panels)})
     return figure
 
 
-def _logarithmic(axes: Axes, *, both: bool) -> None:
-    if both:
-        style.log_scale(axes, "x", "y")
-    else:
-        style.update_axis(axes)
-        style.log_axis(axes)
-
-
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
-    """What the figure shows."""
+    """The figure's caption."""
     what = "Left: share of updates whose largest ratio new/old after the last epoch exceeds x, over all seeds (thick, from"
-    more = "up to 200 quantiles a seed) and of each seed (thin); straight is a power law. Right: Hill's estimate of the ratios'"
-    right = (
-        "tail index over the top 5 % of a batch; at or below the grey line, 2, the variance of importance sampling is infinite."
-    )
-    return f"{what} {more} {right} {series.interval_text(panels[1::2], settings, settings.smoothing)}"
+    more = "up to 200 quantiles per seed) and for single seeds (thin); a straight line is a power law. Right: Hill's estimate of"
+    right = "the ratios' tail index over the top 5 % of a batch; at or below the gray line, 2, importance sampling has infinite"
+    return f"{what} {more} {right} variance. {series.interval_text(panels[1::2], settings, settings.smoothing)}"

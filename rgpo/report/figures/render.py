@@ -1,25 +1,55 @@
-"""One figure drawn and saved in every format; a plain function, so that another process can do it. How files are written."""
+"""A figure drawn and saved in every format, and as SVG inside the page; plain functions, so that another process can run them."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
+from matplotlib.figure import Figure
+
+from rgpo.atomic import write_bytes
 from rgpo.report.figures import style
-from rgpo.report.figures.inline import inline
 from rgpo.report.figures.style import Line
+from rgpo.report.read.groups import Group
+from rgpo.report.settings import Settings
 
-MOST_PANELS_TWICE = 60  # of a figure that is drawn with a second axis; a hundred of them take ten seconds
+MOST_PANELS_TWICE = 60  # figures of more panels have one axis only; a hundred panels take ten seconds to draw
+
+_HEAD = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.DOTALL)
+_SIZE = re.compile(r'(<svg [^>]*?)\swidth="[^"]*"|(<svg [^>]*?)\sheight="[^"]*"')
+_LABELED = re.compile(r'\bid="(seed|mean|band):([^"]*)"')
+_ID = re.compile(r'\b(id="|href="#|url\(#)')
+_DIGITS = re.compile(r"(>[^<]*<|\d\.\d\d)\d*")  # text between tags is matched first and kept: 0.005 is a label
+_COLORS = {"#000000": "currentColor", "#ffffff": "var(--paper)", "#e4e4e4": "var(--grid)", "#e0e0e0": "var(--grid)"}
+
+
+class Drawable(Protocol):
+    """A figure from its panels, whose type is its own."""
+
+    SCALES: tuple[str, ...]  # axes among which the page lets a reader choose; the files have the first
+
+    def draw(self, panels: Any, lines: Mapping[str, Line], scale: str, /) -> Figure: ...
+
+
+class FigureModule(Drawable, Protocol):
+    """A figure of an experiment's runs."""
+
+    COLUMNS: tuple[str, ...]  # the metrics that it reads
+
+    def compute(self, groups: Sequence[Group], settings: Settings, /) -> Sequence[Any]: ...
+
+    def caption(self, panels: Any, settings: Settings, /) -> str: ...
 
 
 class Job(NamedTuple):
-    """What is needed to draw a figure."""
+    """Input for drawing a figure."""
 
     name: str
-    place: str  # on the page, like no other figure's
+    place: str  # on the page, unique among figures
     panels: Sequence[Any]
     lines: Mapping[str, Line]
     folder: Path  # of its files
@@ -27,9 +57,14 @@ class Job(NamedTuple):
     dpi: int
 
 
+def load(name: str) -> FigureModule:
+    """The module of a figure."""
+    return cast(FigureModule, import_module(f"rgpo.report.figures.{name}"))
+
+
 def render(job: Job) -> dict[str, str]:
     """Draw a figure with each of its axes and write its files; axis -> <svg> of the page."""
-    module = import_module(f"rgpo.report.figures.{job.name}")
+    module: Drawable = load(job.name)
     first, *others = module.SCALES if len(job.panels) <= MOST_PANELS_TWICE else module.SCALES[:1]
     kinds = dict.fromkeys(["svg", *job.formats])
     with style.context():
@@ -39,21 +74,33 @@ def render(job: Job) -> dict[str, str]:
         shown = {first: inline(files["svg"], f"f{job.place}-1")}
         for i, scale in enumerate(others, start=2):
             del figure
-            gc.collect()  # a figure is a large circle of references; two of them at a time are too many
+            gc.collect()  # a figure is one large reference cycle; two of them at a time need too much memory
             figure = module.draw(job.panels, job.lines, scale)
             style.settle(figure, places)
             shown[scale] = inline(style.save(figure, job.name, ["svg"], job.dpi)["svg"], f"f{job.place}-{i}")
     del figure
     gc.collect()
+    job.folder.mkdir(parents=True, exist_ok=True)
     for kind in job.formats:
-        write(job.folder / f"{job.name}.{kind}", [files[kind]])
+        write_bytes(job.folder / f"{job.name}.{kind}", files[kind])
     return shown
 
 
-def write(path: Path, pieces: Iterable[bytes]) -> None:
-    """Replace a file atomically, and make its folder where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.writing")
-    with aside.open("wb") as file:
-        file.writelines(pieces)
-    aside.replace(path)
+def inline(svg: bytes, prefix: str) -> str:
+    """The <svg> element for a page, its ids made unique by `prefix`; black, white and grid follow the page's colors.
+
+    An artist with the id "kind:label" gets class="kind" and data-label="label".
+    """
+    text = _HEAD.sub("", svg.decode())
+    for _ in range(2):  # width, height
+        text = _SIZE.sub(lambda match: match[1] or match[2], text, count=1)
+    box = re.search(r'viewBox="0 0 ([0-9.]+)', text)
+    assert box is not None, "matplotlib writes a viewBox"
+    width = float(box[1])
+    text = text.replace("<svg ", f'<svg style="max-width:{1.9 * width:.0f}px;min-width:{1.14 * width:.0f}px" ', 1)
+    text = _LABELED.sub(r'class="\1" data-label="\2"', text)
+    text = _ID.sub(rf"\g<1>{prefix}-", text)
+    text = _DIGITS.sub(r"\1", text)  # hundredths of a point are enough
+    for color, name in _COLORS.items():
+        text = re.sub(color, name, text, flags=re.IGNORECASE)
+    return text.strip()

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rgpo.report.read.groups import Group
-from rgpo.report.read.load import Run
+from rgpo.report.read.run import Run
 from rgpo.report.settings import Settings
-from rgpo.report.stats import bootstrap as stats
-from rgpo.report.stats.bootstrap import Floats
+from rgpo.report.stats import bootstrap
+from rgpo.report.stats.bootstrap import MIN_RUNS, Floats
+from rgpo.runtime.schema import GLOSSARY
 
 XY = tuple[Floats, Floats]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a panel: mean and interval (I,) over the seeds in `used`, and every seed (x, y) by itself."""
+    """One line of a panel: mean and interval (I,) over the seeds in `used`, and every single seed (x, y)."""
 
     label: str
     x: Floats  # (I,)
@@ -26,7 +27,7 @@ class Series:
     low: Floats  # (I,), nan for fewer than three seeds
     high: Floats  # (I,)
     seeds: tuple[XY, ...]
-    num_seeds: int  # that the mean is made of
+    num_seeds: int  # of the mean
     marks: XY | None = None  # single points of the seeds
 
 
@@ -42,8 +43,13 @@ class Panel:
     title: str = ""  # if not the task
 
 
+def with_unit(text: str, column: str) -> str:
+    """An axis label with the unit that the glossary has for the column."""
+    return f"{text}  [{GLOSSARY[column].unit}]"
+
+
 def over_iterations(group: Group, column: str, settings: Settings, *, x: str, window: int = 1) -> Series | None:
-    """`column` against column `x`; straight lines between a seed's measurements; None if no run measured it.
+    """`column` against column `x`, linearly interpolated between a seed's measurements; None if no run measured it.
 
     Mean and interval are those of running means over `window` updates; the seeds stay raw.
     """
@@ -56,8 +62,8 @@ def over_iterations(group: Group, column: str, settings: Settings, *, x: str, wi
     values = np.full((len(used), len(points)), np.nan)
     for row, run in zip(values, used, strict=True):
         row[:] = np.interp(points, *seeds[run.folder], left=np.nan, right=np.nan)
-    block = max((run.reached / len(run.curve("iteration")) for run in used), default=1.0)  # updates a point stands for
-    values = stats.running_mean(values, max(1, round(window / block)))
+    block = max((run.reached / len(run.curve("iteration")) for run in used), default=1.0)  # updates per point
+    values = bootstrap.running_mean(values, max(1, round(window / block)))
     return over_seeds(group, column, settings, points, values, tuple(seeds.values()))
 
 
@@ -79,8 +85,8 @@ def over_epochs(group: Group, column: str, settings: Settings) -> Series | None:
 
 def over_seeds(group: Group, name: str, settings: Settings, x: Floats, values: Floats, seeds: tuple[XY, ...]) -> Series:
     """Mean and bootstrap interval of values (S, I)."""
-    rng = stats.generator(settings.seed, group.task, group.label, name)
-    low, high = stats.mean_interval(values, rng, num_resamples=settings.num_resamples, confidence=settings.confidence)
+    rng = bootstrap.generator(settings.seed, group.task, group.label, name)
+    low, high = bootstrap.mean_interval(values, rng, num_resamples=settings.num_resamples, confidence=settings.confidence)
     mean = values.mean(axis=0) if len(values) else np.full(len(x), np.nan)
     return Series(group.label, x, mean, low, high, seeds, len(values))
 
@@ -88,7 +94,7 @@ def over_seeds(group: Group, name: str, settings: Settings, x: Floats, values: F
 def panels(
     groups: Sequence[Group], column: str, settings: Settings, *, y_label: str, x: str = "iteration", window: int = 1
 ) -> tuple[Panel, ...]:
-    """One panel a task that measured the column."""
+    """One panel per task that measured the column."""
     x_label = {"iteration": "update", "env_steps": "environment steps"}[x]
     made = []
     for task in tasks(groups):
@@ -99,7 +105,18 @@ def panels(
     return tuple(made)
 
 
-def rows(groups: Sequence[Group], settings: Settings, y_labels: dict[str, str], window: int = 1) -> tuple[Panel, ...]:
+def epoch_panels(groups: Sequence[Group], column: str, settings: Settings, *, y_label: str) -> tuple[Panel, ...]:
+    """One panel per task that measured the list column."""
+    made = []
+    for task in tasks(groups):
+        found = (over_epochs(group, column, settings) for group in groups if group.task == task)
+        series = tuple(s for s in found if s is not None)
+        if series:
+            made.append(Panel(task, "passes over the batch (epochs)", y_label, series))
+    return tuple(made)
+
+
+def rows(groups: Sequence[Group], settings: Settings, y_labels: Mapping[str, str], window: int = 1) -> tuple[Panel, ...]:
     """For each task a panel for each metric (column -> y label), in that order; tasks without any are left out."""
     found = [panels(groups, column, settings, y_label=text, window=window) for column, text in y_labels.items()]
     by_place = {(panel.task, panel.y_label): panel for many in found for panel in many}
@@ -123,19 +140,23 @@ def labels(drawn: Iterable[Panel]) -> list[str]:
     return list(dict.fromkeys(series.label for panel in drawn for series in panel.series))
 
 
-def seeds_text(drawn: Iterable[Panel]) -> str:
+def interval_text(drawn: Iterable[Panel], settings: Settings, window: int = 1) -> str:
+    """The end of a caption, on thick lines, bands and thin lines."""
+    drawn = tuple(drawn)
+    mean = f"mean over {_seeds_text(drawn)}" + (f", running mean over {window} updates" if window > 1 else "")
+    raw = "single seeds, not smoothed" if window > 1 else "single seeds"
+    return f"Thick: {mean}; {band_text(settings)}; thin: {raw} (at most 5)."
+
+
+def band_text(settings: Settings) -> str:
+    """The clause of a caption on bands."""
+    return f"band: {100 * settings.confidence:g} % percentile-bootstrap interval of the mean (none below {MIN_RUNS} seeds)"
+
+
+def _seeds_text(drawn: Iterable[Panel]) -> str:
     """'3 seeds', '1 to 3 seeds'."""
     counts = {series.num_seeds for panel in drawn for series in panel.series if series.num_seeds}
     if not counts:
         return "no finished seed"
     few, many = min(counts), max(counts)
     return f"{few} to {many} seeds" if few != many else f"{many} seed{'s' if many > 1 else ''}"
-
-
-def interval_text(drawn: Iterable[Panel], settings: Settings, window: int = 1) -> str:
-    """The clause of a caption that says what thick lines, bands and thin lines are."""
-    drawn = tuple(drawn)
-    band = f"band: {100 * settings.confidence:g} % percentile-bootstrap interval of the mean"
-    mean = f"mean over {seeds_text(drawn)}" + (f", running mean over {window} updates" if window > 1 else "")
-    raw = "each seed, not smoothed" if window > 1 else "each seed"
-    return f"Thick: {mean}; {band} (none below {stats.MIN_RUNS} seeds); thin: {raw} (at most 5)."

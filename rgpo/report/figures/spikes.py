@@ -1,4 +1,4 @@
-"""How the KL-spike rate depends on what is called a spike."""
+"""Dependence of the KL-spike rate on the threshold that defines a spike."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rgpo.report.figures import series
 from rgpo.report.figures.drawing import draw_panels
 from rgpo.report.figures.series import Panel, interval_text
 from rgpo.report.figures.style import Line
+from rgpo.report.read.columns import KL
 from rgpo.report.read.groups import Group
-from rgpo.report.read.reduce import KL
 from rgpo.report.settings import Settings
 from rgpo.report.tables.summary import spike_rates
 
@@ -21,7 +21,7 @@ SCALES = ("linear y axis",)
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """A panel a task: per cent of updates above each threshold."""
+    """A panel per task: percentage of updates above each threshold."""
     thresholds = np.array(settings.thresholds)
     made = []
     for task in series.tasks(groups):
@@ -32,7 +32,7 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
                 seeds = tuple((thresholds, rate) for rate in rates)
                 curves.append(series.over_seeds(group, "spikes", settings, thresholds, rates, seeds))
         if curves:
-            made.append(Panel(task, "threshold  [nats]", "updates above it  [%]", tuple(curves)))
+            made.append(Panel(task, series.with_unit("threshold", KL), "updates above it  [%]", tuple(curves)))
     return tuple(made)
 
 
@@ -42,6 +42,6 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES
 
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
-    """What the figure shows."""
-    what = "Share of updates whose KL(old || new) exceeds a threshold; the tables' stated one is"
+    """The figure's caption."""
+    what = "Share of updates whose KL(old || new) exceeds a threshold; the tables use"
     return f"{what} {settings.spike_threshold:g} nats. {interval_text(panels, settings)}"

@@ -1,4 +1,4 @@
-"""How every figure looks: a colour, line and marker per algorithm, 8 pt, Okabe and Ito's colour-blind-safe palette."""
+"""Style of all figures: a color, line and marker per algorithm, 8 pt, the colorblind-safe palette of Okabe and Ito."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -22,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-CANVASES: dict[str, Any] = {"svg": FigureCanvasSVG, "png": FigureCanvasAgg, "pdf": FigureCanvasPdf}
+CANVASES: dict[str, type[FigureCanvasBase]] = {"svg": FigureCanvasSVG, "png": FigureCanvasAgg, "pdf": FigureCanvasPdf}
 WIDTH = 7.0  # inches, the text width of a page
 BLACK, ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = (
     "#000000",
@@ -33,19 +34,21 @@ BLACK, ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = (
     "#0072B2",
     "#CC79A7",
 )
-GREY = "#7F7F7F"
+GRAY = "#7F7F7F"
 MANY_PANELS = 12
-SOLID, DASHED, DOTTED, DASHDOT, LONG = "-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (8, 2))
-DASHES = (SOLID, DASHED, DOTTED, DASHDOT, LONG)
+Dashes = Literal["-"] | tuple[float, Sequence[float]]
+SOLID: Dashes = "-"
+DASHED, DOTTED, DASHDOT, LONG = (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (8, 2))
+DASHES: tuple[Dashes, ...] = (SOLID, DASHED, DOTTED, DASHDOT, LONG)
 MARKERS = "o^DvX"  # of variants; as many as DASHES
 
-RC: dict[str, Any] = {
+RC: dict[str, object] = {
     "font.size": 8,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica"],
     "axes.titlesize": 8,
     "axes.titleweight": "bold",
-    "axes.titley": 1.0,  # not where the ticks above leave room: there are none, and looking for them takes a tenth of the time
+    "axes.titley": 1.0,  # fixed: there are no ticks above, and measuring them would take a tenth of the time
     "axes.labelsize": 8,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
@@ -76,26 +79,26 @@ RC: dict[str, Any] = {
 
 
 class Line(NamedTuple):
-    """How one label is drawn, in every figure."""
+    """The look of one label, the same in every figure."""
 
     color: str
-    dashes: Any
+    dashes: Dashes
     marker: str
 
 
 KNOWN = {
     "ppo": Line(BLACK, SOLID, "o"),
-    "ppo_kl": Line(GREY, DASHED, "s"),
+    "ppo_kl": Line(GRAY, DASHED, "s"),
     "trpo": Line(GREEN, DASHDOT, "D"),
     "rgpo": Line(VERMILLION, SOLID, "^"),
     "rgpo_literal": Line(ORANGE, DASHED, "v"),
-    "rgpo_signed": Line(BLUE, SOLID, "P"),
+    "rgpo_sign_aware": Line(BLUE, SOLID, "P"),
     "reinforce": Line(PURPLE, DOTTED, "X"),
     "awr": Line(SKY, DASHED, "*"),
     "grpo": Line(SKY, SOLID, "<"),
     "rloo": Line(PURPLE, DASHDOT, ">"),
 }
-_OTHERS = [  # colours that few of the known have first, and markers that none of them has
+_OTHERS = [  # first the colors that few of the known have; markers that none of them has
     Line(color, dashes, marker)
     for dashes in (DOTTED, DASHDOT, LONG, DASHED)
     for color, marker in zip((ORANGE, SKY, BLUE, GREEN, PURPLE, VERMILLION), "dhpH8d", strict=True)
@@ -103,13 +106,13 @@ _OTHERS = [  # colours that few of the known have first, and markers that none o
 
 
 def context() -> AbstractContextManager[None]:
-    """The style, for as long as a figure is built and saved."""
-    settings: dict[Any, Any] = {**mpl.rcParamsDefault, **RC}  # whatever the reader's own matplotlibrc says
+    """Apply the style while a figure is built and saved."""
+    settings: dict[Any, Any] = {**mpl.rcParamsDefault, **RC}  # independent of the user's matplotlibrc
     return mpl.rc_context({key: value for key, value in settings.items() if not key.startswith("backend")})
 
 
 def algorithm_lines(algos: Iterable[str]) -> dict[str, Line]:
-    """Line of every algorithm: its own if it is known, else the next free one in alphabetical order."""
+    """Line of every algorithm: its own if it has one, else the next free one in alphabetical order."""
     free = cycle(_OTHERS)
     return {algo: KNOWN.get(algo) or next(free) for algo in sorted(set(algos))}
 
@@ -117,7 +120,7 @@ def algorithm_lines(algos: Iterable[str]) -> dict[str, Line]:
 def assign(labels: Sequence[tuple[str, str]], base: Mapping[str, Line]) -> dict[str, Line]:
     """Line of every label, given (algorithm, label) in order: the algorithm's own, or a shade of it for each variant.
 
-    Where one algorithm alone was run in several variants, or in more variants than there are dashes, each has a colour.
+    Each variant has its own color if there is only one algorithm, or more variants than dashes.
     """
     lines: dict[str, Line] = {}
     for algo in dict.fromkeys(algo for algo, _ in labels):
@@ -134,7 +137,7 @@ def assign(labels: Sequence[tuple[str, str]], base: Mapping[str, Line]) -> dict[
 
 
 def _shade(color: str, t: float) -> str:
-    """A colour moved by |t| of the way to black (t < 0) or to white."""
+    """A color moved by the fraction |t| toward black (t < 0) or white."""
     goal = 0.0 if t < 0 else 1.0
     red, green, blue = (float(x + abs(t) * (goal - x)) for x in to_rgb(color))
     return to_hex((red, green, blue)).upper()
@@ -167,7 +170,7 @@ def legend_below(figure: Figure, lines: Mapping[str, Line], extra: Sequence[Arti
 
 
 def _columns_that_fit(words: Sequence[str], width: float) -> int:
-    """Most legend columns whose estimated widths (points) add up to less than `width`; entries run down the columns."""
+    """The most legend columns whose estimated widths (points) add up to less than `width`; entries fill column by column."""
     for columns in range(len(words), 1, -1):
         sizes = [len(words[i::columns]) for i in range(columns)]
         starts = [sum(sizes[:i]) for i in range(columns)]
@@ -178,7 +181,7 @@ def _columns_that_fit(words: Sequence[str], width: float) -> int:
 
 
 def log_scale(axes: Axes, *names: str) -> None:
-    """Logarithmic axes "x" and "y", without small ticks where there are many panels: most of the time would go into them."""
+    """Make the axes "x" or "y" logarithmic, without minor ticks in figures of many panels, where they would dominate the time."""
     figure = axes.get_figure(root=True)
     for name in names:
         getattr(axes, f"set_{name}scale")("log", nonpositive="mask")
@@ -187,7 +190,7 @@ def log_scale(axes: Axes, *names: str) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """Logarithmic y axis: decades, or plain numbers where fewer than two of them are shown. Call it after plotting."""
+    """Make the y axis logarithmic after plotting: decades, or plain numbers if it spans fewer than two of them."""
     log_scale(axes, "y")
     low, high = axes.get_ylim()
     if high < 100 * low:
@@ -210,7 +213,7 @@ def count_axis(axes: Axes) -> None:
 
 
 def settle(figure: Figure, places: Sequence[Bbox] = ()) -> list[Bbox]:
-    """Lay the figure out once for all formats, by itself or with another one's places; where its axes are."""
+    """Fix the layout for all formats, computed or copied from another figure's places, and return the places of the axes."""
     engine = figure.get_layout_engine()
     for axes, place in zip(figure.axes, places, strict=False):
         axes.set_position(place)
@@ -221,16 +224,16 @@ def settle(figure: Figure, places: Sequence[Bbox] = ()) -> list[Bbox]:
 
 
 def save(figure: Figure, stem: str, formats: Sequence[str], dpi: int) -> dict[str, bytes]:
-    """Bytes of a settled figure per format, the same whenever and wherever it is made with the same versions."""
-    metadata: dict[str, dict[str, Any]] = {
+    """Bytes of a settled figure per format, reproducible with the same package versions."""
+    metadata: dict[str, dict[str, str | None]] = {
         "svg": {"Date": None, "Title": stem},
         "pdf": {"CreationDate": None, "Title": stem},
         "png": {"Title": stem},
     }
     made = {}
-    for kind in formats:  # not savefig, which draws everything a second time
+    for kind in formats:  # savefig would draw everything twice
         buffer = io.BytesIO()
-        figure.set_dpi(dpi)  # svg and pdf leave their own
+        figure.set_dpi(dpi)  # svg and pdf leave another value
         getattr(CANVASES[kind](figure), f"print_{kind}")(buffer, metadata=metadata[kind])
         made[kind] = buffer.getvalue()
     return made

@@ -1,4 +1,4 @@
-"""How much of each update's batch the gate let through: relative weight and effective sample size of the weights."""
+"""The share of each update's batch that the gate lets through: relative weight and effective sample size of the weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from rgpo.report.figures import series
 from rgpo.report.figures.drawing import draw_panels
-from rgpo.report.figures.series import Panel, interval_text
+from rgpo.report.figures.series import Panel
 from rgpo.report.figures.style import Line
 from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
@@ -20,17 +20,17 @@ SCALES = ("linear y axis", "log y axis")
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """Two panels a task: relative weight, effective sample size."""
+    """Two panels per task: relative weight, effective sample size."""
     return tuple(replace(panel, levels=(1.0,)) for panel in series.rows(groups, settings, Y_LABELS, settings.smoothing))
 
 
 def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
-    """Rows of two panels; the grey line is 1, where nothing is rejected."""
+    """Rows of two panels; the gray line is 1, where nothing is rejected."""
     return draw_panels(panels, lines, log_y=scale == SCALES[1], columns=2, height=2.1)
 
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
-    """What the figure shows."""
+    """The figure's caption."""
     what = "Left: mean of w / w(1) over the batch; right: effective sample size (sum w)^2 / sum w^2 / n of the weights,"
-    text = interval_text(panels, settings, settings.smoothing)
-    return f"{what} both after the last epoch of each update; grey: 1, where nothing is rejected. {text}"
+    text = series.interval_text(panels, settings, settings.smoothing)
+    return f"{what} both after the last epoch of each update; gray: 1, where nothing is rejected. {text}"

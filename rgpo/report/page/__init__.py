@@ -1,0 +1,1 @@
+"""The page, index.html, and its renewal."""

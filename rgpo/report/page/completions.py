@@ -1,35 +1,46 @@
-"""What language models wrote before and after training: pairs of completions of the same held-out prompt."""
+"""Pairs of completions of the same held-out prompt, before and after training."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rgpo.report.read.groups import Group
-from rgpo.report.read.load import Problem, Run
-from rgpo.report.read.rows import Unreadable, read_table
+from rgpo.report.read.rows import Unreadable, read_records
+from rgpo.report.read.run import Problem, Run
 
 FILE = "samples.parquet"
-COLUMNS = ("iteration", "prompt_id", "prompt", "completion", "proxy", "gold", "kl_ref", "length")
 MAX_CHARACTERS = 4_000  # of a text on the page
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control and turning characters
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control and direction characters
+
+
+class Sample(NamedTuple):
+    """A row of samples.parquet, with some of the columns in rgpo.runtime.schema.SAMPLES."""
+
+    iteration: int
+    prompt_id: int
+    prompt: str
+    completion: str
+    proxy: float
+    gold: float
+    kl_ref: float
+    length: int
 
 
 class Pair(NamedTuple):
-    """One prompt's completion by the reference policy (iteration 0) and by the last sampled one; rows of samples.parquet."""
+    """A prompt's completion by the reference policy (iteration 0) and by the last sampled policy."""
 
     label: str
     task: str
     seed: int
-    prompt: str
-    before: dict[str, Any]
-    after: dict[str, Any]
+    before: Sample
+    after: Sample
 
 
 def pairs(groups: Sequence[Group], limit: int) -> tuple[list[Pair], list[Problem]]:
-    """Up to `limit` pairs, as many of each run; prompts in the order of their ids, the same ones for every run."""
+    """Up to `limit` pairs, equally many per run, of the lowest prompt ids, which are the same for every run."""
     runs = [(group, run) for group in groups for run in group.used if _files(run)]
     each = max(1, limit // len(runs)) if runs else 0
     found: list[Pair] = []
@@ -43,15 +54,11 @@ def pairs(groups: Sequence[Group], limit: int) -> tuple[list[Pair], list[Problem
 
 
 def _of_run(label: str, run: Run, limit: int) -> list[Pair]:
-    tables = [read_table(path, COLUMNS) for path in _files(run)]
-    rows = [dict(zip(table, values, strict=True)) for table in tables for values in zip(*table.values(), strict=True)]
-    last = max((row["iteration"] for row in rows), default=0)
-    at = {(row["iteration"], row["prompt_id"]): {**row, "completion": _short(row["completion"])} for row in rows}
+    samples = [Sample(**record) for path in _files(run) for record in read_records(path, Sample._fields)]
+    last = max((sample.iteration for sample in samples), default=0)
+    at = {(sample.iteration, sample.prompt_id): sample for sample in samples}
     prompts = sorted(prompt for i, prompt in at if i == 0 and (last, prompt) in at) if last else []
-    return [
-        Pair(label, run.task, run.seed, _short(at[0, prompt]["prompt"]), at[0, prompt], at[last, prompt])
-        for prompt in prompts[:limit]
-    ]
+    return [Pair(label, run.task, run.seed, _legible(at[0, p]), _legible(at[last, p])) for p in prompts[:limit]]
 
 
 def _files(run: Run) -> list[Path]:
@@ -60,6 +67,11 @@ def _files(run: Run) -> list[Path]:
     return [joined] if joined.exists() else sorted((run.folder / "samples").glob("part-*.parquet"))
 
 
-def _short(text: str) -> str:
-    text = _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
+def _legible(sample: Sample) -> Sample:
+    return sample._replace(prompt=legible(sample.prompt), completion=legible(sample.completion))
+
+
+def legible(text: str) -> str:
+    """A text with invisible characters replaced, cut to MAX_CHARACTERS."""
+    text = _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", text)
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} … ({len(text):,} characters)"

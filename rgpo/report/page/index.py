@@ -1,4 +1,4 @@
-"""index.html: one self-contained page of what was run, what came out, and what was left out. It asks nobody for anything."""
+"""index.html: one self-contained page of runs, results and problems, which makes no network requests."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import hashlib
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
-import rgpo
 from rgpo.report.figures.style import Line
 from rgpo.report.page.completions import Pair
 from rgpo.report.read.groups import Group
-from rgpo.report.read.load import Problem, Run
+from rgpo.report.read.run import Problem, Run
 from rgpo.report.settings import Settings, command
 from rgpo.report.tables.table import Row, Table
 
@@ -32,15 +31,15 @@ TITLES = {
     "profiles": "Performance profiles",
     "improvement": "Probability of improvement",
     "kl": "KL per update",
-    "speed": "Speed beside others",
+    "speed": "Speed against other implementations",
     "spikes": "KL spikes by threshold",
     "weight": "Weights",
 }
 MARKS = dict(zip("osDd^vPX*<>hpH8", "●■◆♦▲▼✚✖★◀▶⬢⬟⬣⯃", strict=True))
 
 
-class Made(NamedTuple):
-    """A figure: format -> path below `out`, and axis -> SVG for the page."""
+class PageFigure(NamedTuple):
+    """A figure on the page: format -> path below `out`, and axis -> SVG."""
 
     name: str
     paths: dict[str, str]
@@ -50,31 +49,30 @@ class Made(NamedTuple):
 
     @property
     def title(self) -> str:
-        """For readers."""
         return TITLES.get(self.name, self.name.replace("_", " ").capitalize())
 
     @property
     def raw(self) -> bool:
-        """Whether it draws every seed beside the mean."""
+        """True if every seed is drawn beside the mean."""
         return any('class="seed"' in svg for svg in self.shown.values())
 
 
 @dataclass
 class Section:
-    """One experiment's part of the page; the one without a title is about all of them."""
+    """One experiment's part of the page; the section without a title is about no single experiment."""
 
     title: str
     groups: list[Group]
     problems: list[Problem]
     notes: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
-    figures: list[Made] = field(default_factory=list)
+    figures: list[PageFigure] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     lines: dict[str, Line] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
-        """Where its files lie below `out`."""
+        """The folder of its files below `out`."""
         return f"{self.title}/" if self.title else ""
 
     @property
@@ -83,8 +81,10 @@ class Section:
         return [run for group in self.groups for run in group.runs]
 
 
-def index(sections: Sequence[Section], general: Section, settings: Settings, defaults: Settings) -> Iterator[str]:
-    """The page in pieces. The only script it may run is its own, by its hash; everything else is text."""
+def render_page(sections: Sequence[Section], general: Section, settings: Settings, defaults: Settings) -> Iterator[str]:
+    """Yield the page in pieces. Its own script, identified by its hash, is the only one allowed; everything else is text."""
+    from rgpo import __version__
+
     script = (TEMPLATE / "script.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
@@ -94,7 +94,7 @@ def index(sections: Sequence[Section], general: Section, settings: Settings, def
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"quote": quote, "value": _sortable}
+    environment.filters |= {"quote": quote, "value": _sort_key}
     packages = ", ".join(f"{name} {version(name)}" for name in REPORT_PACKAGES)
     return environment.get_template("index.html").generate(
         sections=sections,
@@ -103,7 +103,7 @@ def index(sections: Sequence[Section], general: Section, settings: Settings, def
         style=Markup((TEMPLATE / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'",
-        made_with=f"rgpo {rgpo.__version__}, Python {platform.python_version()}, {packages}",
+        made_with=f"rgpo {__version__}, Python {platform.python_version()}, {packages}",
         command=command(settings, defaults),
         results_dir=settings.results_dir,
         provenance=provenance,
@@ -116,42 +116,32 @@ def index(sections: Sequence[Section], general: Section, settings: Settings, def
 def provenance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Distinct values with the number of runs that have them."""
     status = Counter(run.status for run in runs)
-    resumed = sum(int(run.provenance.get("attempt", 1)) > 1 for run in runs)
+    resumed = sum(run.provenance.attempt > 1 for run in runs)
     states = ", ".join(f"{n} {name}" for name, n in sorted(status.items()))
-    started = sorted(str(run.provenance["started"]) for run in runs if run.provenance.get("started"))
+    started = sorted(run.provenance.started for run in runs if run.provenance.started)
     return [
         ("runs", [f"{len(runs)} ({states}), {resumed} resumed"]),
         ("scale", _counted(run.scale for run in runs)),
         ("commit", _counted(map(_commit, runs))),
-        ("versions", _counted(map(_versions, runs))),
-        ("host", _counted(map(_host, runs))),
+        ("versions", _counted(run.provenance.versions for run in runs)),
+        ("host", _counted(run.provenance.host for run in runs)),
         ("started", [f"{started[0]} to {started[-1]}"] if started else ["unknown"]),
-        ("command", _counted(str(run.provenance.get("command", "unknown")) for run in runs)),
+        ("command", _counted(run.provenance.command or "unknown" for run in runs)),
     ]
 
 
-def _counted(values: Any) -> list[str]:
+def _counted(values: Iterable[str]) -> list[str]:
     found = Counter(values)
     shown = [f"{value} ({n} run{'s' if n > 1 else ''})" if len(found) > 1 else value for value, n in sorted(found.items())]
     return shown[:5] + ([f"and {len(shown) - 5} more"] if len(shown) > 5 else [])
 
 
 def _commit(run: Run) -> str:
-    commit = run.provenance.get("commit")
-    return f"{commit}{' with uncommitted changes' if run.provenance.get('dirty') else ''}" if commit else "unknown"
+    commit, dirty = run.provenance.commit, run.provenance.dirty
+    return f"{commit}{' with uncommitted changes' if dirty else ''}" if commit else "unknown"
 
 
-def _versions(run: Run) -> str:
-    return ", ".join(f"{name} {v}" for name, v in run.provenance.get("versions", {}).items()) or "unknown"
-
-
-def _host(run: Run) -> str:
-    host = run.provenance.get("host", {})
-    machine = f"{host.get('cpu', 'unknown')}, {host.get('cores', '?')} cores, {host.get('platform', '?')}"
-    return f"{machine}; threads a run: {run.provenance.get('num_threads', '?')}"
-
-
-def _sortable(row: Row, key: str) -> str:
-    """What a cell is sorted by."""
+def _sort_key(row: Row, key: str) -> str:
+    """The value by which the page sorts a cell."""
     value = row.get(key, "")
     return f"{value:.12g}" if isinstance(value, float) else str(value)

@@ -14,18 +14,18 @@ WATCHED = ("*/*/*.parquet", "*/*/state.json", "*/*/metrics/*.parquet")
 
 
 def watch(settings: Settings, report: Callable[[], int]) -> int:
-    """Call report() now and after every change of the results until Ctrl-C; its last exit code."""
-    code, seen = 0, None
+    """Call report() now and after every change of the results until Ctrl-C, and return its last exit code."""
+    code, before = 0, None
     try:
         while True:
             now = fingerprint(Path(settings.results_dir))
-            if now != seen:
+            if now != before:
                 try:
                     code = report()
                 except ConfigError as error:
                     code = 2
                     print(f"rgpo-report: {error}", file=sys.stderr, flush=True)
-                seen = now
+                before = now
             time.sleep(settings.watch_every_s)
     except KeyboardInterrupt:
         return code
@@ -38,7 +38,7 @@ def fingerprint(results_dir: Path) -> frozenset[tuple[str, int, int]]:
         for path in results_dir.glob(pattern):
             try:
                 stat = path.stat()
-            except FileNotFoundError:  # joined or replaced meanwhile
+            except FileNotFoundError:  # joined or replaced in the meantime
                 continue
             found.add((str(path), stat.st_mtime_ns, stat.st_size))
     return frozenset(found)

@@ -1,0 +1,1 @@
+"""Runs from disk, reduced and grouped."""

@@ -1,4 +1,4 @@
-"""Which runs may be averaged: the same task, algorithm, gate and every other config key, seeds apart."""
+"""Groups of runs that may be averaged: equal task, algorithm and config, apart from the seed."""
 
 from __future__ import annotations
 
@@ -9,27 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from rgpo.report.read.load import Problem, Run
+from rgpo.report.read.run import Problem, Run
 from rgpo.report.stats.bootstrap import Floats
-
-AXES = ("gate", "ref_gate", "dual", "advantage", "penalty", "update")  # config groups, named by their choice
-HARMLESS = ("name", "results_dir", "plan", "force", "tags", "checkpoint_every_s", "exports")  # keys that change no number
+from rgpo.runtime.schema import AXES, NOT_IDENTITY
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed alone."""
+    """Runs that differ in the seed only."""
 
     task: str
     algo: str
-    label: str  # algorithm and the keys that tell its variants apart
+    label: str  # the algorithm, and the values of the config keys that distinguish its variants
     runs: tuple[Run, ...]  # every readable run, by seed
-    used: tuple[Run, ...]  # those that means, intervals and tables are made of
-
-    @property
-    def differences(self) -> str:
-        """What follows the algorithm's name in the label."""
-        return self.label[len(self.algo) :].strip()
+    used: tuple[Run, ...]  # the runs that enter means, intervals and tables
 
     @property
     def scale(self) -> str:
@@ -38,7 +31,7 @@ class Group:
 
     @property
     def language(self) -> bool:
-        """Whether a language model was trained."""
+        """True if a language model was trained."""
         return self.scale != "none"
 
     def by_seed(self, column: str, statistic: str) -> dict[int, float]:
@@ -52,18 +45,18 @@ class Group:
 
     @property
     def provisional(self) -> bool:
-        """Whether no run is finished, so that the numbers are those of unfinished runs."""
+        """True if no run is finished, so that all numbers are those of unfinished runs."""
         return bool(self.used) and not any(run.complete for run in self.used)
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[Problem]]:
-    """Groups sorted by task, algorithm and label, and the runs that no mean is made of, each with its reason."""
+    """Groups sorted by task, algorithm and label, and a problem for each run that enters no mean."""
     groups, problems = [], []
     by_algo: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_algo[run.algo].append(run)
     for algo, members in sorted(by_algo.items()):
-        keys = telling_keys(members)
+        keys = distinguishing_keys(members)
         variants: dict[tuple[Hashable, ...], list[Run]] = defaultdict(list)
         for run in members:
             variants[(run.task, *(_value(run, key) for key in keys))].append(run)
@@ -76,14 +69,14 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[Problem]]:
     return sorted(groups, key=lambda g: (g.task, g.algo, _natural(g.label))), problems
 
 
-def telling_keys(runs: Sequence[Run]) -> list[str]:
-    """The fewest config keys that tell apart all runs of one algorithm which differ in more than the seed.
+def distinguishing_keys(runs: Sequence[Run]) -> list[str]:
+    """The fewest config keys that distinguish all runs of one algorithm which differ in more than the seed.
 
-    A key counts if it varies among runs of the same task (task.* may differ from task to task) and says more than the
-    keys before it: a subkey of a choice (gate.sharpness) must vary under the same choice.
+    A key is taken if it varies among runs of the same task (task.* may differ from task to task) and splits them further than
+    the keys before it: a subkey of a choice (gate.sharpness) must vary under the same choice.
     """
-    names = {key for run in runs for key in run.config if _counts(key)}
-    first = ["choices.gate", *(f"choices.{axis}" for axis in AXES[1:]), "total_env_steps", "num_iterations"]
+    names = {key for run in runs for key in run.config if _identifies(key)}
+    first = [*(f"choices.{axis}" for axis in AXES), "total_env_steps", "num_iterations"]
     ordered = [key for key in first if key in names] + sorted(names - set(first), key=lambda key: (key.count("."), key))
     keys: list[str] = []
     cells: dict[Path, Hashable] = {run.folder: run.task for run in runs}
@@ -95,11 +88,12 @@ def telling_keys(runs: Sequence[Run]) -> list[str]:
     return keys
 
 
-def _counts(key: str) -> bool:
-    leaf = key.rsplit(".", 1)[-1]
-    if leaf == "seed" or leaf.endswith("_seed") or key.startswith("hydra.") or key in ("choices.task", "choices.algo"):
+def _identifies(key: str) -> bool:
+    """True if runs with different values of the key are different experiments."""
+    top, leaf = key.partition(".")[0], key.rpartition(".")[2]
+    if leaf == "seed" or leaf.endswith("_seed") or key in ("choices.task", "choices.algo"):
         return False
-    return key not in HARMLESS
+    return top not in NOT_IDENTITY and top != "hydra"
 
 
 def _value(run: Run, key: str) -> Hashable:
@@ -108,9 +102,9 @@ def _value(run: Run, key: str) -> Hashable:
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
-    """The last part of a key, or all of it where two keys end alike."""
-    leaf = key.rsplit(".", 1)[-1]
-    alike = sum(other.rsplit(".", 1)[-1] == leaf for other in keys) > 1
+    """The last part of a key, or the whole key where two of them end alike."""
+    leaf = key.rpartition(".")[2]
+    alike = sum(other.rpartition(".")[2] == leaf for other in keys) > 1
     return key.removeprefix("choices.") if alike else leaf
 
 
@@ -122,7 +116,7 @@ def _shown(run: Run, key: str) -> str:
         return f"{value // 1_000}k" if value % 1_000_000 else f"{value // 1_000_000}M"
     if isinstance(value, (int, float)):
         return f"{value:g}"
-    return str(value).rsplit(".", 1)[-1] if key.endswith("_target_") else str(value)
+    return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
 
 
 def _natural(label: str) -> list[tuple[int, float, str]]:
@@ -134,7 +128,7 @@ def _natural(label: str) -> list[tuple[int, float, str]]:
 
 
 def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
-    """The run of each seed that got furthest; a second one of the same config and seed would be counted twice."""
+    """The most advanced run of each seed; a second one with the same config and seed would be counted twice."""
     best: dict[int, Run] = {}
     problems = []
     for run in sorted(runs, key=lambda r: (r.seed, not r.complete, -r.reached, r.run_id)):
@@ -147,14 +141,14 @@ def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
 
 
 def _usable(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
-    """Finished runs; if there are none, the unfinished ones that did not fail."""
+    """Finished runs, or, if there are none, the unfinished ones that did not fail."""
     complete = [run for run in runs if run.complete]
     used = complete or [run for run in runs if run.status != "failed"]
     problems = []
     for run in runs:
-        if run not in used or (run.status == "failed"):
+        if run not in used or run.status == "failed":
             state = "incomplete" if run.status in ("completed", "unknown") else run.status
             reason = f" ({run.reason})" if run.reason else ""
             progress = f"at iteration {run.reached} of {run.num_iterations}"
-            problems.append(Problem(run.where, f"{state} {progress}{reason}; drawn as a thin line, in no mean or table"))
+            problems.append(Problem(run.where, f"{state} {progress}{reason}; drawn as a thin line, left out of means and tables"))
     return used, problems

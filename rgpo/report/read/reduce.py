@@ -1,4 +1,4 @@
-"""A run's rows, however many, to what the report keeps: a few hundred points a curve and the numbers of the tables."""
+"""Reduction of a run's rows, however many, to a few hundred points per curve and the numbers of the tables."""
 
 from __future__ import annotations
 
@@ -8,36 +8,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rgpo.report.read.columns import KL, NUMBERS, RATIO_MAX
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime.schema import is_list
 
-KL, RATIO_MAX = "kl/old_exact", "ratio/max"
+LARGEST_KL = f"{KL}:max"  # a curve of the reduction: the largest KL of each block of rows
 MAX_QUANTILES = 200  # of ratio/max over a run's updates
-TIMES = tuple(f"time/{phase}_s" for phase in ("collect", "update", "diagnostics", "gradvar", "evaluate"))
-REWARDS = ("reward/eval_proxy_change", "reward/eval_gold_change")
-SCORES = ("return/train_mean", "reward/train_mean", *REWARDS)
-FINAL = (*SCORES, "kl/eval_ref_sequence", "kl/ref_exact", "language/length_mean")
-NUMBERS: tuple[tuple[str, str], ...] = (  # (column, statistic over a run's measured rows)
-    ("return/train_mean", "first"),
-    ("return/eval_mean", "last"),
-    *((column, "final") for column in FINAL),
-    ("language/truncated_share", "final"),
-    (KL, "mean"),
-    (KL, "median"),
-    (KL, "count"),
-    *((column, "median") for column in (*TIMES, "time/iteration_s")),
-    ("time/iteration_s", "sum"),
-    ("speed/env_steps_per_s", "median"),
-    ("language/num_tokens", "mean"),
-)
-COLUMNS = {column for column, _ in NUMBERS} | {RATIO_MAX}
 
 
 class Detail(NamedTuple):
-    """How much of a run is kept."""
+    """Resolution of the reduction."""
 
-    final_fraction: float  # share of the measured rows, at the end of a run, that "final" is the mean of
-    thresholds: tuple[float, ...]  # nats; rates of updates above each are kept
+    final_fraction: float  # "final" is the mean over this share of a run's measured rows, at its end
+    thresholds: tuple[float, ...]  # nats; the rate of updates above each is kept
     num_points: int  # per curve
 
 
@@ -52,7 +35,7 @@ class Reduced(NamedTuple):
 
 
 def reduce(columns: Mapping[str, Floats], detail: Detail) -> Reduced:
-    """Every number from all rows; curves unchanged where there are no more than num_points rows."""
+    """Reduce the columns of a run: numbers are over all rows; curves are unchanged if there are at most num_points rows."""
     numbers = {}
     for column, name in NUMBERS:
         if column in columns:
@@ -78,7 +61,7 @@ def mean_over_rows(values: Floats) -> Floats:
 def _thin(columns: Mapping[str, Floats], num_points: int) -> dict[str, Floats]:
     flat = {name: values for name, values in columns.items() if not is_list(name)}
     num_rows = len(flat["iteration"])
-    largest = {f"{KL}:max": flat[KL]} if KL in flat else {}
+    largest = {LARGEST_KL: flat[KL]} if KL in flat else {}
     if num_rows <= num_points:
         return flat | largest
     starts = np.arange(num_points) * num_rows // num_points

@@ -1,4 +1,4 @@
-"""Parquet to arrays: the rows of a finished or running run, one an iteration, and samples of a language run."""
+"""Parquet to arrays: the rows of a finished or running run, one per iteration, and the records of small tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rgpo.report.stats.bootstrap import Floats
-from rgpo.runtime.schema import is_list
+from rgpo.runtime.schema import RENAMED_COLUMNS, is_list
 
 INDEX_COLUMNS = ("attempt", "iteration", "env_steps")
 WORDS = ("scale",)  # constant text columns that the report reads
@@ -23,7 +23,7 @@ class Unreadable(Exception):
 
 
 class Rows(NamedTuple):
-    """Columns (I,), or (I, K) under epoch/, nan where not measured; only those that the files have."""
+    """Columns (I,), or (I, K) under epoch/, nan where not measured; only those that the files have, by their present names."""
 
     columns: dict[str, Floats]
     words: dict[str, str]
@@ -31,9 +31,12 @@ class Rows(NamedTuple):
 
 
 def read(folder: Path, columns: Collection[str]) -> Rows:
-    """Rows of metrics.parquet and of the parts; where iterations overlap the highest attempt wins. Unreadable if none."""
+    """Read the rows of metrics.parquet and of the parts; the highest attempt wins where iterations overlap.
+
+    Raises: Unreadable if there are no rows.
+    """
     wanted = [*INDEX_COLUMNS, *sorted(set(columns) - set(INDEX_COLUMNS))]
-    for final in (False, True):  # a second look if the runner joined the parts between listing and reading
+    for final in (False, True):  # a second try if the runner joined the parts between listing and reading
         files = [folder / "metrics.parquet"] if (folder / "metrics.parquet").exists() else []
         files += sorted(p for p in (folder / "metrics").glob("part-*.parquet") if not p.name.startswith("."))
         words: dict[str, str] = {}
@@ -56,8 +59,11 @@ def read(folder: Path, columns: Collection[str]) -> Rows:
     return Rows(_join(tables, wanted), words, problems)
 
 
-def read_table(path: Path, columns: Collection[str]) -> dict[str, list[Any]]:
-    """A small table as column -> values. Unreadable if it is damaged or lacks a column; FileNotFoundError if it is absent."""
+def read_records(path: Path, columns: Collection[str]) -> list[dict[str, Any]]:
+    """Read a small table as one mapping column -> value per row.
+
+    Raises: Unreadable if the file is damaged or lacks a column, FileNotFoundError if it does not exist.
+    """
     try:
         with pq.ParquetFile(path) as file:
             missing = sorted(set(columns) - set(file.schema_arrow.names))
@@ -68,10 +74,11 @@ def read_table(path: Path, columns: Collection[str]) -> dict[str, list[Any]]:
         raise
     except (pa.ArrowException, OSError) as error:
         raise Unreadable(f"{path.name} {reason(error)}") from None
-    return {name: table[name].to_pylist() for name in columns}
+    values = [table[name].to_pylist() for name in columns]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
-def floats(column: Any) -> Floats:
+def floats(column: pa.ChunkedArray) -> Floats:
     """A numeric arrow column as (I,), nulls as nan; to_numpy and fill_null would import pandas, half a second."""
     if column.null_count:
         return np.array(column.to_pylist(), dtype=np.float64)
@@ -79,7 +86,7 @@ def floats(column: Any) -> Floats:
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be read, in half a line."""
+    """A short predicate for a file that could not be read, such as "is missing"."""
     if isinstance(error, FileNotFoundError):
         return "is missing"
     if isinstance(error, KeyError):
@@ -90,31 +97,39 @@ def reason(error: Exception) -> str:
 def _read_file(path: Path, wanted: Collection[str]) -> tuple[dict[str, Floats], dict[str, str], list[str]]:
     with pq.ParquetFile(path, pre_buffer=False) as file:
         types = {field.name: field.type for field in file.schema_arrow}
+        stored = _present_names(types)
         missing = set(INDEX_COLUMNS) - set(types)
         if missing:
             raise KeyError(f"has no column {', '.join(sorted(missing))}")
-        usable = [name for name in wanted if name in types and _is_numeric(types[name], is_list(name))]
-        problems = [
-            f"{name} is {types[name]} and not numbers; it is left out" for name in wanted if name in types.keys() - usable
-        ]
+        there = [name for name in wanted if name in stored]
+        usable = [name for name in there if _is_numeric(types[stored[name]], is_list(name))]
+        unusable = [name for name in there if name not in usable]
+        problems = [f"{name} is {types[stored[name]]} and not numbers; it is left out" for name in unusable]
         texts = [name for name in WORDS if name in types]
-        table = file.read(columns=[*usable, *texts], use_threads=False)
+        table = file.read(columns=[*(stored[name] for name in usable), *texts], use_threads=False)
     words = {name: str(table[name][0].as_py()) for name in texts if len(table)}
-    return {name: _padded(table[name]) if is_list(name) else floats(table[name]) for name in usable}, words, problems
+    columns = {name: table[stored[name]] for name in usable}
+    return {name: _padded(column) if is_list(name) else floats(column) for name, column in columns.items()}, words, problems
 
 
-def _is_numeric(kind: Any, in_lists: bool) -> bool:
+def _present_names(names: Collection[str]) -> dict[str, str]:
+    """Present name -> name in the file, for files that may have former names of columns."""
+    former = {RENAMED_COLUMNS[name]: name for name in names if name in RENAMED_COLUMNS}
+    return former | {name: name for name in names if name not in RENAMED_COLUMNS}
+
+
+def _is_numeric(kind: pa.DataType, in_lists: bool) -> bool:
     if in_lists:
         return bool(pa.types.is_list(kind)) and _is_numeric(kind.value_type, False)
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def _padded(column: Any) -> Floats:
+def _padded(column: pa.ChunkedArray) -> Floats:
     """Lists of different lengths -> (I, K), nan where a list is shorter."""
     lists = column.combine_chunks()
     lengths = np.nan_to_num(floats(pc.list_value_length(pa.chunked_array([lists])))).astype(int)
     entries, width = floats(pa.chunked_array([lists.flatten()])), lengths.max(initial=0)
-    if len(entries) == len(lengths) * width:  # as everywhere but where two kinds of runs share a file
+    if len(entries) == len(lengths) * width:  # all of equal length, unless runs of two kinds share a file
         return entries.reshape(len(lengths), width)
     padded = np.full((len(lengths), width), np.nan)
     padded[np.arange(width) < lengths[:, None]] = entries

@@ -1,0 +1,1 @@
+"""Statistics over runs: bootstrap aggregates, and methods for few seeds."""

@@ -1,34 +1,42 @@
 """Statistics over runs, after Agarwal et al. (2021, arXiv 2108.13264): aggregates, profiles, stratified bootstrap.
 
-S runs of a task, T tasks, B bootstrap resamples, I points. A `strata` is a list over tasks of scores (S_t,), of draws
-(B, S_t): every aggregate takes either and reduces the last axis. Pure numpy; every draw comes from a Generator passed in.
+S runs of a task, T tasks, B bootstrap resamples, I points. `strata` is a list over tasks of scores (S_t,) or of resampled scores
+(B, S_t): every aggregate takes either and reduces the last axis. Pure numpy; randomness comes from a Generator passed in.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Strata = Sequence[Floats]
-MIN_RUNS = 3  # below it no interval is given: a bootstrap over one or two runs says nothing
+NAN = float("nan")
+MIN_RUNS = 3  # with fewer, no interval is given: a bootstrap over one or two runs carries no information
+
+
+class Interval(NamedTuple):
+    """An estimate and its interval, nan where there are too few runs."""
+
+    value: float
+    low: float
+    high: float
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
-    """A Generator that depends on the seed and on what is estimated, not on the order of estimation."""
+    """A Generator that depends on the seed and the name of the estimate, not on the order of estimation."""
     return np.random.default_rng([seed, zlib.crc32("/".join(names).encode())])
 
 
-def mean(values: Floats) -> Floats:
-    """Mean over the last axis of values (..., S)."""
-    return np.asarray(values.mean(axis=-1))
-
-
 def iqm(values: Floats) -> Floats:
-    """Interquartile mean: the mean without the lowest and highest floor(S/4) of values (..., S). ValueError if empty."""
+    """Interquartile mean: the mean of values (..., S) without the lowest and highest floor(S/4).
+
+    Raises: ValueError if there are no values.
+    """
     if values.shape[-1] == 0:
         raise ValueError("iqm: values=[]: give at least one value")
     cut = values.shape[-1] // 4
@@ -37,7 +45,7 @@ def iqm(values: Floats) -> Floats:
 
 def aggregate_mean(strata: Strata) -> Floats:
     """Mean over tasks of the mean over runs."""
-    return mean(_task_means(strata))
+    return np.asarray(_task_means(strata).mean(axis=-1))
 
 
 def aggregate_median(strata: Strata) -> Floats:
@@ -51,8 +59,8 @@ def aggregate_iqm(strata: Strata) -> Floats:
 
 
 def optimality_gap(strata: Strata) -> Floats:
-    """Mean over tasks of E max(0, 1 - score): how far runs stay below the score 1."""
-    return np.asarray(1.0 - mean(_task_means([np.minimum(scores, 1.0) for scores in strata])))
+    """Mean over tasks of E max(0, 1 - score): the average shortfall below the score 1."""
+    return np.asarray(1.0 - aggregate_mean([np.minimum(scores, 1.0) for scores in strata]))
 
 
 AGGREGATES: dict[str, Callable[[Strata], Floats]] = {
@@ -83,18 +91,29 @@ def probability_of_improvement(first: Strata, second: Strata) -> Floats:
 
 
 def bootstrap(strata: Strata, rng: np.random.Generator, num_resamples: int) -> list[Floats]:
-    """Runs resampled with replacement inside each task: [(S_t,)] -> [(B, S_t)]. ValueError for an empty stratum."""
+    """Resample runs with replacement within each task: [(S_t,)] -> [(B, S_t)].
+
+    Raises: ValueError if a stratum is empty.
+    """
     if not strata or any(scores.size == 0 for scores in strata):
-        raise ValueError("bootstrap: strata hold an empty one: give at least one run in each")
+        raise ValueError("bootstrap: strata contain an empty one: give at least one run in each")
     return [scores[rng.integers(scores.size, size=(num_resamples, scores.size))] for scores in strata]
 
 
-def bootstrap_interval(
+def estimate(
     strata: Strata, statistic: Callable[[Strata], Floats], rng: np.random.Generator, *, num_resamples: int, confidence: float
-) -> tuple[float, float]:
-    """Percentile interval of a statistic under resampling with replacement inside each stratum."""
+) -> Interval:
+    """A statistic and its percentile interval under the stratified bootstrap.
+
+    All nan without a run, the interval nan where a stratum has fewer than MIN_RUNS runs.
+    """
+    sizes = [scores.size for scores in strata]
+    if min(sizes) == 0:
+        return Interval(NAN, NAN, NAN)
+    if min(sizes) < MIN_RUNS:
+        return Interval(float(statistic(strata)), NAN, NAN)
     low, high = percentiles(statistic(bootstrap(strata, rng, num_resamples)), confidence)
-    return float(low), float(high)
+    return Interval(float(statistic(strata)), float(low), float(high))
 
 
 def mean_interval(values: Floats, rng: np.random.Generator, *, num_resamples: int, confidence: float) -> tuple[Floats, Floats]:
@@ -117,13 +136,13 @@ def percentiles(estimates: Floats, confidence: float) -> tuple[Floats, Floats]:
 
 
 def survival(values: Floats) -> tuple[Floats, Floats]:
-    """Empirical P(X >= x) at the sorted positive values (n,): x ascending and the share of values from x up."""
+    """Empirical P(X >= x) of values (n,): the positive values x in ascending order, and the share of values from x up."""
     x = np.sort(values[np.isfinite(values) & (values > 0)])
     return x, np.arange(len(x), 0, -1) / max(len(x), 1)
 
 
 def running_mean(values: Floats, window: int) -> Floats:
-    """Centred mean over `window` points of values (S, I), over fewer at the ends; nan stays nan and is not averaged."""
+    """Centered mean over `window` points of values (S, I), over fewer at the ends; nan stays nan and is not averaged."""
     if window == 1 or not values.size:
         return values
     measured = ~np.isnan(values)
@@ -134,7 +153,7 @@ def running_mean(values: Floats, window: int) -> Floats:
         np.concatenate([np.zeros((len(values), 1)), np.cumsum(x, axis=1)], axis=1)
         for x in (np.where(measured, values, 0.0), measured)
     )
-    with np.errstate(invalid="ignore"):  # an infinite value, which makes all later means nan
+    with np.errstate(invalid="ignore"):  # after an infinite value, all later means are nan
         means = (sums[:, stop] - sums[:, start]) / np.maximum(counts[:, stop] - counts[:, start], 1)
     return np.where(measured, means, np.nan)
 

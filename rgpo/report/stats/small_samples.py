@@ -1,8 +1,8 @@
-"""What three to ten seeds can say: paired differences, relative changes, spread, and many comparisons at once.
+"""Statistics for three to ten seeds: paired differences, relative changes, spread, and multiple comparisons.
 
-n pairs (x_i, y_i), one a seed. Student's t on x - y, because a bootstrap over 3 to 5 seeds is far too narrow (see
+n pairs (x_i, y_i), one per seed. Student's t on x - y, because a bootstrap over 3 to 5 seeds is far too narrow (see
 tests/test_report_stats.py); Fieller's interval for the ratio of means, which holds 1 exactly when Student's holds 0.
-All of it is exact for normal values and our choice; the paper does not say how it compared.
+All of it is exact for normal values. It is our choice; the paper does not describe its comparisons.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import chdtri, stdtr, stdtrit
 
-from rgpo.report.stats.bootstrap import MIN_RUNS, Floats
-
-NAN = float("nan")
+from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Floats
 
 
 class Change(NamedTuple):
-    """x against y: mean difference and relative change of the means in per cent, with intervals; nan below MIN_RUNS pairs.
+    """x against y: mean difference and relative change of the means in percent, with intervals; nan below MIN_RUNS pairs.
 
-    A relative interval is infinite where y's mean is not told apart from 0. p: two-sided, of a difference of 0.
+    A relative interval is infinite where y's mean is not distinguishable from 0. p: two-sided, of a difference of 0.
     """
 
     num_pairs: int
@@ -74,7 +72,7 @@ def fieller(x: Floats, y: Floats, confidence: float) -> tuple[float, float]:
 
 
 def coefficient_of_variation(values: Floats, confidence: float) -> tuple[float, float, float]:
-    """100 s / |mean| in per cent of values (n,), and its interval after Vangel (1996), infinite where it is unbounded.
+    """100 s / |mean| in percent of values (n,), and its interval after Vangel (1996), infinite where it is unbounded.
 
     s with n - 1; all nan for fewer than two values or mean 0, the interval nan below MIN_RUNS values.
     """
@@ -104,4 +102,4 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def _percent_interval(x: Floats, y: Floats, confidence: float) -> tuple[float, float]:
     low, high = (100 * (ratio - 1) for ratio in fieller(x, y, confidence))
-    return (low, high) if float(np.mean(y)) > 0 else (-high, -low)  # per cent of |E y|
+    return (low, high) if float(np.mean(y)) > 0 else (-high, -low)  # percent of |E y|

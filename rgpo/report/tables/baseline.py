@@ -1,47 +1,49 @@
-"""Every algorithm against the baseline of its task, paired by seed, with what the paper says beside it."""
+"""Every algorithm against the baseline of its task, paired by seed, beside the change that the paper reports."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from rgpo.report.read.columns import GOLD, KL_REF, PROXY, TRAIN
 from rgpo.report.read.groups import Group
-from rgpo.report.read.load import Problem
+from rgpo.report.read.run import Problem
 from rgpo.report.settings import DEFAULT_BASELINE, Settings
-from rgpo.report.stats.bootstrap import Floats
-from rgpo.report.stats.small_samples import NAN, change, holm
-from rgpo.report.tables import paper
-from rgpo.report.tables.summary import GOLD, KL_REF, PROXY, TRAIN, setting
-from rgpo.report.tables.table import Column, Row, Table, estimate, number, word
+from rgpo.report.stats.bootstrap import NAN, Floats, Interval
+from rgpo.report.stats.small_samples import Change, change, holm
+from rgpo.report.tables.summary import setting
+from rgpo.report.tables.table import NOTHING, Cell, Column, Row, Table, estimate, interval_cells, number, word
 
 MEASURES = {"return": TRAIN, "reward, proxy": PROXY, "reward, gold": GOLD, "KL to reference": KL_REF}
+RLHF = "Qwen2.5-1.5B, n = 3"
+# The paper's relative changes (arXiv 2604.14895), from [P] its abstract, [Q] a reader of the full text.
+# Its step counts, seeds, KL constants and reward model are not known; see experiments/README.md.
+PAPER = {  # (task, algorithm, baseline, measure) -> change
+    ("walker2d", "rgpo", "ppo", "return"): "+81 % [Q]",
+    ("ant", "rgpo", "ppo", "return"): "+47 % [Q]",
+    ("halfcheetah", "rgpo", "ppo", "return"): "on par [Q]",
+    ("hopper", "rgpo", "ppo", "return"): "on par [Q]",
+    ("qwen_rlhf", "rgpo", "ppo", "reward, proxy"): f"+14.8 % [P] ({RLHF})",
+    ("qwen_rlhf", "rgpo", "ppo", "KL to reference"): f"-16.0 % [P] ({RLHF})",
+    ("qwen_rlhf", "rgpo", "grpo", "KL to reference"): f"-53.1 % [P] ({RLHF})",
+}
 
 
 def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
-    """Differences and relative changes against the baseline, one row a task, measure and algorithm."""
-    rows: list[dict[str, Any]] = []
+    """Differences and relative changes against the baseline, one row per task, measure and algorithm."""
+    rows, p_values = [], []
     for measure, column in MEASURES.items():
         for group in groups:
             base = baseline_of(group.task, groups, settings.baseline)
             if base is None or base is group or not group.by_seed(column, "final") or not base.by_seed(column, "final"):
                 continue
             found = change(group.by_seed(column, "final"), base.by_seed(column, "final"), settings.confidence)
-            row: dict[str, Any] = {
-                "measure": measure,
-                "task": group.task,
-                "label": group.label,
-                "algo": group.algo,
-                "baseline": base.label,
-            }
-            row |= {"scale": group.scale, "setting": setting(group.used[0]), "n": found.num_pairs}
-            row |= {"difference": found.difference, "difference_low": found.low, "difference_high": found.high}
-            row |= {"percent": found.percent, "percent_low": found.percent_low, "percent_high": found.percent_high}
-            rows.append(row | {"p": found.p, "paper": paper.says(group, base, measure)})
-    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+            rows.append(_row(measure, group, base, found))
+            p_values.append(found.p)
+    for row, p in zip(rows, holm(p_values), strict=True):
         row["p_holm"] = p
-    tested = sum(not np.isnan(row["p"]) for row in rows)
+    num_tested = int(np.sum(~np.isnan(p_values)))
     columns = (
         word("measure", "measure"),
         word("task", "task"),
@@ -55,25 +57,25 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
         word("paper", "paper says"),
     )
     caption = (
-        "Algorithm minus baseline on the same seeds (n pairs); of rewards, the change against the reference policy is compared. "
+        "Algorithm minus baseline on the same seeds (n pairs); for rewards, the change against the reference policy is compared. "
         f"Brackets: {100 * settings.confidence:g} % Student interval of the paired difference, Fieller interval of the relative "
-        "change (∞: the baseline's own mean is not told apart from 0); none for n < 3. Each interval stands for itself; p is "
-        f"adjusted after Holm for the {tested} comparisons of this table. Paper: its own scale and settings, which are not ours; "
-        "[P] abstract, [Q] a reader of the full text."
+        "change (∞: the baseline's own mean is not distinguishable from 0); none for n < 3. The intervals are not adjusted; p is "
+        f"adjusted after Holm for the {num_tested} comparisons of this table. Paper: its own scale and settings, which are not "
+        "ours; [P] abstract, [Q] a reader of the full text."
     )
     return Table("comparisons", "Against the baseline", caption, columns, tuple(rows), "measure")
 
 
-def baseline_of(task: str, groups: Sequence[Group], wanted: str | None) -> Group | None:
-    """The one group of the task with the wanted label or algorithm, for the others to be compared with, or None."""
-    name = wanted or DEFAULT_BASELINE
+def baseline_of(task: str, groups: Sequence[Group], label: str | None) -> Group | None:
+    """The only group of the task that has the given label or algorithm, or None if there is none or several."""
+    name = label or DEFAULT_BASELINE
     members = [group for group in groups if group.task == task]
     found = [g for g in members if g.label == name] or [g for g in members if g.algo == name]
     return found[0] if len(found) == 1 else None
 
 
 def baseline_problems(groups: Sequence[Group], settings: Settings) -> list[Problem]:
-    """Tasks without the comparison that was asked for, or, if none was, whose default baseline has several variants."""
+    """Tasks that cannot be compared with the baseline in the settings, or whose default baseline has several variants."""
     problems, name = [], settings.baseline or DEFAULT_BASELINE
     for task in sorted({group.task for group in groups}):
         several = [g.label for g in groups if g.task == task and g.algo == name]
@@ -84,11 +86,11 @@ def baseline_problems(groups: Sequence[Group], settings: Settings) -> list[Probl
 
 
 def scores(groups: Sequence[Group], settings: Settings) -> dict[str, dict[str, Floats]]:
-    """label -> task -> scores (S,) of its runs: 0 is the untrained policy, 1 the baseline's mean; tasks without a baseline
-    that learnt something are left out.
+    """label -> task -> normalized scores (S,): 0 is the untrained policy, 1 the baseline's mean.
 
-    Control: the untrained policy's return is the mean first training return of all the task's runs. Language: the change of
-    the proxy reward against the reference policy, which is 0 for the reference. Our choice; the paper has no such score.
+    Tasks without a baseline that improved are left out. Control: the untrained policy's return is the mean first training return
+    of all the task's runs. Language: the change of the proxy reward against the reference policy, which is 0 for the reference.
+    Our choice; the paper has no such score.
     """
     found: dict[str, dict[str, Floats]] = {}
     for task in sorted({group.task for group in groups}):
@@ -106,6 +108,15 @@ def scores(groups: Sequence[Group], settings: Settings) -> dict[str, dict[str, F
     return found
 
 
+def _row(measure: str, group: Group, base: Group, found: Change) -> dict[str, Cell]:
+    row: dict[str, Cell] = {"measure": measure, "task": group.task, "label": group.label, "algo": group.algo}
+    row |= {"baseline": base.label, "scale": group.scale, "setting": setting(group.used[0]), "n": found.num_pairs}
+    row |= interval_cells("difference", Interval(found.difference, found.low, found.high))
+    row |= interval_cells("percent", Interval(found.percent, found.percent_low, found.percent_high))
+    paper = PAPER.get((group.task.split(" ")[0], group.algo, base.algo, measure), "")
+    return row | {"p": found.p, "paper": paper}
+
+
 def _p_text(row: Row) -> str:
-    p = row["p_holm"]
-    return "–" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    p = float(row["p_holm"])
+    return NOTHING if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,4 +1,4 @@
-"""Two states of the results side by side, paired by seed: what changed beyond noise."""
+"""Two states of the results side by side, paired by seed: the changes beyond noise."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rgpo.errors import ConfigError
+from rgpo.report.read.columns import GOLD, KL, KL_REF, PROXY, SPEED, TRAIN
 from rgpo.report.read.groups import Group, group_runs
-from rgpo.report.read.load import Outcome, Problem, Run, experiments, read_runs, run_folders
-from rgpo.report.read.reduce import KL
+from rgpo.report.read.load import experiments, read_runs, run_folders
+from rgpo.report.read.run import Problem, Run
 from rgpo.report.read.workers import workers
 from rgpo.report.settings import Settings
-from rgpo.report.stats.bootstrap import MIN_RUNS
-from rgpo.report.stats.small_samples import change, holm
-from rgpo.report.tables.summary import GOLD, KL_REF, PROXY, SPEED, TRAIN
-from rgpo.report.tables.table import Table, estimate, number, word
+from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
+from rgpo.report.stats.small_samples import Change, change, holm
+from rgpo.report.tables.table import Cell, Table, estimate, interval_cells, number, word
 
 MEASURES = {
     "return": (TRAIN, "final"),
@@ -33,12 +32,15 @@ MEASURES = {
     "KL per update": (KL, "mean"),
     "steps/s": (SPEED, "median"),
 }
-CHANGED, NOISE, SAME = "changed", "within noise", "identical"
-ORDER = (CHANGED, f"differs, n < {MIN_RUNS}", NOISE, SAME)
+CHANGED, TOO_FEW, NOISE, SAME = "changed", f"differs, n < {MIN_RUNS}", "within noise", "identical"
+ORDER = (CHANGED, TOO_FEW, NOISE, SAME)
 
 
-def compare(first: str, second: str, settings: Settings) -> Outcome:
-    """A table of every measure in both, changes first, and what only one of them has. ConfigError if one cannot be read."""
+def compare(first: str, second: str, settings: Settings) -> tuple[str, list[Problem]]:
+    """A table of every measure that both have, changes first, and a problem for whatever only one of them has.
+
+    Raises: ConfigError if one of them cannot be read, or they have nothing in common.
+    """
     with ExitStack() as stack:
         sides = [_folder(name, settings, stack) for name in (first, second)]
         names = [set(experiments(folder, None, f"compare={name}")) for folder, name in zip(sides, (first, second), strict=True)]
@@ -47,28 +49,27 @@ def compare(first: str, second: str, settings: Settings) -> Outcome:
         problems = [
             Problem(name, f"only in {side}") for i, side in enumerate((first, second)) for name in names[i] - names[1 - i]
         ]
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, Cell]] = []
         for name in sorted(names[0] & names[1]):
-            groups, found = _groups([folder / name for folder in sides], settings)
+            (before, after), found = _groups([folder / name for folder in sides], settings)
             problems += found
-            for key in sorted({key for side in groups for key in side}):
-                both = [side.get(key) for side in groups]
-                if both[0] and both[1]:
-                    rows += _rows(name, both[0], both[1], settings)
+            for key in sorted({*before, *after}):
+                if key in before and key in after:
+                    rows += _rows(name, *key, before[key], after[key], settings)
                 else:
-                    problems.append(Problem(f"{name}: {key[1]} ({key[0]})", f"only in {first if both[0] else second}"))
+                    problems.append(Problem(f"{name}: {key[1]} ({key[0]})", f"only in {first if key in before else second}"))
     if not rows:
         raise ConfigError(
             f"compare={first} {second}: they have no task and algorithm in common; give two states of one experiment"
         )
-    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+    for row, p in zip(rows, holm([float(row["p"]) for row in rows]), strict=True):
         row["p_holm"] = p
-        row["verdict"] = _verdict(row, settings)
-    return Outcome(_text(rows, first, second), problems)
+        row["verdict"] = _verdict(row, p, settings)
+    return _text(rows, first, second), problems
 
 
 def _folder(name: str, settings: Settings, stack: ExitStack) -> Path:
-    """A results folder, or results_dir as committed at a commit, unpacked until the end."""
+    """A results folder, or results_dir as committed at a commit, extracted until the stack closes."""
     if Path(name).is_dir():
         return Path(name)
     results = Path(settings.results_dir)
@@ -77,7 +78,7 @@ def _folder(name: str, settings: Settings, stack: ExitStack) -> Path:
         packed = subprocess.run(command, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         why = getattr(error, "stderr", b"").decode().strip().splitlines()[:1] or ["git is missing"]
-        raise ConfigError(f"compare={name}: it is no folder, and no commit that holds {results} ({why[0]})") from None
+        raise ConfigError(f"compare={name}: it is neither a folder nor a commit that contains {results} ({why[0]})") from None
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         archive.extractall(folder)
@@ -85,56 +86,54 @@ def _folder(name: str, settings: Settings, stack: ExitStack) -> Path:
 
 
 def _groups(folders: Sequence[Path], settings: Settings) -> tuple[list[dict[tuple[str, str], Group]], list[Problem]]:
-    """(task, label) -> group of each side, labelled together; a setting that changed between the sides does not part them."""
+    """(task, label) -> group of each side; a setting that differs only between the sides does not enter the labels."""
     runs: list[Run] = []
     problems = []
     for i, folder in enumerate(folders):
         with workers(len(run_folders(folder))) as distribute:
             read, found = read_runs(folder, (), settings.final_fraction, settings.thresholds, distribute)
-        runs += [replace(run, task=f"{i} {run.task}") for run in read]
+        runs += [replace(run, task=f"{i} {run.task}") for run in read]  # two sides of a task are grouped like two tasks
         problems += found
     groups, found = group_runs(runs)
     sides: list[dict[tuple[str, str], Group]] = [{}, {}]
     for group in groups:
-        sides[int(group.task[0])][group.task[2:], group.label] = group
+        side, _, task = group.task.partition(" ")
+        sides[int(side)][task, group.label] = group
     return sides, problems + found
 
 
-def _rows(experiment: str, first: Group, second: Group, settings: Settings) -> list[dict[str, Any]]:
+def _rows(experiment: str, task: str, label: str, first: Group, second: Group, settings: Settings) -> list[dict[str, Cell]]:
     rows = []
     for measure, place in MEASURES.items():
         before, after = first.by_seed(*place), second.by_seed(*place)
-        found = change(after, before, settings.confidence)
+        found: Change = change(after, before, settings.confidence)
         if found.num_pairs:
             seeds = before.keys() & after.keys()
-            row = {
-                "experiment": experiment,
-                "task": first.task[2:],
-                "label": first.label,
-                "measure": measure,
-                "n": found.num_pairs,
-            }
+            row: dict[str, Cell] = {"experiment": experiment, "task": task, "label": label, "measure": measure}
+            row |= {"n": found.num_pairs, "p": found.p, "same": all(before[s] == after[s] for s in seeds)}
             row |= {"before": float(np.mean([before[s] for s in seeds])), "after": float(np.mean([after[s] for s in seeds]))}
-            row |= {"difference": found.difference, "difference_low": found.low, "difference_high": found.high}
-            rows.append(row | {"p": found.p, "same": all(before[s] == after[s] for s in seeds)})
+            row |= interval_cells("difference", Interval(found.difference, found.low, found.high))
+            rows.append(row)
     return rows
 
 
-def _verdict(row: dict[str, Any], settings: Settings) -> str:
+def _verdict(row: dict[str, Cell], p_holm: float, settings: Settings) -> str:
     if row["same"]:
         return SAME
-    if row["n"] < MIN_RUNS:
-        return ORDER[1]
-    return CHANGED if row["p_holm"] < 1 - settings.confidence else NOISE
+    if float(row["n"]) < MIN_RUNS:
+        return TOO_FEW
+    return CHANGED if p_holm < 1 - settings.confidence else NOISE
 
 
-def _text(rows: Sequence[dict[str, Any]], first: str, second: str) -> str:
+def _text(rows: Sequence[dict[str, Cell]], first: str, second: str) -> str:
     counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ORDER}
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    shown = sorted((row for row in rows if not row["same"]), key=lambda row: (ORDER.index(row["verdict"]), row["p_holm"]))
-    summary = f"{first} against {second}: {said} (of {len(rows)} measures; Student's t on pairs, p adjusted after Holm)"
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    summary = f"{first} against {second}: {counted} (of {len(rows)} measures; Student's t on pairs, p adjusted after Holm)"
+    different = [row for row in rows if not row["same"]]
+    if not different:
+        return summary
+    different.sort(key=lambda row: (ORDER.index(str(row["verdict"])), row["p_holm"]))
     columns = [word(key, key) for key in ("verdict", "measure", "experiment", "task")]
     columns += [word("label", "algorithm"), number("n", "pairs"), number("before", first, 4), number("after", second, 4)]
     columns += [estimate("difference", "difference", sign=True), number("p_holm", "p, Holm")]
-    table = Table("compare", "Compare", "", tuple(columns), tuple(shown))
-    return f"{table.markdown()}\n{summary}" if shown else summary
+    return f"{Table('compare', 'Compare', '', tuple(columns), tuple(different)).markdown()}\n{summary}"

@@ -1,25 +1,32 @@
-"""The numbers of an experiment per task and algorithm: returns or rewards, KL, spikes, cost, and one row a run."""
+"""The numbers of an experiment per task and algorithm: returns or rewards, KL, spikes, cost, and one row per run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
-from rgpo.report.read.groups import Group, telling_keys
-from rgpo.report.read.load import Problem, Run
-from rgpo.report.read.reduce import KL, TIMES
+from rgpo.report.read.columns import (
+    EVAL,
+    GOLD,
+    ITERATION,
+    KL,
+    KL_REF,
+    LENGTH,
+    PROXY,
+    SPEED,
+    TIMES,
+    TOKENS,
+    TRAIN,
+    TRUNCATED,
+)
+from rgpo.report.read.groups import Group, distinguishing_keys
+from rgpo.report.read.run import Problem, Run
 from rgpo.report.settings import Settings
-from rgpo.report.stats import bootstrap as stats
-from rgpo.report.stats import small_samples
-from rgpo.report.stats.bootstrap import MIN_RUNS, Floats
-from rgpo.report.tables.table import Column, Table, estimate, number, plain, word
+from rgpo.report.stats import bootstrap, small_samples
+from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Floats, Interval, Strata
+from rgpo.report.tables.table import Cell, Column, Table, estimate, interval_cells, number, plain, word
 
-TRAIN, EVAL, SPEED, ITERATION = "return/train_mean", "return/eval_mean", "speed/env_steps_per_s", "time/iteration_s"
-PROXY, GOLD, KL_REF = "reward/eval_proxy_change", "reward/eval_gold_change", "kl/eval_ref_sequence"
-LENGTH, TRUNCATED, TOKENS = "language/length_mean", "language/truncated_share", "language/num_tokens"
-NAN = float("nan")
 START = (word("task", "task"), word("label", "algorithm"), number("n", "n"))  # of every table of groups
 
 
@@ -28,13 +35,13 @@ def returns(groups: Sequence[Group], settings: Settings) -> Table:
     rows = []
     for group in groups:
         final = group.values(TRAIN, "final")
-        cv, cv_low, cv_high = small_samples.coefficient_of_variation(final, settings.confidence)
+        cv = Interval(*small_samples.coefficient_of_variation(final, settings.confidence))
         rows.append(
             _start(group, len(final) or len(group.used))
             | _estimate("return", group, final, settings)
-            | _estimate("iqm", group, final, settings, stats.iqm)
+            | _estimate("iqm", group, final, settings, bootstrap.aggregate_iqm)
             | _estimate("eval", group, group.values(EVAL, "last"), settings)
-            | {"cv": cv, "cv_low": cv_low, "cv_high": cv_high}
+            | interval_cells("cv", cv)
             | _end(group, settings)
         )
     columns = (
@@ -47,22 +54,21 @@ def returns(groups: Sequence[Group], settings: Settings) -> Table:
     )
     caption = (
         f"Return (train): mean raw return over the last {100 * settings.final_fraction:g} % of a run's iterations in which an "
-        "episode ended, then over n seeds. IQM: interquartile mean over seeds (of 3 seeds it is the mean). Return (eval): last "
-        f"deterministic evaluation. CV: standard deviation over |mean| of return (train), interval after Vangel. "
+        "episode ended, then over n seeds. IQM: interquartile mean over seeds (equal to the mean for 3 seeds). Return (eval): "
+        "last deterministic evaluation. CV: standard deviation over |mean| of return (train), with Vangel's interval. "
         f"{_intervals(settings)}"
     )
     return Table("returns", "Returns", caption, columns, tuple(rows), "task")
 
 
 def rewards(groups: Sequence[Group], settings: Settings) -> Table:
-    """Language: reward against the reference policy by proxy and gold, KL to the reference, lengths."""
+    """Language: reward relative to the reference policy (proxy and gold), KL to the reference, lengths."""
     rows = []
     for group in groups:
         row = _start(group, len(group.values(PROXY, "final")) or len(group.used))
         for key, column in (("proxy", PROXY), ("gold", GOLD), ("kl_ref", KL_REF), ("length", LENGTH)):
             row |= _estimate(key, group, group.values(column, "final"), settings)
-        truncated = group.values(TRUNCATED, "final")
-        row["truncated"] = 100 * float(np.mean(truncated)) if truncated.size else NAN
+        row["truncated"] = 100 * _mean(group.values(TRUNCATED, "final"))
         rows.append(row | _end(group, settings))
     columns = (
         word("task", "task (scale)"),
@@ -76,8 +82,9 @@ def rewards(groups: Sequence[Group], settings: Settings) -> Table:
     )
     caption = (
         "Δ reward: policy minus reference on the same held-out prompts, mean over the last "
-        f"{100 * settings.final_fraction:g} % of a run's evaluations, then over n seeds; gold: a judge that training never saw. "
-        f"KL to reference: KL(policy || reference) of a whole completion on held-out prompts. {_intervals(settings)}"
+        f"{100 * settings.final_fraction:g} % of a run's evaluations, then over n seeds; proxy: the reward model of the "
+        "training, gold: a reward model that training never uses. KL to reference: KL(policy || reference) of a whole "
+        f"completion on held-out prompts. {_intervals(settings)}"
     )
     return Table("rewards", "Rewards and KL", caption, columns, tuple(rows), "task")
 
@@ -95,12 +102,12 @@ def spikes(groups: Sequence[Group], settings: Settings) -> Table:
         number("updates", "updates"),
         *(number(f"above_{level:g}", f"> {level:g}") for level in settings.thresholds),
     )
-    caption = "Per cent of updates with KL(old || new) above each threshold (nats), mean over n seeds."
+    caption = "Percentage of updates with KL(old || new) above each threshold (nats), mean over n seeds."
     return Table("spikes", "KL spikes by threshold", caption, columns, tuple(rows), "task")
 
 
 def cost(groups: Sequence[Group], settings: Settings) -> Table:
-    """Wall time: steps per second, seconds of each phase of an iteration, hours a run."""
+    """Wall time: steps per second, seconds of each phase of an iteration, hours per run."""
     rows = []
     for group in groups:
         per_iteration = group.by_seed(ITERATION, "median")
@@ -108,8 +115,7 @@ def cost(groups: Sequence[Group], settings: Settings) -> Table:
         row |= _estimate("speed", group, group.values(SPEED, "median"), settings)
         tokens = [value / per_iteration[s] for s, value in group.by_seed(TOKENS, "mean").items() if s in per_iteration]
         row["tokens"] = float(np.mean(tokens)) if tokens else NAN
-        for phase, column in zip(("collect", "update", "diagnostics", "gradvar", "evaluate"), TIMES, strict=True):
-            row[phase] = _mean(group.values(column, "median"))
+        row |= {phase: _mean(group.values(column, "median")) for phase, column in TIMES.items()}
         row |= {"iteration": _mean(group.values(ITERATION, "median")), "hours": _mean(group.values(ITERATION, "sum")) / 3600}
         rows.append(row)
     columns = (
@@ -120,48 +126,43 @@ def cost(groups: Sequence[Group], settings: Settings) -> Table:
         number("collect", "collect, s"),
         number("update", "update, s"),
         number("evaluate", "evaluate, s"),
-        number("hours", "hours a run"),
+        number("hours", "hours per run"),
     )
     caption = (
-        "Wall time on the machines of the provenance box, whatever else they did. Steps/s: environment steps over collect, "
-        "update and diagnostics time. All but hours: median over a run's iterations, mean over n seeds; evaluate: of iterations "
-        f"that have one. {_intervals(settings)}"
+        "Wall time on the machines named under Provenance, which may have had other work. Steps/s: environment steps over "
+        "collect, update and diagnostics time. All but hours: median over a run's iterations, mean over n seeds; evaluate: over "
+        f"iterations with an evaluation. {_intervals(settings)}"
     )
     return Table("cost", "Cost", caption, columns, tuple(rows), "task")
 
 
-def run_table(groups: Sequence[Group], settings: Settings) -> Table:
-    """One row a run with the config keys that vary."""
+def run_table(groups: Sequence[Group]) -> Table:
+    """One row per run with the config keys that vary."""
     runs = [run for group in groups for run in group.runs]
-    keys = sorted({key for algo in {run.algo for run in runs} for key in telling_keys([r for r in runs if r.algo == algo])})
+    algos = {run.algo for run in runs}
+    keys = sorted({key for algo in algos for key in distinguishing_keys([run for run in runs if run.algo == algo])})
     language = any(group.language for group in groups)
     column, title = (PROXY, "Δ reward, proxy") if language else (TRAIN, "return (train)")
     rows = []
     for group in groups:
         for run in group.runs:
-            commit = str(run.provenance.get("commit") or "")[:10]
-            rows.append(
-                {"task": run.task, "algo": run.algo, "label": group.label, "seed": run.seed}
-                | {key: str(run.config.get(key, "")) for key in keys}
-                | {"status": run.status + (" *" if run in group.used else ""), "progress": f"{run.reached}/{run.num_iterations}"}
-                | {
-                    "final": run.number(column, "final"),
-                    "kl": run.number(KL, "mean"),
-                    "hours": run.number(ITERATION, "sum") / 3600,
-                }
-                | {"commit": commit + ("-dirty" if run.provenance.get("dirty") else ""), "reason": run.reason or ""}
-                | {"run_id": run.run_id}
-            )
+            row: dict[str, Cell] = {"task": run.task, "algo": run.algo, "label": group.label, "seed": run.seed}
+            row |= {key: str(run.config.get(key, "")) for key in keys}
+            row |= {"status": run.status + (" *" if run in group.used else ""), "progress": f"{run.reached}/{run.num_iterations}"}
+            row |= {"final": run.number(column, "final"), "kl": run.number(KL, "mean")}
+            row |= {"hours": run.number(ITERATION, "sum") / 3600}
+            row |= {"commit": run.provenance.commit[:10] + ("-dirty" if run.provenance.dirty else ""), "reason": run.reason}
+            rows.append(row | {"run_id": run.run_id})
     columns = [word("task", "task"), word("algo", "algorithm"), number("seed", "seed")]
     columns += [word(key, key.removeprefix("choices.")) for key in keys]
     columns += [word("status", "status"), word("progress", "iterations"), number("final", title, 4), number("kl", "KL, nats")]
     columns += [number("hours", "hours"), word("commit", "commit"), word("run_id", "run")]
-    caption = "Every readable run with the settings that vary; * marks those that means are made of."
+    caption = "Every readable run with the settings that vary; * marks the runs that enter means."
     return Table("runs", "Runs", caption, tuple(columns), tuple(rows), "task")
 
 
 def missing_metrics(groups: Sequence[Group]) -> list[Problem]:
-    """Runs that lack a metric of the tables which other runs of their task have."""
+    """Problems of runs that lack a metric of the tables which other runs of their task have."""
     problems = []
     for task in sorted({group.task for group in groups}):
         runs = [run for group in groups if group.task == task for run in group.runs]
@@ -173,16 +174,6 @@ def missing_metrics(groups: Sequence[Group]) -> list[Problem]:
     return problems
 
 
-def note(group: Group) -> str:
-    """Unfinished or uncounted runs, in a few words."""
-    reached = sorted({run.reached for run in group.used})
-    if group.provisional:
-        span = f"{reached[0]}" if len(reached) == 1 else f"{reached[0]} to {reached[-1]}"
-        return f"provisional: none finished, at iteration {span} of {group.used[0].num_iterations}"
-    left = len(group.runs) - len(group.used)
-    return f"{left} run{'s' if left > 1 else ''} not counted" if left else ""
-
-
 def spike_rates(group: Group) -> Floats:
     """Share of updates above each threshold (S, K), of the runs that measured KL."""
     found = [run.reduced.spike_rates for run in group.used if run.has(KL)]
@@ -190,7 +181,7 @@ def spike_rates(group: Group) -> Floats:
 
 
 def setting(run: Run) -> str:
-    """How far the run went, in words: "300k steps", "embedded, 200 iterations"."""
+    """The scale and planned length of a run, in words: "300k steps", "embedded, 200 iterations"."""
     if run.scale != "none":
         return f"{run.scale}, {run.num_iterations} iterations"
     steps = run.config.get("total_env_steps")
@@ -199,18 +190,18 @@ def setting(run: Run) -> str:
     return f"{plain(steps / 1e6)}M steps" if steps >= 1_000_000 else f"{plain(steps / 1e3)}k steps"
 
 
-def _start(group: Group, n: int) -> dict[str, Any]:
+def _start(group: Group, n: int) -> dict[str, Cell]:
     return {"task": group.task, "algo": group.algo, "label": group.label, "scale": group.scale, "n": n}
 
 
-def _end(group: Group, settings: Settings) -> dict[str, Any]:
-    """KL per update, spikes and what is to be said about the group's runs."""
+def _end(group: Group, settings: Settings) -> dict[str, Cell]:
+    """KL per update, spikes, and a note on runs that are unfinished or left out."""
     rates = spike_rates(group)
     level = settings.thresholds.index(settings.spike_threshold)
-    row = _estimate("kl", group, group.values(KL, "mean"), settings)
+    row: dict[str, Cell] = {**_estimate("kl", group, group.values(KL, "mean"), settings)}
     row["kl_median"] = _mean(group.values(KL, "median"))
     row |= _estimate("spikes", group, 100 * rates[:, level] if len(rates) else np.empty(0), settings)
-    return row | {"note": note(group)}
+    return row | {"note": _note(group)}
 
 
 def _end_columns(settings: Settings) -> tuple[Column, ...]:
@@ -218,21 +209,32 @@ def _end_columns(settings: Settings) -> tuple[Column, ...]:
     return estimate("kl", "KL per update, nats"), estimate("spikes", shown), word("note", "note")
 
 
+def _note(group: Group) -> str:
+    reached = sorted({run.reached for run in group.used})
+    if group.provisional:
+        span = f"{reached[0]}" if len(reached) == 1 else f"{reached[0]} to {reached[-1]}"
+        return f"provisional: none finished, at iteration {span} of {group.used[0].num_iterations}"
+    left = len(group.runs) - len(group.used)
+    return f"{left} run{'s' if left > 1 else ''} not counted" if left else ""
+
+
 def _estimate(
-    key: str, group: Group, values: Floats, settings: Settings, statistic: Callable[[Floats], Floats] = stats.mean
+    key: str,
+    group: Group,
+    values: Floats,
+    settings: Settings,
+    statistic: Callable[[Strata], Floats] = bootstrap.aggregate_mean,
 ) -> dict[str, float]:
-    """key, key_low, key_high: the statistic over seeds with its bootstrap interval; nan where there are too few."""
-    low = high = NAN
-    if values.size >= MIN_RUNS:
-        draws = stats.bootstrap([values], stats.generator(settings.seed, group.task, group.label, key), settings.num_resamples)[0]
-        low, high = map(float, stats.percentiles(statistic(draws), settings.confidence))
-    return {key: float(statistic(values)) if values.size else NAN, f"{key}_low": low, f"{key}_high": high}
+    """key, key_low, key_high: a statistic over seeds with its bootstrap interval."""
+    rng = bootstrap.generator(settings.seed, group.task, group.label, key)
+    found = bootstrap.estimate([values], statistic, rng, num_resamples=settings.num_resamples, confidence=settings.confidence)
+    return interval_cells(key, found)
 
 
 def _intervals(settings: Settings) -> str:
     return (
         f"Brackets: {100 * settings.confidence:g} % percentile bootstrap over seeds ({settings.num_resamples} resamples), none "
-        f"for n < {MIN_RUNS}; with 3 to 5 seeds they are too narrow (of normal values they cover 75 to 85 %), unlike the "
+        f"for n < {MIN_RUNS}; with 3 to 5 seeds they are too narrow (they cover 75 to 85 % for normal values), unlike the "
         "intervals of the comparisons."
     )
 

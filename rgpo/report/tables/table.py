@@ -1,4 +1,4 @@
-"""Tables as markdown, LaTeX (booktabs) and csv, and cells for the page: text for readers, full numbers for csv."""
+"""Tables as markdown, LaTeX (booktabs) and csv, and cells of the page: text for readers, full precision in the csv."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from rgpo.report.stats.bootstrap import MIN_RUNS
+from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 
-Row = Mapping[str, Any]
+Cell = str | float
+Row = Mapping[str, Cell]
 NOTHING = "–"
 _TEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
 _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -23,11 +23,11 @@ _TEX |= {"∞": r"$\infty$", "Δ": r"$\Delta$"}
 
 @dataclass(frozen=True)
 class Column:
-    """A column for readers: title, the text of a row's cell, and what it is sorted by on the page."""
+    """A column for readers: title, the text of a row's cell, and the key by which the page sorts."""
 
     title: str
     text: Callable[[Row], str]
-    left: bool = False  # words to the left, numbers to the right
+    left: bool = False  # words are aligned left, numbers right
     key: str = ""  # of the row's raw value
 
 
@@ -40,11 +40,11 @@ class Table:
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    section: str | None = None  # key whose change draws a line in LaTeX
+    section: str | None = None  # key whose change draws a rule in LaTeX
 
     @cached_property
     def shown(self) -> tuple[Column, ...]:
-        """The columns that have something to show in some row."""
+        """The columns that are not empty in every row."""
         return tuple(column for column in self.columns if any(column.text(row) != NOTHING for row in self.rows))
 
     def markdown(self) -> str:
@@ -84,22 +84,27 @@ def word(key: str, title: str) -> Column:
 
 def number(key: str, title: str, digits: int = 3) -> Column:
     """A column of numbers."""
-    return Column(title, lambda row: plain(row[key], digits), key=key)
+    return Column(title, lambda row: plain(_number(row, key), digits), key=key)
 
 
-def estimate(key: str, title: str, digits: int = 3, *, sign: bool = False, n: str = "n") -> Column:
-    """A column "value [low, high]" of row[key], row[key_low], row[key_high]; says so where row[n] are too few seeds."""
+def estimate(key: str, title: str, digits: int = 3, *, sign: bool = False) -> Column:
+    """A column "value [low, high]" of row[key], row[key_low], row[key_high], with a remark where row["n"] seeds are too few."""
 
     def text(row: Row) -> str:
-        value = row[key]
+        value, low, high, n = (_number(row, name) for name in (key, f"{key}_low", f"{key}_high", "n"))
         if _is_nan(value):
             return NOTHING
         shown = ("+" if sign and value > 0 else "") + plain(value, digits)
-        if _is_nan(row[f"{key}_low"]):
-            return f"{shown} ({few(row[n])})" if row[n] < MIN_RUNS else shown
-        return f"{shown} {between(row[f'{key}_low'], row[f'{key}_high'], digits, sign=sign)}"
+        if _is_nan(low):
+            return f"{shown} (n = {n} < {MIN_RUNS})" if n < MIN_RUNS else shown
+        return f"{shown} {between(low, high, digits, sign=sign)}"
 
     return Column(title, text, key=key)
+
+
+def interval_cells(key: str, interval: Interval) -> dict[str, float]:
+    """The raw values that `estimate` shows: key, key_low, key_high."""
+    return {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
 
 
 def between(low: float, high: float, digits: int = 3, *, sign: bool = False) -> str:
@@ -108,14 +113,9 @@ def between(low: float, high: float, digits: int = 3, *, sign: bool = False) -> 
     return f"[{', '.join(ends)}]"
 
 
-def few(n: int) -> str:
-    """What stands where there are too few seeds for a statement about their spread."""
-    return f"n = {n} < {MIN_RUNS}" if n < MIN_RUNS else NOTHING
-
-
-def plain(value: float | int | None, digits: int = 3) -> str:
-    """`digits` significant digits without an exponent where that is legible: 2383, 41.2, 0.00973, 1.2e-05."""
-    if value is None or _is_nan(value):
+def plain(value: float, digits: int = 3) -> str:
+    """`digits` significant digits, without an exponent where that is legible: 2383, 41.2, 0.00973, 1.2e-05."""
+    if _is_nan(value):
         return NOTHING
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞"
@@ -129,9 +129,15 @@ def plain(value: float | int | None, digits: int = 3) -> str:
 
 
 def escape_tex(text: str) -> str:
-    """Text that LaTeX prints as it stands; a number's minus becomes a minus sign."""
+    """Text that LaTeX prints verbatim; a number's minus becomes a minus sign."""
     escaped = "".join(_TEX.get(character, character) for character in text)
     return re.sub(r"(?<![\w.-])-(?=[\d$])", "$-$", escaped)
+
+
+def _number(row: Row, key: str) -> float:
+    value = row[key]
+    assert not isinstance(value, str), f"column {key} has words"
+    return value
 
 
 def _is_nan(value: object) -> bool:

@@ -1,5 +1,5 @@
 "use strict";
-// Sort a table by a column; numbers by value, words by their alphabet, what is missing last.
+// Sort a table by a column: numbers by value, words alphabetically, missing values last.
 for (const button of document.querySelectorAll(".sort")) {
   button.addEventListener("click", () => {
     const head = button.closest("th"), body = head.closest("table").tBodies[0], column = head.cellIndex;
@@ -15,7 +15,7 @@ for (const button of document.querySelectorAll(".sort")) {
     }));
   });
 }
-// Switch a label off in every drawing and table of its experiment.
+// Hide or show a label in every drawing and table of its experiment.
 for (const box of document.querySelectorAll(".series input")) {
   const show = () => {
     for (const part of box.closest(".experiment").querySelectorAll(".drawing [data-label], tr[data-label]"))
@@ -24,7 +24,7 @@ for (const box of document.querySelectorAll(".series input")) {
   box.addEventListener("change", show);
   show();
 }
-// Fade what a box cuts off at its right, where it can be scrolled to.
+// Fade the right edge of a box that can be scrolled further.
 for (const box of document.querySelectorAll(".scroll")) {
   const fade = () => box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 1);
   box.addEventListener("scroll", fade, { passive: true });
@@ -41,7 +41,7 @@ for (const button of document.querySelectorAll("button.axis")) {
 for (const button of document.querySelectorAll("button.raw")) {
   button.addEventListener("click", () => press(button, button.closest("figure").classList.toggle("show-raw")));
 }
-// Completions of one algorithm, or that contain a text.
+// Filter completions by algorithm and text.
 for (const browser of document.querySelectorAll(".completions")) {
   const label = browser.querySelector("select"), words = browser.querySelector("input"), count = browser.querySelector("output");
   const choose = () => {

@@ -1,0 +1,83 @@
+"""A run as the report sees it, and the problems found while reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rgpo.report.read.reduce import Reduced
+from rgpo.report.stats.bootstrap import Floats
+from rgpo.runtime.schema import Metric
+
+
+class Problem(NamedTuple):
+    """Something that was left out or is incomplete: its place, and the reason in one sentence."""
+
+    where: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}"
+
+
+class Provenance(NamedTuple):
+    """The part of provenance.json that the report shows; empty or "unknown" where the file has nothing."""
+
+    commit: str
+    dirty: bool  # uncommitted changes
+    versions: str
+    host: str
+    started: str
+    command: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, reduced: curves over iterations and the numbers of the tables."""
+
+    experiment: str
+    folder: Path
+    task: str  # with its scale in parentheses if there are several: "qwen_rlhf (embedded)"
+    scale: str  # embedded, smollm2, paper; none for control
+    algo: str
+    seed: int
+    config: Mapping[str, object]  # dotted key -> value, with present names
+    metrics: Mapping[str, Metric]  # declared by the run's own config, beyond the packaged ones
+    provenance: Provenance
+    status: str  # of state.json, or "unknown"
+    reason: str
+    num_iterations: int
+    reached: int  # iterations with a row
+    reduced: Reduced
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.name
+
+    @property
+    def where(self) -> str:
+        return f"{self.experiment}/{self.run_id}"
+
+    @property
+    def complete(self) -> bool:
+        """True if the run ended as planned and every iteration has a row."""
+        return self.status in ("completed", "unknown") and self.reached >= self.num_iterations
+
+    def curve(self, column: str) -> Floats:
+        """Points (P,) of a column; nan where it was not measured."""
+        found = self.reduced.curves.get(column)
+        return found if found is not None else np.full(len(self.reduced.curves["iteration"]), np.nan)
+
+    def number(self, column: str, statistic: str) -> float:
+        """A number of the tables; nan if the column was never measured."""
+        return self.reduced.numbers.get((column, statistic), float("nan"))
+
+    def has(self, column: str) -> bool:
+        """True if the column was measured at least once."""
+        found = self.reduced.lists.get(column, self.reduced.curves.get(column))
+        return found is not None and bool(np.any(~np.isnan(found)))
