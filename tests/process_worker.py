@@ -1,7 +1,7 @@
-"""What one of several processes does for test_processes.py, and `measure`, which a single process does as well.
+"""The part of test_processes.py that runs in each of several processes, and `measure`, which a single process runs as well.
 
-`process_worker.py FOLDER` reads FOLDER/jobs.json: measures of a checkpoint, then whole runs one after the other, in which process
-1 is sent a signal at iteration 3, raises or dies where results_dir says so.
+`process_worker.py FOLDER` reads FOLDER/jobs.json: measures of a checkpoint, then whole runs one after the other, in which rank 1
+receives a signal at iteration 3, raises or dies, depending on results_dir.
 """
 
 from __future__ import annotations
@@ -10,74 +10,103 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tiny_policies import SAMPLING, critic_settings, nudge, objective, roll, settings
+from tiny_policies import SAMPLING, nudge, objective, roll
 
 from rgpo import distributed
 from rgpo.cli import run
 from rgpo.core import gates
-from rgpo.language.policy import sharding
 from rgpo.language.policy.language_model import LanguageModel
 from rgpo.language.policy.pretrained import add_lora, load_causal_lm
-from rgpo.language.policy.token_batch import _whole
+from rgpo.language.policy.token_batch import _gathered
 from rgpo.language.task import Language
+from rgpo.learning import sharded
+from rgpo.learning.gradients import TrustRegionProblem, group_gradients
+from rgpo.learning.natural_gradient import NaturalGradient
+from rgpo.learning.sgd import SGD
 
-CASES: dict[str, dict[str, Any]] = {  # of 12 completions; micro_batch_size decides into how many pieces
-    "three pieces": {"micro_batch_size": 5},
-    "three pieces, lora": {"micro_batch_size": 5, "lora": True},
+CASES: dict[str, dict[str, Any]] = {  # of 12 completions; micro_batch_size decides the number of micro-batches
+    "three micro-batches": {"micro_batch_size": 5},
+    "three micro-batches, lora": {"micro_batch_size": 5, "lora": True},
     "whole completions": {"micro_batch_size": 3, "reduction": "sequence_mean", "ratio": "sequence", "lora": True},
     "a process without any": {"num_minibatches": 12, "reduction": "sequence_mean"},
 }
 
 
+def make_sgd(policy: LanguageModel) -> SGD:
+    """The sign-aware gate with every term of the loss."""
+    more = {"num_epochs": 1, "num_minibatches": 1, "lr": 1e-12, "anneal_lr": False, "adam_eps": 1e-8, "max_grad_norm": None}
+    update = SGD(**more, vf_coef=0.1, ent_coef=0.01, value_clip=0.2, compile=False)
+    update.setup(
+        policy,
+        objective(gates.SignAwareSigmoid(scale="none", sharpness=10.0, cap=3.0)),
+        penalized=True,
+        normalize="none",
+        num_iterations=1,
+        seed=0,
+    )
+    return update
+
+
+def make_natural_gradient(policy: LanguageModel) -> NaturalGradient:
+    search = {"kl_max": 0.01, "cg_iterations": 10, "cg_damping": 0.1, "line_search_shrink": 0.8, "line_search_tries": 10}
+    update = NaturalGradient(**search, critic_epochs=1, critic_minibatches=2, critic_lr=1e-3, compile=False)
+    update.setup(policy, objective(gates.Identity()), penalized=False, normalize="none", num_iterations=1, seed=0)
+    return update
+
+
 def measure(
     checkpoint: str, *, shard: bool = False, lora: bool = False, num_minibatches: int = 1, **sampling: Any
 ) -> dict[str, Any]:
-    """Everything that a rollout, a step and the diagnostics compute, whole in the first process."""
+    """Everything that a rollout, a step and the diagnostics compute, whole on rank 0."""
     model, _ = load_causal_lm(checkpoint, dtype="float32", device="cpu")
     if lora:
         model = add_lora(model, rank=2, alpha=4.0, dropout=0.0, target_modules="all-linear", seed=0)
-    policy = LanguageModel(model, type(SAMPLING)(**{**vars(SAMPLING), "num_kl_tokens": 15, **sampling}), critic=True)
+    policy = LanguageModel(model, replace(SAMPLING, num_kl_tokens=15, **sampling), critic=True)
     nudge(policy)
     if shard:
         policy.shard()
     rollout = roll(policy, num_minibatches=num_minibatches)
-    batch, _ = policy.make_batch(rollout, rollout.reward, rollout.reward * 0.5)
+    batch = policy.make_batch(rollout, rollout.reward, rollout.reward * 0.5)
     generator = torch.Generator().manual_seed(5)
-    batch = batch._replace(logp_old=batch.logp_old + 0.1 * torch.randn(batch.logp_old.shape, generator=generator))
-    found: dict[str, Any] = {"sequence": batch.completions.sequence_BS, "logp_ref": batch.logp_ref}
+    logp_old = batch.samples.logp_old
+    changed = logp_old + 0.1 * torch.randn(logp_old.shape, generator=generator)
+    batch = replace(batch, samples=batch.samples._replace(logp_old=changed))
+    found: dict[str, Any] = {"sequence": batch.completions.sequence_BS, "logp_ref": batch.samples.logp_ref}
     found["kl"] = torch.from_numpy(policy.completion_kl(batch.completions))
-    found["kept"] = torch.stack(_whole(batch.kept)[2:])
+    found["stored"] = torch.stack(_gathered(batch.stored)[2:])
     groups = np.arange(12).reshape(4, 3)
-    found["groups"] = torch.stack(list(policy.group_gradients(batch, batch.advantage, objective(gates.Log()), groups)))
-    adam = policy.adam(settings(num_minibatches=num_minibatches))
-    (found["rows"],), _ = adam.climb(batch, 1e-12, 0.3, 1)
-    found["gradient"] = torch.cat([sharding.full(p.grad).flatten() for p in policy.with_critic()])
-    found |= {f"moved {i}": x for i, x in enumerate(policy.moved(batch))}
+    found["groups"] = torch.stack(list(group_gradients(policy, batch, objective(gates.Log()), groups)))
+    (found["statistics"],), _ = make_sgd(policy).optimizer.run_epochs(batch, 1e-12, 0.3, 1)
+    found["gradient"] = torch.cat([sharded.full(p.grad).flatten() for p in policy.parameters()])
+    found |= {f"shift {name}": x for name, x in policy.measure_shift(batch)._asdict().items()}
     found["state"] = torch.cat([x.flatten() for x in policy.state_dict().values()])
-    policy.load_state_dict(distributed.gather(policy.state_dict())[0])  # as all read one checkpoint
-    found["once more"] = policy.moved(batch).log_ratio
+    policy.load_state_dict(distributed.all_gather(policy.state_dict())[0])  # as every rank reads one checkpoint
+    found["once more"] = policy.measure_shift(batch).log_ratio
     if lora and not shard:
-        local = policy.local_model(batch, batch.advantage, objective(gates.Identity()))
-        v = torch.randn(len(local.gradient()), generator=generator)
-        found |= {"natural gradient": local.gradient(), "fisher": local.fisher_product(v), "loss": torch.tensor(local.loss)}
-        found["evaluated"] = torch.tensor(local.evaluate(1e-3 * v))
-        (found["critic"],), _ = policy.critic_adam(critic_settings()).climb(batch, 1e-3, 0.0, 1)
+        problem = TrustRegionProblem(policy, batch, objective(gates.Identity()))
+        v = torch.randn(len(problem.gradient), generator=generator)
+        found |= {"natural gradient": problem.gradient, "fisher": problem.fisher_product(v), "loss": torch.tensor(problem.loss)}
+        found["evaluated"] = torch.tensor(problem.evaluate(1e-3 * v))
+        found["features"] = policy.critic.features(batch)
+        found["critic loss"] = torch.tensor(make_natural_gradient(policy)._fit_critic(policy, batch))
+        found["critic"] = policy.critic.flat.clone()
     return found
 
 
 def measure_all(checkpoint: str) -> dict[str, dict[str, Any]]:
-    """All cases with whole and with sharded layers; what this process finds must be what the other does, bit for bit."""
+    """All cases with whole and with sharded layers; every rank must find the same numbers, bit for bit."""
     found = {}
     for name, case in CASES.items():
         for how in ("ddp", "fsdp"):
             found[f"{name} {how}"] = numbers = measure(checkpoint, shard=how == "fsdp", **case)
             for key in sorted(numbers.keys() - {"state"}):
-                first, second = distributed.gather(numbers[key])
+                first, second = distributed.all_gather(numbers[key])
                 assert torch.equal(first, second), f"{name} {how} {key} differs between the processes"
     return found
 

@@ -50,7 +50,7 @@ def start_two(command: list[str], cwd: Path) -> list[subprocess.Popen]:
 
 
 def run_two(command: list[str], cwd: Path, code: int = 0) -> list[str]:
-    """What each of two processes printed; both must end with the exit code."""
+    """Output of each of two processes; both must end with the exit code."""
     both = start_two(command, cwd)
     outputs = ["".join(process.communicate(timeout=120)) for process in both]
     assert [process.returncode for process in both] == [code, code], outputs
@@ -73,7 +73,7 @@ def words(parts: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pair(words: list[str], parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that two processes do one thing after the other: measure, and run to the end, to a signal and to a failure."""
+    """Results of two processes that measure, and then run to the end, to a signal and to a failure."""
     folder = tmp_path_factory.mktemp("pair")
     full = [*words, "task.lora=null"]
     runs = [
@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_in_two_processes_bit_for_bit_and_in_one_to_roundin
     (tmp_path / "jobs.json").write_text(json.dumps({"checkpoint": None, "runs": [full]}))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(HERE / "process_worker.py")]
     killed = subprocess.run([sys.executable, *torchrun, str(tmp_path)], cwd=tmp_path, text=True, capture_output=True, timeout=120)
-    why = "process 1 of 2 died without a word"
+    why = "rank 1 exited without an error message (killed or out of memory?)"
     assert killed.returncode != 0
     assert killed.stderr.count("rgpo-run: ") == 1 and f"rgpo-run: {why}" in killed.stderr, killed.stderr
     state = json.loads((the_run(tmp_path / "killed") / "state.json").read_text())
@@ -137,14 +137,17 @@ def test_a_killed_run_goes_on_in_two_processes_bit_for_bit_and_in_one_to_roundin
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
 
     resumed, _ = run_two(["-m", "rgpo.cli.run", *full], tmp_path)
-    assert "attempt 2 resumes after iteration 2" in resumed and "equal to rounding" not in resumed
+    assert "attempt 2 resumes after iteration 2" in resumed and "up to rounding" not in resumed
     run_dir, wanted = the_run(tmp_path / "killed"), the_run(pair / "whole")
     pd.testing.assert_frame_equal(rows(run_dir), rows(wanted), check_exact=True)
     assert all(torch.equal(x, parameters(wanted)[name]) for name, x in parameters(run_dir).items())
 
     monkeypatch.chdir(tmp_path)
     assert run._main([*full[:-1], "results_dir=alone"]) == 0
-    assert "2 process(es) wrote the checkpoint" in capsys.readouterr().out
+    assert (
+        "2 process(es) wrote the checkpoint, with 1 thread(s) each: the resumed run is equal up to rounding"
+        in capsys.readouterr().out
+    )
     same(the_run(tmp_path / "alone"), wanted)
 
 
@@ -158,10 +161,10 @@ def test_a_signal_to_one_stops_both_after_the_same_iteration(pair: Path) -> None
 
 
 def test_a_process_that_raises_ends_the_run_with_one_sentence(pair: Path) -> None:
-    why = "process 1 of 2: ValueError: boom"
+    why = "rank 1: ValueError: boom"
     said = [(pair / name).read_text() for name in ("first", "second")]
     assert "rgpo-run: " not in said[0] and f"rgpo-run: {why}\n" in said[1]
-    assert "in each of 2 processes" in said[0] and "results in" not in said[1]  # the first alone tells how it goes
+    assert "in each of 2 processes" in said[0] and "results in" not in said[1]  # rank 0 alone prints progress
     run_dir = the_run(pair / "raised")
     state = json.loads((run_dir / "state.json").read_text())
     assert state["status"] == "failed" and state["reason"] == why
@@ -180,7 +183,7 @@ def test_a_world_size_without_a_launcher_is_refused(
     size: str, rest: list[str], sentence: str, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", size)
-    for name in distributed.NEEDED:
+    for name in distributed.REQUIRED_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     assert sentence in rgpo_run(rest, tmp_path, code=2)
 
@@ -188,7 +191,6 @@ def test_a_world_size_without_a_launcher_is_refused(
 @pytest.mark.parametrize(
     ("rest", "sentence"),
     [
-        (["task=bandit", "gate=sigmoid"], "WORLD_SIZE=2: bandit tasks run in one process"),
         (["task=cartpole"], "WORLD_SIZE=2: control tasks run in one process"),
         ([*RUN, "task.num_prompts=1"], "task.num_prompts=1: leaves some of 2 processes without a prompt"),
         (["task=qwen_rlhf", "task.num_eval_prompts=1"], "task.num_eval_prompts=1: leaves some of 2 processes"),
@@ -203,12 +205,12 @@ def test_what_many_processes_cannot_run_is_refused(rest: list[str], sentence: st
         compose_jobs(rest, False, None)
 
 
-def test_shares_are_whole_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_slices_are_whole_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     items = ["a", "a", "b", "b", "b", "c"]
     for size, wanted in ((1, ["aabbbc"]), (2, ["aa", "bbbc"]), (3, ["aa", "bbb", "c"]), (6, list("aabbbc"))):
         monkeypatch.setenv("WORLD_SIZE", str(size))
         got = []
         for k in range(size):
             monkeypatch.setenv("RANK", str(k))
-            got.append("".join(items[distributed.share(items)]))
+            got.append("".join(items[distributed.local_slice(items)]))
         assert got == wanted
