@@ -32,14 +32,14 @@ def group_gradients(policy: Policy, batch: Batch, objective: Objective, groups: 
     """The actor's gradient (P,) of the surrogate without its KL term, averaged over each group of samples; groups (M, b)."""
     flat, leaves = trainable(policy)
     for index in groups:
+        for p in leaves:
+            p.grad = None
         part = policy.subset(batch, index)
         for view in local_views(part):
             out = policy.forward(view, flat=flat, entropy=False, value=False)
             torch.autograd.backward(policy_loss(out, part.at(view), objective=objective)[0])  # FSDP has no torch.autograd.grad
         sharded.sum_gradients(leaves)
         yield sharded.flatten([p.grad for p in leaves if p.grad is not None])[: policy.num_actor_parameters]
-        for p in leaves:
-            p.grad = None
 
 
 def local_views(batch: Batch) -> list[View]:
