@@ -1,4 +1,4 @@
-"""The compiled gradient step against the same step uncompiled, and what runs of one process share."""
+"""Compiled gradient steps against the same steps uncompiled, and the graphs that runs of one process share."""
 
 from __future__ import annotations
 
@@ -17,47 +17,60 @@ from cli import TINY
 from torch import Tensor
 from torch._inductor.exc import CppCompileError
 
-from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.actor_critic import ActorCritic, ControlBatch
 from rgpo.core import gates
 from rgpo.core.adaptive_gate import AdaptiveSharpness
 from rgpo.core.gate import Gate
-from rgpo.core.rollout import Batch
 from rgpo.core.surrogate import Detached, surrogate
-from rgpo.learning import minibatch_adam
-from rgpo.learning.minibatch_adam import MOST_GRAPHS
+from rgpo.learning.accel import compiled_adam
+from rgpo.learning.accel.compiled_adam import MOST_GRAPHS
 from rgpo.learning.natural_gradient import NaturalGradient
 from rgpo.learning.sgd import SGD
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
+MakePolicy = Callable[..., ActorCritic]
+MakeBatch = Callable[..., ControlBatch]
+CLIP = gates.Clip(eps_low=0.2, eps_high=0.2, cap=None, scale="none")
 
 
-def learnt(policy: ActorCritic, batch: Batch, gate: Gate, compile: bool | str) -> Tensor:
-    """The parameters after four epochs, with what the gate learns after each two."""
-    update = SGD(num_epochs=2, num_minibatches=2, lr=1e-2, anneal_lr=False, compile=compile)
-    update.setup(policy, partial(surrogate, gate=gate, ref_gate=gates.Open(), dual=Detached()), False, 2, 0)
+def sigmoid(sharpness: float) -> Gate:
+    return gates.SignAwareSigmoid(sharpness=sharpness, cap=3.0, scale="none")
+
+
+def sgd(policy: ActorCritic, gate: Gate, compile: bool | str, *, penalized: bool = False, **change: Any) -> SGD:
+    """Two epochs of two minibatches, set up for two iterations."""
+    knobs = {"num_epochs": 2, "num_minibatches": 2, "lr": 1e-2, "anneal_lr": False, "adam_eps": 1e-5, "max_grad_norm": 0.5}
+    knobs |= {"vf_coef": 0.5, "ent_coef": 0.0, "value_clip": 0.2}
+    update = SGD(**(knobs | change), compile=compile)
+    objective = partial(surrogate, gate=gate, ref_gate=gates.Open(), combine=Detached())
+    update.setup(policy, objective, penalized=penalized, normalize="minibatch", num_iterations=2, seed=0)
+    return update
+
+
+def trained(policy: ActorCritic, batch: ControlBatch, gate: Gate, compile: bool | str) -> Tensor:
+    """The parameters after two iterations, with one adaptation of the gate after each."""
+    update = sgd(policy, gate, compile)
     for _ in range(2):
         update(policy, batch, 0.0)
         gate.observe(1.0)  # far above the target: an adaptive gate becomes sharper
-    return policy.parameters
+    return policy.flat
 
 
-def test_compiled_steps_are_the_plain_ones_whatever_ran_before(
-    make_policy: Callable[..., ActorCritic], make_batch: Callable[..., Batch]
-) -> None:
-    """One process, several runs: none may see a constant of another, and equal ones share their graph."""
+def test_compiled_steps_equal_eager_ones_after_any_other_run(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    """Several runs in one process: none may use a constant of another, and equal ones share their graph."""
     torch.compiler.reset()
     graphs = torch._dynamo.utils.counters["stats"]
     before, seen, results = graphs["unique_graphs"], [], []
     settings: list[Callable[[], Gate]] = [
-        lambda: gates.SigmoidSigned(sharpness=3.0),
-        lambda: gates.SigmoidSigned(sharpness=30.0),
-        lambda: AdaptiveSharpness(gate=gates.SigmoidSigned(sharpness=3.0), rate=1.0),
-        lambda: gates.SigmoidSigned(sharpness=3.0),
+        lambda: sigmoid(3.0),
+        lambda: sigmoid(30.0),
+        lambda: AdaptiveSharpness(gate=sigmoid(3.0), kl_target=0.01, rate=1.0, min_sharpness=1.0, max_sharpness=60.0),
+        lambda: sigmoid(3.0),
     ]
     for make_gate in settings:
-        plain, compiled = make_policy(), make_policy()
-        batch = make_batch(plain, 32)
-        expected, found = learnt(plain, batch, make_gate(), False), learnt(compiled, batch, make_gate(), True)
+        eager, compiled = make_policy(), make_policy()
+        batch = make_batch(eager, 32)
+        expected, found = trained(eager, batch, make_gate(), False), trained(compiled, batch, make_gate(), True)
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
         results.append(expected.clone())
         seen.append(graphs["unique_graphs"] - before)
@@ -67,45 +80,44 @@ def test_compiled_steps_are_the_plain_ones_whatever_ran_before(
     assert torch._dynamo.config.recompile_limit == MOST_GRAPHS
 
 
-def test_a_compiled_critic_is_the_plain_one(make_policy: Callable[..., ActorCritic], make_batch: Callable[..., Batch]) -> None:
+def test_a_compiled_critic_equals_the_eager_one(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
     """TRPO's critic: eight minibatches and no clip of the gradient, which is another graph."""
     found = []
     for compile in (False, True):
         policy = make_policy(discrete=True)
         batch = make_batch(policy, 64)
-        update = NaturalGradient(critic_epochs=3, critic_minibatches=8, critic_lr=1e-2, compile=compile)
-        objective = partial(surrogate, gate=gates.Identity(), ref_gate=gates.Open(), dual=Detached())
-        update.setup(policy, objective, False, 1, 0)
-        before = policy.parameters.clone()
+        knobs = {"kl_max": 0.01, "cg_iterations": 10, "cg_damping": 0.1, "line_search_shrink": 0.8, "line_search_tries": 10}
+        update = NaturalGradient(**knobs, critic_epochs=3, critic_minibatches=8, critic_lr=1e-2, compile=compile)
+        objective = partial(surrogate, gate=gates.Identity(), ref_gate=gates.Open(), combine=Detached())
+        update.setup(policy, objective, penalized=False, normalize="minibatch", num_iterations=1, seed=0)
+        before = policy.flat.clone()
         loss = update(policy, batch, 0.0)[0]["loss/value"]
-        assert (policy.parameters - before).abs().max() > 1e-2
-        found.append(torch.cat([policy.parameters, torch.tensor([loss])]))
+        assert (policy.flat - before).abs().max() > 1e-2
+        found.append(torch.cat([policy.flat, torch.tensor([loss])]))
     torch.testing.assert_close(*found, rtol=0, atol=2e-6)
 
 
-def test_a_compiled_penalised_step_is_the_plain_one(
-    make_policy: Callable[..., ActorCritic], make_batch: Callable[..., Batch]
-) -> None:
-    """Four minibatches with the exact KL in the loss and an entropy bonus; the statistics of every step agree, too."""
+def test_a_compiled_penalized_step_equals_the_eager_one(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    """Four minibatches with the exact KL in the loss and an entropy bonus; metrics and policy shift agree, too."""
     found = []
     for compile in (False, True):
         policy = make_policy()
         batch = make_batch(policy, 64)
-        update = SGD(num_epochs=3, num_minibatches=4, lr=1e-2, ent_coef=0.01, value_clip=0.2, max_grad_norm=0.5, compile=compile)
-        objective = partial(surrogate, gate=gates.Clip(), ref_gate=gates.Open(), dual=Detached())
-        update.setup(policy, objective, True, 2, 0)
-        statistics, after = update(policy, batch, 0.3)
-        found.append(torch.cat([policy.parameters, torch.tensor(list(statistics.values())), *(x.flatten() for x in after[:3])]))
+        change = {"num_epochs": 3, "num_minibatches": 4, "ent_coef": 0.01, "anneal_lr": True}
+        update = sgd(policy, CLIP, compile, penalized=True, **change)
+        metrics, shift = update(policy, batch, 0.3)
+        measured = (shift.log_ratio, shift.kl, shift.entropy)
+        found.append(torch.cat([policy.flat, torch.tensor(list(metrics.values())), *(x.flatten() for x in measured)]))
     torch.testing.assert_close(*found, rtol=1e-5, atol=2e-6)
 
 
-def test_compiled_code_is_kept(make_policy: Callable[..., ActorCritic], make_batch: Callable[..., Batch]) -> None:
-    """Another process finds it: torch does not keep code with every operation, which would cost each run of a sweep anew."""
+def test_compiled_code_is_cached_on_disk(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    """Another process finds it: torch does not cache graphs with certain operations, and each run of a sweep would compile."""
     for _ in range(2):
         torch.compiler.reset()
         torch._dynamo.utils.counters.clear()
         policy = make_policy()
-        learnt(policy, make_batch(policy, 32), gates.Clip(), compile=True)
+        trained(policy, make_batch(policy, 32), CLIP, compile=True)
     counters = torch._dynamo.utils.counters
     assert counters["aot_autograd"]["autograd_cache_hit"] == 1
     assert counters["aot_autograd"]["autograd_cache_bypass"] == counters["inductor"]["fxgraph_cache_bypass"] == 0
@@ -117,8 +129,8 @@ exit 1
 """
 
 
-def test_a_compiler_that_fails_is_one_sentence(tmp_path: Path) -> None:
-    """The case that must fail: g++ without Python's headers, for example; update.compile=true was asked for."""
+def test_a_failing_compiler_is_reported_in_one_line(tmp_path: Path) -> None:
+    """The case that must fail: update.compile=true and, for example, g++ without Python's headers."""
     broken = tmp_path / "g++"
     broken.write_text(BROKEN_COMPILER.format(real=shutil.which("g++")))
     broken.chmod(0o755)
@@ -126,21 +138,21 @@ def test_a_compiler_that_fails_is_one_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rgpo.cli.run", *TINY, "algo=ppo", "num_iterations=1", "update.compile=true"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "update.compile: the C++ compiler failed" in done.stderr and "set update.compile=false" in done.stderr
+    assert "update.compile=true: the C++ compiler failed" in done.stderr and "or use auto." in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_where_compiling_was_no_order_the_run_goes_on_without(
-    make_policy: Callable[..., ActorCritic], make_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+def test_on_auto_a_failing_compiler_leaves_the_run_uncompiled(
+    make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
         raise CppCompileError(["g++"], "no Python.h")
 
-    monkeypatch.setattr(minibatch_adam, "_compile", lambda function: refuse)
-    monkeypatch.setattr(minibatch_adam, "ENOUGH_STEPS", 1)
-    plain, tried = make_policy(), make_policy()
-    batch = make_batch(plain, 32)
-    expected = learnt(plain, batch, gates.SigmoidSigned(sharpness=3.0), False)
-    with pytest.warns(UserWarning, match="goes on uncompiled"):
-        found = learnt(tried, batch, gates.SigmoidSigned(sharpness=3.0), "auto")
+    monkeypatch.setattr(compiled_adam, "compile_epochs", lambda run_epochs: refuse)
+    monkeypatch.setattr(compiled_adam, "ENOUGH_STEPS", 1)
+    eager, tried = make_policy(), make_policy()
+    batch = make_batch(eager, 32)
+    expected = trained(eager, batch, sigmoid(3.0), False)
+    with pytest.warns(UserWarning, match=r"the C\+\+ compiler failed .*; the run continues uncompiled"):
+        found = trained(tried, batch, sigmoid(3.0), "auto")
     assert torch.equal(found, expected)
