@@ -1,204 +1,233 @@
-"""From the command line's words to checked, resolved configurations; every complaint is one ConfigError sentence."""
+"""From the words of a command line to checked, resolved configurations; every complaint is one ConfigError sentence."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
-import importlib
-import inspect
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rgpo.cli.overrides import hydra_on
-from rgpo.errors import ConfigError, close_matches, first_line, require
+from rgpo.cli.build import GROUPS, build, check_type, make, present_name, refuse_unknown
+from rgpo.cli.hints import Node, parameters_of, shown
+from rgpo.cli.overrides import Choices, hydra_on
+from rgpo.cli.unused import refuse_unused
+from rgpo.cli.words import flat, former_name, preset_of, typed_keys
+from rgpo.errors import ConfigError, close_matches, first_line
+from rgpo.learning.types import Task
 from rgpo.paths import conf_dir
+from rgpo.runtime.schema import AXES, NOT_IDENTITY, glossary
+from rgpo.runtime.settings import Settings
+from rgpo.runtime.trackers import ADAPTERS
 
-AXES = ("gate", "ref_gate", "dual", "advantage", "penalty", "update")
-GROUPS = {"task": "task", "gate": "gate", "ref_gate": "gate@ref_gate", "algo": "algo"} | {
-    key: key for key in ("dual", "advantage", "penalty", "update")
+__all__ = ["Job", "build", "compose_jobs", "make", "make_job"]
+
+LAUNCHING = {"memory_gb": int, "plan": bool, "force": bool}  # read here and by launchers
+LARGEST = 2**63 - 1  # that a column holds
+RANGES = {  # smallest and largest
+    "seed": (0, LARGEST),
+    "total_env_steps": (1, LARGEST),
+    "num_iterations": (1, LARGEST),
+    "num_threads": (1, 4096),
+    "memory_gb": (1, 2**31),
+    "eval_every": (0, LARGEST),
+    "gradvar_every": (0, LARGEST),
+    "checkpoint_every_s": (0, float("inf")),
 }
-NOT_HASHED = (
-    "name",
-    "results_dir",
-    "num_threads",
-    "memory_gb",
-    "plan",
-    "force",
-    "checkpoint_every_s",
-    "exports",
-)  # make no other run; num_threads changes how its numbers are rounded
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Job:
     """One run: the words that select it, its plain resolved configuration and its folder."""
 
     overrides: tuple[str, ...]
-    config: dict[str, Any]
+    config: dict[str, object]
     run_dir: Path
+    config_dir: str | None = None
 
     @property
     def config_hash(self) -> str:
         """The last part of the folder's name."""
         return self.run_dir.name.rsplit("-", 1)[1]
 
+    @property
+    def command(self) -> str:
+        """The command line of this run alone."""
+        own = ["--config-dir", self.config_dir] if self.config_dir else []
+        return shlex.join(["rgpo-run", *own, *self.overrides])
+
+    @property
+    def plan(self) -> bool:
+        """True if the run is to be listed only."""
+        return bool(self.config["plan"])
+
+    @property
+    def force(self) -> bool:
+        """True if an existing run is to be moved aside."""
+        return bool(self.config["force"])
+
+    def choice(self, group: str) -> str:
+        """The option selected of a group; "none" where there is none."""
+        return str(cast(Node, self.config["choices"]).get(group) or "none")
+
+    def describe(self) -> dict[str, str]:
+        """The parts of the algorithm by name."""
+        return build(self.config)[1].describe()
+
 
 def compose_jobs(overrides: list[str], multirun: bool, config_dir: str | None) -> list[Job]:
-    """Every run that a command line asks for, composed and checked before the first one starts. ConfigError otherwise."""
+    """Every run of a command line, composed and checked before the first one starts.
+
+    Raises: ConfigError if any of them cannot run.
+    """
     with hydra_on(config_dir) as composer:
-        if multirun:
-            return [make_job(*composer(cell), tuple(cell)) for cell in composer.cells(overrides)]
-        for word, item in zip(overrides, composer.parse(overrides), strict=True):
-            if item.is_sweep_override():
-                raise ConfigError(f"{word}: is a sweep, add -m to run all of its cells.")
-        return [make_job(*composer(overrides), tuple(overrides))]
+        parsed = composer.parse(overrides, sweep=multirun)
+        for word, item in zip(overrides, parsed, strict=True):
+            if item.is_sweep_override() and not multirun:
+                raise ConfigError(f"{word}: is a sweep; add -m to run all of its jobs.")
+            if item.is_hydra_override() and not multirun and item.key_or_group != "hydra.searchpath":
+                raise ConfigError(f"{word}: is read by sweeps only; add -m, or leave it out.")
+        cells = composer.cells(overrides) if multirun else [overrides]
+        typed = [typed_keys(cell, composer.parse(cell)) for cell in cells]
+        return [make_job(*composer(cell), tuple(cell), keys, config_dir) for cell, keys in zip(cells, typed, strict=True)]
 
 
-def make_job(composed: DictConfig, choices: Mapping[str, Any], overrides: tuple[str, ...]) -> Job:
-    """Resolve and check one composed configuration."""
+def make_job(
+    composed: DictConfig,
+    choices: Choices,
+    overrides: tuple[str, ...],
+    typed: Mapping[str, str] | None = None,
+    config_dir: str | None = None,
+) -> Job:
+    """One composed configuration, resolved and checked; typed: the keys that the user set, each of which must be read.
+
+    Raises: ConfigError if it cannot run.
+    """
     config = plain(composed)
-    config["choices"] = {key: choices[group] for key, group in GROUPS.items()} | {"scale": choices.get("scale", "none")}
-    check(config)
+    config["choices"] = {key: choices.get(group) for key, group in GROUPS.items()} | {"scale": choices.get("scale", "none")}
+    _check_keys(config)
+    _, algorithm = build(config)
+    refuse_unused(typed or {}, config, algorithm.requirements)
+    check_task(json.dumps(config["task"]))
     digest = config_hash(config)
-    name = f"{config['choices']['task']}-{config['choices']['algo']}-s{config['seed']}-{digest}"
-    return Job(overrides, config, Path(config["results_dir"]) / str(config["name"]) / name)
+    name = "-".join(str(part or "none") for part in (choices.get("task"), choices.get("algo"), f"s{config['seed']}", digest))
+    return Job(overrides, config, Path(str(config["results_dir"])) / str(config["name"]) / name, config_dir)
 
 
-def plain(composed: DictConfig) -> dict[str, Any]:
-    """The configuration, which has no hydra node, resolved, as dicts and lists. ConfigError for a missing value."""
+def plain(composed: DictConfig) -> dict[str, object]:
+    """A configuration without hydra's node, resolved, as dicts and lists, without presets and with present class names.
+
+    Raises: ConfigError for a missing value, an interpolation that does not resolve, or a preset that nothing reads.
+    """
     try:
         resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key}=???: has no default, give it on the command line.") from error
+        raise ConfigError(f"{error.full_key}=???: has no default; give it on the command line.") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {first_line(error)}.") from error
+        former = re.search(r"published\.\w+", str(error))
+        remedy = f"; it is now {preset_of(former[0])}" if former else ""
+        raise ConfigError(f"{error.full_key}: {first_line(error)}{remedy}.") from error
     assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+    config = {str(key): value for key, value in resolved.items()}
+    _check_presets(composed, config.pop("presets", {}))
+    return cast(dict[str, object], _with_present_targets(config))
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
+def _check_presets(composed: DictConfig, presets: object) -> None:
+    """Presets are those of conf/presets and whatever an option of the user's reads."""
+    unknown = [key for key, value in flat(presets).items() if key not in _known_presets() and not isinstance(value, Mapping)]
+    if unknown:
+        text = str(OmegaConf.to_container(composed, resolve=False))
+        for key in unknown:
+            if f"${{presets.{key}}}" not in text:
+                near = close_matches(key, _known_presets())
+                raise ConfigError(f"presets.{key}={shown(flat(presets)[key])}: is not a preset that anything reads.{near}")
+
+
+@functools.cache
+def _known_presets() -> tuple[str, ...]:
+    return tuple(flat(OmegaConf.to_container(OmegaConf.load(conf_dir() / "presets" / "control.yaml"))))
+
+
+def _with_present_targets(node: object) -> object:
+    if isinstance(node, list):
+        return [_with_present_targets(entry) for entry in node]
+    if not isinstance(node, Mapping):
+        return node
+    found = {key: _with_present_targets(value) for key, value in node.items()}
+    return found | ({"_target_": present_name(str(node["_target_"]))} if "_target_" in node else {})
+
+
+def config_hash(config: Node) -> str:
     """Eight hex digits over everything that can change a number of the run by more than rounding."""
-    relevant = {key: value for key, value in config.items() if key not in NOT_HASHED}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
+    relevant = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(_ordered(relevant)).encode()).hexdigest()[:8]
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Refuse unknown keys, wrong types, impossible values and impossible combinations. ConfigError."""
-    known, published = _known_keys()
-    _refuse_unknown("", config, known)
-    _refuse_unknown("published.", config["published"], published)
-    require(type(config["seed"]) is not int or config["seed"] < 2**63, "seed", config["seed"], "must be below 2^63.")
-    for key in ("seed", "eval_every", "gradvar_every"):
-        value = config[key]
-        require(type(value) is int and value >= 0, key, value, "must be a whole number, 0 or more.")
-    for key in ("total_env_steps", "num_iterations", "num_threads", "memory_gb"):
-        value = config[key]
-        empty = key == "num_iterations" and value is None
-        require(empty or (type(value) is int and value > 0), key, value, "must be a positive whole number.")
-    for key in ("checkpoint_every_s", "kl_spike_threshold"):
-        value = config[key]
-        require(isinstance(value, int | float) and value >= 0, key, value, "must be a number, 0 or more.")
-    for key in ("plan", "force"):
-        require(isinstance(config[key], bool), key, config[key], "must be true or false.")
-    name = str(config["name"])
-    require(re.fullmatch(r"[\w.-]+", name) is not None and name[0] != ".", "name", name, "use letters, digits, - and _.")
-    for axis in ("task", *AXES):
-        _check_node(axis, config[axis])
-    build(config)
-    _check_task(json.dumps(config["task"]))
-
-
-@functools.cache
-def _check_task(node: str) -> None:
-    """What a task looks up outside the configuration, once for all cells that share it. ConfigError."""
-    make("task", json.loads(node)).check()
-
-
-@functools.cache
-def _known_keys() -> tuple[set[str], set[str]]:
-    """Top-level keys, and those of `published`."""
-    base = OmegaConf.load(conf_dir() / "config.yaml")
-    assert isinstance(base, DictConfig)
-    own = {str(key) for key in base if key not in ("defaults", "hydra")}
-    return own | {"choices", "task", *AXES}, {str(key) for key in base.published}
-
-
-def build(config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The task and the algorithm that a plain configuration describes. ConfigError."""
-    from rgpo.learning.algorithm import Algorithm
-
-    parts = {axis: make(axis, config[axis]) for axis in ("task", *AXES)}
-    task = parts.pop("task")
-    return task, task.admit(Algorithm(**parts, kl_spike_threshold=config["kl_spike_threshold"]))
-
-
-def make(key: str, node: Mapping[str, Any]) -> Any:
-    """Call a node's _target_ with its other entries. ConfigError with the object's own sentence."""
-    try:
-        return _made(node)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    except Exception as error:
-        raise ConfigError(f"{key}: cannot be made from {dict(node)} ({type(error).__name__}: {first_line(error)}).") from error
-
-
-def _made(node: Any) -> Any:
+def _ordered(node: object) -> object:
     if isinstance(node, Mapping):
-        parts = {name: _made(value) for name, value in node.items() if name != "_target_"}
-        return _target(str(node["_target_"]))(**parts) if "_target_" in node else parts
-    return [_made(value) for value in node] if isinstance(node, list) else node
+        return {key: _ordered(value) for key, value in sorted((str(key), value) for key, value in node.items())}
+    return [_ordered(value) for value in node] if isinstance(node, list) else node
 
 
-def _target(name: str) -> Any:
-    module, _, attribute = name.rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
+def _check_keys(config: Node) -> None:
+    """Top-level keys, their types and ranges."""
+    known = _known_keys()
+    for key, value in config.items():
+        if key not in known:
+            _refuse_former(key, value)
+    refuse_unknown("", config, known)
+    for key, hint in {**parameters_of(Settings).hints, **LAUNCHING}.items():
+        if key not in config:
+            raise ConfigError(f"~{key}: cannot be deleted; give it a value.")
+        check_type(key, config[key], hint)
+    for key, (low, high) in RANGES.items():
+        value = config[key]
+        if isinstance(value, int | float) and not low <= value <= high:
+            bound = "must not be negative" if low == 0 else "must be positive"
+            raise ConfigError(f"{key}={value}: {bound if value < low else f'must not exceed {high}'}.")
+    if config["total_env_steps"] is None and config["num_iterations"] is None:
+        raise ConfigError("num_iterations=null: gives the run no length; set num_iterations or total_env_steps.")
+    name = str(config["name"])
+    if re.fullmatch(r"[\w.-]+", name) is None or name[0] == ".":
+        raise ConfigError(f"name={name}: must consist of letters, digits, - and _.")
+    if config["results_dir"] == "":
+        raise ConfigError("results_dir=: is empty; give a folder, . for the current one.")
+    for tracker in cast(list[str], config["exports"]):
+        if tracker not in ADAPTERS:
+            raise ConfigError(f"exports={shown(config['exports'])}: {tracker} is unknown; choose from {', '.join(ADAPTERS)}.")
+    glossary(config)
 
 
-def _check_node(key: str, node: Any) -> None:
-    """Keys and simple types of a node with a _target_, and of the nodes below it."""
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        raise ConfigError(f"{key}={node}: needs a _target_, choose an option of the group {GROUPS.get(key, key)}.")
-    try:
-        target = _target(str(node["_target_"]))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_={node['_target_']}: cannot be imported ({first_line(error)}).") from error
-    known = {p.name for p in inspect.signature(target).parameters.values() if p.kind is not p.VAR_KEYWORD}
-    _refuse_unknown(f"{key}.", {k: v for k, v in node.items() if k != "_target_"}, known)
-    types = {f.name: str(f.type) for f in dataclasses.fields(target)} if dataclasses.is_dataclass(target) else {}
-    for name, value in node.items():
-        if isinstance(value, Mapping) and "_target_" in value:
-            _check_node(f"{key}.{name}", value)
-        else:
-            _check_type(f"{key}.{name}", value, types.get(str(name), ""))
+def _refuse_former(key: str, value: object) -> None:
+    """Keys of version 0.1 in a user's yaml."""
+    for name in flat(value, f"{key}.") or (key,):
+        preset = preset_of(name)
+        if preset is not None:
+            raise ConfigError(f"{name}={shown(flat({key: value}).get(name))}: is now {preset}; rename it in your yaml.")
+    former = former_name(key, shown(value))
+    if former is not None:
+        raise ConfigError(f"{key}={shown(value)}: {former}")
 
 
-def _check_type(key: str, value: Any, declared: str) -> None:
-    options = {part.strip() for part in declared.split("|")}
-    if not options <= {"int", "float", "bool", "str", "None"} or declared == "":
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    ok = (
-        ("None" in options and value is None)
-        or ("bool" in options and isinstance(value, bool))
-        or ("str" in options and isinstance(value, str))
-        or ("int" in options and type(value) is int)
-        or ("float" in options and number and not math.isnan(value))
-    )
-    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word", "None": "null"}
-    require(ok, key, value, f"must be {' or '.join(names[o] for o in sorted(options))}.")
+@functools.cache
+def _known_keys() -> tuple[str, ...]:
+    base = OmegaConf.load(conf_dir() / "config.yaml")
+    return (*(str(key) for key in base if key not in ("defaults", "hydra")), "choices", "task", *AXES)
 
 
-def _refuse_unknown(prefix: str, node: Mapping[Any, Any], known: Iterable[str]) -> None:
-    for key in node:
-        if key not in set(known):
-            listing = ", ".join(sorted(known))
-            near = close_matches(str(key), known) or f" The keys are {listing}."
-            raise ConfigError(f"{prefix}{key}={node[key]}: is not a known key and would be ignored.{near}")
+@functools.cache
+def check_task(node: str) -> None:
+    """Check what a task, given as JSON, reads outside the configuration, once for all jobs that share it.
+
+    Raises: ConfigError if packages, files or environments are missing.
+    """
+    task: Task = make("task", json.loads(node), Task)
+    task.check()

@@ -1,4 +1,11 @@
-"""The command line's words as hydra composes them: the cells of a sweep, each distinct part composed once."""
+"""The command line's words as hydra composes them: the cells of a sweep, each distinct part composed once.
+
+Private API of hydra that is used, since there is no public one (1.3.8):
+- hydra._internal.config_loader_impl.ConfigLoaderImpl._apply_overrides_to_config sets values on a composed configuration;
+  composing it anew for each cell of a sweep takes 100 times as long.
+- hydra._internal.core_plugins.basic_sweeper.BasicSweeper.split_arguments expands a sweep into its cells.
+- hydra._internal.callbacks.Callbacks is an argument of HydraContext, without which no launcher plugin starts (cli.sweep).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -21,10 +27,23 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from rgpo.cli.words import flat, former_name, hydra_form, preset_of, quote, typed_keys, user_form
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.paths import conf_dir
 from rgpo.runtime.resources import jobs_that_fit
 
+Choices = Mapping[str, object]  # config group -> the option selected
+
+
+def on_language(yes: str, no: str, *, _root_: Mapping[str, object]) -> str:
+    """The resolver ${on_language:yes,no} of a defaults list: yes for tasks with presets=language, which have a reference policy.
+
+    Hydra resolves it against the options already selected, once all options that need no resolver are.
+    """
+    return yes if _root_.get("presets") == "language" else no
+
+
+OmegaConf.register_new_resolver("on_language", on_language, replace=True)
 OmegaConf.register_new_resolver("jobs_that_fit", jobs_that_fit, replace=True)
 OmegaConf.register_new_resolver("gigabytes", lambda number: int(number * 1e9), replace=True)
 
@@ -34,40 +53,53 @@ warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated
 
 @contextmanager
 def hydra_on(config_dir: str | None) -> Iterator[Composer]:
-    """Hydra on conf/ and on the user's folder, if he gave one. ConfigError if that is none or hides a packaged file."""
+    """Hydra on conf/ and on the user's folder, if there is one; a hydra application around it is restored afterwards.
+
+    Raises: ConfigError if config_dir is no folder or holds a file with the name of a packaged one.
+    """
     _refuse_shadowing(config_dir)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        yield Composer(config_dir)
+    state = GlobalHydra.instance()
+    outer = state.hydra
+    state.clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            yield Composer(config_dir)
+    finally:
+        state.hydra = outer
 
 
 class Composer:
-    """Composes lists of words as hydra does, with what they share composed once.
+    """Composes lists of words as hydra does, with their common part composed once.
 
-    Hydra first chooses files by the words that name a group (algo=ppo), 0.1 s, then sets values (seed=3), 0.001 s. What the
-    first step gives is kept for each distinct list of group words; the second is hydra's own function on a copy of it.
+    Hydra first selects files by the words that name a group (algo=ppo), 0.1 s, then sets values (seed=3), 0.001 s. The result of
+    the first step is kept for each distinct list of group words; the second is hydra's own function on a copy of it.
     """
 
     def __init__(self, config_dir: str | None) -> None:
         self.config_dir = config_dir
-        self.search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+        self.search = [f"hydra.searchpath=[{quote(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
         self._parser = OverridesParser.create()
-        self._chosen: dict[tuple[str, ...], tuple[bytes, Mapping[str, Any]]] = {}  # pickled: copied in a fifth of the time
+        self._selected: dict[tuple[str, ...], tuple[bytes, Choices]] = {}  # pickled: copied in a fifth of the time
         self._parsed: dict[str, Override] = {}
         self._is_group: dict[str, bool] = {}
 
-    def __call__(self, words: list[str]) -> tuple[DictConfig, Mapping[str, Any]]:
-        """The configuration without hydra's own node, and the option chosen of each group. ConfigError."""
+    def __call__(self, words: list[str]) -> tuple[DictConfig, Choices]:
+        """The configuration without hydra's own node, and the option selected of each group.
+
+        Raises: ConfigError if hydra cannot compose the words, or one of them is a preset or a former name.
+        """
+        self.refuse_former(words)
         parsed = self.parse(words)
         values = [item for item in parsed if self._sets_a_value(item)]
         groups = tuple(word for word, item in zip(words, parsed, strict=True) if item not in values)
-        if groups not in self._chosen:
-            chosen = self.whole(list(groups))
-            options = dict(chosen.hydra.runtime.choices)
-            with open_dict(chosen):
-                del chosen["hydra"]
-            self._chosen[groups] = (pickle.dumps(chosen), options)
-        pickled, choices = self._chosen[groups]
+        self._refuse_nameless(groups)
+        if groups not in self._selected:
+            selected = self.whole(list(groups))
+            options = dict(selected.hydra.runtime.choices)
+            with open_dict(selected):
+                del selected["hydra"]
+            self._selected[groups] = (pickle.dumps(selected), options)
+        pickled, choices = self._selected[groups]
         composed: DictConfig = pickle.loads(pickled)
         try:
             ConfigLoaderImpl._apply_overrides_to_config(values, composed)
@@ -76,9 +108,12 @@ class Composer:
         return composed, choices
 
     def whole(self, words: list[str]) -> DictConfig:
-        """Everything, hydra's own node included. ConfigError."""
+        """Everything, with hydra's own node.
+
+        Raises: ConfigError if hydra cannot compose the words.
+        """
         try:
-            composed: DictConfig = compose("config", [*words, *self.search], return_hydra_config=True)
+            composed: DictConfig = compose("config", [*map(hydra_form, words), *self.search], return_hydra_config=True)
         except MissingConfigException as error:
             raise ConfigError(self._explain_missing(error)) from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # hydra's own for a number as an option
@@ -86,31 +121,73 @@ class Composer:
         return composed
 
     def cells(self, words: list[str]) -> list[list[str]]:
-        """The cells of a sweep: the experiment's grid, overridden by the command line's, in hydra's order. ConfigError."""
-        fixed = [word for word, item in zip(words, self.parse(words), strict=True) if not item.is_sweep_override()]
+        """The cells of a sweep: the experiment's grid, overridden by the command line's, in hydra's order.
+
+        Raises: ConfigError if a word cannot be parsed or expanded.
+        """
+        parsed = self.parse(words, sweep=True)
+        fixed = [word for word, item in zip(words, parsed, strict=True) if not item.is_sweep_override()]
         params = self.whole(fixed).hydra.sweeper.params or {}
-        swept = self.parse([f"{key}={value}" for key, value in params.items()] + words)
+        swept = [*self.parse_hydra([f"{key}={value}" for key, value in params.items()]), *parsed]
         own = [item for item in swept if not item.is_hydra_override()]
         try:
             batches = BasicSweeper.split_arguments(own, max_batch_size=None)
         except HydraException as error:
-            raise ConfigError(f"command line: {first_line(error)}; give the values, separated by commas.") from error
-        return [list(cell) for batch in batches for cell in batch]
+            raise ConfigError(f"command line: {first_line(error)}; separate the values by commas.") from error
+        return [[user_form(item) for item in self.parse_hydra(cell)] for batch in batches for cell in batch]
 
-    def parse(self, words: list[str]) -> list[Override]:
-        """The words by hydra's grammar. ConfigError."""
-        try:
-            for word in words:
-                if word not in self._parsed:
+    def parse(self, words: list[str], sweep: bool = False) -> list[Override]:
+        """The words by hydra's grammar.
+
+        Raises: ConfigError if one is not of the form key=value.
+        """
+        return self.parse_hydra([hydra_form(word, sweep) for word in words])
+
+    def parse_hydra(self, words: list[str]) -> list[Override]:
+        """Words that are quoted for hydra already.
+
+        Raises: ConfigError if one is not of the form key=value.
+        """
+        for word in words:
+            if word.startswith(("-", "=")):
+                raise ConfigError(f"{word}: is neither key=value nor an option of rgpo-run; see rgpo-run --help.")
+            if word not in self._parsed:
+                try:
                     (self._parsed[word],) = self._parser.parse_overrides([word])
-            return [self._parsed[word] for word in words]
-        except HydraException as error:
-            raise ConfigError(
-                f"command line: {first_line(error)}; write key=value, quoted where the shell would split it."
-            ) from error
+                except HydraException as error:
+                    remedy = "write key=value, and quote values with special characters: 'key=\"value\"'"
+                    raise ConfigError(f"{word}: cannot be parsed ({first_line(error)}); {remedy}.") from error
+        return [self._parsed[word] for word in words]
+
+    def refuse_former(self, words: list[str]) -> None:
+        """Raises: ConfigError for a preset, or a key or option of version 0.1, with the present name."""
+        for word, item in zip(words, self.parse(words), strict=True):
+            key, value = item.key_or_group, word.partition("=")[2]
+            key += f"@{item.package}" if item.package else ""
+            former = former_name(key, value)
+            if former is not None:
+                raise ConfigError(f"{key}={value}: {former}")
+            for name, entry in typed_keys([word], [item]).items():
+                preset = preset_of(name) if "." in name else None
+                if preset is not None:
+                    rest = [other for other in words if preset_of(other.lstrip("+~").partition("=")[0]) is None]
+                    raise ConfigError(f"{name}={entry}: {self._explain_preset(preset, entry, rest)}")
+
+    def _explain_preset(self, preset: str, value: str, words: list[str]) -> str:
+        """The key that reads a preset under the given words, to type instead of it."""
+        composed, _ = self(words)
+        keys = {key: text for key, text in flat(OmegaConf.to_container(composed)).items() if not isinstance(text, Mapping)}
+        names = {preset}
+        for _ in range(2):  # a preset may refer to another one
+            names |= {key for key, text in keys.items() if any(f"${{{name}}}" in str(text) for name in names)}
+        readers = sorted(name for name in names if not name.startswith("presets."))
+        if readers:
+            return f"is a preset, which yaml files set; type {readers[0]}={value} instead."
+        near = close_matches(preset.rpartition(".")[2], {key.rpartition(".")[2] for key in keys})
+        return f"is a preset, which yaml files set, and no part of this run reads it; type the key of the part instead.{near}"
 
     def _sets_a_value(self, item: Override) -> bool:
-        """Hydra's own distinction: a word chooses a file if its key is a folder of options and its value no dictionary."""
+        """Hydra's own distinction: a word selects a file if its key is a folder of options and its value no dictionary."""
         if item.is_hydra_override() or item.package is not None:
             return False
         key = item.key_or_group
@@ -120,37 +197,49 @@ class Composer:
             self._is_group[key] = any(options)
         return not self._is_group[key] or isinstance(item.value(), dict)
 
+    def _refuse_nameless(self, groups: tuple[str, ...]) -> None:
+        for word, item in zip(groups, self.parse(list(groups)), strict=True):
+            if not item.is_delete() and (not isinstance(item.value(), str) or not item.value()):
+                raise ConfigError(f"{word}: must be the name of one option; ~{item.get_key_element()} leaves the group out.")
+
     def _explain_missing(self, error: MissingConfigException) -> str:
         match = re.search(r"[Cc]ould not find '([^']+)'", str(error))
         path = match.group(1) if match else str(error.missing_cfg_file)
         group, _, option = path.strip("/").rpartition("/")
+        former = former_name(group, option)
+        if former is not None:
+            return f"{group}={option}: {former}"
         options = group_options(group, self.config_dir)
         near = close_matches(option, options) or f" The options are {', '.join(options)}."
         return f"{group}={option}: is not an option of the group {group}.{near}"
 
     def _explain(self, error: Exception, words: list[str]) -> str:
         text = str(error)
-        match = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+        match = re.search(r"Could not override '([^']+)'", text) or re.search(r"not in struct\s+full_key: (\S+)", text)
         if match is None:
             if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
                 text = str(error.__cause__)
             return f"command line {' '.join(words)}: {text.splitlines()[0].rstrip('.')}."
         key = match.group(1)
-        value = next((word.split("=", 1)[1] for word in words if word.startswith(f"{key}=")), "")
+        value = next((word.split("=", 1)[1] for word in words if word.lstrip("+").startswith(f"{key}=")), "")
+        former = former_name(key.lstrip("/"), value)
+        if former is not None:
+            return f"{key}={value}: {former}"
         if (conf_dir() / key).is_dir():
             return f"{key}={value}: the chosen task has no group {key} (task=qwen_rlhf has the group scale)."
+        return f"{key}={value}: is not a known key.{self._similar(key, words)}"
+
+    def _similar(self, key: str, words: list[str]) -> str:
         others = [word for word in words if not word.startswith(f"{key}=")]
         base, choices = self(
             [word for word, item in zip(others, self.parse(others), strict=True) if not self._sets_a_value(item)]
         )
-        groups = [group for group in choices if not group.startswith("hydra/")]
-        names = sorted({*_flat_keys(OmegaConf.to_container(base)), *groups})
+        names = sorted({*flat(OmegaConf.to_container(base)), *(group for group in choices if not group.startswith("hydra/"))})
         near = close_matches(key, names)
         if not near and "." in key:
             head, _, tail = key.rpartition(".")
             near = close_matches(tail, [name.rpartition(".")[2] for name in names if name.startswith(head)])
-        listing = near or " `rgpo-run --cfg job` lists the keys."
-        return f"{key}={value}: is not a known key.{listing}"
+        return near or " `rgpo-run --cfg job` lists the keys."
 
 
 def group_options(group: str, config_dir: str | None = None) -> list[str]:
@@ -160,22 +249,15 @@ def group_options(group: str, config_dir: str | None = None) -> list[str]:
     return sorted(file.stem for file in files if not file.name.startswith("_"))
 
 
-def _flat_keys(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, Mapping):
-        return []
-    own = {key: value for key, value in node.items() if key != "_target_"}
-    return [name for key, value in own.items() for name in (f"{prefix}{key}", *_flat_keys(value, f"{prefix}{key}."))]
-
-
 def _refuse_shadowing(config_dir: str | None) -> None:
     if config_dir is None:
         return
     own = Path(config_dir)
-    if not own.is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: is not a folder, give one that holds gate/, algo/ and so on.")
+    if not config_dir or not own.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: is not a folder; give one that holds gate/, algo/ and so on.")
     for file in own.rglob("*.yaml"):
-        if (conf_dir() / file.relative_to(own)).exists():
-            name = file.relative_to(own)
+        name = file.relative_to(own)
+        if (conf_dir() / name).exists():
             raise ConfigError(
-                f"--config-dir {config_dir}: {name} has the name of a packaged file and would be ignored, rename it."
+                f"--config-dir {config_dir}: {name} has the name of a packaged file and would be ignored; rename it."
             )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rgpo.cli.config import Job
 
 HELP = """\
@@ -15,37 +17,39 @@ rgpo-run [-m] [key=value ...]     run one experiment, or with -m a sweep over co
   rgpo-run -m algo=rgpo gate=sigmoid,sigmoid_log seed=1,2,3
   rgpo-run -m experiment=first_evidence
 
-  algo=            {algo}
-  task=            {task}
-  gate=            {gate}
-  gate@ref_gate=   a gate on the reference's ratio, joined by dual= {dual}
-  advantage=       {advantage}
-  penalty=         {penalty}
-  update=          {update}
-  experiment=      {experiment} (run with -m)
+  algo=              {algo}
+  task=              {task}
+  scale=             {scale} (of task=qwen_rlhf)
+  gate=              {gate}
+  gate@ref_gate=     a second gate, on the ratio to the reference policy (language tasks)
+  gate_combination=  {gate_combination}
+  advantage=         {advantage}
+  penalty=           {penalty}
+  update=            {update}
+  experiment=        {experiment} (run with -m)
 
-  hydra/launcher=  joblib ray submitit_slurm (with -m: many runs at once)
+  hydra/launcher=    joblib ray submitit_slurm (with -m: several runs at once)
 
   seed num_iterations total_env_steps results_dir name num_threads memory_gb
-  plan=true        list the runs and their state, start none
-  force=true       move existing run folders aside and start again
-  --config-dir D   more options from your own folder D/gate, D/algo, ...
-  --cfg job        print the whole configuration; --version; -h, --help
+  plan=true          list the runs, their state and their parts without starting any
+  force=true         move existing run folders aside and start again
+  --config-dir D     add options from your own folder D/gate, D/algo, ...
+  --cfg job          print the whole configuration; --version; -h, --help
 
-The same command again resumes what was interrupted and skips what is finished.
+Classes of your own, named by _target_ in yaml, are imported from the current directory or from installed packages.
+The same command again resumes interrupted runs and skips completed ones.
 """
-HYDRA_FLAGS = (
-    "--cfg",
-    "-c",
-    "--info",
-    "-i",
-    "--shell-completion",
-    "-sc",
-    "--hydra-help",
-    "--package",
-    "-p",
-    "--resolve",
-)
+GROUPS = ("algo", "task", "scale", "gate", "gate_combination", "advantage", "penalty", "update", "experiment")
+WIDTH = 130
+HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--package", "-p", "--resolve")
+
+
+class CommandLine(NamedTuple):
+    """The parts of a command line."""
+
+    multirun: bool
+    config_dir: str | None
+    overrides: list[str]
 
 
 def main() -> None:
@@ -59,10 +63,11 @@ def main() -> None:
 
         print(f"rgpo {__version__}")
         return
-    if any(word.split("=")[0] in HYDRA_FLAGS for word in words):
+    job_words = _without_cfg_job(words)
+    if job_words is None and any(word.partition("=")[0] in HYDRA_FLAGS for word in words):
         _hydra_main()
         return
-    sys.exit(_main(words))
+    sys.exit(_main(words) if job_words is None else _print_config(job_words))
 
 
 def _main(words: list[str]) -> int:
@@ -72,69 +77,128 @@ def _main(words: list[str]) -> int:
     from rgpo.errors import ConfigError, require
     from rgpo.runtime import run_folder
 
-    multirun, config_dir, overrides = _split(words)
     try:
+        sweep.import_from_current_directory()
+        multirun, config_dir, overrides = _split(words)
         distributed.start()
         size = distributed.world_size()
         require(not multirun or size == 1, "WORLD_SIZE", size, "-m starts runs of its own; give torchrun one run at a time.")
         jobs = compose_jobs(overrides, multirun, config_dir)
-        if jobs[0].config["plan"]:
+        if jobs[0].plan:
             print(_plan(jobs))
             return 0
         if multirun:
             return sweep.sweep(jobs, overrides, config_dir)
         if distributed.rank() == 0:
-            run_folder.prepare(jobs[0].run_dir, jobs[0].config["force"])
+            run_folder.prepare(jobs[0].run_dir, jobs[0].force)
     except ConfigError as error:
-        distributed.tell(str(error), error)
+        distributed.report_error(str(error), error)
         return 2
     return sweep.start(jobs[0])
 
 
-def _split(words: list[str]) -> tuple[bool, str | None, list[str]]:
-    """-m, --config-dir and the overrides."""
+def _split(words: Sequence[str]) -> CommandLine:
+    """-m, --config-dir and the overrides.
+
+    Raises: ConfigError if --config-dir has no value.
+    """
+    from rgpo.errors import ConfigError
+
     multirun, config_dir, overrides = False, None, []
     rest = iter(words)
     for word in rest:
         if word in ("-m", "--multirun"):
             multirun = True
         elif word in ("--config-dir", "-cd"):
-            config_dir = next(rest, "")
+            config_dir = next(rest, None)
+            if config_dir is None:
+                raise ConfigError(f"{word}: needs a folder; give one that holds gate/, algo/ and so on.")
         elif word.startswith("--config-dir="):
             config_dir = word.split("=", 1)[1]
         else:
             overrides.append(word)
-    return multirun, config_dir, overrides
+    return CommandLine(multirun, config_dir, overrides)
+
+
+def _without_cfg_job(words: list[str]) -> list[str] | None:
+    """The words without `--cfg job`; None if they do not contain it, or need hydra for another flag."""
+    rest = [word for word in words if word != "--resolve"]
+    for flag in ("--cfg", "-c"):
+        if flag in rest and rest[rest.index(flag) + 1 :][:1] == ["job"]:
+            i = rest.index(flag)
+            rest = rest[:i] + rest[i + 2 :]
+            break
+        if f"{flag}=job" in rest:
+            rest.remove(f"{flag}=job")
+            break
+    else:
+        return None
+    return None if any(word.partition("=")[0] in HYDRA_FLAGS for word in rest) else rest
+
+
+def _print_config(words: list[str]) -> int:
+    """Print the resolved configuration of one run, with ??? for values that have no default."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from rgpo.cli.overrides import hydra_on
+    from rgpo.errors import ConfigError, first_line
+
+    try:
+        _, config_dir, overrides = _split(words)
+        with hydra_on(config_dir) as composer:
+            composed, _ = composer(overrides)
+            config = OmegaConf.to_container(composed, resolve=True)
+    except (ConfigError, OmegaConfBaseException) as error:
+        print(f"rgpo-run: {error if isinstance(error, ConfigError) else first_line(error)}", file=sys.stderr)
+        return 2
+    assert isinstance(config, dict)
+    config.pop("presets", None)
+    print(yaml.safe_dump(config, sort_keys=False), end="")
+    return 0
 
 
 def _hydra_main() -> None:
-    """Hand over to hydra, which answers its own flags."""
+    """Pass hydra's own flags on to hydra."""
     import hydra
 
+    import rgpo.cli.overrides  # noqa: F401  # registers the resolvers
     from rgpo.paths import conf_dir
 
     hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(lambda _: None)()
 
 
-def _plan(jobs: list[Job]) -> str:
+def _plan(jobs: Sequence[Job]) -> str:
+    """Runs, states and folders, and the parts of each algorithm."""
     from rgpo.runtime import run_folder
     from rgpo.runtime.console import table
 
     rows: list[tuple[str, ...]] = []
+    parts: dict[str, list[dict[str, str]]] = {}
     for job in jobs:
         words = " ".join(word for word in job.overrides if not word.startswith("plan="))
         rows.append((words or "(defaults)", run_folder.status(job.run_dir), str(job.run_dir)))
-    return table(rows, ("run", "state", "folder")) + f"\n{len(rows)} run(s)"
+        parts.setdefault(job.choice("algo"), []).append(job.describe())
+    lines = [table(rows, ("run", "state", "folder"))]
+    for algo, found in parts.items():
+        lines.append(f"algo={algo}")
+        for name in dict.fromkeys(name for description in found for name in description):
+            values = {description.get(name, "none") for description in found}
+            lines.append(f"  {name}: {values.pop() if len(values) == 1 else f'{len(values)} variants'}")
+    return "\n".join([*lines, f"{len(rows)} run(s)"])
 
 
 def _help() -> str:
-    from rgpo.paths import conf_dir
+    import textwrap
 
-    names = ("algo", "task", "gate", "dual", "advantage", "penalty", "update", "experiment")
-    options = {}
-    for group in names:
-        files = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml") if file.name[0] != "_")
-        options[group] = " ".join(files)
+    from rgpo.cli.overrides import group_options
+
+    indent = " " * len(HELP[: HELP.index("{algo}")].rpartition("\n")[2])
+    options = {
+        group: textwrap.fill(" ".join(group_options(group)), WIDTH, initial_indent=indent, subsequent_indent=indent).lstrip()
+        for group in GROUPS
+    }
     return HELP.format(**options)
 
 

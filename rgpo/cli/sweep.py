@@ -1,27 +1,28 @@
-"""Starting runs: one in this process, or a sweep on the engine that its launcher names, with a list of what failed."""
+"""Start runs: one in this process, or a sweep on the engine of a launcher, with a list of the runs that failed."""
 
 from __future__ import annotations
 
 import gc
 import importlib
 import os
-import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from hydra._internal.callbacks import Callbacks
+from hydra._internal.callbacks import Callbacks  # see cli.overrides
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from rgpo import distributed
 from rgpo.cli.config import Job, build, make_job
 from rgpo.cli.overrides import hydra_on
+from rgpo.cli.words import hydra_form, user_form
 from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line
 from rgpo.paths import cache_dir
 from rgpo.runtime import run_folder
@@ -34,74 +35,98 @@ RAY_ANSWERS_WITHIN_S = 25  # with this process's own start, half a minute
 CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 
+def import_from_current_directory() -> None:
+    """Put the current directory first on the import path, as `python -m` does.
+
+    Raises: ConfigError if it no longer exists.
+    """
+    try:
+        here = str(Path.cwd())
+    except OSError as error:
+        raise ConfigError(f"current directory: cannot be read ({error.strerror}); change to one that exists.") from error
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
 def start(job: Job) -> int:
     """Run one job in this process; its exit code: 0 done, 1 failed, 2 cannot run, 130 or 143 stopped by a signal."""
-    gc.set_threshold(*gc.get_threshold()[:2], 100)  # imports make what stays: looking it all over was a tenth of a start
-    command = shlex.join(["rgpo-run", *job.overrides])
+    gc.set_threshold(*gc.get_threshold()[:2], 100)  # imports create objects that stay: collecting them took 10 % of a start
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # before torch is imported
     try:
-        run(job.config, build(job.config), job.run_dir, job.config_hash, command)
+        run(job.config, *build(job.config), job.run_dir, job.config_hash, job.command)
     except Interrupted as stop:
-        print(f"stopped; the same command goes on from here: {job.run_dir}", flush=True)
+        print(f"stopped; the same command resumes the run: {job.run_dir}", flush=True)
         distributed.stop()
         return stop.exit_code
     except KeyboardInterrupt:
         return 130
     except (ConfigError, NonFiniteError, OutOfMemory, StorageError) as error:
-        distributed.tell(str(error), error)
+        distributed.report_error(str(error), error)
         return 2 if isinstance(error, ConfigError) else 1
     except Exception as error:
         log = job.run_dir / "error.txt"
-        distributed.tell(f"{job.run_dir.name}: {type(error).__name__}: {error} (traceback in {log})", error)
+        distributed.report_error(f"{job.run_dir.name}: {type(error).__name__}: {error} (traceback in {log})", error)
         return 1
     distributed.stop()
     return 0
 
 
 def run_cell(composed: DictConfig) -> None:
-    """One cell of a sweep, in whatever process the engine chose; a failure is kept in its folder and the sweep goes on."""
+    """One run of a sweep, in whatever process the engine chose; a failure is recorded in its folder and the sweep continues."""
     hydra = HydraConfig.get()
     os.chdir(hydra.runtime.cwd)  # an engine's worker may have started elsewhere
-    code = start(make_job(composed, hydra.runtime.choices, tuple(hydra.overrides.task)))
+    import_from_current_directory()
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider.startswith("hydra.searchpath")]
+    with hydra_on(None) as composer:
+        words = tuple(user_form(item) for item in composer.parse_hydra(list(hydra.overrides.task)))
+    code = start(make_job(composed, hydra.runtime.choices, words, config_dir=folders[0] if folders else None))
     if code in (130, 143):
         sys.exit(code)
 
 
 def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
-    """Run every cell that is not complete on the chosen engine; exit code. ConfigError if the engine is not to be had.
+    """Run every job that is not complete on the chosen engine; returns the exit code. words: those of the command line.
 
-    ``words`` are the command line's, of which the engine's own count here.
+    Raises: ConfigError if the engine is not installed or cannot be reached.
     """
     cells = len(jobs)
     jobs = list({job.run_dir: job for job in jobs}.values())
     if len(jobs) < cells:
-        print(f"{cells} cells make {len(jobs)} run(s): num_threads and its like make no other run", flush=True)
+        print(f"{cells} jobs map to {len(jobs)} distinct runs (num_threads and the like do not change the run id)", flush=True)
     with hydra_on(config_dir) as composer:
         own = [word for word, item in zip(words, composer.parse(words), strict=True) if item.is_hydra_override()]
         config = composer.whole([*own, *jobs[0].overrides])
         _refuse_missing_engine(config)
         _warn_of_crowding(config, len(jobs))
         for job in jobs:
-            run_folder.prepare(job.run_dir, job.config["force"])
+            run_folder.prepare(job.run_dir, job.force)
         left = [job for job in jobs if run_folder.status(job.run_dir) != "completed"]
         if len(left) < len(jobs):
             print(f"{len(jobs) - len(left)} of {len(jobs)} runs already complete, skipped (force=true repeats them)", flush=True)
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks(config))
         engine = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_cell, config=config)
         returned: Sequence[JobReturn] = []
-        code = 0  # until a signal says otherwise
+        code = 0
         try:
             if left:
-                returned = engine.launch([job.overrides for job in left], initial_job_idx=0)
+                returned = engine.launch([[hydra_form(word) for word in job.overrides] for job in left], initial_job_idx=0)
         except KeyboardInterrupt:
             code = 130
         except SystemExit as stop:  # a run was stopped by a signal
             code = int(stop.code or 0)
         except Exception as error:  # whatever an engine raises when it loses a worker
             print(f"rgpo-run: {_engine(config)} stopped ({type(error).__name__}: {first_line(error)})", file=sys.stderr)
-    broken = {job.run_dir: job_return for job, job_return in zip(left, returned, strict=False)}
-    failed = _report(jobs, {key: str(end._return_value) for key, end in broken.items() if end.status == JobStatus.FAILED})
+    failed = _report(jobs, {job.run_dir: why for job, end in zip(left, returned, strict=False) if (why := _failure(end))})
     return code or failed
+
+
+def _failure(end: JobReturn) -> str:
+    """The error of a job that the engine reports as failed; "" for any other."""
+    try:
+        _ = end.return_value
+    except Exception as error:  # the job's own
+        return str(error) or type(error).__name__
+    return ""
 
 
 def _engine(config: DictConfig) -> str:
@@ -114,7 +139,7 @@ def _refuse_missing_engine(config: DictConfig) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        remedy = f"pip install 'rgpo[{EXTRAS[name]}]'" if name in EXTRAS else "install the package that brings it"
+        remedy = f"pip install 'rgpo[{EXTRAS[name]}]'" if name in EXTRAS else "install its package"
         raise ConfigError(f"{_engine(config)}: is not installed, {remedy}.") from error
     address = OmegaConf.select(config, "hydra.launcher.ray.init.address")
     if address is not None:
@@ -122,25 +147,28 @@ def _refuse_missing_engine(config: DictConfig) -> None:
 
 
 def _refuse_silent_ray(address: str) -> None:
-    """Connect once in a process that can be ended, because Ray itself waits for minutes."""
+    """Connect once in a process that can be ended, since Ray itself waits for minutes.
+
+    Raises: ConfigError if nothing answers at the address.
+    """
     key = f"hydra.launcher.ray.init.address={address}"
     remedy = "give the HOST:PORT that `ray start --head` printed, or null to start Ray here."
     try:
         subprocess.run([sys.executable, "-c", CONNECT, address], check=True, capture_output=True, timeout=RAY_ANSWERS_WITHIN_S)
     except subprocess.TimeoutExpired as error:
-        raise ConfigError(f"{key}: did not answer within {RAY_ANSWERS_WITHIN_S} s, {remedy}") from error
+        raise ConfigError(f"{key}: no answer within {RAY_ANSWERS_WITHIN_S} s, {remedy}") from error
     except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace")
-        lines = said.strip().splitlines()
-        if "AuthToken" in said:
+        output = error.stderr.decode(errors="replace")
+        lines = output.strip().splitlines()
+        if "AuthToken" in output:
             remedy = (
-                "it wants the token of its head's ~/.ray/auth_token: export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN elsewhere."
+                "it needs the token of its head's ~/.ray/auth_token: export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN elsewhere."
             )
         raise ConfigError(f"{key}: cannot be reached ({lines[-1] if lines else 'no reason given'}); {remedy}") from error
 
 
 def _warn_of_crowding(config: DictConfig, num_jobs: int) -> None:
-    """Say so when more runs are asked for at a time than cpus or memory can hold; Ray and SLURM look after that themselves."""
+    """Warn if more runs at a time are set than CPUs or memory can hold; Ray and SLURM see to that themselves."""
     asked = OmegaConf.select(config, "hydra.launcher.n_jobs")
     if asked is None:
         return
@@ -152,11 +180,11 @@ def _warn_of_crowding(config: DictConfig, num_jobs: int) -> None:
         print(f"rgpo-run: warning: {need}, but {available_gb():.1f} GB are free; {remedy}", file=sys.stderr)
     if at_a_time * threads > num_cpus():
         need = f"{at_a_time} runs at a time x num_threads={threads}"
-        print(f"rgpo-run: warning: {need} share {num_cpus()} cpus and slow each other down; {remedy}", file=sys.stderr)
+        print(f"rgpo-run: warning: {need} share {num_cpus()} CPUs and slow each other down; {remedy}", file=sys.stderr)
 
 
-def _report(jobs: list[Job], broken: dict[object, str]) -> int:
-    """Print how many are complete and, for every other run that was started, the reason and the log; 1 if there is any."""
+def _report(jobs: list[Job], broken: Mapping[Path, str]) -> int:
+    """Print how many runs are complete and, for every other one that was started, the reason and the log; 1 if there is any."""
     states = {job.run_dir: run_folder.status(job.run_dir) for job in jobs}
     count = Counter(states.values())
     others = [f", {count[state]} {text}" for state, text in (("running", "running"), ("missing", "not started")) if count[state]]
@@ -164,7 +192,7 @@ def _report(jobs: list[Job], broken: dict[object, str]) -> int:
     for job in jobs:
         state, log = states[job.run_dir], job.run_dir / "error.txt"
         if state in ("failed", "interrupted") or job.run_dir in broken:
-            killed = "its process was killed, repeat the command to go on"
+            killed = "its process was killed; repeat the command to resume"
             reason = run_folder.read_state(job.run_dir).get("reason") or broken.get(job.run_dir, killed)
             where = f"log: {log}" if state == "failed" and log.exists() else f"folder: {job.run_dir}"
             print(f"  {state}: {' '.join(job.overrides)}: {reason} ({where})", file=sys.stderr)

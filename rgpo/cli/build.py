@@ -1,0 +1,144 @@
+"""Objects from configuration nodes: keys and types are checked first, then a node's _target_ is called with its other entries."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+from rgpo.cli.hints import Node, Parameters, accepts, describe, is_node, missing_members, parameters_of, shown
+from rgpo.errors import ConfigError, close_matches, first_line
+from rgpo.learning.types import Algorithm, Task
+from rgpo.runtime.schema import AXES, MOVED_MODULES, canonical_target
+
+GROUPS = {"ref_gate": "gate@ref_gate"} | {key: key for key in ("task", "algo", *AXES) if key != "ref_gate"}  # key -> group
+CHOOSE_WITH = {"task.source": "scale", "task.sampler": "sampler@task.sampler"}  # key of a node -> the group that sets it
+
+
+def build(config: Node) -> tuple[Task, Algorithm]:
+    """The task and the algorithm that a resolved configuration describes.
+
+    Raises: ConfigError if a node cannot be built, the algorithm does not read one of the axes, or the two do not fit together.
+    """
+    task: Task = make("task", config.get("task"), Task)
+    algorithm = _make_algorithm(config)
+    task.validate(algorithm.requirements)
+    algorithm.validate(task.batch_size)
+    return task, algorithm
+
+
+def make(key: str, node: object, hint: object = Any) -> Any:
+    """The object that a node describes; hint is the type it must have.
+
+    Raises: ConfigError for an unknown or missing key, a value of the wrong type, or whatever the constructor raises.
+    """
+    if not is_node(node):
+        group = GROUPS.get(key) or CHOOSE_WITH.get(key, key)
+        raise ConfigError(f"{key}={shown(node)}: needs a _target_; choose an option of the group {group}.")
+    return _construct(key, cast(Node, node), {}, hint)
+
+
+def _make_algorithm(config: Node) -> Algorithm:
+    node = config.get("algorithm")
+    if not is_node(node):
+        raise ConfigError(f"algorithm={shown(node)}: needs a _target_, for example rgpo.learning.algorithm.GateAlgorithm.")
+    node = cast(Node, node)
+    target, parameters = _target("algorithm", node)
+    name = f"algo={cast(Node, config.get('choices') or {}).get('algo', target.__name__)}"
+    axes: dict[str, object] = {}
+    for axis in AXES:
+        group, part = GROUPS[axis], config.get(axis)
+        if part is None and axis in parameters.required:
+            raise ConfigError(f"{group}=null: {name} needs one; choose an option of the group {group.partition('@')[0]}.")
+        if part is not None and axis not in parameters.hints:
+            remedy = f"leave it out, with `- override /{group}: null` in the algorithm's defaults"
+            raise ConfigError(f"{group}={_chosen(config, axis)}: {name} does not read it; {remedy}.")
+        if axis in node:
+            raise ConfigError(f"algorithm.{axis}={shown(node[axis])}: is an axis; choose it with {group}=.")
+        if part is not None:
+            axes[axis] = make(axis, part, parameters.hints[axis])
+    return cast(Algorithm, _construct("algorithm", node, axes, Algorithm))
+
+
+def _chosen(config: Node, axis: str) -> object:
+    """The option of an axis, or its class."""
+    part = config[axis]
+    choice = cast(Node, config.get("choices") or {}).get(axis)
+    return choice or (str(cast(Node, part)["_target_"]) if is_node(part) else shown(part))
+
+
+def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) -> Any:
+    """The object of a node, with further arguments that are already objects."""
+    target, parameters = _target(key, node)
+    entries = {str(name): value for name, value in node.items() if name != "_target_"}
+    if not parameters.open:
+        refuse_unknown(f"{key}.", entries, set(parameters.hints) - set(given))
+    for name in parameters.required:
+        if name not in entries and name not in given:
+            raise ConfigError(f"{key}.{name}: is missing; {node['_target_']} needs it.")
+    for name, value in entries.items():
+        check_type(f"{key}.{name}", value, parameters.hints.get(name, Any))
+    parts = {name: _built(f"{key}.{name}", value, parameters.hints.get(name, Any)) for name, value in entries.items()}
+    try:
+        made = target(**parts, **given)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except Exception as error:
+        raise ConfigError(f"{key}: cannot be made from {shown(node)} ({type(error).__name__}: {first_line(error)}).") from error
+    lacking = missing_members(hint, made)
+    if lacking:
+        raise ConfigError(f"{key}._target_={node['_target_']}: is not {describe(hint)}: it lacks {', '.join(lacking)}.")
+    return made
+
+
+def _built(key: str, value: object, hint: object) -> object:
+    if is_node(value):
+        return _construct(key, cast(Node, value), {}, hint)
+    if isinstance(value, Mapping):
+        return {name: _built(f"{key}.{name}", entry, Any) for name, entry in value.items()}
+    return [_built(f"{key}[{i}]", entry, Any) for i, entry in enumerate(value)] if isinstance(value, list) else value
+
+
+def _target(key: str, node: Node) -> tuple[Callable[..., object], Parameters]:
+    """A node's class or function, by its present or a former name, and its parameters."""
+    name = str(node["_target_"])
+    try:
+        target = _imported(present_name(name))
+    except Exception as error:  # whatever importing a user's module raises
+        moved = MOVED_MODULES.get(str(getattr(error, "name", "")))
+        remedy = f"; {getattr(error, 'name', '')} is now {moved}" if moved else ""
+        raise ConfigError(f"{key}._target_={name}: cannot be imported ({first_line(error)}){remedy}.") from error
+    if not callable(target):
+        raise ConfigError(f"{key}._target_={name}: is no class or function.")
+    return target, parameters_of(target)
+
+
+def present_name(target: str) -> str:
+    """A class's present dotted name, from its present or a former one."""
+    return canonical_target(target) if "." in target else target
+
+
+@functools.cache
+def _imported(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def check_type(key: str, value: object, hint: object) -> None:
+    """Raises: ConfigError if a value does not have the type of a hint."""
+    if not accepts(hint, value):
+        chosen = f"; choose one with {CHOOSE_WITH[key]}={value if isinstance(value, str) else ''}" if key in CHOOSE_WITH else ""
+        raise ConfigError(f"{key}={shown(value)}: must be {describe(hint)}{chosen}.")
+
+
+def refuse_unknown(prefix: str, entries: Mapping[str, object], known: Iterable[str]) -> None:
+    """Raises: ConfigError if an entry's key is none of those known."""
+    names = set(known)
+    for key in entries:
+        if key not in names:
+            listing = f" The keys are {', '.join(sorted(names))}." if names else " There are none."
+            near = close_matches(key, names) or listing
+            raise ConfigError(f"{prefix}{key}={shown(entries[key])}: is not a known key and would be ignored.{near}")

@@ -1,0 +1,95 @@
+"""The words of a command line: names and paths quoted for hydra, former names, and the keys that were typed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+
+from rgpo.runtime.schema import RENAMED_GROUPS, canonical_name
+
+SWEPT = ("name", *(f"task.source.{name}" for name in ("data", "model", "reward_model", "gold_model")))
+LITERAL = ("results_dir", *SWEPT)  # keys whose values are names and paths, taken as they are; null stays null
+INTERPOLATION = re.compile(r"(\\*)\$\{")
+ESCAPED = re.compile(r"((?:\\\\)*)\\\$\{")  # an interpolation that OmegaConf reads as text
+BANDITS = ("bandit", "bandit_gaussian")
+PRESETS = {"kl_coef": "adaptive.coef", "kl_target": "adaptive.kl_target", "kl_factor": "adaptive.factor"}
+PRESETS |= {key: f"gae.{key}" for key in ("gamma", "lam", "bootstrap_truncated", "normalize")}
+PRESETS |= {"reward_kl_coef": "reward_kl.coef"}
+
+
+def hydra_form(word: str, sweep: bool = False) -> str:
+    """A word as hydra's grammar needs it: the value of a literal key in quotes.
+
+    With sweep, commas separate values, unless there is a file with the whole name; results_dir is always one folder.
+    """
+    key, equals, value = word.partition("=")
+    name = key.lstrip("+")
+    if name not in LITERAL or not equals:
+        return word
+    values = value.split(",") if sweep and name in SWEPT and not os.path.lexists(value) else [value]
+    return f"{key}={','.join(text if text == 'null' else quote(text) for text in values)}"
+
+
+def user_form(item: Override) -> str:
+    """The inverse of ``hydra_form`` for one cell of a sweep."""
+    word, value = str(item.input_line), item.value()
+    if item.key_or_group not in LITERAL or not isinstance(value, str):
+        return word
+    path = ESCAPED.sub(lambda match: match[1][: len(match[1]) // 2] + "${", value)
+    return f"{word.partition('=')[0]}={path}"
+
+
+def quote(path: str) -> str:
+    """A text in hydra's quotes that is read back as it is, without interpolation; ??? alone would mean a missing value."""
+    literal = INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", "./???" if path == "???" else path)
+    return str(QuotedString(literal, Quote.single).with_quotes())
+
+
+def former_name(key: str, value: str) -> str | None:
+    """The sentence for a key or option of version 0.1, without the key=value in front; None for any other."""
+    head, dot, rest = key.partition(".")
+    group = head.partition("@")[0]
+    if head in RENAMED_GROUPS:
+        return f"is now {RENAMED_GROUPS[head]}{dot}{rest}={value}."
+    if not dot and canonical_name(group, value) != value:
+        return f"is now {key}={canonical_name(group, value)}."
+    if key == "task" and value in BANDITS:
+        return "is a measurement and no task now; run python -m rgpo.bandit."
+    if key == "kl_spike_threshold":
+        return f"is a setting of the report now; use rgpo-report spike_threshold={value}."
+    if key == "penalty.reward_kl_coef":
+        return f"is now penalty=reward_kl penalty.coef={value}."
+    return None
+
+
+def preset_of(key: str) -> str | None:
+    """The preset that a key presets.x.y, or published.y of version 0.1, names; None for any other key."""
+    head, _, rest = key.partition(".")
+    if head == "presets":
+        return key
+    return f"presets.{PRESETS.get(rest, f'sgd.{rest}')}" if head == "published" else None
+
+
+def typed_keys(words: Sequence[str], items: Sequence[Override]) -> dict[str, str]:
+    """Each key that the words set -> its value as typed; a dictionary counts as its entries."""
+    found: dict[str, str] = {}
+    for word, item in zip(words, items, strict=True):
+        key = item.key_or_group + (f"@{item.package}" if item.package else "")
+        value = None if item.is_delete() else item.value()
+        entries = flat(value, f"{key}.")
+        found |= {name: str(entry) for name, entry in entries.items()} if entries else {key: word.partition("=")[2]}
+    return found
+
+
+def flat(node: object, prefix: str = "") -> dict[str, object]:
+    """Dotted key -> value of every entry below a mapping, inner mappings included, without _target_."""
+    if not isinstance(node, Mapping):
+        return {}
+    found: dict[str, object] = {}
+    for key, value in node.items():
+        if key != "_target_":
+            found |= {f"{prefix}{key}": value, **flat(value, f"{prefix}{key}.")}
+    return found
