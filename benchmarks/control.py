@@ -5,7 +5,7 @@
     python benchmarks/control.py learning [seeds] [out.parquet]
 
 Equal samples, epochs, minibatches of 64, networks (64 x 64, tanh, two of them) and one thread. Contestants are interleaved,
-each in a fresh process; ours is told to compile (`auto` does so from 15,000 gradient steps on), its code cached before.
+each in a fresh process; ours compiles (`auto` does so from 15,000 gradient steps on), from a cache filled before.
 Seconds and CPU seconds are counted from the second rollout on, over whole iterations of collecting and learning (ours with
 diagnostics, and the gradient's variance every tenth); a run's evaluation, checkpoints and files are not in them. CPU seconds
 decide. `learning` lets them train for 100,000 steps instead and compares the returns of the last 10 episodes (of which ours
@@ -26,7 +26,7 @@ from typing import Any
 SAMPLES = {"HalfCheetah-v4": 2048, "Hopper-v4": 2048, "CartPole-v1": 1024}  # of one rollout over all environments
 TASKS = {"HalfCheetah-v4": "halfcheetah", "Hopper-v4": "hopper", "CartPole-v1": "cartpole"}
 EPOCHS, MINIBATCH = 10, 64
-GATES = ("sigmoid", "sigmoid_log", "sigmoid_signed", "gaussian_log", "power", "rational", "sapo", "spo", "cispo", "budget")
+GATES = ("sigmoid", "sigmoid_log", "sign_aware_sigmoid", "gaussian_log", "power", "rational", "sapo", "spo", "cispo", "budget")
 ITERATIONS = 11  # of which the first does not count
 LEARNING_ITERATIONS, EPISODES = 49, 10
 LEARNERS = ("ours", "ours-uncompiled", "sb3", "plain")
@@ -43,11 +43,11 @@ class Stopwatch:
     """Wall and CPU seconds from the first call of `start` to the last of `stop`."""
 
     def start(self) -> None:
-        """From here on it counts."""
+        """Start counting."""
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def stop(self) -> dict[str, float]:
-        """What has been counted."""
+        """Seconds since ``start``."""
         return {"wall_s": time.perf_counter() - self.wall, "cpu_s": time.process_time() - self.cpu}
 
 
@@ -62,11 +62,12 @@ def ours(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> d
     axes += [] if choice == "trpo" else ["update.anneal_lr=false"]  # as the rivals' defaults have it
     size = [f"task.num_envs={num_envs}", f"task.num_steps={SAMPLES[env_id] // num_envs}"]
     words = ["algo=ppo", "update.compile=true", f"task={TASKS[env_id]}", *axes, *size]
-    words += [f"published.num_epochs={EPOCHS}", f"published.num_minibatches={SAMPLES[env_id] // MINIBATCH}"]
+    prefix = "update.critic_" if choice == "trpo" else "update.num_"
+    words += [f"{prefix}epochs={EPOCHS}", f"{prefix}minibatches={SAMPLES[env_id] // MINIBATCH}"]
     config = compose_jobs([*words, f"num_iterations={iterations}"], False, None)[0].config
     torch.set_num_threads(1)
     task, algorithm = build(config)
-    task.setup(3 * seed + 1, algorithm.advantage.gamma)
+    task.setup(3 * seed + 1, algorithm.requirements)
     policy = task.make_policy(3 * seed + 2)
     algorithm.setup(policy, iterations, 3 * seed + 3)
     watch, phases = Stopwatch(), dict.fromkeys(("collect_s", "update_s", "diagnostics_s", "gradvar_s"), 0.0)

@@ -7,7 +7,7 @@ Cases: tiny, a random Qwen2 of 0.15 M parameters, all of them trained; smollm2, 
 Both sides: one thread, float32, the same weights, prompts, reward function and adapters, 2 passes over each batch in one
 minibatch, clip 0.2, group-relative advantages, KL to the reference 0.04 (k3), Adam; ours with its diagnostics. Contestants are
 interleaved, each in a fresh process; CPU seconds and tokens are counted after the warm-up. Tokens are prompt + completion
-tokens, once an iteration, however often they are read.
+tokens, counted once per iteration, however often they are read.
 """
 
 from __future__ import annotations
@@ -34,60 +34,41 @@ def ours(case: Case, folder: Path) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from rgpo.core import gates
-    from rgpo.core.kl_penalty import FixedPenalty
-    from rgpo.core.language_advantages import GroupRelative
-    from rgpo.core.surrogate import Detached
-    from rgpo.language.assets import Materials, Prompt
+    from rgpo.cli.config import build, compose_jobs
+    from rgpo.language.assets import LanguageAssets, Log, Prompt
     from rgpo.language.policy.pretrained import load_causal_lm
-    from rgpo.language.policy.samplers import Own
-    from rgpo.language.task import Language, LoRA
-    from rgpo.learning.algorithm import Algorithm
-    from rgpo.learning.sgd import SGD
+    from rgpo.language.task import LoRA
 
     torch.set_num_threads(1)
 
-    class Source:
+    class Loader:
         def check(self) -> None:
-            """Nothing to look up."""
+            """Nothing to check."""
 
-        def load(self, say: Any) -> Materials:
+        def load(self, log: Log) -> LanguageAssets:
             model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
-            texts = [Prompt(text, tokenizer(text)["input_ids"]) for text in case.prompts]
-            ends = {"eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id}
-            judges: dict[str, Any] = {"proxy": lambda _, drawn: np.array([score(c) for c in drawn]), "gold": None}
-            prompts = {"train_prompts": texts, "heldout_prompts": texts, "num_dropped": 0}
-            return Materials(model=model, tokenizer=tokenizer, **ends, **prompts, **judges)
+            prompts = [Prompt(text, tokenizer(text)["input_ids"]) for text in case.prompts]
+            return LanguageAssets(
+                model=model,
+                tokenizer=tokenizer,
+                eos_id=tokenizer.eos_token_id,
+                pad_id=tokenizer.pad_token_id,
+                train_prompts=prompts,
+                heldout_prompts=prompts,
+                num_dropped=0,
+                reward_model=lambda _, completions: np.array([score(text) for text in completions]),
+                gold_reward_model=None,
+                preference_pairs=lambda _: [],
+            )
 
-    task = Language(
-        source=Source(),
-        sampler=Own(),
-        lora=None if case.lora is None else LoRA(**case.lora),
-        num_prompts=case.num_prompts,
-        group_size=case.group_size,
-        max_new_tokens=case.max_new_tokens,
-        temperature=1.0,
-        ratio="token",
-        reduction="sequence_mean",
-        micro_batch_size=case.micro_batch_size,
-        parallel="ddp",
-        num_kl_tokens=128,
-        staleness=0,
-        gradient_checkpointing=False,
-        num_eval_prompts=1,
-        num_samples=0,
-    )
-    algorithm = Algorithm(
-        gate=gates.Clip(),
-        ref_gate=gates.Open(),
-        dual=Detached(),
-        advantage=GroupRelative(),
-        penalty=FixedPenalty(coef=KL_COEF),
-        update=SGD(num_epochs=EPOCHS, num_minibatches=1, lr=case.lr, anneal_lr=False, adam_eps=1e-8, max_grad_norm=1.0),
-        kl_spike_threshold=0.04,
-    )
-    task.admit(algorithm)
-    task.setup(0, 1.0)
+    sizes = ("num_prompts", "group_size", "max_new_tokens", "micro_batch_size")
+    words = ["task=qwen_rlhf", "algo=grpo", *(f"task.{name}={getattr(case, name)}" for name in sizes)]
+    words += ["task.num_kl_tokens=128", "task.num_eval_prompts=1", "task.num_samples=0", f"penalty.coef={KL_COEF}"]
+    words += [f"update.num_epochs={EPOCHS}", "update.num_minibatches=1", f"update.lr={case.lr}", "update.anneal_lr=false"]
+    task, algorithm = build(compose_jobs(words, False, None)[0].config)
+    task.source = Loader()
+    task.lora = None if case.lora is None else LoRA(**case.lora)
+    task.setup(0, algorithm.requirements)
     policy = task.make_policy(0)
     algorithm.setup(policy, case.iterations, 0)
     found = {"tokens": 0.0}

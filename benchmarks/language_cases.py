@@ -1,4 +1,4 @@
-"""What the contestants of benchmarks/language.py are given: models, prompts, reward and the size of an iteration."""
+"""Models, prompts, reward and size of an iteration of benchmarks/language.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What both contestants are given."""
+    """The setting shared by both contestants."""
 
     num_prompts: int  # of one iteration
     group_size: int

@@ -1,10 +1,10 @@
-"""The arithmetic of docs/scaling.md: what a language run needs in memory, time and traffic, for models of 0.5 to 72 billion.
+"""The arithmetic of docs/scaling.md: memory, time and traffic of a language run, for models of 0.5 to 72 billion parameters.
 
     python benchmarks/scaling.py             prints the tables of docs/scaling.md
     OMP_NUM_THREADS=1 python benchmarks/scaling.py measure    measures the constants on this machine's CPU
 
 Names: P parameters, L layers, D hidden size, N tokens of a step, V vocabulary. GB are 1e9 bytes. bf16 weights and activations,
-float32 Adam. What is assumed and not measured stands in ASSUMED.
+float32 Adam. Quantities that are assumed, not measured, are in ASSUMED.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen2: its sizes decide everything below."""
+    """Sizes of a Qwen2, from which everything below follows."""
 
     name: str
     hidden: int
@@ -53,18 +53,18 @@ class Shape:
         return self.layers * self.layer_parameters + embeddings + self.hidden
 
     def forward_flops(self, context: float) -> float:
-        """Floating-point operations of one token's forward pass: 2 a matrix entry, and 4 L D a token of context it looks at."""
+        """Floating-point operations of one token's forward pass: 2 per matrix entry, and 4 L D per token of context."""
         matrices = self.layers * (self.layer_parameters - 3 * self.hidden - 2 * self.kv_width)
         return 2 * (matrices + self.vocabulary * self.hidden) + 4 * self.layers * self.hidden * context
 
     @property
     def kv_bytes(self) -> int:
-        """Of the cache, a token."""
+        """Bytes of the cache per token."""
         return 2 * self.layers * self.kv_width * BF16
 
     @property
     def saved_bytes(self) -> int:
-        """What one layer keeps for its backward pass without checkpointing, a token; ``measure`` counts the same."""
+        """Bytes per token that one layer keeps for its backward pass without checkpointing; ``measure`` counts the same."""
         d, kv, i = self.hidden, self.kv_width, self.intermediate
         norms = 2 * (FP32 * d + FP32 + 2 * BF16 * d)  # input in float32, 1/rms, their product, that times the weight
         attention = BF16 * (2 * d + 2 * kv) + FP32 * self.heads  # queries, keys, values, output; logsumexp
@@ -83,12 +83,12 @@ SHAPES = (  # Qwen2.5's
 class Assumed:
     """Never measured here, but for layer_overhead_s."""
 
-    flops: float = 989e12  # bf16 operations a second, an H100's data sheet
-    utilisation: float = 0.4  # of them in training and in reading prompts
-    bandwidth: float = 3.35e12  # bytes a second, its data sheet
-    link: float = 4.5e11  # bytes a second and direction between the GPUs of one machine
+    flops: float = 989e12  # bf16 operations per second, an H100's data sheet
+    utilization: float = 0.4  # of them in training and in reading prompts
+    bandwidth: float = 3.35e12  # bytes per second, its data sheet
+    link: float = 4.5e11  # bytes per second and direction between the GPUs of one machine
     memory: float = 80e9 * 0.9  # bytes that may be planned with
-    layer_overhead_s: float = 5e-4  # a layer and decoding step of plain PyTorch: what its dispatch took on our CPU
+    layer_overhead_s: float = 5e-4  # per layer and decoding step of plain PyTorch: the time of its dispatch on our CPU
     prompt: int = 200  # tokens; HH-RLHF's own differ, and the paper's limits are not known
     completion: int = 256  # tokens
     batch: int = 128  # completions of one step
@@ -100,14 +100,14 @@ MICROBATCH = 8 * (ASSUMED.prompt + ASSUMED.completion)  # tokens that are in the
 
 
 def training_bytes(shape: Shape) -> dict[str, float]:
-    """What full training holds: bf16 weights and gradients, float32 master weights and two moments, a bf16 reference."""
+    """Memory of full training: bf16 weights and gradients, float32 master weights and two moments, a bf16 reference."""
     p, n = shape.parameters, MICROBATCH
     return {
         "weights": BF16 * p,
         "gradients": BF16 * p,
         "Adam": 3 * FP32 * p,
         "reference": BF16 * p,
-        "activations": n * (shape.layers * shape.hidden * BF16 + shape.saved_bytes),  # a layer's input each, one layer in full
+        "activations": n * (shape.layers * shape.hidden * BF16 + shape.saved_bytes),  # the input of each layer, one layer in full
         "KV cache": ASSUMED.batch * (ASSUMED.prompt + ASSUMED.completion) * shape.kv_bytes,
     }
 
@@ -126,7 +126,7 @@ def step_seconds(shape: Shape) -> dict[str, float]:
     """GPU seconds of one step of ``batch`` completions, by phase; generation by plain PyTorch and by an engine, at best."""
     a = ASSUMED
     tokens = a.batch * (a.prompt + a.completion)
-    forward = tokens * shape.forward_flops((a.prompt + a.completion) / 2) / (a.flops * a.utilisation)
+    forward = tokens * shape.forward_flops((a.prompt + a.completion) / 2) / (a.flops * a.utilization)
     reading = (BF16 * shape.parameters + a.batch * (a.prompt + a.completion / 2) * shape.kv_bytes) / a.bandwidth
     return {
         "generation, plain": a.completion * (reading + shape.layers * a.layer_overhead_s),
@@ -147,7 +147,7 @@ def lora_bytes(shape: Shape, rank: int = 16) -> float:
 def gpus(shape: Shape) -> int:
     """Fewest of 80 GB, doubled until full training fits under FSDP, which divides all but activations and the cache."""
     held = training_bytes(shape)
-    own = held.pop("activations") + held.pop("KV cache") / 4  # generation may go on in four parts
+    own = held.pop("activations") + held.pop("KV cache") / 4  # generation may be split into four parts
     count = 1
     while sum(held.values()) / count + own > ASSUMED.memory:
         count *= 2
@@ -155,14 +155,14 @@ def gpus(shape: Shape) -> int:
 
 
 def fsdp_bytes(shape: Shape, count: int) -> float:
-    """What one GPU receives in a forward and backward pass: all weights twice, its share of all gradients once."""
+    """Bytes that one GPU receives in a forward and backward pass: all weights twice, its share of all gradients once."""
     return 3 * BF16 * shape.parameters * (count - 1) / count
 
 
 def pass_seconds(shape: Shape) -> float:
     """Of compute in one forward and backward pass over a microbatch, with the layers computed again."""
     context = (ASSUMED.prompt + ASSUMED.completion) / 2
-    return 4 * MICROBATCH * shape.forward_flops(context) / (ASSUMED.flops * ASSUMED.utilisation)
+    return 4 * MICROBATCH * shape.forward_flops(context) / (ASSUMED.flops * ASSUMED.utilization)
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -195,7 +195,7 @@ def tables() -> list[list[str]]:
 
 
 def paper_gpu_hours(prompts: int = 43_835, seeds: int = 3) -> dict[str, float]:
-    """H100 hours of one pass over the paper's prompts with its 1.5 B model, one completion a prompt, all seeds."""
+    """H100 hours of one pass over the paper's prompts with its 1.5 B model, one completion per prompt, all seeds."""
     took = step_seconds(SHAPES[1])
     shared = took["old, reference, reward"] + took["training"]
     hours = prompts / ASSUMED.batch * seeds / 3600
@@ -203,7 +203,7 @@ def paper_gpu_hours(prompts: int = 43_835, seeds: int = 3) -> dict[str, float]:
 
 
 def as_config(shape: Shape, layers: int, vocabulary: int) -> Qwen2Config:
-    """The shape as transformers knows it."""
+    """The shape as a config of transformers."""
     from transformers import Qwen2Config
 
     sizes = {"hidden_size": shape.hidden, "intermediate_size": shape.intermediate, "num_hidden_layers": layers}
@@ -212,7 +212,7 @@ def as_config(shape: Shape, layers: int, vocabulary: int) -> Qwen2Config:
 
 
 def count_saved_bytes(shape: Shape, tokens: int) -> float:
-    """Bytes that one more layer keeps for the backward pass, a token: distinct storages, parameters excepted."""
+    """Bytes per token that one more layer keeps for the backward pass: distinct storages, without parameters."""
     import torch
     from transformers import Qwen2Model
 
@@ -260,7 +260,7 @@ def measure() -> None:
             generate(model, ids[:, :1].tolist(), max_new_tokens=33, **kind)
             decoding.append((time.process_time() - start) / 33)
         flops = 3 * ids.numel() * shape.forward_flops(128)
-        text = f"{flops / min(training) / 1e9:.0f} GFLOP/s in training, {1e3 * min(decoding):.1f} ms a decoding step"
+        text = f"{flops / min(training) / 1e9:.0f} GFLOP/s in training, {1e3 * min(decoding):.1f} ms per decoding step"
         print(f"  {shape.parameters / 1e6:.1f} M, {layers} layers: {min(training):.2f} s, {text}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep costs beside training, and what a second core is good for: `rgpo-run -m` as a user types it.
+"""The cost of a sweep beside training, and the use of a second core: `rgpo-run -m` as a user types it.
 
     pip install -e .
     python benchmarks/sweep.py [rounds] [out.parquet]

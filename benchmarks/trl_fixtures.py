@@ -5,8 +5,8 @@
 
 GRPOTrainer._compute_loss itself is called. Its per-token log-probabilities are replaced by a float64 leaf, so that the
 gradient by them can be read; they come from a random Qwen2 through the trainer's own method. The old ones are those plus
-noise, and every second sequence's noise is centred within 6e-4 nats, so that GSPO's narrow band is met on both sides.
-Advantages come from the trainers' own _generate_and_score_completions with fixed rewards; the second group is dead.
+noise, and every second sequence's noise is centered within 6e-4 nats, so that GSPO's narrow band is met on both sides.
+Advantages come from the trainers' own _generate_and_score_completions with fixed rewards; the second group's are all equal.
 Legend: B = 16 sequences (4 prompts x 4 completions), P = 5 prompt tokens, T = 12 completion tokens, right-padded; nats.
 """
 
@@ -27,7 +27,7 @@ import trl
 B, GROUP, P, T, V = 16, 4, 5, 12, 64
 PROMPTS = ["w3 w4 w5", "w6 w7", "w8 w9 w10 w11", "w12"]
 REWARD = [1.0, 0.0, 0.25, -0.5, 0.1, 0.1, 0.1, 0.1, 2.0, -1.0, 0.5, 0.5, 0.0, 0.0, 0.0, 1.0]
-COMMON = {  # what both trainers share: nothing is left to a default that bears on a loss
+COMMON = {  # shared by both trainers: every value that bears on a loss is pinned
     "per_device_train_batch_size": B,
     "gradient_accumulation_steps": 1,
     "steps_per_generation": 1,
@@ -124,7 +124,7 @@ def make_trainer(kind: str, folder: str, **change: Any) -> Any:
 
 
 def advantages(trainer: Any) -> torch.Tensor:
-    """What the trainer makes of REWARD, (B,) float64."""
+    """The trainer's advantages of REWARD, (B,) float64."""
     inputs = [{"prompt": prompt} for prompt in PROMPTS for _ in range(GROUP)]
     scored: dict[str, torch.Tensor] = trainer._generate_and_score_completions(inputs)
     return scored["advantages"].double()
@@ -147,9 +147,9 @@ def make_batch(trainer: Any, advantage_B: torch.Tensor) -> dict[str, torch.Tenso
         )
     logp_new_BT = (logp_new_BT.double() * mask_BT).round(decimals=9)
     noise_BT, ref_noise_BT = torch.randn((2, B, T), generator=generator, dtype=torch.float64) * mask_BT * 0.6
-    centred_BT = noise_BT - noise_BT.sum(1, keepdim=True) / length_B[:, None]
+    centered_BT = noise_BT - noise_BT.sum(1, keepdim=True) / length_B[:, None]
     offset_B1 = (torch.rand((B, 1), generator=generator, dtype=torch.float64) - 0.5) * 1.2e-3
-    noise_BT[::2] = ((centred_BT + offset_B1) * mask_BT)[::2]
+    noise_BT[::2] = ((centered_BT + offset_B1) * mask_BT)[::2]
     return {
         "prompt_ids": prompt_BP,
         "prompt_mask": torch.ones_like(prompt_BP),
