@@ -11,7 +11,7 @@ import pytest
 import report_fixtures as fixtures
 import yaml
 
-from rgpo.report.cli import main
+from rgpo.report.cli import main, parse
 from rgpo.report.figures import gates
 from rgpo.report.read import rows
 from rgpo.report.read.groups import Group, group_runs
@@ -87,6 +87,12 @@ def test_a_setting_that_matters_separates_versions(tmp_path: Path) -> None:
     (new / "config.yaml").write_text(yaml.safe_dump(config))
     groups, _ = load(tmp_path / "first_evidence")
     assert [group.label for group in groups] == ["rgpo_sign_aware sharpness=10", "rgpo_sign_aware sharpness=99"]
+
+
+def test_a_former_name_is_accepted_as_baseline() -> None:
+    for typed, name in (("rgpo_signed", "rgpo_sign_aware"), ("rgpo_signed sharpness=10", "rgpo_sign_aware sharpness=10")):
+        assert parse([f"baseline={typed}"])[0].baseline == name
+    assert parse(["baseline=ppo"])[0].baseline == "ppo" and parse([])[0].baseline is None
 
 
 def test_a_renamed_column_is_read_by_its_present_name(tmp_path: Path) -> None:

@@ -140,8 +140,9 @@ def _jobs(
         where = f"{section.title}/figures/{name}"
         if not panels:
             columns = " or ".join(module.COLUMNS) or "a metric that its config declares"
-            hint = ", or there is no baseline" if name in NEED_BASELINE else ""
-            _leave_out(section, settings, where, f"no run measured {columns}{hint}")
+            hint = ", or there is no baseline to compare with" if name in NEED_BASELINE else ""
+            if module.COLUMNS or settings.figures is not None:
+                _leave_out(section, settings, where, f"no run measured {columns}{hint}")
             continue
         section.problems += _lacking(section.groups, panels, module.COLUMNS, where)
         line = command(settings, defaults, experiment=section.title, figures=[name])

@@ -89,6 +89,8 @@ def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
 
     Raises: ConfigError if an override cannot be used.
     """
+    from dataclasses import replace
+
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -96,6 +98,7 @@ def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
     from rgpo.errors import ConfigError, close_matches, require
     from rgpo.paths import conf_dir
     from rgpo.report.settings import Settings
+    from rgpo.runtime.schema import canonical_name
 
     config = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.load(conf_dir() / "report.yaml"))
     defaults = OmegaConf.to_object(config)
@@ -115,6 +118,9 @@ def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
             raise ConfigError(f"{key}={value}: cannot be used; give {shown}, or see rgpo-report --help") from None
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings) and isinstance(defaults, Settings)
+    if settings.baseline:
+        algo, space, rest = settings.baseline.partition(" ")
+        settings = replace(settings, baseline=f"{canonical_name('algo', algo)}{space}{rest}")
     return settings, defaults
 
 

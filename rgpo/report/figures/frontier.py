@@ -119,7 +119,7 @@ def draw_trajectory(axes: Axes, curve: Trajectory, line: Line) -> None:
 
 def caption(planes: Sequence[Plane], settings: Settings) -> str:
     """The figure's caption."""
-    what = "Change of the reward against the reference policy over KL to it, on the same held-out prompts, over the training"
+    what = "Change of the reward against the reference policy over KL to it, on the same held-out prompts, during training"
     ends = f"Crosses: {100 * settings.confidence:g} % bootstrap intervals of both means at the end."
     better = "Higher and further left is better; gold is a reward model that training never uses."
     return f"{what} (thick: mean over seeds; thin: at most 5 of them). {ends} {better}"

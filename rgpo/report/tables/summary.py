@@ -82,8 +82,8 @@ def rewards(groups: Sequence[Group], settings: Settings) -> Table:
     )
     caption = (
         "Δ reward: policy minus reference on the same held-out prompts, mean over the last "
-        f"{100 * settings.final_fraction:g} % of a run's evaluations, then over n seeds; proxy: the reward model of the "
-        "training, gold: a reward model that training never uses. KL to reference: KL(policy || reference) of a whole "
+        f"{100 * settings.final_fraction:g} % of a run's evaluations, then over n seeds; proxy: the reward model used "
+        "in training, gold: one that training never uses. KL to reference: KL(policy || reference) of a whole "
         f"completion on held-out prompts. {_intervals(settings)}"
     )
     return Table("rewards", "Rewards and KL", caption, columns, tuple(rows), "task")
