@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from rgpo import gates
+from rgpo.runtime import schema
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/language.md", "docs/scaling.md", "experiments/README.md"]
@@ -52,6 +53,14 @@ def test_gate_of_ones_own() -> None:
     d = torch.linspace(-2, 2, 9, dtype=torch.float64)
     k = node["sharpness"]
     torch.testing.assert_close(gates.weight(gate, d, torch.ones_like(d)), k / torch.pi / (1 + (k * d) ** 2))
+
+
+def test_algorithm_of_ones_own() -> None:
+    (text,) = (block for block in blocks("yaml") if "algorithm:" in block)
+    node = yaml.safe_load(text)
+    groups = {group.removeprefix("override /").rpartition("@")[2] for entry in node["defaults"] for group in entry}
+    assert groups == set(schema.AXES)
+    assert set(schema.glossary(node)) - set(schema.GLOSSARY) == {"mine/loss"}
 
 
 @pytest.mark.parametrize("page", PAGES)
