@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rgpo.cli.config import compose_jobs
 from rgpo.errors import ConfigError
 from rgpo.runtime import schema
 from rgpo.runtime.schema import GLOSSARY, canonical_config, canonical_name, canonical_target, glossary
@@ -105,6 +106,23 @@ def test_stored_configurations_have_present_names() -> None:
         for path in targets(config):
             module, _, name = path.rpartition(".")
             assert hasattr(importlib.import_module(module), name), path
+
+
+@pytest.mark.parametrize("experiment", sorted({file.parts[-3] for file in STORED}))
+def test_older_runs_group_with_newer_ones(experiment: str) -> None:
+    """A key that is added to conf/ without its former value in ADDED splits the seeds of one experiment into two groups."""
+
+    def identity(config: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in canonical_config(config).items() if key not in schema.NOT_IDENTITY}
+
+    def cell(config: dict[str, Any]) -> tuple[Any, ...]:
+        return config["choices"]["task"], config["choices"]["algo"], config["seed"]
+
+    files = [file for file in STORED if file.parts[-3] == experiment]
+    present = {cell(config := identity(job.config)): config for job in compose_jobs([f"experiment={experiment}"], True, None)}
+    for file in files:
+        config = identity(yaml.safe_load(file.read_text()))
+        assert config == present[cell(config)], file
 
 
 def stored(pattern: str) -> dict[str, Any]:
