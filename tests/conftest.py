@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.actor_critic import ActorCritic, ControlBatch, ControlRollout
 from rgpo.control.mlp import MLP
-from rgpo.core.rollout import Batch, Rollout
 
 if TYPE_CHECKING:
     from rgpo.language.policy.language_model import LanguageModel
@@ -31,24 +30,26 @@ def make_policy() -> Callable[..., ActorCritic]:
 
     def make(*, discrete: bool = False, observation: int = 5, action: int = 3, seed: int = 0, **mlp: Any) -> ActorCritic:
         generator = torch.Generator().manual_seed(seed)
-        shape = {"hidden_sizes": (16, 16), "policy_gain": 0.5} | mlp
+        shape: dict[str, Any] = {"hidden_sizes": (16, 16), "activation": "tanh", "orthogonal_init": True}
+        shape |= {"policy_gain": 0.5, "value_gain": 1.0, "log_std_init": 0.0} | mlp
         return ActorCritic(MLP(**shape), observation, action, discrete, generator)
 
     return make
 
 
 @pytest.fixture
-def make_batch() -> Callable[..., Batch]:
+def make_batch() -> Callable[..., ControlBatch]:
     """num_samples samples of a policy with standard normal observations, advantages and value targets."""
 
-    def make(policy: ActorCritic, num_samples: int, seed: int = 0) -> Batch:
+    def make(policy: ActorCritic, num_samples: int, seed: int = 0) -> ControlBatch:
         rng = np.random.default_rng(seed)
         observation = rng.standard_normal((num_samples, policy.observation_size)).astype(np.float32)
         action = policy.act(observation, policy.draw_noise((num_samples,), rng))
         ended, value = np.zeros((num_samples, 1), bool), rng.standard_normal((num_samples, 1))
-        rollout = Rollout(observation[:, None], action[:, None], value, ended, ended, value, value, {})
+        steps = {"reward": value, "terminated": ended, "done": ended, "value": value, "next_value": value, "metrics": {}}
+        rollout = ControlRollout(observation=observation[:, None], action=action[:, None], **steps)
         advantage, target = rng.standard_normal((2, num_samples, 1))
-        return policy.make_batch(rollout, advantage, target)[0]
+        return policy.make_batch(rollout, advantage, target)
 
     return make
 

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from gate_options import load_gate
 from torch import Tensor
+from update_parts import Make, MakeBatch, algorithm, gae, nudge, objective, sgd
 
-from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.actor_critic import ActorCritic, ControlRollout
 from rgpo.core import gates
-from rgpo.core.advantages import GAE, Exponential
+from rgpo.core.advantages import Exponential
 from rgpo.core.kl_penalty import AdaptivePenalty, FixedPenalty, NoPenalty
-from rgpo.core.rollout import Batch, Moved, Rollout, disjoint_groups
-from rgpo.core.surrogate import Detached, surrogate
+from rgpo.core.rollout import disjoint_groups
 from rgpo.learning import diagnostics
-from rgpo.learning.algorithm import Algorithm
-from rgpo.learning.sgd import SGD
+from rgpo.learning.gradients import group_gradients
+from rgpo.learning.types import PolicyShift
 from rgpo.runtime import schema
 
-Make = Callable[..., ActorCritic]
-MakeBatch = Callable[..., Batch]
 
-
-def moved(*log_ratios: Tensor, kl: Sequence[float] = (0.01,)) -> Moved:
-    """What epochs left at log_ratios, with these KL."""
-    each = zip(log_ratios, kl, strict=True)
-    return Moved.stack([Moved(d, torch.full_like(d, divergence), torch.full_like(d, 1.4)) for d, divergence in each])
+def shift(*log_ratios: Tensor, kl: Sequence[float] = (0.01,)) -> PolicyShift:
+    """Epochs that ended at log_ratios, with these KL."""
+    d = torch.stack(log_ratios)
+    return PolicyShift(d, torch.tensor(kl)[:, None].expand_as(d), torch.full_like(d, 1.4))
 
 
 # the variance of the policy gradient
@@ -95,15 +92,13 @@ def test_groups_are_disjoint_and_whole_environments_where_possible(num_steps: in
 def test_group_gradients_are_those_of_the_surrogate_without_its_penalty(make_policy: Make, make_batch: MakeBatch) -> None:
     policy = make_policy()
     batch, groups = make_batch(policy, 64), disjoint_groups(8, 8)
-    objective = partial(surrogate, gate=gates.Sigmoid(), ref_gate=gates.Open(), dual=Detached())
-    policy.load_state_dict(
-        policy.parameters + 0.05 * torch.randn(len(policy.parameters), generator=torch.Generator().manual_seed(0))
-    )
-    found = torch.stack(list(policy.group_gradients(batch, batch.advantage, objective, groups)))
+    nudge(policy)
+    found = torch.stack(list(group_gradients(policy, batch, objective(load_gate("sigmoid")), groups)))
     assert found.shape == (8, policy.num_actor_parameters)
-    flat = policy.parameters.clone().requires_grad_()
-    ratio = (policy.distribution(flat, batch.observation).log_prob(batch.action) - batch.logp_old).exp()
-    loss = -torch.sigmoid(10 * (ratio - 1)) * batch.advantage
+    flat = policy.flat.clone().requires_grad_()
+    logp = policy.distribution(flat, batch.view.observation).log_prob(batch.view.action)
+    ratio = (logp - batch.samples.logp_old).exp()
+    loss = -torch.sigmoid(10 * (ratio - 1)) * batch.samples.advantage
     for group, gradient in zip(groups, found, strict=True):
         (expected,) = torch.autograd.grad(loss[torch.from_numpy(group)].mean(), flat, retain_graph=True)
         torch.testing.assert_close(gradient, expected[: policy.num_actor_parameters], rtol=1e-4, atol=1e-6)
@@ -116,7 +111,7 @@ def test_update_statistics_are_their_definitions() -> None:
     generator = torch.Generator().manual_seed(0)
     d, a = 0.3 * torch.randn(1000, generator=generator), torch.randn(1000, generator=generator)
     gate = gates.Sigmoid(sharpness=4.0)
-    row = diagnostics.update_statistics(moved(d), gate, a, kl_spike_threshold=0.02)
+    row = diagnostics.update_statistics(shift(d), gate, a)
     r, z = np.exp(d.double().numpy()), d.double().numpy()
     w = r / np.cosh(2 * (r - 1)) ** 2
     g = 1 / (1 + np.exp(-4 * (r - 1)))
@@ -129,7 +124,6 @@ def test_update_statistics_are_their_definitions() -> None:
         "kl/old_k2_se": (z**2 / 2).std(ddof=1) / np.sqrt(1000),
         "kl/old_k3": (r - 1 - z).mean(),
         "kl/old_k3_se": (r - 1 - z).std(ddof=1) / 1000**0.5,
-        "kl/spike": 0.0,
         "policy/entropy": 1.4,
         "ratio/min": r.min(),
         "ratio/max": r.max(),
@@ -153,7 +147,6 @@ def test_update_statistics_are_their_definitions() -> None:
     ):
         assert row.pop(f"epoch/{curve}") == [row[column]]
     assert row == {key: pytest.approx(value, rel=1e-4) for key, value in expected.items()}
-    assert diagnostics.update_statistics(moved(d, kl=[0.03]), gate, a, 0.02)["kl/spike"] == 1
     assert set(row) <= set(schema.GLOSSARY)
 
 
@@ -161,18 +154,18 @@ def test_curves_over_epochs_divide_by_the_weight_at_one() -> None:
     """Two epochs with both signs of advantage, the second with nothing moved."""
     d, a = torch.linspace(-0.5, 0.5, 101), torch.linspace(1, -1, 101)
     for gate in (gates.Sigmoid(sharpness=10.0), gates.Sigmoid(sharpness=10.0, scale="unit")):
-        rows = diagnostics.update_statistics(moved(d, d * 0, kl=[0.01, 0.02]), gate, a, 0.02)
+        rows = diagnostics.update_statistics(shift(d, d * 0, kl=[0.01, 0.02]), gate, a)
         r = np.exp(d.double().numpy())
         assert rows["epoch/weight_relative_mean"] == pytest.approx([(r / np.cosh(5 * (r - 1)) ** 2).mean(), 1.0], rel=1e-4)
         assert rows["epoch/ess_ratio"] == pytest.approx([r.sum() ** 2 / (r**2).sum() / 101, 1.0], rel=1e-5)
         assert rows["epoch/kl_old_exact"] == pytest.approx([0.01, 0.02])
-    still = diagnostics.update_statistics(moved(d * 0), gates.Open(), a, 0.02)  # w(1) = 0 divides nothing
+    still = diagnostics.update_statistics(shift(d * 0), gates.Open(), a)  # w(1) = 0 divides nothing
     assert still["epoch/weight_relative_mean"] == [0]
     assert still["epoch/ess_ratio"] == pytest.approx([1.0])
 
 
 def test_a_side_without_samples_is_nan_and_no_other() -> None:
-    row = diagnostics.update_statistics(moved(torch.linspace(-1, 1, 50)), gates.Clip(), torch.ones(50), 0.04)
+    row = diagnostics.update_statistics(shift(torch.linspace(-1, 1, 50)), load_gate("clip"), torch.ones(50))
     assert {key for key, value in row.items() if np.isnan(value).any()} == {
         *(f"{name}/neg_{key}" for name in ("gate", "weight") for key in ("mean", "q05", "q50", "q95")),
         "gate/sharpness",
@@ -183,7 +176,7 @@ def test_a_side_without_samples_is_nan_and_no_other() -> None:
 def test_statistics_of_a_policy_that_ran_away_are_numbers(furthest: float) -> None:
     d = torch.linspace(-1, 1, 100)
     d[0], d[1] = furthest, -furthest
-    row = diagnostics.update_statistics(moved(d), gates.Sigmoid(), torch.ones(100).cumsum(0) - 50, 0.04)
+    row = diagnostics.update_statistics(shift(d), load_gate("sigmoid"), torch.ones(100).cumsum(0) - 50)
     assert row["ess/ratio"] == pytest.approx(0.01)  # one sample has all the weight
     assert row["epoch/ess_ratio"] == [row["ess/ratio"]]
     assert not np.isnan(np.hstack(list(row.values()))).any()
@@ -192,54 +185,41 @@ def test_statistics_of_a_policy_that_ran_away_are_numbers(furthest: float) -> No
 # one iteration of learning
 
 
-def rollout_of(policy: ActorCritic, num_steps: int, num_envs: int) -> Rollout:
+def rollout_of(policy: ActorCritic, num_steps: int, num_envs: int) -> ControlRollout:
     rng = np.random.default_rng(0)
     observation = rng.standard_normal((num_steps, num_envs, policy.observation_size)).astype(np.float32)
     noise = policy.draw_noise((num_steps * num_envs,), rng)
     action = policy.act(observation.reshape(-1, policy.observation_size), noise).reshape(num_steps, num_envs, -1)
     reward, value = rng.standard_normal((2, num_steps, num_envs))
     ended = np.zeros((num_steps, num_envs), bool)
-    return Rollout(observation, action, reward, ended, ended, value, value, {})
+    steps = {"reward": reward, "terminated": ended, "done": ended, "value": value, "next_value": value, "metrics": {}}
+    return ControlRollout(observation=observation, action=action, **steps)
 
 
 def test_learn_reports_known_columns_and_lets_penalty_and_gate_observe(make_policy: Make) -> None:
     policy = make_policy()
-    penalty = AdaptivePenalty(coef=1.0, kl_target=1e-6)
-    algorithm = Algorithm(
-        gate=gates.Sigmoid(),
-        ref_gate=gates.Open(),
-        dual=Detached(),
-        advantage=GAE(),
-        penalty=penalty,
-        update=SGD(num_epochs=3, num_minibatches=2, compile=False),
-        kl_spike_threshold=0.04,
-    )
-    algorithm.setup(policy, 1, 0)
-    metrics = algorithm.learn(policy, rollout_of(policy, 8, 8), measure_variance=True)
+    bounds = {"factor": 2.0, "tolerance": 1.5, "min_coef": 1e-3, "max_coef": 1e3}
+    penalty = AdaptivePenalty(coef=1.0, kl_target=1e-6, **bounds)
+    learner = algorithm(penalty=penalty, update=sgd(num_epochs=3, num_minibatches=2))
+    learner.setup(policy, 1, 0)
+    metrics = learner.learn(policy, rollout_of(policy, 8, 8), measure_variance=True)
     assert set(metrics) <= set(schema.GLOSSARY)
     assert metrics["gradvar/num_groups"] == 8
     assert metrics["gradvar/before"] > 0
     assert len(metrics["epoch/kl_old_exact"]) == 3
     assert metrics["epoch/kl_old_exact"][-1] == metrics["kl/old_exact"] > 1.5e-6
     assert metrics["kl/coef"] == 1.0
-    assert algorithm.state_dict()["penalty"] == {"coef": 2.0}
-    assert "gradvar/before" not in algorithm.learn(policy, rollout_of(policy, 8, 8), measure_variance=False)
+    assert learner.state_dict()["penalty"] == {"coef": 2.0}
+    assert "gradvar/before" not in learner.learn(policy, rollout_of(policy, 8, 8), measure_variance=False)
 
 
-def test_advantages_that_must_not_be_centred_are_not_centred_by_the_diagnostics(make_policy: Make) -> None:
+def test_advantages_that_must_not_be_centered_are_not_centered_by_the_diagnostics(make_policy: Make) -> None:
     """AWR's weights exp(A/beta) are positive, so the gate never sees A < 0, nor may the gradient's variance."""
     policy = make_policy()
-    algorithm = Algorithm(
-        gate=gates.Log(),
-        ref_gate=gates.Open(),
-        dual=Detached(),
-        advantage=Exponential(gae=GAE()),
-        penalty=NoPenalty(),
-        update=SGD(num_epochs=1, num_minibatches=2, compile=False),
-        kl_spike_threshold=0.04,
-    )
-    algorithm.setup(policy, 1, 0)
-    metrics = algorithm.learn(policy, rollout_of(policy, 8, 8), measure_variance=False)
+    advantage = Exponential(gae=gae(normalize="none"), beta=1.0, max_weight=20.0)
+    learner = algorithm(gate=gates.Log(), advantage=advantage, update=sgd(num_epochs=1, num_minibatches=2))
+    learner.setup(policy, 1, 0)
+    metrics = learner.learn(policy, rollout_of(policy, 8, 8), measure_variance=False)
     assert math.isnan(metrics["weight/neg_mean"])
     assert metrics["weight/pos_mean"] == 1
 
@@ -249,17 +229,9 @@ def test_the_measured_variance_is_of_the_gate_alone(make_policy: Make) -> None:
     rows = []
     for penalty in (NoPenalty(), FixedPenalty(coef=5.0)):
         policy = make_policy()
-        algorithm = Algorithm(
-            gate=gates.Sigmoid(),
-            ref_gate=gates.Open(),
-            dual=Detached(),
-            advantage=GAE(),
-            penalty=penalty,
-            update=SGD(num_epochs=2, num_minibatches=2, lr=1e-2, compile=False),
-            kl_spike_threshold=0.04,
-        )
-        algorithm.setup(policy, 1, 0)
-        rows.append(algorithm.learn(policy, rollout_of(policy, 8, 8), measure_variance=True))
+        learner = algorithm(penalty=penalty, update=sgd(num_epochs=2, num_minibatches=2, lr=1e-2))
+        learner.setup(policy, 1, 0)
+        rows.append(learner.learn(policy, rollout_of(policy, 8, 8), measure_variance=True))
     assert rows[0]["gradvar/before"] == rows[1]["gradvar/before"]
     assert rows[0]["gradvar/after"] != rows[1]["gradvar/after"]
     assert rows[1]["kl/old_exact"] < rows[0]["kl/old_exact"]

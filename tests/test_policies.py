@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from update_parts import Make, MakeBatch, both_kinds
 
-from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.actor_critic import ActorCritic, ControlRollout
 from rgpo.control.distributions import Categorical, Gaussian
 from rgpo.control.mlp import MLP
 from rgpo.core.divergences import k1
-from rgpo.core.rollout import Batch
 from rgpo.errors import ConfigError
+from rgpo.learning.diagnostics import credit_statistics
 from rgpo.runtime.runner import RATIO_MOVED
-
-Make = Callable[..., ActorCritic]
-MakeBatch = Callable[..., Batch]
-both_kinds = pytest.mark.parametrize("discrete", [False, True], ids=["gaussian", "categorical"])
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -53,7 +49,7 @@ def test_categorical_is_torchs() -> None:
 
 def modules(policy: ActorCritic) -> tuple[nn.Sequential, nn.Sequential]:
     """The same networks as plain torch modules."""
-    tensors = policy.unflatten(policy.parameters)
+    tensors = policy.unflatten(policy.flat)
     count = len(policy.actor_shapes) - (not policy.discrete)
 
     def network(parts: list[Tensor]) -> nn.Sequential:
@@ -71,14 +67,14 @@ def modules(policy: ActorCritic) -> tuple[nn.Sequential, nn.Sequential]:
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_acting_in_numpy_equals_the_torch_forward_and_plain_modules(make_policy: Make, discrete: bool, activation: str) -> None:
     policy = make_policy(discrete=discrete, activation=activation, hidden_sizes=(16, 8), log_std_init=-0.7)
-    policy.load_state_dict(policy.parameters + 0.1 * draw(len(policy.parameters)).float())  # biases too
+    policy.flat += 0.1 * draw(len(policy.flat)).float()  # biases too
     observation = draw(9, policy.observation_size).float()
     actor, critic = modules(policy)
-    first = policy.distribution(policy.parameters, observation)[0]
+    first = policy.distribution(policy.flat, observation)[0]
     outputs = torch.from_numpy(policy.mode_output(observation.numpy())), actor(observation).detach()
     for output in outputs:
         torch.testing.assert_close(output.log_softmax(-1) if discrete else output, first)
-    value = policy.value(policy.parameters, observation)
+    value = policy.value(policy.flat, observation)
     torch.testing.assert_close(value, critic(observation).detach()[:, 0])
     torch.testing.assert_close(torch.from_numpy(policy.values(observation.numpy())), value)
     quiet = np.zeros((9, policy.action_size), np.float32)
@@ -89,11 +85,11 @@ def test_acting_in_numpy_equals_the_torch_forward_and_plain_modules(make_policy:
 def test_loading_is_seen_by_acting(make_policy: Make) -> None:
     policy, other = make_policy(seed=0), make_policy(seed=1, log_std_init=0.5)
     observation, noise = np.ones((2, 5), np.float32), np.ones((2, 3), np.float32)
-    address = policy.parameters.data_ptr()
+    address = policy.flat.data_ptr()
     assert not np.allclose(policy.act(observation, noise), other.act(observation, noise))
-    policy.load_state_dict(other.parameters)
+    policy.load_state_dict(other.state_dict())
     np.testing.assert_array_equal(policy.act(observation, noise), other.act(observation, noise))
-    assert policy.parameters.data_ptr() == address
+    assert policy.flat.data_ptr() == address
 
 
 def test_gaussian_actions_have_the_policys_mean_and_std(make_policy: Make) -> None:
@@ -118,9 +114,9 @@ def test_categorical_actions_have_the_policys_frequencies(make_policy: Make) -> 
 
 
 @both_kinds
-def test_orthogonal_initialisation_has_its_gains(make_policy: Make, discrete: bool) -> None:
+def test_orthogonal_initialization_has_its_gains(make_policy: Make, discrete: bool) -> None:
     policy = make_policy(discrete=discrete, hidden_sizes=(16, 8), policy_gain=0.01, value_gain=1.0, log_std_init=-1.5)
-    tensors = policy.unflatten(policy.parameters)
+    tensors = policy.unflatten(policy.flat)
     weights = [t for t in tensors if t.dim() == 2]
     gains = [math.sqrt(2), math.sqrt(2), 0.01, math.sqrt(2), math.sqrt(2), 1.0]
     for weight, gain in zip(weights, gains, strict=True):
@@ -130,14 +126,14 @@ def test_orthogonal_initialisation_has_its_gains(make_policy: Make, discrete: bo
     log_std = [] if discrete else [vectors.pop(3)]
     assert all((v == 0).all() for v in vectors)
     assert all((v == -1.5).all() and v.shape == (3,) for v in log_std)
-    assert torch.equal(make_policy(seed=3).parameters, make_policy(seed=3).parameters)
-    assert not torch.equal(make_policy(seed=3).parameters, make_policy(seed=4).parameters)
+    assert torch.equal(make_policy(seed=3).flat, make_policy(seed=3).flat)
+    assert not torch.equal(make_policy(seed=3).flat, make_policy(seed=4).flat)
 
 
-def test_without_orthogonal_initialisation_linear_layers_start_as_torchs_do(make_policy: Make) -> None:
+def test_without_orthogonal_initialization_linear_layers_start_as_torchs_do(make_policy: Make) -> None:
     """nn.Linear draws weights and biases from U(-1/sqrt(in), 1/sqrt(in))."""
     policy = make_policy(orthogonal_init=False, hidden_sizes=(64, 64))
-    tensors = policy.unflatten(policy.parameters)
+    tensors = policy.unflatten(policy.flat)
     layers = [*tensors[:6], *tensors[7:]]
     for weight, bias in zip(layers[::2], layers[1::2], strict=True):
         bound = weight.shape[0] ** -0.5
@@ -150,24 +146,25 @@ def test_without_orthogonal_initialisation_linear_layers_start_as_torchs_do(make
 def test_the_new_policy_starts_as_the_old_one(make_policy: Make, make_batch: MakeBatch, discrete: bool, num_samples: int) -> None:
     policy = make_policy(discrete=discrete)
     batch = make_batch(policy, num_samples)
-    new = policy.distribution(policy.parameters, batch.observation)
-    assert torch.equal(new.log_prob(batch.action), batch.logp_old)  # as training reads it
-    now = policy.moved(batch)  # to the rounding of the pass that acts
+    view, samples = batch.view, batch.samples
+    new = policy.distribution(policy.flat, view.observation)
+    assert torch.equal(new.log_prob(view.action), samples.logp_old)  # as training reads it
+    now = policy.measure_shift(batch)  # to the rounding of the pass that acts
     assert now.log_ratio.abs().max() < RATIO_MOVED
     assert now.kl.abs().max() < RATIO_MOVED
-    assert all(x.shape[0] == num_samples for x in (*batch[:3], *batch.old, *batch[4:]))
-    assert batch.action.dtype == (torch.int64 if discrete else torch.float32)
+    assert all(x.shape[0] == num_samples for x in (*view[:2], *view.old, samples.logp_old, *samples[2:5]))
+    assert view.action.dtype == (torch.int64 if discrete else torch.float32)
 
 
 @both_kinds
-def test_moved_is_the_ratio_and_the_kl_of_two_policies(make_policy: Make, make_batch: MakeBatch, discrete: bool) -> None:
+def test_the_shift_is_the_ratio_and_the_kl_of_two_policies(make_policy: Make, make_batch: MakeBatch, discrete: bool) -> None:
     policy = make_policy(discrete=discrete)
     batch = make_batch(policy, 20_000)
-    old = policy.distribution(policy.parameters.clone(), batch.observation)
-    policy.load_state_dict(policy.parameters + 0.05 * draw(len(policy.parameters)).float())
-    new = policy.distribution(policy.parameters, batch.observation)
-    now = policy.moved(batch)
-    torch.testing.assert_close(now.log_ratio, new.log_prob(batch.action) - old.log_prob(batch.action))
+    old = policy.distribution(policy.flat.clone(), batch.view.observation)
+    policy.flat += 0.05 * draw(len(policy.flat)).float()
+    new = policy.distribution(policy.flat, batch.view.observation)
+    now = policy.measure_shift(batch)
+    torch.testing.assert_close(now.log_ratio, new.log_prob(batch.view.action) - old.log_prob(batch.view.action))
     torch.testing.assert_close(now.entropy, new.entropy())
     error = (k1(now.log_ratio) - now.kl).std().item() / 20_000**0.5  # actions are samples of the old policy
     assert k1(now.log_ratio).mean().item() == pytest.approx(now.kl.mean().item(), abs=4 * error)
@@ -175,21 +172,22 @@ def test_moved_is_the_ratio_and_the_kl_of_two_policies(make_policy: Make, make_b
 
 
 def test_make_batch_flattens_in_time_major_order(make_policy: Make) -> None:
-    from rgpo.core.rollout import Rollout
-
     policy, (t, e) = make_policy(), (4, 3)
     rng = np.random.default_rng(0)
     observation = rng.standard_normal((t, e, 5)).astype(np.float32)
     action = policy.act(observation.reshape(-1, 5), policy.draw_noise((t * e,), rng)).reshape(t, e, 3)
     advantage, target, value = rng.standard_normal((3, t, e))
     ended = np.zeros((t, e), bool)
-    batch, metrics = policy.make_batch(Rollout(observation, action, value, ended, ended, value, value, {}), advantage, target)
+    steps = {"reward": value, "terminated": ended, "done": ended, "value": value, "next_value": value, "metrics": {}}
+    rollout = ControlRollout(observation=observation, action=action, **steps)
+    batch = policy.make_batch(rollout, advantage, target)
     for i in range(t):
         for j in range(e):
-            assert batch.advantage[i * e + j].item() == pytest.approx(advantage[i, j])
-            assert batch.value_target[i * e + j].item() == pytest.approx(target[i, j])
-            np.testing.assert_array_equal(batch.observation[i * e + j].numpy(), observation[i, j])
-            np.testing.assert_array_equal(batch.action[i * e + j].numpy(), action[i, j])
+            assert batch.samples.advantage[i * e + j].item() == pytest.approx(advantage[i, j])
+            assert batch.samples.value_target[i * e + j].item() == pytest.approx(target[i, j])
+            np.testing.assert_array_equal(batch.view.observation[i * e + j].numpy(), observation[i, j])
+            np.testing.assert_array_equal(batch.view.action[i * e + j].numpy(), action[i, j])
+    metrics = credit_statistics(rollout, advantage, target, critic=True)
     assert metrics["value/explained_variance"] == pytest.approx(1 - np.var(target - value) / np.var(target))
     assert metrics["advantage/mean"] == pytest.approx(advantage.mean())
     assert metrics["advantage/std"] == pytest.approx(advantage.std())
@@ -201,4 +199,5 @@ def test_make_batch_flattens_in_time_major_order(make_policy: Make) -> None:
 )
 def test_bad_architectures_are_refused(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"^task\.policy\.{key}=.*: .{{10,}}\.$"):
-        MLP(**{key: value})
+        shape: dict[str, Any] = {"hidden_sizes": (64, 64), "activation": "tanh", "orthogonal_init": True}
+        MLP(**(shape | {"policy_gain": 0.01, "value_gain": 1.0, "log_std_init": 0.0} | {key: value}))

@@ -1,4 +1,4 @@
-"""What the tests of updates share."""
+"""Parts that the tests of updates share; knobs are those of published PPO and TRPO unless a test changes them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,68 @@ from typing import Any
 
 import pytest
 import torch
+from gate_options import load_gate
 from torch import Tensor
 
-from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.actor_critic import ActorCritic, ControlBatch
 from rgpo.core import gates
-from rgpo.core.rollout import Batch
+from rgpo.core.advantages import GAE
+from rgpo.core.kl_penalty import NoPenalty
 from rgpo.core.surrogate import Detached, surrogate
+from rgpo.learning.algorithm import GateAlgorithm
+from rgpo.learning.natural_gradient import NaturalGradient
+from rgpo.learning.sgd import SGD
+from rgpo.learning.types import Objective
 
 Make = Callable[..., ActorCritic]
-MakeBatch = Callable[..., Batch]
+MakeBatch = Callable[..., ControlBatch]
 both_kinds = pytest.mark.parametrize("discrete", [False, True], ids=["gaussian", "categorical"])
 
 
-def objective(gate: Any) -> Any:
-    return partial(surrogate, gate=gate, ref_gate=gates.Open(), dual=Detached())
+def objective(gate: Any) -> Objective:
+    return partial(surrogate, gate=gate, ref_gate=gates.Open(), combine=Detached())
+
+
+def sgd(**change: Any) -> SGD:
+    knobs: dict[str, Any] = {"num_epochs": 10, "num_minibatches": 32, "lr": 3e-4, "anneal_lr": True, "adam_eps": 1e-5}
+    knobs |= {"max_grad_norm": 0.5, "vf_coef": 0.5, "ent_coef": 0.0, "value_clip": 0.2, "compile": False}
+    return SGD(**(knobs | change))
+
+
+def natural_gradient(**change: Any) -> NaturalGradient:
+    knobs: dict[str, Any] = {"kl_max": 0.01, "cg_iterations": 10, "cg_damping": 0.1, "line_search_shrink": 0.8}
+    knobs |= {"line_search_tries": 10, "critic_epochs": 10, "critic_minibatches": 32, "critic_lr": 1e-3, "compile": False}
+    return NaturalGradient(**(knobs | change))
+
+
+def gae(**change: Any) -> GAE:
+    return GAE(**({"gamma": 0.99, "lam": 0.95, "bootstrap_truncated": True, "normalize": "minibatch"} | change))
+
+
+def algorithm(**change: Any) -> GateAlgorithm:
+    """The paper's gate without a penalty, on published PPO's settings."""
+    parts: dict[str, Any] = {"gate": load_gate("sigmoid"), "ref_gate": gates.Open(), "gate_combination": Detached()}
+    parts |= {"advantage": gae(), "penalty": NoPenalty(), "update": sgd()}
+    return GateAlgorithm(**(parts | change))
+
+
+def setup(
+    update: Any,
+    policy: Any,
+    gate: Any,
+    *,
+    penalized: bool = False,
+    normalize: str = "minibatch",
+    iterations: int = 1,
+    seed: int = 0,
+) -> None:
+    """update.setup with the surrogate of one gate."""
+    update.setup(policy, objective(gate), penalized=penalized, normalize=normalize, num_iterations=iterations, seed=seed)
+
+
+def nudge(policy: ActorCritic, scale: float = 0.05, seed: int = 0) -> None:
+    """Move every parameter by Gaussian noise."""
+    policy.flat.add_(scale * noise(len(policy.flat), seed=seed))
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -21,7 +21,7 @@ from rgpo.core.rollout import Array
 from rgpo.errors import require
 from rgpo.language.assets import AssetLoader, LanguageAssets
 from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
-from rgpo.language.policy.samplers import OfflinePairs, Sampler
+from rgpo.language.policy.samplers import Sampler
 from rgpo.learning.types import Policy, Requirements, State
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Language:
             require(self.group_size > 1, "task.group_size", self.group_size, "a group needs at least 2 completions to compare.")
         sharded = self.parallel == "fsdp" and requirements.whole_parameters
         require(not sharded, "task.parallel", self.parallel, "this update needs whole parameters in each process; use ddp.")
-        offline = isinstance(self.sampler, OfflinePairs)
+        offline = not self.sampler.on_policy
         remedy = "the algorithm learns from stored pairs; use sampler@task.sampler=offline_pairs."
         if not requirements.pairs:
             remedy = "the algorithm learns from its own completions; use sampler@task.sampler=own."
