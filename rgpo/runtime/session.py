@@ -12,7 +12,7 @@ import numpy as np
 
 from rgpo import atomic, distributed
 from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, require
-from rgpo.learning.types import Algorithm, Metrics, Task
+from rgpo.learning.types import Algorithm, Metrics, Policy, Task
 from rgpo.runtime import checkpoint, run_folder
 from rgpo.runtime.metrics import number
 from rgpo.runtime.recorder import Recorder
@@ -23,6 +23,23 @@ def seeds_of(seed: int) -> tuple[int, int, int]:
     """The seeds of task, policy and algorithm."""
     first, second, third = (int(x) >> 1 for x in np.random.SeedSequence(seed).generate_state(3))
     return first, second, third
+
+
+def set_up(settings: Settings, task: Task, algorithm: Algorithm) -> tuple[Policy, int]:
+    """Prepare the parts of a run for its first iteration; returns its policy and its number of iterations."""
+    seeds = seeds_of(settings.seed)
+    task.setup(seeds[0], algorithm.requirements)
+    policy = task.make_policy(seeds[1])
+    num_iterations = settings.num_iterations or task.plan_iterations(settings.total_env_steps or 0)
+    algorithm.setup(policy, num_iterations, seeds[2])
+    return policy, num_iterations
+
+
+def restore(saved: checkpoint.Checkpoint, task: Task, policy: Policy, algorithm: Algorithm) -> None:
+    """Give the parts of a run, once set up, the state of its checkpoint."""
+    policy.load_state_dict(saved["policy"])
+    algorithm.load_state_dict(saved["algorithm"])
+    task.load_state_dict(saved["task"])
 
 
 class Session:
@@ -42,19 +59,10 @@ class Session:
 
     def start(self) -> None:
         """Record what the run is, set up its parts and load the last checkpoint if there is one."""
-        import torch
-        from threadpoolctl import threadpool_limits
-
         settings = self.settings
-        torch.set_num_threads(settings.num_threads)
-        threadpool_limits(settings.num_threads)  # numpy's, which would take every core and wait for work by spinning
         self.write_state("running")
         self.recorder.write_facts(self.config_hash, self.command, self.attempt, self.algorithm.describe())
-        seeds = seeds_of(settings.seed)
-        self.task.setup(seeds[0], self.algorithm.requirements)
-        self.policy = self.task.make_policy(seeds[1])
-        self.num_iterations = settings.num_iterations or self.task.plan_iterations(settings.total_env_steps or 0)
-        self.algorithm.setup(self.policy, self.num_iterations, seeds[2])
+        self.policy, self.num_iterations = set_up(settings, self.task, self.algorithm)
         saved = checkpoint.load(self.run_dir, self.config_hash)
         if saved is not None:
             self._load(saved)
@@ -70,9 +78,7 @@ class Session:
         self.iteration = self.last_checkpoint = saved["iteration"]
         self.env_steps = saved["env_steps"]
         self.ratio_moved = saved["ratio_moved"]
-        self.policy.load_state_dict(saved["policy"])
-        self.algorithm.load_state_dict(saved["algorithm"])
-        self.task.load_state_dict(saved["task"])
+        restore(saved, self.task, self.policy, self.algorithm)
 
     def _compare_machines(self, saved: checkpoint.Checkpoint) -> None:
         """Print a notice if the checkpoint was written by another number of processes or threads."""
