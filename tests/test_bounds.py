@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rgpo.core import gates
-from rgpo.core.gates import weight
+from rgpo.core.gate import weight
 
 
 @pytest.mark.parametrize(("k", "sign"), [(2.0, -1), (10.0, 1), (5.0, 1), (4.0, 1), (4.0, -1)])
@@ -26,7 +26,7 @@ def test_counter_example_to_the_naive_bound(k: float, sign: int) -> None:
 
 
 @pytest.mark.parametrize("k", [2.0, 4.0, 5.0, 10.0])
-def test_bias_of_the_normalised_sigmoid(k: float) -> None:
+def test_bias_of_the_normalized_sigmoid(k: float) -> None:
     d = torch.linspace(-6, 6, 4001, dtype=torch.float64)
     r = d.exp()
     w = weight(gates.Sigmoid(sharpness=k, scale="unit"), d, torch.ones_like(d))
@@ -49,7 +49,7 @@ def test_bias_is_bounded_by_the_kl_divergence(k: float, constant: float) -> None
 
 
 def random_mdps(num: int, gamma: float) -> dict[str, Tensor]:
-    """Exact values of num random MDPs (4 states, 3 actions) under an old and a new policy; E_rho is unnormalised."""
+    """Exact values of num random MDPs (4 states, 3 actions) under an old and a new policy; E_rho is unnormalized."""
     generator = torch.Generator().manual_seed(1)
     move = torch.softmax(3 * torch.randn((num, 4, 3, 4), generator=generator, dtype=torch.float64), -1)
     reward = torch.randn((num, 4, 3), generator=generator, dtype=torch.float64)
@@ -84,7 +84,7 @@ def test_repaired_bounds_hold_on_random_mdps_and_fail_without_the_occupancy_term
         h = 1 + gates.Sigmoid(sharpness=k, scale="unit")(d, a) - 0.5 / (k / 4)
         inner = h * a - (h - r).abs() * a.abs()
     else:  # min(r A, h A)
-        inner = gates.SigmoidSigned(sharpness=k, cap=1e9)(d, a) * a
+        inner = gates.SignAwareSigmoid(sharpness=k, cap=1e9)(d, a) * a
     lower = (m["measure"] * inner).sum((1, 2))
     assert (m["gain"] < lower).sum() > 10
     for occupancy in (m["trpo"], m["cpo"]):

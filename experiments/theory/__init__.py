@@ -4,8 +4,8 @@ Each experiment is a module with
 
     measure(smoke) -> tables    seeded; every table is one results/theory/<experiment>_<table>.parquet
     verdicts(tables)            rows of the ledger, each with its rule
-    numbers(tables)             what docs/theory.md says of them
+    numbers(tables)             the numbers of docs/theory.md
     draw(tables) -> Figure      docs/figures/theory_<experiment>.svg and .png
 
-measure knows no figure, and the other three know nothing but the tables.
+measure draws nothing; the other three read only the tables.
 """

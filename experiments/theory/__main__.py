@@ -1,6 +1,6 @@
 """python -m experiments.theory [name ...]: run the experiments named, or all; then judge, draw and write docs/theory.md.
 
-`page` as a name only judges, draws and writes, from the tables that lie in the results folder.
+`page` as a name only judges, draws and writes, from the tables in the results folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from experiments.theory import page
 from experiments.theory.common import Verdict
-from rgpo.report import style
+from rgpo.report.figures import style
 from rgpo.runtime.metrics import write_atomically
 
 NAMES = ("heavy_tail", "weights", "bias", "improvement", "drift", "cost", "gradient_variance", "sharpness")
@@ -28,7 +28,7 @@ def main(words: list[str] | None = None) -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m experiments.theory", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*NAMES, "page", []], help="experiments; none means all")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it runs, says nothing")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it runs; the numbers mean nothing")
     parser.add_argument("--results", type=Path, default=Path("results/theory"), help="folder of the tables")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of theory.md and figures/")
     given = parser.parse_args(words)
@@ -53,7 +53,7 @@ def _save(name: str, tables: dict[str, pd.DataFrame], folder: Path) -> None:
 
 
 def _compact(frame: pd.DataFrame) -> pa.Table:
-    """Floats as 32 bits and words as a dictionary."""
+    """Floats as 32 bits, text as a dictionary."""
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     text = pa.dictionary(pa.int32(), pa.string())
     types = {pa.float64(): pa.float32(), pa.string(): text, pa.large_string(): text}
@@ -62,7 +62,10 @@ def _compact(frame: pd.DataFrame) -> pa.Table:
 
 
 def load_tables(name: str, folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables of one experiment. SystemExit with the command that makes them if there are none."""
+    """The tables of one experiment.
+
+    Raises: SystemExit, with the command that makes them, if there are none.
+    """
     files = sorted(folder.glob(f"{name}_*.parquet"))
     if not files:
         raise SystemExit(f"{folder} has no tables of {name}; make them with `python -m experiments.theory {name}`")

@@ -1,6 +1,6 @@
 """C3: the gated gradient's bias against KL(old || new), exact on random softmax bandits.
 
-bias = E_old[(w - r) A s] with s = grad log pi over the logits. For the normalised sigmoid in r it is
+bias = E_old[(w - r) A s] with s = grad log pi over the logits. For the normalized sigmoid in r it is
 -E_pi[tanh^2(k (r-1)/2) A s] and at most C_k sup||A s|| KL; C_k = sup_r r tanh^2(k (r-1)/2)/(r - 1 - log r).
 """
 
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from experiments.theory.common import Tables, Verdict, interval, judge, load_gate
 from rgpo.core.gate import weight
 from rgpo.core.rollout import Array
-from rgpo.report import style
+from rgpo.report.figures import style
 
 COMMAND = "python -m experiments.theory bias"
 SHARPNESS = (2.0, 4.0, 5.0, 10.0)
@@ -27,8 +27,8 @@ FIT_BELOW = 1e-4  # nats: where a slope is asymptotic
 LIMIT = 0.01  # of the gradient's norm
 GATES = {
     "raw sigmoid in r": ("sigmoid", "none"),
-    "normalised sigmoid in r": ("sigmoid", "unit"),
-    "normalised sigmoid in log r": ("sigmoid_log", "unit"),
+    "normalized sigmoid in r": ("sigmoid", "unit"),
+    "normalized sigmoid in log r": ("sigmoid_log", "unit"),
     "matched sigmoid in log r": ("sigmoid_matched", "unit"),
 }
 
@@ -53,7 +53,7 @@ def constant(sharpness: float, measure_of: Callable[[Array], Array]) -> float:
 
 
 def measure(smoke: bool) -> dict[str, pd.DataFrame]:
-    """bias (one row a bandit, distance, gate and k) and constants."""
+    """bias (one row per bandit, distance, gate and k) and constants."""
     num_bandits = 5 if smoke else 60
     rng = np.random.default_rng(0)
     rows = []
@@ -65,7 +65,7 @@ def measure(smoke: bool) -> dict[str, pd.DataFrame]:
         advantage = reward - old @ reward
         for distance in DISTANCES:
             new = _softmax(logits + distance * direction)
-            score = np.eye(NUM_ACTIONS) - new  # one row an action
+            score = np.eye(NUM_ACTIONS) - new  # one row per action
             ratio = new / old
             gradient = new @ (advantage[:, None] * score)
             largest = np.linalg.norm(advantage[:, None] * score, axis=1).max()
@@ -104,9 +104,9 @@ def floor(table: pd.DataFrame, gate: str, sharpness: float) -> tuple[float, floa
 
 
 def tightest(tables: Tables) -> tuple[float, int]:
-    """The largest ||bias|| / (C_k sup||A s|| KL) of the normalised sigmoid in r, and how many cases it is over."""
+    """The largest ||bias|| / (C_k sup||A s|| KL) of the normalized sigmoid in r, and how many cases it is over."""
     constants = tables["constants"].set_index("sharpness").kl_old_new
-    here = tables["bias"][tables["bias"].gate == "normalised sigmoid in r"]
+    here = tables["bias"][tables["bias"].gate == "normalized sigmoid in r"]
     return float((here.bias / (here.sharpness.map(constants) * here.largest * here.kl)).max()), len(here)
 
 
@@ -114,17 +114,17 @@ def verdicts(tables: Tables) -> list[Verdict]:
     table, rows = tables["bias"], []
     num = table.bandit.nunique()
     rule = f"reproduced if the bias falls below {LIMIT:.0%} of the gradient as KL goes to 0 (smallest KL about 1e-8 nats)"
-    for name in ("raw sigmoid in r", "normalised sigmoid in r"):
+    for name in ("raw sigmoid in r", "normalized sigmoid in r"):
         found = floor(table, name, 10.0)
         where = f"{name}, k = 10: bias over gradient at the smallest KL, random softmax bandits"
         rows.append(Verdict("C3", where, *found, num, "bounded and controllable", judge(found[0] < LIMIT), rule, COMMAND))
     largest, count = tightest(tables)
     rule = "reproduced if ||bias|| <= C_k sup||A s|| KL in every case (largest ratio of the two sides shown)"
-    where = "normalised sigmoid in r, k = 2, 4, 5, 10 (bias over its bound)"
+    where = "normalized sigmoid in r, k = 2, 4, 5, 10 (bias over its bound)"
     rows.append(Verdict("C3", where, largest, math.nan, math.nan, count, "bounded", judge(largest <= 1), rule, COMMAND))
     for name, expected in (
-        ("normalised sigmoid in r", 1.0),
-        ("normalised sigmoid in log r", 0.5),
+        ("normalized sigmoid in r", 1.0),
+        ("normalized sigmoid in log r", 0.5),
         ("matched sigmoid in log r", 1.0),
     ):
         found = slope(table, name, 10.0)
@@ -146,7 +146,7 @@ def verdicts(tables: Tables) -> list[Verdict]:
 
 def numbers(tables: Tables) -> dict[str, object]:
     table = tables["bias"]
-    exact = table[table.gate == "normalised sigmoid in r"].from_closed_form.max()
+    exact = table[table.gate == "normalized sigmoid in r"].from_closed_form.max()
     return {
         "constants": tables["constants"].to_dict("records"),
         "tightest": tightest(tables)[0],
@@ -176,7 +176,7 @@ def draw(tables: Tables) -> Figure:
             panel.plot(steps.kl.median(), steps.relative.median(), color=color, linestyle=dashes)
         x = np.array([1e-8, 1e-2])
         for power, height in ((1.0, 2e-4), (0.5, 2e-1)):
-            panel.plot(x, height * (x / x[1]) ** power * (100 if power == 1 else 1), color=style.GREY, linewidth=0.6)
+            panel.plot(x, height * (x / x[1]) ** power * (100 if power == 1 else 1), color=style.GRAY, linewidth=0.6)
         panel.set(xscale="log", yscale="log", xlabel="KL(old ‖ new)  [nats]", title=f"k = {k:g}", ylim=(1e-8, 5))
     axes[0].set_ylabel("‖bias‖ / ‖gradient‖")
     style.legend_below(figure, {name: style.Line(color, dashes, "") for name, (color, dashes) in looks.items()})

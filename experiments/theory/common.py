@@ -1,10 +1,10 @@
-"""What the experiments share: gates and algorithms by name, rows of the ledger, intervals."""
+"""Shared by the experiments: gates and algorithms by name, rows of the ledger, intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,16 +12,17 @@ from omegaconf import OmegaConf
 
 from rgpo.cli.config import build, compose_jobs, make
 from rgpo.cli.overrides import group_options
-from rgpo.core.gate import Gate
+from rgpo.core.gate import GateLike
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError
-from rgpo.learning.algorithm import Algorithm
+from rgpo.learning.algorithm import GateAlgorithm
+from rgpo.learning.types import Policy, Task
 from rgpo.paths import conf_dir
 
 Tables = Mapping[str, pd.DataFrame]
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000
-UNDECIDED = "not testable here"
+UNDECIDED = "undecided"
 
 
 class Verdict(NamedTuple):
@@ -32,7 +33,7 @@ class Verdict(NamedTuple):
     measured: float
     low: float
     high: float
-    n: int  # what the interval is over
+    n: int  # size of the sample that the interval is over
     paper: str
     verdict: str
     rule: str
@@ -60,38 +61,48 @@ def share(count: int, total: int) -> tuple[float, float, float]:
     return p, float(max(0.0, (middle - half) / (1 + z**2 / total))), float(min(1.0, (middle + half) / (1 + z**2 / total)))
 
 
-def load_gate(name: str, **change: Any) -> Gate:
-    """The gate of conf/gate/<name>.yaml, with some of its knobs changed."""
+def load_gate(name: str, **change: object) -> GateLike:
+    """The gate of conf/gate/<name>.yaml, with some of its parameters changed."""
     node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "gate" / f"{name}.yaml"))
     assert isinstance(node, dict)
-    gate: Gate = make("gate", {str(key): value for key, value in node.items()} | change)
+    gate: GateLike = make("gate", {str(key): value for key, value in node.items()} | change)
     return gate
 
 
 def gate_names() -> list[str]:
-    """Every gate on the old ratio in conf/gate; those that are another one with a moving sharpness are left out."""
+    """Every gate on the old ratio in conf/gate, without those that adapt the sharpness of another."""
     left_out = ("open", "budget")  # meant for the reference's ratio
     return [name for name in group_options("gate") if name not in left_out and not name.startswith("adaptive")]
 
 
-def load(*overrides: str) -> tuple[Any, Algorithm]:
+def load(*overrides: str) -> tuple[Task, GateAlgorithm]:
     """Task and algorithm of a command line, as rgpo-run makes them."""
-    return build(_config(overrides))
+    task, algorithm = build(_config(overrides))
+    assert isinstance(algorithm, GateAlgorithm)
+    return task, algorithm
+
+
+def start(task: Task, algorithm: GateAlgorithm, num_iterations: int, seed: int) -> Policy:
+    """Seed the task, and prepare the algorithm to train a fresh policy."""
+    task.setup(seed, algorithm.requirements)
+    policy = task.make_policy(seed)
+    algorithm.setup(policy, num_iterations, seed)
+    return policy
 
 
 @cache
-def _config(overrides: tuple[str, ...]) -> dict[str, Any]:
+def _config(overrides: tuple[str, ...]) -> dict[str, object]:
     (job,) = compose_jobs([*overrides, "update.compile=false"], multirun=False, config_dir=None)
     return job.config
 
 
 def algorithms(task: str) -> list[str]:
-    """The algorithms of conf/algo that a task admits."""
-    admitted = []
+    """The algorithms of conf/algo that a task accepts."""
+    accepted = []
     for name in group_options("algo"):
         try:
             load(f"task={task}", f"algo={name}")
         except ConfigError:
             continue
-        admitted.append(name)
-    return admitted
+        accepted.append(name)
+    return accepted

@@ -15,36 +15,38 @@ from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.theory.batch import load_batch
-from experiments.theory.common import UNDECIDED, Tables, Verdict, algorithms, interval, judge, load
-from rgpo.learning.loss import standardise
-from rgpo.report import style
+from experiments.theory.common import UNDECIDED, Tables, Verdict, algorithms, interval, judge, load, start
+from rgpo.learning.loss import standardize
+from rgpo.learning.types import Batch, Policy, State
+from rgpo.report.figures import style
 
 COMMAND = "python -m experiments.theory cost"
 BASELINE = "ppo"
 TOLERANCE = 1.1  # of PPO's time
 TASKS = {"control": "hopper", "language": "qwen_rlhf"}
 SMALL = ["ppo", "rgpo", "rgpo_literal", "trpo"]
+SHORT = ("update.num_epochs=1", "update.critic_epochs=1")  # of SGD, and of the natural gradient
 NUM_ROUNDS = 11
-Fresh = Callable[[], Callable[[], Any]]  # makes one update that is ready to go
+Update = Callable[[], object]
+Fresh = Callable[[], Update]  # makes an update that has not run yet
 
 
 def measure(smoke: bool) -> dict[str, pd.DataFrame]:
-    """time (a row a task, algorithm and round, CPU-s) and memory (a row a task and algorithm, MiB); smoke: four on control."""
+    """time (one row per task, algorithm and round, CPU-s), memory (per task and algorithm, MiB); smoke: four on control."""
     times, memory = [], []
-    for task in ("control",) if smoke else ("control", "language"):  # language needs the embedded world
+    for task in ("control",) if smoke else ("control", "language"):  # language needs the embedded model
         names, num_rounds = (SMALL, 1) if smoke else (algorithms(TASKS[task]), NUM_ROUNDS)
         prepare = prepare_control if task == "control" else prepare_language
         ready: dict[str, Fresh] = {}
         for name in names:
-            with redirect_stdout(io.StringIO()) if ready else nullcontext():  # each says what it loads; once is enough
-                ready[name] = prepare(name, *(["published.num_epochs=1"] if smoke else []))
+            with redirect_stdout(io.StringIO()) if ready else nullcontext():  # each prints what it loads; once is enough
+                ready[name] = prepare(name, *([SHORT[name == "trpo"]] if smoke else []))
         memory += [(task, name, peak_memory(ready[name])) for name in names]
         ready[BASELINE]()()  # warms up
         for round_ in range(num_rounds):
@@ -69,33 +71,31 @@ def prepare_language(name: str, *words: str) -> Fresh:
     """Updates of the embedded language model on one rollout, the same completions for every algorithm."""
     words = (f"task={TASKS['language']}", f"algo={name}", *words)
     task, algorithm = load(*words)
-    task.setup(0, algorithm.advantage.gamma)
-    policy = task.make_policy(0)
-    algorithm.setup(policy, 1, 0)
+    policy = start(task, algorithm, 1, 0)
     rollout = task.collect(policy)
-    batch, _ = policy.make_batch(rollout, *algorithm.advantage(rollout))
+    batch = policy.make_batch(rollout, *algorithm.advantage(rollout))
     if algorithm.advantage.normalize == "batch":
-        batch = batch._replace(advantage=standardise(batch.advantage))
+        batch = batch.with_advantage(standardize(batch.samples.advantage))
     return partial(_fresh, words, policy, policy.state_dict(), batch)
 
 
-def _fresh(words: tuple[str, ...], policy: Any, start: Any, batch: Any) -> Callable[[], Any]:
-    """One update from the starting parameters with a new optimiser, ready to go."""
+def _fresh(words: tuple[str, ...], policy: Policy, state: State, batch: Batch) -> Update:
+    """One update from the parameters of state with a new optimizer."""
     _, algorithm = load(*words)
-    policy.load_state_dict(start)
+    policy.load_state_dict(state)
     algorithm.setup(policy, 1, 0)
-    return partial(algorithm.update, policy, batch, algorithm.penalty.coef)
+    return partial(algorithm.update, policy, batch, algorithm.penalty.loss_coef)
 
 
 def peak_memory(make: Fresh) -> float:
-    """Largest resident set while one update runs, above the one before it, in MiB; NaN where the system does not tell."""
+    """Largest resident set while one update runs, above the one before it, in MiB; NaN where the system does not report it."""
     if not Path("/proc/self/clear_refs").exists():
         return math.nan
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def child() -> None:
-        make()()  # what is loaded or compiled once does not count
+        make()()  # so that what is loaded or compiled once does not count
         update = make()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
@@ -168,7 +168,7 @@ def numbers(tables: Tables) -> dict[str, object]:
 
 
 def draw(tables: Tables) -> Figure:
-    """CPU time of one update relative to PPO's, a dot a round; and peak memory."""
+    """CPU time of one update relative to PPO's, a dot per round; and peak memory."""
     tasks = list(tables["time"].task.unique())
     figure, axes = style.grid(2 * len(tasks), columns=2, height=2.4)
     for i, task in enumerate(tasks):
@@ -176,13 +176,13 @@ def draw(tables: Tables) -> Figure:
         order = table.median().sort_values().index
         memory = tables["memory"][tables["memory"].task == task].set_index("algo").peak_mib
         for y, name in enumerate(order):
-            color = style.KNOWN[name].color if name in style.KNOWN else style.GREY
+            color = style.KNOWN[name].color if name in style.KNOWN else style.GRAY
             axes[2 * i].plot(table[name] / table[BASELINE], np.full(len(table), y), "o", color=color, markersize=3, alpha=0.7)
             axes[2 * i + 1].barh(y, memory[name], color=color, height=0.6)
         for panel in axes[2 * i : 2 * i + 2]:
             panel.set_yticks(range(len(order)), order)
             panel.set_xlim(left=0)
-        axes[2 * i].axvline(1, color=style.GREY, linewidth=0.6)
+        axes[2 * i].axvline(1, color=style.GRAY, linewidth=0.6)
         axes[2 * i].set(xlabel="CPU time of one update over PPO's", title=task)
         axes[2 * i + 1].set(xlabel="peak memory of one update  [MiB]", title=task)
     return figure

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,14 +22,16 @@ from torch import Tensor
 
 from experiments.theory.batch import load_batch
 from experiments.theory.common import Tables, Verdict, interval, judge, load, load_gate
-from rgpo.control.actor_critic import ActorCritic
-from rgpo.core.gate import Curve, Gate, ratio, ratio_minus_one, weight
+from rgpo.control.actor_critic import ActorCritic, ControlBatch
+from rgpo.core.gate import Gate, GateLike, ratio, ratio_minus_one, weight
 from rgpo.core.gates import Open
-from rgpo.core.rollout import Batch, Moved
 from rgpo.core.surrogate import Detached, surrogate
 from rgpo.learning.adam import clip_by_norm
-from rgpo.learning.loss import actor_critic_loss, standardise
-from rgpo.report import style
+from rgpo.learning.flat_adam import select
+from rgpo.learning.loss import loss, standardize
+from rgpo.learning.sgd import flat_loss
+from rgpo.learning.types import Objective
+from rgpo.report.figures import style
 
 COMMAND = "python -m experiments.theory drift"
 KL_CLAIMED = 0.04  # nats; the paper's KL is about 0.02, its spike threshold perhaps 0.04
@@ -40,8 +42,8 @@ SNAPSHOTS = ("PPO clip", "both sides", "progress side")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sided(Curve):
-    """The normalised sigmoid h on the sides that close, r on those that do not."""
+class Sided(Gate):
+    """The normalized sigmoid h on the sides that close, r on those that do not."""
 
     sharpness: float = 10.0
     progress: bool = True
@@ -57,7 +59,7 @@ class Sided(Curve):
 class Arm(NamedTuple):
     """A gate, and the coefficient of KL(old || new) in the loss."""
 
-    gate: Gate
+    gate: GateLike
     kl_coef: float = 0.0
 
 
@@ -71,67 +73,68 @@ def arms() -> dict[str, Arm]:
         "RGPO literal": Arm(load_gate("sigmoid")),
         "RGPO literal + 1 KL": Arm(load_gate("sigmoid"), 1.0),
         "RGPO literal, log r": Arm(load_gate("sigmoid_log")),
-        "sign-aware": Arm(load_gate("sigmoid_signed")),
-        "sign-aware, k = 5": Arm(load_gate("sigmoid_signed", sharpness=5.0)),
+        "sign-aware": Arm(load_gate("sign_aware_sigmoid")),
+        "sign-aware, k = 5": Arm(load_gate("sign_aware_sigmoid", sharpness=5.0)),
         "PPO clip": Arm(load_gate("clip")),
         "CISPO": Arm(load_gate("cispo")),
     }
 
 
 def measure(smoke: bool) -> dict[str, pd.DataFrame]:
-    """kl (per arm, optimiser, seed of the shuffling and epoch) and samples (progress and weight, first seed)."""
+    """kl (one row per arm, optimizer, seed of the shuffling and epoch) and samples (progress and weight, first seed)."""
     num_seeds, num_epochs = (1, 1) if smoke else (5, 10)
     rows, samples = [], []
     for name, arm in arms().items():
-        for optimiser, run in (("Adam", _adam), ("SGD", _plain_sgd)):
-            for seed in range(num_seeds if optimiser == "Adam" else min(num_seeds, 3)):
+        for optimizer, run in (("Adam", adam), ("SGD", plain_sgd)):
+            for seed in range(num_seeds if optimizer == "Adam" else min(num_seeds, 3)):
                 policy, batch = load_batch()
-                advantage = standardise(batch.advantage)
-                kls = run(arm, policy, batch, num_epochs, seed).kl.mean(-1).tolist()
-                rows += [(name, optimiser, seed, epoch + 1, kl) for epoch, kl in enumerate(kls)]
-                if seed == 0 and optimiser == "Adam" and name in SNAPSHOTS:
-                    d = policy.moved(batch).log_ratio
+                advantage = standardize(batch.samples.advantage)
+                kls = run(arm, policy, batch, num_epochs, seed).mean(-1).tolist()
+                rows += [(name, optimizer, seed, epoch + 1, kl) for epoch, kl in enumerate(kls)]
+                if seed == 0 and optimizer == "Adam" and name in SNAPSHOTS:
+                    d = policy.measure_shift(batch).log_ratio
                     w = weight(arm.gate, d, advantage) / arm.gate.weight_at_one()
                     samples.append(pd.DataFrame({"arm": name, "progress": advantage.sign() * d, "weight": w}))
     return {
-        "kl": pd.DataFrame(rows, columns=["arm", "optimiser", "seed", "epoch", "kl"]),
+        "kl": pd.DataFrame(rows, columns=["arm", "optimizer", "seed", "epoch", "kl"]),
         "samples": pd.concat(samples, ignore_index=True),
     }
 
 
-def _objective(gate: Gate) -> Any:
-    return partial(surrogate, gate=gate, ref_gate=Open(), dual=Detached())
+def objective(gate: GateLike) -> Objective:
+    """The surrogate with one gate."""
+    return partial(surrogate, gate=gate, ref_gate=Open(), combine=Detached())
 
 
-def _adam(arm: Arm, policy: ActorCritic, batch: Batch, num_epochs: int, seed: int) -> Moved:
-    """The update of rgpo-run with PPO's published settings."""
+def adam(arm: Arm, policy: ActorCritic, batch: ControlBatch, num_epochs: int, seed: int) -> Tensor:
+    """The update of rgpo-run with PPO's published settings: KL(old || new) after each epoch, (E, N)."""
     _, algorithm = load("task=hopper", "algo=ppo", f"update.num_epochs={num_epochs}")
-    algorithm.update.setup(policy, _objective(arm.gate), arm.kl_coef > 0, 1, seed)
-    after: Moved = algorithm.update(policy, batch, arm.kl_coef)[1]
-    return after
+    update = algorithm.update
+    update.setup(policy, objective(arm.gate), penalized=arm.kl_coef > 0, normalize="minibatch", num_iterations=1, seed=seed)
+    _, shift = update(policy, batch, arm.kl_coef)
+    return shift.kl
 
 
-def _plain_sgd(arm: Arm, policy: ActorCritic, batch: Batch, num_epochs: int, seed: int) -> Moved:
-    """theta -= lr clip(gradient) over the same minibatches: no moments, so that a gate's scale shows."""
-    loss = partial(
-        actor_critic_loss, policy=policy, objective=_objective(arm.gate), penalised=arm.kl_coef > 0, normalize=True,
-        vf_coef=0.5, ent_coef=0.0, value_clip=0.2,
-    )  # fmt: skip
-    rng, flat, coef = np.random.default_rng(seed), policy.parameters.clone(), torch.tensor(arm.kl_coef)
-    after = []
+def plain_sgd(arm: Arm, policy: ActorCritic, batch: ControlBatch, num_epochs: int, seed: int) -> Tensor:
+    """theta -= lr clip(gradient) over the same minibatches, without moments, so that a gate's scale shows; KL as ``adam``."""
+    of_samples = partial(loss, objective=objective(arm.gate), vf_coef=0.5, ent_coef=0.0, value_clip=0.2)
+    of_flat = partial(flat_loss, policy=policy, loss=of_samples, penalized=arm.kl_coef > 0, entropy=False, normalize=True)
+    rng, flat, coef = np.random.default_rng(seed), policy.flat.clone(), torch.tensor(arm.kl_coef)
+    kl = []
     for _ in range(num_epochs):
-        for index in rng.permutation(len(batch.advantage)).reshape(32, -1):
-            gradient, _ = torch.func.grad(loss, has_aux=True)(flat, batch.select(torch.from_numpy(index)), coef)
+        for index in rng.permutation(batch.view.num_samples).reshape(32, -1):
+            minibatch = select((batch.view, batch.samples), torch.from_numpy(index))
+            gradient, _ = torch.func.grad(of_flat, has_aux=True)(flat, minibatch, coef)
             flat = flat - SGD_LR * clip_by_norm(gradient, 0.5)[0]
-        policy.load_state_dict(flat)
-        after.append(policy.moved(batch))
-    return Moved.stack(after)
+        policy.load_state_dict({"flat": flat})
+        kl.append(policy.measure_shift(batch).kl)
+    return torch.stack(kl)
 
 
-def final(tables: Tables, arm: str, optimiser: str = "Adam") -> tuple[float, float, float]:
+def final(tables: Tables, arm: str, optimizer: str = "Adam") -> tuple[float, float, float]:
     """KL after the last epoch: mean over seeds and its interval."""
     table = tables["kl"]
-    here = table[(table.arm == arm) & (table.optimiser == optimiser) & (table.epoch == table.epoch.max())]
+    here = table[(table.arm == arm) & (table.optimizer == optimizer) & (table.epoch == table.epoch.max())]
     return interval(here.kl.to_numpy())
 
 
@@ -153,7 +156,7 @@ def verdicts(tables: Tables) -> list[Verdict]:
         where = f"{arm}, k = 10, one update on the fixed Hopper batch (nats)"
         claim = "C8" if paper == "0.02" else "C8 (ours)"
         rows.append(Verdict(claim, where, *found, num, paper, judge(found[0] <= KL_CLAIMED), rule, COMMAND))
-    table = tables["kl"][(tables["kl"].optimiser == "Adam") & (tables["kl"].epoch == tables["kl"].epoch.max())]
+    table = tables["kl"][(tables["kl"].optimizer == "Adam") & (tables["kl"].epoch == tables["kl"].epoch.max())]
     logs = np.log(table.pivot(index="seed", columns="arm", values="kl"))
     effect = interval((logs["both sides"] - logs["progress side"]).to_numpy())
     middle, low, high = (math.exp(x) for x in effect)
@@ -191,7 +194,7 @@ def draw(tables: Tables) -> Figure:
         line, gate = LOOKS[name], given[name].gate
         w = weight(gate, progress, torch.ones_like(progress)) / gate.weight_at_one()
         axes[0].plot(progress, w, color=line.color, linestyle=line.dashes)
-    axes[0].axvspan(-1, 0, color=style.GREY, alpha=0.12, linewidth=0)
+    axes[0].axvspan(-1, 0, color=style.GRAY, alpha=0.12, linewidth=0)
     axes[0].annotate("pushed the\nwrong way", (-0.93, 1.17), va="top")
     axes[0].annotate("makes\nprogress", (0.45, 1.17), va="top")
     axes[0].annotate("not\nbrought\nback", (-0.96, 0.03), color=style.VERMILLION, va="bottom", fontsize=7)
@@ -203,12 +206,12 @@ def draw(tables: Tables) -> Figure:
         values = tables["samples"].progress[tables["samples"].arm == name].clip(-BEYOND, BEYOND)
         line = LOOKS[name]
         axes[1].hist(values, bins=bins.tolist(), histtype="step", color=line.color, linestyle=line.dashes, linewidth=1.2)
-    axes[1].axvspan(-BEYOND, 0, color=style.GREY, alpha=0.12, linewidth=0)
+    axes[1].axvspan(-BEYOND, 0, color=style.GRAY, alpha=0.12, linewidth=0)
     axes[1].set(yscale="log", xlim=(-BEYOND, BEYOND), xlabel="progress sign(A) log r  [nats]", ylabel="samples of 2,048")
     for x, side in ((-BEYOND, "left"), (BEYOND, "right")):
         axes[1].annotate("and\nbeyond", (x * 0.97, 3e2), ha=side, va="center", color=style.VERMILLION, fontsize=7)
     axes[1].set_title("2  where the samples end")
-    adam = tables["kl"][tables["kl"].optimiser == "Adam"]
+    adam = tables["kl"][tables["kl"].optimizer == "Adam"]
     for name, line in LOOKS.items():
         curves = adam[adam.arm == name].pivot(index="epoch", columns="seed", values="kl")
         axes[2].plot(curves.index, curves.mean(axis=1), color=line.color, linestyle=line.dashes, marker=line.marker)

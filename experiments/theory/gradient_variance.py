@@ -8,25 +8,28 @@ estimates from its disjoint groups. Groups that cut a trajectory ignore the corr
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 from matplotlib.axis import XAxis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
+from torch import Tensor
 
-from experiments.theory.common import Tables, Verdict, judge, load, load_gate
-from rgpo.core.gates import Open
+from experiments.theory.common import Tables, Verdict, judge, load, load_gate, start
+from experiments.theory.drift import objective
 from rgpo.core.rollout import Array
-from rgpo.core.surrogate import Detached, surrogate
-from rgpo.learning.algorithm import Algorithm
+from rgpo.language.task import Language
+from rgpo.learning.algorithm import GateAlgorithm
 from rgpo.learning.diagnostics import gradient_variance
-from rgpo.learning.loss import standardise
-from rgpo.report import style
+from rgpo.learning.gradients import group_gradients
+from rgpo.learning.loss import standardize
+from rgpo.learning.types import Policy, State, Task
+from rgpo.report.figures import style
 
 COMMAND = "python -m experiments.theory gradient_variance"
-GATES = ("identity", "clip", "sigmoid", "sigmoid_signed")
+GATES = ("identity", "clip", "sigmoid", "sign_aware_sigmoid")
 NUM_ENVS, NUM_STEPS = 16, 128
 NUM_PROMPTS = 16
 CUTS = (1, 4, 16, 64, 128)  # steps of a group; the last is a whole environment
@@ -35,7 +38,7 @@ WHOLE = {"CartPole": "whole trajectories", "Pendulum": "whole trajectories", "la
 
 
 def measure(smoke: bool) -> dict[str, pd.DataFrame]:
-    """batches: a row a case, gate, batch and grouping, with the estimate tr Sigma/n and the batch's own ||G - Gbar||^2."""
+    """batches: one row per case, gate, batch and grouping, with the estimate tr Sigma/n and the batch's own ||G - Gbar||^2."""
     if smoke:
         return {"batches": resample(control("CartPole", "cartpole", 2, 5.0, GATES), num_batches=4, num_cut=1)}
     frames = [
@@ -50,14 +53,13 @@ class Case(NamedTuple):
     """A policy frozen between two parameter vectors, and how to draw batches for it."""
 
     name: str
-    task: Any
-    algorithm: Algorithm
-    policy: Any
-    old: Any  # the state that collects
-    new: Any  # the state at which gradients are taken
+    task: Task
+    algorithm: GateAlgorithm
+    policy: Policy
+    old: State  # of the policy that collects
+    new: State  # at which gradients are taken
     gates: tuple[str, ...]
     groups: dict[int, Array]  # samples in a group -> indices (M, b); the largest groups are independent
-    restart: bool  # whether the task must be seeded anew to make batches independent
 
 
 def control(name: str, task_name: str, num_warmup: int, times: float, gates: tuple[str, ...]) -> Case:
@@ -67,23 +69,22 @@ def control(name: str, task_name: str, num_warmup: int, times: float, gates: tup
     index = np.arange(NUM_STEPS * NUM_ENVS).reshape(NUM_STEPS, NUM_ENVS).T
     groups = {size: index.reshape(-1, size) for size in CUTS}
     old, new, policy = _warm(task, algorithm, num_warmup, times)
-    return Case(name, task, algorithm, policy, old, new, gates, groups, restart=True)
+    return Case(name, task, algorithm, policy, old, new, gates, groups)
 
 
 def language(num_warmup: int, times: float) -> Case:
     """The embedded language model after num_warmup iterations of GRPO; groups are prompts, and single completions."""
     task, algorithm = load("task=qwen_rlhf", "algo=grpo", f"task.num_prompts={NUM_PROMPTS}", "update.anneal_lr=false")
+    assert isinstance(task, Language)
     rows = np.arange(NUM_PROMPTS * task.group_size)
     groups = {size: rows.reshape(-1, size) for size in (1, task.group_size)}
     old, new, policy = _warm(task, algorithm, num_warmup, times)
-    return Case("language", task, algorithm, policy, old, new, ("identity", "sigmoid"), groups, restart=False)
+    return Case("language", task, algorithm, policy, old, new, ("identity", "sigmoid"), groups)
 
 
-def _warm(task: Any, algorithm: Algorithm, num_warmup: int, times: float) -> tuple[Any, Any, Any]:
-    """The state after num_warmup iterations, the one that lies `times` as far in the direction of the next update, the policy."""
-    task.setup(1, algorithm.advantage.gamma)
-    policy = task.make_policy(1)
-    algorithm.setup(policy, num_warmup + 1, 1)
+def _warm(task: Task, algorithm: GateAlgorithm, num_warmup: int, times: float) -> tuple[State, State, Policy]:
+    """The state after num_warmup iterations, the one `times` as far in the direction of the next update, and the policy."""
+    policy = start(task, algorithm, num_warmup + 1, 1)
     old = policy.state_dict()
     for _ in range(num_warmup + 1):
         old = policy.state_dict()
@@ -91,11 +92,17 @@ def _warm(task: Any, algorithm: Algorithm, num_warmup: int, times: float) -> tup
     return old, further(old, policy.state_dict(), times), policy
 
 
-def further(old: Any, new: Any, times: float) -> Any:
-    """old + times (new - old), of tensors or of tensors by name: far enough for the gates to differ."""
-    if isinstance(old, dict):
-        return {key: further(old[key], new[key], times) for key in old}
-    return old + times * (new - old)
+def further(old: State, new: State, times: float) -> State:
+    """old + times (new - old) of every tensor: far enough for the gates to differ."""
+    return {key: cast(Tensor, old[key]) + times * (cast(Tensor, new[key]) - cast(Tensor, old[key])) for key in old}
+
+
+def separate(task: Task, algorithm: GateAlgorithm, seed: int) -> None:
+    """Make the next batch independent of those before it."""
+    if isinstance(task, Language):
+        task.order = []  # draws a new order of the prompts
+    else:
+        task.setup(seed, algorithm.requirements)
 
 
 def resample(case: Case, num_batches: int, num_cut: int) -> pd.DataFrame:
@@ -103,20 +110,16 @@ def resample(case: Case, num_batches: int, num_cut: int) -> pd.DataFrame:
     rows = []
     gradients: dict[str, list[Array]] = {gate: [] for gate in case.gates}
     for r in range(num_batches):
-        if case.restart:
-            case.task.setup(1000 + r, case.algorithm.advantage.gamma)
-        else:
-            case.task.order = []  # prompts are drawn anew
+        separate(case.task, case.algorithm, 1000 + r)
         case.policy.load_state_dict(case.old)
         rollout = case.task.collect(case.policy)
-        batch, _ = case.policy.make_batch(rollout, *case.algorithm.advantage(rollout))
-        raw = case.algorithm.advantage.normalize == "none"
-        advantage = batch.advantage if raw else standardise(batch.advantage)
+        batch = case.policy.make_batch(rollout, *case.algorithm.advantage(rollout))
+        if case.algorithm.advantage.normalize != "none":
+            batch = batch.with_advantage(standardize(batch.samples.advantage))
         case.policy.load_state_dict(case.new)
-        kl = case.policy.moved(batch).kl.mean().item()
+        kl = case.policy.measure_shift(batch).kl.mean().item()
         for gate in case.gates:
-            objective = partial(surrogate, gate=load_gate(gate), ref_gate=Open(), dual=Detached())
-            gradients_of = partial(case.policy.group_gradients, batch, advantage, objective)
+            gradients_of = partial(group_gradients, case.policy, batch, objective(load_gate(gate)))
             for size, groups in case.groups.items():
                 if size == max(case.groups) or (gate == "sigmoid" and r < num_cut):
                     trace = gradient_variance("at", gradients_of(groups), size)["gradvar/at"]
@@ -219,7 +222,7 @@ def draw(tables: Tables) -> Figure:
             axes[2 * i].plot(relative, y + jitter, "o", color=style.SKY, markersize=2, alpha=0.6)
             middle, low, high = agreement(table, case, gate, whole(table, case))
             axes[2 * i].errorbar(middle, y, xerr=[[middle - low], [high - middle]], fmt="D", color=style.BLACK, elinewidth=1.2)
-        axes[2 * i].axvline(1, color=style.GREY, linewidth=0.8, zorder=1)
+        axes[2 * i].axvline(1, color=style.GRAY, linewidth=0.8, zorder=1)
         axes[2 * i].set_yticks(range(len(gates)), gates)
         axes[2 * i].set(xlabel="estimate of one batch / true variance", title=f"{case}: groups are {WHOLE[case]}", xscale="log")
         plain_ticks(axes[2 * i].xaxis, [0.25, 0.5, 1, 2, 4, 8])
@@ -228,7 +231,7 @@ def draw(tables: Tables) -> Figure:
         axes[2 * i + 1].errorbar(
             sizes, found[:, 0], yerr=[found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]], color=style.VERMILLION, marker="^"
         )
-        axes[2 * i + 1].axhline(1, color=style.GREY, linewidth=0.8)
+        axes[2 * i + 1].axhline(1, color=style.GRAY, linewidth=0.8)
         unit = "completions in a group" if case == "language" else "samples in a group, along a trajectory"
         axes[2 * i + 1].set(xscale="log", xlabel=unit, ylabel="estimate / true variance")
         axes[2 * i + 1].set(title=f"{case}: smaller groups", ylim=(0, None))

@@ -1,6 +1,6 @@
-"""C1: what a gate does to the variance of the policy gradient when ratios are heavy-tailed, and what it costs in bias.
+"""C1: the effect of a gate on the variance of the policy gradient when ratios are heavy-tailed, and its cost in bias.
 
-Samples: w A s of the bandit of rgpo/tasks/bandit.py, one half (sign of A) at a time. Truth: quadrature over the ratio's law.
+Samples: w A s of the bandit of rgpo/bandit, one half (sign of A) at a time. Truth: quadrature over the ratio's law.
 For a tail index a < 2 the sample variance of importance sampling grows as n^(2/a - 1); a bounded w keeps it flat.
 """
 
@@ -17,10 +17,11 @@ from matplotlib.lines import Line2D
 
 from experiments.theory.common import Tables, Verdict, gate_names, interval, judge, load_gate
 from experiments.theory.squared_error import best_errors, table_of_errors
-from rgpo.bandit.measure import SCORE_MEAN, SCORE_SQUARE, Gaussian, Pareto, weight_moment
-from rgpo.core.gate import Gate, weight
+from rgpo.bandit.laws import Gaussian, Law, Pareto
+from rgpo.bandit.measure import SCORE_MEAN, SCORE_SQUARE, weight_moment
+from rgpo.core.gate import GateLike, weight
 from rgpo.core.rollout import Array
-from rgpo.report import style
+from rgpo.report.figures import style
 
 COMMAND = "python -m experiments.theory heavy_tail"
 INDICES = (1.2, 1.5, 1.8, 2.0, 2.5, 3.0)
@@ -34,7 +35,7 @@ class Arm(NamedTuple):
     sign: float = 1.0
     cap: float | None = None
 
-    def make(self) -> Gate:
+    def make(self) -> GateLike:
         return load_gate(self.gate, **({} if self.cap is None else {"cap": self.cap}))
 
 
@@ -47,14 +48,14 @@ ARMS = {
     "REINFORCE (w = 1)": Arm("log"),
     "RGPO, sigmoid in r": Arm("sigmoid"),
     "RGPO, sigmoid in log r": Arm("sigmoid_log"),
-    "sign-aware, A < 0": Arm("sigmoid_signed", -1.0),
+    "sign-aware, A < 0": Arm("sign_aware_sigmoid", -1.0),
 }
 
 WIDE = ("importance sampling", "RGPO, sigmoid in r")  # shown under the other laws too
 UNBOUNDED = ("importance sampling", "PPO, A < 0")
 
 
-def laws() -> dict[tuple[str, float], Gaussian | Pareto]:
+def laws() -> dict[tuple[str, float], Law]:
     """(family, tail index) to law; a Gaussian ratio with std^2 = a/(a-1) has index a, the log-normal has none."""
     pareto = {("pareto", a): Pareto(tail_index=a) for a in INDICES}
     gaussian = {("gaussian", a): Gaussian(mean=0.5, std=math.sqrt(a / (a - 1))) for a in INDICES}
@@ -71,7 +72,7 @@ def measure(smoke: bool) -> dict[str, pd.DataFrame]:
 
 
 def _samples(smoke: bool) -> pd.DataFrame:
-    """Median sample variance of w s over blocks of n samples; half-decades of n, one row a seed."""
+    """Median sample variance of w s over blocks of n samples; half-decades of n, one row per seed."""
     total, num_seeds = (10_000, 2) if smoke else (1_000_000, 8)
     chosen = {("pareto", 1.5): laws()["pareto", 1.5]} if smoke else laws()
     sizes = [round(10 ** (e / 2)) for e in range(4, 1 + round(2 * math.log10(total)))]
@@ -100,7 +101,7 @@ def _samples(smoke: bool) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["family", "tail_index", "arm", "n", "seed", "variance", "truth"])
 
 
-def true_variance(gate: Gate, law: Gaussian | Pareto, sign: float) -> float:
+def true_variance(gate: GateLike, law: Law, sign: float) -> float:
     """Var(w s) on one side of A by quadrature; inf where it diverges."""
     first, second = (weight_moment(gate, law, power, sign) for power in (1, 2))
     return SCORE_SQUARE * second - (SCORE_MEAN * first) ** 2
@@ -114,7 +115,7 @@ def _median_variances(product: Array, sizes: list[int]) -> list[tuple[int, float
     return found
 
 
-def _truth(chosen: dict[tuple[str, float], Gaussian | Pareto]) -> pd.DataFrame:
+def _truth(chosen: dict[tuple[str, float], Law]) -> pd.DataFrame:
     """E w and E w^2 of every gate under every law and on either side of A, divided by w(1) and w(1)^2."""
     rows = []
     for name in gate_names():
@@ -241,7 +242,7 @@ LINES = dict(
     zip(
         ARMS,
         [
-            style.Line(style.GREEN, style.SOLID, "D"), style.Line(style.GREY, style.SOLID, "o"),
+            style.Line(style.GREEN, style.SOLID, "D"), style.Line(style.GRAY, style.SOLID, "o"),
             style.Line(style.BLACK, style.DASHED, "o"), style.Line(style.BLACK, style.DOTTED, "s"),
             style.Line(style.SKY, style.DASHED, "v"), style.Line(style.PURPLE, style.DOTTED, "X"),
             style.Line(style.VERMILLION, style.SOLID, "^"), style.Line(style.ORANGE, style.SOLID, "<"),
@@ -262,16 +263,16 @@ def draw(tables: Tables) -> Figure:
         axes[0].plot(curve.index, curve, color=line.color, linestyle=line.dashes, marker=line.marker)
     start = median["pareto", 1.5, "importance sampling"].iloc[-1]
     n = np.array([1e2, 1e6])
-    axes[0].plot(n, 2.2 * start * (n / n[1]) ** (2 / 1.5 - 1), color=style.GREY, linewidth=0.8)
-    axes[0].annotate("slope 2/a − 1", (3e3, 4.0 * start * (3e3 / n[1]) ** (2 / 1.5 - 1)), color=style.GREY, ha="center")
+    axes[0].plot(n, 2.2 * start * (n / n[1]) ** (2 / 1.5 - 1), color=style.GRAY, linewidth=0.8)
+    axes[0].annotate("slope 2/a − 1", (3e3, 4.0 * start * (3e3 / n[1]) ** (2 / 1.5 - 1)), color=style.GRAY, ha="center")
     axes[0].set(xscale="log", yscale="log", xlabel="samples n", ylabel="sample variance of w A s", title="Pareto ratios, a = 1.5")
     indices = sorted(set(table.tail_index[table.family == "pareto"]))
     for arm, line in LINES.items():
         slopes = [growth(table, "pareto", a, arm)[0] for a in indices]
         axes[1].plot(indices, slopes, color=line.color, linestyle=line.dashes, marker=line.marker)
     a = np.linspace(min(indices), max(indices), 100)
-    axes[1].plot(a, np.maximum(2 / a - 1, 0), color=style.GREY, linewidth=3, alpha=0.35, zorder=0)
-    axes[1].annotate("theory: max(2/a − 1, 0)", (1.75, 0.45), color=style.GREY)
+    axes[1].plot(a, np.maximum(2 / a - 1, 0), color=style.GRAY, linewidth=3, alpha=0.35, zorder=0)
+    axes[1].annotate("theory: max(2/a − 1, 0)", (1.75, 0.45), color=style.GRAY)
     axes[1].set(xlabel="tail index a of the ratio", ylabel="exponent: variance ~ n^x", title="How fast the variance grows")
     for arm in table[table.family == "heavy score"].arm.unique():
         curve, line = median["heavy score", SCORE_INDEX, arm], LINES[str(arm)]

@@ -1,6 +1,6 @@
 """C4: which lower bounds on J(pi) - J(old) hold, on random MDPs solved exactly, and the two-action counter-example.
 
-rho is the discounted state measure of the old policy (it sums to 1/(1-gamma)), h the zero-referenced normalised gate,
+rho is the discounted state measure of the old policy (it sums to 1/(1-gamma)), h the zero-referenced normalized gate,
 h(r) = 1 + (2/k) tanh(k (r-1)/2), and occupancy = 2 gamma eps_pi/(1-gamma) E_rho[TV(s)] with eps_pi = max_s |E_pi A(s, .)|
 (Achiam et al. 2017, Corollary 1) or 4 eps gamma/(1-gamma)^2 TV_max^2 with eps = max |A| (Schulman et al. 2015, Theorem 1).
 
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from experiments.theory.common import Tables, Verdict, judge, share
 from rgpo.core.rollout import Array
-from rgpo.report import style
+from rgpo.report.figures import style
 
 COMMAND = "python -m experiments.theory improvement"
 NUM_STATES, NUM_ACTIONS, GAMMA = 5, 3, 0.9
@@ -83,7 +83,7 @@ def bounds(exact: Exact, old: Array, new: Array, k: float) -> dict[str, float]:
 
 
 def measure(smoke: bool) -> dict[str, pd.DataFrame]:
-    """bounds: one row an MDP, pair of policies, k and bound, with gap = J(new) - J(old) - bound; counterexample."""
+    """bounds: one row per MDP, pair of policies, k and bound, with gap = J(new) - J(old) - bound; counterexample."""
     num_pairs = 100 if smoke else 3000
     rng = np.random.default_rng(0)
     rows = []
@@ -106,7 +106,7 @@ def measure(smoke: bool) -> dict[str, pd.DataFrame]:
 
 
 def violations(table: pd.DataFrame, bound: str, k: float) -> tuple[int, int]:
-    """How many pairs of policies violate the bound, and how many there are."""
+    """The number of pairs of policies that violate the bound, and of all pairs."""
     here = table[(table.bound == bound) & (table.sharpness == k)]
     return int((here.gap < -ROUNDING).sum()), len(here)
 
@@ -142,13 +142,13 @@ def draw(tables: Tables) -> Figure:
         for penalty, dashes in ((1.0, style.SOLID), (4.0, style.DASHED)):
             y = near[f"surrogate_{k:g}"] - penalty * near.kl
             axes[0].plot(near.t, y, color=color, linestyle=dashes, label=f"k = {k:g}, surrogate − {penalty:g} KL")
-    axes[0].axhline(0, color=style.GREY, linewidth=0.5)
+    axes[0].axhline(0, color=style.GRAY, linewidth=0.5)
     axes[0].set(xlabel="step t: π = (½ + t, ½ − t)", ylabel="gain, and its claimed lower bound", title="Two actions, A = (1, −1)")
     axes[0].legend(loc="upper left", fontsize=6.5)
     axes[0].set_ylim(-0.05, 0.8)
     here = table[table.sharpness == 10.0]
     edges = np.geomspace(1e-4, 10**0.5, 11)
-    centre = np.sqrt(edges[1:] * edges[:-1])
+    center = np.sqrt(edges[1:] * edges[:-1])
     looks: dict[str, tuple[str, Any, str]] = {
         "naive": (style.VERMILLION, style.SOLID, "^"), "ratio, no occupancy term": (style.GREEN, style.DASHDOT, "D"),
         "repaired, no occupancy term": (style.ORANGE, style.DASHED, "v"),
@@ -158,8 +158,8 @@ def draw(tables: Tables) -> Figure:
     for bound, (color, dashes, marker) in looks.items():
         rows = here[here.bound == bound]
         bins = np.digitize(rows.distance, edges[1:-1])
-        bad = (rows.gap < -ROUNDING).groupby(bins).mean().reindex(range(len(centre)), fill_value=math.nan)
-        axes[1].plot(centre, 100 * bad, color=color, linestyle=dashes, marker=marker)
+        bad = (rows.gap < -ROUNDING).groupby(bins).mean().reindex(range(len(center)), fill_value=math.nan)
+        axes[1].plot(center, 100 * bad, color=color, linestyle=dashes, marker=marker)
     axes[1].set(xscale="log", xlabel="step in logits", ylabel="violations  [%]", title="Random MDPs, k = 10", ylim=(-3, 100))
     style.legend_below(figure, {bound: style.Line(*look) for bound, look in looks.items()})
     return figure

@@ -13,7 +13,7 @@ TEMPLATE = Path(__file__).parent / "theory.md.j2"
 
 
 def number(x: float, digits: int = 3) -> str:
-    """Significant digits without a trailing exponent where it can be avoided."""
+    """Significant digits, without an exponent where it can be avoided."""
     if math.isnan(x):
         return "–"
     if math.isinf(x):
@@ -30,7 +30,10 @@ def between(triple: tuple[float, float, float], digits: int = 3) -> str:
 
 
 def render(numbers: Mapping[str, object], verdicts: pd.DataFrame) -> str:
-    """The page; jinja2.UndefinedError for a number that no experiment gives."""
+    """The page.
+
+    Raises: jinja2.UndefinedError for a number that no experiment gives.
+    """
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

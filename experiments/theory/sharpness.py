@@ -1,7 +1,8 @@
 """A learned sharpness: dual ascent towards a KL target, and the k of smallest estimated squared error. Where each helps.
 
-Dual ascent: rgpo.core.adaptive_gate.AdaptiveSharpness over repeated updates on the fixed Hopper batch, each from the parameters that
-collected it. Estimated squared error of the gradient from one batch of n samples, minimised over a grid of k (our choice):
+Dual ascent: AdaptiveSharpness of rgpo.core.adaptive_gate over repeated updates on the fixed Hopper batch, each from the
+parameters that collected it. Estimated squared error of the gradient from one batch of n samples, minimized over a grid of k
+(our choice):
 
     max(0, |mean((w_k/w_k(1) - r) A s)|^2 - Var/n) + Var(w_k/w_k(1) A s)/n
 """
@@ -9,28 +10,31 @@ collected it. Estimated squared error of the gradient from one batch of n sample
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from experiments.theory.batch import load_batch
 from experiments.theory.common import Tables, Verdict, judge, load_gate
-from experiments.theory.drift import Arm, _adam
+from experiments.theory.drift import Arm, adam
 from experiments.theory.squared_error import TARGET
-from rgpo.bandit.measure import P_POSITIVE, SCORE_MEAN, Gaussian, Pareto
+from rgpo.bandit.laws import Gaussian, Law, Pareto
+from rgpo.bandit.measure import P_POSITIVE, SCORE_MEAN
 from rgpo.core.adaptive_gate import AdaptiveSharpness
-from rgpo.core.gate import Curve, Gate, weight
+from rgpo.core.gate import Gate, GateLike, weight
 from rgpo.core.rollout import Array
-from rgpo.report import style
+from rgpo.report.figures import style
 
 COMMAND = "python -m experiments.theory sharpness"
 KL_TARGET = 0.01
 SETTLED = 5  # last updates, whose mean KL is compared with the target
 NUM_SAMPLES = 4096
 GRID = {"gate": np.geomspace(0.01, 30, 12), "truncation": np.geomspace(1.05, 1e4, 12)}
-LAWS: dict[str, Gaussian | Pareto] = {
+LAWS: dict[str, Law] = {
     "Pareto 1.2": Pareto(tail_index=1.2),
     "Pareto 1.5": Pareto(tail_index=1.5),
     "Pareto 2": Pareto(tail_index=2.0),
@@ -41,7 +45,7 @@ LAWS: dict[str, Gaussian | Pareto] = {
 
 
 def measure(smoke: bool) -> dict[str, pd.DataFrame]:
-    """ascent (a row a gate and update) and errors (a row a law, replicate and estimator)."""
+    """ascent (one row per gate and update), errors (one row per law, replicate and estimator)."""
     return {
         "ascent": _ascent(num_updates=2 if smoke else 20, num_epochs=2 if smoke else 10),
         "errors": _errors(3 if smoke else 300),
@@ -50,20 +54,20 @@ def measure(smoke: bool) -> dict[str, pd.DataFrame]:
 
 def _ascent(num_updates: int, num_epochs: int) -> pd.DataFrame:
     rows = []
-    for name in ("sigmoid_signed", "sigmoid"):
-        start = load_gate(name)
-        assert isinstance(start, Curve)
-        gate = AdaptiveSharpness(gate=start, kl_target=KL_TARGET)
+    for name in ("sign_aware_sigmoid", "sigmoid"):
+        adaptive, start = load_gate("adaptive_sign_aware", kl_target=KL_TARGET), load_gate(name)
+        assert isinstance(adaptive, AdaptiveSharpness) and isinstance(start, Gate)
+        gate = replace(adaptive, gate=start)
         for update in range(num_updates):
             policy, batch = load_batch()
             sharpness = gate.sharpness
-            kl = _adam(Arm(gate), policy, batch, num_epochs, update).kl[-1].mean().item()
+            kl = adam(Arm(gate), policy, batch, num_epochs, update)[-1].mean().item()
             gate.observe(kl)
             rows.append((name, update + 1, sharpness, kl))
     return pd.DataFrame(rows, columns=["gate", "update", "sharpness", "kl"])
 
 
-def candidates() -> dict[str, list[tuple[float, Gate]]]:
+def candidates() -> dict[str, list[tuple[float, GateLike]]]:
     """Parameter and gate: sigmoids in r by k, truncations min(r, c) by c."""
     return {
         "gate": [(float(k), load_gate("sigmoid", scale="unit", sharpness=float(k))) for k in GRID["gate"]],
@@ -96,7 +100,7 @@ def _errors(num_replicates: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["law", "replicate", "estimator", "parameter", "squared_error"])
 
 
-def _weights(gate: Gate, log_ratio: torch.Tensor) -> Array:
+def _weights(gate: GateLike, log_ratio: torch.Tensor) -> Array:
     w: Array = weight(gate, log_ratio, torch.ones_like(log_ratio)).numpy()
     return w
 
@@ -126,7 +130,7 @@ def settled(table: pd.DataFrame, gate: str) -> tuple[float, float, float]:
 def verdicts(tables: Tables) -> list[Verdict]:
     rows = []
     rule = f"reproduced if the mean KL of the last {SETTLED} of 20 updates is within a factor 1.5 of the target {KL_TARGET} nats"
-    for name in ("sigmoid_signed", "sigmoid"):
+    for name in ("sign_aware_sigmoid", "sigmoid"):
         found = settled(tables["ascent"], name)
         ok = 1 / 1.5 <= found[0] / KL_TARGET <= 1.5
         where = f"dual ascent on k, {name}, fixed Hopper batch (nats; range of the last updates)"
@@ -162,7 +166,7 @@ def numbers(tables: Tables) -> dict[str, object]:
 def draw(tables: Tables) -> Figure:
     """Dual ascent: k and KL over updates. Chosen k: RMSE by law."""
     figure, axes = style.grid(3, columns=3, height=2.3)
-    looks = {"sigmoid_signed": (style.BLUE, "P", "sign-aware gate"), "sigmoid": (style.VERMILLION, "^", "literal gate")}
+    looks = {"sign_aware_sigmoid": (style.BLUE, "P", "sign-aware gate"), "sigmoid": (style.VERMILLION, "^", "literal gate")}
     for name, (color, marker, _) in looks.items():
         here = tables["ascent"][tables["ascent"].gate == name]
         axes[0].plot(here["update"], here.sharpness, color=color, marker=marker)
@@ -170,22 +174,23 @@ def draw(tables: Tables) -> Figure:
     axes[0].set(yscale="log", xlabel="update", ylabel="sharpness k", title="Dual ascent: k", yticks=[5, 10, 20, 60])
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].yaxis.set_minor_formatter("")
-    axes[1].axhline(KL_TARGET, color=style.GREY, linewidth=0.8)
-    axes[1].annotate("target", (12, KL_TARGET * 0.7), color=style.GREY, va="top")
+    axes[1].axhline(KL_TARGET, color=style.GRAY, linewidth=0.8)
+    axes[1].annotate("target", (12, KL_TARGET * 0.7), color=style.GRAY, va="top")
     axes[1].set(yscale="log", xlabel="update", ylabel="KL(old ‖ new)  [nats]", title="Dual ascent: KL")
     errors = {law: rmse(tables["errors"], law) for law in LAWS}
     marks = {
-        "IS": style.Line(style.GREEN, "", "D"),
-        "cap 3": style.Line(style.SKY, "", "v"),
-        "k = 10": style.Line(style.ORANGE, "", "^"),
-        "chosen truncation": style.Line(style.BLACK, "", "o"),
-        "chosen gate": style.Line(style.VERMILLION, "", "X"),
+        "IS": (style.GREEN, "D"),
+        "cap 3": (style.SKY, "v"),
+        "k = 10": (style.ORANGE, "^"),
+        "chosen truncation": (style.BLACK, "o"),
+        "chosen gate": (style.VERMILLION, "X"),
     }
-    for name, line in marks.items():
+    for name, (color, marker) in marks.items():
         found = [errors[law][name] for law in LAWS]
-        axes[2].plot(found, range(len(LAWS)), line.marker, color=line.color, markersize=5, alpha=0.8)
+        axes[2].plot(found, range(len(LAWS)), marker, color=color, markersize=5, alpha=0.8)
     axes[2].set_yticks(range(len(LAWS)), list(LAWS))
     axes[2].set(xscale="log", xlabel=f"RMSE, n = {NUM_SAMPLES:,}", title="Chosen k and cap")
-    ascent = {f"k of the {label}": style.Line(color, "-", marker) for color, marker, label in looks.values()}
-    style.legend_below(figure, {**ascent, **marks})
+    ascent = {f"k of the {label}": style.Line(color, style.SOLID, marker) for color, marker, label in looks.values()}
+    points = [Line2D([], [], color=color, linestyle="", marker=marker, label=name) for name, (color, marker) in marks.items()]
+    style.legend_below(figure, ascent, points)
     return figure

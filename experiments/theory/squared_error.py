@@ -1,4 +1,4 @@
-"""Bias and variance of the normalised estimate w A s / w(1) of E[r A s] on the bandit, exact by quadrature, for heavy_tail."""
+"""Bias and variance of the normalized estimate w A s / w(1) of E[r A s] on the bandit, exact by quadrature, for heavy_tail."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 
 from experiments.theory.common import load_gate
-from rgpo.bandit.measure import P_POSITIVE, SCORE_MEAN, SCORE_SQUARE, Gaussian, Pareto, weight_moment
-from rgpo.core.gate import Gate
+from rgpo.bandit.laws import Law
+from rgpo.bandit.measure import P_POSITIVE, SCORE_MEAN, SCORE_SQUARE, weight_moment
+from rgpo.core.gate import GateLike
 from rgpo.core.rollout import Array
 
 TARGET = (2 * P_POSITIVE - 1) * SCORE_MEAN  # E[r A s], since E r = 1
 SIDES = {P_POSITIVE: 1.0, 1 - P_POSITIVE: -1.0}  # probability to sign of A
 
 
-def estimators(num: int) -> list[tuple[str, float, Gate]]:
+def estimators(num: int) -> list[tuple[str, float, GateLike]]:
     """Kind, parameter and gate: num sigmoids by k, num truncations min(r, c) by c, and three that are fixed."""
     gates = [("gate", float(k), load_gate("sigmoid", sharpness=float(k))) for k in np.geomspace(1e-6, 30, num)]
     truncations = [("truncation", float(c), load_gate("cispo", cap=float(c))) for c in np.geomspace(1.05, 1e7, num)]
@@ -24,7 +25,7 @@ def estimators(num: int) -> list[tuple[str, float, Gate]]:
     return [*gates, *truncations, *fixed, ("IS", 0.0, load_gate("identity"))]
 
 
-def bias_and_variance(gate: Gate, law: Gaussian | Pareto) -> tuple[float, float]:
+def bias_and_variance(gate: GateLike, law: Law) -> tuple[float, float]:
     """Of one sample of w A s / w(1); the variance may be inf."""
     unit = gate.weight_at_one()
     halves = {p: [weight_moment(gate, law, power, sign) / unit**power for power in (1, 2)] for p, sign in SIDES.items()}
@@ -33,8 +34,8 @@ def bias_and_variance(gate: Gate, law: Gaussian | Pareto) -> tuple[float, float]
     return mean - TARGET, square - mean**2
 
 
-def table_of_errors(laws: dict[tuple[str, float], Gaussian | Pareto], num: int) -> pd.DataFrame:
-    """One row a law (family, tail index) and estimator."""
+def table_of_errors(laws: dict[tuple[str, float], Law], num: int) -> pd.DataFrame:
+    """One row per law (family, tail index) and estimator."""
     rows = [
         (*key, kind, parameter, *bias_and_variance(gate, law))
         for key, law in laws.items()

@@ -17,15 +17,14 @@ from torch import Tensor
 
 from experiments.theory.batch import load_batch
 from experiments.theory.common import Tables, Verdict, algorithms, gate_names, judge, load, load_gate
+from experiments.theory.drift import objective
 from rgpo.bandit.quadrature import integrate
-from rgpo.control.actor_critic import ActorCritic
-from rgpo.core.gate import Gate, weight
-from rgpo.core.gates import Open
-from rgpo.core.rollout import Array, Batch
-from rgpo.core.surrogate import Detached, surrogate
-from rgpo.learning.algorithm import Algorithm
-from rgpo.learning.loss import standardise
-from rgpo.report import style
+from rgpo.control.actor_critic import ActorCritic, ControlBatch
+from rgpo.core.gate import GateLike, weight
+from rgpo.core.rollout import Array
+from rgpo.learning.algorithm import GateAlgorithm
+from rgpo.learning.loss import standardize
+from rgpo.report.figures import style
 
 COLUMNS = 5  # of the figure
 COMMAND = "python -m experiments.theory weights"
@@ -35,7 +34,7 @@ INNER = 40.0  # nats; where the integral is also taken by quadrature
 
 
 def measure(smoke: bool) -> dict[str, pd.DataFrame]:
-    """gates (one row a gate and sign of A), curves (for the figure), algorithms (axes and gradients on a fixed batch)."""
+    """gates (one row per gate and sign of A), curves (for the figure), algorithms (axes and gradients on a fixed batch)."""
     gates = {name: load_gate(name) for name in gate_names()}
     table = pd.DataFrame([_facts(name, gate, sign) for name, gate in gates.items() for sign in (1.0, -1.0)])
     d = np.linspace(-2.5, 2.5, 101)
@@ -48,19 +47,19 @@ def measure(smoke: bool) -> dict[str, pd.DataFrame]:
     return {"gates": table, "curves": pd.DataFrame(curves), "algorithms": _algorithms()}
 
 
-def _value(gate: Gate, sign: float, d: Array) -> Array:
+def _value(gate: GateLike, sign: float, d: Array) -> Array:
     log_ratio = torch.from_numpy(np.asarray(d, float))
     value: Array = gate(log_ratio, torch.full_like(log_ratio, sign)).numpy()
     return value
 
 
-def _weight(gate: Gate, sign: float, d: Array) -> Array:
+def _weight(gate: GateLike, sign: float, d: Array) -> Array:
     log_ratio = torch.from_numpy(np.asarray(d, float))
     w: Array = weight(gate, log_ratio, torch.full_like(log_ratio, sign)).numpy()
     return w
 
 
-def _facts(name: str, gate: Gate, sign: float) -> dict[str, object]:
+def _facts(name: str, gate: GateLike, sign: float) -> dict[str, object]:
     """w(1), sup w, the integral of w over d, and the interval that g fills."""
     w = partial(_weight, gate, sign)
     reach = _value(gate, sign, np.array([-FAR, -NEAR, NEAR, FAR]))
@@ -88,7 +87,7 @@ def _facts(name: str, gate: Gate, sign: float) -> dict[str, object]:
 
 
 def _algorithms() -> pd.DataFrame:
-    """What each control algorithm is made of, and how far its step is from the gradient w A grad log pi on one batch."""
+    """The parts of each control algorithm, and its gradient and step against w A grad log pi on one batch."""
     rows = []
     for name in algorithms("hopper"):
         _, algorithm = load("task=hopper", f"algo={name}")
@@ -108,7 +107,7 @@ def _algorithms() -> pd.DataFrame:
 
 
 def published_loss(name: str, logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor | None:
-    """The policy loss as its paper writes it, for the three algorithms that the claim names."""
+    """The policy loss as its paper writes it, for the three algorithms of the claim; None for others."""
     ratio = (logp - logp_old).exp()
     if name == "ppo":
         return -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
@@ -119,39 +118,38 @@ def published_loss(name: str, logp: Tensor, logp_old: Tensor, advantage: Tensor)
     return None
 
 
-def _moved() -> tuple[ActorCritic, Batch, Tensor, Tensor]:
-    """The fixed batch, its advantages, and parameters away from those that collected it, so that r is not 1."""
-    policy, batch = load_batch()
-    noise = torch.randn(policy.parameters.shape, generator=torch.Generator().manual_seed(0))
-    return policy, batch, standardise(batch.advantage), policy.parameters + 0.02 * noise
+def _log_prob(policy: ActorCritic, batch: ControlBatch, flat: Tensor) -> Tensor:
+    """log pi (N,) of the batch's actions at the parameters flat (P,)."""
+    return policy.forward(batch.view, flat=flat, entropy=False, value=False).logp
 
 
-def _gradient_error(name: str, gate: Gate) -> float:
+def _gradient_error(name: str, gate: GateLike) -> float:
     """||published gradient - mean(sg(w) A grad log pi)|| / ||published gradient||; NaN for other algorithms."""
-    policy, batch, advantage, start = _moved()
-    flat = start.clone().requires_grad_()
-    logp = policy.distribution(flat, batch.observation).log_prob(batch.action)
-    published = published_loss(name, logp, batch.logp_old, advantage)
+    policy, batch = load_batch()
+    advantage, logp_old = standardize(batch.samples.advantage), batch.samples.logp_old
+    noise = torch.randn(policy.flat.shape, generator=torch.Generator().manual_seed(0))
+    flat = (policy.flat + 0.02 * noise).requires_grad_()  # away from the parameters that collected the batch: r is not 1
+    logp = _log_prob(policy, batch, flat)
+    published = published_loss(name, logp, logp_old, advantage)
     if published is None:
         return math.nan
-    derived = -(weight(gate, logp - batch.logp_old, advantage) * advantage * logp).mean()
+    derived = -(weight(gate, logp - logp_old, advantage) * advantage * logp).mean()
     theirs, ours = (torch.autograd.grad(loss, flat, retain_graph=True)[0] for loss in (published, derived))
     return float((theirs - ours).norm() / theirs.norm())
 
 
-def _natural_cosine(algorithm: Algorithm) -> float:
+def _natural_cosine(algorithm: GateAlgorithm) -> float:
     """Cosine between the actor's step and the gradient w A grad log pi at the batch's own parameters."""
     policy, batch = load_batch()
-    start, count = policy.parameters.clone(), policy.num_actor_parameters
+    start, count = policy.flat.clone(), policy.num_actor_parameters
     gate, update = algorithm.gate, algorithm.update
     flat = start.clone().requires_grad_()
-    logp = policy.distribution(flat, batch.observation).log_prob(batch.action)
-    advantage = standardise(batch.advantage)
-    gradient = torch.autograd.grad((weight(gate, logp - batch.logp_old, advantage) * advantage * logp).mean(), flat)[0]
-    objective = partial(surrogate, gate=gate, ref_gate=Open(), dual=Detached())
-    update.setup(policy, objective, False, 1, 0)
+    logp = _log_prob(policy, batch, flat)
+    advantage = standardize(batch.samples.advantage)
+    gradient = torch.autograd.grad((weight(gate, logp - batch.samples.logp_old, advantage) * advantage * logp).mean(), flat)[0]
+    update.setup(policy, objective(gate), penalized=False, normalize="minibatch", num_iterations=1, seed=0)
     update(policy, batch, 0.0)
-    step = policy.parameters - start
+    step = policy.flat - start
     return float(torch.cosine_similarity(step[:count], gradient[:count], dim=0))
 
 
@@ -163,7 +161,7 @@ def verdicts(tables: Tables) -> list[Verdict]:
         where = f"{name}: gradient on the fixed Hopper batch (relative error)"
         rows.append(Verdict("C2", where, error, math.nan, math.nan, 2048, "a choice of w", judge(error < 1e-4), rule, COMMAND))
     cosine = float(table.step_cosine["trpo"])
-    rule = "reproduced if the cosine between the step taken and w A grad log pi is above 0.95: then w says all there is to say"
+    rule = "reproduced if the cosine between the step taken and w A grad log pi is above 0.95: then w determines the algorithm"
     where = "trpo: its step on the fixed Hopper batch (cosine with w A s)"
     rows.append(Verdict("C2", where, cosine, math.nan, math.nan, 2048, "a choice of w", judge(cosine > 0.95), rule, COMMAND))
     gates = tables["gates"].set_index(["gate", "advantage"])
@@ -187,7 +185,7 @@ def numbers(tables: Tables) -> dict[str, object]:
 
 
 def draw(tables: Tables) -> Figure:
-    """A panel a gate: g and w over log r, dashed where A < 0 differs."""
+    """One panel per gate: g and w over log r, dashed where A < 0 differs."""
     curves = tables["curves"]
     names = list(dict.fromkeys(curves.gate))
     figure, axes = style.grid(len(names), columns=COLUMNS, height=1.3)
@@ -200,10 +198,13 @@ def draw(tables: Tables) -> Figure:
             if not np.allclose(sides[0], sides[1], atol=1e-6):
                 panel.plot(x, sides[1], color=color, linewidth=1.0, linestyle=style.DASHED)
         panel.set(title=name, ylim=(-0.6, 3.0), xlim=(-2.5, 2.5), xticks=[-2, 0, 2], yticks=[0, 1, 2, 3])
-        panel.axvline(0, color=style.GREY, linewidth=0.5)
+        panel.axvline(0, color=style.GRAY, linewidth=0.5)
         panel.tick_params(labelleft=i % COLUMNS == 0, labelbottom=i + COLUMNS >= len(names))
         panel.set_xlabel("log r  [nats]" if i + COLUMNS >= len(names) else "")
-    looks = [("g, A ≥ 0", style.BLUE, "-"), ("g, A < 0", style.BLUE, style.DASHED)]
-    looks += [("w, A ≥ 0", style.VERMILLION, "-"), ("w, A < 0", style.VERMILLION, style.DASHED)]
-    style.legend_below(figure, {label: style.Line(color, dashes, "") for label, color, dashes in looks})
+    lines = {
+        f"{name}, A {side} 0": style.Line(color, dashes, "")
+        for name, color in (("g", style.BLUE), ("w", style.VERMILLION))
+        for side, dashes in (("≥", style.SOLID), ("<", style.DASHED))
+    }
+    style.legend_below(figure, lines)
     return figure
