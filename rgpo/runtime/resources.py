@@ -1,8 +1,10 @@
-"""The machine's CPUs and free memory, and the number of runs that fit at a time."""
+"""The machine's CPUs and free memory, the number of runs that fit at a time, and the threads of one run."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
@@ -25,3 +27,18 @@ def available_gb() -> float:
 def jobs_that_fit(threads: int, memory_gb: float) -> int:
     """Runs of that many threads and GB each that fit at a time: CPUs // threads, fewer if memory is short, at least 1."""
     return max(1, min(num_cpus() // threads, int(min(available_gb() / memory_gb, 2**31))))
+
+
+@contextmanager
+def limited_threads(number: int) -> Iterator[None]:
+    """Compute with that many threads of torch and of numpy's BLAS, which would take every core and wait for work by spinning."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    with threadpool_limits(number):
+        torch.set_num_threads(number)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

@@ -11,6 +11,7 @@ from rgpo import distributed
 from rgpo.errors import OutOfMemory, StorageError, is_out_of_memory
 from rgpo.learning.types import Algorithm, Metrics, Task
 from rgpo.runtime import run_folder
+from rgpo.runtime.resources import limited_threads
 from rgpo.runtime.session import Session
 from rgpo.runtime.signals import Interrupted, Signals
 
@@ -30,7 +31,7 @@ def run(config: Mapping[str, object], task: Task, algorithm: Algorithm, run_dir:
             print(f"{run_dir}: already complete, skipped (force=true runs it again)", flush=True)
         else:
             session = Session(config, task, algorithm, run_dir, config_hash, command)
-            with Signals() as signals, _recorded(session):
+            with Signals() as signals, _recorded(session), limited_threads(session.settings.num_threads):
                 session.start()
                 _loop(session, signals)
         return "completed" if verdict == "free" else verdict

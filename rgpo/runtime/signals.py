@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -19,7 +20,8 @@ class Interrupted(Exception):
 class Signals:
     """Records the first SIGINT or SIGTERM, on which the loop ends the current iteration; a later one stops the run immediately.
 
-    Before the first iteration there is nothing to finish: Interrupted is raised immediately.
+    Before the first iteration there is nothing to finish: Interrupted is raised immediately. Python allows handlers in the main
+    thread only; a run in another thread receives no signals.
     """
 
     def __init__(self) -> None:
@@ -28,7 +30,8 @@ class Signals:
         self._at = 0.0
 
     def __enter__(self) -> Signals:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._note) for number in handled}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -83,7 +83,7 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     Raises: Unreadable if the run cannot be used.
     """
     where = f"{folder.parent.name}/{folder.name}"
-    config = canonical_config(_read_config(folder / "config.yaml"))
+    config = canonical_config(read_config(folder / "config.yaml"))
     state, problems = _read_json(folder / "state.json", where, "its status is unknown")
     stored, more = _read_json(folder / "provenance.json", where, "its commit and versions are unknown")
     provenance = _provenance(stored)
@@ -144,7 +144,11 @@ def _visible_folder(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".")
 
 
-def _read_config(path: Path) -> dict[str, object]:
+def read_config(path: Path) -> dict[str, object]:
+    """A run's config.yaml as it was written.
+
+    Raises: Unreadable if it is missing, damaged or not a mapping.
+    """
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
