@@ -1,4 +1,4 @@
-"""What a step costs, as counts that do not depend on the machine: a slower path would show here before it shows on a clock."""
+"""The cost of a step in counts that do not depend on the machine: a slower path shows here before it shows on a clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cli import TINY
-from tiny_policies import batch_of, settings
+from tiny_policies import batch_of, make_sgd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rgpo.cli.config import build, compose_jobs
@@ -42,7 +42,7 @@ def operations(function: Callable[[], Any]) -> int:
 def cartpole(*words: str) -> tuple[Any, Any, Any]:
     config = compose_jobs(["task=cartpole", "algo=ppo", "update.compile=false", *words], False, None)[0].config
     task, algorithm = build(config)
-    task.setup(0, 0.99)
+    task.setup(0, algorithm.requirements)
     policy = task.make_policy(0)
     algorithm.setup(policy, 10, 0)
     return task, algorithm, policy
@@ -67,12 +67,19 @@ def test_a_gradient_step_is_one_forward_one_backward_and_one_flat_adam() -> None
     assert per_step[0] == per_step[1] <= 250
 
 
-THREADS_AFTER_A_RUN = """
-import contextlib, sys, threadpoolctl
+THREADS_OF_A_RUN = """
+import threadpoolctl
 from rgpo.cli.run import main
-with contextlib.suppress(SystemExit):
-    main()
-print("threads", *{pool["num_threads"] for pool in threadpoolctl.threadpool_info()})
+from rgpo.control.task import Control
+
+collect = Control.collect
+
+def observed(task, policy):
+    print("threads", *{pool["num_threads"] for pool in threadpoolctl.threadpool_info()})
+    return collect(task, policy)
+
+Control.collect = observed
+main()
 """
 
 
@@ -81,14 +88,14 @@ def test_numpy_and_torch_take_the_threads_a_run_was_given(threads: int, tmp_path
     """numpy takes every core when it is imported, waits for work by spinning, and divides its products by their number."""
     env = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
     words = [*TINY, "algo=ppo", "num_iterations=1", f"num_threads={threads}"]
-    command = [sys.executable, "-c", THREADS_AFTER_A_RUN, *words]
+    command = [sys.executable, "-c", THREADS_OF_A_RUN, *words]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert f"threads {threads}\n" in done.stdout
 
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_forward_passes_of_a_language_iteration(make_language_model: Any, lora: bool) -> None:
-    """Three pieces: two passes each to look back (old, reference), one each to learn, one each to see what moved."""
+    """Three micro-batches: two passes each for old and reference log-probabilities, one each to learn, one each to measure."""
     policy = make_language_model(lora=lora)
     calls = {"policy": 0, "reference": 0}
 
@@ -101,7 +108,7 @@ def test_forward_passes_of_a_language_iteration(make_language_model: Any, lora: 
     policy.backbone.register_forward_hook(count("policy"))
     if not lora:
         policy.reference.get_decoder().register_forward_hook(count("reference"))
-    adam = policy.adam(settings(num_minibatches=3))
+    update = make_sgd(policy, num_epochs=2, num_minibatches=3)
 
     def total() -> int:
         done = sum(calls.values())
@@ -110,27 +117,25 @@ def test_forward_passes_of_a_language_iteration(make_language_model: Any, lora: 
 
     batch = batch_of(policy, num_minibatches=3)
     longest = batch.completions.completion_mask_BT.shape[1]
-    assert total() <= longest + 2 * 3  # generation: the prompts once, then a token a pass
-    adam.climb(batch, 1e-3, 0.0, 2)
+    assert total() <= longest + 2 * 3  # generation: the prompts once, then one token per pass
+    update(policy, batch, 0.0)
     assert total() == 2 * (3 + 3)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradient_checkpointing_computes_each_layer_again(tiny_checkpoint: Path, checkpointing: bool) -> None:
-    config = compose_jobs(["task=qwen_rlhf", "scale=paper", f"task.gradient_checkpointing={checkpointing}"], False, None)[
-        0
-    ].config
-    task, _ = build(config)
+    words = ["task=qwen_rlhf", "scale=paper", f"task.gradient_checkpointing={checkpointing}", "task.max_new_tokens=6"]
+    task, algorithm = build(compose_jobs(words, False, None)[0].config)
     model, _ = load_causal_lm(tiny_checkpoint, dtype="float32", device="cpu")
-    task.materials = SimpleNamespace(model=model, eos_id=1, pad_id=1)
+    task.assets = SimpleNamespace(model=model, eos_id=1, pad_id=1)
+    task.requirements = algorithm.requirements
     policy = task.make_policy(0)
     calls: list[int] = []
     for layer in policy.backbone.layers:
         layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
-    completions = policy.generate([[5, 6], [7]], torch.Generator().manual_seed(0))
+    (minibatch,) = batch_of(policy, num_minibatches=1).minibatches()
     calls.clear()
-    (piece,) = policy.pieces(completions, policy.cut(completions, [np.arange(2)]))[0]
-    policy.see(piece).logp_n.sum().backward()
+    policy.forward(minibatch.views[0]).logp.sum().backward()
     assert len(calls) == len(policy.backbone.layers) * (2 if checkpointing else 1)
 
 
