@@ -33,7 +33,7 @@ class ControlRollout(Rollout):
 
 
 class Observations(NamedTuple):
-    """What a forward pass of an actor-critic reads."""
+    """Inputs of a forward pass of an actor-critic."""
 
     observation: Tensor  # (n, D)
     action: Tensor  # (n, A) or (n,)
@@ -204,7 +204,7 @@ class ActorCritic:
         return x
 
     def draw_noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-        """What to add to ``mode_output`` at the present parameters, (*shape, A) float32: Gumbel, or std times Gaussian."""
+        """Noise (*shape, A) float32 that ``act`` adds to ``mode_output``: Gumbel, or std times Gaussian."""
         size = (*shape, self.action_size)
         if self.discrete:
             return rng.gumbel(size=size).astype(np.float32)

@@ -116,7 +116,7 @@ class Control:
         return ActorCritic(self.policy, self.env.observation_size, action_size, discrete, generator)
 
     def _prepare(self, observation: Array, learn: bool = True) -> Array:
-        """Observations (E, D) as the policy sees them, normalized if the task says so."""
+        """Observations (E, D) as the policy sees them, normalized if normalize_observation is set."""
         if self.normalize_observation:
             return self.normalize(observation, learn)
         return observation.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a task collects, as far as advantages read it.
+"""Rollouts: the part of what a task collects that advantages read.
 
 Shapes: T steps of E environments (or completions), N = T E samples in time-major order, M groups of b samples.
 """

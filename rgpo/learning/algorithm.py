@@ -40,7 +40,7 @@ class GateAlgorithm:
 
     @property
     def requirements(self) -> Requirements:
-        """What the gate family needs of a task."""
+        """The task must serve these."""
         reference = "gate@ref_gate" if not isinstance(self.ref_gate, Open) else ""
         return Requirements(
             gamma=self.advantage.gamma,
@@ -55,7 +55,7 @@ class GateAlgorithm:
 
     @property
     def note(self) -> str:
-        """How compile was resolved."""
+        """The update's note on compilation."""
         return self.update.note
 
     def describe(self) -> dict[str, str]:

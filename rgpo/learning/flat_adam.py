@@ -36,7 +36,7 @@ Epochs = tuple[AdamState, Tensor, list[Tensor]]
 
 
 class Statistics(NamedTuple):
-    """What a gradient step leaves, in the order of the statistics' last axis."""
+    """Numbers of one gradient step, in the order of the statistics' last axis."""
 
     loss_policy: Tensor
     loss_value: Tensor
@@ -141,7 +141,7 @@ class FlatAdam:
 
     @property
     def compiled(self) -> bool:
-        """Whether steps are compiled; False once a compiler has failed."""
+        """True while steps are compiled; False once a compiler has failed."""
         return self._compiled is not None
 
     def run_epochs(self, data: Data, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -178,7 +178,7 @@ class FlatAdam:
         return {"adam": list(self.state), "num_steps": self.num_steps, "rng": rng, "compiled": self.compiled}
 
     def load_state_dict(self, state: State) -> None:
-        """Restore a state; the note says if the checkpoint was written with the other setting of compile."""
+        """Restore a state; the note mentions a checkpoint written with the other setting of compile."""
         self.state = AdamState(*cast(list[Tensor], state["adam"]))
         self.num_steps = cast(int, state["num_steps"])
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])

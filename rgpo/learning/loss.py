@@ -19,7 +19,7 @@ class Loss(Protocol):
 
 
 class LossParts(NamedTuple):
-    """What is logged of a loss; scalars."""
+    """Logged scalars of a loss."""
 
     policy: Tensor
     value: Tensor

@@ -121,7 +121,7 @@ class NaturalGradient:
 
     @property
     def note(self) -> str:
-        """How compile was resolved."""
+        """The engine's note on compilation."""
         return self._critic.note if self._critic is not None and self._compiles else "not compiled"
 
     def __call__(self, policy: Policy, batch: Batch, kl_coef: float) -> tuple[Metrics, PolicyShift]:

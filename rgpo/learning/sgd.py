@@ -114,7 +114,7 @@ class SGD:
 
     @property
     def note(self) -> str:
-        """How compile was resolved."""
+        """The engine's note on compilation."""
         return self.optimizer.note
 
     def __call__(self, policy: Policy, batch: Batch, kl_coef: float) -> tuple[Metrics, PolicyShift]:
@@ -193,7 +193,7 @@ def flat_shift(flat: Tensor, data: Data, *, policy: Policy) -> tuple[Tensor, ...
     return out.logp - samples.logp_old, out.kl_old, out.entropy
 
 
-def nearest_divisor(number: int, wanted: int) -> int:
-    """The divisor of number that is closest to wanted; the smaller of two."""
+def nearest_divisor(number: int, target: int) -> int:
+    """The divisor of number that is closest to target; the smaller of two."""
     low = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
-    return min(sorted({*low, *(number // k for k in low)}), key=lambda k: abs(k - wanted))
+    return min(sorted({*low, *(number // k for k in low)}), key=lambda k: abs(k - target))

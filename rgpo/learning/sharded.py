@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def is_sharded(x: Tensor) -> TypeGuard[DTensor]:
-    """Whether this process holds only a part of x."""
+    """True if this process holds only a part of x."""
     if distributed.world_size() == 1:
         return False
     from torch.distributed.tensor import DTensor

@@ -23,7 +23,7 @@ Metrics = dict[str, float | list[float]]  # one iteration's row; a list has one 
 
 
 class Samples(NamedTuple):
-    """What the loss reads of each sample; every tensor is (n,) unless noted."""
+    """Numbers of each sample that the loss reads; every tensor is (n,) unless noted."""
 
     logp_old: Tensor
     logp_ref: Tensor | None  # None where there is no reference policy
@@ -37,7 +37,7 @@ class Samples(NamedTuple):
 
 
 class PolicyOutput(NamedTuple):
-    """What a forward pass computes for each sample, with gradients where they are enabled; None where it was not computed."""
+    """A forward pass at each sample, with gradients where they are enabled; None for what was not computed."""
 
     logp: Tensor  # (n,)
     entropy: Tensor | None  # (n,)
@@ -56,7 +56,7 @@ class PolicyShift(NamedTuple):
 
 
 class View(Protocol):
-    """What one forward pass reads; each policy has a type of its own."""
+    """Inputs of one forward pass; each policy has a type of its own."""
 
     @property
     def num_samples(self) -> int: ...
@@ -113,7 +113,7 @@ class Critic(Protocol):
 
 
 class Policy(Protocol):
-    """What is trained. It knows no optimizer and no setting of one."""
+    """A trainable policy. It knows no optimizer and no setting of one."""
 
     @property
     def flat(self) -> Tensor | None:
@@ -135,7 +135,7 @@ class Policy(Protocol):
     def forward(
         self, view: View, *, flat: Tensor | None = None, kl: bool = False, entropy: bool = True, value: bool = True
     ) -> PolicyOutput:
-        """The policy at a view, at the parameters flat (P,) instead of its own if given; the flags say what is needed."""
+        """The policy at a view, at the parameters flat (P,) instead of its own if given; the flags select what is computed."""
         ...
 
     def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> Batch:
@@ -154,7 +154,7 @@ class Policy(Protocol):
 
 
 class Requirements(NamedTuple):
-    """What an algorithm needs of a task."""
+    """Needs of an algorithm that a task must serve."""
 
     gamma: float  # discount
     critic: bool  # whether values are trained
@@ -168,11 +168,11 @@ class Requirements(NamedTuple):
 
 
 class Update(Protocol):
-    """How the objective is optimized; owns the optimizer and its knobs."""
+    """Optimizes the objective; owns the optimizer and its knobs."""
 
     @property
     def trust_region(self) -> bool:
-        """Whether the update bounds the KL divergence by itself, so that a penalty would be ignored."""
+        """True if the update bounds the KL divergence by itself, so that a penalty would be ignored."""
         ...
 
     @property
@@ -180,7 +180,7 @@ class Update(Protocol):
 
     @property
     def note(self) -> str:
-        """How ``compile`` was resolved, for the banner."""
+        """A clause on compilation, for the banner."""
         ...
 
     def validate(self, batch_size: int, normalize: str) -> None:
@@ -216,7 +216,7 @@ class Objective(Protocol):
 
 
 class Algorithm(Protocol):
-    """How a policy learns from rollouts. The gate family is ``rgpo.learning.algorithm.GateAlgorithm``; any class will do."""
+    """Learning from rollouts. The gate family is ``rgpo.learning.algorithm.GateAlgorithm``; any class will do."""
 
     @property
     def requirements(self) -> Requirements: ...
@@ -249,11 +249,11 @@ class Algorithm(Protocol):
 
 
 class Task(Protocol):
-    """Where rollouts come from: all that the runner calls."""
+    """A source of rollouts: all that the runner calls."""
 
     @property
     def memory_advice(self) -> str:
-        """What to change when memory runs out."""
+        """The remedy when memory runs out."""
         ...
 
     @property

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     if "--version" in words:
-        from rgpo import __version__
+        from rgpo.version import __version__
 
         print(f"rgpo-report {__version__}")
         return 0

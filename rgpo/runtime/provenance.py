@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
-from rgpo import __version__, distributed
+from rgpo import distributed
+from rgpo.version import __version__
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf", "pyarrow", "transformers")
 

@@ -40,7 +40,7 @@ from rgpo.learning.types import Batch, PolicyOutput, PolicyShift, Samples, State
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How completions are drawn, and how their tokens are read again."""
+    """Settings of drawing completions and of computing their tokens' log-probabilities."""
 
     temperature: float
     max_new_tokens: int

@@ -22,7 +22,7 @@ from rgpo.learning.types import Minibatch, Samples, State, View
 
 
 class OldLogprobs(NamedTuple):
-    """What collection computes of the N tokens, in the forward passes that learning will repeat."""
+    """Numbers of the N tokens that collection computes, in the forward passes that learning will repeat."""
 
     minibatches: list[list[Tensor]]  # completions (b,) of the micro-batches of each minibatch
     logp_old_N: Tensor  # nats

@@ -83,7 +83,7 @@ class Section:
 
 def render_page(sections: Sequence[Section], general: Section, settings: Settings, defaults: Settings) -> Iterator[str]:
     """Yield the page in pieces. Its own script, identified by its hash, is the only one allowed; everything else is text."""
-    from rgpo import __version__
+    from rgpo.version import __version__
 
     script = (TEMPLATE / "script.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
