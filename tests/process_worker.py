@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny_policies import SAMPLING, nudge, objective, roll
+from tiny_policies import SAMPLING, engine, make_sgd, nudge, roll
+from update_parts import natural_gradient, objective, setup
 
 from rgpo import distributed
 from rgpo.cli import run
@@ -27,8 +28,6 @@ from rgpo.language.policy.token_batch import _gathered
 from rgpo.language.task import Language
 from rgpo.learning import sharded
 from rgpo.learning.gradients import TrustRegionProblem, group_gradients
-from rgpo.learning.natural_gradient import NaturalGradient
-from rgpo.learning.sgd import SGD
 
 CASES: dict[str, dict[str, Any]] = {  # of 12 completions; micro_batch_size decides the number of micro-batches
     "three micro-batches": {"micro_batch_size": 5},
@@ -36,28 +35,6 @@ CASES: dict[str, dict[str, Any]] = {  # of 12 completions; micro_batch_size deci
     "whole completions": {"micro_batch_size": 3, "reduction": "sequence_mean", "ratio": "sequence", "lora": True},
     "a process without any": {"num_minibatches": 12, "reduction": "sequence_mean"},
 }
-
-
-def make_sgd(policy: LanguageModel) -> SGD:
-    """The sign-aware gate with every term of the loss."""
-    more = {"num_epochs": 1, "num_minibatches": 1, "lr": 1e-12, "anneal_lr": False, "adam_eps": 1e-8, "max_grad_norm": None}
-    update = SGD(**more, vf_coef=0.1, ent_coef=0.01, value_clip=0.2, compile=False)
-    update.setup(
-        policy,
-        objective(gates.SignAwareSigmoid(scale="none", sharpness=10.0, cap=3.0)),
-        penalized=True,
-        normalize="none",
-        num_iterations=1,
-        seed=0,
-    )
-    return update
-
-
-def make_natural_gradient(policy: LanguageModel) -> NaturalGradient:
-    search = {"kl_max": 0.01, "cg_iterations": 10, "cg_damping": 0.1, "line_search_shrink": 0.8, "line_search_tries": 10}
-    update = NaturalGradient(**search, critic_epochs=1, critic_minibatches=2, critic_lr=1e-3, compile=False)
-    update.setup(policy, objective(gates.Identity()), penalized=False, normalize="none", num_iterations=1, seed=0)
-    return update
 
 
 def measure(
@@ -82,7 +59,7 @@ def measure(
     found["stored"] = torch.stack(_gathered(batch.stored)[2:])
     groups = np.arange(12).reshape(4, 3)
     found["groups"] = torch.stack(list(group_gradients(policy, batch, objective(gates.Log()), groups)))
-    (found["statistics"],), _ = make_sgd(policy).optimizer.run_epochs(batch, 1e-12, 0.3, 1)
+    (found["statistics"],), _ = engine(make_sgd(policy, num_minibatches=num_minibatches)).run_epochs(batch, 1e-12, 0.3, 1)
     found["gradient"] = torch.cat([sharded.full(p.grad).flatten() for p in policy.parameters()])
     found |= {f"shift {name}": x for name, x in policy.measure_shift(batch)._asdict().items()}
     found["state"] = torch.cat([x.flatten() for x in policy.state_dict().values()])
@@ -94,7 +71,9 @@ def measure(
         found |= {"natural gradient": problem.gradient, "fisher": problem.fisher_product(v), "loss": torch.tensor(problem.loss)}
         found["evaluated"] = torch.tensor(problem.evaluate(1e-3 * v))
         found["features"] = policy.critic.features(batch)
-        found["critic loss"] = torch.tensor(make_natural_gradient(policy)._fit_critic(policy, batch))
+        update = natural_gradient(critic_epochs=1, critic_minibatches=2)
+        setup(update, policy, gates.Identity(), normalize="none")
+        found["critic loss"] = torch.tensor(update._fit_critic(policy, batch))
         found["critic"] = policy.critic.flat.clone()
     return found
 

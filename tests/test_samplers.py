@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import make_assets
-from tiny_policies import batch_of, objective
+from tiny_policies import batch_of
+from update_parts import algorithm, gae, natural_gradient, objective, sgd
 
 from rgpo.core import gates
+from rgpo.core.advantages import GroupRelative
+from rgpo.core.kl_penalty import RewardKL
 from rgpo.errors import ConfigError
 from rgpo.language.assets import LanguageAssets
 from rgpo.language.policy.generation import completion_ids
 from rgpo.language.policy.samplers import VLLM, OfflinePairs, Own
 from rgpo.language.policy.token_batch import sampler_gap
+from rgpo.language.task import Language
 from rgpo.learning.loss import policy_loss
+from rgpo.learning.types import Requirements
 
 PROMPTS = [[5, 9, 30], [7], [11, 12, 13, 14, 15, 16], [40, 41]]
 PAIRS = [(1, [20, 21, 1], [22, 1]), (0, [23, 24, 25, 26], [27, 1]), (1, [28, 1], [20, 1]), (3, [29, 1], [30, 31, 1])]
@@ -172,3 +177,53 @@ def test_offline_pairs_are_loaded_for_the_limit_of_the_policy_and_only_on_reques
     OfflinePairs().prompts(assets, 5)
     OfflinePairs().collect(policy, assets, [0], 2, torch.Generator())
     assert calls == [5, 5]
+
+
+def make_task(sampler: Any) -> Language:
+    counts = {"num_prompts": 4, "group_size": 2, "max_new_tokens": 8, "micro_batch_size": 4, "num_kl_tokens": 8}
+    counts |= {"staleness": 0, "num_eval_prompts": 4, "num_samples": 2}
+    texts = {"ratio": "token", "reduction": "token_mean", "parallel": "ddp"}
+    return Language(
+        source=SimpleNamespace(), sampler=sampler, lora=None, temperature=1.0, gradient_checkpointing=False, **counts, **texts
+    )
+
+
+GATE_FAMILY: dict[str, dict[str, Any]] = {
+    "ppo": {"advantage": gae()},
+    "grpo": {"advantage": GroupRelative(scale="group", eps=1e-4, normalize="none"), "penalty": RewardKL(coef=0.05)},
+    "trpo": {"gate": gates.Identity(), "update": natural_gradient()},
+}
+SAMPLERS = {"own": Own(), "vllm": VLLM(), "pairs": OfflinePairs(), "custom": SimpleNamespace(on_policy=False)}
+
+
+@pytest.mark.parametrize("name", GATE_FAMILY)
+def test_the_gate_family_needs_its_own_completions(name: str) -> None:
+    requirements = algorithm(**GATE_FAMILY[name]).requirements
+    for on_policy in ("own", "vllm"):
+        make_task(SAMPLERS[on_policy]).validate(requirements)
+    for stored, title in (("pairs", "OfflinePairs"), ("custom", "SimpleNamespace")):
+        message = rf"^task\.sampler={title}: the algorithm learns from its own completions; use sampler@task\.sampler=own\.$"
+        with pytest.raises(ConfigError, match=message):
+            make_task(SAMPLERS[stored]).validate(requirements)
+
+
+def test_an_algorithm_of_stored_pairs_needs_them() -> None:
+    requirements = Requirements(gamma=1.0, critic=False, num_minibatches=1, pairs=True)
+    for stored in ("pairs", "custom"):
+        make_task(SAMPLERS[stored]).validate(requirements)
+    for on_policy, title in (("own", "Own"), ("vllm", "VLLM")):
+        message = rf"^task\.sampler={title}: the algorithm learns from stored pairs; use sampler@task\.sampler=offline_pairs\.$"
+        with pytest.raises(ConfigError, match=message):
+            make_task(SAMPLERS[on_policy]).validate(requirements)
+
+
+def test_compiled_updates_are_refused() -> None:
+    """compile=auto is no request: language models are not compiled."""
+    message = r"^update\.compile=True: language models are not compiled; use auto or false\.$"
+    for update in (sgd, natural_gradient):
+        for choice in ("auto", False):
+            make_task(Own()).validate(algorithm(gate=gates.Identity(), update=update(compile=choice)).requirements)
+        with pytest.raises(ConfigError, match=message):
+            make_task(Own()).validate(algorithm(gate=gates.Identity(), update=update(compile=True)).requirements)
+    with pytest.raises(ConfigError, match=message):
+        make_task(Own()).validate(Requirements(gamma=1.0, critic=False, num_minibatches=1, compiled=True))

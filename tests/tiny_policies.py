@@ -1,19 +1,21 @@
-"""What a policy of a tiny Qwen2 samples and learns from: twelve completions of four prompts."""
+"""Twelve completions of four prompts, drawn by a policy of a tiny Qwen2, and the updates that learn from them."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from gate_options import load_gate
+from torch import Tensor
+from update_parts import setup, sgd
 
-from rgpo.core import gates
-from rgpo.core.language_advantages import token_steps
-from rgpo.core.surrogate import Detached, surrogate
+from rgpo.core.advantages import token_steps
+from rgpo.language.policy.generation import Completions
 from rgpo.language.policy.language_model import LanguageModel, Sampling
 from rgpo.language.policy.token_batch import CompletionRollout, TokenBatch
-from rgpo.learning.types import AdamSettings, CriticSettings
+from rgpo.learning.micro_batch_adam import MicroBatchAdam
+from rgpo.learning.sgd import SGD
 
 PROMPTS = [[5, 9, 30], [7], [11, 12, 13, 14, 15, 16], [40, 41]] * 3
 SAMPLING = Sampling(
@@ -29,39 +31,46 @@ SAMPLING = Sampling(
 
 
 def roll(policy: LanguageModel, num_minibatches: int = 2, seed: int = 0) -> CompletionRollout:
-    """Twelve completions with random rewards and values of the policy."""
-    policy.num_minibatches = num_minibatches
+    """Twelve completions of the policy with random rewards."""
     completions = policy.generate(PROMPTS, torch.Generator().manual_seed(seed))
     rng = np.random.default_rng(seed)
-    back = policy.look_back(completions, rng)
+    old = policy.compute_old_logprobs(completions, num_minibatches, rng)
     mask = completions.completion_mask_BT.numpy()
-    steps: dict[str, Any] = token_steps(rng.standard_normal(mask.shape) * mask, np.zeros(mask.shape), mask, np.zeros(12, bool))
-    nothing = np.empty(0)
-    shared = {"observation": nothing, "action": nothing, "metrics": {}, "group_size": 2}
-    return CompletionRollout(**shared, **steps, completions=completions, correction_N=torch.ones_like(back["value_N"]), **back)
+    steps = token_steps(rng.standard_normal(mask.shape) * mask, np.zeros(mask.shape), mask, np.zeros(12, bool))
+    correction = torch.ones_like(old.logp_old_N)
+    return CompletionRollout(**steps, metrics={}, group_size=2, completions=completions, old=old, correction_N=correction)
 
 
 def batch_of(policy: LanguageModel, **change: Any) -> TokenBatch:
     rollout = roll(policy, **change)
-    return policy.make_batch(rollout, rollout.reward, rollout.reward * 0.5)[0]
+    return policy.make_batch(rollout, rollout.reward, rollout.reward * 0.5)
 
 
-def objective(gate: Any) -> Any:
-    return partial(surrogate, gate=gate, ref_gate=gates.Open(), dual=Detached())
+def make_sgd(policy: LanguageModel, *, penalized: bool = True, normalize: str = "none", seed: int = 0, **change: Any) -> SGD:
+    """SGD for the policy with the sign-aware gate and every term of the loss."""
+    knobs: dict[str, Any] = {"num_epochs": 1, "num_minibatches": 2, "anneal_lr": False, "adam_eps": 1e-8, "max_grad_norm": None}
+    update = sgd(**knobs | {"vf_coef": 0.1, "ent_coef": 0.01, "value_clip": 0.2} | change)
+    setup(update, policy, load_gate("sign_aware_sigmoid"), penalized=penalized, normalize=normalize, seed=seed)
+    return update
 
 
-def settings(**change: Any) -> AdamSettings:
-    base: dict[str, Any] = {"objective": objective(gates.SigmoidSigned()), "penalised": True, "normalize": False}
-    base |= {"num_minibatches": 2, "num_steps": 1, "max_grad_norm": None, "adam_eps": 1e-8, "vf_coef": 0.1}
-    return AdamSettings(**(base | {"ent_coef": 0.01, "value_clip": 0.2, "compile": "auto", "seed": 0} | change))
+def engine(update: SGD) -> MicroBatchAdam:
+    """The optimizer of an update that was set up for a language model."""
+    assert isinstance(update.optimizer, MicroBatchAdam)
+    return update.optimizer
 
 
 def nudge(policy: LanguageModel, scale: float = 0.05, seed: int = 3) -> None:
+    """Move every parameter by Gaussian noise."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in policy.with_critic():
+        for p in policy.parameters():
             p += scale * torch.randn(p.shape, generator=generator)
 
 
-def critic_settings() -> CriticSettings:
-    return CriticSettings(num_minibatches=2, num_steps=1, compile=False, seed=0)
+def plain_logp(model: Any, completions: Completions, row: int) -> Tensor:
+    """(t, V) log-probabilities that predict the row's completion, without padding and with the model's own logits."""
+    live = completions.attention_mask_BS[row].bool()
+    ids = completions.sequence_BS[row][live][None]
+    length = int(completions.completion_mask_BT[row].sum())
+    return torch.log_softmax(model(input_ids=ids).logits[0, -length - 1 : -1] / SAMPLING.temperature, -1)
