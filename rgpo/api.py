@@ -1,0 +1,267 @@
+"""Runs from Python: start or resume one, load one from its folder, read all of them as one table."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
+
+from rgpo import distributed
+from rgpo.errors import ConfigError, close_matches, require
+from rgpo.paths import cache_dir
+from rgpo.report.read import rows
+from rgpo.report.read.load import read_config, run_folders
+from rgpo.runtime import checkpoint, run_folder
+from rgpo.runtime.resources import limited_threads
+from rgpo.runtime.schema import SAMPLES, canonical_config, glossary
+from rgpo.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from rgpo.learning.types import Algorithm, Policy, Task
+
+_composing = threading.Lock()  # hydra has one global state
+
+
+def run(*words: str, config_dir: str | os.PathLike[str] | None = None) -> Run:
+    """Run or resume the experiment that rgpo-run's words describe, in this process; a finished one is not repeated.
+
+    config_dir: a folder with options of your own, gate/, algo/ and so on. Classes that they name by _target_ are imported as any
+    module, or from a notebook as ``__main__.X``. Progress is printed. Threads of torch and BLAS and signal handlers are restored
+    afterwards. On Ctrl-C or SIGTERM, which only the main thread receives, the current iteration ends and a checkpoint is saved.
+
+    Raises: ConfigError if the words cannot run; NonFiniteError, OutOfMemory, StorageError or any error of the task or the
+    algorithm, which state.json records; KeyboardInterrupt after Ctrl-C; SystemExit after SIGTERM.
+    """
+    from rgpo.cli.config import build, compose_jobs
+    from rgpo.runtime import runner
+    from rgpo.runtime.signals import Interrupted
+
+    size = distributed.world_size()
+    require(size == 1, "WORLD_SIZE", size, "rgpo.run works in one process; start rgpo-run with torchrun.")
+    with _composing:
+        (job,) = compose_jobs(list(words), multirun=False, config_dir=None if config_dir is None else os.fspath(config_dir))
+    require(not job.plan, "plan", "true", "lists runs on the command line; leave it out.")
+    run_folder.prepare(job.run_dir, job.force)
+    try:
+        with _compiler_cache():
+            runner.run(job.config, *build(job.config), job.run_dir, job.config_hash, job.command)
+    except Interrupted as stop:
+        print(f"stopped; the same call resumes the run: {job.run_dir}", flush=True)
+        raise (KeyboardInterrupt if stop.exit_code == 130 else SystemExit(stop.exit_code)) from stop
+    return Run(job.run_dir)
+
+
+def load(folder: str | os.PathLike[str]) -> Run:
+    """The run in a folder results/<name>/<task>-<algo>-s<seed>-<hash>.
+
+    Raises: ConfigError if the folder holds no run.
+    """
+    return Run(folder)
+
+
+def results(folder: str | os.PathLike[str], columns: Sequence[str] = ()) -> DataFrame:
+    """One row per iteration of every run below a results folder, finished or running, or below one experiment in it.
+
+    In front are experiment, run_id, task, scale, algo, gate, seed and status, then the config keys named in columns
+    (``update.lr``), then the columns of ``Run.metrics``. Names of earlier versions are replaced by present ones. A run that
+    cannot be read is left out with a warning.
+
+    Raises: ConfigError if there is no run, or no run has a key in columns.
+    """
+    import pandas as pd
+
+    from rgpo.cli.words import flat
+
+    root = Path(folder)
+    frames: list[DataFrame] = []
+    facts: list[dict[str, object]] = []  # of each row
+    known: set[str] = set()
+    for path in _run_folders(root):
+        try:
+            one = Run(path)
+            metrics = one.metrics
+        except ConfigError as error:
+            warnings.warn(f"{error} The run is left out.", stacklevel=2)
+            continue
+        config = flat(one.config) if columns else {}
+        known |= set(config)
+        facts += [{**one.identity, **{key: config.get(key) for key in columns}}] * len(metrics)
+        frames.append(metrics)
+    if not frames:
+        raise ConfigError(f"{root}: contains no run that can be read; run rgpo-run first, or give another folder.")
+    for key in columns:
+        require(key in known, "columns", key, f"no run has such a config key.{close_matches(key, known)}")
+    return pd.concat([pd.DataFrame(facts), pd.concat(frames, ignore_index=True)], axis=1)
+
+
+class Run:
+    """A run, by its folder: files are read anew at each use; task, policy and algorithm are made at their first use."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).expanduser().absolute()
+        try:
+            self._stored = read_config(self.folder / "config.yaml")
+        except rows.Unreadable as error:
+            raise ConfigError(f"{self.folder}: {error}; give the folder of a run.") from error
+        self.config = canonical_config(self._stored)
+        if not isinstance(self.config.get("choices"), Mapping) or not isinstance(self.config.get("seed"), int):
+            raise ConfigError(f"{self.folder}: config.yaml has no choices and seed; give the folder of a run.")
+
+    def __repr__(self) -> str:
+        state = run_folder.read_state(self.folder)
+        progress = f"iteration {state.get('iteration', 0)} of {state.get('num_iterations', '?')}"
+        return f"Run({str(self.folder)!r}: {self.status}, {progress})"
+
+    @property
+    def status(self) -> str:
+        """One of running, completed, failed, interrupted and missing, at present."""
+        return run_folder.status(self.folder)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """Experiment, run_id, task, scale, algo, gate, seed and status."""
+        choices = cast(Mapping[str, object], self.config["choices"])
+        options = {group: choices.get(group) or "none" for group in ("task", "scale", "algo", "gate")}
+        names = {"experiment": self.folder.parent.name, "run_id": self.folder.name}
+        return {**names, **options, "seed": self.config["seed"], "status": self.status}
+
+    @property
+    def metrics(self) -> DataFrame:
+        """One row per iteration so far: attempt, iteration, env_steps and every metric that was measured.
+
+        Metrics under epoch/ are arrays with one entry per epoch.
+
+        Raises: ConfigError if there are no rows that can be read.
+        """
+        import pandas as pd
+
+        try:
+            names = glossary(self.config)
+            found = rows.read(self.folder, names)
+        except (rows.Unreadable, ConfigError) as error:
+            raise ConfigError(f"{self.folder}: {str(error).rstrip('.')}.") from error
+        for problem in found.problems:
+            warnings.warn(f"{self.folder}: {problem}.", stacklevel=2)
+        counts = {name: found.columns[name].astype(np.int64) for name in rows.INDEX_COLUMNS}
+        measured = {name: found.columns[name] for name in names if name in found.columns}
+        measured = {name: values for name, values in measured.items() if not np.isnan(values).all()}
+        return pd.DataFrame({**counts, **{name: list(x) if x.ndim > 1 else x for name, x in measured.items()}})
+
+    @property
+    def samples(self) -> DataFrame:
+        """Completions of held-out prompts so far, with the columns of rgpo.runtime.schema.SAMPLES; empty for control tasks.
+
+        Raises: ConfigError if a file cannot be read.
+        """
+        import pandas as pd
+
+        joined = self.folder / "samples.parquet"
+        files = [joined] if joined.exists() else sorted((self.folder / "samples").glob("part-*.parquet"))
+        try:
+            found = [row for file in files for row in rows.read_records(file, tuple(SAMPLES))]
+        except rows.Unreadable as error:
+            raise ConfigError(f"{self.folder}: {error}.") from error
+        return pd.DataFrame(found, columns=list(SAMPLES))
+
+    @property
+    def task(self) -> Task:
+        """The task, with the state of the last checkpoint.
+
+        Raises: ConfigError if there is no checkpoint that can be read.
+        """
+        return self._parts.task
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the last checkpoint.
+
+        Raises: ConfigError if there is no checkpoint that can be read.
+        """
+        return self._parts.policy
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The algorithm, with the state of the last checkpoint.
+
+        Raises: ConfigError if there is no checkpoint that can be read.
+        """
+        return self._parts.algorithm
+
+    def evaluate(self, num_episodes: int | None = None) -> dict[str, float]:
+        """The evaluation that runs do: deterministic episodes with the present normalizers, or completions of held-out prompts.
+
+        Episodes always start from the same seeds. num_episodes replaces task.num_eval_episodes.
+
+        Raises: ConfigError if there is no checkpoint that can be read, or a number of episodes for a task that has none.
+        """
+        task = self.task if num_episodes is None else self._with_episodes(num_episodes)
+        with limited_threads(Settings.of(self.config).num_threads):
+            return task.evaluate(self.policy)
+
+    def _with_episodes(self, num_episodes: int) -> Task:
+        from rgpo.cli.config import build
+        from rgpo.runtime.session import seeds_of
+
+        node = cast(Mapping[str, object], self.config["task"])
+        has_episodes = "num_eval_episodes" in node
+        require(has_episodes, "num_episodes", num_episodes, "this task has no evaluation episodes; leave it out.")
+        task, algorithm = build(self.config | {"task": {**node, "num_eval_episodes": num_episodes}})
+        task.setup(seeds_of(Settings.of(self.config).seed)[0], algorithm.requirements)
+        task.load_state_dict(self.task.state_dict())
+        return task
+
+    @cached_property
+    def _parts(self) -> _Parts:
+        """The parts as a resumed run would have them."""
+        from rgpo.cli.config import build, config_hash
+        from rgpo.runtime.session import restore, set_up
+
+        saved = checkpoint.load(self.folder, config_hash(self._stored))
+        if saved is None:
+            raise ConfigError(
+                f"{self.folder}: has no {checkpoint.NAME}, from which the policy is restored; repeat the run with force=true."
+            )
+        settings = Settings.of(self.config)
+        with limited_threads(settings.num_threads):
+            task, algorithm = build(self.config)
+            policy, _ = set_up(settings, task, algorithm)
+            restore(saved, task, policy, algorithm)
+        return _Parts(task, policy, algorithm)
+
+
+class _Parts(NamedTuple):
+    task: Task
+    policy: Policy
+    algorithm: Algorithm
+
+
+def _run_folders(root: Path) -> Iterator[Path]:
+    """Folders of runs that were started, of one experiment or of all experiments below root."""
+    if not root.is_dir():
+        raise ConfigError(f"{root}: {'is a file' if root.exists() else 'is no folder'}; give the folder of your results.")
+    for parent in [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]:
+        for path in run_folders(parent):
+            if any(file.name != run_folder.LOCK for file in path.iterdir()):  # a sweep creates the folders of all its runs
+                yield path
+
+
+@contextmanager
+def _compiler_cache() -> Iterator[None]:
+    """Keep compiled steps where the command line does."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    unset = name not in os.environ
+    os.environ.setdefault(name, str(cache_dir() / "inductor"))
+    try:
+        yield
+    finally:
+        if unset:
+            os.environ.pop(name, None)

@@ -1,0 +1,337 @@
+"""The public Python API: lazy names, runs in this process, runs from their folders, results as one table."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+import rgpo
+from rgpo import atomic
+from rgpo.control.task import Control
+from rgpo.runtime import schema
+
+ROOT = Path(__file__).parents[1]
+SHORT = ("task=cartpole", "task.num_envs=2", "task.num_steps=32", "task.num_eval_episodes=3", "num_iterations=5", "eval_every=2")
+SHORT += ("gradvar_every=0",)
+OLD_RUN = ROOT / "results" / "rlhf_embedded" / "qwen_rlhf-rgpo_signed-s1-af0b18a9"
+HEAVY = ("torch", "hydra", "omegaconf", "pandas", "numpy", "pyarrow", "gymnasium")
+
+
+def without_clock(frame: pd.DataFrame) -> pd.DataFrame:
+    """Metrics that two identical runs share."""
+    return frame[[name for name in frame if not str(name).startswith(schema.CLOCK_PREFIXES) and name != "attempt"]]
+
+
+@pytest.fixture(scope="module")
+def results_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def ppo(results_dir: Path) -> rgpo.Run:
+    """A finished run; copy its folder before changing it."""
+    return rgpo.run("algo=ppo", *SHORT, f"results_dir={results_dir}")
+
+
+@pytest.fixture
+def at_iteration(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
+    """Do something in the rollout of an iteration."""
+
+    def arrange(iteration: int, act: Callable[[], object]) -> None:
+        collect, calls = Control.collect, iter(range(1, 1_000))
+
+        def acting(task: Control, policy: Any) -> Any:
+            if next(calls) == iteration:
+                act()
+            return collect(task, policy)
+
+        monkeypatch.setattr(Control, "collect", acting)
+
+    return arrange
+
+
+def test_importing_is_light() -> None:
+    code = "import time; t = time.process_time(); import rgpo; t = time.process_time() - t; import sys; "
+    code += f"print(t, *(set({HEAVY}) & set(sys.modules)))"
+    words = [subprocess.check_output([sys.executable, "-c", code], text=True).split() for _ in range(5)]
+    assert all(len(found) == 1 for found in words), words
+    assert min(float(found[0]) for found in words) < 0.05
+
+
+def test_names_of_gates_and_errors_need_no_torch() -> None:
+    code = "import sys, rgpo; rgpo.Gate, rgpo.gates.Sigmoid(sharpness=2.0), rgpo.ConfigError, rgpo.surrogate, rgpo.load; "
+    code += "sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    tree = ast.parse(Path(rgpo.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imported = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert imported == set(rgpo.__all__) <= set(dir(rgpo))
+    assert all(getattr(rgpo, name) is not None for name in rgpo.__all__) and "__version__" in dir(rgpo)
+    with pytest.raises(AttributeError, match="no attribute 'gate'"):
+        _ = rgpo.gate  # type: ignore[attr-defined]
+
+
+def test_a_finished_run_is_what_its_folder_holds(ppo: rgpo.Run) -> None:
+    assert ppo.status == "completed" and ppo.folder.is_absolute()
+    assert repr(ppo) == f"Run('{ppo.folder}': completed, iteration 5 of 5)"
+    assert ppo.config == yaml.safe_load((ppo.folder / "config.yaml").read_text())
+    stored = pd.read_parquet(ppo.folder / "metrics.parquet")
+    frame = ppo.metrics
+    assert {*schema.GLOSSARY} & {*stored.columns} == {*frame.columns} - {"attempt", "iteration", "env_steps"}
+    for name in frame:
+        np.testing.assert_array_equal(np.stack(frame[name]), np.stack(stored[name]))  # float32 is exact in float64
+    assert frame.dtypes[["attempt", "iteration", "env_steps"]].eq("int64").all()
+    assert len(ppo.samples) == 0 and list(ppo.samples) == list(schema.SAMPLES)
+
+
+def test_evaluate_repeats_the_last_evaluation_bit_for_bit(ppo: rgpo.Run) -> None:
+    run, last = rgpo.load(ppo.folder), ppo.metrics.iloc[-1]
+    first = run.evaluate()
+    assert {name: np.float32(value) for name, value in first.items()} == {name: last[name] for name in first}
+    assert {*first} == {"return/eval_mean", "return/eval_std"}
+    assert run.evaluate(num_episodes=3) == first
+    more = run.evaluate(num_episodes=8)
+    assert more != first and run.evaluate() == first and run.evaluate(8) == more
+    run.policy.load_state_dict({"flat": torch.zeros_like(run.policy.flat)})  # evaluated as it is now, not as it was stored
+    assert run.evaluate() != first and run.evaluate(8) != more
+    with pytest.raises(rgpo.ConfigError, match=r"task.num_eval_episodes=0: must be a positive whole number"):
+        run.evaluate(0)
+
+
+def test_the_normalizers_of_the_run_are_used(results_dir: Path, ppo: rgpo.Run) -> None:
+    run = rgpo.run("algo=ppo", *SHORT, "task.normalize_observation=true", f"results_dir={results_dir}")
+    loaded = rgpo.load(run.folder)
+    assert np.float32(loaded.evaluate()["return/eval_mean"]) == run.metrics["return/eval_mean"].iloc[-1]
+    first = loaded.evaluate(6)
+    loaded.task.normalize.mean += 1.0
+    assert loaded.evaluate(6) != first
+
+
+def test_parts_have_the_state_of_the_checkpoint(ppo: rgpo.Run) -> None:
+    saved = torch.load(ppo.folder / "checkpoint.pt", weights_only=True)
+    run = rgpo.load(ppo.folder)
+    assert torch.equal(run.policy.flat, saved["policy"]["flat"]) and run.task.state_dict() == saved["task"]
+    adam = run.algorithm.state_dict()["update"]["optimizer"]
+    assert adam["num_steps"] == saved["algorithm"]["update"]["optimizer"]["num_steps"] == 5 * 4 * 4
+    assert all(map(torch.equal, adam["adam"], saved["algorithm"]["update"]["optimizer"]["adam"]))
+    assert run.algorithm.describe()["gate"] == "Clip(eps_low=0.2, eps_high=0.2)"
+
+
+def test_a_finished_run_is_skipped_and_force_repeats_it(
+    ppo: rgpo.Run, results_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ppo.folder, tmp_path / "default" / ppo.folder.name)
+    words = ("algo=ppo", *SHORT, f"results_dir={tmp_path}")
+    run = rgpo.run(*words)
+    assert "already complete, skipped" in capsys.readouterr().out and run.metrics.attempt.eq(1).all()
+    again = rgpo.run(*words, "force=true")
+    assert again.folder == run.folder and "moved the earlier run to" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(without_clock(again.metrics), without_clock(ppo.metrics), check_exact=True)
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_saves_the_state_and_the_same_call_resumes(
+    number: int, raised: type[BaseException], ppo: rgpo.Run, at_iteration: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    words = ("algo=ppo", *SHORT, f"results_dir={tmp_path}")
+    at_iteration(3, lambda: signal.raise_signal(number))
+    with pytest.raises(raised) as stop:
+        rgpo.run(*words)
+    assert getattr(stop.value, "code", 143) == 143
+    assert "stopped; the same call resumes the run" in capsys.readouterr().out
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    run = rgpo.load(tmp_path / "default" / ppo.folder.name)
+    assert repr(run).endswith("interrupted, iteration 3 of 5)") and run.metrics.iteration.tolist() == [1, 2, 3]
+    resumed = rgpo.run(*words)
+    assert resumed.status == "completed" and resumed.metrics.attempt.tolist() == [1, 1, 1, 2, 2]
+    pd.testing.assert_frame_equal(without_clock(resumed.metrics), without_clock(ppo.metrics), check_exact=True)
+
+
+def test_errors_are_raised_and_recorded(at_iteration: Any, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise rgpo.NonFiniteError("reward became NaN.")
+
+    at_iteration(2, fail)
+    with pytest.raises(rgpo.NonFiniteError, match="iteration 2: reward became NaN; no checkpoint yet"):
+        rgpo.run("algo=ppo", *SHORT, f"results_dir={tmp_path}")
+    (folder,) = (tmp_path / "default").iterdir()
+    run = rgpo.load(folder)
+    assert run.status == "failed" and len(run.metrics) == 1
+    with pytest.raises(rgpo.ConfigError, match=r"has no checkpoint\.pt, .*; repeat the run with force=true"):
+        run.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["algo=pppo"], r"algo=pppo: is not an option of the group algo\. Did you mean ppo"),
+        (["update.lr=fast"], r"update\.lr=fast: must be a number"),
+        (["algo=ppo,rgpo"], r"algo=ppo,rgpo: is a sweep"),
+        (["plan=true"], r"plan=true: lists runs on the command line"),
+        (["-m"], r"-m: is neither key=value nor an option"),
+    ],
+)
+def test_words_that_cannot_run_are_refused(words: list[str], sentence: str, here: Path) -> None:
+    with pytest.raises(rgpo.ConfigError, match=sentence):
+        rgpo.run("task=cartpole", *words)
+    assert not any(here.iterdir())
+
+
+def test_several_processes_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(rgpo.ConfigError, match=r"WORLD_SIZE=2: rgpo\.run works in one process"):
+        rgpo.run("algo=ppo", *SHORT)
+
+
+def test_a_thread_may_run_and_nothing_of_the_process_changes(ppo: rgpo.Run, here: Path) -> None:
+    def state() -> object:
+        return os.environ.copy(), Path.cwd(), sys.path.copy(), torch.get_num_threads(), signal.getsignal(signal.SIGINT)
+
+    found: list[rgpo.Run] = []
+    torch.set_num_threads(2)
+    try:
+        before = state()
+        threads = [
+            threading.Thread(target=lambda seed=seed: found.append(rgpo.run("algo=ppo", f"seed={seed}", *SHORT)))
+            for seed in (1, 2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert rgpo.run("algo=ppo", "seed=3", *SHORT).status == "completed" and state() == before
+    finally:
+        torch.set_num_threads(1)
+    found.sort(key=lambda run: str(run.folder))
+    assert [run.status for run in found] == ["completed", "completed"]
+    pd.testing.assert_frame_equal(without_clock(found[0].metrics), without_clock(ppo.metrics), check_exact=True)
+
+
+def test_a_run_that_another_process_holds_is_left_alone(
+    ppo: rgpo.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "default" / ppo.folder.name
+    shutil.copytree(ppo.folder, folder)
+    (folder / "state.json").write_text(json.dumps({"status": "running", "attempt": 1, "iteration": 2, "num_iterations": 5}))
+    with atomic.locked(folder / ".lock", wait=False):
+        run = rgpo.run("algo=ppo", *SHORT, f"results_dir={tmp_path}")
+        assert "another process is running it" in capsys.readouterr().out
+        assert run.status == "running" and run.evaluate()
+    assert run.status == "interrupted"
+
+
+def test_folders_without_a_run_or_a_fitting_checkpoint_are_refused(ppo: rgpo.Run, tmp_path: Path) -> None:
+    with pytest.raises(rgpo.ConfigError, match=r"config\.yaml is missing; give the folder of a run"):
+        rgpo.load(tmp_path)
+    folder = tmp_path / "renamed"
+    shutil.copytree(ppo.folder, folder)
+    assert rgpo.load(folder).evaluate() == rgpo.load(ppo.folder).evaluate()  # by any name
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("lr: 0.0005", "lr: 0.0006"))
+    with pytest.raises(rgpo.ConfigError, match=r"checkpoint\.pt: was written by config \w+, this run is \w+"):
+        _ = rgpo.load(folder).policy
+    (folder / "config.yaml").write_text(text)
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save(saved | {"format": 4}, folder / "checkpoint.pt")
+    with pytest.raises(rgpo.ConfigError, match=r"checkpoint\.pt: is not a checkpoint of this version \(format \d+\)"):
+        rgpo.load(folder).evaluate()
+    (folder / "config.yaml").write_text(text.replace("metrics: {}", "metrics: 3"))
+    with pytest.raises(rgpo.ConfigError, match=r"renamed: metrics=3: must map names to"):
+        _ = rgpo.load(folder).metrics
+    (folder / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(rgpo.ConfigError, match=r"config\.yaml has no choices and seed"):
+        rgpo.load(folder)
+
+
+def test_results_are_one_table(ppo: rgpo.Run, tmp_path: Path) -> None:
+    new = tmp_path / "new" / ppo.folder.name
+    shutil.copytree(ppo.folder, new)
+    shutil.copytree(OLD_RUN, tmp_path / "old" / OLD_RUN.name)
+    shutil.copytree(ppo.folder, tmp_path / "new" / f".{ppo.folder.name}.old1")  # set aside by force=true
+    shutil.copytree(ppo.folder, tmp_path / "new" / "cartpole-ppo-s2-00000000")
+    (tmp_path / "new" / "cartpole-ppo-s2-00000000" / "metrics.parquet").write_bytes(b"half a file")
+    not_started = tmp_path / "new" / "cartpole-ppo-s3-00000000"
+    not_started.mkdir()
+    (not_started / ".lock").touch()
+    with pytest.warns(
+        UserWarning, match=r"cartpole-ppo-s2-00000000: metrics\.parquet cannot be read .* The run is left out"
+    ) as seen:
+        table = rgpo.results(tmp_path, columns=["gate.sharpness", "update.lr", "task.policy.hidden_sizes"])
+    assert len(seen) == 1
+    identity = ["experiment", "run_id", "task", "scale", "algo", "gate", "seed", "status"]
+    assert list(table)[:11] == [*identity, "gate.sharpness", "update.lr", "task.policy.hidden_sizes"]
+    assert table.iteration.tolist() == [*range(1, 6), *range(1, 61)]
+    row, old = table.iloc[0], table.iloc[-1]
+    assert [*row[identity]] == ["new", ppo.folder.name, "cartpole", "none", "ppo", "clip", 1, "completed"]
+    facts = ["old", OLD_RUN.name, "qwen_rlhf", "embedded", "rgpo_sign_aware", "sign_aware_sigmoid", 1, "completed"]
+    assert [*old[identity]] == facts
+    assert row["update.lr"] == 5e-4 and np.isnan(row["gate.sharpness"]) and old["gate.sharpness"] == 10.0
+    assert row["task.policy.hidden_sizes"] == [64, 64] and old["task.policy.hidden_sizes"] is None
+    stored = pd.read_parquet(OLD_RUN / "metrics.parquet")
+    share = table["language/zero_variance_group_share"]
+    np.testing.assert_array_equal(share[table.experiment == "old"], stored["language/dead_group_share"])
+    assert share[table.experiment == "new"].isna().all() and "language/dead_group_share" not in table
+    one = rgpo.results(tmp_path / "old")  # one experiment
+    pd.testing.assert_series_equal(one["reward/train_mean"], table["reward/train_mean"][5:].reset_index(drop=True))
+
+
+def test_results_refuse_what_is_not_there(ppo: rgpo.Run, results_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(rgpo.ConfigError, match=r"columns=update\.learning_rate: no run has such a config key"):
+        rgpo.results(results_dir, columns=["update.learning_rate"])
+    with pytest.raises(rgpo.ConfigError, match="contains no run that can be read"):
+        rgpo.results(tmp_path)
+    with pytest.raises(rgpo.ConfigError, match="nowhere: is no folder"):
+        rgpo.results(tmp_path / "nowhere")
+
+
+def test_a_language_run_evaluates_on_held_out_prompts(tmp_path: Path) -> None:
+    from test_hh_rlhf import line, write
+    from tiny_models import write_model, write_reward_model
+
+    parts = {"model": write_model(tmp_path / "model"), "reward_model": write_reward_model(tmp_path / "reward")}
+    parts["data"] = write(tmp_path / "hh.jsonl", *[line(f"\n\nHuman: what is {i}?") for i in range(40)])
+    words = ["algo=grpo", "task=qwen_rlhf", "scale=paper", "num_iterations=2", "eval_every=1", "task.lora.rank=2"]
+    words += [f"task.source.{key}={value}" for key, value in parts.items()]
+    words += ["task.source.heldout_share=0.3", "task.source.dtype=float32", "task.source.reward_dtype=float32"]
+    words += ["task.source.device=cpu", "task.num_prompts=4", "task.group_size=2", "task.max_new_tokens=8"]
+    words += ["task.num_eval_prompts=8", "task.num_samples=3", f"results_dir={tmp_path / 'results'}"]
+    run = rgpo.run(*words)
+    loaded, last = rgpo.load(run.folder), run.metrics.iloc[-1]
+    found = loaded.evaluate()
+    assert found == loaded.evaluate() and "reward/eval_proxy_mean" in found and "kl/eval_ref_sequence" in found
+    assert {name: np.float32(value) for name, value in found.items()} == {name: np.float32(last[name]) for name in found}
+    assert loaded.samples.groupby("iteration").prompt_id.apply(list).to_dict() == {i: [0, 1, 2] for i in (0, 1, 2)}
+    with pytest.raises(rgpo.ConfigError, match="num_episodes=5: this task has no evaluation episodes"):
+        loaded.evaluate(5)
+
+
+def test_the_quickstart_runs(tmp_path: Path) -> None:
+    script = shutil.copy(ROOT / "docs" / "examples" / "quickstart.py", tmp_path)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
+    out = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, check=True, text=True, capture_output=True
+    ).stdout
+    assert "Cauchy(sharpness=5)" in out and (tmp_path / "quickstart.png").stat().st_size > 0
+    table = rgpo.results(tmp_path / "results", columns=["gate.sharpness"])
+    assert set(table.gate) == {"clip", "cauchy"} and set(table.status) == {"completed"}
+    last = table.groupby("gate")["return/eval_mean"].last()
+    assert last.gt(60).all(), last  # a random policy gets about 22
