@@ -1,5 +1,5 @@
 # docker build -t rgpo .                                   CPU
-# docker build -t rgpo --build-arg TORCH_BACKEND=cu130 .   CUDA; docker run then wants --gpus all
+# docker build -t rgpo --build-arg TORCH_BACKEND=cu130 .   CUDA; docker run then needs --gpus all
 # docker run --rm -v "$PWD/results:/home/rgpo/results" rgpo rgpo-run algo=rgpo task=cartpole
 # Layers, from seldom to often: compiler, user, torch, the other packages, the source (1 MB).
 FROM python:3.11.14-slim-bookworm
@@ -26,6 +26,7 @@ WORKDIR /opt/rgpo
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN mkdir conf rgpo \
     && touch rgpo/__init__.py \
+    && echo '__version__ = "0"' > rgpo/version.py \
     && pip install --constraint constraints.txt ".[$EXTRAS]"
 COPY conf conf
 COPY rgpo rgpo

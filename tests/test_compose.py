@@ -66,7 +66,7 @@ def test_what_cells_share_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Composer, "whole", lambda self, words: composed.append(words) or whole(self, words))
     jobs = compose_jobs(["algo=ppo,rgpo", "update.lr=1e-3,1e-4", "seed=range(0,10)"], True, None)
     assert len({job.run_dir for job in jobs}) == len(jobs) == 40
-    assert sorted(composed[1:]) == [["algo=ppo"], ["algo=rgpo"]]  # the first asks for an experiment's grid
+    assert sorted(composed[1:]) == [["algo=ppo"], ["algo=rgpo"]]  # the first reads an experiment's grid
 
 
 def test_words_of_the_launcher_are_no_part_of_a_cell() -> None:

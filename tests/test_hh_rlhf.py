@@ -45,7 +45,7 @@ def test_a_line_is_a_prompt_and_two_answers(tmp_path: Path) -> None:
 
 
 def test_an_answer_may_quote_a_dialogue() -> None:
-    turns = to_messages("Human: Go on", "Human: no\n\nHuman: yes\n\nAssistant: no")
+    turns = to_messages("Human: Continue", "Human: no\n\nHuman: yes\n\nAssistant: no")
     assert [turn["role"] for turn in turns] == ["user", "assistant"] and turns[1]["content"].count("Human") == 2
 
 

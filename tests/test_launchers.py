@@ -1,4 +1,4 @@
-"""Six runs on each engine, one of which raises and one of which is killed; nothing else is lost, and the end says which."""
+"""Six runs on each engine, one of which raises and one of which is killed; nothing else is lost, and the last lines name them."""
 
 import importlib.util
 import json
@@ -81,7 +81,7 @@ def ray_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray turns 127.0.0.1 into the network card's address
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    temp = tempfile.mkdtemp(prefix="ray")  # its sockets want a short path
+    temp = tempfile.mkdtemp(prefix="ray")  # its sockets need a short path
     port = 20000 + os.getpid() % 20000
     words = ["start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", f"--temp-dir={temp}"]
     words += ["--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats"]

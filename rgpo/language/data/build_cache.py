@@ -71,7 +71,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Whether the folder is complete and its files have the recorded digests."""
+    """True if the folder is complete and its files have the recorded digests."""
     try:
         stamp = json.loads((folder / "stamp.json").read_text())
         json.loads((folder / "report.json").read_text(encoding="utf-8"))

@@ -31,7 +31,7 @@ class Sampler(Protocol):
 
     @property
     def on_policy(self) -> bool:
-        """Whether completions are samples of the current policy, up to rounding; if not, only offline algorithms can use them."""
+        """True if completions are samples of the current policy, up to rounding; if not, only offline algorithms can use them."""
         ...
 
     def check(self, group_size: int) -> None:
