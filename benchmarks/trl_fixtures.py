@@ -1,13 +1,16 @@
-"""Losses, gradients and advantages of TRL's trainers on one fixed batch, for tests/test_trl_parity.py.
+"""Losses, gradients and advantages of TRL's trainers on fixed batches, for tests/test_trl_parity.py and tests/test_dpo.py.
 
     pip install torch==2.13.0 trl==1.16.0 transformers==5.23.0 peft accelerate datasets
-    python benchmarks/trl_fixtures.py tests/fixtures/trl_losses.json
+    python benchmarks/trl_fixtures.py tests/fixtures/trl_losses.json tests/fixtures/trl_dpo.json
 
 GRPOTrainer._compute_loss itself is called. Its per-token log-probabilities are replaced by a float64 leaf, so that the
 gradient by them can be read; they come from a random Qwen2 through the trainer's own method. The old ones are those plus
 noise, and every second sequence's noise is centered within 6e-4 nats, so that GSPO's narrow band is met on both sides.
 Advantages come from the trainers' own _generate_and_score_completions with fixed rewards; the second group's are all equal.
 Legend: B = 16 sequences (4 prompts x 4 completions), P = 5 prompt tokens, T = 12 completion tokens, right-padded; nats.
+
+DPOTrainer.compute_loss is called in float64 on a Qwen2 of a few hundred parameters, which are recorded with those of the
+reference, and its gradient by all parameters is read.
 """
 
 from __future__ import annotations
@@ -76,6 +79,43 @@ CASES: dict[str, dict[str, Any]] = {  # differences from GRPO
     "gspo": {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
     "gspo_kl": {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4, "beta": 0.04},
 }
+
+DPO_MODEL = {
+    "vocab_size": 16,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.5,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+SHARED = ("gradient_accumulation_steps", "disable_dropout", "report_to", "seed", "use_cpu", "bf16", "gradient_checkpointing")
+DPO = {key: COMMON[key] for key in SHARED} | {  # every value that bears on the loss is pinned
+    "per_device_train_batch_size": 5,
+    "beta": 0.2,
+    "loss_type": ["sigmoid"],
+    "loss_weights": None,
+    "label_smoothing": 0.0,
+    "f_divergence_type": "reverse_kl",
+    "ld_alpha": None,
+    "use_weighting": False,
+    "precompute_ref_log_probs": False,
+    "sync_ref_model": False,
+    "max_length": None,
+    "padding_free": False,
+}
+PAIRS = [  # prompt, chosen, rejected; two pairs share a prompt, one answer is cut before its end token
+    ([3, 4, 5], [6, 7, 1], [8, 1]),
+    ([9], [10, 11, 12, 13, 1], [14, 15, 3, 1]),
+    ([3, 4, 5], [9, 9, 1], [10, 11, 12, 13, 14, 15]),
+    ([2, 2, 6, 7, 8], [1], [4, 5, 1]),
+    ([12, 13], [14, 2, 1], [14, 3, 1]),
+]
 
 
 def make_tokenizer() -> Any:
@@ -173,8 +213,55 @@ def loss_and_gradient(trainer: Any, batch: dict[str, torch.Tensor]) -> tuple[flo
     return loss.item(), leaf_BT.grad.tolist()
 
 
-def main(path: str) -> None:
+def dpo_model(seed: int) -> Any:
+    """A random Qwen2 in float64 whose parameters have 4 decimals."""
+    torch.manual_seed(seed)
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**DPO_MODEL)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.round(decimals=4))
+    return model
+
+
+def dpo_record() -> dict[str, Any]:
+    """DPOTrainer's loss on PAIRS with its gradient, sums of log-probabilities and logged numbers, and what they come from."""
+    policy, reference = dpo_model(1), dpo_model(2)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer: Any = trl.DPOTrainer(
+            model=policy,
+            ref_model=reference,
+            args=trl.DPOConfig(output_dir=folder, **DPO),
+            train_dataset=datasets.Dataset.from_dict({"prompt": ["w3"], "chosen": [" w4 w1"], "rejected": [" w5 w1"]}),
+            processing_class=make_tokenizer(),
+        )
+    trainer.model.train()
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    batch = trainer.data_collator([dict(zip(names, pair, strict=True)) for pair in PAIRS])
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    sums = [x.tolist() for model in (policy, reference) for x in trainer.compute_ref_log_probs(model, batch)]
+    return {
+        "pinned": DPO,
+        "model": DPO_MODEL,
+        "policy": {name: p.tolist() for name, p in policy.named_parameters()},
+        "reference": {name: p.tolist() for name, p in reference.named_parameters()},
+        "pairs": PAIRS,
+        "loss": loss.item(),
+        "gradient": {name: p.grad.tolist() for name, p in policy.named_parameters()},
+        "logp": dict(zip(("chosen", "rejected", "ref_chosen", "ref_rejected"), sums, strict=True)),
+        "logged": {key: values[-1] for key, values in trainer._metrics["train"].items() if key.startswith("rewards/")},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that computed the numbers."""
+    packages = {"trl": trl, "transformers": transformers, "torch": torch}
+    return {name: module.__version__.split("+")[0] for name, module in packages.items()}
+
+
+def main(path: str, dpo_path: str) -> None:
     torch.set_num_threads(1)
+    Path(dpo_path).write_text(json.dumps({"versions": versions()} | dpo_record()) + "\n")
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder)
         by_scale = {s: advantages(make_trainer("GRPO", folder, scale_rewards=s)) for s in ("group", "batch", "none")}
@@ -185,9 +272,8 @@ def main(path: str) -> None:
             trainer = make_trainer("GRPO", folder, **change)
             loss, gradient = loss_and_gradient(trainer, batch)
             cases[name] = {"constants": {key: (GRPO | change)[key] for key in CONSTANTS}, "loss": loss, "gradient": gradient}
-    packages = {"trl": trl, "transformers": transformers, "torch": torch}
     found = {
-        "versions": {name: module.__version__.split("+")[0] for name, module in packages.items()},
+        "versions": versions(),
         "pinned": GRPO,
         "group_size": GROUP,
         "max_completion_length": T,
@@ -203,4 +289,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
