@@ -75,7 +75,9 @@ class Control:
         self._make_env(1).close()
 
     def validate(self, requirements: Requirements) -> None:
-        """Raises: ConfigError for an algorithm that compares completions or needs a reference policy."""
+        """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
+        if requirements.pairs:
+            raise ConfigError("algorithm: learns from stored pairs of answers, which control tasks lack; use task=qwen_rlhf.")
         if requirements.groups:
             raise ConfigError("advantage: group_relative and leave_one_out compare completions; use gae on control tasks.")
         if requirements.reference:

@@ -224,9 +224,10 @@ class Language:
             metrics |= {"sampler/log_ratio_abs_mean": float(gap.mean()), "sampler/log_ratio_abs_max": float(gap.max())}
         if self.group_size > 1:
             metrics["language/zero_variance_group_share"] = float(zero_variance_groups(score, self.group_size).mean())
-        x = old.logp_ref_N - old.logp_old_N  # samples of the policy: k1, k2, k3 estimate KL(policy || reference)
-        for name, estimator in (("k1", k1), ("k2", k2), ("k3", k3)):
-            metrics[f"kl/ref_{name}"], metrics[f"kl/ref_{name}_se"] = clustered_mean(estimator(x), completions)
+        if self.sampler.on_policy:  # k1, k2, k3 of samples of the policy estimate KL(policy || reference)
+            x = old.logp_ref_N - old.logp_old_N
+            for name, estimator in (("k1", k1), ("k2", k2), ("k3", k3)):
+                metrics[f"kl/ref_{name}"], metrics[f"kl/ref_{name}_se"] = clustered_mean(estimator(x), completions)
         return metrics
 
     def _next_prompts(self) -> list[int]:
