@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "rgpo").rglob("*.py"))
 MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES}
 LAYERS = [  # a room imports from itself and from the lines below it only
     ["api"],
-    ["cli"],
+    ["cli", "engines"],
     ["runtime"],
     ["bandit", "control", "language"],
     ["learning"],

@@ -1,0 +1,1 @@
+"""Gates inside the trainers of other frameworks; nothing here yet."""
