@@ -1,4 +1,4 @@
-"""A learned sharpness: dual ascent towards a KL target, and the k of smallest estimated squared error. Where each helps.
+"""A learned sharpness: dual ascent toward a KL target, and the k of smallest estimated squared error. Where each helps.
 
 Dual ascent: AdaptiveSharpness of rgpo.core.adaptive_gate over repeated updates on the fixed Hopper batch, each from the
 parameters that collected it. Estimated squared error of the gradient from one batch of n samples, minimized over a grid of k
