@@ -20,6 +20,7 @@ from rgpo.learning.types import Batch, Metrics, Policy, PolicyOutput, Requiremen
 if TYPE_CHECKING:
     from torch import Tensor
 
+POSITIVE_OR_NONE = accept(lambda x: x is None or x > 0, "must be positive, or null for none.")
 NOT_NEGATIVE = accept(lambda x: 0 <= x < math.inf, "must not be negative or infinite.")
 
 
@@ -65,9 +66,7 @@ class A2C:
     anneal_lr: bool  # linearly to 0 over the run
     rms_alpha: float = field(metadata=UNIT_INTERVAL)  # decay of the mean squared gradient per step
     rms_eps: float = field(metadata=POSITIVE)
-    max_grad_norm: float | None = field(
-        metadata=accept(lambda x: x is None or x > 0, "must be positive, or null for none.")
-    )  # of actor and critic together; null leaves gradients whole
+    max_grad_norm: float | None = field(metadata=POSITIVE_OR_NONE)  # of actor and critic together; null leaves gradients whole
     vf_coef: float = field(metadata=NOT_NEGATIVE)
     ent_coef: float = field(metadata=NOT_NEGATIVE)
 
