@@ -58,9 +58,15 @@ def measure(
     found["kl"] = torch.from_numpy(policy.completion_kl(batch.completions))
     found["stored"] = torch.stack(_gathered(batch.stored)[2:])
     groups = np.arange(12).reshape(4, 3)
-    found["groups"] = torch.stack(list(group_gradients(policy, batch, objective(gates.Log()), groups)))
+
+    def stacked_group_gradients() -> torch.Tensor:
+        return torch.stack(list(group_gradients(policy, batch, objective(gates.Log()), groups)))
+
+    found["groups"] = stacked_group_gradients()
     (found["statistics"],), _ = engine(make_sgd(policy, num_minibatches=num_minibatches)).run_epochs(batch, 1e-12, 0.3, 1)
     found["gradient"] = torch.cat([sharded.full(p.grad).flatten() for p in policy.parameters()])
+    found["groups after a step"] = stacked_group_gradients()  # p.grad is left from the step, and sharded under FSDP
+    torch.testing.assert_close(found["groups after a step"], found["groups"], rtol=1e-4, atol=1e-6)
     found |= {f"shift {name}": x for name, x in policy.measure_shift(batch)._asdict().items()}
     found["state"] = torch.cat([x.flatten() for x in policy.state_dict().values()])
     policy.load_state_dict(distributed.all_gather(policy.state_dict())[0])  # as every rank reads one checkpoint

@@ -139,7 +139,8 @@ def test_a_failing_compiler_is_reported_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2
     assert "update.compile=true: the C++ compiler failed" in done.stderr and "or use auto." in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    logged = "No CUDA runtime is found"  # by torch for CUDA on a machine without one
+    assert len([line for line in done.stderr.strip().splitlines() if logged not in line]) == 1
 
 
 def test_on_auto_a_failing_compiler_leaves_the_run_uncompiled(

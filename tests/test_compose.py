@@ -12,12 +12,18 @@ from rgpo.cli.config import Job, compose_jobs, make_job
 from rgpo.cli.overrides import Composer, hydra_on
 from rgpo.errors import ConfigError
 
-GROUPS = (["algo=ppo"], ["algo=rgpo", "gate=erf"], ["experiment=first_evidence", "task=hopper", "algo=trpo"], ["task=bandit"])
+GROUPS = (
+    ["algo=ppo"],
+    ["algo=rgpo", "gate=erf"],
+    ["experiment=first_evidence", "task=hopper", "algo=trpo"],
+    ["task=qwen_rlhf", "algo=rgpo"],
+)
 VALUES = (
     [],
     ["update.lr=1e-4", "seed=2"],
-    ["published.gamma=0.9", "num_iterations=3"],
-    ["kl_spike_threshold=${published.gamma}"],
+    ["update.adam_eps=${update.lr}", "update.lr=1e-3", "num_iterations=3"],
+    ["penalty.coef=${presets.gae.lam}", "gate.sharpness=3"],
+    ["checkpoint_every_s=${presets.gae.gamma}"],
     ["+task.env_kwargs.a=1", "~task.env_kwargs.a", "name=other"],
     ["gate.scale=unit", "gate={scale: none}"],
     ["gate={scale: none}", "gate.scale=unit", "task.policy.hidden_sizes=[8]"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,9 @@ def test_the_reference_gate_sees_the_ratio_to_the_reference(make_language_model:
     nudge(policy)
     batch = batch_of(policy, num_minibatches=1)
     nudge(policy, seed=4)
+    logp_old = batch.samples.logp_old
+    far = logp_old - 100 * torch.rand(len(logp_old), generator=torch.Generator().manual_seed(0))  # so that d_old rounds
+    batch = replace(batch, samples=batch.samples._replace(logp_old=far))
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     gate, ref_gate = load_gate("sigmoid"), load_gate("budget", budget=0.05)
 

@@ -160,7 +160,7 @@ def test_an_engine_that_is_not_installed_names_the_command(tmp_path: Path) -> No
         process = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
         assert process.returncode == 2 and process.stderr.count("\n") == 1, process.stderr
         assert f"hydra/launcher={name}" in process.stderr and f"pip install 'rgpo[{extra}]'" in process.stderr
-    assert "install the package" in rgpo_run(
+    assert "install its package" in rgpo_run(
         ["-m", *TINY, "seed=1,2", "--config-dir", "mine", "hydra/launcher=other"], tmp_path, 2
     )
     assert "joblib" in rgpo_run(["-m", *TINY, "seed=1,2", "hydra/launcher=jblib"], tmp_path, code=2)
@@ -179,7 +179,7 @@ def test_more_runs_than_fit_are_told(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(sweep, "num_cpus", lambda: 4)
     monkeypatch.setattr(sweep, "available_gb", lambda: 5.0)
     with hydra_on(None) as composer:
-        for asked, told in ((2, []), (4, ["memory_gb=2 = 8 GB, but 5.0 GB"]), (6, ["12 GB, but 5.0 GB", "share 4 cpus"])):
+        for asked, told in ((2, []), (4, ["memory_gb=2 = 8 GB, but 5.0 GB"]), (6, ["12 GB, but 5.0 GB", "share 4 CPUs"])):
             config = composer.whole(["memory_gb=2"])
             config.hydra.launcher = {"_target_": "x", "n_jobs": asked}
             sweep._warn_of_crowding(config, num_jobs=100)

@@ -21,7 +21,7 @@ from tiny_models import write_model, write_reward_model
 
 from rgpo import distributed
 from rgpo.cli import run
-from rgpo.cli.config import _check_task, compose_jobs
+from rgpo.cli.config import check_task, compose_jobs
 from rgpo.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -194,13 +194,13 @@ def test_a_world_size_without_a_launcher_is_refused(
         (["task=cartpole"], "WORLD_SIZE=2: control tasks run in one process"),
         ([*RUN, "task.num_prompts=1"], "task.num_prompts=1: leaves some of 2 processes without a prompt"),
         (["task=qwen_rlhf", "task.num_eval_prompts=1"], "task.num_eval_prompts=1: leaves some of 2 processes"),
-        (["task=qwen_rlhf", "algo=trpo", "task.parallel=fsdp"], "task.parallel=fsdp: natural_gradient needs whole parameters"),
+        (["task=qwen_rlhf", "algo=trpo", "task.parallel=fsdp"], "task.parallel=fsdp: this update needs whole parameters"),
         (["task=qwen_rlhf", "task.parallel=none"], "task.parallel=none: choose ddp or fsdp"),
     ],
 )
 def test_what_many_processes_cannot_run_is_refused(rest: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    _check_task.cache_clear()
+    check_task.cache_clear()
     with pytest.raises(ConfigError, match=sentence):
         compose_jobs(rest, False, None)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from rgpo.cli.hints import Node, Parameters, accepts, describe, is_node, missing_members, parameters_of, shown
+from rgpo.cli.words import CHOOSE_WITH
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.learning.types import Algorithm, Task
 from rgpo.runtime.schema import AXES, MOVED_MODULES, canonical_target
 
 GROUPS = {"ref_gate": "gate@ref_gate"} | {key: key for key in ("task", "algo", *AXES) if key != "ref_gate"}  # key -> group
-CHOOSE_WITH = {"task.source": "scale", "task.sampler": "sampler@task.sampler"}  # key of a node -> the group that sets it
 
 
 def build(config: Node) -> tuple[Task, Algorithm]:
@@ -52,7 +51,7 @@ def _make_algorithm(config: Node) -> Algorithm:
         if part is None and axis in parameters.required:
             raise ConfigError(f"{group}=null: {name} needs one; choose an option of the group {group.partition('@')[0]}.")
         if part is not None and axis not in parameters.hints:
-            remedy = f"leave it out, with `- override /{group}: null` in the algorithm's defaults"
+            remedy = f"leave it out (in the defaults of the algorithm's yaml: override /{group}: null)"
             raise ConfigError(f"{group}={_chosen(config, axis)}: {name} does not read it; {remedy}.")
         if axis in node:
             raise ConfigError(f"algorithm.{axis}={shown(node[axis])}: is an axis; choose it with {group}=.")
@@ -121,7 +120,6 @@ def present_name(target: str) -> str:
     return canonical_target(target) if "." in target else target
 
 
-@functools.cache
 def _imported(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     return getattr(importlib.import_module(module), attribute)

@@ -27,7 +27,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from rgpo.cli.words import flat, former_name, hydra_form, preset_of, quote, typed_keys, user_form
+from rgpo.cli.words import CHOOSE_WITH, flat, former_name, hydra_form, preset_of, quote, typed_keys, user_form
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.paths import conf_dir
 from rgpo.runtime.resources import jobs_that_fit
@@ -92,7 +92,6 @@ class Composer:
         parsed = self.parse(words)
         values = [item for item in parsed if self._sets_a_value(item)]
         groups = tuple(word for word, item in zip(words, parsed, strict=True) if item not in values)
-        self._refuse_nameless(groups)
         if groups not in self._selected:
             selected = self.whole(list(groups))
             options = dict(selected.hydra.runtime.choices)
@@ -112,6 +111,7 @@ class Composer:
 
         Raises: ConfigError if hydra cannot compose the words.
         """
+        self._refuse_nameless(words)
         try:
             composed: DictConfig = compose("config", [*map(hydra_form, words), *self.search], return_hydra_config=True)
         except MissingConfigException as error:
@@ -197,10 +197,13 @@ class Composer:
             self._is_group[key] = any(options)
         return not self._is_group[key] or isinstance(item.value(), dict)
 
-    def _refuse_nameless(self, groups: tuple[str, ...]) -> None:
-        for word, item in zip(groups, self.parse(list(groups)), strict=True):
-            if not item.is_delete() and (not isinstance(item.value(), str) or not item.value()):
-                raise ConfigError(f"{word}: must be the name of one option; ~{item.get_key_element()} leaves the group out.")
+    def _refuse_nameless(self, words: list[str]) -> None:
+        """Raises: ConfigError for a word that selects no option of its group by name."""
+        for word, item in zip(words, self.parse(words), strict=True):
+            by_name = item.is_delete() or (isinstance(item.value(), str) and item.value())
+            if not by_name and not item.is_hydra_override() and not self._sets_a_value(item):
+                key = item.get_key_element().lstrip("+")
+                raise ConfigError(f"{word}: must be the name of one option; ~{key} leaves the group out.")
 
     def _explain_missing(self, error: MissingConfigException) -> str:
         match = re.search(r"[Cc]ould not find '([^']+)'", str(error))
@@ -221,16 +224,22 @@ class Composer:
                 text = str(error.__cause__)
             return f"command line {' '.join(words)}: {text.splitlines()[0].rstrip('.')}."
         key = match.group(1)
-        value = next((word.split("=", 1)[1] for word in words if word.lstrip("+").startswith(f"{key}=")), "")
-        former = former_name(key.lstrip("/"), value)
+        typed = [word for word in words if f"{key}.".startswith(f"{_key(word)}.")]
+        former = former_name(key, "")
         if former is not None:
-            return f"{key}={value}: {former}"
+            return f"{key}: {former}"
+        if not typed:
+            file = re.search(r"In '([^']+)'", text)
+            option = "=".join(file.group(1).rsplit("/", 1)) if file else "yaml"
+            return f"{option}: overrides {key}, which no other option of this run has; choose a task that has it."
+        value = typed[0].partition("=")[2]
         if (conf_dir() / key).is_dir():
-            return f"{key}={value}: the chosen task has no group {key} (task=qwen_rlhf has the group scale)."
+            word = next((word for word in CHOOSE_WITH.values() if word.partition("@")[0] == key), key)
+            return f"{key}={value}: is no group of this task; write {word}={value} with a language task."
         return f"{key}={value}: is not a known key.{self._similar(key, words)}"
 
     def _similar(self, key: str, words: list[str]) -> str:
-        others = [word for word in words if not word.startswith(f"{key}=")]
+        others = [word for word in words if not f"{key}.".startswith(f"{_key(word)}.")]
         base, choices = self(
             [word for word, item in zip(others, self.parse(others), strict=True) if not self._sets_a_value(item)]
         )
@@ -247,6 +256,10 @@ def group_options(group: str, config_dir: str | None = None) -> list[str]:
     folders = [conf_dir() / group, *([Path(config_dir) / group] if config_dir else [])]
     files = [file for folder in folders for file in folder.glob("*.yaml")]
     return sorted(file.stem for file in files if not file.name.startswith("_"))
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
 
 
 def _refuse_shadowing(config_dir: str | None) -> None:

@@ -59,7 +59,7 @@ def main() -> None:
         print(_help(), end="")
         return
     if "--version" in words:
-        from rgpo import __version__
+        from rgpo.version import __version__
 
         print(f"rgpo {__version__}")
         return
@@ -92,7 +92,7 @@ def _main(words: list[str]) -> int:
         if distributed.rank() == 0:
             run_folder.prepare(jobs[0].run_dir, jobs[0].force)
     except ConfigError as error:
-        distributed.report_error(str(error), error)
+        distributed.report_error(" ".join(str(error).splitlines()), error)
         return 2
     return sweep.start(jobs[0])
 

@@ -22,7 +22,7 @@ def refuse_unused(typed: Mapping[str, str], config: Node, requirements: Requirem
 
 def _rules(config: Node, requirements: Requirements) -> Iterator[Rule]:
     task, policy = _node(config, "task"), _node(_node(config, "task"), "policy")
-    if config["num_iterations"] is not None:
+    if config["num_iterations"] is not None and config["total_env_steps"] is not None:
         why = f"num_iterations={config['num_iterations']} determines the length; set num_iterations, or num_iterations=null"
         yield ("total_env_steps",), why
     if config["eval_every"] == 0:

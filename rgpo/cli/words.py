@@ -14,6 +14,7 @@ SWEPT = ("name", *(f"task.source.{name}" for name in ("data", "model", "reward_m
 LITERAL = ("results_dir", *SWEPT)  # keys whose values are names and paths, taken as they are; null stays null
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 ESCAPED = re.compile(r"((?:\\\\)*)\\\$\{")  # an interpolation that OmegaConf reads as text
+CHOOSE_WITH = {"task.source": "scale", "task.sampler": "sampler@task.sampler"}  # node of language tasks -> the group that sets it
 BANDITS = ("bandit", "bandit_gaussian")
 PRESETS = {"kl_coef": "adaptive.coef", "kl_target": "adaptive.kl_target", "kl_factor": "adaptive.factor"}
 PRESETS |= {key: f"gae.{key}" for key in ("gamma", "lam", "bootstrap_truncated", "normalize")}
@@ -30,7 +31,7 @@ def hydra_form(word: str, sweep: bool = False) -> str:
     if name not in LITERAL or not equals:
         return word
     values = value.split(",") if sweep and name in SWEPT and not os.path.lexists(value) else [value]
-    return f"{key}={','.join(text if text == 'null' else quote(text) for text in values)}"
+    return f"{key}={','.join(text if text == 'null' else quote(_literal(text)) for text in values)}"
 
 
 def user_form(item: Override) -> str:
@@ -39,13 +40,17 @@ def user_form(item: Override) -> str:
     if item.key_or_group not in LITERAL or not isinstance(value, str):
         return word
     path = ESCAPED.sub(lambda match: match[1][: len(match[1]) // 2] + "${", value)
-    return f"{word.partition('=')[0]}={path}"
+    return f"{word.partition('=')[0]}={'???' if path == './???' else path}"
 
 
-def quote(path: str) -> str:
-    """A text in hydra's quotes that is read back as it is, without interpolation; ??? alone would mean a missing value."""
-    literal = INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", "./???" if path == "???" else path)
-    return str(QuotedString(literal, Quote.single).with_quotes())
+def _literal(text: str) -> str:
+    """A text that OmegaConf reads back as it is, without interpolation; ??? alone would mean a missing value."""
+    return INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", "./???" if text == "???" else text)
+
+
+def quote(text: str) -> str:
+    """A text in the quotes of hydra's grammar."""
+    return str(QuotedString(text, Quote.single).with_quotes())
 
 
 def former_name(key: str, value: str) -> str | None:
@@ -53,7 +58,7 @@ def former_name(key: str, value: str) -> str | None:
     head, dot, rest = key.partition(".")
     group = head.partition("@")[0]
     if head in RENAMED_GROUPS:
-        return f"is now {RENAMED_GROUPS[head]}{dot}{rest}={value}."
+        return f"is now {RENAMED_GROUPS[head]}{dot}{rest}{f'={value}' if value else ''}."
     if not dot and canonical_name(group, value) != value:
         return f"is now {key}={canonical_name(group, value)}."
     if key == "task" and value in BANDITS:
@@ -79,8 +84,8 @@ def typed_keys(words: Sequence[str], items: Sequence[Override]) -> dict[str, str
     for word, item in zip(words, items, strict=True):
         key = item.key_or_group + (f"@{item.package}" if item.package else "")
         value = None if item.is_delete() else item.value()
-        entries = flat(value, f"{key}.")
-        found |= {name: str(entry) for name, entry in entries.items()} if entries else {key: word.partition("=")[2]}
+        entries = {name: str(entry) for name, entry in flat(value, f"{key}.").items() if not isinstance(entry, Mapping)}
+        found |= entries or {key: word.partition("=")[2]}
     return found
 
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 Tensors = tuple[Tensor, ...]
 Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]  # carry, row = step(carry, x)
 
-TRIED = ("2.13",)  # minor versions of torch for which tests and docs/torch_versions.md show the results to be right
+TRIED = ("2.13", "2.14")  # minor versions of torch for which tests and docs/torch_versions.md show the results to be right
 ENOUGH_STEPS = 15_000  # gradient steps that repay a first compilation (13 s), with a margin of one half
 MOST_GRAPHS = 8  # compiled variants of one function that torch keeps in a process; it refuses the ninth
 

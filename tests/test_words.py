@@ -1,0 +1,95 @@
+"""Names and paths as any shell passes them, and the way there and back through hydra's grammar."""
+
+from pathlib import Path
+
+import pytest
+
+from rgpo.cli.config import compose_jobs
+from rgpo.cli.overrides import hydra_on
+from rgpo.cli.words import former_name, hydra_form, typed_keys, user_form
+
+FOLDERS = [
+    *(
+        "a b,c=d",
+        "a=b",
+        "'a'",
+        '"a"',
+        "it's",
+        "[a]",
+        "{a: b}",
+        "(x)",
+        "$HOME",
+        "${seed}",
+        "\\${seed}",
+        "\\\\${seed}",
+        "${",
+        "a\\",
+    ),
+    *("a\\'b", "???", "true", "1", "1e3", "~", "~/x", "a:b", "#x", "%20", "é ü", " a ", "*", "a;b|c", "--x", "choice(1,2)"),
+    *("null,null", "a\tb", "range(1,3)", "\\", "!!x", "@x", "a/b c/d", "NULL", "nan", "a\nb"),
+]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("multirun", [False, True])
+def test_any_folder_that_a_shell_can_name_holds_results(folder: str, multirun: bool) -> None:
+    (job,) = compose_jobs([f"results_dir={folder}"], multirun, None)
+    assert str(job.run_dir.parents[1]) == str(Path(folder)) and job.overrides == (f"results_dir={folder}",)
+    with hydra_on(None) as composer:  # an engine's worker gets the words in hydra's form
+        assert [user_form(item) for item in composer.parse_hydra([hydra_form(word) for word in job.overrides])] == [
+            *job.overrides
+        ]
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name not in ("~/x", "a/b c/d")])
+def test_options_are_found_in_any_folder(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / folder / "gate").mkdir(parents=True)
+    (tmp_path / folder / "gate" / "steep.yaml").write_text("_target_: rgpo.gates.SigmoidLog\nscale: none\nsharpness: 40.0\n")
+    monkeypatch.chdir(tmp_path)
+    assert compose_jobs(["gate=steep"], False, folder)[0].config["gate"]["sharpness"] == 40.0
+
+
+def test_commas_separate_data_sets_in_a_sweep_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["task=qwen_rlhf", "scale=smollm2", "task.source.data=one file.jsonl,two.jsonl"]
+    for name in ("one file.jsonl", "two.jsonl"):
+        Path(name).write_text("{}\n")
+
+    def data(multirun: bool) -> list[str]:
+        with hydra_on(None) as composer:
+            cells = composer.cells(words) if multirun else [words]
+            return [composer(cell)[0].task.source.data for cell in cells]
+
+    assert data(True) == ["one file.jsonl", "two.jsonl"] and data(False) == ["one file.jsonl,two.jsonl"]
+    Path("one file.jsonl,two.jsonl").write_text("{}\n")
+    assert data(True) == ["one file.jsonl,two.jsonl"]
+
+
+def test_names_are_texts_and_may_be_swept() -> None:
+    assert compose_jobs(["name=2024"], False, None)[0].config["name"] == "2024"
+    assert [job.config["name"] for job in compose_jobs(["name=a,1e3"], True, None)] == ["a", "1e3"]
+
+
+def test_a_command_repeats_its_run() -> None:
+    import shlex
+
+    words = ["results_dir=a b,c=d", "+task.env_kwargs.x={a: 'b c'}", "seed=3"]
+    with hydra_on(None) as composer:
+        (cell,) = composer.cells(words)
+        again = shlex.split(shlex.join(cell))
+        assert composer(again)[0] == composer(words)[0]
+
+
+def test_typed_keys_are_flattened() -> None:
+    words = ["seed=3", "+update={lr: 1, x: {y: 2}}", "~gate.scale", "gate@ref_gate=open", "task.policy={}", "results_dir=a b"]
+    with hydra_on(None) as composer:
+        found = typed_keys(words, composer.parse(words))
+    assert found == {
+        **{"seed": "3", "update.lr": "1", "update.x.y": "2", "gate.scale": "", "gate@ref_gate": "open", "task.policy": "{}"},
+        "results_dir": "a b",
+    }
+
+
+@pytest.mark.parametrize(("key", "value"), [("gate", "sigmoid"), ("task", "cartpole"), ("penalty.coef", "1"), ("algo", "rgpo")])
+def test_present_names_are_not_former_ones(key: str, value: str) -> None:
+    assert former_name(key, value) is None
