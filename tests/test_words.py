@@ -7,6 +7,7 @@ import pytest
 from rgpo.cli.config import compose_jobs
 from rgpo.cli.overrides import hydra_on
 from rgpo.cli.words import former_name, hydra_form, typed_keys, user_form
+from rgpo.errors import ConfigError
 
 FOLDERS = [
     *(
@@ -26,7 +27,7 @@ FOLDERS = [
         "a\\",
     ),
     *("a\\'b", "???", "true", "1", "1e3", "~", "~/x", "a:b", "#x", "%20", "é ü", " a ", "*", "a;b|c", "--x", "choice(1,2)"),
-    *("null,null", "a\tb", "range(1,3)", "\\", "!!x", "@x", "a/b c/d", "NULL", "nan", "a\nb"),
+    *("null,null", "a\tb", "range(1,3)", "\\", "!!x", "@x", "a/b c/d", "NULL", "nan", "a\nb", "${"),
 ]
 
 
@@ -41,12 +42,18 @@ def test_any_folder_that_a_shell_can_name_holds_results(folder: str, multirun: b
         ]
 
 
-@pytest.mark.parametrize("folder", [name for name in FOLDERS if name not in ("~/x", "a/b c/d")])
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name not in ("~/x", "a/b c/d", "${")])
 def test_options_are_found_in_any_folder(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / folder / "gate").mkdir(parents=True)
     (tmp_path / folder / "gate" / "steep.yaml").write_text("_target_: rgpo.gates.SigmoidLog\nscale: none\nsharpness: 40.0\n")
     monkeypatch.chdir(tmp_path)
     assert compose_jobs(["gate=steep"], False, folder)[0].config["gate"]["sharpness"] == 40.0
+
+
+def test_a_folder_that_hydra_cannot_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "${").mkdir()
+    with pytest.raises(ConfigError, match="rename it"):
+        compose_jobs([], False, str(tmp_path / "${"))
 
 
 def test_commas_separate_data_sets_in_a_sweep_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from rgpo.cli.words import CHOOSE_WITH, flat, former_name, hydra_form, preset_of, quote, typed_keys, user_form
 from rgpo.errors import ConfigError, close_matches, first_line
@@ -268,6 +268,10 @@ def _refuse_shadowing(config_dir: str | None) -> None:
     own = Path(config_dir)
     if not config_dir or not own.is_dir():
         raise ConfigError(f"--config-dir {config_dir}: is not a folder; give one that holds gate/, algo/ and so on.")
+    try:
+        OmegaConf.create([str(own.resolve())])
+    except GrammarParseError as error:
+        raise ConfigError(f"--config-dir {config_dir}: hydra cannot read this name ({first_line(error)}); rename it.") from error
     for file in own.rglob("*.yaml"):
         name = file.relative_to(own)
         if (conf_dir() / name).exists():
