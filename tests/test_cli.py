@@ -132,7 +132,10 @@ WRONG = {  # in this process; the sentence must hold each text
     "gate._target_=nowhere.Gate": ("gate._target_=nowhere.Gate: cannot be imported (No module named 'nowhere')",),
     "gate._target_=rgpo.gates.D": ("gate._target_=rgpo.gates.D: cannot be imported",),
     "gate._target_=rgpo.runtime.schema.AXES": ("is no class or function",),
-    "~gate.scale ~gate.sharpness gate._target_=rgpo.core.kl_penalty.NoPenalty": ("is not a node with a _target_ of type GateLike", "weight_at_one"),
+    "~gate.scale ~gate.sharpness gate._target_=rgpo.core.kl_penalty.NoPenalty": (
+        "is not a node with a _target_ of type GateLike",
+        "weight_at_one",
+    ),
     "task.policy={_target_: rgpo.core.surrogate.Geometric, anchor: 0.5}": ("is not a known key",),
     "algorithm=3": ("algorithm=3: needs a _target_",),
     "+algorithm.gate=3": ("algorithm.gate=3: is an axis",),
