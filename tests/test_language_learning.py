@@ -1,4 +1,4 @@
-"""How a language model learns: Adam, its value head, explicit Fisher matrices, and the gradients of groups."""
+"""Learning of a language model: Adam, its value head, explicit Fisher matrices, and the gradients of groups."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_critic_learns_alone(make_language_model: Make) -> None:
 
 
 def test_the_value_head_is_one_vector_and_one_layer(make_language_model: Make) -> None:
-    """What either writes the other reads: torch's optimizer through the layer, the critic's fit through the vector."""
+    """Torch's optimizer writes through the layer and the critic's fit through the vector; each reads the other's values."""
     policy, other = make_language_model(lora=True), make_language_model(lora=True)
     batch = batch_of(policy, num_minibatches=1)
     (view,) = policy.subset(batch, np.arange(4)).minibatches()[0].views

@@ -25,7 +25,13 @@ LAYERS = [  # a room imports from itself and from the lines below it only
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ABOVE = {"rgpo", "rgpo.bandit.__main__"}  # the public names of all rooms, and a command that reads conf/ as rgpo-run does
-REPORT = {"rgpo.atomic", "rgpo.errors", "rgpo.paths", "rgpo.runtime.schema", "rgpo.version"}  # all of ours that the report imports
+REPORT = {
+    "rgpo.atomic",
+    "rgpo.errors",
+    "rgpo.paths",
+    "rgpo.runtime.schema",
+    "rgpo.version",
+}  # all of ours that the report imports
 ONLY = {  # who may import a package of others
     "transformers": {"language"},
     "tokenizers": {"language"},
