@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,22 +20,18 @@ from torch import Tensor, nn
 from rgpo import distributed
 from rgpo.core.rollout import Array, Rollout
 from rgpo.core.sequence import sequence_log_ratio
-from rgpo.language.policy import attention_masks, sharding
+from rgpo.language.policy import attention_masks, packing, sharding
 from rgpo.language.policy.generation import Completions, concatenate, generate
 from rgpo.language.policy.logprobs import Head, token_statistics
-from rgpo.language.policy.packing import (
-    MicroBatch,
-    StoredDistributions,
-    assign_rows,
-    group_by_prompt,
-    local_micro_batches,
-    make_micro_batch,
-)
+from rgpo.language.policy.packing import MicroBatch, StoredDistributions
 from rgpo.language.policy.pretrained import disable_dropout
 from rgpo.language.policy.token_batch import CompletionRollout, OldLogprobs, TokenBatch, to_rows, to_tokens, token_weights
 from rgpo.language.policy.value_head import ValueHead
 from rgpo.learning import sharded
 from rgpo.learning.types import Batch, PolicyOutput, PolicyShift, Samples, State, View
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +75,7 @@ class LanguageModel:
             self._disable_adapters = model.disable_adapter
         disable_dropout(model)
         self.critic = ValueHead(base.config.hidden_size, model.device, self._read_features) if critic else None
-        self._layers: dict[bool, list[Any]] = {True: [], False: []}  # sharded ones of reference and policy
+        self._layers: dict[bool, list[FSDPModule]] = {True: [], False: []}  # sharded ones of reference and policy
 
     flat = None  # a module is no pure function of one vector
 
@@ -123,7 +119,7 @@ class LanguageModel:
         return concatenate(distributed.all_gather(mine), sampling.pad_id)
 
     def _without_adapters(self, reference: bool) -> AbstractContextManager[None]:
-        return self._disable_adapters() if reference and self._disable_adapters is not None else nullcontext()
+        return self._disable_adapters() if reference and self._disable_adapters else nullcontext()
 
     def _precision(self) -> AbstractContextManager[None]:
         mixed = self._disable_adapters is None and self._autocast != torch.float32
@@ -223,22 +219,22 @@ class LanguageModel:
 
     def _split(self, completions: Completions, parts: Iterable[Array]) -> list[list[Tensor]]:
         """The completions (b,) of the micro-batches of each part."""
-        rows = assign_rows(completions, self._packed)
-        return [group_by_prompt(part, completions, rows, self.sampling.micro_batch_size) for part in parts]
+        rows = packing.assign_rows(completions, self._packed)
+        return [packing.group_by_prompt(part, completions, rows, self.sampling.micro_batch_size) for part in parts]
 
     def _micro_batches(
         self, completions: Completions, minibatches: list[list[Tensor]], stored: StoredDistributions | None = None
     ) -> list[list[MicroBatch]]:
         """The micro-batches whose completions are given, minibatch by minibatch."""
-        rows = assign_rows(completions, self._packed)
+        rows = packing.assign_rows(completions, self._packed)
         return [
-            [make_micro_batch(completions, index.to(rows.device), rows)._replace(stored=stored) for index in part]
+            [packing.make_micro_batch(completions, index.to(rows.device), rows)._replace(stored=stored) for index in part]
             for part in minibatches
         ]
 
     def _local(self, completions: Completions, minibatches: list[list[Tensor]]) -> Iterator[MicroBatch]:
         for part in self._micro_batches(completions, minibatches):
-            yield from local_micro_batches(part)
+            yield from packing.local_micro_batches(part)
 
     def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> TokenBatch:
         """The tokens of a rollout; advantage and value_target (T, B)."""
@@ -285,11 +281,10 @@ class LanguageModel:
 
     def _read_features(self, batch: Batch) -> Tensor:
         """Hidden states (N, D) that predict the batch's tokens."""
-        views = [view for minibatch in batch.minibatches() for view in minibatch.views]
-        hidden = [self._hidden(self.backbone, cast(MicroBatch, view)) for view in views]
+        views = [cast(MicroBatch, view) for minibatch in batch.minibatches() for view in minibatch.views]
+        hidden = [self._hidden(self.backbone, view) for view in views]
         table = hidden[0].new_zeros(len(batch.samples.logp_old), hidden[0].shape[1])
-        for view, rows in zip(views, hidden, strict=True):
-            table[cast(MicroBatch, view).tokens_n] = rows
+        table[torch.cat([view.tokens_n for view in views])] = torch.cat(hidden)
         return distributed.all_reduce_sum(table)
 
     def state_dict(self) -> State:
