@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from cli import TINY, rgpo_run, start, the_run
 
-from rgpo.cli.config import compose_jobs
+from rgpo.cli.config import compose_jobs, config_hash
 from rgpo.errors import ConfigError
 
 BAD = {
@@ -296,6 +297,148 @@ def test_own_options_add_names_and_may_not_shadow(tmp_path: Path) -> None:
     (tmp_path / "mine" / "gate" / "clip.yaml").write_text("_target_: rgpo.core.gates.Log\n")
     with pytest.raises(ConfigError, match="rename"):
         compose_jobs(["gate=clip"], False, str(tmp_path / "mine"))
+
+
+FORMER = {  # a user's yaml of version 0.1: words, its file and text, and what the sentence holds
+    "published": ("task=x", "task/x.yaml", "published: {lr: 1e-3}", ("published.lr=0.001: is now presets.sgd.lr",)),
+    "published kl": ("task=x", "task/x.yaml", "published: {kl_coef: 2}", ("is now presets.adaptive.coef",)),
+    "spikes": ("task=x", "task/x.yaml", "kl_spike_threshold: 0.1", ("rgpo-report spike_threshold=0.1",)),
+    "reference": (
+        "gate=x",
+        "gate/x.yaml",
+        "_target_: rgpo.gates.Log\nscale: ${published.lr}",
+        ("published.lr", "presets.sgd.lr"),
+    ),
+    "option": ("algo=x", "algo/x.yaml", "defaults: [override /gate: sigmoid_signed]", ("is now gate=sign_aware_sigmoid",)),
+    "group": ("algo=x", "algo/x.yaml", "defaults: [override /dual: product]", ("dual: is now gate_combination.",)),
+    "preset": ("task=x", "task/x.yaml", "presets: {sgd: {lrr: 1}}", ("presets.sgd.lrr=1: ", "sgd.lr")),
+    "absent group": ("algo=x", "algo/x.yaml", "defaults: [override /scale: paper]", ("algo=x: overrides scale", "choose a task")),
+}
+
+
+@pytest.mark.parametrize("case", FORMER)
+def test_former_names_in_yaml_are_refused_with_the_present_one(case: str, tmp_path: Path) -> None:
+    words, name, text, expected = FORMER[case]
+    package = "" if name.startswith("gate") else "# @package _global_\n"
+    base = "defaults: [_control]\ntask: {env_id: CartPole-v1}\n" if name.startswith("task") else ""
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text(f"{package}{base}{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        compose_jobs([words], False, str(tmp_path))
+    sentence = str(caught.value)
+    assert len(sentence.splitlines()) == 1 and all(part in sentence for part in expected), sentence
+
+
+def test_former_class_names_are_read_as_the_present_ones(tmp_path: Path) -> None:
+    (tmp_path / "algo").mkdir()
+    former = {"advantage": "advantages.GAE", "update": "updates.sgd.SGD", "gate": "gates.Clip", "penalty": "penalties.NoPenalty"}
+    former |= {"gate_combination": "objective.Detached"}
+    nodes = "".join(f"{key}: {{_target_: rgpo.{name}}}\n" for key, name in former.items())
+    nodes += "task: {_target_: rgpo.tasks.control.Control, policy: {_target_: rgpo.policies.mlp.MLP}}\n"
+    (tmp_path / "algo" / "old.yaml").write_text(f"# @package _global_\ndefaults: [override /gate: clip]\n{nodes}")
+    (old,) = compose_jobs(["algo=old"], False, str(tmp_path))
+    (new,) = compose_jobs(["algo=ppo"], False, None)
+    old.config["choices"] = new.config["choices"]
+    assert old.config == new.config and config_hash(old.config) == config_hash(new.config)
+
+
+def test_classes_are_imported_from_the_current_directory(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "gate").mkdir(parents=True)
+    (tmp_path / "mine" / "gate" / "cubic.yaml").write_text("_target_: my_gates.Cubic\nscale: none\nsharpness: 1.0\n")
+    (tmp_path / "my_gates.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass, field\n"
+        "from typing import TYPE_CHECKING\n"
+        "from rgpo.gates import POSITIVE, Gate\n"
+        "if TYPE_CHECKING:\n    from torch import Tensor\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Cubic(Gate):\n"
+        "    sharpness: float = field(metadata=POSITIVE)\n"
+        "    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:\n"
+        "        return self.sharpness * d + d**3 / 3\n"
+    )
+    words = [*TINY, "--config-dir", "mine", "gate=cubic", "num_iterations=1"]
+    rgpo_run = Path(sys.executable).with_name("rgpo-run")  # its own sys.path[0] is the folder of commands
+
+    def run(*more: str) -> str:
+        process = subprocess.run([rgpo_run, *more, *words], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert process.returncode == 0, process.stdout + process.stderr
+        return process.stdout
+
+    assert "Cubic(sharpness=1)" in run()
+    command = json.loads((the_run(tmp_path / "results") / "provenance.json").read_text())["command"]
+    assert command.startswith("rgpo-run --config-dir mine task=cartpole")
+    assert "2 of 2 runs are complete" in run("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=2,3")
+    for file in tmp_path.rglob("provenance.json"):
+        assert "--config-dir" in json.loads(file.read_text())["command"]
+
+
+DOOR = """\
+from dataclasses import dataclass
+from rgpo.core.advantages import Advantage
+from rgpo.learning.types import Requirements
+
+@dataclass(kw_only=True)
+class Still:
+    advantage: Advantage
+    beta: float
+    note = "nothing is trained"
+
+    @property
+    def requirements(self): return Requirements(gamma=self.advantage.gamma, critic=False, num_minibatches=1)
+    def describe(self): return {"still": f"beta {self.beta}"}
+    def validate(self, batch_size): pass
+    def setup(self, policy, num_iterations, seed): pass
+    def learn(self, policy, rollout, measure_variance): return {"still/beta": self.beta}
+    def state_dict(self): return {}
+    def load_state_dict(self, state): pass
+"""
+AXES_OF_DOOR = ("gate", "gate@ref_gate", "gate_combination", "penalty", "update")
+
+
+def test_an_algorithm_outside_the_gate_family_reads_the_axes_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "algo").mkdir()
+    (tmp_path / "still_door.py").write_text(DOOR)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = "algorithm: {_target_: still_door.Still, beta: 0.5}\nmetrics: {still/beta: {unit: '1', meaning: beta}}\n"
+    for skipped in (None, *AXES_OF_DOOR):
+        lines = "".join(f"  - override /{axis}: null\n" for axis in AXES_OF_DOOR if axis != skipped)
+        name = (skipped or "still").replace("@", "_")
+        (tmp_path / "algo" / f"{name}.yaml").write_text(f"# @package _global_\ndefaults:\n{lines}{text}")
+        if skipped is not None:
+            with pytest.raises(ConfigError, match=f"^{skipped}=\\w+: algo={name} does not read it; leave it out"):
+                compose_jobs([f"algo={name}"], False, str(tmp_path))
+    job = compose_jobs(["algo=still", "algorithm.beta=2"], False, str(tmp_path))[0]
+    assert job.describe() == {"still": "beta 2"} and set(job.config).isdisjoint(AXES_OF_DOOR) and job.choice("gate") == "none"
+    for word, text in {
+        "gate=clip": "gate=clip: algo=still does not read it",
+        "algorithm.beta=x": "algorithm.beta=x: must be a number",
+        "+algorithm.gamma=1": "algorithm.gamma=1: is not a known key",
+        "~algorithm.beta": "algorithm.beta: is missing",
+        "~advantage": "advantage=null: algo=still needs one",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(text)):
+            compose_jobs(["algo=still", word], False, str(tmp_path))
+
+
+def test_cfg_job_prints_the_configuration_of_a_run() -> None:
+    command = [sys.executable, "-m", "rgpo.cli.run", "algo=ppo", "--cfg", "job"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    config = yaml.safe_load(out)
+    assert "presets" not in config and config["update"]["lr"] == 5e-4 and config["gate"]["eps_low"] == 0.2
+    bad = subprocess.run([*command, "gate=foo"], capture_output=True, text=True)
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and "gate=foo" in bad.stderr
+    missing = subprocess.run([*command[:3], "task=gym", "-c", "job"], capture_output=True, text=True, check=True).stdout
+    assert yaml.safe_load(missing)["task"]["env_id"] == "???"
+
+
+def test_plan_describes_the_parts_that_act(tmp_path: Path) -> None:
+    out = rgpo_run(["-m", "algo=ppo,rgpo", "seed=1,2", "update.lr=1e-3,1e-4", "plan=true"], tmp_path)
+    ppo, rgpo = out.split("algo=rgpo\n")[-2].split("algo=ppo\n")[-1], out.split("algo=rgpo\n")[-1]
+    assert "gate: Clip(eps_low=0.2" in ppo and "penalty" not in ppo and "ref_gate" not in ppo and "update: 2 variants" in ppo
+    assert "gate: Sigmoid(" in rgpo and "penalty: AdaptivePenalty(" in rgpo and "8 run(s)" in rgpo
 
 
 def test_a_full_disk_stops_with_a_sentence_and_the_command_goes_on_later(tmp_path: Path) -> None:
