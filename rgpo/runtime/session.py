@@ -30,7 +30,10 @@ def set_up(settings: Settings, task: Task, algorithm: Algorithm) -> tuple[Policy
     seeds = seeds_of(settings.seed)
     task.setup(seeds[0], algorithm.requirements)
     policy = task.make_policy(seeds[1])
-    num_iterations = settings.num_iterations or task.plan_iterations(settings.total_env_steps or 0)
+    num_iterations = settings.num_iterations
+    if num_iterations is None:
+        assert settings.total_env_steps is not None  # a checked configuration has one of the two
+        num_iterations = task.plan_iterations(settings.total_env_steps)
     algorithm.setup(policy, num_iterations, seeds[2])
     return policy, num_iterations
 
