@@ -86,6 +86,7 @@ def test_a_reward_that_is_not_a_number_ends_the_run_with_a_sentence(parts: Path,
 BAD: dict[str, tuple[list[str], str]] = {
     "group of one": (["algo=grpo", "task.group_size=1"], "task.group_size=1: a group needs at least 2"),
     "minibatches": (["algo=grpo", "update.num_minibatches=3"], "update.num_minibatches=3: does not divide the batch of 8"),
+    "compile": (["algo=grpo", "update.compile=true"], "update.compile=True: language models are not compiled"),
     "temperature": (["task.temperature=0"], "task.temperature=0: must be positive"),
     "ratio": (["task.ratio=word"], "task.ratio=word: choose token or sequence"),
     "model": (["task.source.model=/nowhere"], "task.source.model=/nowhere: there is no such folder"),
@@ -106,7 +107,6 @@ def test_bad_words_are_one_sentence_before_anything_starts(name: str, parts: Pat
     ("extra", "sentence"),
     [
         (["task.num_prompts=100"], "task.num_prompts=100: there are only"),
-        (["update.compile=true"], "update.compile=True: language models are not compiled"),
         (["task.lora.target_modules=[nothing]"], "task.lora.target_modules="),
     ],
 )
