@@ -52,7 +52,7 @@ def start_two(command: list[str], cwd: Path) -> list[subprocess.Popen]:
 def run_two(command: list[str], cwd: Path, code: int = 0) -> list[str]:
     """Output of each of two processes; both must end with the exit code."""
     both = start_two(command, cwd)
-    outputs = ["".join(process.communicate(timeout=120)) for process in both]
+    outputs = ["".join(process.communicate(timeout=300)) for process in both]
     assert [process.returncode for process in both] == [code, code], outputs
     return outputs
 
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_in_two_processes_bit_for_bit_and_in_one_to_roundin
     full = [*words, "task.lora=null", "results_dir=killed"]
     (tmp_path / "jobs.json").write_text(json.dumps({"checkpoint": None, "runs": [full]}))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(HERE / "process_worker.py")]
-    killed = subprocess.run([sys.executable, *torchrun, str(tmp_path)], cwd=tmp_path, text=True, capture_output=True, timeout=120)
+    killed = subprocess.run([sys.executable, *torchrun, str(tmp_path)], cwd=tmp_path, text=True, capture_output=True, timeout=300)
     why = "rank 1 exited without an error message (killed or out of memory?)"
     assert killed.returncode != 0
     assert killed.stderr.count("rgpo-run: ") == 1 and f"rgpo-run: {why}" in killed.stderr, killed.stderr
