@@ -150,6 +150,7 @@ WRONG = {  # in this process; the sentence must hold each text
     "task.num_eval_episodes=2 eval_every=0": ("task.num_eval_episodes=2: would be ignored", "eval_every=0"),
     "update.vf_coef=1 algo=sapo task=qwen_rlhf": ("update.vf_coef=1: would be ignored", "critic"),
     "update={vf_coef: 1} algo=sapo task=qwen_rlhf": ("update.vf_coef=1: would be ignored",),
+    "task.ratio=sequence algo=dpo task=qwen_rlhf scale=smollm2 task.source.data=x": ("task.ratio=sequence: would be ignored",),
     "hydra/launcher=joblib": ("hydra/launcher=joblib: ", "add -m"),
     "hydra.verbose=true": ("hydra.verbose=true: ", "add -m"),
     # references and penalties

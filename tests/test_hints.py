@@ -81,10 +81,10 @@ class Positional:
 
 def test_parameters_come_with_evaluated_hints() -> None:
     found = parameters_of(Derived)
-    assert found.hints == {"width": int, "unknown": Any, "name": str} and found.required == ("width",) and not found.open
+    assert found.hints == {"width": int, "unknown": object, "name": str} and found.required == ("width",) and not found.open
     found = parameters_of(plain_function)
-    assert found.hints == {"width": int, "name": Any} and found.required == ("width",) and found.open
-    assert parameters_of(Positional).hints == {"width": int, "name": Any}
+    assert found.hints == {"width": int, "name": object} and found.required == ("width",) and found.open
+    assert parameters_of(Positional).hints == {"width": int, "name": object}
     assert parameters_of(dict).open
 
 
@@ -95,7 +95,7 @@ def test_a_field_inherited_from_another_module_is_evaluated_there(monkeypatch: p
     exec("from __future__ import annotations\nfrom dataclasses import dataclass\nWidth = str\n", vars(other))
     vars(other)["Base"] = Base
     exec("@dataclass(kw_only=True)\nclass Own(Base):\n    label: 'Width' = 'a'\n", vars(other))
-    assert parameters_of(vars(other)["Own"]).hints == {"width": int, "unknown": Any, "label": str}
+    assert parameters_of(vars(other)["Own"]).hints == {"width": int, "unknown": object, "label": str}
 
 
 class Speaker(Protocol):

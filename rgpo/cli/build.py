@@ -27,7 +27,7 @@ def build(config: Node) -> tuple[Task, Algorithm]:
     return task, algorithm
 
 
-def make(key: str, node: object, hint: object = Any) -> Any:
+def make(key: str, node: object, hint: object = object) -> Any:
     """The object that a node describes; hint is the type it must have.
 
     Raises: ConfigError for an unknown or missing key, a value of the wrong type, or whatever the constructor raises.
@@ -35,16 +35,16 @@ def make(key: str, node: object, hint: object = Any) -> Any:
     if not is_node(node):
         group = GROUPS.get(key) or CHOOSE_WITH.get(key, key)
         raise ConfigError(f"{key}={shown(node)}: needs a _target_; choose an option of the group {group}.")
-    return _construct(key, cast(Node, node), {}, hint)
+    return _construct(key, node, {}, hint)
 
 
 def _make_algorithm(config: Node) -> Algorithm:
     node = config.get("algorithm")
     if not is_node(node):
         raise ConfigError(f"algorithm={shown(node)}: needs a _target_, for example rgpo.learning.algorithm.GateAlgorithm.")
-    node = cast(Node, node)
-    target, parameters = _target("algorithm", node)
-    name = f"algo={cast(Node, config.get('choices') or {}).get('algo', target.__name__)}"
+    _, parameters = _target("algorithm", node)
+    algo = cast(Node, config.get("choices") or {}).get("algo")
+    name = f"algo={algo}" if algo else f"algorithm._target_={node['_target_']}"
     axes: dict[str, object] = {}
     for axis in AXES:
         group, part = GROUPS[axis], config.get(axis)
@@ -64,7 +64,7 @@ def _chosen(config: Node, axis: str) -> object:
     """The option of an axis, or its class."""
     part = config[axis]
     choice = cast(Node, config.get("choices") or {}).get(axis)
-    return choice or (str(cast(Node, part)["_target_"]) if is_node(part) else shown(part))
+    return choice or (str(part["_target_"]) if is_node(part) else shown(part))
 
 
 def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) -> Any:
@@ -77,8 +77,8 @@ def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) 
         if name not in entries and name not in given:
             raise ConfigError(f"{key}.{name}: is missing; {node['_target_']} needs it.")
     for name, value in entries.items():
-        check_type(f"{key}.{name}", value, parameters.hints.get(name, Any))
-    parts = {name: _built(f"{key}.{name}", value, parameters.hints.get(name, Any)) for name, value in entries.items()}
+        check_type(f"{key}.{name}", value, parameters.hints.get(name, object))
+    parts = {name: _built(f"{key}.{name}", value, parameters.hints.get(name, object)) for name, value in entries.items()}
     try:
         made = target(**parts, **given)
     except ConfigError:
@@ -95,10 +95,10 @@ def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) 
 
 def _built(key: str, value: object, hint: object) -> object:
     if is_node(value):
-        return _construct(key, cast(Node, value), {}, hint)
+        return _construct(key, value, {}, hint)
     if isinstance(value, Mapping):
-        return {name: _built(f"{key}.{name}", entry, Any) for name, entry in value.items()}
-    return [_built(f"{key}[{i}]", entry, Any) for i, entry in enumerate(value)] if isinstance(value, list) else value
+        return {name: _built(f"{key}.{name}", entry, object) for name, entry in value.items()}
+    return [_built(f"{key}[{i}]", entry, object) for i, entry in enumerate(value)] if isinstance(value, list) else value
 
 
 def _target(key: str, node: Node) -> tuple[Callable[..., object], Parameters]:

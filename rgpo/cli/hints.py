@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import InitVar, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, TypeVar, Union, get_args, get_origin
 
 Node = Mapping[str, object]
 SEQUENCES = (list, tuple, set, frozenset, Sequence, Iterable, Collection)
@@ -38,7 +38,7 @@ class Parameters(NamedTuple):
     open: bool  # True if it takes any keyword, or cannot be inspected
 
 
-def is_node(value: object) -> bool:
+def is_node(value: object) -> TypeGuard[Node]:
     """True for a mapping with a ``_target_``."""
     return isinstance(value, Mapping) and "_target_" in value
 
@@ -61,7 +61,7 @@ def parameters_of(target: Callable[..., object]) -> Parameters:
 def _hint(target: Callable[..., object], parameter: inspect.Parameter) -> object:
     annotation = parameter.annotation
     if annotation is parameter.empty:
-        return Any
+        return object
     module = getattr(getattr(target, "__init__", None) if isinstance(target, type) else target, "__module__", "")
     if isinstance(target, type) and is_dataclass(target):  # a field may be inherited from another module
         owner = next((base for base in target.__mro__ if parameter.name in inspect.get_annotations(base)), target)
@@ -70,7 +70,7 @@ def _hint(target: Callable[..., object], parameter: inspect.Parameter) -> object
     try:
         return typing.get_type_hints(holder, vars(sys.modules[module]))[parameter.name]
     except Exception:  # whatever evaluating a user's annotation raises
-        return Any
+        return object
 
 
 def accepts(hint: object, value: object) -> bool:
@@ -89,7 +89,7 @@ def accepts(hint: object, value: object) -> bool:
     if kind in SEQUENCES:
         return isinstance(value, list) and _accepts_items(arguments, value, kind)
     if kind in MAPPINGS and not is_node(value):
-        keys, values = (*arguments, Any, Any)[:2]
+        keys, values = (*arguments, object, object)[:2]
         return isinstance(value, Mapping) and all(accepts(keys, k) and accepts(values, v) for k, v in value.items())
     return kind is object or is_node(value)
 

@@ -35,6 +35,8 @@ def _rules(config: Node, requirements: Requirements) -> Iterator[Rule]:
     if not requirements.critic:
         critic = ("vf_coef", "value_clip", "critic_epochs", "critic_minibatches", "critic_lr")
         yield tuple(f"update.{key}" for key in critic), "this advantage has no critic; choose advantage=gae"
+    if requirements.pairs:
+        yield ("task.ratio", "task.reduction"), "this algorithm compares whole answers"
     if (
         config.get("gate_combination") is not None
         and _is(config, "ref_gate", "Open")
