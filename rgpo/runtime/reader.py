@@ -1,0 +1,241 @@
+"""The one way by which files are read: regular files of limited size that hold UTF-8, JSON, YAML or parquet of the declared types."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import UnionType
+from typing import IO, TYPE_CHECKING, Literal, TypeVar, Union, cast, get_args, get_origin
+
+import yaml
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+MAX_TEXT = 4 << 20  # bytes of a text file
+MAX_PARQUET = 64 << 30  # bytes
+MAX_VALUES = 250_000_000  # of all columns of a parquet file
+MAX_DEPTH, MAX_NODES = 50, 100_000  # of JSON and YAML, with aliases expanded
+MAX_SHOWN = 300  # characters of a text from a file
+_INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]")  # bidi marks too
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Typed = TypeVar("_Typed")
+
+
+class Unreadable(Exception):
+    """A file or run that cannot be used; the text is the reason, such as "state.json is not valid JSON"."""
+
+
+class Missing(Unreadable):
+    """A file that does not exist."""
+
+
+def opened(path: Path, limit: int = MAX_TEXT) -> IO[bytes]:
+    """Open a regular file, or a link to one; a pipe or device does not block.
+
+    Raises: Unreadable if it is anything else, larger than the limit or cannot be opened; Missing if it does not exist.
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise Missing(f"{printable(path.name)} is missing") from None
+    except IsADirectoryError:
+        raise Unreadable(f"{printable(path.name)} is a folder and not a file") from None
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{printable(path.name)} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+        file.close()
+        kind = f"is larger than {limit >> 20} MiB" if stat.S_ISREG(found.st_mode) else "is not a regular file"
+        raise Unreadable(f"{printable(path.name)} {kind}")
+    return file
+
+
+def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
+    """The contents of a regular file.
+
+    Raises: Unreadable if it cannot be read or is larger than the limit; Missing if it does not exist.
+    """
+    with opened(path, limit) as file:
+        try:
+            data = file.read(limit + 1)  # files of /proc have no size
+        except OSError as error:
+            raise Unreadable(f"{printable(path.name)} cannot be read ({error.strerror})") from None
+    if len(data) > limit:
+        raise Unreadable(f"{printable(path.name)} is larger than {limit >> 20} MiB")
+    return data
+
+
+def read_text(path: Path, limit: int = MAX_TEXT) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Raises: Unreadable if it cannot be read or has another encoding; Missing if it does not exist.
+    """
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Unreadable(f"{printable(path.name)} is not UTF-8 text") from None
+
+
+def read_json(path: Path, kind: type[_Typed]) -> _Typed:
+    """A JSON object with the entries that a TypedDict declares; others are kept, and missing ones are not noticed.
+
+    Raises: Unreadable, with the key, if the file is damaged or an entry has another type; Missing if it does not exist.
+    """
+    name, text = printable(path.name), read_text(path)
+    try:
+        found = _plain(json.loads(text, object_pairs_hook=_unique))
+    except RecursionError:
+        raise Unreadable(f"{name} is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        what = "is not valid JSON" if text.strip() else "is empty"
+        raise Unreadable(f"{name} {what} (line {error.lineno})") from None
+    except ValueError as error:
+        raise Unreadable(f"{name} has {printable(str(error))}") from None
+    if not isinstance(found, dict):
+        raise Unreadable(f"{name} is not a mapping")
+    for key, hint in typing.get_type_hints(kind).items():
+        if key in found and not _fits(found[key], hint):
+            raise Unreadable(f"{name}: {key}={printable(json.dumps(found[key]), 60)} has the wrong type")
+    return cast(_Typed, found)
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """A YAML mapping of plain values: texts, numbers, lists and mappings.
+
+    Raises: Unreadable if the file is damaged or no such mapping; Missing if it does not exist.
+    """
+    name, text = printable(path.name), read_text(path)
+    try:
+        _count_nodes(text)
+        found = _plain(yaml.load(text, _YAML))
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise Unreadable(f"{name} is not valid YAML{f' (line {mark.line + 1})' if mark else ''}") from None
+    except (ValueError, OverflowError) as error:  # a date or number that does not exist
+        raise Unreadable(f"{name} has {printable(str(error))}") from None
+    if not isinstance(found, dict):
+        raise Unreadable(f"{name} is empty or not a mapping")
+    return found
+
+
+@contextmanager
+def parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a parquet file, whose pages are verified as they are read.
+
+    Raises: Unreadable if it is damaged, also while it is read; Missing if it does not exist.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with opened(path, MAX_PARQUET) as raw:
+        try:
+            with pq.ParquetFile(raw, pre_buffer=False, page_checksum_verification=True) as file:
+                facts = file.metadata
+                if facts.num_rows * max(1, facts.num_columns) > MAX_VALUES:
+                    raise Unreadable(f"{printable(path.name)} has {facts.num_rows} rows, more than can be read")
+                yield file
+        except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+            why = printable(" ".join(str(error).split()), 80).rstrip(". ")
+            raise Unreadable(f"{printable(path.name)} cannot be read ({why})") from None
+
+
+def printable(text: str, limit: int = MAX_SHOWN) -> str:
+    """A text from a file or an error as one line for a terminal: invisible characters escaped, the rest cut at the limit."""
+    size = len(text)
+    cut = text if size <= limit else text[:limit]
+    shown = _INVISIBLE.sub(lambda match: " " if match[0] in "\n\r\t" else _escape(match[0]), cut)
+    return shown if size <= limit else f"{shown}... ({size:,} characters)"
+
+
+def user_path(text: str) -> Path:
+    """A path that a user typed, with ~ and ~user expanded."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user
+        return Path(text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def _count_nodes(text: str) -> None:
+    """Raises: ValueError if there are too many nodes or levels, before any of them is made."""
+    sizes: dict[str, int] = {}  # anchor -> nodes below it
+    outer: list[tuple[str | None, int]] = []  # open collections: anchor, and nodes before it
+    nodes = 0
+    for event in yaml.parse(text, _YAML):
+        if isinstance(event, yaml.AliasEvent):
+            nodes += sizes.get(event.anchor, MAX_NODES)  # an anchor that is still open contains itself
+        elif isinstance(event, yaml.ScalarEvent):
+            nodes += 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            outer.append((event.anchor, nodes))
+            nodes += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = outer.pop()
+            if anchor is not None:
+                sizes[anchor] = nodes - before
+        if isinstance(event, yaml.ScalarEvent) and event.anchor is not None:
+            sizes[event.anchor] = 1
+        if nodes >= MAX_NODES or len(outer) > MAX_DEPTH:
+            raise ValueError("too many entries or levels")
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    """The value itself.
+
+    Raises: ValueError if anything in it is no text, number, list or mapping that can be used.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError("too many levels")
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if not isinstance(key, str | int | float):
+                raise ValueError("a key that is not text")
+            _plain(key, depth)
+            _plain(entry, depth + 1)
+    elif isinstance(value, list):
+        for entry in value:
+            _plain(entry, depth + 1)
+    elif isinstance(value, str):
+        if re.search("[\ud800-\udfff]", value):
+            raise ValueError("text that is not valid Unicode")
+    elif isinstance(value, int):
+        if not -(1 << 63) <= value < 1 << 64:
+            raise ValueError("a number of more than 64 bits")
+    elif not isinstance(value, float | None):
+        raise ValueError(f"a value of type {type(value).__name__}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key that occurs twice")
+    return found
+
+
+def _fits(value: object, hint: object) -> bool:
+    """True if a value of JSON has the type of a hint."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in arguments)
+    if origin is Literal:
+        return value in arguments
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, dict) and all(_fits(entry, arguments[1]) for entry in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(_fits(entry, arguments[0]) for entry in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value is None if hint is type(None) else type(value) is hint
