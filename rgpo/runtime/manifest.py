@@ -1,0 +1,102 @@
+"""Digests of a finished run's files, so that damage is found before anything is read from them.
+
+manifest.json is written when a run completes and is the mark of completion: state.json can be restored from it. The digest of a
+part file, which exists only while a run is unfinished, is in the part's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TypedDict
+
+from rgpo import atomic
+from rgpo.runtime import reader
+
+NAME = "manifest.json"
+FILES = ("config.yaml", "provenance.json", "metrics.parquet", "samples.parquet", "checkpoint.pt", "checkpoint-previous.pt")
+PART = re.compile(r"part-(\d{4,9})-\d{6}(?:-([0-9a-f]{16}))?\.parquet")  # attempt, digest (version 0.1 wrote none)
+MAX_BYTES = 1 << 50  # of a file that is hashed
+
+
+class Manifest(TypedDict):
+    """The contents of manifest.json."""
+
+    attempt: int
+    num_iterations: int
+    files: dict[str, str]  # name -> sha256
+    sha256: str  # of the other keys
+
+
+def write(run_dir: Path, attempt: int = 0, num_iterations: int = 0) -> None:
+    """Write the digests of the files that the run has.
+
+    Raises: Unreadable if one of them cannot be read; OSError if the manifest cannot be written.
+    """
+    files = {name: digest(run_dir / name) for name in FILES if os.path.lexists(run_dir / name)}
+    facts = {"attempt": attempt, "num_iterations": num_iterations, "files": files}
+    atomic.write_text(run_dir / NAME, json.dumps({**facts, "sha256": _digest_of(facts)}, indent=1) + "\n", fsync=True)
+
+
+def read(run_dir: Path) -> Manifest:
+    """The run's manifest.
+
+    Raises: Unreadable if it is damaged; Missing if there is none.
+    """
+    found = reader.read_json(run_dir / NAME, Manifest)
+    facts = {key: value for key, value in found.items() if key != "sha256"}
+    if found.get("sha256") != _digest_of(facts) or not set(found.get("files", ())) <= set(FILES):
+        raise reader.Unreadable(f"{NAME} is damaged (checksum)")
+    return found
+
+
+def problems(run_dir: Path, names: Collection[str] = FILES) -> list[str]:
+    """One clause for each damaged or missing file of a finished run; [] for a folder without a manifest.
+
+    names: the files to check; a large checkpoint takes a second per gigabyte.
+    """
+    try:
+        expected = read(run_dir)["files"]
+    except reader.Missing:
+        return []
+    except reader.Unreadable as error:
+        return [str(error)]
+    return [why for name, sha256 in expected.items() if name in names and (why := _damage(run_dir / name, sha256))]
+
+
+def part_damage(path: Path) -> str:
+    """A clause if a part file does not match the digest in its name; "" if it does or its name has none."""
+    found = PART.fullmatch(path.name)
+    return _damage(path, found[2]) if found and found[2] else ""
+
+
+def part_name(attempt: int, number: int, data: bytes | memoryview) -> str:
+    """The name of a part file with these contents."""
+    return f"part-{attempt:04d}-{number:06d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file's contents, in hexadecimal.
+
+    Raises: Unreadable if it cannot be read or is not a regular file; Missing if it does not exist.
+    """
+    with reader.opened(path, MAX_BYTES) as file:
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise reader.Unreadable(f"{path.name} cannot be read ({error.strerror})") from None
+
+
+def _damage(path: Path, sha256: str) -> str:
+    try:
+        return "" if digest(path).startswith(sha256) else f"{path.name} is damaged (checksum)"
+    except reader.Unreadable as error:
+        return str(error)
+
+
+def _digest_of(facts: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
