@@ -1,4 +1,4 @@
-"""The one way by which files are read: regular files of limited size that hold UTF-8, JSON, YAML or parquet of the declared types."""
+"""The one way to read files: regular ones of limited size that hold UTF-8, JSON, YAML or parquet of the declared types."""
 
 from __future__ import annotations
 
@@ -25,12 +25,18 @@ MAX_VALUES = 250_000_000  # of all columns of a parquet file
 MAX_DEPTH, MAX_NODES = 50, 100_000  # of JSON and YAML, with aliases expanded
 MAX_SHOWN = 300  # characters of a text from a file
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]")  # bidi marks too
+_TOO_LARGE = "larger than {} bytes"
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Typed = TypeVar("_Typed")
 
 
 class Unreadable(Exception):
-    """A file or run that cannot be used; the text is the reason, such as "state.json is not valid JSON"."""
+    """A file or run that cannot be used; the text is the reason, such as "state.json cannot be read (not valid JSON)"."""
+
+    @classmethod
+    def file(cls, path: Path, why: str) -> Unreadable:
+        """The error of a file."""
+        return cls(f"{printable(path.name)} cannot be read ({why})")
 
 
 class Missing(Unreadable):
@@ -47,14 +53,13 @@ def opened(path: Path, limit: int = MAX_TEXT) -> IO[bytes]:
     except (FileNotFoundError, NotADirectoryError):
         raise Missing(f"{printable(path.name)} is missing") from None
     except IsADirectoryError:
-        raise Unreadable(f"{printable(path.name)} is a folder and not a file") from None
+        raise Unreadable.file(path, "it is a folder") from None
     except (OSError, ValueError) as error:
-        raise Unreadable(f"{printable(path.name)} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise Unreadable.file(path, getattr(error, "strerror", None) or str(error)) from None
     found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
         file.close()
-        kind = f"is larger than {limit >> 20} MiB" if stat.S_ISREG(found.st_mode) else "is not a regular file"
-        raise Unreadable(f"{printable(path.name)} {kind}")
+        raise Unreadable.file(path, _TOO_LARGE.format(limit) if stat.S_ISREG(found.st_mode) else "it is not a regular file")
     return file
 
 
@@ -67,9 +72,9 @@ def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
         try:
             data = file.read(limit + 1)  # files of /proc have no size
         except OSError as error:
-            raise Unreadable(f"{printable(path.name)} cannot be read ({error.strerror})") from None
+            raise Unreadable.file(path, str(error.strerror)) from None
     if len(data) > limit:
-        raise Unreadable(f"{printable(path.name)} is larger than {limit >> 20} MiB")
+        raise Unreadable.file(path, _TOO_LARGE.format(limit))
     return data
 
 
@@ -81,29 +86,28 @@ def read_text(path: Path, limit: int = MAX_TEXT) -> str:
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise Unreadable(f"{printable(path.name)} is not UTF-8 text") from None
+        raise Unreadable.file(path, "not UTF-8 text") from None
 
 
 def read_json(path: Path, kind: type[_Typed]) -> _Typed:
-    """A JSON object with the entries that a TypedDict declares; others are kept, and missing ones are not noticed.
+    """A JSON object with the entries that a TypedDict declares; unknown entries are kept, and entries may be absent.
 
     Raises: Unreadable, with the key, if the file is damaged or an entry has another type; Missing if it does not exist.
     """
-    name, text = printable(path.name), read_text(path)
+    text = read_text(path)
     try:
         found = _plain(json.loads(text, object_pairs_hook=_unique))
     except RecursionError:
-        raise Unreadable(f"{name} is nested too deeply") from None
+        raise Unreadable.file(path, "too many levels") from None
     except json.JSONDecodeError as error:
-        what = "is not valid JSON" if text.strip() else "is empty"
-        raise Unreadable(f"{name} {what} (line {error.lineno})") from None
+        raise Unreadable.file(path, f"not valid JSON, line {error.lineno}" if text.strip() else "it is empty") from None
     except ValueError as error:
-        raise Unreadable(f"{name} has {printable(str(error))}") from None
+        raise Unreadable.file(path, printable(str(error))) from None
     if not isinstance(found, dict):
-        raise Unreadable(f"{name} is not a mapping")
+        raise Unreadable.file(path, "not a mapping")
     for key, hint in typing.get_type_hints(kind).items():
         if key in found and not _fits(found[key], hint):
-            raise Unreadable(f"{name}: {key}={printable(json.dumps(found[key]), 60)} has the wrong type")
+            raise Unreadable.file(path, f"{key}={printable(json.dumps(found[key]), 60)} has the wrong type")
     return cast(_Typed, found)
 
 
@@ -112,17 +116,17 @@ def read_yaml(path: Path) -> dict[str, object]:
 
     Raises: Unreadable if the file is damaged or no such mapping; Missing if it does not exist.
     """
-    name, text = printable(path.name), read_text(path)
+    text = read_text(path)
     try:
         _count_nodes(text)
         found = _plain(yaml.load(text, _YAML))
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise Unreadable(f"{name} is not valid YAML{f' (line {mark.line + 1})' if mark else ''}") from None
+        raise Unreadable.file(path, f"not valid YAML{f', line {mark.line + 1}' if mark else ''}") from None
     except (ValueError, OverflowError) as error:  # a date or number that does not exist
-        raise Unreadable(f"{name} has {printable(str(error))}") from None
+        raise Unreadable.file(path, printable(str(error))) from None
     if not isinstance(found, dict):
-        raise Unreadable(f"{name} is empty or not a mapping")
+        raise Unreadable.file(path, "empty or not a mapping")
     return found
 
 
@@ -130,9 +134,8 @@ def read_yaml(path: Path) -> dict[str, object]:
 def parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """Open a parquet file, whose pages are verified as they are read.
 
-    Raises: Unreadable if it is damaged, also while it is read; Missing if it does not exist.
+    Raises: Unreadable if it is damaged, also for any error while it is read; Missing if it does not exist.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with opened(path, MAX_PARQUET) as raw:
@@ -140,11 +143,13 @@ def parquet(path: Path) -> Iterator[pq.ParquetFile]:
             with pq.ParquetFile(raw, pre_buffer=False, page_checksum_verification=True) as file:
                 facts = file.metadata
                 if facts.num_rows * max(1, facts.num_columns) > MAX_VALUES:
-                    raise Unreadable(f"{printable(path.name)} has {facts.num_rows} rows, more than can be read")
+                    raise Unreadable.file(path, f"{facts.num_rows:,} rows are too many")
                 yield file
-        except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        except Unreadable:
+            raise
+        except Exception as error:  # whatever pyarrow raises for a damaged file
             why = printable(" ".join(str(error).split()), 80).rstrip(". ")
-            raise Unreadable(f"{printable(path.name)} cannot be read ({why})") from None
+            raise Unreadable.file(path, why or type(error).__name__) from None
 
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:
