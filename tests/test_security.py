@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from rgpo.cli.build import make
 from rgpo.cli.config import compose_jobs
 from rgpo.core.gate import Gate, GateLike
 from rgpo.errors import ConfigError
+from rgpo.runtime.provenance import REDACTED, collect, redact, redact_values
 
 CARTPOLE = ["algo=ppo", "task=cartpole", "task.num_steps=32", "num_iterations=10", "eval_every=0"]
 FREE_FORM = {
@@ -47,7 +49,7 @@ FOREIGN = {
     "rgpo.cli.build.cast": "is typing.cast, which is not defined in a module of rgpo",
     "rgpo.paths.Path": "is pathlib.Path, which is not defined in a module of rgpo",
     "rgpo.cli.run.main": "is a function of rgpo; name a class",
-    "rgpo.runtime.run_folder.prepare": "is a function of rgpo; name a class",
+    "rgpo.language.data.pypi_archive.fetch": "is a function of rgpo; name a class",
     "rgpo.core.surrogate.Minimum": "is not a node with a _target_ of type GateLike",
     "rgpo.runtime.trackers.Tracker": "is not a node with a _target_ of type GateLike",
     "__main__.nothing": "cannot be imported",
@@ -72,9 +74,7 @@ def test_a_target_among_free_form_values_starts_nothing(tmp_path: Path) -> None:
 def test_a_target_stands_only_where_a_class_is_declared(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=f"^{FREE_FORM[word]}"):
-        compose_jobs(
-            [*CARTPOLE, *word.split(" +"), "plan=true"] if "Popen" not in word else [*CARTPOLE, *word.split()], False, None
-        )
+        compose_jobs([*CARTPOLE, *re.split(r" (?=\+)", word), "plan=true"], False, None)
     assert not any(tmp_path.iterdir())
 
 
@@ -184,3 +184,53 @@ def test_python_m_rgpo_does_not_make_its_functions_the_users(monkeypatch: pytest
 def test_only_hints_that_name_a_class_declare_a_node(hint: object, takes: bool, entries: object) -> None:
     assert targets.takes_object(hint) is takes
     assert targets.entry_hint(hint, mapping=str(hint).startswith(("dict[", "collections.abc.Mapping"))) is entries
+
+
+TOKEN = "hf_" + "aB3" * 10
+SECRETS = {
+    f"rgpo-run task.source.model={TOKEN}": f"rgpo-run task.source.model={REDACTED}",
+    "+task.env_kwargs.api_key=abc-1": f"+task.env_kwargs.api_key={REDACTED}",
+    "'+task.env_kwargs={api_key: abc, size: 3}'": f"'+task.env_kwargs={{api_key: {REDACTED}, size: 3}}'",
+    '{"accessKey": "a b c", "n": 1}': f'{{"accessKey": {REDACTED}, "n": 1}}',
+    "+task.env_kwargs.password='a b' seed=3": f"+task.env_kwargs.password={REDACTED} seed=3",
+    "+task.env_kwargs.MY_SECRET=x": f"+task.env_kwargs.MY_SECRET={REDACTED}",
+    "+task.env_kwargs.auth=x": f"+task.env_kwargs.auth={REDACTED}",
+    "task.source.data=https://me:pa:ss@host/x.jsonl": f"task.source.data=https://{REDACTED}@host/x.jsonl",
+    "git+ssh://git@host/x": f"git+ssh://{REDACTED}@host/x",
+    "sk-proj-abcdefghijk0123": REDACTED,
+    "Authorization: Bearer abcdefghijk": f"Authorization: Bearer {REDACTED}",
+    "eyJhbGciOiJI.eyJzdWIi.SflK": REDACTED,
+    "ghp_0123456789abcdef": REDACTED,
+}
+HARMLESS = [
+    "rgpo-run task.max_new_tokens=32 task.num_kl_tokens=1024 task.source.max_prompt_tokens=96",
+    "task.source.max_prompt_tokens=${task.max_new_tokens} task.reduction=token_mean task.ratio=token",
+    "update.lr=1e-3 num_iterations=null monkey=banana name=keyboard_study task.source.model=Qwen/Qwen2.5-1.5B-Instruct",
+    "max_tokens=1e3, tokens=None, mask=task-masked-later results_dir=/home/me/risk-averse/x@y",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_secrets_of_a_command_line_are_not_recorded(text: str) -> None:
+    assert redact(text) == SECRETS[text] and redact(SECRETS[text]) == SECRETS[text]
+    assert collect("run", "hash", text, 1, 1, {})["command"] == SECRETS[text]
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_counts_and_names_are_recorded_as_they_are(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_secrets_of_a_configuration_are_not_recorded_and_everything_else_is() -> None:
+    (job,) = compose_jobs([*CARTPOLE], False, None)
+    assert redact_values(job.config) == job.config
+    (language,) = compose_jobs(["task=qwen_rlhf"], False, None)
+    assert redact_values(language.config) == language.config
+    kwargs = {"api_key": "abc", "tokens": 3, "urls": ["https://a:b@c"], "deep": {"password": "", "secret": ["x"]}}
+    expected = {
+        "api_key": REDACTED,
+        "tokens": 3,
+        "urls": [f"https://{REDACTED}@c"],
+        "deep": {"password": "", "secret": [REDACTED]},
+    }
+    assert redact_values({"env_kwargs": kwargs}) == {"env_kwargs": expected}

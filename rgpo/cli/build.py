@@ -98,7 +98,7 @@ def _refuse_other_kind(key: str, node: Node, hint: object, lacking: list[str]) -
 
 
 def _built(key: str, value: object, hint: object) -> object:
-    """A value with the objects of its nodes, which stand only where the hint names a class."""
+    """A value with the objects of its nodes, which occur only where the hint names a class."""
     if is_node(value):
         if not takes_object(hint):
             remedy = "remove it, or annotate the parameter with the class that it takes"

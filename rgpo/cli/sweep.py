@@ -154,7 +154,9 @@ def _refuse_silent_ray(address: str) -> None:
     key = f"hydra.launcher.ray.init.address={address}"
     remedy = "give the HOST:PORT that `ray start --head` printed, or null to start Ray here."
     try:
-        subprocess.run([sys.executable, "-c", CONNECT, address], check=True, capture_output=True, timeout=RAY_ANSWERS_WITHIN_S)
+        subprocess.run(  # noqa: S603  # this Python with a program of ours; the address is an argument
+            [sys.executable, "-c", CONNECT, address], check=True, capture_output=True, timeout=RAY_ANSWERS_WITHIN_S
+        )
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"{key}: no answer within {RAY_ANSWERS_WITHIN_S} s, {remedy}") from error
     except subprocess.CalledProcessError as error:

@@ -1,4 +1,4 @@
-"""Which classes a ``_target_`` may name, judged before anything is imported, and where in a configuration it may stand.
+"""The classes that a ``_target_`` may name, judged before anything is imported, and the places where it may occur.
 
 A class is of rgpo, of a folder of the user's on Python's path (the current directory, --config-dir, PYTHONPATH), of ``__main__``
 (a notebook or script), or of an installed package that declares an entry point of the group "rgpo". Whatever a module merely
@@ -108,7 +108,7 @@ def takes_object(hint: object) -> bool:
 
 
 def entry_hint(hint: object, mapping: bool) -> object:
-    """The hint of the entries of a mapping or list; object where the hint says nothing about them."""
+    """The hint of the entries of a mapping or list; object if there is none."""
     for member in _members(hint):
         arguments = get_args(member)
         if arguments and _kind(member) in (MAPPINGS if mapping else SEQUENCES):
