@@ -6,8 +6,18 @@ import difflib
 from collections.abc import Iterable
 
 
+LONGEST = 1200  # characters of a sentence
+
+
 class ConfigError(ValueError):
-    """A configuration that cannot run; the command line prints it in one line and exits with 2."""
+    """A configuration that cannot run; the command line prints it in one line and exits with 2.
+
+    Whatever a user typed may be quoted: control characters are escaped, and the middle of a very long sentence is left out.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        text = sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST // 2]} ... {sentence[-LONGEST // 2 :]}"
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 class NonFiniteError(ArithmeticError):
