@@ -6,12 +6,11 @@ error without 1/2, RMSprop adds eps outside the square root, and the rate is con
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from rgpo.core.advantages import Advantage
-from rgpo.core.ranges import POSITIVE, UNIT_INTERVAL, accept, check_fields
+from rgpo.core.ranges import NOT_NEGATIVE, POSITIVE, UNIT_INTERVAL, check_fields, or_null
 from rgpo.core.rollout import Rollout
 from rgpo.errors import ConfigError, NonFiniteError, require
 from rgpo.learning.algorithm import Clock, describe_part
@@ -19,9 +18,6 @@ from rgpo.learning.types import Batch, Metrics, Policy, PolicyOutput, Requiremen
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-POSITIVE_OR_NONE = accept(lambda x: x is None or x > 0, "must be positive, or null for none.")
-NOT_NEGATIVE = accept(lambda x: 0 <= x < math.inf, "must not be negative or infinite.")
 
 
 class Terms(NamedTuple):
@@ -66,7 +62,7 @@ class A2C:
     anneal_lr: bool  # linearly to 0 over the run
     rms_alpha: float = field(metadata=UNIT_INTERVAL)  # decay of the mean squared gradient per step
     rms_eps: float = field(metadata=POSITIVE)
-    max_grad_norm: float | None = field(metadata=POSITIVE_OR_NONE)  # of actor and critic together; null leaves gradients whole
+    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # of actor and critic together; null leaves gradients whole
     vf_coef: float = field(metadata=NOT_NEGATIVE)
     ent_coef: float = field(metadata=NOT_NEGATIVE)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from rgpo.errors import NonFiniteError, require, require_compile
+from rgpo.core.ranges import FRACTION, MANY, POSITIVE, check_fields, count, one_of
+from rgpo.errors import NonFiniteError, require
 from rgpo.learning.types import Batch, Metrics, Objective, Policy, PolicyShift, State
 
 if TYPE_CHECKING:
@@ -65,28 +66,21 @@ def critic_loss(
 class NaturalGradient:
     """theta += sqrt(2 kl_max / s'Hs) s, H s = g, shortened until KL <= kl_max and the surrogate rose (Schulman et al. 2015)."""
 
-    kl_max: float  # nats
-    cg_iterations: int
-    cg_damping: float
-    line_search_shrink: float
-    line_search_tries: int
-    critic_epochs: int
-    critic_minibatches: int
-    critic_lr: float
-    compile: bool | str
+    kl_max: float = field(metadata=POSITIVE)  # nats
+    cg_iterations: int = field(metadata=count(10_000))
+    cg_damping: float = field(metadata=POSITIVE)
+    line_search_shrink: float = field(metadata=FRACTION)
+    line_search_tries: int = field(metadata=count(10_000))
+    critic_epochs: int = field(metadata=count(10_000))
+    critic_minibatches: int = field(metadata=count(MANY))
+    critic_lr: float = field(metadata=POSITIVE)
+    compile: bool | str = field(metadata=one_of("auto", True, False))
 
     trust_region: bool = field(default=True, init=False)
     num_minibatches: int = field(default=1, init=False)  # of the policy's step
 
     def __post_init__(self) -> None:
-        for key in ("kl_max", "cg_damping", "critic_lr"):
-            require(getattr(self, key) > 0, f"update.{key}", getattr(self, key), "must be positive.")
-        for key in ("cg_iterations", "line_search_tries", "critic_epochs", "critic_minibatches"):
-            value = getattr(self, key)
-            require(isinstance(value, int) and value > 0, f"update.{key}", value, "must be a positive whole number.")
-        require_compile(self.compile)
-        shrink = self.line_search_shrink
-        require(0 < shrink < 1, "update.line_search_shrink", shrink, "must lie strictly between 0 and 1.")
+        check_fields(self, "update")
 
     def validate(self, batch_size: int, normalize: str) -> None:
         """Raises: ConfigError if critic_minibatches does not divide the batch."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from rgpo.errors import NonFiniteError, require, require_compile
+from rgpo.core.ranges import MANY, NOT_NEGATIVE, POSITIVE, check_fields, count, one_of, or_null
+from rgpo.errors import NonFiniteError, require
 from rgpo.learning.types import Batch, Metrics, Objective, Policy, PolicyShift, Samples, State, View
 
 if TYPE_CHECKING:
@@ -26,31 +27,21 @@ class SGD:
     compiled where that pays; torch modules get micro-batches.
     """
 
-    num_epochs: int
-    num_minibatches: int
-    lr: float
+    num_epochs: int = field(metadata=count(10_000))
+    num_minibatches: int = field(metadata=count(MANY))
+    lr: float = field(metadata=POSITIVE)
     anneal_lr: bool  # linearly to 0 over the run
-    adam_eps: float
-    max_grad_norm: float | None  # of actor and critic together; null leaves gradients whole
-    vf_coef: float
-    ent_coef: float
-    value_clip: float | None  # null leaves the value loss unclipped
-    compile: bool | str
+    adam_eps: float = field(metadata=POSITIVE)
+    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # of actor and critic together; null leaves gradients whole
+    vf_coef: float = field(metadata=NOT_NEGATIVE)
+    ent_coef: float = field(metadata=NOT_NEGATIVE)
+    value_clip: float | None = field(metadata=or_null(POSITIVE))  # null leaves the value loss unclipped
+    compile: bool | str = field(metadata=one_of("auto", True, False))
 
     trust_region: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        for key in ("num_epochs", "num_minibatches"):
-            value = getattr(self, key)
-            require(isinstance(value, int) and value > 0, f"update.{key}", value, "must be a positive whole number.")
-        for key in ("lr", "adam_eps"):
-            require(0 < getattr(self, key) < math.inf, f"update.{key}", getattr(self, key), "must be a positive, finite number.")
-        for key in ("max_grad_norm", "value_clip"):
-            value = getattr(self, key)
-            require(value is None or value > 0, f"update.{key}", value, "must be positive, or null for none.")
-        for key in ("vf_coef", "ent_coef"):
-            require(0 <= getattr(self, key) < math.inf, f"update.{key}", getattr(self, key), "must not be negative or infinite.")
-        require_compile(self.compile)
+        check_fields(self, "update")
 
     def validate(self, batch_size: int, normalize: str) -> None:
         """Raises: ConfigError if num_minibatches does not divide the batch, or leaves one sample to standardize over."""
