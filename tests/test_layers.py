@@ -29,7 +29,7 @@ REPORT = {
     "rgpo.atomic",
     "rgpo.errors",
     "rgpo.paths",
-    "rgpo.runtime.schema",
+    *(f"rgpo.runtime.{name}" for name in ("manifest", "provenance", "reader", "run_folder", "schema")),
     "rgpo.version",
 }  # all of ours that the report imports
 ONLY = {  # who may import a package of others

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rgpo.report.read.run import Problem
     from rgpo.report.settings import Settings
 
+TEXTS = ("results_dir", "out", "experiment", "baseline", "ledger")  # taken as typed, without a grammar
+PATHS = ("results_dir", "out", "ledger")
+MAX_LINE = 4000  # characters on a terminal
 COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # settings of `compare`
 USAGE = """rgpo-report [key=value ...]
 rgpo-report compare A B [key=value ...]
@@ -98,13 +101,19 @@ def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
     from rgpo.errors import ConfigError, close_matches, require
     from rgpo.paths import conf_dir
     from rgpo.report.settings import Settings
+    from rgpo.runtime.reader import user_path
     from rgpo.runtime.schema import canonical_name
 
     config = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.load(conf_dir() / "report.yaml"))
     defaults = OmegaConf.to_object(config)
+    texts: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         require(bool(equals), "argument", word, "give key=value, or --help for the keys")
+        if key in TEXTS:
+            require(value != "", key, value, "it is empty; leave it out, or give a value")
+            texts[key] = None if value == "null" and key not in ("results_dir", "out") else value
+            continue
         try:
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([word]))
             OmegaConf.resolve(config)
@@ -118,6 +127,8 @@ def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
             raise ConfigError(f"{key}={value}: cannot be used; give {shown}, or see rgpo-report --help") from None
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings) and isinstance(defaults, Settings)
+    texts |= {key: str(user_path(text)) for key, text in texts.items() if key in PATHS and text}
+    settings = replace(settings, **texts)
     if settings.baseline:
         algo, space, rest = settings.baseline.partition(" ")
         settings = replace(settings, baseline=f"{canonical_name('algo', algo)}{space}{rest}")
