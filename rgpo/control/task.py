@@ -38,9 +38,7 @@ class Control:
 
     env_id: str  # gymnasium id; with `version` its name alone
     policy: MLP
-    version: str | None = field(
-        metadata=or_null(VERSION)
-    )  # v4 or v5 for MuJoCo's four (the paper has v4), null where env_id is complete
+    version: str | None = field(metadata=or_null(VERSION))  # v4 (the paper's) or v5 of MuJoCo's four, else null
     num_envs: int = field(metadata=count(100_000))
     num_steps: int = field(metadata=count(MANY))
     normalize_observation: bool
@@ -56,7 +54,7 @@ class Control:
         check_fields(self, "task")
         samples = self.batch_size
         require(
-            samples <= MANY, "task.num_steps", self.num_steps, f"makes {samples:,} samples per rollout, over {MANY:,}; lower it."
+            samples <= MANY, "task.num_steps", self.num_steps, f"makes rollouts of {samples:,} samples, over {MANY:,}; lower it."
         )
 
     memory_advice: ClassVar[str] = "lower task.num_steps or task.num_envs"
