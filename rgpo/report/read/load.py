@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -53,13 +54,14 @@ def experiments(results_dir: Path, name: str | None, typed: str = "") -> list[st
         raise ConfigError(f"{typed}: it cannot be read ({error.strerror}); give another folder") from None
     if not found and run_folders(results_dir):
         above, folder = os.path.normpath(results_dir / ".."), results_dir.resolve().name
-        raise ConfigError(f"{typed}: it is one experiment; give the folder above, {above}, and experiment={folder}")
+        remedy = f"give the folder above, {shlex.quote(above)}, and experiment={shlex.quote(folder)}"
+        raise ConfigError(f"{typed}: it is one experiment; {remedy}")
     if not found:
         raise ConfigError(f"{typed}: it contains no runs; {remedy}")
     if name is None:
         return found
     if name not in found:
-        near = close_matches(name, found) or f" There are {', '.join(found)}."
+        near = close_matches(name, found) or f" There are {printable(', '.join(found))}."
         raise ConfigError(f"experiment={name}: {results_dir} has no runs of that name.{near}")
     return [name]
 
@@ -152,6 +154,9 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
         reached=len(iteration),
         reduced=reduce(found.columns, detail),
     )
+    gap = int(iteration.max()) - len(iteration)
+    if gap and run.status != "completed":
+        problems.append(Problem(where, f"{gap} iterations before its last one have no row"))
     return run, problems + _doubts(run, remedy)
 
 

@@ -37,11 +37,9 @@ def read(folder: Path, columns: Collection[str]) -> Rows:
     """
     wanted = [*INDEX_COLUMNS, *sorted(set(columns) - set(INDEX_COLUMNS))]
     for final in (False, True):  # a second try if the runner joined the parts between listing and reading
-        files = [folder / "metrics.parquet"] if (folder / "metrics.parquet").exists() else []
-        files += parts(folder / "metrics")
         words: dict[str, str] = {}
         tables, problems, vanished = [], [], False
-        for path in files:
+        for path in files(folder):
             place = f"{path.parent.relative_to(folder)}/" if path.parent != folder else ""
             try:
                 table, found, more = _read_file(path, wanted)
@@ -58,6 +56,12 @@ def read(folder: Path, columns: Collection[str]) -> Rows:
     if not tables:
         raise Unreadable("; ".join(problems) or "it has no metrics yet")
     return Rows(_join(tables, wanted), words, problems)
+
+
+def files(folder: Path) -> list[Path]:
+    """metrics.parquet of a finished run, the parts of a running one, or both of one that was killed between."""
+    joined = folder / "metrics.parquet"
+    return [*([joined] if joined.exists() else []), *parts(folder / "metrics")]
 
 
 def parts(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ was much the same within one.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +97,7 @@ def read(results_dir: Path) -> tuple[list[Case], list[Problem]]:
 
 def command(kind: BenchFile, results_dir: Path) -> str:
     """The shell line that measures a file again."""
-    return f"python benchmarks/{kind.name}.py 5 {results_dir / FOLDER / kind.name}.parquet"
+    return f"python benchmarks/{kind.name}.py 5 {shlex.quote(f'{results_dir / FOLDER / kind.name}.parquet')}"
 
 
 def _add(cases: dict[str, Case], kind: BenchFile, record: Mapping[str, Any]) -> None:
