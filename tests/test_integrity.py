@@ -42,16 +42,17 @@ def test_a_flipped_bit_of_the_manifest_is_found(tmp_path: Path) -> None:
     ("plant", "why"),
     [
         (lambda path: None, "is missing"),
-        (lambda path: path.mkdir(), "is a folder and not a file"),
-        (lambda path: os.mkfifo(path), "is not a regular file"),
-        (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),
+        (lambda path: path.mkdir(), "folder"),
+        (lambda path: os.mkfifo(path), "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
     ],
 )
 def test_odd_files_are_named(plant, why: str, tmp_path: Path) -> None:
     path = finished(tmp_path) / "metrics.parquet"
     path.unlink()
     plant(path)
-    assert manifest.problems(tmp_path) == [f"metrics.parquet {why}"]
+    (found,) = manifest.problems(tmp_path)
+    assert found.startswith("metrics.parquet ") and why in found
 
 
 def test_a_folder_of_an_earlier_version_has_no_problems(tmp_path: Path) -> None:
