@@ -27,9 +27,11 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
+from rgpo.cli.targets import refuse_hydra_code
 from rgpo.cli.words import CHOOSE_WITH, flat, former_name, hydra_form, preset_of, quote, typed_keys, user_form
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.paths import conf_dir
+from rgpo.runtime.reader import user_path
 from rgpo.runtime.resources import jobs_that_fit
 
 Choices = Mapping[str, object]  # config group -> the option selected
@@ -45,6 +47,7 @@ def on_language(yes: str, no: str, *, _root_: Mapping[str, object]) -> str:
 
 OmegaConf.register_new_resolver("on_language", on_language, replace=True)
 OmegaConf.register_new_resolver("jobs_that_fit", jobs_that_fit, replace=True)
+OmegaConf.register_new_resolver("home_expanded", lambda folder: str(user_path(folder)), replace=True)
 OmegaConf.register_new_resolver("gigabytes", lambda number: int(number * 1e9), replace=True)
 
 # a launcher's preset has the name of the plugin's own, whose types then check it; hydra calls that deprecated
@@ -139,9 +142,12 @@ class Composer:
     def parse(self, words: list[str], sweep: bool = False) -> list[Override]:
         """The words by hydra's grammar.
 
-        Raises: ConfigError if one is not of the form key=value.
+        Raises: ConfigError if one is not of the form key=value, or could make hydra run code.
         """
-        return self.parse_hydra([hydra_form(word, sweep) for word in words])
+        parsed = self.parse_hydra([hydra_form(word, sweep) for word in words])
+        for word, item in zip(words, parsed, strict=True):
+            refuse_hydra_code(word, item)
+        return parsed
 
     def parse_hydra(self, words: list[str]) -> list[Override]:
         """Words that are quoted for hydra already.
