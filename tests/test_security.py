@@ -234,3 +234,44 @@ def test_secrets_of_a_configuration_are_not_recorded_and_everything_else_is() ->
         "deep": {"password": "", "secret": [REDACTED]},
     }
     assert redact_values({"env_kwargs": kwargs}) == {"env_kwargs": expected}
+
+
+HYDRA = [
+    "+hydra.callbacks.x={_target_: subprocess.Popen, args: [touch, PWNED]}",
+    "hydra.callbacks={x: {_target_: own_code.X}}",
+    "+hydra={callbacks: {x: {_target_: own_code.X}}}",
+    "hydra/callbacks=x",
+    "+gate@hydra.callbacks.x=clip",
+    "+gate@hydra.launcher.x=clip",
+    "hydra.launcher._target_=own_code.X",
+    "hydra.launcher={_target_: own_code.X}",
+    "+hydra.launcher.x={_target_: own_code.X}",
+    "+hydra.launcher.x.y._target_=own_code.X",
+    "hydra.sweeper._target_=own_code.X",
+    "hydra/sweeper=x",
+    "+hydra.job_logging.handlers.x.class=own_code.X",
+    "hydra.job.env_set={PYTHONSTARTUP: own_code.py}",
+    "hydra.searchpath=[pkg://own_code]",
+    "hydra.searchpath=[file:///tmp,pkg://own_code]",
+    "hydra.searchpath=pkg://own_code",
+    "~hydra.searchpath",
+    "hydra.run.dir=/tmp/x",
+    "hydra.sweep.dir=/tmp/x",
+    "hydra.output_subdir=x",
+]
+
+
+@pytest.mark.parametrize("word", HYDRA)
+@pytest.mark.parametrize("multirun", [False, True])
+def test_hydras_own_keys_run_no_code(word: str, multirun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_code.py").write_text(OWN.format(mark=str(tmp_path / "imported")))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"is refused, because it could run other code|add -m"):
+        compose_jobs([*CARTPOLE, word], multirun, None)
+    assert not (tmp_path / "imported").exists() and not (tmp_path / "PWNED").exists()
+
+
+def test_launchers_and_folders_may_be_chosen(tmp_path: Path) -> None:
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.searchpath=[file://{tmp_path}]"]
+    assert len(compose_jobs([*CARTPOLE, *words, "seed=1,2"], True, None)) == 2

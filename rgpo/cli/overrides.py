@@ -9,6 +9,7 @@ Private API of hydra that is used, since there is no public one (1.3.8):
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import warnings
@@ -22,7 +23,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
@@ -35,6 +36,12 @@ from rgpo.runtime.reader import user_path
 from rgpo.runtime.resources import jobs_that_fit
 
 Choices = Mapping[str, object]  # config group -> the option selected
+SEARCHPATH = "hydra.searchpath"
+READ = re.compile(r"hydra/launcher|hydra\.launcher(\.[A-Za-z]\w*)*|hydra\.searchpath")  # of hydra's own keys
+PLUGINS = {  # node of hydra's that is instantiated -> where its class may be
+    "hydra.launcher": ("hydra_plugins.", "hydra._internal.core_plugins.basic_launcher."),
+    "hydra.sweeper": ("hydra._internal.core_plugins.basic_sweeper.",),
+}
 
 
 def on_language(yes: str, no: str, *, _root_: Mapping[str, object]) -> str:
@@ -105,7 +112,7 @@ class Composer:
         composed: DictConfig = pickle.loads(pickled)  # noqa: S301  # bytes that __call__ pickled a moment ago, never from a file
         try:
             ConfigLoaderImpl._apply_overrides_to_config(values, composed)
-        except (HydraException, OmegaConfBaseException) as error:
+        except Exception as error:  # whatever hydra raises for a value that it cannot set
             raise ConfigError(self._explain(error, words)) from error
         return composed, choices
 
@@ -119,8 +126,9 @@ class Composer:
             composed: DictConfig = compose("config", [*map(hydra_form, words), *self.search], return_hydra_config=True)
         except MissingConfigException as error:
             raise ConfigError(self._explain_missing(error)) from error
-        except (HydraException, OmegaConfBaseException, ValueError) as error:  # hydra's own for a number as an option
+        except Exception as error:  # whatever hydra raises for a word or a file that it cannot read
             raise ConfigError(self._explain(error, words)) from error
+        _refuse_code(OmegaConf.to_container(composed.hydra, resolve=False), "hydra")
         return composed
 
     def cells(self, words: list[str]) -> list[list[str]]:
@@ -159,11 +167,28 @@ class Composer:
                 raise ConfigError(f"{word}: is neither key=value nor an option of rgpo-run; see rgpo-run --help.")
             if word not in self._parsed:
                 try:
-                    (self._parsed[word],) = self._parser.parse_overrides([word])
-                except HydraException as error:
+                    (item,) = self._parser.parse_overrides([word])
+                    _ = item.value()  # casts are evaluated here
+                except Exception as error:  # whatever hydra raises, such as RecursionError
                     remedy = "write key=value, and quote values with special characters: 'key=\"value\"'"
                     raise ConfigError(f"{word}: cannot be parsed ({first_line(error)}); {remedy}.") from error
+                if item.is_hydra_override():
+                    self._check_hydra(word, item)
+                self._parsed[word] = item
         return [self._parsed[word] for word in words]
+
+    def _check_hydra(self, word: str, item: Override) -> None:
+        """Raises: ConfigError for a key of hydra's own that is not read, or a search path that is not a folder."""
+        if READ.fullmatch(item.key_or_group) is None or item.package is not None:
+            raise ConfigError(f"{word}: is not read; of hydra's keys only hydra/launcher, hydra.launcher and {SEARCHPATH} are.")
+        if item.key_or_group == SEARCHPATH:
+            folders = item.value()
+            plain = isinstance(folders, list) and all(isinstance(folder, str | QuotedString) for folder in folders)
+            paths = [str(getattr(folder, "text", folder)).removeprefix("file://") for folder in folders] if plain else [""]
+            if not all(map(os.path.isdir, paths)):
+                raise ConfigError(f"{word}: must be a list of folders that exist, such as [file:///home/me/conf].")
+            if self.config_dir is not None:
+                raise ConfigError(f"{word}: cannot be combined with --config-dir {self.config_dir}; give one of them.")
 
     def refuse_former(self, words: list[str]) -> None:
         """Raises: ConfigError for a preset, or a key or option of version 0.1, with the present name."""
@@ -264,6 +289,20 @@ def group_options(group: str, config_dir: str | None = None) -> list[str]:
     return sorted(file.stem for file in files if not file.name.startswith("_"))
 
 
+def _refuse_code(node: object, key: str) -> None:
+    """Raises: ConfigError if hydra's own node names a class, other than a launcher plugin's, or sets environment variables."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, Mapping):
+        return
+    for name, value in node.items():
+        path = f"{key}.{name}"
+        if name in ("_target_", "()", "class", "env_set", "callbacks"):
+            if not (value in ({}, None) or str(value).startswith(PLUGINS.get(key, "\0"))):
+                raise ConfigError(f"{path}={value}: names code or settings that are not read from here; leave it out.")
+        _refuse_code(value, path)
+
+
 def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
@@ -278,9 +317,9 @@ def _refuse_shadowing(config_dir: str | None) -> None:
         OmegaConf.create([str(own.resolve())])
     except GrammarParseError as error:
         raise ConfigError(f"--config-dir {config_dir}: hydra cannot read this name ({first_line(error)}); rename it.") from error
-    for file in own.rglob("*.yaml"):
-        name = file.relative_to(own)
-        if (conf_dir() / name).exists():
+    for file in conf_dir().rglob("*.yaml"):
+        name = file.relative_to(conf_dir())
+        if (own / name).exists():
             raise ConfigError(
                 f"--config-dir {config_dir}: {name} has the name of a packaged file and would be ignored; rename it."
             )
