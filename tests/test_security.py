@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from cli import rgpo_run
+from cli import rgpo_run, the_run
 
+import rgpo
 from rgpo.cli import targets
 from rgpo.cli.build import make
 from rgpo.cli.config import compose_jobs
@@ -275,3 +277,24 @@ def test_hydras_own_keys_run_no_code(word: str, multirun: bool, tmp_path: Path, 
 def test_launchers_and_folders_may_be_chosen(tmp_path: Path) -> None:
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.searchpath=[file://{tmp_path}]"]
     assert len(compose_jobs([*CARTPOLE, *words, "seed=1,2"], True, None)) == 2
+
+
+def test_a_run_records_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the command nor a value of the configuration; the run's identity is that of the words."""
+    (tmp_path / "own_env.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"
+        "gymnasium.register('Own-v0', entry_point=lambda api_key, render_mode=None: CartPoleEnv(), max_episode_steps=50)\n"
+    )
+    words = ["algo=ppo", "task=gym", "task.env_id=own_env:Own-v0", f"+task.env_kwargs.api_key={TOKEN}", "task.num_envs=2"]
+    words += ["task.num_steps=32", "num_iterations=2", "eval_every=0"]
+    rgpo_run(words, tmp_path)
+    run_dir = the_run(tmp_path / "results")
+    files = [file for file in run_dir.rglob("*") if file.is_file()]
+    assert len(files) > 4 and not any(TOKEN.encode() in file.read_bytes() for file in files)
+    assert REDACTED in json.loads((run_dir / "provenance.json").read_text())["command"]
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["task"]["env_kwargs"] == {"api_key": REDACTED}
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (job,) = compose_jobs(words, False, None)
+    assert job.run_dir.name == run_dir.name and TOKEN in str(job.config)
+    rgpo_run(words, tmp_path)
+    assert rgpo.results(tmp_path / "results").iteration.tolist() == [1, 2]

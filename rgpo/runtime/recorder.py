@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import cast
 
 import yaml
 
@@ -39,12 +40,17 @@ class Recorder:
             atomic.write_text(self.run_dir / "provenance.json", json.dumps(self._facts, indent=1) + "\n", fsync=True)
 
     def _config_text(self) -> str:
-        return yaml.safe_dump(dict(self.config), sort_keys=False)
+        return yaml.safe_dump(provenance.redact_values(dict(self.config)), sort_keys=False)
 
     @on_first
     def read_earlier(self) -> None:
-        """Read the rows of earlier attempts; damaged files are set aside."""
+        """Read the rows of earlier attempts; damaged files are set aside. Versions that the task loaded are recorded."""
         facts, seed = self._facts, self.settings.seed
+        loaded: Mapping[str, str] = getattr(self.task, "versions", {})
+        if loaded:
+            facts["versions"] |= loaded
+            with atomic.storing(self.run_dir):
+                atomic.write_text(self.run_dir / "provenance.json", json.dumps(facts, indent=1) + "\n", fsync=True)
         row = {group: self.settings.choice(group) for group in ("task", "scale", "algo", "gate")}
         row |= {"run_id": self.run_dir.name, "config_hash": facts["config_hash"], "git_sha": provenance.git_sha(facts)}
         metadata = {"config": self._config_text(), "versions": json.dumps(facts["versions"])}
@@ -67,7 +73,8 @@ class Recorder:
         assert self._writer is not None
         facts = self._facts
         self._writer.resume(iteration)
-        self._trackers = Trackers(self.settings.exports, self.run_dir, self.config, iteration)
+        config = cast(Mapping[str, object], provenance.redact_values(self.config))
+        self._trackers = Trackers(self.settings.exports, self.run_dir, config, iteration)
         print(console.banner(self.run_dir, self.settings, facts, num_iterations, note), flush=True)
         if iteration:
             print(f"  attempt {facts['attempt']} resumes after iteration {iteration:,} of {num_iterations:,}", flush=True)

@@ -15,7 +15,7 @@ import numpy as np
 from rgpo import atomic, distributed
 from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, require
 from rgpo.learning.types import Algorithm, Metrics, Policy, Task
-from rgpo.runtime import checkpoint, manifest, reader, run_folder
+from rgpo.runtime import checkpoint, manifest, provenance, reader, run_folder
 from rgpo.runtime.metrics import number
 from rgpo.runtime.parts import storing
 from rgpo.runtime.recorder import Recorder
@@ -228,13 +228,13 @@ class Session:
             error.args = (f"iteration {self.iteration + 1}: {'; '.join(clauses)}.",)
         known = explained or isinstance(error, ConfigError)
         sentence = " ".join(f"{error}".split() if known else f"{type(error).__name__}: {error}".split())
-        reason, mine = distributed.agree_on_error(sentence, error)
+        reason, mine = distributed.agree_on_error(provenance.redact(sentence), error)
         try:
             self._require_folder()
             self.write_state("failed", reason)
             with atomic.storing(self.run_dir):
                 if mine and not known:
-                    text = "".join(traceback.format_exception(error))
+                    text = provenance.redact("".join(traceback.format_exception(error)))
                     atomic.write_text(self.run_dir / run_folder.ERROR, text, fsync=True)
                 elif mine:
                     atomic.remove([self.run_dir / run_folder.ERROR])  # of an earlier attempt
