@@ -7,9 +7,10 @@ error without 1/2, RMSprop adds eps outside the square root, and the rate is con
 from __future__ import annotations
 
 import math
-import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
 
 from rgpo.core.advantages import Advantage
 from rgpo.core.ranges import NOT_NEGATIVE, POSITIVE, UNIT_INTERVAL, check_fields, or_null
@@ -104,6 +105,7 @@ class A2C:
         self.num_iterations, self.num_updates = num_iterations, 0
         self.square = policy.flat * 0  # (P,) running mean of the squared gradient
 
+    @np.errstate(over="ignore", invalid="ignore")  # the error that follows says more than numpy's warning
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:
         """One gradient step on the whole rollout.
 
