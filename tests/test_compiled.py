@@ -154,11 +154,11 @@ def test_a_gate_that_torch_cannot_trace_leaves_the_run_uncompiled(
     batch = make_batch(eager, 32)
     gate = Untraceable(sharpness=3.0)
     expected = trained(eager, batch, gate, False)
-    with pytest.warns(UserWarning, match=r"torch cannot compile this update \(Unsupported: .*; the run continues uncompiled"):
+    with pytest.warns(UserWarning, match=r"torch cannot compile this update \(.*zlib\.crc32.*; the run continues uncompiled"):
         found = trained(tried, batch, gate, "auto")
     assert torch.equal(found, expected)
     with pytest.raises(
-        ConfigError, match=r"^update\.compile=true: torch cannot compile this update \(Unsupported: .*, or use auto\.$"
+        ConfigError, match=r"^update\.compile=true: torch cannot compile this update \(.*zlib\.crc32.*, or use auto\.$"
     ):
         trained(make_policy(), batch, gate, True)
     with pytest.raises(KeyError, match="budget"):

@@ -1,8 +1,9 @@
-"""Errors name what became non-finite first: environment, advantage, gate, network or step size."""
+"""Errors name what became non-finite first; runs whose policy stopped changing end with a sentence."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from rgpo.errors import NonFiniteError
 from rgpo.learning.algorithm import GateAlgorithm
 from rgpo.learning.natural_gradient import NaturalGradient
 from rgpo.learning.sgd import SGD
+from rgpo.learning.standstill import standstill
 from rgpo.learning.types import Update
 
 Make = Callable[..., ActorCritic]
@@ -53,16 +55,16 @@ def rollout(policy: ActorCritic, rng: np.random.Generator, **change: Any) -> Con
     """32 steps of two environments, all finite."""
     shape = (32, 2)
     observation = rng.standard_normal((*shape, policy.observation_size)).astype(np.float32)
-    action = policy.act(observation.reshape(64, -1), policy.draw_noise((64,), rng)).reshape(*shape, -1)
+    action = policy.act(observation.reshape(64, -1), policy.draw_noise((64,), rng))
+    action = action.reshape(*shape, *action.shape[1:])
     value = policy.values(observation.reshape(64, -1)).reshape(shape).astype(np.float64)
     parts: dict[str, Any] = {"observation": observation, "action": action, "reward": rng.standard_normal(shape), "value": value}
     parts |= {"terminated": np.zeros(shape, bool), "done": np.zeros(shape, bool), "next_value": value, "metrics": {}}
     return ControlRollout(**(parts | change))
 
 
-def learn(policy: ActorCritic, *, update: Update | None = None, gate: Gate = CLIP, advantage: Any = None, **change: Any) -> None:
-    """Two iterations; the second has the changes."""
-    algorithm = GateAlgorithm(
+def gate_algorithm(*, update: Update | None = None, gate: Gate = CLIP, advantage: Any = None) -> GateAlgorithm:
+    return GateAlgorithm(
         gate=gate,
         ref_gate=Open(),
         gate_combination=Detached(),
@@ -70,6 +72,11 @@ def learn(policy: ActorCritic, *, update: Update | None = None, gate: Gate = CLI
         penalty=NoPenalty(),
         update=update or sgd(),
     )
+
+
+def learn(policy: ActorCritic, *, update: Update | None = None, gate: Gate = CLIP, advantage: Any = None, **change: Any) -> None:
+    """Two iterations; the second has the changes."""
+    algorithm = gate_algorithm(update=update, gate=gate, advantage=advantage)
     algorithm.setup(policy, 2, 0)
     rng = np.random.default_rng(0)
     algorithm.learn(policy, rollout(policy, rng), False)
@@ -189,3 +196,43 @@ def test_the_policy_is_left_as_it_was(make_policy: Make) -> None:
     with pytest.raises(NonFiniteError):
         learn(other, reward=spoiled(math.nan))
     assert other.flat.isfinite().all() and not torch.equal(other.flat, policy.flat)
+
+
+NEVER = np.full(30, math.nan)  # a column that the algorithm does not measure
+ALWAYS = np.full(30, 0.01)
+
+
+def still(num_iterations: int) -> Array:
+    """A column of 30 iterations that is 0 in the last ones."""
+    return np.where(np.arange(30) < 30 - num_iterations, 0.01, 0.0)
+
+
+def test_a_policy_that_stopped_changing_is_reported() -> None:
+    sentence = r"the KL\(old \|\| new\) was 0 in the last 29 of 30 iterations: nothing was learned there"
+    assert re.match(sentence, standstill(still(29), ALWAYS) or "")
+    assert "the gradient was 0 in the last 3 of 30" in (standstill(still(3), still(3)) or "")
+    assert "in the last 30 of 30 iterations" in (standstill(still(30), NEVER) or "")
+    assert standstill(np.zeros(2), NEVER[:2]) is not None
+
+
+def test_other_policies_are_not() -> None:
+    """The cases that must not be reported: a pause, a tenth that is not whole, and numbers that were not measured."""
+    assert standstill(ALWAYS, ALWAYS) is None
+    assert standstill(still(2), ALWAYS) is None
+    assert standstill(still(29)[::-1], ALWAYS) is None
+    assert standstill(NEVER, NEVER) is None
+    assert standstill(np.zeros(1), np.zeros(1)) is None
+    assert standstill(np.zeros(0), np.zeros(0)) is None
+    assert standstill(ALWAYS * 1e-9, ALWAYS * 1e-30) is None
+
+
+@pytest.mark.parametrize(("lr", "stands"), [(1e3, True), (1e-3, False)])
+def test_a_step_size_of_1000_ends_in_a_standstill(make_policy: Make, lr: float, stands: bool) -> None:
+    """A categorical policy saturates: its probabilities are 0 and 1 in single precision."""
+    policy, rng, columns = make_policy(discrete=True, policy_gain=0.01), np.random.default_rng(0), []
+    algorithm = gate_algorithm(update=sgd(lr=lr))
+    algorithm.setup(policy, 10, 0)
+    for _ in range(10):
+        metrics = algorithm.learn(policy, rollout(policy, rng), False)
+        columns.append((metrics["kl/old_exact"], metrics["grad/norm_max"]))
+    assert (standstill(*np.array(columns).T) is not None) == stands

@@ -109,7 +109,8 @@ def failure(error: Exception) -> str:
     names = {cls.__name__ for cls in type(error).__mro__}  # by name: the classes are private
     if "CppCompileError" in {*names, *first_line(error).split(":")}:
         return f"the C++ compiler failed ({first_line(error)}); install g++ and Python's headers"
-    return f"torch cannot compile this update ({type(error).__name__}: {first_line(error)})"
+    explanation = re.search(r"Explanation: (.{1,120})", str(error))  # of code that torch cannot trace
+    return f"torch cannot compile this update ({type(error).__name__}: {explanation[1] if explanation else first_line(error)})"
 
 
 def was_stopped(error: BaseException | None) -> bool:
