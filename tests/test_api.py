@@ -247,6 +247,10 @@ def test_folders_without_a_run_or_a_fitting_checkpoint_are_refused(ppo: rgpo.Run
     shutil.copytree(ppo.folder, folder)
     assert rgpo.load(folder).evaluate() == rgpo.load(ppo.folder).evaluate()  # by any name
     text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("metrics: {}", "metrics: 3"))
+    with pytest.raises(rgpo.ConfigError, match=r"renamed: config\.yaml is damaged \(checksum\)"):
+        _ = rgpo.load(folder).metrics
+    (folder / "manifest.json").unlink()  # as for a run of an earlier version
     (folder / "config.yaml").write_text(text.replace("lr: 0.0005", "lr: 0.0006"))
     with pytest.raises(rgpo.ConfigError, match=r"checkpoint\.pt: was written by config \w+, this run is \w+"):
         _ = rgpo.load(folder).policy
@@ -274,7 +278,7 @@ def test_results_are_one_table(ppo: rgpo.Run, tmp_path: Path) -> None:
     not_started.mkdir()
     (not_started / ".lock").touch()
     with pytest.warns(
-        UserWarning, match=r"cartpole-ppo-s2-00000000: metrics\.parquet cannot be read .* The run is left out"
+        UserWarning, match=r"cartpole-ppo-s2-00000000: metrics\.parquet is damaged \(checksum\)\. The run is left out"
     ) as seen:
         table = rgpo.results(tmp_path, columns=["gate.sharpness", "update.lr", "task.policy.hidden_sizes"])
     assert len(seen) == 1
