@@ -86,7 +86,7 @@ class A2C:
 
     @property
     def remedy(self) -> str:
-        """What helps if training diverges."""
+        """A clause for the error that ends a run whose training diverges."""
         return f"lower algorithm.lr={self.lr} or set algorithm.max_grad_norm"
 
     def validate(self, batch_size: int) -> None:
@@ -105,7 +105,7 @@ class A2C:
         self.num_iterations, self.num_updates = num_iterations, 0
         self.square = policy.flat * 0  # (P,) running mean of the squared gradient
 
-    @np.errstate(over="ignore", invalid="ignore")  # the error that follows says more than numpy's warning
+    @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:
         """One gradient step on the whole rollout.
 

@@ -128,7 +128,7 @@ class Control:
         shape = self._action_shape
         return action if action.shape[1:] == shape else action.reshape(len(action), *shape)
 
-    @np.errstate(over="ignore", invalid="ignore")  # the error that follows says more than numpy's warning
+    @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
     def collect(self, policy: Policy) -> ControlRollout:
         """T steps of every environment.
 

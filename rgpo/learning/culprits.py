@@ -40,7 +40,7 @@ class NonFiniteStep(NonFiniteError):
 
 
 class Credit(NamedTuple):
-    """What a rollout was turned into, and by which estimator; advantage and value_target (T, E)."""
+    """An estimator and what it made of a rollout; advantage and value_target (T, E)."""
 
     estimator: str
     advantage: Array

@@ -118,12 +118,14 @@ def was_stopped(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, subprocess.CalledProcessError) and -error.returncode in (signal.SIGINT, signal.SIGTERM):
             return True
+        if type(error).__name__ == "InvalidCxxCompiler":  # it exists, but did not answer --version
+            return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def _described(x: object) -> str:
-    """What a graph depends on: functions and their bound arguments, dtypes and shapes of tensors."""
+    """Functions with their bound arguments, and dtypes and shapes of tensors: a graph depends on nothing else."""
     if isinstance(x, partial):
         return f"{_described(x.func)}{_described(x.args)}{_described(x.keywords)}"
     if isinstance(x, Tensor):
