@@ -37,7 +37,8 @@ def storing(run_dir: Path) -> Iterator[None]:
         elif error.errno in (errno.ENOSPC, errno.EDQUOT):
             what = f"{why}; free some space and repeat the command."
         else:
-            name = Path(os.fsdecode(error.filename)).name if error.filename else "a file"
+            path = error.filename2 or error.filename  # the target of a renaming, not the temporary name
+            name = Path(os.fsdecode(path)).name if path else "a file"
             what = f"cannot write {name} in {run_dir} ({why}); remove or repair what prevents it and repeat the command."
         raise StorageError(f"results_dir: {what}") from error
 

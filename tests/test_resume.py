@@ -167,8 +167,9 @@ def test_a_run_that_dies_after_its_last_iteration_only_ends(tmp_path: Path) -> N
         [sys.executable, "-c", DIES, *words, "results_dir=died"], cwd=tmp_path, capture_output=True, timeout=240
     )
     assert died.returncode == 9, died.stderr
-    assert "resumes after iteration 8 of 8" in rgpo_run([*words, "results_dir=died"], tmp_path)
     run_dir = the_run(tmp_path / "died")
+    assert (run_dir / "metrics").exists() and run_folder.read_state(run_dir)["status"] == "running"
+    assert "already complete" in rgpo_run([*words, "results_dir=died"], tmp_path)
     assert run_folder.read_state(run_dir)["status"] == "completed"
     assert not (run_dir / "metrics").exists()
     pd.testing.assert_frame_equal(rows(run_dir), rows(the_run(tmp_path / "whole")), check_exact=True)

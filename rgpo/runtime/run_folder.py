@@ -46,7 +46,9 @@ def read_state(run_dir: Path) -> RunState:
 
 def status(run_dir: Path) -> str:
     """Status missing, running, completed, failed or interrupted; a running state whose process has ended is interrupted."""
-    found = read_state(run_dir).get("status", "missing")
+    found = read_state(run_dir).get("status")
+    if found is None:  # a lost or damaged state.json of a finished run
+        return "completed" if os.path.lexists(run_dir / manifest.NAME) and not manifest.damage(run_dir, ROWS) else "missing"
     return "interrupted" if found == "running" and not is_locked(run_dir) else found
 
 
@@ -127,10 +129,12 @@ def reopen(run_dir: Path) -> list[str]:
     clauses = []
     with atomic.storing(run_dir):
         atomic.remove_temporary(run_dir)
-        for name, why in manifest.damage(run_dir, ROWS).items():
-            if os.path.lexists(run_dir / name):
-                why += f"; it was renamed to {atomic.set_aside(run_dir / name, run_dir, 'damaged').name}"
-            clauses.append(why)
+        found = manifest.damage(run_dir, ROWS)
+        names = (*manifest.FILES, manifest.NAME, "state.json", ERROR)
+        found |= {name: f"{name} is a folder" for name in names if stat.S_ISDIR(_mode(run_dir / name))}
+        for name, why in found.items():
+            moved = atomic.set_aside(run_dir / name, run_dir, "damaged").name if _mode(run_dir / name) else ""
+            clauses.append(f"{why}; it was renamed to {moved}" if moved else why)
         atomic.remove([run_dir / manifest.NAME])  # of an earlier attempt
         atomic.sync_folder(run_dir)
     return clauses
@@ -148,7 +152,7 @@ def lock(run_dir: Path) -> Iterator[bool]:
             atomic.make_folder(run_dir)
             mine = stack.enter_context(atomic.locked(path, wait=False))
         except OSError as error:
-            if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            if _mode(path) and not stat.S_ISREG(_mode(path)):
                 raise ConfigError(f"{path}: is not a regular file; remove it.") from error
             raise ConfigError(f"results_dir: cannot write {run_dir} ({error.strerror}); choose another results_dir.") from error
         yield mine
@@ -157,6 +161,14 @@ def lock(run_dir: Path) -> Iterator[bool]:
 def is_locked(run_dir: Path) -> bool:
     """True if a living process holds the run's folder."""
     return atomic.is_locked(run_dir / LOCK)
+
+
+def _mode(path: Path) -> int:
+    """The kind of a file; 0 if there is none."""
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return 0
 
 
 def lock_file(run_dir: Path) -> os.stat_result | None:
