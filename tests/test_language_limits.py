@@ -192,7 +192,7 @@ def test_odd_paths_are_refused_before_anything_is_loaded(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["hub/model@", "hub/model@../../x", "hub/model@a b", "hub/model@-x", "hub/model@a@b"])
 def test_a_revision_is_a_branch_a_tag_or_a_commit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("called the hub"))
     with pytest.raises(ConfigError, match=r"^task\.source\.model=.*: names no branch, tag or commit after @\.$"):
         resolve_folder("task.source.model", name)
 

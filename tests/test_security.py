@@ -98,6 +98,8 @@ system = os.system
 bound = partial(os.system, "true")
 class Mine(Renamed): pass
 class NoGate: pass
+class Nowhere(Renamed): __module__ = "no.such.module"
+class Nothing(Renamed): __module__ = None
 def make_gate(scale): return Mine(scale=scale)
 """
 
@@ -113,11 +115,34 @@ def test_modules_of_the_users_folders_may_be_named_but_not_what_they_import(
         file.write_text(OWN.format(mark=str(tmp_path / "imported")))
         for name in ("Mine", "Renamed", "make_gate"):
             assert make("gate", {"_target_": f"{module}.{name}", "scale": "none"}, Gate).scale == "none"
-        for name in ("Popen", "system", "bound", "os", "os.system", "subprocess.Popen", "partial"):
+        for name in ("Popen", "system", "bound", "os", "os.system", "subprocess.Popen", "partial", "Nowhere", "Nothing"):
             with pytest.raises(ConfigError, match=f"^gate._target_={module}.{name}: (is |cannot be imported)"):
                 make("gate", {"_target_": f"{module}.{name}", "scale": "none"}, Gate)
         with pytest.raises(ConfigError, match="is not a node with a _target_ of type Gate: it lacks Gate"):
             make("gate", {"_target_": f"{module}.NoGate"}, Gate)
+
+
+def test_an_environment_is_of_a_module_of_the_users_or_of_gymnasium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_envs.py").write_text("")
+    for name in ("CartPole-v1", "own_envs:Own-v0", "gymnasium:CartPole-v1", "nowhere:X-v0", "mujoco"):
+        targets.refuse_foreign_environment(name)
+    for name in ("antigravity:X-v0", "os:X-v0", "torch.hub:X-v0", "pip:X-v0", "pytest:X-v0"):
+        message = f"^task.env_id={name}: .* is not a module of rgpo.*, nor of a package that needs gymnasium"
+        with pytest.raises(ConfigError, match=message):
+            compose_jobs(["algo=ppo", "task=gym", f"task.env_id={name}", "plan=true"], False, None)
+    assert "antigravity" not in sys.modules
+    with pytest.raises(ConfigError, match=r"^task\.env_id=nowhere:X-v0"):
+        compose_jobs(["algo=ppo", "task=gym", "task.env_id=nowhere:X-v0", "plan=true"], False, None)
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(3)", "import rgpo.objective", "1 / 0", "def", "raise KeyError"])
+def test_a_module_that_cannot_be_imported_is_a_sentence(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "broken_module.py").write_text(text)
+    with pytest.raises(ConfigError, match=r"^gate\._target_=broken_module\.X: cannot be imported \(") as error:
+        make("gate", {"_target_": "broken_module.X"}, Gate)
+    assert "\n" not in str(error.value) and ("rgpo.objective is now rgpo.core.surrogate" in str(error.value)) == ("rgpo" in text)
 
 
 def test_an_installed_package_needs_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
