@@ -14,8 +14,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rgpo.cli.config import build, compose_jobs
-from rgpo.cli.overrides import group_options, hydra_on
+from rgpo.cli.config import build, compose_jobs, jobs_of
+from rgpo.cli.overrides import Composer, group_options, hydra_on
 from rgpo.errors import ConfigError
 
 LANGUAGE = ["task=qwen_rlhf", "algo=ppo"]
@@ -357,10 +357,10 @@ def _odd_value(rng: random.Random) -> str:
     return "".join(rng.choice(" ab,.:=[]{}()$'\"\\/~@+-_09é\x00\x07\x1b\n\u2028😀") for _ in range(rng.randint(1, 12)))
 
 
-def judge(words: list[str]) -> str:
+def judge(words: list[str], composer: Composer | None = None) -> str:
     """ "refused" or "accepted" if the outcome is proper, else what is wrong with it."""
     try:
-        (job,) = compose_jobs(words, False, None)
+        (job,) = compose_jobs(words, False, None) if composer is None else jobs_of(composer, words, False)
     except ConfigError as error:
         return wrong_sentence(str(error), words) or "refused"
     except Exception as error:
@@ -369,7 +369,7 @@ def judge(words: list[str]) -> str:
 
 
 def wrong_sentence(sentence: str, words: list[str]) -> str:
-    """What is wrong with a sentence of refusal; "" if nothing is."""
+    """The fault of a sentence of refusal; "" if there is none."""
     if not sentence.isprintable():
         return f"a sentence with control characters: {sentence!r}"
     if len(sentence) > LONGEST_SENTENCE or not sentence.endswith((".", "?")):

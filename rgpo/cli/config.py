@@ -17,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from rgpo.cli.build import GROUPS, build, check_type, make, present_name, refuse_unknown
 from rgpo.cli.hints import Node, parameters_of, shown
-from rgpo.cli.overrides import Choices, hydra_on
+from rgpo.cli.overrides import Choices, Composer, hydra_on
 from rgpo.cli.targets import make_importable
 from rgpo.cli.unused import refuse_unused
 from rgpo.cli.words import flat, former_name, preset_of, typed_keys
@@ -88,15 +88,21 @@ def compose_jobs(overrides: list[str], multirun: bool, config_dir: str | None) -
     """
     config_dir = None if config_dir is None else str(user_path(config_dir))
     with hydra_on(config_dir) as composer:
-        parsed = composer.parse(overrides, sweep=multirun)
-        for word, item in zip(overrides, parsed, strict=True):
-            if item.is_sweep_override() and not multirun:
-                raise ConfigError(f"{word}: is a sweep; add -m to run all of its jobs.")
-            if item.is_hydra_override() and not multirun and item.key_or_group != "hydra.searchpath":
-                raise ConfigError(f"{word}: is read by sweeps only; add -m, or leave it out.")
-        cells = composer.cells(overrides) if multirun else [overrides]
-        typed = [typed_keys(cell, composer.parse(cell)) for cell in cells]
-        return [make_job(*composer(cell), tuple(cell), keys, config_dir) for cell, keys in zip(cells, typed, strict=True)]
+        return jobs_of(composer, overrides, multirun)
+
+
+def jobs_of(composer: Composer, overrides: list[str], multirun: bool) -> list[Job]:
+    """As ``compose_jobs``, with a composer that may be used for several command lines."""
+    parsed = composer.parse(overrides, sweep=multirun)
+    for word, item in zip(overrides, parsed, strict=True):
+        if item.is_sweep_override() and not multirun:
+            raise ConfigError(f"{word}: is a sweep; add -m to run all of its jobs.")
+        if item.is_hydra_override() and not multirun and item.key_or_group != "hydra.searchpath":
+            raise ConfigError(f"{word}: is read by sweeps only; add -m, or leave it out.")
+    cells = composer.cells(overrides) if multirun else [overrides]
+    typed = [typed_keys(cell, composer.parse(cell)) for cell in cells]
+    folder = composer.config_dir
+    return [make_job(*composer(cell), tuple(cell), keys, folder) for cell, keys in zip(cells, typed, strict=True)]
 
 
 def make_job(

@@ -9,12 +9,13 @@ Private API of hydra that is used, since there is no public one (1.3.8):
 
 from __future__ import annotations
 
-import os
+import math
 import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -23,21 +24,20 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.errors import GrammarParseError
 
 from rgpo.cli.targets import refuse_hydra_code
 from rgpo.cli.words import CHOOSE_WITH, flat, former_name, hydra_form, preset_of, quote, typed_keys, user_form
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.paths import conf_dir
-from rgpo.runtime.reader import user_path
+from rgpo.runtime.reader import Unreadable, read_yaml, user_path
 from rgpo.runtime.resources import jobs_that_fit
 
 Choices = Mapping[str, object]  # config group -> the option selected
-SEARCHPATH = "hydra.searchpath"
-READ = re.compile(r"hydra/launcher|hydra\.launcher(\.[A-Za-z]\w*)*|hydra\.searchpath")  # of hydra's own keys
+MOST_JOBS, LONGEST_WORD = 100_000, 10_000  # jobs of a sweep, characters of a word
 PLUGINS = {  # node of hydra's that is instantiated -> where its class may be
     "hydra.launcher": ("hydra_plugins.", "hydra._internal.core_plugins.basic_launcher."),
     "hydra.sweeper": ("hydra._internal.core_plugins.basic_sweeper.",),
@@ -65,9 +65,9 @@ warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated
 def hydra_on(config_dir: str | None) -> Iterator[Composer]:
     """Hydra on conf/ and on the user's folder, if there is one; a hydra application around it is restored afterwards.
 
-    Raises: ConfigError if config_dir is no folder or holds a file with the name of a packaged one.
+    Raises: ConfigError if config_dir is no folder, holds a file with the name of a packaged one or one that cannot be read.
     """
-    _refuse_shadowing(config_dir)
+    _check_folder(config_dir)
     state = GlobalHydra.instance()
     outer = state.hydra
     state.clear()
@@ -75,7 +75,7 @@ def hydra_on(config_dir: str | None) -> Iterator[Composer]:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             yield Composer(config_dir)
     finally:
-        state.hydra = outer
+        GlobalHydra.instance().hydra = outer
 
 
 class Composer:
@@ -142,9 +142,12 @@ class Composer:
         swept = [*self.parse_hydra([f"{key}={value}" for key, value in params.items()]), *parsed]
         own = [item for item in swept if not item.is_hydra_override()]
         try:
+            sizes = [sum(1 for _ in islice(item.sweep_iterator(), MOST_JOBS + 1)) for item in own if item.is_sweep_override()]
+            if math.prod(sizes) > MOST_JOBS:
+                raise ConfigError(f"command line {' '.join(words)}: makes over {MOST_JOBS:,} jobs; give fewer values.")
             batches = BasicSweeper.split_arguments(own, max_batch_size=None)
         except HydraException as error:
-            raise ConfigError(f"command line: {first_line(error)}; separate the values by commas.") from error
+            raise ConfigError(f"command line {' '.join(words)}: {first_line(error)}; separate the values by commas.") from error
         return [[user_form(item) for item in self.parse_hydra(cell)] for batch in batches for cell in batch]
 
     def parse(self, words: list[str], sweep: bool = False) -> list[Override]:
@@ -165,6 +168,8 @@ class Composer:
         for word in words:
             if word.startswith(("-", "=")):
                 raise ConfigError(f"{word}: is neither key=value nor an option of rgpo-run; see rgpo-run --help.")
+            if len(word) > LONGEST_WORD:
+                raise ConfigError(f"{word}: has over {LONGEST_WORD:,} characters; write long values into a yaml of your own.")
             if word not in self._parsed:
                 try:
                     (item,) = self._parser.parse_overrides([word])
@@ -172,23 +177,8 @@ class Composer:
                 except Exception as error:  # whatever hydra raises, such as RecursionError
                     remedy = "write key=value, and quote values with special characters: 'key=\"value\"'"
                     raise ConfigError(f"{word}: cannot be parsed ({first_line(error)}); {remedy}.") from error
-                if item.is_hydra_override():
-                    self._check_hydra(word, item)
                 self._parsed[word] = item
         return [self._parsed[word] for word in words]
-
-    def _check_hydra(self, word: str, item: Override) -> None:
-        """Raises: ConfigError for a key of hydra's own that is not read, or a search path that is not a folder."""
-        if READ.fullmatch(item.key_or_group) is None or item.package is not None:
-            raise ConfigError(f"{word}: is not read; of hydra's keys only hydra/launcher, hydra.launcher and {SEARCHPATH} are.")
-        if item.key_or_group == SEARCHPATH:
-            folders = item.value()
-            plain = isinstance(folders, list) and all(isinstance(folder, str | QuotedString) for folder in folders)
-            paths = [str(getattr(folder, "text", folder)).removeprefix("file://") for folder in folders] if plain else [""]
-            if not all(map(os.path.isdir, paths)):
-                raise ConfigError(f"{word}: must be a list of folders that exist, such as [file:///home/me/conf].")
-            if self.config_dir is not None:
-                raise ConfigError(f"{word}: cannot be combined with --config-dir {self.config_dir}; give one of them.")
 
     def refuse_former(self, words: list[str]) -> None:
         """Raises: ConfigError for a preset, or a key or option of version 0.1, with the present name."""
@@ -252,8 +242,8 @@ class Composer:
         match = re.search(r"Could not override '([^']+)'", text) or re.search(r"not in struct\s+full_key: (\S+)", text)
         if match is None:
             if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
-                text = str(error.__cause__)
-            return f"command line {' '.join(words)}: {text.splitlines()[0].rstrip('.')}."
+                error = error.__cause__
+            return f"command line {' '.join(words)}: {first_line(error).rstrip(':')}."
         key = match.group(1)
         typed = [word for word in words if f"{key}.".startswith(f"{_key(word)}.")]
         former = former_name(key, "")
@@ -297,9 +287,9 @@ def _refuse_code(node: object, key: str) -> None:
         return
     for name, value in node.items():
         path = f"{key}.{name}"
-        if name in ("_target_", "()", "class", "env_set", "callbacks"):
-            if not (value in ({}, None) or str(value).startswith(PLUGINS.get(key, "\0"))):
-                raise ConfigError(f"{path}={value}: names code or settings that are not read from here; leave it out.")
+        runs = name in ("_target_", "()", "class", "env_set", "callbacks") and value not in ({}, None)
+        if runs and not str(value).startswith(PLUGINS.get(key, "\0")):
+            raise ConfigError(f"{path}={value}: is refused, because it could run other code; leave it out.")
         _refuse_code(value, path)
 
 
@@ -307,7 +297,7 @@ def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
 
-def _refuse_shadowing(config_dir: str | None) -> None:
+def _check_folder(config_dir: str | None) -> None:
     if config_dir is None:
         return
     own = Path(config_dir)
@@ -323,3 +313,11 @@ def _refuse_shadowing(config_dir: str | None) -> None:
             raise ConfigError(
                 f"--config-dir {config_dir}: {name} has the name of a packaged file and would be ignored; rename it."
             )
+    for group in {file.parent.relative_to(conf_dir()) for file in conf_dir().rglob("*.yaml")}:
+        for file in (own / group).glob("*.yaml"):
+            try:
+                read_yaml(file)  # within limits of size and depth, which hydra's reader lacks
+            except Unreadable as error:
+                if "empty" not in str(error):  # an option may set nothing
+                    what = f"{group}/{error}; fix or remove it"
+                    raise ConfigError(f"--config-dir {config_dir}: {what}.") from error
