@@ -195,7 +195,7 @@ def _check_keys(config: Node) -> None:
         if key not in known:
             _refuse_former(key, value)
     refuse_unknown("", config, known)
-    for key in parameters_of(LaunchSettings).hints:
+    for key in ("metrics", *parameters_of(LaunchSettings).hints):
         if key not in config and key != "choices":
             raise ConfigError(f"~{key}: cannot be deleted; give it a value.")
 
