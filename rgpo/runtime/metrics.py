@@ -36,13 +36,12 @@ def arrow_schema(metadata: Mapping[str, str], glossary: Mapping[str, Metric] = G
     return pa.schema(fields, metadata=dict(metadata))
 
 
-def last_attempt(run_dir: Path) -> int:
-    """The highest attempt that the run's parts and metrics.parquet mention; 0 if there are none."""
-    found = [
-        int(name[1]) for kind in KINDS for part in part_files(run_dir / kind) if (name := manifest.PART.fullmatch(part.name))
-    ]
-    for kind in KINDS:
-        with suppress(reader.Unreadable, KeyError), reader.parquet(run_dir / f"{kind}.parquet") as file:
+def last_attempt(run_dir: Path, joined: bool) -> int:
+    """The highest attempt that the names of parts and, if joined, the rows of metrics.parquet mention; 0 if there are none."""
+    names = [manifest.PART.fullmatch(part.name) for kind in KINDS for part in part_files(run_dir / kind)]
+    found = [int(name[1]) for name in names if name]
+    if joined:
+        with suppress(reader.Unreadable, KeyError), reader.parquet(run_dir / "metrics.parquet") as file:
             found += [x for x in file.read(columns=["attempt"])["attempt"].unique().to_pylist() if isinstance(x, int)]
     return max(found, default=0)
 
