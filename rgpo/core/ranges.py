@@ -75,7 +75,7 @@ POSITIVE = accept(lambda x: 0 < x < math.inf, "must be a positive, finite number
 NOT_NEGATIVE = accept(lambda x: 0 <= x < math.inf, "must be a finite number, not negative.")
 FINITE = accept(math.isfinite, "must be a finite number.")
 ABOVE_ONE = accept(lambda x: 1 < x < math.inf, "must be a finite number above 1.")
-FRACTION = accept(lambda x: 0 < x < 1, "must lie strictly between 0 and 1.")
+FRACTION = accept(lambda x: 1e-6 <= x < 1, "must lie strictly between 0 and 1, and not below 1e-6.")
 UNIT_INTERVAL = accept(lambda x: 0 <= x <= 1, "must lie in [0, 1].")
 
 
