@@ -89,7 +89,7 @@ def _main(words: list[str]) -> int:
 
 
 def _split(words: Sequence[str]) -> tuple[bool, str | None, list[str]]:
-    """Whether -m is among the words, --config-dir, and the overrides.
+    """True if -m is among the words, then --config-dir and the overrides.
 
     Raises: ConfigError if --config-dir has no value.
     """
