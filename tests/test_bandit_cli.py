@@ -58,7 +58,10 @@ def test_command_line_takes_gates_of_the_user(tmp_path: Path) -> None:
         (["law.tail_index=1e20"], "law.tail_index=1e+20: must be a finite number above 1"),
         (["law=gaussian", "law.mean=100"], "law.mean=100: is over 290 nats"),
         (["law=gaussian", "law.std=1e-6"], "law.mean=0.5: is over 290 nats of log ratio away for std=1e-06"),
-        (["gate.sharpness=99999999999999999999"], "is a whole number of over 63 bits; write it as 1e+20."),
+        (
+            ["gate.sharpness=99999999999999999999"],
+            "gate.sharpness=99999999999999999999: is a whole number of over 63 bits; write it as 1e+20.",
+        ),
         (["gate.sharpness=&a [*a]"], "gate.sharpness=&a [*a]: "),
         (["num_samples=???"], "num_samples=???: "),
         (["seed=${x}"], "seed=${x}: Interpolation key 'x' not found"),

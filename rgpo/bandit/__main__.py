@@ -164,7 +164,7 @@ def _run(settings: Settings, gate: Any, law: Any) -> None:
 def _write(table: Any, out: Path) -> None:
     import pyarrow as pa
 
-    from rgpo.runtime.metrics import write_atomically
+    from rgpo.runtime.parts import write_atomically
 
     try:
         write_atomically(pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None), out)
