@@ -73,6 +73,8 @@ def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
             data = file.read(limit + 1)  # files of /proc have no size
         except OSError as error:
             raise Unreadable.file(path, str(error.strerror)) from None
+    if data is None:  # a device that has nothing yet
+        raise Unreadable.file(path, "it has no contents")
     if len(data) > limit:
         raise Unreadable.file(path, _TOO_LARGE.format(limit))
     return data
