@@ -157,11 +157,9 @@ def parquet(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def user_path(text: str) -> Path:
-    """A path that a user typed, with ~ and ~user expanded."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # no such user
-        return Path(text)
+    """A path that a user typed, with ~ and ~user expanded; ./~ is a folder of that name, and stays one if expanded again."""
+    path = Path(os.path.expanduser(text))  # noqa: PTH111  # Path would take ./~ for ~
+    return path.absolute() if path.parts[:1] and path.parts[0].startswith("~") else path
 
 
 def _count_nodes(text: str) -> None:
