@@ -89,6 +89,10 @@ def part_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def storing(run_dir: Path) -> Iterator[None]:
+    """``atomic.storing`` for files that are read back.
+
+    Raises: StorageError if a file cannot be read or written, or rows are lost.
+    """
     try:
         with atomic.storing(run_dir):
             yield
