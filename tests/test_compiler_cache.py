@@ -125,6 +125,16 @@ def test_code_of_a_call_that_failed_is_compiled_anew(cache: Path) -> None:
         assert len(use()) == 3
 
 
+def test_a_failed_compilation_leaves_nothing(cache: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="compiler"), verified("a graph"):
+                Path(os.environ["TORCHINDUCTOR_CACHE_DIR"], "half.so").touch()
+                raise RuntimeError("compiler")
+    assert not list(cache.rglob("half.so"))
+
+
 def test_files_that_a_loading_process_added_are_recorded(cache: Path) -> None:
     """Another graph of the same description, for example after an update of rgpo."""
     use()

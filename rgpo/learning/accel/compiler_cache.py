@@ -89,6 +89,8 @@ def verified(graph: str) -> Iterator[CrashRecord]:
                 yield record
         except BaseException:
             (folder / DIGESTS).unlink(missing_ok=True)
+            if not loads:
+                shutil.rmtree(code, ignore_errors=True)
             raise
         if set(_files(folder)) != names and _locked(lock, fcntl.LOCK_EX):  # the last of several that loaded records new files
             atomic.write_text(folder / DIGESTS, json.dumps(_digests(folder), indent=1))
