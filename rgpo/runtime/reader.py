@@ -169,7 +169,7 @@ def _count_nodes(text: str) -> None:
     nodes = 0
     for event in yaml.parse(text, _YAML):
         if isinstance(event, yaml.AliasEvent):
-            nodes += sizes.get(event.anchor, MAX_NODES)  # an anchor that is still open contains itself
+            nodes += sizes.get(str(event.anchor), MAX_NODES)  # an anchor that is still open contains itself
         elif isinstance(event, yaml.ScalarEvent):
             nodes += 1
         elif isinstance(event, yaml.CollectionStartEvent):
