@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection, Mapping
 from io import BufferedReader
@@ -38,7 +37,7 @@ def write(run_dir: Path, attempt: int = 0, num_iterations: int = 0) -> None:
 
     Raises: Unreadable if one of them cannot be read; OSError if the manifest cannot be written.
     """
-    files = {name: digest(run_dir / name) for name in FILES if os.path.lexists(run_dir / name)}
+    files = {name: digest(run_dir / name) for name in FILES if (run_dir / name).exists()}
     facts = {"attempt": attempt, "num_iterations": num_iterations, "files": files}
     atomic.write_text(run_dir / NAME, json.dumps({**facts, "sha256": _digest_of(facts)}, indent=1) + "\n", fsync=True)
 
