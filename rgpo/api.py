@@ -229,8 +229,9 @@ class Run:
         from rgpo.runtime.provenance import REDACTED
         from rgpo.runtime.session import restore, set_up
 
-        if redacted := [key for key, value in flat(self._stored).items() if REDACTED in str(value)]:
-            raise ConfigError(f"{self.folder}: config.yaml has no value of {', '.join(redacted)}; repeat the command to use the run.")
+        for key, value in flat(self._stored).items():
+            if isinstance(value, str) and REDACTED in value:
+                raise ConfigError(f"{self.folder}: config.yaml has no value of {key}; repeat the command to use the run.")
         saved = checkpoint.load(self.folder, config_hash(self._stored))
         if saved is None:
             raise ConfigError(

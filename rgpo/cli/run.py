@@ -58,7 +58,11 @@ def main() -> None:
         print(f"rgpo {__version__}")
         return
     job_words = _without_cfg_job(words)
-    sys.exit(_main(words) if job_words is None else _print_config(job_words))
+    from rgpo.runtime.streams import tolerant_output
+
+    with tolerant_output():
+        code = _main(words) if job_words is None else _print_config(job_words)
+    sys.exit(code)
 
 
 def _main(words: list[str]) -> int:
