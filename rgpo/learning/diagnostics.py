@@ -68,7 +68,8 @@ def _policy_statistics(log_ratio: Tensor, entropy: Tensor, kl_ref: Tensor | None
         "ratio/tail_index": tail_index(log_ratio).item(),
     }
     estimates = torch.stack([k1(log_ratio), k2(log_ratio), k3(log_ratio)])
-    means, errors = estimates.mean(-1).tolist(), (estimates.std(-1) / len(log_ratio) ** 0.5).tolist()
+    spread = estimates.std(-1) if len(log_ratio) > 1 else torch.full((3,), math.nan)
+    means, errors = estimates.mean(-1).tolist(), (spread / len(log_ratio) ** 0.5).tolist()
     for name, mean, error in zip(("k1", "k2", "k3"), means, errors, strict=True):
         metrics |= {f"kl/old_{name}": mean, f"kl/old_{name}_se": error}
     if kl_ref is not None:

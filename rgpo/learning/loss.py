@@ -27,7 +27,9 @@ class LossParts(NamedTuple):
 
 
 def standardize(advantage: Tensor) -> Tensor:
-    """(A - mean)/(std + 1e-8) with the unbiased std."""
+    """(A - mean)/(std + 1e-8) with the unbiased std; 0 for a single sample."""
+    if len(advantage) == 1:
+        return torch.zeros_like(advantage)
     return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
 
 
