@@ -14,7 +14,7 @@ from torch import Tensor
 from rgpo.control.actor_critic import ActorCritic, ControlBatch
 from rgpo.core import gates
 from rgpo.core.advantages import GAE
-from rgpo.core.kl_penalty import NoPenalty
+from rgpo.core.kl_penalty import Divergence, NoPenalty
 from rgpo.core.surrogate import Detached, surrogate
 from rgpo.learning.algorithm import GateAlgorithm
 from rgpo.learning.natural_gradient import NaturalGradient
@@ -42,6 +42,10 @@ def natural_gradient(**change: Any) -> NaturalGradient:
     return NaturalGradient(**(knobs | change))
 
 
+EXACT = Divergence(estimator="exact", anchor="old")
+K3 = Divergence(estimator="k3", anchor="reference")
+
+
 def gae(**change: Any) -> GAE:
     return GAE(**({"gamma": 0.99, "lam": 0.95, "bootstrap_truncated": True, "normalize": "minibatch"} | change))
 
@@ -58,13 +62,13 @@ def setup(
     policy: Any,
     gate: Any,
     *,
-    penalized: bool = False,
+    divergence: Divergence | None = None,
     normalize: str = "minibatch",
     iterations: int = 1,
     seed: int = 0,
 ) -> None:
     """update.setup with the surrogate of one gate."""
-    update.setup(policy, objective(gate), penalized=penalized, normalize=normalize, num_iterations=iterations, seed=seed)
+    update.setup(policy, objective(gate), divergence=divergence, normalize=normalize, num_iterations=iterations, seed=seed)
 
 
 def nudge(policy: ActorCritic, scale: float = 0.05, seed: int = 0) -> None:

@@ -103,6 +103,8 @@ class Language:
         if not requirements.pairs:
             remedy = "the algorithm learns from its own completions; use sampler@task.sampler=own."
         require(offline == requirements.pairs, "task.sampler", type(self.sampler).__name__, remedy)
+        remedy = "language models have the exact KL at some tokens only; use unbiased, k2 or k3."
+        require(not requirements.exact_kl, "penalty.estimator", "exact", remedy)
         require(not requirements.compiled, "update.compile", True, "language models are not compiled; use auto or false.")
 
     def plan_iterations(self, total_env_steps: int) -> int:

@@ -30,13 +30,12 @@ class MicroBatchAdam:
         policy: Policy,
         loss: Loss,
         *,
-        penalized: bool,
         normalize: bool,
         max_grad_norm: float | None,
         adam_eps: float,
         seed: int,
     ) -> None:
-        self.policy, self.loss, self.penalized, self.normalize = policy, loss, penalized, normalize
+        self.policy, self.loss, self.normalize = policy, loss, normalize
         self.limit = math.inf if max_grad_norm is None else max_grad_norm
         self.parameters = list(policy.parameters())
         self.adam = torch.optim.Adam([{"params": part} for part in sharded.by_kind(self.parameters)], eps=adam_eps)
@@ -67,8 +66,7 @@ class MicroBatchAdam:
             batch = batch.with_advantage(advantage.index_copy(0, minibatch.indices, own))
         policy_loss, value_loss, largest = torch.zeros(3)
         for view in minibatch.views:
-            kl = kl_coef if self.penalized else None
-            total, parts = self.loss(self.policy.forward(view), batch.at(view), kl_coef=kl)
+            total, parts = self.loss(self.policy.forward(view), batch.at(view), kl_coef=kl_coef)
             torch.autograd.backward(total)
             policy_loss += parts.policy.cpu()
             value_loss += parts.value.cpu()

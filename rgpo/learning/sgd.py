@@ -13,6 +13,7 @@ from rgpo.learning.types import Batch, Metrics, Objective, Policy, PolicyShift, 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rgpo.core.kl_penalty import Divergence
     from rgpo.learning.flat_adam import Data, FlatAdam
     from rgpo.learning.loss import Loss, LossParts
     from rgpo.learning.micro_batch_adam import MicroBatchAdam
@@ -69,7 +70,7 @@ class SGD:
         )
 
     def setup(
-        self, policy: Policy, objective: Objective, *, penalized: bool, normalize: str, num_iterations: int, seed: int
+        self, policy: Policy, objective: Objective, divergence: Divergence | None, normalize: str, num_iterations: int, seed: int
     ) -> None:
         """Make the engine that the policy needs; objective is the surrogate without its kl_coef."""
         from rgpo.learning.loss import loss
@@ -77,14 +78,20 @@ class SGD:
         self.num_iterations = num_iterations
         self.num_updates = 0
         self.optimizer: FlatAdam | MicroBatchAdam
-        bound = partial(loss, objective=objective, vf_coef=self.vf_coef, ent_coef=self.ent_coef, value_clip=self.value_clip)
+        bound = partial(
+            loss,
+            objective=objective,
+            divergence=divergence,
+            vf_coef=self.vf_coef,
+            ent_coef=self.ent_coef,
+            value_clip=self.value_clip,
+        )
         if policy.flat is None:
             from rgpo.learning.micro_batch_adam import MicroBatchAdam
 
             self.optimizer = MicroBatchAdam(
                 policy,
                 bound,
-                penalized=penalized,
                 normalize=normalize == "minibatch",
                 max_grad_norm=self.max_grad_norm,
                 adam_eps=self.adam_eps,
@@ -99,7 +106,7 @@ class SGD:
                     flat_loss,
                     policy=policy,
                     loss=bound,
-                    penalized=penalized,
+                    exact_kl=divergence is not None and divergence.estimator == "exact",
                     entropy=self.ent_coef != 0,
                     normalize=normalize == "minibatch",
                 ),
@@ -171,7 +178,7 @@ def flat_loss(
     *,
     policy: Policy,
     loss: Loss,
-    penalized: bool,
+    exact_kl: bool,
     entropy: bool,
     normalize: bool,
 ) -> tuple[Tensor, LossParts]:
@@ -181,8 +188,8 @@ def flat_loss(
     view, samples = cast(tuple[View, Samples], data)
     if normalize:
         samples = samples._replace(advantage=standardize(samples.advantage))
-    out = policy.forward(view, flat=flat, kl=penalized, entropy=entropy)
-    return loss(out, samples, kl_coef=kl_coef if penalized else None)
+    out = policy.forward(view, flat=flat, kl=exact_kl, entropy=entropy)
+    return loss(out, samples, kl_coef=kl_coef)
 
 
 def flat_shift(flat: Tensor, data: Data, *, policy: Policy) -> tuple[Tensor, ...]:
