@@ -43,7 +43,7 @@ def sigmoid(sharpness: float) -> Gate:
 def sgd(policy: ActorCritic, gate: Gate, compile: bool | str, *, divergence: Divergence | None = None, **change: Any) -> SGD:
     """Two epochs of two minibatches, set up for two iterations."""
     knobs = {"num_epochs": 2, "num_minibatches": 2, "lr": 1e-2, "anneal_lr": False, "adam_eps": 1e-5, "max_grad_norm": 0.5}
-    knobs |= {"vf_coef": 0.5, "ent_coef": 0.0, "value_clip": 0.2}
+    knobs |= {"clip_jointly": True, "vf_coef": 0.5, "ent_coef": 0.0, "value_clip": 0.2}
     update = SGD(**(knobs | change), compile=compile)
     objective = partial(surrogate, gate=gate, ref_gate=gates.Open(), combine=Detached())
     update.setup(policy, objective, divergence=divergence, normalize="minibatch", num_iterations=2, seed=0)

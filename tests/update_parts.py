@@ -32,7 +32,7 @@ def objective(gate: Any) -> Objective:
 
 def sgd(**change: Any) -> SGD:
     knobs: dict[str, Any] = {"num_epochs": 10, "num_minibatches": 32, "lr": 3e-4, "anneal_lr": True, "adam_eps": 1e-5}
-    knobs |= {"max_grad_norm": 0.5, "vf_coef": 0.5, "ent_coef": 0.0, "value_clip": 0.2, "compile": False}
+    knobs |= {"max_grad_norm": 0.5, "clip_jointly": True, "vf_coef": 0.5, "ent_coef": 0.0, "value_clip": 0.2, "compile": False}
     return SGD(**(knobs | change))
 
 

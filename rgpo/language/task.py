@@ -64,6 +64,7 @@ class Language:
     num_kl_tokens: int
     staleness: int
     gradient_checkpointing: bool
+    center_scores: bool  # subtract the mean score of the first rollout where values are learned
     num_eval_prompts: int
     num_samples: int
 
@@ -128,6 +129,7 @@ class Language:
         self.evaluator = Evaluator(self.assets, self.num_eval_prompts, self.num_samples, draws[1])
         self.order: list[int] = []  # prompts left in this pass over them
         self.waiting: deque[CompletionRollout] = deque()  # collected and not yet learned from
+        self.score_offset: float | None = None  # subtracted from scores; None before the first rollout and without a critic
 
     def make_policy(self, seed: int) -> LanguageModel:
         """The source's model with fresh adapters, or all of it, and a value head if the algorithm trains values."""
@@ -192,7 +194,7 @@ class Language:
         kl_BT = to_rows(old.logp_old_N - old.logp_ref_N, completions).double().cpu().numpy()
         value_BT = to_rows(old.value_N, completions).double().cpu().numpy()
         mask_BT = completions.completion_mask_BT.cpu().numpy()
-        reward_BT = token_rewards(score, kl_BT, mask_BT, kl_coef=self.requirements.reward_kl_coef)
+        reward_BT = token_rewards(self._centered(score), kl_BT, mask_BT, kl_coef=self.requirements.reward_kl_coef)
         steps = token_steps(reward_BT, value_BT, mask_BT, ~completions.finished_B.cpu().numpy())
         times = {
             "time/generate_s": generated - started,
@@ -207,6 +209,19 @@ class Language:
             old=old,
             correction_N=torch.ones_like(weight_N) if cap is None else weight_N.clamp(max=cap),
         )
+
+    def _centered(self, score_B: Array) -> Array:
+        """score_B less the mean score of the first rollout, so that V starts there: a constant in the reward changes nothing.
+
+        Estimators without a critic compare completions of one prompt, which removes it.
+        """
+        if not (self.center_scores and self.requirements.critic):
+            return score_B
+        score_B = np.asarray(score_B, np.float64)
+        if self.score_offset is None:
+            self.score_offset = float(score_B.mean())
+        centered: Array = score_B - self.score_offset
+        return centered
 
     def _describe(self, score: Array, completions: Completions, old: OldLogprobs) -> dict[str, float]:
         """Metrics of a rollout: scores, lengths, KL(policy || reference) and the sampler's rounding."""
@@ -224,6 +239,8 @@ class Language:
         gap = sampler_gap(old.logp_old_N, completions).abs()
         if not bool(gap.isnan().any()):  # stored completions have no sampler
             metrics |= {"sampler/log_ratio_abs_mean": float(gap.mean()), "sampler/log_ratio_abs_max": float(gap.max())}
+        if self.score_offset is not None:
+            metrics["reward/offset"] = self.score_offset
         if self.group_size > 1:
             metrics["language/zero_variance_group_share"] = float(zero_variance_groups(score, self.group_size).mean())
         if self.sampler.on_policy:  # k1, k2, k3 of samples of the policy estimate KL(policy || reference)
@@ -266,6 +283,7 @@ class Language:
             "rng": self.rng.bit_generator.state,
             "generator": self.generator.get_state(),
             "order": self.order,
+            "score_offset": self.score_offset,
             "waiting": [rollout_state(rollout) for rollout in self.waiting],
             "evaluator": self.evaluator.state_dict(),
         }
@@ -278,5 +296,6 @@ class Language:
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.generator.set_state(cast(torch.Tensor, state["generator"]))
         self.order = list(cast(list[int], state["order"]))
+        self.score_offset = cast(float | None, state["score_offset"])
         self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state["waiting"]))
         self.evaluator.load_state_dict(cast(State, state["evaluator"]))

@@ -32,7 +32,8 @@ class SGD:
     lr: float
     anneal_lr: bool  # linearly to 0 over the run
     adam_eps: float
-    max_grad_norm: float | None  # of actor and critic together; null leaves gradients whole
+    max_grad_norm: float | None  # null leaves gradients whole
+    clip_jointly: bool  # True: max_grad_norm limits the gradient of actor and critic together, False: of each
     vf_coef: float
     ent_coef: float
     value_clip: float | None  # null leaves the value loss unclipped
@@ -78,6 +79,7 @@ class SGD:
         self.num_iterations = num_iterations
         self.num_updates = 0
         self.optimizer: FlatAdam | MicroBatchAdam
+        num_apart = None if self.clip_jointly else policy.num_actor_parameters
         bound = partial(
             loss,
             objective=objective,
@@ -94,6 +96,7 @@ class SGD:
                 bound,
                 normalize=normalize == "minibatch",
                 max_grad_norm=self.max_grad_norm,
+                num_apart=num_apart,
                 adam_eps=self.adam_eps,
                 seed=seed,
             )
@@ -113,6 +116,7 @@ class SGD:
                 partial(flat_shift, policy=policy),
                 num_minibatches=self.num_minibatches,
                 max_grad_norm=self.max_grad_norm,
+                num_apart=num_apart,
                 adam_eps=self.adam_eps,
                 compile=self.compile,
                 num_steps=num_iterations * self.num_epochs * self.num_minibatches,

@@ -65,6 +65,7 @@ GLOSSARY: dict[str, Metric] = {
     "return/eval_std": Metric("reward", "standard deviation of the evaluation returns over episodes"),
     "reward/train_mean": Metric("score", "mean score of the iteration's completions by the reward model, without any KL"),
     "reward/train_std": Metric("score", "standard deviation of the same scores"),
+    "reward/offset": Metric("score", "mean score of the first rollout, which is subtracted from all scores before values"),
     **{
         f"reward/eval_{column}{what}": Metric("score", f"{meaning} of the {model} on held-out prompts, after the update")
         for column, model in (("proxy", "reward model"), ("gold", "gold reward model"))
@@ -120,8 +121,8 @@ GLOSSARY: dict[str, Metric] = {
     "ess/weight": Metric("fraction", "effective sample size (sum w)^2 / sum w^2 / n of the weights"),
     "loss/policy": Metric("1", "mean policy loss (gated surrogate and KL penalty) over the iteration's gradient steps"),
     "loss/value": Metric("reward^2", "mean value loss over the iteration's gradient steps, before vf_coef"),
-    "grad/norm_mean": Metric("1", "mean gradient norm before clipping over the iteration's gradient steps"),
-    "grad/norm_max": Metric("1", "largest gradient norm before clipping in this iteration"),
+    "grad/norm_mean": Metric("1", "mean gradient norm before clipping over the gradient steps; the actor's if clipped apart"),
+    "grad/norm_max": Metric("1", "largest gradient norm before clipping in this iteration, likewise"),
     "grad/clip_fraction": Metric("fraction", "share of gradient steps whose gradient was clipped"),
     "value/explained_variance": Metric("fraction", "1 - Var(return - value) / Var(return) of the critic before learning"),
     "advantage/mean": Metric("1", "mean advantage of the batch before normalization"),
@@ -225,7 +226,9 @@ LANGUAGE = "rgpo.language.task.Language"
 ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since and the values that keep its behavior
     "": {"algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"}},
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
+    "rgpo.learning.sgd.SGD": {"clip_jointly": True},
     LANGUAGE: {
+        "center_scores": False,
         "parallel": "ddp",
         "sampler": {"_target_": "rgpo.language.policy.samplers.Own", "correction_cap": None},
     },
