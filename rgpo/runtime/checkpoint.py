@@ -23,6 +23,7 @@ class Checkpoint(TypedDict):
     iteration: int
     env_steps: int
     ratio_moved: float  # nats; largest |log ratio| at which a gradient was taken
+    informative: bool  # whether any iteration's rewards told completions apart
     policy: State
     algorithm: State
     task: State
