@@ -17,7 +17,7 @@ from rgpo.core import gates
 from rgpo.core.rollout import Array
 from rgpo.learning.adam import clip_by_norm
 
-SCALED = ("dapo", "grpo", "gspo")  # advantages over the group's std and no KL in the reward
+SCALED = ("dapo", "grpo", "gspo", "p3o")  # advantages over the group's std and no KL in the reward
 
 
 def reward_of(constant: float, scale: float) -> Any:
@@ -66,7 +66,7 @@ def test_the_scale_of_a_reward_changes_nothing_where_it_is_divided_out(algo: str
     assert_equal(trained(tiny_checkpoint, algo, *words, scale=4.0), trained(tiny_checkpoint, algo, *words))
 
 
-@pytest.mark.parametrize("algo", ["rgpo", "ppo", "rloo"])
+@pytest.mark.parametrize("algo", ["rgpo", "ppo_kl", "ppo", "trpo", "awr", "reinforce", "rloo", "sapo"])
 def test_elsewhere_it_does(algo: str, tiny_checkpoint: Path) -> None:
     assert_equal(trained(tiny_checkpoint, algo, scale=4.0), trained(tiny_checkpoint, algo), equal=False)
 

@@ -61,7 +61,7 @@ def configuration(*words: str) -> dict[str, Any]:
 
 
 def sum_of_codes(texts: Sequence[str]) -> Array:
-    """A reward that tells almost all completions apart."""
+    """A reward that differs between almost all completions."""
     return np.array([sum(map(ord, text)) % 97 / 10 for text in texts])
 
 
@@ -93,7 +93,7 @@ class TinyRun:
         return dict(rollout.metrics) | self.algorithm.learn(self.policy, rollout, measure_variance)
 
     def state(self) -> dict[str, State]:
-        """What a checkpoint holds of the three parts."""
+        """The states of the three parts, as in a checkpoint."""
         return {name: getattr(self, name).state_dict() for name in ("task", "policy", "algorithm")}
 
     def restore(self, state: dict[str, State]) -> None:

@@ -66,7 +66,7 @@ class Penalty(Protocol):
 
     @property
     def divergence(self) -> Divergence | None:
-        """What loss_coef multiplies; None if nothing is penalized in the loss."""
+        """The KL that loss_coef multiplies; None if nothing is penalized in the loss."""
         ...
 
     @property

@@ -23,7 +23,7 @@ class Checkpoint(TypedDict):
     iteration: int
     env_steps: int
     ratio_moved: float  # nats; largest |log ratio| at which a gradient was taken
-    informative: bool  # whether any iteration's rewards told completions apart
+    informative: bool  # whether rewards differed between completions of a prompt in any iteration
     policy: State
     algorithm: State
     task: State

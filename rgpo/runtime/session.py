@@ -67,7 +67,7 @@ class Session:
         self.iteration = self.env_steps = self.num_iterations = 0
         self.last_checkpoint = 0  # iteration; 0: none
         self.ratio_moved = 0.0  # nats; largest |log ratio| at which a gradient was taken; infinite if it is not measured
-        self.informative = False  # whether any iteration's rewards told completions apart
+        self.informative = False  # whether rewards differed between completions of a prompt in any iteration
 
     def start(self) -> None:
         """Record what the run is, set up its parts and load the last checkpoint if there is one."""
