@@ -94,7 +94,10 @@ def test_a_run_whose_groups_have_one_reward_each_reports_that(parts: Path, tmp_p
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "exact KL": (["algo=p3o", "penalty.anchor=old", "penalty.estimator=exact"], "penalty.estimator=exact: language models have"),
+    "exact KL": (
+        ["algo=p3o", "penalty.anchor=old", "penalty.estimator=exact"],
+        "penalty.estimator=exact: is known at some tokens only",
+    ),
     "exact from reference": (["algo=p3o", "penalty.estimator=exact"], "penalty.anchor=reference: the exact KL is from the old"),
     "no critic to center for": (["algo=grpo", "task.center_scores=true"], "task.center_scores=true: would be ignored"),
     "no critic to clip": (["algo=grpo", "update.clip_jointly=true"], "update.clip_jointly=true: would be ignored"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.envs.vector_env import VectorEnv
 from rgpo.control.mlp import MLP
 from rgpo.control.normalize import ObservationNormalizer, RewardNormalizer
+from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, or_null
 from rgpo.core.rollout import Array
 from rgpo.distributed import refuse_many
 from rgpo.errors import ConfigError, NonFiniteError, require
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rgpo.control.actor_critic import ActorCritic, ControlRollout
 
 REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, or fixed or adaptive with penalty.anchor=old."
+VERSION = accept(lambda name: re.fullmatch(r"v[0-9]{1,9}", name) is not None, "must be a version such as v4 or v5.")
 LONGEST_EVALUATION = 10_000  # steps after which an evaluation episode without a time limit is cut
 
 
@@ -36,26 +38,24 @@ class Control:
 
     env_id: str  # gymnasium id; with `version` its name alone
     policy: MLP
-    version: str | None  # v4 or v5 for MuJoCo's four (the paper has v4), null where env_id is complete
-    num_envs: int
-    num_steps: int
+    version: str | None = field(metadata=or_null(VERSION))  # v4 (the paper's) or v5 of MuJoCo's four, else null
+    num_envs: int = field(metadata=count(100_000))
+    num_steps: int = field(metadata=count(MANY))
     normalize_observation: bool
     normalize_reward: bool
-    clip_observation: float
-    clip_reward: float
-    num_eval_episodes: int
+    clip_observation: float = field(metadata=POSITIVE)
+    clip_reward: float = field(metadata=POSITIVE)
+    num_eval_episodes: int = field(metadata=count(100_000))
     backend: str  # auto steps MuJoCo directly where the id is known; gymnasium or mujoco force one
     env_kwargs: Mapping[str, object]  # of gymnasium.make
 
     def __post_init__(self) -> None:
         require(isinstance(self.env_id, str) and self.env_id != "???", "task.env_id", self.env_id, "give a gymnasium id.")
-        for key in ("num_envs", "num_steps", "num_eval_episodes"):
-            value = getattr(self, key)
-            require(isinstance(value, int) and value > 0, f"task.{key}", value, "must be a positive whole number.")
-        for key in ("clip_observation", "clip_reward"):
-            require(getattr(self, key) > 0, f"task.{key}", getattr(self, key), "must be positive.")
-        if self.version is not None:
-            require(re.fullmatch(r"v\d+", self.version) is not None, "task.version", self.version, "write it as v4 or v5.")
+        check_fields(self, "task")
+        samples = self.batch_size
+        require(
+            samples <= MANY, "task.num_steps", self.num_steps, f"makes rollouts of {samples:,} samples, over {MANY:,}; lower it."
+        )
 
     memory_advice: ClassVar[str] = "lower task.num_steps or task.num_envs"
 
@@ -128,6 +128,7 @@ class Control:
         shape = self._action_shape
         return action if action.shape[1:] == shape else action.reshape(len(action), *shape)
 
+    @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
     def collect(self, policy: Policy) -> ControlRollout:
         """T steps of every environment.
 
@@ -152,9 +153,10 @@ class Control:
                 final = self._prepare(step.final_observation, learn=False)
                 finals |= {(t, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
         raw_reward = self.env.rewards()
-        self._refuse_non_finite(raw_reward, seen)
+        self._refuse_non_finite(raw_reward, np.concatenate([seen, self.observation[None]]), finals)
         done = terminated | truncated
         reward = self.scale_reward(raw_reward, done) if self.normalize_reward else raw_reward
+        self._refuse_overflow(raw_reward)
         value, next_value = self._values(policy, seen, finals)
         return ControlRollout(
             observation=seen,
@@ -186,12 +188,21 @@ class Control:
             metrics["return/length_mean"] = float(np.mean(lengths))
         return metrics
 
-    def _refuse_non_finite(self, reward: Array, seen: Array) -> None:
-        for name, array in (("reward", reward), ("observation", seen)):
-            bad = ~np.isfinite(array)
-            if bad.any():
-                t = int(np.argwhere(bad)[0][0])
-                raise NonFiniteError(f"{name} of {self.full_id} became NaN or infinite at step {t} of the rollout.")
+    def _refuse_non_finite(self, reward: Array, seen: Array, finals: Mapping[tuple[int, int], Array]) -> None:
+        """seen: observations before each step and after the last one, (T + 1, E, D)."""
+        bad = [("reward", np.flatnonzero(~np.isfinite(reward).all(1)))]
+        bad += [("observation", np.flatnonzero(~np.isfinite(seen).all((1, 2))))]
+        bad += [("last observation of an episode", np.array([t for (t, _), x in finals.items() if not np.isfinite(x).all()]))]
+        for name, steps in bad:
+            if steps.size:
+                raise NonFiniteError(f"{name} of {self.full_id} became NaN or infinite at step {steps[0]} of the rollout.")
+
+    def _refuse_overflow(self, reward: Array) -> None:
+        """Numbers that are finite, but whose squares are not, would silently be normalized to 0."""
+        for key, normalizer in (("normalize_observation", self.normalize), ("normalize_reward", self.scale_reward)):
+            if getattr(self, key) and normalizer.overflowed:
+                what = f"{key.removeprefix('normalize_')}s of {self.full_id}"
+                raise NonFiniteError(f"{what} are too large for the running variance of task.{key}; scale them.")
 
     def _values(self, policy: ActorCritic, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
         """V of every observation and of every true next observation, (T, E) each, in one forward pass."""
@@ -205,7 +216,10 @@ class Control:
         return table[:-1].copy(), next_value
 
     def evaluate(self, policy: Policy) -> dict[str, float]:
-        """Raw returns of num_eval_episodes with the mode of the policy, always from the same starting seeds."""
+        """Raw returns of num_eval_episodes with the mode of the policy, always from the same starting seeds.
+
+        Raises: NonFiniteError if a reward is NaN or infinite.
+        """
         from rgpo.control.actor_critic import ActorCritic
 
         assert isinstance(policy, ActorCritic)
@@ -218,7 +232,10 @@ class Control:
             step = self.eval_env.step(self._shape_action(policy.act(seen, silence)))
             running.append(running[-1] & ~(step.terminated | step.truncated))
             seen = self._prepare(step.observation, learn=False)
-        total = (self.eval_env.rewards() * running[:-1]).sum(0)
+        reward = np.where(running[:-1], self.eval_env.rewards(), 0.0)
+        if not np.isfinite(reward).all():
+            raise NonFiniteError(f"reward of {self.full_id} became NaN or infinite in an evaluation episode.")
+        total = reward.sum(0)
         return {"return/eval_mean": float(total.mean()), "return/eval_std": float(total.std())}
 
     def headline(self, metrics: Mapping[str, float | list[float]]) -> str:

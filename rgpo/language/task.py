@@ -10,17 +10,19 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
 from rgpo import distributed
 from rgpo.core.advantages import token_rewards, token_steps, zero_variance_groups
+from rgpo.core.ranges import MANY, accept, check_fields, count, one_of
 from rgpo.core.rollout import Array
 from rgpo.errors import require
 from rgpo.language.assets import AssetLoader, LanguageAssets
 from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
+from rgpo.language.policy.pretrained import LoRA
 from rgpo.language.policy.samplers import Sampler
 from rgpo.learning.types import Policy, Requirements, State
 
@@ -29,21 +31,7 @@ if TYPE_CHECKING:
     from rgpo.language.policy.language_model import LanguageModel
     from rgpo.language.policy.token_batch import CompletionRollout, OldLogprobs
 
-PARALLEL = ("ddp", "fsdp")
-RATIOS, REDUCTIONS = ("token", "sequence"), ("token_mean", "sequence_mean")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRA:
-    """Low-rank adapters in place of full fine-tuning (Hu et al. 2021)."""
-
-    rank: int
-    alpha: float
-    target_modules: str | list[str]
-
-    def __post_init__(self) -> None:
-        require(self.rank > 0, "task.lora.rank", self.rank, "must be positive.")
-        require(0 < self.alpha < np.inf, "task.lora.alpha", self.alpha, "must be a positive, finite number.")
+TEMPERATURE = accept(lambda x: 0.01 <= x <= 100, "must be a number from 0.01 to 100.")
 
 
 @dataclass(kw_only=True)
@@ -53,30 +41,26 @@ class Language:
     source: AssetLoader
     sampler: Sampler
     lora: LoRA | None
-    num_prompts: int
-    group_size: int
-    max_new_tokens: int
-    temperature: float
-    ratio: str
-    reduction: str
-    micro_batch_size: int
-    parallel: str
-    num_kl_tokens: int
-    staleness: int
+    num_prompts: int = field(metadata=count(MANY))
+    group_size: int = field(metadata=count(MANY))
+    max_new_tokens: int = field(metadata=count(MANY))
+    temperature: float = field(metadata=TEMPERATURE)
+    ratio: str = field(metadata=one_of("token", "sequence"))
+    reduction: str = field(metadata=one_of("token_mean", "sequence_mean"))
+    micro_batch_size: int = field(metadata=count(MANY))
+    parallel: str = field(metadata=one_of("ddp", "fsdp"))
+    num_kl_tokens: int = field(metadata=count(MANY))
+    staleness: int = field(metadata=count(100, least=0))
     gradient_checkpointing: bool
     center_scores: bool  # subtract the mean score of the first rollout where values are learned
-    num_eval_prompts: int
-    num_samples: int
+    num_eval_prompts: int = field(metadata=count(MANY))
+    num_samples: int = field(metadata=count(MANY, least=0))
 
     def __post_init__(self) -> None:
-        for key in ("num_prompts", "group_size", "max_new_tokens", "micro_batch_size", "num_kl_tokens", "num_eval_prompts"):
-            require(getattr(self, key) > 0, f"task.{key}", getattr(self, key), "must be positive.")
-        require(self.temperature > 0, "task.temperature", self.temperature, "must be positive.")
-        require(self.ratio in RATIOS, "task.ratio", self.ratio, "choose token or sequence.")
-        require(self.reduction in REDUCTIONS, "task.reduction", self.reduction, "choose token_mean or sequence_mean.")
-        require(self.parallel in PARALLEL, "task.parallel", self.parallel, "choose ddp or fsdp.")
-        for key in ("staleness", "num_samples"):
-            require(getattr(self, key) >= 0, f"task.{key}", getattr(self, key), "must not be negative.")
+        check_fields(self, "task")
+        tokens = self.batch_size * self.max_new_tokens
+        remedy = f"x task.group_size={self.group_size} x task.max_new_tokens={self.max_new_tokens} makes {tokens:,} tokens per "
+        require(tokens <= MANY, "task.num_prompts", self.num_prompts, f"{remedy}rollout, over {MANY:,}; lower one of them.")
 
     memory_advice: ClassVar[str] = "lower task.micro_batch_size or task.num_kl_tokens, or set task.gradient_checkpointing=true"
 
@@ -84,6 +68,11 @@ class Language:
     def batch_size(self) -> int:
         """Completions of one rollout, B."""
         return self.num_prompts * self.group_size
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Commit or sha256 of what was downloaded or built."""
+        return self.assets.versions
 
     def check(self) -> None:
         """Raises: ConfigError for what the source or the sampler lacks, or for processes without a prompt."""
@@ -104,8 +93,7 @@ class Language:
         if not requirements.pairs:
             remedy = "the algorithm learns from its own completions; use sampler@task.sampler=own."
         require(offline == requirements.pairs, "task.sampler", type(self.sampler).__name__, remedy)
-        remedy = "language models have the exact KL at some tokens only; use unbiased, k2 or k3."
-        require(not requirements.exact_kl, "penalty.estimator", "exact", remedy)
+        require(not requirements.exact_kl, "penalty.estimator", "exact", "is known at some tokens only; use unbiased, k2 or k3.")
         require(not requirements.compiled, "update.compile", True, "language models are not compiled; use auto or false.")
 
     def plan_iterations(self, total_env_steps: int) -> int:
@@ -122,6 +110,7 @@ class Language:
         for key, have in (("num_prompts", self.prompts), ("num_eval_prompts", self.assets.heldout_prompts)):
             wanted = getattr(self, key)
             require(len(have) >= wanted, f"task.{key}", wanted, f"there are only {len(have)} prompts to choose from.")
+        self._require_context()
         streams = np.random.SeedSequence(seed).spawn(2)
         self.rng = np.random.default_rng(streams[0])
         draws = [int(x) >> 2 for x in streams[1].generate_state(2)]
@@ -130,6 +119,14 @@ class Language:
         self.order: list[int] = []  # prompts left in this pass over them
         self.waiting: deque[CompletionRollout] = deque()  # collected and not yet learned from
         self.score_offset: float | None = None  # subtracted from scores; None before the first rollout and without a critic
+
+    def _require_context(self) -> None:
+        """Raises: ConfigError if a completion of the longest prompt would not fit into the model's context."""
+        longest = max(len(prompt.ids) for prompt in (*self.prompts, *self.assets.heldout_prompts))
+        context = getattr(self.assets.model.config, "max_position_embeddings", None)
+        fits = context is None or longest + self.max_new_tokens <= context
+        remedy = f"exceeds the model's context of {context} tokens, of which the longest prompt takes {longest}; lower it."
+        require(fits, "task.max_new_tokens", self.max_new_tokens, remedy)
 
     def make_policy(self, seed: int) -> LanguageModel:
         """The source's model with fresh adapters, or all of it, and a value head if the algorithm trains values."""
@@ -196,11 +193,8 @@ class Language:
         mask_BT = completions.completion_mask_BT.cpu().numpy()
         reward_BT = token_rewards(self._centered(score), kl_BT, mask_BT, kl_coef=self.requirements.reward_kl_coef)
         steps = token_steps(reward_BT, value_BT, mask_BT, ~completions.finished_B.cpu().numpy())
-        times = {
-            "time/generate_s": generated - started,
-            "time/score_s": scored - generated,
-            "time/logprobs_s": time.perf_counter() - scored,
-        }
+        times = {"time/generate_s": generated - started, "time/score_s": scored - generated}
+        times["time/logprobs_s"] = time.perf_counter() - scored
         return CompletionRollout(
             **steps,
             metrics=self._describe(score, completions, old) | times,
@@ -211,17 +205,12 @@ class Language:
         )
 
     def _centered(self, score_B: Array) -> Array:
-        """score_B less the mean score of the first rollout, so that V starts there: a constant in the reward changes nothing.
-
-        Estimators without a critic compare completions of one prompt, which removes it.
-        """
-        if not (self.center_scores and self.requirements.critic):
-            return score_B
-        score_B = np.asarray(score_B, np.float64)
-        if self.score_offset is None:
-            self.score_offset = float(score_B.mean())
-        centered: Array = score_B - self.score_offset
-        return centered
+        """Scores less the first rollout's mean, so that V = 0 is a fair start: a constant in the reward changes nothing."""
+        if self.center_scores and self.requirements.critic:  # comparisons within a group remove a constant by themselves
+            if self.score_offset is None:
+                self.score_offset = float(np.mean(score_B, dtype=np.float64))
+            score_B = np.asarray(score_B, np.float64) - self.score_offset
+        return score_B
 
     def _describe(self, score: Array, completions: Completions, old: OldLogprobs) -> dict[str, float]:
         """Metrics of a rollout: scores, lengths, KL(policy || reference) and the sampler's rounding."""
@@ -285,6 +274,7 @@ class Language:
             "order": self.order,
             "score_offset": self.score_offset,
             "waiting": [rollout_state(rollout) for rollout in self.waiting],
+            "versions": dict(self.assets.versions),
             "evaluator": self.evaluator.state_dict(),
         }
 
@@ -293,9 +283,17 @@ class Language:
 
         from rgpo.language.policy.token_batch import restore_rollout
 
+        self._require_same_assets(cast(Mapping[str, str], state.get("versions", {})))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.generator.set_state(cast(torch.Tensor, state["generator"]))
         self.order = list(cast(list[int], state["order"]))
         self.score_offset = cast(float | None, state["score_offset"])
         self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state["waiting"]))
         self.evaluator.load_state_dict(cast(State, state["evaluator"]))
+
+    def _require_same_assets(self, before: Mapping[str, str]) -> None:
+        """Raises: ConfigError if a model or data set is not the one that the checkpoint was made with."""
+        for name, version in self.assets.versions.items():
+            saved = before.get(name, version)
+            remedy = f"was {saved} when the checkpoint was saved; pin it by {name}@{saved} if it is the hub's, or use force=true."
+            require(saved == version, name, version, remedy)

@@ -18,7 +18,8 @@ from rgpo.errors import require
 from rgpo.language.assets import require_finite_scores
 from rgpo.language.data.chat import apply_chat_template
 from rgpo.language.data.hh_rlhf import to_messages
-from rgpo.language.policy.pretrained import load_model, load_pretrained, resolve_device, resolve_folder
+from rgpo.language.policy.model_files import commit_of, resolve_folder
+from rgpo.language.policy.pretrained import load_model, load_pretrained, resolve_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,18 +49,14 @@ class RewardModel:
         *,
         dtype: str = "float32",
         device: str = "cpu",
-        trust_remote_code: bool = False,
         special_tokens: bool = True,
         key: str = "reward_model",
     ) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        place, path = resolve_device(device), resolve_folder(key, str(folder), trust_remote_code)
-        self.tokenizer: PreTrainedTokenizerBase = load_pretrained(
-            key, path, AutoTokenizer, padding_side="right", trust_remote_code=trust_remote_code
-        )
-        auto = AutoModelForSequenceClassification
-        self.model = load_model(key, path, auto, dtype, place, trust_remote_code=trust_remote_code)
+        place, path = resolve_device(device), resolve_folder(key, str(folder))
+        self.tokenizer: PreTrainedTokenizerBase = load_pretrained(key, path, AutoTokenizer, padding_side="right")
+        self.model = load_model(key, path, AutoModelForSequenceClassification, dtype, place)
         config = self.model.config
         outputs, padding = config.num_labels, self.tokenizer.pad_token_id
         require(outputs == 1, key, folder, f"has {outputs} outputs; give a reward model with one.")
@@ -67,6 +64,7 @@ class RewardModel:
         if config.pad_token_id is None:
             config.pad_token_id = padding  # the model finds the last token by it
         config.use_cache = False
+        self.commit = commit_of(path)
         self.name, self.batch_size, self.special_tokens = str(folder), batch_size, special_tokens
         self.max_tokens = min(self.tokenizer.model_max_length, config.max_position_embeddings)
 
@@ -93,8 +91,8 @@ class RewardModel:
 class ChatRewardModel:
     """A reward model's scores of exchanges under its own chat template, or in HH-RLHF's format if it has none."""
 
-    def __init__(self, key: str, path_or_id: str, *, dtype: str, device: str, trust_remote_code: bool, batch_size: int) -> None:
-        self.model = RewardModel(path_or_id, batch_size, key=key, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    def __init__(self, key: str, path_or_id: str, *, dtype: str, device: str, batch_size: int) -> None:
+        self.model = RewardModel(path_or_id, batch_size, key=key, dtype=dtype, device=device)
         self.has_template = bool(self.model.tokenizer.chat_template)
         self.model.special_tokens = not self.has_template  # a template contains them
 

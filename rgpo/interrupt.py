@@ -1,0 +1,43 @@
+"""SIGINT and SIGTERM in the commands, outside of a run. The imports are few: this must be in place early."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+TYPE_CHECKING = False  # as typing has it, whose import takes as long as everything before it
+if TYPE_CHECKING:
+    from types import FrameType
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+def exit_at_once() -> None:
+    """On a signal, end the process with exit code 130 or 143: during imports and checks there is nothing to finish."""
+    for number in NUMBERS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as for a command in the background of a script
+            signal.signal(number, _exit)
+
+
+class Raising:
+    """In a ``with`` block, a signal raises KeyboardInterrupt or SystemExit(143), so that what is under way is tidied up.
+
+    Only where exit_at_once() is in force; other callers have handlers of their own.
+    """
+
+    def __enter__(self) -> None:
+        self._numbers = [number for number in NUMBERS if signal.getsignal(number) is _exit]
+        for number in self._numbers:
+            signal.signal(number, _raise)
+
+    def __exit__(self, *_: object) -> None:
+        for number in self._numbers:
+            signal.signal(number, _exit)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)

@@ -1,0 +1,67 @@
+"""Every file of every run, read and compared with the run's manifest of digests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rgpo.report.read import rows
+from rgpo.report.read.load import experiments, queued, run_folders
+from rgpo.report.read.run import Problem
+from rgpo.report.settings import Settings
+from rgpo.runtime import manifest, reader
+from rgpo.runtime.provenance import Provenance
+from rgpo.runtime.reader import Missing, Unreadable
+from rgpo.runtime.run_folder import RunState
+from rgpo.runtime.schema import GLOSSARY
+
+
+def verify(settings: Settings) -> tuple[str, list[Problem]]:
+    """A summary in one line, and a problem for each damaged run.
+
+    Raises: ConfigError if there are no results.
+    """
+    results_dir = Path(settings.results_dir)
+    problems: list[Problem] = []
+    num_runs = num_checked = 0
+    for name in experiments(results_dir, settings.experiment):
+        for folder in run_folders(results_dir / name):
+            if not queued(folder):
+                num_runs, num_checked = num_runs + 1, num_checked + (folder / manifest.NAME).exists()
+                damage = _damage(folder)
+                problems += [Problem(f"{name}/{folder.name}", "; ".join(damage))] if damage else []
+    digests = f"{num_checked} of them finished with a manifest"
+    return f"{results_dir}: {num_runs} runs ({digests}), {len(problems)} damaged", problems
+
+
+def _damage(folder: Path) -> list[str]:
+    """One clause for each file that is damaged, and one for rows that are missing."""
+    found = manifest.damage(folder)
+    checks = {
+        "config.yaml": reader.read_yaml,
+        "state.json": lambda path: reader.read_json(path, RunState),
+        "provenance.json": lambda path: reader.read_json(path, Provenance),
+    }
+    for name, read in checks.items():
+        try:
+            read(folder / name)
+        except Missing as error:
+            if name == "config.yaml":
+                found.setdefault(name, str(error))
+        except Unreadable as error:
+            found.setdefault(name, str(error))
+    if rows.SAMPLES_FILE not in found:
+        try:
+            rows.read_samples(folder, rows.SAMPLE_COLUMNS)
+        except Unreadable as error:
+            found[rows.SAMPLES_FILE] = str(error)
+    clauses = list(found.values())
+    if "metrics.parquet" not in found and rows.files(folder):
+        try:
+            read_rows = rows.read(folder, GLOSSARY)
+        except Unreadable as error:
+            return [*clauses, str(error)]
+        iteration = read_rows.columns["iteration"]
+        gap = int(iteration.max()) - len(iteration)
+        clauses += read_rows.problems
+        clauses += [f"{gap} of the iterations up to {iteration.max():g} have no row"] if gap > 0 else []
+    return clauses
