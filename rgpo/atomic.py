@@ -34,7 +34,7 @@ def storing(run_dir: Path) -> Iterator[None]:
         why = error.strerror or str(error)
         if not run_dir.is_dir():
             what = f"{run_dir} was deleted or moved while the run was using it; repeat the command to start it again."
-        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             what = f"{why}; free some space and repeat the command."
         else:
             path = error.filename2 or error.filename  # the target of a renaming, not the temporary name

@@ -14,7 +14,7 @@ import re
 import sys
 import sysconfig
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Union, get_args, get_origin
@@ -28,6 +28,11 @@ from rgpo.runtime.schema import MOVED_MODULES
 OWN = "a module of rgpo, of the current directory or of --config-dir"
 ENTRY_POINTS = "rgpo"  # group in which an installed package declares that configurations may name its classes
 INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
+
+PLUGINS = {  # node of hydra's that is instantiated -> where its class may be
+    "hydra.launcher": ("hydra_plugins.", "hydra._internal.core_plugins.basic_launcher."),
+    "hydra.sweeper": ("hydra._internal.core_plugins.basic_sweeper.",),
+}
 
 
 def find_target(key: str, name: object) -> Callable[..., object]:
@@ -139,6 +144,20 @@ def refuse_hydra_code(word: str, item: Override) -> None:
     if not known or item.package is not None:
         remedy = "of hydra's own keys only hydra/launcher and values of hydra.launcher can be set"
         raise ConfigError(f"{word}: is refused, because it could run other code; {remedy}.")
+
+
+def refuse_code(node: object, key: str) -> None:
+    """Raises: ConfigError if hydra's own node names a class, other than a launcher plugin's, or sets environment variables."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, Mapping):
+        return
+    for name, value in node.items():
+        path = f"{key}.{name}"
+        runs = name in ("_target_", "()", "class", "env_set", "callbacks") and value not in ({}, None)
+        if runs and not str(value).startswith(PLUGINS.get(key, "\0")):
+            raise ConfigError(f"{path}={value}: is refused, because it could run other code; leave it out.")
+        refuse_code(value, path)
 
 
 def takes_object(hint: object) -> bool:

@@ -96,5 +96,7 @@ def check_fields(instance: DataclassInstance, group: str) -> None:
         if (allowed := declared_range(declared)) is not None:
             allowed.check(key, value)
         if isinstance(value, int | float) and value != 0:
-            what = f"must be 0 or of magnitude {SMALLEST:g} to {LARGEST:g}, which single precision holds."
-            require(SMALLEST <= abs(value) <= LARGEST, key, value, what)
+            ordinary = SMALLEST <= abs(value) <= LARGEST
+            require(ordinary, key, value, f"must be 0 or of magnitude {SMALLEST:g} to {LARGEST:g}, which single precision holds.")
+            long = isinstance(value, int) and abs(value) >= 1 << 63  # torch refuses it
+            require(not long, key, value, f"is a whole number of over 63 bits; write it as {float(value)}.")

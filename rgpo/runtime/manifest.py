@@ -11,8 +11,9 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from rgpo import atomic
 from rgpo.runtime import reader
@@ -91,7 +92,7 @@ def digest(path: Path) -> str:
     """
     with reader.opened(path, MAX_BYTES) as file:
         try:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
         except OSError as error:
             raise reader.Unreadable(f"{path.name} cannot be read ({error.strerror})") from None
 

@@ -93,7 +93,8 @@ class MetricsWriter:
         found = {int(str(key)) for (key,) in self.metrics.read_until(iteration)}
         missing = [i for i in range(1, iteration + 1) if i not in found]
         lost = num_samples - len(self.samples.read_until(iteration))
-        clauses = [f"the metrics of iterations {_ranges(missing)} are missing"] if missing else []
+        word = "iteration" if len(missing) == 1 else "iterations"
+        clauses = [f"the metrics of {word} {_ranges(missing)} are missing"] if missing else []
         return clauses + ([f"{lost} of {num_samples} samples are missing"] if lost > 0 else [])
 
     def resume(self, iteration: int) -> None:

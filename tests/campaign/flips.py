@@ -19,7 +19,8 @@ from typing import Any
 from . import store
 from .commands import fault, refused, rgpo_run
 from .compare import columns, equal
-from .damage import DAMAGES, report, run_again, template, the_run
+from .corruptions import DAMAGES, the_run
+from .damage import report, run_again, template
 from .outcomes import HELD, REFUSED, WRONG, Case, Kind, Result
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoint-previous.pt")
