@@ -179,9 +179,7 @@ class Language:
         return self.waiting.popleft()
 
     def _collect(self, policy: LanguageModel) -> CompletionRollout:
-        import torch
-
-        from rgpo.language.policy.token_batch import CompletionRollout, sampler_gap, to_rows
+        from rgpo.language.policy.token_batch import CompletionRollout, sampler_correction, to_rows
 
         started = time.perf_counter()
         indices = self._next_prompts()
@@ -192,8 +190,6 @@ class Language:
         score = score_completions(self.assets.reward_model, prompts, texts)
         scored = time.perf_counter()
         old = policy.compute_old_logprobs(completions, self.requirements.num_minibatches, self.rng)
-        weight_N = sampler_gap(old.logp_old_N, completions).exp()
-        cap = self.sampler.correction_cap
         kl_BT = to_rows(old.logp_old_N - old.logp_ref_N, completions).double().cpu().numpy()
         value_BT = to_rows(old.value_N, completions).double().cpu().numpy()
         mask_BT = completions.completion_mask_BT.cpu().numpy()
@@ -207,7 +203,7 @@ class Language:
             group_size=self.group_size,
             completions=completions,
             old=old,
-            correction_N=torch.ones_like(weight_N) if cap is None else weight_N.clamp(max=cap),
+            correction_N=sampler_correction(old.logp_old_N, completions, self.sampler.correction_cap),
         )
 
     def _centered(self, score_B: Array) -> Array:
@@ -220,8 +216,7 @@ class Language:
 
     def _describe(self, score: Array, completions: Completions, old: OldLogprobs) -> dict[str, float]:
         """Metrics of a rollout: scores, lengths, KL(policy || reference) and the sampler's rounding."""
-        from rgpo.core.divergences import k1, k2, k3
-        from rgpo.language.policy.token_batch import clustered_mean, sampler_gap
+        from rgpo.language.policy.token_batch import reference_kl, sampler_gap
 
         metrics = {
             "reward/train_mean": float(score.mean()),
@@ -238,10 +233,8 @@ class Language:
             metrics["reward/offset"] = self.score_offset
         if self.group_size > 1:
             metrics["language/zero_variance_group_share"] = float(zero_variance_groups(score, self.group_size).mean())
-        if self.sampler.on_policy:  # k1, k2, k3 of samples of the policy estimate KL(policy || reference)
-            x = old.logp_ref_N - old.logp_old_N
-            for name, estimator in (("k1", k1), ("k2", k2), ("k3", k3)):
-                metrics[f"kl/ref_{name}"], metrics[f"kl/ref_{name}_se"] = clustered_mean(estimator(x), completions)
+        if self.sampler.on_policy:
+            metrics |= reference_kl(old, completions)
         return metrics
 
     def _next_prompts(self) -> list[int]:
