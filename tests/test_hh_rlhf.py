@@ -188,13 +188,13 @@ def test_preference_pairs_are_the_answers_as_the_policy_would_generate_them(tmp_
     prompts, _ = encode_prompts(tokenizer, [known], 99)
     chosen, rejected = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (known.chosen, known.rejected))
     assert len(chosen) > len(rejected) + 1
-    found = encode_pairs(tokenizer, [known, unknown, known], prompts, max_new_tokens=len(chosen) + 1)
+    found = encode_pairs(tokenizer, [known, unknown, known], prompts, len(chosen) + 1, eos)
     assert [(pair.prompt, pair.chosen_ids, pair.rejected_ids) for pair in found] == 2 * [
         (prompts[0], [*chosen, eos], [*rejected, eos])
     ]
-    (cut,) = encode_pairs(tokenizer, [known], prompts, max_new_tokens=len(chosen))
+    (cut,) = encode_pairs(tokenizer, [known], prompts, len(chosen), eos)
     assert (cut.chosen_ids, cut.rejected_ids) == (chosen, [*rejected, eos])
-    assert encode_pairs(tokenizer, [], prompts, 9) == []
+    assert encode_pairs(tokenizer, [], prompts, 9, eos) == []
 
 
 def test_answers_that_differ_only_after_the_cut_make_no_pair(tmp_path: Path) -> None:
@@ -202,8 +202,8 @@ def test_answers_that_differ_only_after_the_cut_make_no_pair(tmp_path: Path) -> 
     pair = Pair("Human: a cat?", "what is a cat?", "what is a rat?")
     prompts, _ = encode_prompts(tokenizer, [pair], 99)
     shared = len(tokenizer("what is a")["input_ids"])
-    assert encode_pairs(tokenizer, [pair], prompts, shared) == []
-    assert len(encode_pairs(tokenizer, [pair], prompts, shared + 5)) == 1
+    assert encode_pairs(tokenizer, [pair], prompts, shared, 1) == []
+    assert len(encode_pairs(tokenizer, [pair], prompts, shared + 5, 1)) == 1
 
 
 def test_an_answer_ends_at_its_first_eos() -> None:

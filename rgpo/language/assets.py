@@ -43,7 +43,7 @@ class LanguageAssets:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    eos_id: int  # ends a completion
+    eos_id: int  # ends a completion, and is appended to stored answers
     pad_id: int  # fills batches; may equal eos_id, since masks tell them apart
     train_prompts: list[Prompt]
     heldout_prompts: list[Prompt]
@@ -51,6 +51,7 @@ class LanguageAssets:
     reward_model: RewardFunction  # the policy learns from it
     gold_reward_model: RewardFunction | None  # measures over-optimization; never used in training
     preference_pairs: Callable[[int], Sequence[PreferencePair]]  # of max_new_tokens; made on the first call, then kept
+    stop_ids: frozenset[int] = frozenset()  # further tokens that end a completion
 
 
 class AssetLoader(Protocol):

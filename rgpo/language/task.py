@@ -7,7 +7,6 @@ Names: B completions, T tokens; rgpo.language.policy.token_batch.
 from __future__ import annotations
 
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from rgpo.errors import require
 from rgpo.language.assets import AssetLoader, LanguageAssets
 from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
 from rgpo.language.policy.samplers import Sampler
+from rgpo.language.policy.stopping import StopRule, token_id
 from rgpo.learning.types import Policy, Requirements, State
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 PARALLEL = ("ddp", "fsdp")
 RATIOS, REDUCTIONS = ("token", "sequence"), ("token_mean", "sequence_mean")
+
+
+def log(line: str) -> None:
+    """Print a line of progress."""
+    print(f"  {line}", flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,8 @@ class Language:
     num_prompts: int
     group_size: int
     max_new_tokens: int
+    stop_tokens: list[str | int] | None
+    stop_strings: list[str]
     temperature: float
     ratio: str
     reduction: str
@@ -74,10 +81,25 @@ class Language:
         require(self.ratio in RATIOS, "task.ratio", self.ratio, "choose token or sequence.")
         require(self.reduction in REDUCTIONS, "task.reduction", self.reduction, "choose token_mean or sequence_mean.")
         require(self.parallel in PARALLEL, "task.parallel", self.parallel, "choose ddp or fsdp.")
+        nothing = self.stop_tokens is not None and not self.stop_tokens and not self.stop_strings
+        require(not nothing, "task.stop_tokens", "[]", "would let no completion end; name a token, or use null.")
+        require(all(self.stop_strings), "task.stop_strings", self.stop_strings, "an empty text would end every completion; remove it.")
         for key in ("staleness", "num_samples"):
             require(getattr(self, key) >= 0, f"task.{key}", getattr(self, key), "must not be negative.")
 
     memory_advice: ClassVar[str] = "lower task.micro_batch_size or task.num_kl_tokens, or set task.gradient_checkpointing=true"
+
+    @property
+    def stop_rule(self) -> StopRule:
+        """What ends a completion.
+
+        Raises: ConfigError if stop_tokens names a token that the tokenizer does not have.
+        """
+        assets = self.assets
+        ids = {assets.eos_id} | assets.stop_ids
+        if self.stop_tokens is not None:
+            ids = {token_id(assets.tokenizer, token) for token in self.stop_tokens}
+        return StopRule(frozenset(ids), tuple(self.stop_strings), assets.tokenizer)
 
     @property
     def batch_size(self) -> int:
@@ -114,7 +136,7 @@ class Language:
         import torch
 
         self.requirements = requirements
-        self.assets: LanguageAssets = self.source.load(lambda line: print(f"  {line}", flush=True))
+        self.assets: LanguageAssets = self.source.load(log)
         self.prompts = self.sampler.prompts(self.assets, self.max_new_tokens)
         for key, have in (("num_prompts", self.prompts), ("num_eval_prompts", self.assets.heldout_prompts)):
             wanted = getattr(self, key)
@@ -128,26 +150,27 @@ class Language:
         self.waiting: deque[CompletionRollout] = deque()  # collected and not yet learned from
 
     def make_policy(self, seed: int) -> LanguageModel:
-        """The source's model with fresh adapters, or all of it, and a value head if the algorithm trains values."""
+        """The source's model with fresh adapters, or all of it, and a value head if the algorithm trains values.
+
+        Raises: ConfigError if the model's log-probabilities are not the same however its tokens are read.
+        """
+        from rgpo.language.policy.consistency import Consistency
         from rgpo.language.policy.language_model import LanguageModel, Sampling
-        from rgpo.language.policy.pretrained import add_lora
+        from rgpo.language.policy.pretrained import add_lora, checkpoint_layers
 
         assets = self.assets
         model = assets.model
         if self.gradient_checkpointing:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # transformers is about to rename it
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_layers(model)
         if self.lora is not None:
             targets = self.lora.target_modules
             model = add_lora(model, rank=self.lora.rank, alpha=self.lora.alpha, dropout=0.0, target_modules=targets, seed=seed)
         else:
             model.requires_grad_(True)
-        model.train(self.gradient_checkpointing)  # transformers checkpoints in no other mode; LanguageModel disables dropout
         sampling = Sampling(
             temperature=self.temperature,
             max_new_tokens=self.max_new_tokens,
-            eos_id=assets.eos_id,
+            stop=self.stop_rule,
             pad_id=assets.pad_id,
             ratio=self.ratio,
             reduction=self.reduction,
@@ -155,6 +178,7 @@ class Language:
             num_kl_tokens=self.num_kl_tokens,
         )
         policy = LanguageModel(model, sampling, self.requirements.critic)
+        Consistency(policy).run(log)
         if self.parallel == "fsdp":
             policy.shard()
         return policy
@@ -181,7 +205,7 @@ class Language:
         prompts = [self.prompts[i] for i in indices for _ in range(self.group_size)]
         completions = self.sampler.collect(policy, self.assets, indices, self.group_size, self.generator)
         generated = time.perf_counter()
-        texts = decode_completions(completions, self.assets.tokenizer)
+        texts = decode_completions(completions, self.assets.tokenizer, self.stop_rule)
         score = score_completions(self.assets.reward_model, prompts, texts)
         scored = time.perf_counter()
         old = policy.compute_old_logprobs(completions, self.requirements.num_minibatches, self.rng)
