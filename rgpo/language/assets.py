@@ -72,6 +72,11 @@ class AssetLoader(Protocol):
         ...
 
 
+def log_line(line: str) -> None:
+    """Print a line of progress."""
+    print(f"  {line}", flush=True)
+
+
 def require_finite_scores(scores: Array, texts: Sequence[str], name: str) -> Array:
     """Return the scores (N,) unchanged.
 

@@ -18,7 +18,7 @@ from rgpo import distributed
 from rgpo.core.advantages import token_rewards, token_steps, zero_variance_groups
 from rgpo.core.rollout import Array
 from rgpo.errors import require
-from rgpo.language.assets import AssetLoader, LanguageAssets
+from rgpo.language.assets import AssetLoader, LanguageAssets, log_line
 from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
 from rgpo.language.policy.samplers import Sampler
 from rgpo.language.policy.stopping import StopRule, token_id
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 
 PARALLEL = ("ddp", "fsdp")
 RATIOS, REDUCTIONS = ("token", "sequence"), ("token_mean", "sequence_mean")
-
-
-def log(line: str) -> None:
-    """Print a line of progress."""
-    print(f"  {line}", flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +131,7 @@ class Language:
         import torch
 
         self.requirements = requirements
-        self.assets: LanguageAssets = self.source.load(log)
+        self.assets: LanguageAssets = self.source.load(log_line)
         self.prompts = self.sampler.prompts(self.assets, self.max_new_tokens)
         for key, have in (("num_prompts", self.prompts), ("num_eval_prompts", self.assets.heldout_prompts)):
             wanted = getattr(self, key)
@@ -178,7 +173,7 @@ class Language:
             num_kl_tokens=self.num_kl_tokens,
         )
         policy = LanguageModel(model, sampling, self.requirements.critic)
-        Consistency(policy).run(log)
+        Consistency(policy).run(log_line)
         if self.parallel == "fsdp":
             policy.shard()
         return policy

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rgpo.errors import ConfigError, first_line, is_out_of_memory
 from rgpo.language.policy import packing
-from rgpo.language.policy.generation import BATCHINGS, Batching, Completions, accepted, base_model, generate
-from rgpo.language.policy.heads import UNUSABLE
+from rgpo.language.policy.generation import BATCHINGS, Batching, Completions, base_model, generate
 from rgpo.language.policy.packing import LAYOUTS, Layout
 from rgpo.language.policy.pretrained import context_length
+from rgpo.language.policy.rounding import LEAST, ROUNDING, UNITS, UNUSABLE, accepted, perturbed_embeddings
 from rgpo.language.policy.stopping import StopRule
 from rgpo.language.policy.token_batch import to_rows
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 PROMPTS, NUM_NEW = (9, 9, 2, 13, 13, 13), 8  # tokens of the prompts, of which equal ones are the same, and of a completion
 SEEDS = (0, 1)  # a mixture of experts that is one rounding away from another choice of experts gets a second try
-ROUNDING = 16.0  # accepted difference: this many times that of embeddings changed in their last bit
-UNITS = 4.0  # and this many units in the last place of the largest log-probability
-LEAST = 1e-4  # nats, accepted in any case
 WORDS: dict[Batching, str] = {
     "equal_length": "one prompt length at a time",
     "uncached": "one prompt length at a time and without a cache, which is slow",
@@ -176,14 +173,6 @@ class Consistency:
     def _tolerance(self, ids: Sequence[int], logp: Tensor) -> float:
         """The accepted mean difference from a text's logp (S - 1,): from its change when the last bit of embeddings changes."""
         eps = torch.finfo(self.policy.compute_dtype).eps
-
-        def perturb(_: object, __: object, out: Tensor) -> Tensor:
-            sign = 1 - 2 * (torch.arange(out.numel(), device=out.device).view(out.shape) * 7 // 4 % 2)
-            return out * (1 + eps * sign).to(out.dtype)
-
-        handle = self.base.get_input_embeddings().register_forward_hook(perturb)
-        try:
+        with perturbed_embeddings(self.base, self.policy.compute_dtype):
             change = float((self._text_logp(ids) - logp).abs().mean())
-        finally:
-            handle.remove()
         return max(LEAST, ROUNDING * change + UNITS * eps * float(logp.abs().max().clamp(min=1)))

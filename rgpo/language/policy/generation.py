@@ -7,7 +7,6 @@ ended leaves the batch, and masks are made once. A row's random numbers depend o
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -18,6 +17,7 @@ from transformers import DynamicCache
 
 from rgpo.errors import NonFiniteError, require
 from rgpo.language.policy import attention_masks
+from rgpo.language.policy.rounding import accepted
 from rgpo.language.policy.stopping import StopRule
 
 if TYPE_CHECKING:
@@ -160,12 +160,6 @@ def sample_tokens(logits_BV: Tensor, uniform_B: Tensor, *, temperature: float) -
 def base_model(model: Any) -> Any:
     """The causal language model inside a peft model, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
-def accepted(module: Any, **inputs: object) -> dict[str, object]:
-    """The inputs that are among the named parameters of the module's forward."""
-    names = inspect.signature(module.forward).parameters
-    return {name: value for name, value in inputs.items() if name in names}
 
 
 def default_batching(model: PreTrainedModel) -> Batching:

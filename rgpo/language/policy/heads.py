@@ -14,11 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rgpo.errors import ConfigError, first_line, is_out_of_memory
-from rgpo.language.policy.generation import accepted
 from rgpo.language.policy.logprobs import Head
-
-# raised by a forward pass of another family
-UNUSABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+from rgpo.language.policy.rounding import UNUSABLE, accepted
 
 
 class _Given(nn.Module):

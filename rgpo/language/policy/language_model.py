@@ -21,10 +21,11 @@ from rgpo import distributed
 from rgpo.core.rollout import Array, Rollout
 from rgpo.core.sequence import sequence_log_ratio
 from rgpo.language.policy import attention_masks, packing, sharding
-from rgpo.language.policy.generation import Batching, Completions, accepted, base_model, concatenate, default_batching, generate
+from rgpo.language.policy.generation import Batching, Completions, base_model, concatenate, default_batching, generate
 from rgpo.language.policy.heads import Parts, find_parts
 from rgpo.language.policy.logprobs import Head, token_statistics
 from rgpo.language.policy.packing import Layout, MicroBatch, StoredDistributions
+from rgpo.language.policy.rounding import accepted
 from rgpo.language.policy.stopping import StopRule
 from rgpo.language.policy.token_batch import CompletionRollout, OldLogprobs, TokenBatch, to_rows, to_tokens, token_weights
 from rgpo.language.policy.value_head import ValueHead

@@ -92,4 +92,5 @@ class Hub:
             device=self.device,
             trust_remote_code=self.trust_remote_code,
             batch_size=self.reward_batch_size,
+            log=log,
         )
