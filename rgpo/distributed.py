@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
-from rgpo.errors import ConfigError, require
+from rgpo.errors import MAX_LINE, ConfigError, printable, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,7 +167,7 @@ def report_error(sentence: str, error: BaseException) -> None:
     """Print once over all processes why there is no result."""
     reason, mine = agree_on_error(sentence, error)
     if mine:
-        print(f"rgpo-run: {reason}", file=sys.stderr, flush=True)
+        print(f"rgpo-run: {printable(reason, MAX_LINE)}", file=sys.stderr, flush=True)
 
 
 def _lost_connection(error: BaseException) -> bool:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+MAX_SHOWN, MAX_LINE = 300, 4000  # characters of a text from a file, and of a line on a terminal
+LONGEST = 1200  # characters of a sentence
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run; the command line prints it in one line and exits with 2."""
+    """A configuration that cannot run; the command line prints it in one line and exits with 2.
+
+    Whatever a user typed may be quoted: control characters are escaped, and the middle of a very long sentence is left out.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        text = sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST // 2]} ... {sentence[-LONGEST // 2 :]}"
+        super().__init__(_escaped(text))
 
 
 class NonFiniteError(ArithmeticError):
@@ -49,3 +60,14 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message without its period; the error's type if there is no message."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def printable(text: str, limit: int = MAX_SHOWN) -> str:
+    """A text from a file or an error as one line for a terminal: control characters escaped, the rest cut at the limit."""
+    shown = _escaped(re.sub(r"[\n\r\t]+", " ", text[:limit]))
+    return shown if len(text) <= limit else f"{shown}... ({len(text):,} characters)"
+
+
+def _escaped(text: str) -> str:
+    """The text with escapes for what a terminal would obey or not show: control, direction and invisible characters."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""The folders of the configuration and of the cache."""
+"""The folders of the configuration and of the caches."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[1] / "conf"
 
 
-def made_cache_dir() -> Path:
-    """``cache_dir()``, created if necessary.
+def compiler_cache_dir() -> Path:
+    """TORCHINDUCTOR_CACHE_DIR, else inductor in ``cache_dir()``; created if necessary, for this user alone.
 
     Raises: ConfigError if it cannot be created or written.
     """
-    folder = cache_dir()
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache_dir() / "inductor").absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        remedy = f"cannot write there ({error.strerror}); set RGPO_CACHE to a folder that can be written."
-        raise ConfigError(f"RGPO_CACHE={folder}: {remedy}") from error
+        ours = folder.parent == cache_dir().absolute()
+        key, value = ("RGPO_CACHE", folder.parent) if ours else ("TORCHINDUCTOR_CACHE_DIR", folder)
+        remedy = f"cannot write there ({error.strerror}); set {key} to a folder that can be written."
+        raise ConfigError(f"{key}={value}: {remedy}") from error
     return folder
 
 

@@ -34,7 +34,7 @@ def test_adaptive_sharpness_takes_the_written_step_and_stays_within_its_bounds()
 @pytest.mark.parametrize("scale", ["none", "unit"])
 @pytest.mark.parametrize(("cls", "others"), ADAPTABLE, ids=[cls.__name__ for cls, _ in ADAPTABLE])
 def test_adaptive_sharpness_is_the_gate_of_its_present_sharpness(cls: type[Gate], others: dict[str, float], scale: str) -> None:
-    gate = AdaptiveSharpness(gate=cls(sharpness=4.0, scale=scale, **others), **SETTINGS)
+    gate = AdaptiveSharpness(gate=cls(sharpness=4.0, scale=scale, **others), **(SETTINGS | {"max_sharpness": 30.0}))
     live = vars(gate._live)["sharpness"]
     d = torch.linspace(-1, 1, 9)
     advantage = torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1, 1])
@@ -48,6 +48,20 @@ def test_adaptive_sharpness_is_the_gate_of_its_present_sharpness(cls: type[Gate]
         assert gate.scale == scale
     assert vars(gate._live)["sharpness"] is live  # one tensor all along: a compiled step sees it change
     assert live.item() == pytest.approx(gate.sharpness)
+
+
+def test_a_huge_rate_moves_to_a_bound() -> None:
+    gate = AdaptiveSharpness(gate=gates.Sigmoid(sharpness=10.0), **(SETTINGS | {"rate": 1e30}))
+    gate.observe(1.0)
+    assert gate.sharpness == 60.0
+    gate.observe(0.0)
+    assert gate.sharpness == 1.0
+
+
+def test_scale_unit_needs_a_slope_at_both_bounds() -> None:
+    power = gates.Power(sharpness=4.0, center=1.0, scale="unit")
+    with pytest.raises(ConfigError, match=r"gate\.scale=unit: Power has no positive w\(1\)"):
+        AdaptiveSharpness(gate=power, **(SETTINGS | {"max_sharpness": 1000.0}))
 
 
 def test_adaptive_sharpness_round_trips() -> None:

@@ -30,7 +30,7 @@ ANSWERS = ["a cat", "no cat at all", "x"]
 def load(folder: Path, log: list[str] | None = None, batch_size: int = 8) -> ChatRewardModel:
     options: dict[str, Any] = {} if log is None else {"log": log.append}
     return ChatRewardModel(
-        "key", str(folder), dtype="float32", device="cpu", trust_remote_code=False, batch_size=batch_size, **options
+        "key", str(folder), dtype="float32", device="cpu", batch_size=batch_size, **options
     )
 
 

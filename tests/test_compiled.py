@@ -152,7 +152,7 @@ def test_on_auto_a_failing_compiler_leaves_the_run_uncompiled(
     def refuse(*_: Any) -> None:
         raise CppCompileError(["g++"], "no Python.h")
 
-    monkeypatch.setattr(compiled_adam, "compile_epochs", lambda run_epochs: refuse)
+    monkeypatch.setattr(compiled_adam, "CompiledEpochs", lambda run_epochs, loop: refuse)
     monkeypatch.setattr(compiled_adam, "ENOUGH_STEPS", 1)
     eager, tried = make_policy(), make_policy()
     batch = make_batch(eager, 32)

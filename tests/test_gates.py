@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
@@ -80,6 +80,49 @@ def test_value_and_slope_are_finite_and_keep_their_dtype(name: str, sign: float,
     assert value.shape == slope.shape == d.shape
     assert value.isfinite().all()
     assert slope.isfinite().all()
+
+
+EXTREME = [
+    5e-324,
+    1e-300,
+    1e-45,
+    1e-30,
+    1e-6,
+    1e-3,
+    1 - 1e-16,
+    1.0,
+    1 + 3e-16,
+    1e3,
+    1e6,
+    1e20,
+    1e30,
+    1e38,
+    1e300,
+    math.inf,
+    math.nan,
+]
+
+
+@pytest.mark.parametrize("scale", ["none", "unit"])
+@pytest.mark.parametrize("value", EXTREME)
+@every_gate
+def test_an_extreme_parameter_is_refused_or_leaves_value_and_slope_finite(name: str, value: float, scale: str) -> None:
+    node = load_gate(name)
+    inner = node.gate if isinstance(node, AdaptiveSharpness) else node
+    for key in (field.name for field in fields(inner) if field.name != "scale"):
+        try:
+            gate = replace(inner, **{key: value, "scale": scale})
+            if isinstance(node, AdaptiveSharpness):
+                gate = replace(node, gate=gate, min_sharpness=value / 2, max_sharpness=value * 2)
+        except ConfigError as error:
+            assert str(error).startswith("gate.") and str(error).endswith(".")
+            continue
+        for dtype in (torch.float32, torch.float64):
+            d = torch.cat([grid(-1e4, 1e4, 801), grid(-300, 300, 801), grid(-45, 45, 801), grid(-1, 1, 81)]).to(dtype)
+            for sign in (1.0, -1.0):
+                assert gate(d, torch.full_like(d, sign)).isfinite().all(), (key, dtype)
+                assert weights(gate, d, sign).isfinite().all(), (key, dtype)
+        assert isinstance(gate.weight_at_one(), float) and math.isfinite(gate.weight_at_one())
 
 
 def sigmoid_supremum(k: float) -> float:

@@ -118,7 +118,9 @@ def test_data_are_a_file_a_folder_or_a_data_set_of_the_hub(tmp_path: Path, monke
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert find_files("Anthropic/hh-rlhf/helpful-base") == files
     patterns = ["helpful-base/*.jsonl", "helpful-base/*.jsonl.gz"]
-    assert requests == [("Anthropic/hh-rlhf", {"repo_type": "dataset", "allow_patterns": patterns})]
+    assert requests == [("Anthropic/hh-rlhf", {"repo_type": "dataset", "allow_patterns": patterns, "revision": None})]
+    assert find_files("Anthropic/hh-rlhf/helpful-base@v1.0") == files and requests[1][0] == "Anthropic/hh-rlhf"
+    assert requests[1][1] == requests[0][1] | {"revision": "v1.0"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_the_reward_is_the_classifiers_logit_under_its_own_template(make: Make, 
 
 
 def test_a_reward_model_without_a_template_gets_the_format_of_the_data(tmp_path: Path) -> None:
-    options = {"dtype": "float32", "device": "cpu", "trust_remote_code": False, "batch_size": 2}
+    options = {"dtype": "float32", "device": "cpu", "batch_size": 2}
     plain = ChatRewardModel("key", str(write_reward_model(tmp_path / "plain", template=None)), **options)
     assert plain.render("Human: a", "b") == "\n\nHuman: a\n\nAssistant: b" and plain.model.special_tokens
     assert plain(["Human: a"], ["b"])[0] == plain.model(["\n\nHuman: a\n\nAssistant: b"])[0]
@@ -89,7 +90,7 @@ def test_a_gold_model_is_a_second_one(make: Make, tmp_path: Path) -> None:
 
 def test_a_config_without_a_padding_token_uses_the_tokenizers(tmp_path: Path) -> None:
     folder = write_reward_model(tmp_path / "reward")
-    options = {"dtype": "float32", "device": "cpu", "trust_remote_code": False, "batch_size": 2}
+    options = {"dtype": "float32", "device": "cpu", "batch_size": 2}
     exchanges = (["Human: a", "Human: a cat or a dog?"], ["b", "c"])
     wanted = ChatRewardModel("key", str(folder), **options)(*exchanges)
     config = json.loads((folder / "config.json").read_text())
@@ -104,6 +105,36 @@ def test_a_reward_of_nan_is_a_non_finite_error(make: Make, tmp_path: Path) -> No
     reward_model = make(reward_model=str(folder)).load(lambda words: None).reward_model
     with pytest.raises(NonFiniteError, match=r"reward: .*/reward gives nan for the text that ends in '.*yes<\|endoftext\|>'"):
         reward_model(["Human: a"], ["yes"])
+
+
+def test_the_commits_of_downloads_are_recorded_and_may_be_pinned(
+    make: Make, parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: dict[str, Any] = {}
+
+    def download(repository: str, **options: Any) -> str:
+        """The cache's layout: snapshots/<commit> of each repository."""
+        requests[repository] = options["revision"]
+        place = tmp_path / repository.replace("/", "--") / "snapshots" / f"commit-of-{options['revision'] or 'main'}"
+        source = Path(parts[repository.partition("/")[2]])
+        if not place.exists() and source.is_dir():
+            shutil.copytree(source, place)
+        elif not place.exists():
+            (place / "helpful").mkdir(parents=True)
+            shutil.copy(source, place / "helpful")
+        return str(place)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    source = make(model="hub/model@abc12", reward_model="hub/reward_model", data="hub/data/helpful@v2")
+    source.check()
+    got = source.load(lambda words: None)
+    assert requests == {"hub/model": "abc12", "hub/reward_model": None, "hub/data": "v2"}
+    assert got.versions == {
+        "hub/model": "commit-of-abc12",
+        "hub/reward_model": "commit-of-main",
+        "hub/data/helpful": "commit-of-v2",
+    }
+    assert make().load(lambda words: None).versions == {}  # folders have no commit
 
 
 def test_missing_files_and_bad_settings_are_refused_before_anything_is_loaded(make: Make, tmp_path: Path) -> None:

@@ -21,15 +21,16 @@ LAYERS = [  # a room imports from itself and from the lines below it only
     ["core"],
     ["distributed"],
     ["atomic", "paths"],
-    ["errors", "version"],
+    ["errors", "interrupt", "version"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ABOVE = {"rgpo", "rgpo.bandit.__main__"}  # the public names of all rooms, and a command that reads conf/ as rgpo-run does
 REPORT = {
     "rgpo.atomic",
     "rgpo.errors",
+    "rgpo.interrupt",
     "rgpo.paths",
-    "rgpo.runtime.schema",
+    *(f"rgpo.runtime.{name}" for name in ("manifest", "provenance", "reader", "run_folder", "schema")),
     "rgpo.version",
 }  # all of ours that the report imports
 ONLY = {  # who may import a package of others

@@ -15,7 +15,8 @@ from transformers import OPTConfig, OPTForCausalLM, Qwen2ForCausalLM, Qwen2ForSe
 
 from rgpo.errors import ConfigError
 from rgpo.language.policy import pretrained
-from rgpo.language.policy.pretrained import add_lora, check_path, checkpoint_layers, load_causal_lm, load_model, require_packages
+from rgpo.language.policy.model_files import check_path
+from rgpo.language.policy.pretrained import LoRA, add_lora, checkpoint_layers, load_causal_lm, load_model, require_packages
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_a_folder_that_lacks_a_file_is_refused(folder: Path, absent: str, match:
     (folder / absent).unlink()
     refused(folder, match)
     with pytest.raises(ConfigError, match=match):  # and before anything is loaded
-        check_path("task.source.model", str(folder), False)
+        check_path("task.source.model", str(folder))
 
 
 def test_pickle_weights_are_never_read(folder: Path) -> None:
@@ -83,12 +84,39 @@ def test_shards_are_loaded_and_a_missing_one_is_named(folder: Path) -> None:
     refused(folder, f"lacks weights listed in its index .*{last.name}")
 
 
-def test_a_models_own_code_runs_only_with_trust_remote_code(folder: Path) -> None:
-    edit(folder / "config.json", auto_map={"AutoConfig": "own.OwnConfig"}, model_type="own")
+CODE: dict[str, tuple[str, dict[str, Any]]] = {
+    "own class": ("config.json", {"auto_map": {"AutoConfig": "own.OwnConfig"}, "model_type": "own"}),
+    "own tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["own.Own", None]}}),
+    "own class of a part": ("config.json", {"text_config": [{"auto_map": {"AutoConfig": "own.OwnConfig"}}]}),
+    "own processor": ("processor_config.json", {"auto_map": {"AutoProcessor": "own.Own"}}),
+    "kernels of a repository": ("config.json", {"attn_implementation": "someone/kernels"}),
+    "kernels by the attribute": ("config.json", {"_attn_implementation": "someone/kernels"}),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_a_models_own_code_never_runs(folder: Path, name: str) -> None:
+    file, entries = CODE[name]
     (folder / "own.py").write_text("raise SystemExit('ran')")
-    refused(folder, r"auto_map.*trust_remote_code=true")
-    with pytest.raises(SystemExit, match="ran"):
-        load_causal_lm(folder, dtype="float32", device="cpu", trust_remote_code=True)
+    (folder / file).touch()
+    (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text() or "{}"), **entries}))
+    refused(folder, f"{file} would run code of the model's authors")
+    with pytest.raises(ConfigError, match="would run code"):  # and before anything is loaded
+        check_path("task.source.model", str(folder))
+
+
+def test_an_adapter_whose_base_may_be_any_model_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/else", "peft_type": "LORA"}))
+    refused(folder, "has an adapter, whose base may be any other model")
+
+
+@pytest.mark.parametrize("shard", ["pytorch_model.bin", "../model.safetensors", "/etc/x.safetensors", 3])
+def test_an_index_lists_safetensors_of_its_folder_only(folder: Path, shard: object) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": shard}}))
+    torch.save({}, folder / "pytorch_model.bin")
+    refused(folder, "is no safetensors file of the folder")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": 3}))
+    refused(folder, "lacks weights listed in its index")
 
 
 def test_weights_that_are_not_in_the_files_are_refused(tmp_path: Path) -> None:
@@ -172,6 +200,18 @@ def test_lora_comes_from_its_seed_alone(saved: Path) -> None:
     again, other = lora(saved, 1), lora(saved, 2)
     a, b, c = ([p for name, p in model.named_parameters() if "lora_A" in name] for model in (first, again, other))
     assert len(a) == 4 and all(map(torch.equal, a, b)) and not any(map(torch.equal, a, c))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rank", 0), ("rank", -1), ("rank", 10**9), ("alpha", 0.0), ("alpha", float("inf")), ("target_modules", "(")]
+    + [("target_modules", value) for value in ([], [""], [3], "")],
+)
+def test_adapters_out_of_range_are_refused(key: str, value: Any) -> None:
+    good = {"rank": 4, "alpha": 8.0, "target_modules": "all-linear"}
+    LoRA(**good)
+    with pytest.raises(ConfigError, match=rf"^task\.lora\.{key}=.*: must be "):
+        LoRA(**(good | {key: value}))
 
 
 def test_lora_on_missing_modules_is_refused(saved: Path) -> None:

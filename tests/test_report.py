@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -185,10 +186,10 @@ def test_a_read_only_folder_is_one_sentence(
 ) -> None:
     fixtures.write_run(here / "results")
 
-    def refuse(path: Path, target: Path) -> Path:
+    def refuse(path: Path, target: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "replace", refuse)  # a user who may write anywhere runs the tests, too
+    monkeypatch.setattr(os, "replace", refuse)  # a user who may write anywhere runs the tests, too
     assert main([*FAST, "figures=[]"]) == 2
     assert capsys.readouterr().err == "rgpo-report: out=report: cannot be written (Permission denied); give a folder that can\n"
 
@@ -231,12 +232,15 @@ def test_an_infinite_return_is_reported(here: Path, capsys: pytest.CaptureFixtur
 
 def test_a_damaged_state_is_reported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = (fixtures.write_run(here / "results", "hopper", "ppo", seed, 20) for seed in (1, 2))
-    (folder / "state.json").write_text('{"sta')
+    (folder / "state.json").unlink()
     config = yaml.safe_load((folder / "config.yaml").read_text()) | {"num_iterations": None}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert main([*FAST, "figures=[]"]) == 1
     error = capsys.readouterr().err
-    assert "state.json cannot be read" in error and "rerun its rgpo-run command with force=true" in error
+    assert "state.json is missing" in error and "rerun its rgpo-run command with force=true" in error
+    (folder / "state.json").write_text('{"sta')
+    assert main([*FAST, "figures=[]"]) == 1
+    assert "state.json cannot be read (not valid JSON, line 1); the run is left out" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_without_a_traceback(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

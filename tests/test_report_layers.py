@@ -18,7 +18,8 @@ from rgpo.runtime.schema import GLOSSARY, SAMPLES
 ROOT = Path(__file__).parents[1]
 ORDER = [["settings"], ["stats"], ["read"], ["tables"], ["figures", "claims"], ["page"], ["build"], ["cli"]]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-OURS = ("rgpo.runtime.schema", "rgpo.atomic", "rgpo.errors", "rgpo.paths", "rgpo.version")
+OURS = ("rgpo.atomic", "rgpo.errors", "rgpo.interrupt", "rgpo.paths", "rgpo.version")
+OURS += tuple(f"rgpo.runtime.{name}" for name in ("manifest", "provenance", "reader", "run_folder", "schema"))
 MODULES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted((ROOT / "rgpo/report").rglob("*.py"))
@@ -33,7 +34,7 @@ def imports(file: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else node.module for name in names}
+            found |= {name if name in MODULES or name in OURS else node.module for name in names}
     return {name for name in found if name.partition(".")[0] == "rgpo"}
 
 

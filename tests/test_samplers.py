@@ -130,7 +130,7 @@ def test_settings_that_the_samplers_cannot_serve_are_refused(
     for kind in (Own, VLLM):
         with pytest.raises(ConfigError, match=r"task\.sampler\.correction_cap=0\.5: must be at least 1"):
             kind(correction_cap=0.5)
-    with pytest.raises(ConfigError, match=r"task\.sampler\.gpu_memory_utilization=1: must be strictly between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"task\.sampler\.gpu_memory_utilization=1: must lie strictly between 0 and 1"):
         VLLM(gpu_memory_utilization=1)
     for group_size in (1, 3):
         with pytest.raises(ConfigError, match=rf"task\.group_size={group_size}: .* set task\.group_size=2"):

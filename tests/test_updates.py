@@ -186,7 +186,7 @@ def test_sgd_stops_at_a_loss_that_is_not_finite(make_policy: Make, make_batch: M
     batch.samples.advantage[3] = math.nan
     update = sgd(num_epochs=1, num_minibatches=4)
     setup(update, policy, load_gate("clip"))
-    with pytest.raises(NonFiniteError, match=r"by gradient step [1-4] of 4; lower update\.lr=0\.0003"):
+    with pytest.raises(NonFiniteError, match=r"at gradient step [1-4] of 4"):
         update(policy, batch, 0.0)
 
 
@@ -242,6 +242,7 @@ def test_compiling_is_resolved_and_explained(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("RGPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.delenv("CXX", raising=False)
     assert resolve(False, 10**9) == (False, "not compiled (update.compile=false)")
     assert resolve("auto", 10) == (False, "not compiled: 10 gradient steps are too few to pay for it")

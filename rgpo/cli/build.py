@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from rgpo.cli.hints import Node, Parameters, accepts, describe, is_node, missing_members, parameters_of, shown
+from rgpo.cli.targets import entry_hint, find_target, lacking_methods, takes_object
 from rgpo.cli.words import CHOOSE_WITH
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.learning.types import Algorithm, Task
-from rgpo.runtime.schema import AXES, MOVED_MODULES, canonical_target
+from rgpo.runtime.schema import AXES, canonical_target
 
 GROUPS = {"ref_gate": "gate@ref_gate"} | {key: key for key in ("task", "algo", *AXES) if key != "ref_gate"}  # key -> group
 
@@ -78,6 +78,7 @@ def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) 
             raise ConfigError(f"{key}.{name}: is missing; {node['_target_']} needs it.")
     for name, value in entries.items():
         check_type(f"{key}.{name}", value, parameters.hints.get(name, object))
+    _refuse_other_kind(key, node, hint, lacking_methods(hint, target))
     parts = {name: _built(f"{key}.{name}", value, parameters.hints.get(name, object)) for name, value in entries.items()}
     try:
         made = target(**parts, **given)
@@ -87,42 +88,39 @@ def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) 
         raise ConfigError(str(error)) from error
     except Exception as error:
         raise ConfigError(f"{key}: cannot be made from {shown(node)} ({type(error).__name__}: {first_line(error)}).") from error
-    lacking = missing_members(hint, made)
-    if lacking:
-        raise ConfigError(f"{key}._target_={node['_target_']}: is not {describe(hint)}: it lacks {', '.join(lacking)}.")
+    _refuse_other_kind(key, node, hint, missing_members(hint, made))
     return made
 
 
+def _refuse_other_kind(key: str, node: Node, hint: object, lacking: list[str]) -> None:
+    if lacking:
+        raise ConfigError(f"{key}._target_={node['_target_']}: is not {describe(hint)}: it lacks {', '.join(lacking)}.")
+
+
 def _built(key: str, value: object, hint: object) -> object:
+    """A value with the objects of its nodes, which occur only where the hint names a class."""
     if is_node(value):
+        if not takes_object(hint):
+            remedy = "remove it, or annotate the parameter with the class that it takes"
+            raise ConfigError(f"{key}._target_={value['_target_']}: is not read here, where plain values belong; {remedy}.")
         return _construct(key, value, {}, hint)
     if isinstance(value, Mapping):
-        return {name: _built(f"{key}.{name}", entry, object) for name, entry in value.items()}
-    return [_built(f"{key}[{i}]", entry, object) for i, entry in enumerate(value)] if isinstance(value, list) else value
+        return {name: _built(f"{key}.{name}", entry, entry_hint(hint, mapping=True)) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_built(f"{key}[{i}]", entry, entry_hint(hint, mapping=False)) for i, entry in enumerate(value)]
+    return value
 
 
 def _target(key: str, node: Node) -> tuple[Callable[..., object], Parameters]:
     """A node's class or function, by its present or a former name, and its parameters."""
-    name = str(node["_target_"])
-    try:
-        target = _imported(present_name(name))
-    except Exception as error:  # whatever importing a user's module raises
-        moved = MOVED_MODULES.get(str(getattr(error, "name", "")))
-        remedy = f"; {getattr(error, 'name', '')} is now {moved}" if moved else ""
-        raise ConfigError(f"{key}._target_={name}: cannot be imported ({first_line(error)}){remedy}.") from error
-    if not callable(target):
-        raise ConfigError(f"{key}._target_={name}: is no class or function.")
+    name = node["_target_"]
+    target = find_target(key, present_name(name) if isinstance(name, str) else name)
     return target, parameters_of(target)
 
 
 def present_name(target: str) -> str:
     """A class's present dotted name, from its present or a former one."""
     return canonical_target(target) if "." in target else target
-
-
-def _imported(name: str) -> Any:
-    module, _, attribute = name.rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def check_type(key: str, value: object, hint: object) -> None:

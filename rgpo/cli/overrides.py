@@ -99,7 +99,7 @@ class Composer:
                 del selected["hydra"]
             self._selected[groups] = (pickle.dumps(selected), options)
         pickled, choices = self._selected[groups]
-        composed: DictConfig = pickle.loads(pickled)
+        composed: DictConfig = pickle.loads(pickled)  # noqa: S301  # bytes that __call__ pickled a moment ago, never from a file
         try:
             ConfigLoaderImpl._apply_overrides_to_config(values, composed)
         except (HydraException, OmegaConfBaseException) as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from rgpo import interrupt
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -54,6 +56,7 @@ class CommandLine(NamedTuple):
 
 def main() -> None:
     """Entry point; exit code 0 done, 1 a run failed, 2 a bad command line, 130 or 143 stopped by a signal."""
+    interrupt.exit_at_once()
     words = sys.argv[1:]
     if any(word in ("-h", "--help") for word in words):
         print(_help(), end="")
@@ -92,7 +95,7 @@ def _main(words: list[str]) -> int:
         if distributed.rank() == 0:
             run_folder.prepare(jobs[0].run_dir, jobs[0].force)
     except ConfigError as error:
-        distributed.report_error(" ".join(str(error).splitlines()), error)
+        distributed.report_error(str(error), error)
         return 2
     return sweep.start(jobs[0])
 
@@ -103,6 +106,7 @@ def _split(words: Sequence[str]) -> CommandLine:
     Raises: ConfigError if --config-dir has no value.
     """
     from rgpo.errors import ConfigError
+    from rgpo.runtime.reader import user_path
 
     multirun, config_dir, overrides = False, None, []
     rest = iter(words)
@@ -117,7 +121,7 @@ def _split(words: Sequence[str]) -> CommandLine:
             config_dir = word.split("=", 1)[1]
         else:
             overrides.append(word)
-    return CommandLine(multirun, config_dir, overrides)
+    return CommandLine(multirun, None if config_dir is None else str(user_path(config_dir)), overrides)
 
 
 def _without_cfg_job(words: list[str]) -> list[str] | None:
@@ -143,7 +147,7 @@ def _print_config(words: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from rgpo.cli.overrides import hydra_on
-    from rgpo.errors import ConfigError, first_line
+    from rgpo.errors import MAX_LINE, ConfigError, first_line, printable
 
     try:
         _, config_dir, overrides = _split(words)
@@ -151,7 +155,8 @@ def _print_config(words: list[str]) -> int:
             composed, _ = composer(overrides)
             config = OmegaConf.to_container(composed, resolve=True)
     except (ConfigError, OmegaConfBaseException) as error:
-        print(f"rgpo-run: {error if isinstance(error, ConfigError) else first_line(error)}", file=sys.stderr)
+        sentence = str(error) if isinstance(error, ConfigError) else first_line(error)
+        print(f"rgpo-run: {printable(sentence, MAX_LINE)}", file=sys.stderr)
         return 2
     assert isinstance(config, dict)
     config.pop("presets", None)
@@ -171,6 +176,7 @@ def _hydra_main() -> None:
 
 def _plan(jobs: Sequence[Job]) -> str:
     """Runs, states and folders, and the parts of each algorithm."""
+    from rgpo.errors import MAX_LINE, printable
     from rgpo.runtime import run_folder
     from rgpo.runtime.console import table
 
@@ -178,7 +184,8 @@ def _plan(jobs: Sequence[Job]) -> str:
     parts: dict[str, list[dict[str, str]]] = {}
     for job in jobs:
         words = " ".join(word for word in job.overrides if not word.startswith("plan="))
-        rows.append((words or "(defaults)", run_folder.status(job.run_dir), str(job.run_dir)))
+        row = (words or "(defaults)", run_folder.status(job.run_dir), str(job.run_dir))
+        rows.append(tuple(printable(text, MAX_LINE) for text in row))
         parts.setdefault(job.choice("algo"), []).append(job.describe())
     lines = [table(rows, ("run", "state", "folder"))]
     for algo, found in parts.items():

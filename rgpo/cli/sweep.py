@@ -19,13 +19,13 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from rgpo import distributed
+from rgpo import distributed, interrupt
 from rgpo.cli.config import Job, build, make_job
 from rgpo.cli.overrides import hydra_on
 from rgpo.cli.words import hydra_form, user_form
-from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line
+from rgpo.errors import MAX_LINE, ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, printable
 from rgpo.paths import cache_dir
-from rgpo.runtime import run_folder
+from rgpo.runtime import manifest, run_folder
 from rgpo.runtime.resources import available_gb, jobs_that_fit, num_cpus
 from rgpo.runtime.runner import run
 from rgpo.runtime.signals import Interrupted
@@ -89,10 +89,10 @@ def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
 
     Raises: ConfigError if the engine is not installed or cannot be reached.
     """
-    cells = len(jobs)
+    num_jobs = len(jobs)
     jobs = list({job.run_dir: job for job in jobs}.values())
-    if len(jobs) < cells:
-        print(f"{cells} jobs map to {len(jobs)} distinct runs (num_threads and the like do not change the run id)", flush=True)
+    if len(jobs) < num_jobs:
+        print(f"{num_jobs} jobs map to {len(jobs)} distinct runs (num_threads and the like do not change the run id)", flush=True)
     with hydra_on(config_dir) as composer:
         own = [word for word, item in zip(words, composer.parse(words), strict=True) if item.is_hydra_override()]
         config = composer.whole([*own, *jobs[0].overrides])
@@ -100,7 +100,7 @@ def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
         _warn_of_crowding(config, len(jobs))
         for job in jobs:
             run_folder.prepare(job.run_dir, job.force)
-        left = [job for job in jobs if run_folder.status(job.run_dir) != "completed"]
+        left = [job for job in jobs if not _is_complete(job.run_dir)]
         if len(left) < len(jobs):
             print(f"{len(jobs) - len(left)} of {len(jobs)} runs already complete, skipped (force=true repeats them)", flush=True)
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks(config))
@@ -108,16 +108,23 @@ def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
         returned: Sequence[JobReturn] = []
         code = 0
         try:
-            if left:
-                returned = engine.launch([[hydra_form(word) for word in job.overrides] for job in left], initial_job_idx=0)
+            with interrupt.raising():
+                cells = [[hydra_form(word) for word in job.overrides] for job in left]
+                returned = engine.launch(cells, initial_job_idx=0) if cells else []
         except KeyboardInterrupt:
             code = 130
         except SystemExit as stop:  # a run was stopped by a signal
             code = int(stop.code or 0)
         except Exception as error:  # whatever an engine raises when it loses a worker
-            print(f"rgpo-run: {_engine(config)} stopped ({type(error).__name__}: {first_line(error)})", file=sys.stderr)
+            why = f"{type(error).__name__}: {printable(first_line(error))}"
+            print(f"rgpo-run: {_engine(config)} stopped ({why})", file=sys.stderr)
     failed = _report(jobs, {job.run_dir: why for job, end in zip(left, returned, strict=False) if (why := _failure(end))})
     return code or failed
+
+
+def _is_complete(run_dir: Path) -> bool:
+    """True if a run has ended as planned and its rows are whole; one that is not is repeated or resumed."""
+    return run_folder.status(run_dir) == "completed" and not manifest.problems(run_dir, run_folder.ROWS)
 
 
 def _failure(end: JobReturn) -> str:
@@ -154,7 +161,9 @@ def _refuse_silent_ray(address: str) -> None:
     key = f"hydra.launcher.ray.init.address={address}"
     remedy = "give the HOST:PORT that `ray start --head` printed, or null to start Ray here."
     try:
-        subprocess.run([sys.executable, "-c", CONNECT, address], check=True, capture_output=True, timeout=RAY_ANSWERS_WITHIN_S)
+        subprocess.run(  # noqa: S603  # this Python with a program of ours; the address is an argument
+            [sys.executable, "-c", CONNECT, address], check=True, capture_output=True, timeout=RAY_ANSWERS_WITHIN_S
+        )
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"{key}: no answer within {RAY_ANSWERS_WITHIN_S} s, {remedy}") from error
     except subprocess.CalledProcessError as error:
@@ -187,7 +196,7 @@ def _report(jobs: list[Job], broken: Mapping[Path, str]) -> int:
     """Print how many runs are complete and, for every other one that was started, the reason and the log; 1 if there is any."""
     states = {job.run_dir: run_folder.status(job.run_dir) for job in jobs}
     count = Counter(states.values())
-    others = [f", {count[state]} {text}" for state, text in (("running", "running"), ("missing", "not started")) if count[state]]
+    others = [f", {count[state]} {text}" for state, text in (("running", "running"), ("missing", "queued")) if count[state]]
     print(f"{count['completed']} of {len(jobs)} runs are complete{''.join(others)}", flush=True)
     for job in jobs:
         state, log = states[job.run_dir], job.run_dir / "error.txt"
@@ -195,5 +204,6 @@ def _report(jobs: list[Job], broken: Mapping[Path, str]) -> int:
             killed = "its process was killed; repeat the command to resume"
             reason = run_folder.read_state(job.run_dir).get("reason") or broken.get(job.run_dir, killed)
             where = f"log: {log}" if state == "failed" and log.exists() else f"folder: {job.run_dir}"
-            print(f"  {state}: {' '.join(job.overrides)}: {reason} ({where})", file=sys.stderr)
+            line = f"{state}: {' '.join(job.overrides)}: {printable(reason)} ({where})"
+            print(f"  {printable(line, MAX_LINE)}", file=sys.stderr)
     return int(count["completed"] + count["running"] < len(jobs))

@@ -7,21 +7,19 @@ error without 1/2, RMSprop adds eps outside the square root, and the rate is con
 from __future__ import annotations
 
 import math
+import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from rgpo.core.advantages import Advantage
-from rgpo.core.ranges import POSITIVE, UNIT_INTERVAL, accept, check_fields
+from rgpo.core.ranges import NOT_NEGATIVE, POSITIVE, UNIT_INTERVAL, check_fields, or_null
 from rgpo.core.rollout import Rollout
-from rgpo.errors import ConfigError, NonFiniteError, require
-from rgpo.learning.algorithm import Clock, describe_part
+from rgpo.errors import ConfigError, require
+from rgpo.learning.algorithm import Clock, describe_part, estimate
 from rgpo.learning.types import Batch, Metrics, Policy, PolicyOutput, Requirements, Samples, State
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-POSITIVE_OR_NONE = accept(lambda x: x is None or x > 0, "must be positive, or null for none.")
-NOT_NEGATIVE = accept(lambda x: 0 <= x < math.inf, "must not be negative or infinite.")
 
 
 class Terms(NamedTuple):
@@ -66,7 +64,7 @@ class A2C:
     anneal_lr: bool  # linearly to 0 over the run
     rms_alpha: float = field(metadata=UNIT_INTERVAL)  # decay of the mean squared gradient per step
     rms_eps: float = field(metadata=POSITIVE)
-    max_grad_norm: float | None = field(metadata=POSITIVE_OR_NONE)  # of actor and critic together; null leaves gradients whole
+    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # of actor and critic together; null leaves gradients whole
     vf_coef: float = field(metadata=NOT_NEGATIVE)
     ent_coef: float = field(metadata=NOT_NEGATIVE)
 
@@ -84,6 +82,11 @@ class A2C:
         """The estimator of advantages, and the update with its knobs."""
         knobs = (f"{f.name}={describe_part(getattr(self, f.name))}" for f in fields(self) if f.name != "advantage")
         return {"advantage": describe_part(self.advantage), "update": f"A2C({', '.join(knobs)})"}
+
+    @property
+    def remedy(self) -> str:
+        """What helps if training diverges."""
+        return f"lower algorithm.lr={self.lr} or set algorithm.max_grad_norm"
 
     def validate(self, batch_size: int) -> None:
         """Raises: ConfigError if advantages would be standardized over a single sample."""
@@ -104,15 +107,15 @@ class A2C:
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:
         """One gradient step on the whole rollout.
 
-        Raises: NonFiniteError if the loss or the gradient is NaN or infinite.
+        Raises: NonFiniteError if the loss, the gradient or the KL is NaN or infinite; it names what was so first.
         """
-        from rgpo.learning import diagnostics
+        from rgpo.learning import culprits, diagnostics
         from rgpo.learning.gradients import group_gradients
         from rgpo.learning.loss import standardize
 
         assert policy.flat is not None
         clock = Clock()
-        advantage_TE, target_TE = self.advantage(rollout)
+        advantage_TE, target_TE = estimate(self.advantage, rollout)
         batch = policy.make_batch(rollout, advantage_TE, target_TE)
         if self.advantage.normalize != "none":  # the rollout is the only minibatch
             batch = batch.with_advantage(standardize(batch.samples.advantage))
@@ -124,10 +127,17 @@ class A2C:
             gradients = group_gradients(policy, batch, policy_gradient, groups)
             metrics |= diagnostics.gradient_variance("before", gradients, groups.shape[1])
             clock.add("time/gradvar_s")
-        metrics |= self._step(policy.flat, policy, batch)
+        try:
+            metrics |= self._step(policy.flat, policy, batch)
+        except culprits.NonFiniteStep as error:
+            credit = culprits.Credit(type(self.advantage).__name__, advantage_TE, target_TE)
+            raise culprits.explain(error, policy, rollout, credit, {}, self.remedy) from error
         clock.add("time/update_s")
         shift = policy.measure_shift(batch)
-        metrics |= {"kl/old_exact": shift.kl.mean().item(), "policy/entropy": shift.entropy.mean().item()}
+        kl = shift.kl.mean().item()
+        if not math.isfinite(kl):
+            raise culprits.explain_shift(kl, policy, self.remedy)
+        metrics |= {"kl/old_exact": kl, "policy/entropy": shift.entropy.mean().item()}
         clock.add("time/diagnostics_s")
         if measure_variance:
             gradients = group_gradients(policy, batch, policy_gradient, groups)
@@ -140,6 +150,7 @@ class A2C:
         import torch
 
         from rgpo.learning.adam import clip_by_norm
+        from rgpo.learning.culprits import NonFiniteStep
 
         leaf = flat.clone().requires_grad_()
         ((view,),) = (minibatch.views for minibatch in batch.minibatches())
@@ -148,9 +159,7 @@ class A2C:
         (gradient,) = torch.autograd.grad(loss, leaf)
         gradient, norm = clip_by_norm(gradient, self.max_grad_norm)
         if not (loss.isfinite() and norm.isfinite()):
-            raise NonFiniteError(
-                f"loss or gradient became NaN or infinite; lower algorithm.lr={self.lr} or set algorithm.max_grad_norm."
-            )
+            raise NonFiniteStep("the gradient step", [(view, batch.at(view))], flat)
         lr = self.lr * (1 - self.num_updates / self.num_iterations) if self.anneal_lr else self.lr
         moved, self.square = rmsprop(flat, self.square, gradient, lr=lr, alpha=self.rms_alpha, eps=self.rms_eps)
         flat.copy_(moved)

@@ -99,6 +99,10 @@ class ActorCritic:
         self._actor, self._critic = views[: len(actor) * 2 - 2], views[len(self.actor_shapes) :]
         self._act: Callable[..., Array] = np.tanh if mlp.activation == "tanh" else partial(np.maximum, 0.0)
 
+    def __repr__(self) -> str:
+        """All that the networks' code depends on: compiled code is kept by it."""
+        return f"ActorCritic({self.mlp}, {self.observation_size}, {self.action_size}, {self.discrete})"
+
     def _initialize(self, generator: Generator) -> None:
         tensors = self.unflatten(self.flat)
         last_policy_layer = 2 * len(self.mlp.hidden_sizes)

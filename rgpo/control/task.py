@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.envs.vector_env import VectorEnv
 from rgpo.control.mlp import MLP
 from rgpo.control.normalize import ObservationNormalizer, RewardNormalizer
+from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, or_null
 from rgpo.core.rollout import Array
 from rgpo.distributed import refuse_many
 from rgpo.errors import ConfigError, NonFiniteError, require
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rgpo.control.actor_critic import ActorCritic, ControlRollout
 
 REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, fixed or adaptive."
+VERSION = accept(lambda name: re.fullmatch(r"v[0-9]{1,9}", name) is not None, "must be a version such as v4 or v5.")
 LONGEST_EVALUATION = 10_000  # steps after which an evaluation episode without a time limit is cut
 
 
@@ -36,26 +38,24 @@ class Control:
 
     env_id: str  # gymnasium id; with `version` its name alone
     policy: MLP
-    version: str | None  # v4 or v5 for MuJoCo's four (the paper has v4), null where env_id is complete
-    num_envs: int
-    num_steps: int
+    version: str | None = field(metadata=or_null(VERSION))  # v4 (the paper's) or v5 of MuJoCo's four, else null
+    num_envs: int = field(metadata=count(100_000))
+    num_steps: int = field(metadata=count(MANY))
     normalize_observation: bool
     normalize_reward: bool
-    clip_observation: float
-    clip_reward: float
-    num_eval_episodes: int
+    clip_observation: float = field(metadata=POSITIVE)
+    clip_reward: float = field(metadata=POSITIVE)
+    num_eval_episodes: int = field(metadata=count(100_000))
     backend: str  # auto steps MuJoCo directly where the id is known; gymnasium or mujoco force one
     env_kwargs: Mapping[str, object]  # of gymnasium.make
 
     def __post_init__(self) -> None:
         require(isinstance(self.env_id, str) and self.env_id != "???", "task.env_id", self.env_id, "give a gymnasium id.")
-        for key in ("num_envs", "num_steps", "num_eval_episodes"):
-            value = getattr(self, key)
-            require(isinstance(value, int) and value > 0, f"task.{key}", value, "must be a positive whole number.")
-        for key in ("clip_observation", "clip_reward"):
-            require(getattr(self, key) > 0, f"task.{key}", getattr(self, key), "must be positive.")
-        if self.version is not None:
-            require(re.fullmatch(r"v\d+", self.version) is not None, "task.version", self.version, "write it as v4 or v5.")
+        check_fields(self, "task")
+        samples = self.batch_size
+        require(
+            samples <= MANY, "task.num_steps", self.num_steps, f"makes rollouts of {samples:,} samples, over {MANY:,}; lower it."
+        )
 
     memory_advice: ClassVar[str] = "lower task.num_steps or task.num_envs"
 

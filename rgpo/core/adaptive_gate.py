@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from rgpo.core.gate import Gate
@@ -62,6 +62,8 @@ class AdaptiveSharpness:
         if (allowed := declared_range(knobs[0])) is not None:
             allowed.check("gate.min_sharpness", self.min_sharpness)
             allowed.check("gate.max_sharpness", self.max_sharpness)
+        for bound in (self.min_sharpness, self.max_sharpness):
+            replace(self.gate, **{"sharpness": bound})  # scale=unit needs a slope at both
         return float(vars(self.gate)["sharpness"])
 
     def __call__(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ class AdaptiveSharpness:
     def observe(self, kl: float) -> None:
         """One step of dual ascent on log k for the KL(old || new) of the last update (nats)."""
         log_k = math.log(self.sharpness) + self.rate * min(max(kl / self.kl_target - 1, -1.0), 1.0)
-        self._set(min(max(math.exp(log_k), self.min_sharpness), self.max_sharpness))
+        self._set(min(max(math.exp(min(log_k, 100.0)), self.min_sharpness), self.max_sharpness))
 
     def _set(self, sharpness: float) -> None:
         self.sharpness = sharpness

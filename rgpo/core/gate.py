@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from rgpo.core.ranges import check_fields, one_of
+from rgpo.core.ranges import SMALLEST, check_fields, one_of
 from rgpo.errors import require
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class Gate(ABC):
         check_fields(self, "gate")
         if self.scale == "unit":
             slope = self._slope_at_one()
-            name = type(self).__name__
-            require(slope > 0, "gate.scale", self.scale, f"{name} has no positive w(1) to divide by; use scale=none.")
+            lacks = f"{type(self).__name__} has no positive w(1) of at least {SMALLEST:g} to divide by"
+            require(slope >= SMALLEST, "gate.scale", self.scale, f"{lacks}; use scale=none.")
             object.__setattr__(self, "_divisor", slope)
 
     @abstractmethod

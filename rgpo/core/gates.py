@@ -24,7 +24,7 @@
     Open             1                                                0                               0
 
 The weight is never written a second time: ``rgpo.core.gate.weight`` takes it by autograd. Everything is finite in value and
-slope for |d| <= 300 in float32 and bfloat16, because no exponential ever sees an unclamped d.
+slope for |d| <= 10,000 in float32 and bfloat16, because no exponential ever sees an unclamped d.
 
 Parameters have no defaults here; those of an experiment are in conf/gate. To add a gate: one frozen dataclass with a ``curve``
 here, or in any module of yours, and one yaml in conf/gate.
@@ -37,7 +37,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from rgpo.core.gate import Gate, capped_ratio, ratio, ratio_minus_one
-from rgpo.core.ranges import ABOVE_ONE, FRACTION, POSITIVE, accept
+from rgpo.core.ranges import ABOVE_ONE, FRACTION, POSITIVE, accept, or_null
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,9 +65,7 @@ class Clip(Gate):
 
     eps_low: float = field(metadata=FRACTION)
     eps_high: float = field(metadata=FRACTION)
-    cap: float | None = field(
-        metadata=accept(lambda c: c is None or 1 < c < math.inf, "must be null or a finite number above 1.")
-    )
+    cap: float | None = field(metadata=or_null(ABOVE_ONE))
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         upper = d.clamp(max=math.log1p(self.eps_high)).exp()
@@ -158,7 +156,7 @@ class Arctan(Gate):
 class Softsign(Gate):
     """g = (1 + z/(1 + |z|))/2, z = k (r-1) (the gate study, arXiv 2602.19345, mapped to [0, 1])."""
 
-    sharpness: float = field(metadata=POSITIVE)
+    sharpness: float = field(metadata=accept(lambda k: 0 < k <= 1e20, "must be positive and at most 1e20."))  # z is finite
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         z = self.sharpness * ratio_minus_one(d)
@@ -226,7 +224,7 @@ class Sapo(Gate):
 class Spo(Gate):
     """g A = r A - |A| (r-1)^2/(2 eps) (SPO, arXiv 2401.16025)."""
 
-    eps_high: float = field(metadata=FRACTION)
+    eps_high: float = field(metadata=accept(lambda x: 1e-3 <= x < 1, "must lie between 0.001 and 1."))  # r^2/eps is finite
 
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         penalty = ratio_minus_one(d).square() / (2 * self.eps_high)

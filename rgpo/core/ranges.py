@@ -3,6 +3,8 @@
     sharpness: float = field(metadata=POSITIVE)
 
 Gates check the ranges of their own fields; any other dataclass calls ``check_fields(self, "penalty")`` in ``__post_init__``.
+A number, with a range or without, is 0 or has a magnitude from 1e-30 to 1e30, so that it and its products with ordinary numbers
+are neither 0 nor infinite in float32.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from rgpo.errors import require
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+SMALLEST, LARGEST = 1e-30, 1e30
+MANY = 100_000_000  # samples, tokens or steps that no rollout of one process holds more of
 _KEY = "range"  # of a field's metadata
 
 
@@ -41,12 +45,35 @@ def accept(contains: Callable[[Any], bool], requirement: str) -> dict[str, Range
     return {_KEY: Range(contains, requirement)}
 
 
-def one_of(*names: str) -> dict[str, Range]:
+def or_null(metadata: dict[str, Range]) -> dict[str, Range]:
+    """Metadata of a field that may also be null."""
+    found = metadata[_KEY]
+    requirement = found.requirement.replace("must be", "must be null or", 1)
+    return accept(lambda value: value is None or found.contains(value), requirement)
+
+
+def one_of(*names: object) -> dict[str, Range]:
     """Metadata of a field that takes one of several names."""
-    return accept(lambda value: value in names, f"must be {', '.join(names[:-1])} or {names[-1]}.")
+    shown = [str(name).lower() if isinstance(name, bool) else str(name) for name in names]
+    return accept(
+        lambda value: any(type(value) is type(name) and value == name for name in names),
+        f"must be {', '.join(shown[:-1])} or {shown[-1]}.",
+    )
+
+
+def count(most: int, least: int = 1) -> dict[str, Range]:
+    """Metadata of a whole number from least to most."""
+    what = {0: "a whole number, not negative and", 1: "a positive whole number,"}.get(
+        least, f"a whole number, at least {least} and"
+    )
+    return accept(
+        lambda x: isinstance(x, int) and not isinstance(x, bool) and least <= x <= most, f"must be {what} at most {most}."
+    )
 
 
 POSITIVE = accept(lambda x: 0 < x < math.inf, "must be a positive, finite number.")
+NOT_NEGATIVE = accept(lambda x: 0 <= x < math.inf, "must be a finite number, not negative.")
+FINITE = accept(math.isfinite, "must be a finite number.")
 ABOVE_ONE = accept(lambda x: 1 < x < math.inf, "must be a finite number above 1.")
 FRACTION = accept(lambda x: 0 < x < 1, "must lie strictly between 0 and 1.")
 UNIT_INTERVAL = accept(lambda x: 0 <= x <= 1, "must lie in [0, 1].")
@@ -59,10 +86,15 @@ def declared_range(declared: Field[Any]) -> Range | None:
 
 
 def check_fields(instance: DataclassInstance, group: str) -> None:
-    """Check every declared range; keys of messages are ``group.field``.
+    """Check every declared range and every magnitude; keys of messages are ``group.field``, or ``field`` if group is empty.
 
-    Raises: ConfigError if a value lies outside the range of its field.
+    Raises: ConfigError if a value lies outside the range of its field, or is a number beyond [1e-30, 1e30] but not 0.
     """
     for declared in fields(instance):
+        value = getattr(instance, declared.name, None)  # None: set after construction
+        key = f"{group}.{declared.name}" if group else declared.name
         if (allowed := declared_range(declared)) is not None:
-            allowed.check(f"{group}.{declared.name}", getattr(instance, declared.name))
+            allowed.check(key, value)
+        if isinstance(value, int | float) and value != 0:
+            what = f"must be 0 or of magnitude {SMALLEST:g} to {LARGEST:g}, which single precision holds."
+            require(SMALLEST <= abs(value) <= LARGEST, key, value, what)

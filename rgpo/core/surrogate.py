@@ -5,12 +5,13 @@ loss = -g A + kl_coef KL,    gradient = -w A grad log pi + kl_coef grad KL,    w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rgpo.core.gate import GateLike
 from rgpo.core.gates import Open
-from rgpo.errors import ConfigError, require
+from rgpo.core.ranges import FRACTION, check_fields
+from rgpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,10 +51,10 @@ class Minimum:
 class Geometric:
     """g((1-b) d_old + b d_ref): one gate around the geometric mean pi_old^(1-b) pi_ref^b (an option)."""
 
-    anchor: float
+    anchor: float = field(metadata=FRACTION)
 
     def __post_init__(self) -> None:
-        require(0 < self.anchor < 1, "gate_combination.anchor", self.anchor, "must lie strictly between 0 and 1.")
+        check_fields(self, "gate_combination")
 
     def __call__(self, gate: GateLike, ref_gate: GateLike, d_old: Tensor, d_ref: Tensor, advantage: Tensor) -> Tensor:
         return gate((1 - self.anchor) * d_old + self.anchor * d_ref, advantage)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -51,6 +51,7 @@ class LanguageAssets:
     reward_model: RewardFunction  # the policy learns from it
     gold_reward_model: RewardFunction | None  # measures over-optimization; never used in training
     preference_pairs: Callable[[int], Sequence[PreferencePair]]  # of max_new_tokens; made on the first call, then kept
+    versions: Mapping[str, str] = field(default_factory=dict)  # of what was downloaded or built: commit, or sha256 of its files
     stop_ids: frozenset[int] = frozenset()  # further tokens that end a completion
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 
 from rgpo import distributed
-from rgpo.core.ranges import POSITIVE, accept, check_fields
+from rgpo.core.ranges import MANY, POSITIVE, check_fields, count, or_null
 from rgpo.core.rollout import Array, Rollout
 from rgpo.errors import NonFiniteError, require
 from rgpo.learning.algorithm import Clock, describe_part
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
     from rgpo.language.policy.language_model import LanguageModel
     from rgpo.language.policy.token_batch import TokenBatch
-
-COUNT = accept(lambda x: isinstance(x, int) and x > 0, "must be a positive whole number.")
-POSITIVE_OR_NONE = accept(lambda x: x is None or x > 0, "must be positive, or null for none.")
 
 
 class PairTerms(NamedTuple):
@@ -58,10 +55,10 @@ class DPO:
     beta: float = field(metadata=POSITIVE)
     lr: float = field(metadata=POSITIVE)
     anneal_lr: bool  # linearly to 0 over the run
-    num_epochs: int = field(metadata=COUNT)
-    num_minibatches: int = field(metadata=COUNT)
+    num_epochs: int = field(metadata=count(10_000))
+    num_minibatches: int = field(metadata=count(MANY))
     adam_eps: float = field(metadata=POSITIVE)
-    max_grad_norm: float | None = field(metadata=POSITIVE_OR_NONE)  # null leaves gradients whole
+    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # null leaves gradients whole
 
     note = "not compiled"
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
 from rgpo import distributed
 from rgpo.core.advantages import token_rewards, token_steps, zero_variance_groups
+from rgpo.core.ranges import MANY, accept, check_fields, count, one_of
 from rgpo.core.rollout import Array
 from rgpo.errors import require
 from rgpo.language.assets import AssetLoader, LanguageAssets, log_line
 from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
+from rgpo.language.policy.pretrained import LoRA, context_length
 from rgpo.language.policy.samplers import Sampler
 from rgpo.language.policy.stopping import StopRule, token_id
 from rgpo.learning.types import Policy, Requirements, State
@@ -29,21 +31,7 @@ if TYPE_CHECKING:
     from rgpo.language.policy.language_model import LanguageModel
     from rgpo.language.policy.token_batch import CompletionRollout, OldLogprobs
 
-PARALLEL = ("ddp", "fsdp")
-RATIOS, REDUCTIONS = ("token", "sequence"), ("token_mean", "sequence_mean")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRA:
-    """Low-rank adapters in place of full fine-tuning (Hu et al. 2021)."""
-
-    rank: int
-    alpha: float
-    target_modules: str | list[str]
-
-    def __post_init__(self) -> None:
-        require(self.rank > 0, "task.lora.rank", self.rank, "must be positive.")
-        require(0 < self.alpha < np.inf, "task.lora.alpha", self.alpha, "must be a positive, finite number.")
+TEMPERATURE = accept(lambda x: 0.01 <= x <= 100, "must be a number from 0.01 to 100.")
 
 
 @dataclass(kw_only=True)
@@ -53,34 +41,30 @@ class Language:
     source: AssetLoader
     sampler: Sampler
     lora: LoRA | None
-    num_prompts: int
-    group_size: int
-    max_new_tokens: int
+    num_prompts: int = field(metadata=count(MANY))
+    group_size: int = field(metadata=count(MANY))
+    max_new_tokens: int = field(metadata=count(MANY))
     stop_tokens: list[str | int] | None
     stop_strings: list[str]
-    temperature: float
-    ratio: str
-    reduction: str
-    micro_batch_size: int
-    parallel: str
-    num_kl_tokens: int
-    staleness: int
+    temperature: float = field(metadata=TEMPERATURE)
+    ratio: str = field(metadata=one_of("token", "sequence"))
+    reduction: str = field(metadata=one_of("token_mean", "sequence_mean"))
+    micro_batch_size: int = field(metadata=count(MANY))
+    parallel: str = field(metadata=one_of("ddp", "fsdp"))
+    num_kl_tokens: int = field(metadata=count(MANY))
+    staleness: int = field(metadata=count(100, least=0))
     gradient_checkpointing: bool
-    num_eval_prompts: int
-    num_samples: int
+    num_eval_prompts: int = field(metadata=count(MANY))
+    num_samples: int = field(metadata=count(MANY, least=0))
 
     def __post_init__(self) -> None:
-        for key in ("num_prompts", "group_size", "max_new_tokens", "micro_batch_size", "num_kl_tokens", "num_eval_prompts"):
-            require(getattr(self, key) > 0, f"task.{key}", getattr(self, key), "must be positive.")
-        require(self.temperature > 0, "task.temperature", self.temperature, "must be positive.")
-        require(self.ratio in RATIOS, "task.ratio", self.ratio, "choose token or sequence.")
-        require(self.reduction in REDUCTIONS, "task.reduction", self.reduction, "choose token_mean or sequence_mean.")
-        require(self.parallel in PARALLEL, "task.parallel", self.parallel, "choose ddp or fsdp.")
+        check_fields(self, "task")
         nothing = self.stop_tokens is not None and not self.stop_tokens and not self.stop_strings
         require(not nothing, "task.stop_tokens", "[]", "would let no completion end; name a token, or use null.")
         require(all(self.stop_strings), "task.stop_strings", self.stop_strings, "an empty text would end every completion; remove it.")
-        for key in ("staleness", "num_samples"):
-            require(getattr(self, key) >= 0, f"task.{key}", getattr(self, key), "must not be negative.")
+        tokens = self.batch_size * self.max_new_tokens
+        remedy = f"x task.group_size={self.group_size} x task.max_new_tokens={self.max_new_tokens} makes {tokens:,} tokens per "
+        require(tokens <= MANY, "task.num_prompts", self.num_prompts, f"{remedy}rollout, over {MANY:,}; lower one of them.")
 
     memory_advice: ClassVar[str] = "lower task.micro_batch_size or task.num_kl_tokens, or set task.gradient_checkpointing=true"
 
@@ -136,6 +120,7 @@ class Language:
         for key, have in (("num_prompts", self.prompts), ("num_eval_prompts", self.assets.heldout_prompts)):
             wanted = getattr(self, key)
             require(len(have) >= wanted, f"task.{key}", wanted, f"there are only {len(have)} prompts to choose from.")
+        self._require_context()
         streams = np.random.SeedSequence(seed).spawn(2)
         self.rng = np.random.default_rng(streams[0])
         draws = [int(x) >> 2 for x in streams[1].generate_state(2)]
@@ -143,6 +128,14 @@ class Language:
         self.evaluator = Evaluator(self.assets, self.num_eval_prompts, self.num_samples, draws[1])
         self.order: list[int] = []  # prompts left in this pass over them
         self.waiting: deque[CompletionRollout] = deque()  # collected and not yet learned from
+
+    def _require_context(self) -> None:
+        """Raises: ConfigError if a completion of the longest prompt would not fit into the model's context."""
+        longest = max(len(prompt.ids) for prompt in (*self.prompts, *self.assets.heldout_prompts))
+        context = context_length(self.assets.model.config)
+        fits = context is None or longest + self.max_new_tokens <= context
+        remedy = f"exceeds the model's context of {context} tokens, of which the longest prompt takes {longest}; lower it."
+        require(fits, "task.max_new_tokens", self.max_new_tokens, remedy)
 
     def make_policy(self, seed: int) -> LanguageModel:
         """The source's model with fresh adapters, or all of it, and a value head if the algorithm trains values.
@@ -284,6 +277,7 @@ class Language:
             "generator": self.generator.get_state(),
             "order": self.order,
             "waiting": [rollout_state(rollout) for rollout in self.waiting],
+            "versions": dict(self.assets.versions),
             "evaluator": self.evaluator.state_dict(),
         }
 
@@ -292,8 +286,16 @@ class Language:
 
         from rgpo.language.policy.token_batch import restore_rollout
 
+        self._require_same_assets(cast(Mapping[str, str], state.get("versions", {})))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.generator.set_state(cast(torch.Tensor, state["generator"]))
         self.order = list(cast(list[int], state["order"]))
         self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state["waiting"]))
         self.evaluator.load_state_dict(cast(State, state["evaluator"]))
+
+    def _require_same_assets(self, before: Mapping[str, str]) -> None:
+        """Raises: ConfigError if a model or data set is not the one that the checkpoint was made with."""
+        for name, version in self.assets.versions.items():
+            saved = before.get(name, version)
+            remedy = f"was {saved} when the checkpoint was saved; pin it by {name}@{saved} if it is the hub's, or use force=true."
+            require(saved == version, name, version, remedy)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import cast
 
+import numpy as np
+
 from rgpo.core.advantages import Advantage
 from rgpo.core.gate import GateLike
 from rgpo.core.gates import Open
 from rgpo.core.kl_penalty import Penalty
-from rgpo.core.rollout import Rollout
+from rgpo.core.rollout import Array, Rollout
 from rgpo.core.surrogate import Combination, check_combination, surrogate
 from rgpo.errors import ConfigError
 from rgpo.learning.types import Metrics, Policy, Requirements, State, Update
@@ -88,14 +91,14 @@ class GateAlgorithm:
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:
         """Advantages, update and diagnostics of one iteration.
 
-        Raises: NonFiniteError if a loss, gradient or KL is NaN or infinite.
+        Raises: NonFiniteError if a loss, gradient or KL is NaN or infinite; it names what was so first.
         """
-        from rgpo.learning import diagnostics
+        from rgpo.learning import culprits, diagnostics
         from rgpo.learning.gradients import group_gradients
         from rgpo.learning.loss import standardize
 
         clock = Clock()
-        advantage_TE, target_TE = self.advantage(rollout)
+        advantage_TE, target_TE = estimate(self.advantage, rollout)
         batch = policy.make_batch(rollout, advantage_TE, target_TE)
         metrics = diagnostics.credit_statistics(rollout, advantage_TE, target_TE, self.advantage.needs_critic)
         raw = batch.samples.advantage
@@ -109,9 +112,15 @@ class GateAlgorithm:
             metrics |= diagnostics.gradient_variance("before", gradients(), groups.shape[1])
             clock.add("time/gradvar_s")
         metrics["kl/coef"] = self.penalty.loss_coef
-        learned, shift = self.update(
-            policy, standardized if self.advantage.normalize == "batch" else batch, self.penalty.loss_coef
-        )
+        remedy = getattr(self.update, "remedy", "check the update")
+        try:
+            learned, shift = self.update(
+                policy, standardized if self.advantage.normalize == "batch" else batch, self.penalty.loss_coef
+            )
+        except culprits.NonFiniteStep as error:
+            credit = culprits.Credit(type(self.advantage).__name__, advantage_TE, target_TE)
+            gates = {f"{key}={describe_part(getattr(self, key))}": getattr(self, key) for key in ("gate", "ref_gate")}
+            raise culprits.explain(error, policy, rollout, credit, gates, remedy) from error
         metrics |= learned
         clock.add("time/update_s")
         metrics |= diagnostics.update_statistics(shift, self.gate, advantage)
@@ -120,6 +129,8 @@ class GateAlgorithm:
             metrics |= diagnostics.gradient_variance("after", gradients(), groups.shape[1])
             clock.add("time/gradvar_s")
         kl_old = cast(float, metrics["kl/old_exact"])
+        if not math.isfinite(kl_old):
+            raise culprits.explain_shift(kl_old, policy, remedy)
         self.penalty.observe(cast(float, metrics.get("kl/ref_exact", kl_old)))  # against the reference where there is one
         self.gate.observe(kl_old)
         return metrics | clock.seconds
@@ -130,6 +141,19 @@ class GateAlgorithm:
     def load_state_dict(self, state: State) -> None:
         for key, value in state.items():
             getattr(self, key).load_state_dict(value)
+
+
+def estimate(advantage: Advantage, rollout: Rollout) -> tuple[Array, Array]:
+    """Advantage and value target, both (T, E).
+
+    Raises: ValueError if an estimator of the user's returns other shapes.
+    """
+    found = advantage(rollout)
+    shapes = [np.shape(x) for x in found]
+    if shapes != [rollout.reward.shape] * 2:
+        wanted = f"advantage and value target of the reward's shape {rollout.reward.shape}"
+        raise ValueError(f"advantage={type(advantage).__name__}: must return {wanted}, not {shapes}.")
+    return found
 
 
 def describe_part(part: object) -> str:

@@ -18,8 +18,9 @@ from torch import Tensor
 from rgpo.errors import ConfigError
 from rgpo.learning.accel import compiled_adam
 from rgpo.learning.adam import AdamState, adam, bias_corrections, clip_by_norm
+from rgpo.learning.culprits import NonFiniteStep
 from rgpo.learning.loss import LossParts
-from rgpo.learning.types import State
+from rgpo.learning.types import Samples, State, View
 
 Data = tuple[object, ...]  # a tree of tuples and NamedTuples of tensors (N, ...)
 T = TypeVar("T")
@@ -137,7 +138,7 @@ class FlatAdam:
         self._function = partial(
             run_epochs, loss_function=loss_function, measure=measure, max_grad_norm=max_grad_norm, adam_eps=adam_eps
         )
-        self._compiled = compiled_adam.compile_epochs(self._function) if compiled else None
+        self._compiled = compiled_adam.CompiledEpochs(self._function, loop) if compiled else None
 
     @property
     def compiled(self) -> bool:
@@ -145,33 +146,59 @@ class FlatAdam:
         return self._compiled is not None
 
     def run_epochs(self, data: Data, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """num_epochs passes over data (N, ...): statistics (E, M, 5) as ``Statistics``, and the measures (E, ...)."""
+        """num_epochs passes over data (N, ...): statistics (E, M, 5) as ``Statistics``, and the measures (E, ...).
+
+        Raises: NonFiniteStep if a loss or a gradient is NaN or infinite; the parameters are left as they were.
+        """
         size = _num_rows(data)
         shape = num_epochs, min(self.num_minibatches, size)
         used = size - size % shape[1]
         state = self.state._replace(parameters=self.parameters.clone())
-        order = np.stack([self.rng.permutation(size)[:used] for _ in range(num_epochs)])
-        corrections = bias_corrections(lr, self.num_steps, shape[0] * shape[1]).to(self.parameters.dtype)
-        columns = (x.to(self.parameters.device) for x in (torch.from_numpy(order).view(*shape, -1), corrections.view(*shape, 2)))
-        self.state, statistics, measures = self._run(state, data, *columns, torch.tensor(kl_coef))
-        self.parameters.copy_(self.state.parameters)
+        indices = np.stack([self.rng.permutation(size)[:used] for _ in range(num_epochs)])
+        table = bias_corrections(lr, self.num_steps, shape[0] * shape[1]).to(self.parameters.dtype)
+        columns = (torch.from_numpy(indices).view(*shape, -1), table.view(*shape, 2))
+        order, corrections = (x.to(self.parameters.device) for x in columns)
+        inputs = (data, order, corrections, torch.tensor(kl_coef))
+        last, statistics, measures = self._run(state, *inputs)
+        bad = ~statistics.isfinite().all(-1).flatten()
+        if bad.any():
+            raise self._non_finite_step(int(bad.nonzero()[0]), state, *inputs)
+        self.state = last
+        self.parameters.copy_(last.parameters)
         self.num_steps += shape[0] * shape[1]
         return statistics, tuple(measures)
 
-    def _run(self, state: AdamState, data: Data, *columns: Tensor) -> Epochs:
-        """``run_epochs``, compiled if it can be."""
-        if self._compiled is not None:
+    def _run(self, state: AdamState, *inputs: object) -> Epochs:
+        """``run_epochs``, compiled if it can be.
+
+        Raises: ConfigError if update.compile is true and it cannot be; an error of the loss itself comes from the eager call.
+        """
+        for attempt in range(2):
+            if self._compiled is None:
+                break
             try:
-                return self._compiled(state, data, *columns)
+                return self._compiled(state, *inputs)
             except Exception as error:
-                why = compiled_adam.compiler_failure(error)
-                if why is None:
-                    raise
+                if compiled_adam.was_stopped(error) and not attempt:
+                    continue  # by a signal to all processes: this one finishes its iteration first
+                results = self._function(state, *inputs, fold=loop)
+                why = compiled_adam.failure(error)
                 if self._must_compile:
-                    raise ConfigError(f"update.compile=true: {why}; install g++ and Python's headers or use auto.") from error
+                    raise ConfigError(f"update.compile=true: {why}, or use auto.") from error
                 warnings.warn(f"update.compile=auto: {why}; the run continues uncompiled.", stacklevel=3)
                 self._compiled = None
-        return self._function(state, data, *columns, fold=loop)
+                return results
+        return self._function(state, *inputs, fold=loop)
+
+    def _non_finite_step(
+        self, step: int, state: AdamState, data: Data, order: Tensor, corrections: Tensor, kl_coef: Tensor
+    ) -> NonFiniteStep:
+        """The step with its parameters, by repeating those before it from state."""
+        order, corrections = order.flatten(0, 1)[None], corrections.flatten(0, 1)[None]
+        if step:
+            state, _, _ = self._function(state, data, order[:, :step], corrections[:, :step], kl_coef, fold=loop)
+        parts = cast("list[tuple[View, Samples]]", [select(data, order[0, step])])
+        return NonFiniteStep(f"gradient step {step + 1} of {order.shape[1]}", parts, state.parameters)
 
     def state_dict(self) -> State:
         rng = self.rng.bit_generator.state

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rgpo import distributed
 from rgpo.learning import sharded
+from rgpo.learning.culprits import NonFiniteStep
 from rgpo.learning.flat_adam import Statistics
 from rgpo.learning.loss import Loss, standardize
 from rgpo.learning.types import Batch, Minibatch, Policy, PolicyShift, State
@@ -43,7 +44,10 @@ class MicroBatchAdam:
         self.rng = np.random.default_rng(seed)
 
     def run_epochs(self, batch: Batch, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, PolicyShift]:
-        """num_epochs passes over batch: statistics (E, M, 5) as ``Statistics``, and the shift after each epoch."""
+        """num_epochs passes over batch: statistics (E, M, 5) as ``Statistics``, and the shift after each epoch.
+
+        Raises: NonFiniteStep if a loss or a gradient is NaN or infinite; with a gradient's the step is not taken.
+        """
         rows, shifts = [], []
         for _ in range(num_epochs):
             rows.append(self._epoch(batch, lr, kl_coef))
@@ -55,9 +59,14 @@ class MicroBatchAdam:
         for group in self.adam.param_groups:
             group["lr"] = lr
         minibatches = batch.minibatches()
-        rows = torch.stack([self._step(minibatches[i], batch, kl_coef) for i in self.rng.permutation(len(minibatches))])
+        order = self.rng.permutation(len(minibatches))
+        rows = torch.stack([self._step(minibatches[i], batch, kl_coef) for i in order])
         sums, largest = distributed.all_reduce_sum(rows[:, :2]), distributed.all_reduce_max(rows[:, 2:3])
-        return torch.cat([sums, largest, rows[:, 3:]], 1)
+        table = torch.cat([sums, largest, rows[:, 3:]], 1)
+        bad = ~table.isfinite().all(1)
+        if bad.any():
+            raise _non_finite_step(minibatches[order[int(bad.nonzero()[0])]], batch)
+        return table
 
     def _step(self, minibatch: Minibatch, batch: Batch, kl_coef: float) -> Tensor:
         self.adam.zero_grad()
@@ -75,6 +84,8 @@ class MicroBatchAdam:
             largest = largest.maximum(parts.log_ratio_max.cpu())
         sharded.sum_gradients(self.parameters)
         norm = sharded.clip_gradients(self.parameters, self.limit).cpu()
+        if not norm.isfinite():  # in every process, since the norm is of all gradients
+            raise _non_finite_step(minibatch, batch)
         self.adam.step()
         return torch.stack(Statistics(policy_loss, value_loss, largest, norm, (norm > self.limit).float()))
 
@@ -88,3 +99,7 @@ class MicroBatchAdam:
         for p, moments in zip(self.parameters, saved, strict=True):
             self.adam.state[p] = {key: x if key == "step" else sharded.fit(x, p) for key, x in moments.items()}
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
+
+
+def _non_finite_step(minibatch: Minibatch, batch: Batch) -> NonFiniteStep:
+    return NonFiniteStep("a gradient step", [(view, batch.at(view)) for view in minibatch.views])

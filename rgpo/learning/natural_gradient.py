@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from rgpo.errors import NonFiniteError, require, require_compile
-from rgpo.learning.types import Batch, Metrics, Objective, Policy, PolicyShift, State
+from rgpo.core.ranges import FRACTION, MANY, POSITIVE, check_fields, count, one_of
+from rgpo.errors import require
+from rgpo.learning.types import Batch, Metrics, Objective, Policy, PolicyShift, Samples, State, View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,28 +66,21 @@ def critic_loss(
 class NaturalGradient:
     """theta += sqrt(2 kl_max / s'Hs) s, H s = g, shortened until KL <= kl_max and the surrogate rose (Schulman et al. 2015)."""
 
-    kl_max: float  # nats
-    cg_iterations: int
-    cg_damping: float
-    line_search_shrink: float
-    line_search_tries: int
-    critic_epochs: int
-    critic_minibatches: int
-    critic_lr: float
-    compile: bool | str
+    kl_max: float = field(metadata=POSITIVE)  # nats
+    cg_iterations: int = field(metadata=count(10_000))
+    cg_damping: float = field(metadata=POSITIVE)
+    line_search_shrink: float = field(metadata=FRACTION)
+    line_search_tries: int = field(metadata=count(10_000))
+    critic_epochs: int = field(metadata=count(10_000))
+    critic_minibatches: int = field(metadata=count(MANY))
+    critic_lr: float = field(metadata=POSITIVE)
+    compile: bool | str = field(metadata=one_of("auto", True, False))
 
     trust_region: bool = field(default=True, init=False)
     num_minibatches: int = field(default=1, init=False)  # of the policy's step
 
     def __post_init__(self) -> None:
-        for key in ("kl_max", "cg_damping", "critic_lr"):
-            require(getattr(self, key) > 0, f"update.{key}", getattr(self, key), "must be positive.")
-        for key in ("cg_iterations", "line_search_tries", "critic_epochs", "critic_minibatches"):
-            value = getattr(self, key)
-            require(isinstance(value, int) and value > 0, f"update.{key}", value, "must be a positive whole number.")
-        require_compile(self.compile)
-        shrink = self.line_search_shrink
-        require(0 < shrink < 1, "update.line_search_shrink", shrink, "must lie strictly between 0 and 1.")
+        check_fields(self, "update")
 
     def validate(self, batch_size: int, normalize: str) -> None:
         """Raises: ConfigError if critic_minibatches does not divide the batch."""
@@ -124,10 +118,15 @@ class NaturalGradient:
         """The engine's note on compilation."""
         return self._critic.note if self._critic is not None and self._compiles else "not compiled"
 
+    @property
+    def remedy(self) -> str:
+        """What helps if training diverges."""
+        return f"lower update.kl_max={self.kl_max} or raise update.cg_damping={self.cg_damping}"
+
     def __call__(self, policy: Policy, batch: Batch, kl_coef: float) -> tuple[Metrics, PolicyShift]:
         """One natural-gradient step of the actor, then critic_epochs passes of the critic.
 
-        Raises: NonFiniteError if the gradient or the value loss is NaN or infinite.
+        Raises: NonFiniteStep if the gradient or the value loss is NaN or infinite.
         """
         metrics = self._actor_step(policy, batch)
         shift = policy.measure_shift(batch)
@@ -136,20 +135,23 @@ class NaturalGradient:
 
     def _fit_critic(self, policy: Policy, batch: Batch) -> float:
         """Mean value loss over critic_epochs passes; 0 without a critic."""
-        import torch
+        from rgpo.learning.culprits import NonFiniteStep
 
         if self._critic is None or policy.critic is None:
             return 0.0
         data = (policy.critic.features(batch), batch.samples.value_target, batch.samples.value_old)
-        statistics, _ = self._critic.run_epochs(data, self.critic_lr, 0.0, self.critic_epochs)
-        losses = statistics[..., 1]
-        if not torch.isfinite(losses).all():
-            raise NonFiniteError("value loss became NaN or infinite; lower update.critic_lr or check the rewards.")
-        return losses.mean().item()
+        try:
+            statistics, _ = self._critic.run_epochs(data, self.critic_lr, 0.0, self.critic_epochs)
+        except NonFiniteStep as error:
+            flat = None if policy.flat is None else error.flat
+            where = f"{error.where} of the critic"
+            raise NonFiniteStep(where, _parts(batch), flat, f"lower update.critic_lr={self.critic_lr}") from error
+        return statistics[..., 1].mean().item()
 
     def _actor_step(self, policy: Policy, batch: Batch) -> Metrics:
         import torch
 
+        from rgpo.learning.culprits import NonFiniteStep
         from rgpo.learning.gradients import TrustRegionProblem
         from rgpo.learning.loss import standardize
 
@@ -158,7 +160,7 @@ class NaturalGradient:
         problem = TrustRegionProblem(policy, batch, self._objective)
         gradient = problem.gradient
         if not torch.isfinite(gradient).all():
-            raise NonFiniteError("policy gradient became NaN or infinite; check the task's rewards and observations.")
+            raise NonFiniteStep("the policy's step", _parts(batch), policy.flat)
 
         def damped(v: Tensor) -> Tensor:
             return problem.fisher_product(v) + self.cg_damping * v
@@ -166,6 +168,8 @@ class NaturalGradient:
         direction, residual = conjugate_gradient(damped, gradient, self.cg_iterations)
         quadratic = direction.dot(damped(direction)).item()
         full_step = (2 * self.kl_max / quadratic) ** 0.5 * direction if quadratic > 0 else direction * 0
+        if not torch.isfinite(full_step).all():  # a Fisher product overflowed
+            raise NonFiniteStep("the policy's step", _parts(batch), policy.flat)
 
         def evaluate(fraction: float) -> tuple[float, float]:
             loss, kl = problem.evaluate(fraction * full_step)
@@ -189,3 +193,10 @@ class NaturalGradient:
     def load_state_dict(self, state: State) -> None:
         if self._critic is not None:
             self._critic.load_state_dict(cast(State, state["critic"]))
+
+
+def _parts(batch: Batch) -> list[tuple[View, Samples]]:
+    """All forward passes of a batch and their samples."""
+    from rgpo.learning.gradients import local_views
+
+    return [(view, batch.at(view)) for view in local_views(batch)]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from rgpo.errors import NonFiniteError, require, require_compile
+from rgpo.core.ranges import MANY, NOT_NEGATIVE, POSITIVE, check_fields, count, one_of, or_null
+from rgpo.errors import require
 from rgpo.learning.types import Batch, Metrics, Objective, Policy, PolicyShift, Samples, State, View
 
 if TYPE_CHECKING:
@@ -26,31 +27,21 @@ class SGD:
     compiled where that pays; torch modules get micro-batches.
     """
 
-    num_epochs: int
-    num_minibatches: int
-    lr: float
+    num_epochs: int = field(metadata=count(10_000))
+    num_minibatches: int = field(metadata=count(MANY))
+    lr: float = field(metadata=POSITIVE)
     anneal_lr: bool  # linearly to 0 over the run
-    adam_eps: float
-    max_grad_norm: float | None  # of actor and critic together; null leaves gradients whole
-    vf_coef: float
-    ent_coef: float
-    value_clip: float | None  # null leaves the value loss unclipped
-    compile: bool | str
+    adam_eps: float = field(metadata=POSITIVE)
+    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # of actor and critic together; null leaves gradients whole
+    vf_coef: float = field(metadata=NOT_NEGATIVE)
+    ent_coef: float = field(metadata=NOT_NEGATIVE)
+    value_clip: float | None = field(metadata=or_null(POSITIVE))  # null leaves the value loss unclipped
+    compile: bool | str = field(metadata=one_of("auto", True, False))
 
     trust_region: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        for key in ("num_epochs", "num_minibatches"):
-            value = getattr(self, key)
-            require(isinstance(value, int) and value > 0, f"update.{key}", value, "must be a positive whole number.")
-        for key in ("lr", "adam_eps"):
-            require(0 < getattr(self, key) < math.inf, f"update.{key}", getattr(self, key), "must be a positive, finite number.")
-        for key in ("max_grad_norm", "value_clip"):
-            value = getattr(self, key)
-            require(value is None or value > 0, f"update.{key}", value, "must be positive, or null for none.")
-        for key in ("vf_coef", "ent_coef"):
-            require(0 <= getattr(self, key) < math.inf, f"update.{key}", getattr(self, key), "must not be negative or infinite.")
-        require_compile(self.compile)
+        check_fields(self, "update")
 
     def validate(self, batch_size: int, normalize: str) -> None:
         """Raises: ConfigError if num_minibatches does not divide the batch, or leaves one sample to standardize over."""
@@ -76,6 +67,7 @@ class SGD:
 
         self.num_iterations = num_iterations
         self.num_updates = 0
+        self._standardizes = normalize == "minibatch"
         self.optimizer: FlatAdam | MicroBatchAdam
         bound = partial(loss, objective=objective, vf_coef=self.vf_coef, ent_coef=self.ent_coef, value_clip=self.value_clip)
         if policy.flat is None:
@@ -117,23 +109,20 @@ class SGD:
         """The engine's note on compilation."""
         return self.optimizer.note
 
+    @property
+    def remedy(self) -> str:
+        """What helps if training diverges."""
+        return f"lower update.lr={self.lr} or set update.max_grad_norm"
+
     def __call__(self, policy: Policy, batch: Batch, kl_coef: float) -> tuple[Metrics, PolicyShift]:
         """num_epochs passes over the batch: metrics, and the shift after each epoch.
 
-        Raises: NonFiniteError if a loss or a gradient is NaN or infinite.
+        Raises: NonFiniteStep if a loss or a gradient is NaN or infinite.
         """
-        import torch
-
         lr = self.lr * (1 - self.num_updates / self.num_iterations) if self.anneal_lr else self.lr
         statistics, shift = self._run_epochs(batch, lr, kl_coef)
         self.num_updates += 1
         table = statistics.flatten(0, 1).double()
-        finite = torch.isfinite(table).all(1)
-        if not finite.all():
-            raise NonFiniteError(
-                f"loss or gradient became NaN or infinite by gradient step {int((~finite).nonzero()[0]) + 1} of {len(table)}; "
-                f"lower update.lr={self.lr} or set update.max_grad_norm."
-            )
         loss_policy, loss_value, _, grad_norm, grad_clipped = table.mean(0).tolist()
         _, _, log_ratio_max, grad_norm_max, _ = table.amax(0).tolist()
         metrics: Metrics = {
@@ -147,12 +136,19 @@ class SGD:
         return metrics, shift
 
     def _run_epochs(self, batch: Batch, lr: float, kl_coef: float) -> tuple[Tensor, PolicyShift]:
+        from rgpo.learning.culprits import NonFiniteStep
         from rgpo.learning.flat_adam import FlatAdam
+        from rgpo.learning.loss import standardize
 
         if isinstance(self.optimizer, FlatAdam):
             (minibatch,) = batch.minibatches()
             (view,) = minibatch.views
-            statistics, measures = self.optimizer.run_epochs((view, batch.samples), lr, kl_coef, self.num_epochs)
+            try:
+                statistics, measures = self.optimizer.run_epochs((view, batch.samples), lr, kl_coef, self.num_epochs)
+            except NonFiniteStep as error:
+                if self._standardizes:
+                    error.parts = [(v, x._replace(advantage=standardize(x.advantage))) for v, x in error.parts]
+                raise
             return statistics, PolicyShift(*measures)
         return self.optimizer.run_epochs(batch, lr, kl_coef, self.num_epochs)
 
@@ -194,6 +190,6 @@ def flat_shift(flat: Tensor, data: Data, *, policy: Policy) -> tuple[Tensor, ...
 
 
 def nearest_divisor(number: int, target: int) -> int:
-    """The divisor of number that is closest to target; the smaller of two."""
-    low = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
+    """The divisor of number that is closest to target, the smaller of two; of those up to 1e6 where number is huge."""
+    low = [k for k in range(1, min(math.isqrt(number), 10**6) + 1) if number % k == 0]
     return min(sorted({*low, *(number // k for k in low)}), key=lambda k: abs(k - target))

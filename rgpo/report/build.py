@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rgpo.atomic import replacing, write_text
+from rgpo.atomic import replacing, write_bytes
 from rgpo.errors import ConfigError, close_matches
 from rgpo.report.claims.claims import Evidence, read_theory
 from rgpo.report.claims.ledger import ledger, renew
@@ -17,8 +19,7 @@ from rgpo.report.figures.style import Line
 from rgpo.report.page import completions
 from rgpo.report.page.index import PageFigure, Section, render_page
 from rgpo.report.read.groups import Group, group_runs
-from rgpo.report.read.load import experiments, read_runs, run_folders
-from rgpo.report.read.rows import Unreadable
+from rgpo.report.read.load import experiments, queued, read_runs, run_folders
 from rgpo.report.read.run import Problem
 from rgpo.report.read.workers import Map, workers
 from rgpo.report.settings import NEED_BASELINE, WITHOUT_RUNS, Settings, command
@@ -26,6 +27,9 @@ from rgpo.report.tables import bench, summary
 from rgpo.report.tables.baseline import baseline_problems, comparisons
 from rgpo.report.tables.overall import overall
 from rgpo.report.tables.table import Table
+from rgpo.runtime.reader import Unreadable, printable
+
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -33,6 +37,7 @@ class _Loaded:
     name: str
     groups: list[Group]
     problems: list[Problem]
+    num_queued: int = 0  # runs that a sweep has not started yet
 
 
 def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
@@ -46,7 +51,7 @@ def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
     folders = [results_dir / name for name in experiments(results_dir, settings.experiment)]
     modules = {name: load(name) for name in settings.wanted_figures if name not in WITHOUT_RUNS}
     columns = {column for module in modules.values() for column in module.COLUMNS}
-    num_folders = sum(len(run_folders(folder)) for folder in folders)
+    num_folders = sum(sum(1 for _ in folder.iterdir()) for folder in folders if os.access(folder, os.R_OK))
     with workers(num_folders) as distribute:
         loaded = [_load(folder, columns, settings, distribute) for folder in folders]
     everything = [group for experiment in loaded for group in experiment.groups]
@@ -64,7 +69,7 @@ def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
             _gates(general, results_dir, settings, defaults)
         for table in general.tables:
             _write_table(table, out / "tables")
-        with replacing(out / "index.html") as aside, aside.open("w", encoding="utf-8") as page:
+        with replacing(out / "index.html") as aside, aside.open("w", encoding="utf-8", errors="backslashreplace") as page:
             page.writelines(render_page(sections, general, settings, defaults))
     except OSError as error:
         raise ConfigError(f"out={out}: cannot be written ({error.strerror}); give a folder that can") from error
@@ -73,26 +78,51 @@ def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
     problems = [problem for section in [*sections, general] for problem in section.problems]
     num_runs = sum(len(group.runs) for group in everything)
     num_figures = sum(len(section.figures) for section in [*sections, general])
+    num_queued = sum(experiment.num_queued for experiment in loaded)
+    waiting = f", {num_queued} queued" if num_queued else ""
     left_out = f", {len(problems)} left out or incomplete (see above)" if problems else ""
-    return f"{out / 'index.html'}: {num_runs} runs, {num_figures} figures{left_out}", problems
+    return f"{out / 'index.html'}: {num_runs} runs{waiting}, {num_figures} figures{left_out}", problems
 
 
 def _load(folder: Path, columns: set[str], settings: Settings, distribute: Map) -> _Loaded:
     """One experiment's groups and the problems of its runs."""
-    runs, problems = read_runs(folder, columns, settings.final_fraction, settings.thresholds, distribute)
+    try:
+        runs, problems = read_runs(folder, columns, settings.final_fraction, settings.thresholds, distribute)
+        num_queued = sum(map(queued, run_folders(folder)))
+    except Unreadable as error:
+        return _Loaded(folder.name, [], [Problem(folder.name, f"{error}; the experiment is left out")])
     groups, more = group_runs(runs)
-    return _Loaded(folder.name, groups, problems + more + summary.missing_metrics(groups))
+    return _Loaded(folder.name, groups, problems + more + summary.missing_metrics(groups), num_queued)
 
 
-def _tables(groups: Sequence[Group], settings: Settings) -> list[Table]:
+def _tables(section: Section, settings: Settings) -> list[Table]:
     """Every table that has a row."""
+    groups = section.groups
     control = [group for group in groups if not group.language]
     language = [group for group in groups if group.language]
-    made: list[Table | None] = [summary.returns(control, settings)] if control else []
-    made += [summary.rewards(language, settings)] if language else []
-    made += [comparisons(groups, settings), overall(groups, settings)]
-    made += [summary.spikes(groups, settings), summary.cost(groups, settings), summary.run_table(groups)]
+    makers: dict[str, Callable[[], Table | None]] = {
+        **({"returns": partial(summary.returns, control, settings)} if control else {}),
+        **({"rewards": partial(summary.rewards, language, settings)} if language else {}),
+        "comparisons": partial(comparisons, groups, settings),
+        "overall": partial(overall, groups, settings),
+        "spikes": partial(summary.spikes, groups, settings),
+        "cost": partial(summary.cost, groups, settings),
+        "runs": partial(summary.run_table, groups),
+    }
+    made = [_attempt(section, f"{section.title}/tables/{name}", make) for name, make in makers.items()]
     return [table for table in made if table is not None and table.rows]
+
+
+def _attempt(section: Section, where: str, make: Callable[[], Made]) -> Made | None:
+    """What is made, or None and a problem: odd numbers in a run must not cost the report."""
+    try:
+        return make()
+    except OSError:  # of the report's own files
+        raise
+    except Exception as error:
+        why = f"cannot be made ({type(error).__name__}: {printable(str(error))}); it is left out"
+        section.problems.append(Problem(where, why))
+        return None
 
 
 def _section(
@@ -106,6 +136,7 @@ def _section(
 ) -> Section:
     """Tables and figures of one experiment, written to out/<experiment>/."""
     section = Section(loaded.name, loaded.groups, list(loaded.problems))
+    section.notes += [f"{loaded.num_queued} runs are queued."] if loaded.num_queued else []
     if not loaded.groups:
         return section
     incomparable = baseline_problems(loaded.groups, settings)
@@ -116,13 +147,13 @@ def _section(
     section.lines = style.assign([(group.algo, group.label) for group in loaded.groups], base)
     figures: list[PageFigure] = []
     drawn = distribute(render, _jobs(number, section, modules, figures, settings, defaults), 1)
-    section.tables = _tables(loaded.groups, settings)
+    section.tables = _tables(section, settings)
     for table in section.tables:
         _write_table(table, Path(settings.out) / loaded.name / "tables")
     section.pairs, problems = completions.pairs(loaded.groups, settings.max_completions)
     section.problems += problems
     for i, shown in enumerate(drawn):
-        section.figures.append(figures[i]._replace(shown=shown))
+        _place(section, figures[i], shown)
     return section
 
 
@@ -136,8 +167,10 @@ def _jobs(
 ) -> Iterator[Job]:
     """Yield the figures to draw, each added to `figures`; the section gets a sentence for each that has no data."""
     for name, module in modules.items():
-        panels = module.compute(section.groups, settings)
         where = f"{section.title}/figures/{name}"
+        panels = _attempt(section, where, partial(module.compute, section.groups, settings))
+        if panels is None:
+            continue
         if not panels:
             columns = " or ".join(module.COLUMNS) or "a metric that its config declares"
             hint = ", or there is no baseline to compare with" if name in NEED_BASELINE else ""
@@ -180,7 +213,15 @@ def _draw_general(
     """Draw a figure in out/figures/."""
     figure = _page_figure(section, name, caption, command(settings, defaults, figures=[name]), settings)
     place = f"0-{len(section.figures) + 1}"
-    section.figures.append(figure._replace(shown=render(_job(section, figure, place, panels, settings))))
+    _place(section, figure, render(_job(section, figure, place, panels, settings)))
+
+
+def _place(section: Section, figure: PageFigure, shown: dict[str, str] | str) -> None:
+    """Add a figure that was drawn, or a problem with the reason why it was not."""
+    if isinstance(shown, str):
+        section.problems.append(Problem(f"{section.folder}figures/{figure.name}", f"{shown}; it is left out"))
+    else:
+        section.figures.append(figure._replace(shown=shown))
 
 
 def _baseline_unknown(groups: Sequence[Group], settings: Settings) -> list[Problem]:
@@ -240,4 +281,4 @@ def _job(section: Section, figure: PageFigure, place: str, panels: Sequence[Any]
 def _write_table(table: Table, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for kind, text in (("md", table.markdown()), ("tex", table.tex()), ("csv", table.csv())):
-        write_text(folder / f"{table.name}.{kind}", text)
+        write_bytes(folder / f"{table.name}.{kind}", text.encode(errors="backslashreplace"))

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from rgpo import interrupt
 
 if TYPE_CHECKING:
     from rgpo.report.read.run import Problem
     from rgpo.report.settings import Settings
 
+TEXTS = ("results_dir", "out", "experiment", "baseline", "ledger")  # taken as typed, without a grammar
+PATHS = ("results_dir", "out", "ledger")
+MAX_LINE = 4000  # characters on a terminal
+VERIFIED = ("results_dir", "experiment")  # settings of `verify`
 COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # settings of `compare`
 USAGE = """rgpo-report [key=value ...]
 rgpo-report compare A B [key=value ...]
+rgpo-report verify [results_dir=...] [experiment=...]
 
 Reads results/<experiment>/<run>/ (running experiments too) and writes report/index.html, one self-contained page, with figures
 (svg, png, pdf) and tables (md, tex, csv) beside it.
@@ -24,6 +31,7 @@ Reads results/<experiment>/<run>/ (running experiments too) and writes report/in
   rgpo-report compare results other/results
 
 compare lists the changes beyond noise between two results folders, or between results_dir as committed at two commits.
+verify reads every file of every run and compares it with the run's manifest of digests.
 A narrower command (experiment=, figures=) writes a narrower index.html; other files in report/ are kept.
 
 exit code: 0 all fine; 1 written, except what stderr and index.html list as left out; 2 wrong usage or no results
@@ -32,6 +40,8 @@ exit code: 0 all fine; 1 written, except what stderr and index.html list as left
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    if argv is None:
+        interrupt.exit_at_once()
     words = list(sys.argv[1:] if argv is None else argv)
     if any(word in ("-h", "--help", "help") for word in words):
         print(_help())
@@ -41,29 +51,48 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"rgpo-report {__version__}")
         return 0
-    from rgpo.errors import ConfigError
+    from rgpo.errors import ConfigError, printable
 
     try:
-        if words[:1] == ["compare"]:
-            return _compare(words[1:])
-        settings, defaults = parse(words)
-        if settings.watch:
-            from rgpo.report.page.watch import watch
-
-            return watch(settings, lambda: _report(settings, defaults))
-        return _report(settings, defaults)
-    except ConfigError as error:
-        print(f"rgpo-report: {error}", file=sys.stderr)
+        return _main(words)
+    except (ConfigError, OSError) as error:
+        file = getattr(error, "filename", None) or "a file"
+        sentence = str(error) if isinstance(error, ConfigError) else f"{file}: cannot be used ({error.strerror or error})"
+        print(f"rgpo-report: {printable(sentence, MAX_LINE)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("rgpo-report: interrupted; every file is either complete or unchanged", file=sys.stderr)
         return 130
 
 
+def _main(words: Sequence[str]) -> int:
+    if words[:1] == ["compare"]:
+        return _compare(words[1:])
+    if words[:1] == ["verify"]:
+        return _verify(words[1:])
+    settings, defaults = parse(words)
+    if settings.watch:
+        from rgpo.report.page.watch import watch
+
+        return watch(settings, lambda: _report(settings, defaults))
+    return _report(settings, defaults)
+
+
 def _report(settings: Settings, defaults: Settings) -> int:
     from rgpo.report.build import build
 
-    return _print(*build(settings, defaults))
+    with interrupt.raising():
+        return _print(*build(settings, defaults))
+
+
+def _verify(words: Sequence[str]) -> int:
+    from rgpo.errors import require
+    from rgpo.report.read.verify import verify
+
+    unread = [word for word in words if word.partition("=")[0] not in VERIFIED]
+    require(not unread, "verify", " ".join(unread), f"it reads only {' and '.join(VERIFIED)}; leave it out")
+    with interrupt.raising():
+        return _print(*verify(parse(words)[0]))
 
 
 def _compare(words: Sequence[str]) -> int:
@@ -73,14 +102,17 @@ def _compare(words: Sequence[str]) -> int:
     require(len(words) >= 2, "compare", " ".join(words), "give two results folders or commits")
     unread = [word for word in words[2:] if word.partition("=")[0] not in COMPARED]
     require(not unread, "compare", " ".join(unread), f"it reads only {', '.join(COMPARED)}; leave it out")
-    return _print(*compare(words[0], words[1], parse(words[2:])[0]))
+    with interrupt.raising():
+        return _print(*compare(words[0], words[1], parse(words[2:])[0]))
 
 
 def _print(summary: str, problems: Sequence[Problem]) -> int:
     """Print problems to stderr and the summary to stdout, and return the exit code."""
+    from rgpo.errors import printable
+
     for problem in problems:
-        print(f"rgpo-report: {problem}", file=sys.stderr)
-    print(summary, flush=True)
+        print(f"rgpo-report: {printable(str(problem), MAX_LINE)}", file=sys.stderr)
+    print("\n".join(printable(line, MAX_LINE) for line in summary.splitlines()), flush=True)
     return 1 if problems else 0
 
 
@@ -98,13 +130,19 @@ def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
     from rgpo.errors import ConfigError, close_matches, require
     from rgpo.paths import conf_dir
     from rgpo.report.settings import Settings
+    from rgpo.runtime.reader import user_path
     from rgpo.runtime.schema import canonical_name
 
     config = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.load(conf_dir() / "report.yaml"))
     defaults = OmegaConf.to_object(config)
+    texts: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         require(bool(equals), "argument", word, "give key=value, or --help for the keys")
+        if key in TEXTS:
+            require(value != "", key, value, "it is empty; leave it out, or give a value")
+            texts[key] = None if value == "null" and key not in ("results_dir", "out") else value
+            continue
         try:
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([word]))
             OmegaConf.resolve(config)
@@ -118,6 +156,8 @@ def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
             raise ConfigError(f"{key}={value}: cannot be used; give {shown}, or see rgpo-report --help") from None
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings) and isinstance(defaults, Settings)
+    texts |= {key: str(user_path(text)) for key, text in texts.items() if key in PATHS and text}
+    settings = replace(settings, **texts)
     if settings.baseline:
         algo, space, rest = settings.baseline.partition(" ")
         settings = replace(settings, baseline=f"{canonical_name('algo', algo)}{space}{rest}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,6 +15,19 @@ from typing import TypedDict
 from rgpo import distributed
 from rgpo.version import __version__
 
+REDACTED = "[redacted]"
+_NAME = (
+    "token|secret|passw(?:or)?d|passphrase|credential|(?:api|access|private|auth)[_-]?key|(?<![a-z])(?:keys?|auth|pwd)(?![a-z])"
+)
+_NUMBER = r"(?:null|none|true|false|[-+]?[\d._]+(?:e[-+]?\d+)?)(?![\w-])"  # task.max_new_tokens=32 is a count
+_SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
+_ASSIGNMENT = re.compile(
+    rf"((?:{_NAME})\w*['\"]?\s*[=:]\s*)(?!{_NUMBER}|\$\{{)(?:'[^']*'|\"[^\"]*\"|[^\s,;'\"{{}}()\[\]]+)", re.IGNORECASE
+)
+_SECRET = re.compile(  # by the form that those who issue them gave them
+    r"\b(?:hf_|sk-|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|AKIA|AIza)[\w-]{8,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*|(?<=://)[^\s/@'\"]+(?=@)"
+    r"|(?<=[Bb]earer )[\w.~+/-]{8,}=*"
+)
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf", "pyarrow", "transformers")
 
 
@@ -46,13 +60,29 @@ def collect(
         "dirty": dirty,
         "versions": versions(),
         "algorithm": dict(algorithm),
-        "command": command,
+        "command": redact(command),
         "host": {"cpu": _cpu(), "cores": os.cpu_count(), "platform": platform.platform(terse=True)},
         "num_threads": num_threads,
         "num_processes": distributed.world_size(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "attempt": attempt,
     }
+
+
+def redact(text: str) -> str:
+    """A text without tokens, passwords in URLs, and values of keys that name a secret."""
+    return _SECRET.sub(REDACTED, _ASSIGNMENT.sub(rf"\1{REDACTED}", text))
+
+
+def redact_values(node: object, key: str = "") -> object:
+    """A configuration without the same; numbers stay."""
+    if isinstance(node, Mapping):
+        return {name: redact_values(value, str(name)) for name, value in node.items()}
+    if isinstance(node, list):
+        return [redact_values(value, key) for value in node]
+    if not isinstance(node, str):
+        return node
+    return REDACTED if node and _SECRET_NAME.search(key) else _SECRET.sub(REDACTED, node)
 
 
 def versions() -> dict[str, str]:
@@ -81,7 +111,12 @@ def _commit() -> tuple[str | None, bool]:
 
     def git(*words: str) -> str | None:
         try:
-            out = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+            out = subprocess.run(  # noqa: S603  # the words below
+                ["git", "-C", str(root), *words],  # noqa: S607  # the user's own git
+                capture_output=True,
+                text=True,
+                timeout=10,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return out.stdout.strip() if out.returncode == 0 else None

@@ -16,6 +16,8 @@ from typing import IO, TYPE_CHECKING, Literal, TypeVar, Union, cast, get_args, g
 
 import yaml
 
+from rgpo.errors import printable as printable
+
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
@@ -23,8 +25,6 @@ MAX_TEXT = 4 << 20  # bytes of a text file
 MAX_PARQUET = 64 << 30  # bytes
 MAX_VALUES = 250_000_000  # of all columns of a parquet file
 MAX_DEPTH, MAX_NODES = 50, 100_000  # of JSON and YAML, with aliases expanded
-MAX_SHOWN = 300  # characters of a text from a file
-_INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]")  # bidi marks too
 _TOO_LARGE = "larger than {} bytes"
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Typed = TypeVar("_Typed")
@@ -119,7 +119,7 @@ def read_yaml(path: Path) -> dict[str, object]:
     text = read_text(path)
     try:
         _count_nodes(text)
-        found = _plain(yaml.load(text, _YAML))
+        found = _plain(yaml.load(text, _YAML))  # noqa: S506  # _YAML is a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise Unreadable.file(path, f"not valid YAML{f', line {mark.line + 1}' if mark else ''}") from None
@@ -142,8 +142,10 @@ def parquet(path: Path) -> Iterator[pq.ParquetFile]:
         try:
             with pq.ParquetFile(raw, pre_buffer=False, page_checksum_verification=True) as file:
                 facts = file.metadata
-                if facts.num_rows * max(1, facts.num_columns) > MAX_VALUES:
-                    raise Unreadable.file(path, f"{facts.num_rows:,} rows are too many")
+                groups = (facts.row_group(i) for i in range(facts.num_row_groups))
+                values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+                if max(values, facts.num_rows) > MAX_VALUES:
+                    raise Unreadable.file(path, "it has too many rows")
                 yield file
         except Unreadable:
             raise
@@ -152,25 +154,12 @@ def parquet(path: Path) -> Iterator[pq.ParquetFile]:
             raise Unreadable.file(path, why or type(error).__name__) from None
 
 
-def printable(text: str, limit: int = MAX_SHOWN) -> str:
-    """A text from a file or an error as one line for a terminal: invisible characters escaped, the rest cut at the limit."""
-    size = len(text)
-    cut = text if size <= limit else text[:limit]
-    shown = _INVISIBLE.sub(lambda match: " " if match[0] in "\n\r\t" else _escape(match[0]), cut)
-    return shown if size <= limit else f"{shown}... ({size:,} characters)"
-
-
 def user_path(text: str) -> Path:
     """A path that a user typed, with ~ and ~user expanded."""
     try:
         return Path(text).expanduser()
     except RuntimeError:  # no such user
         return Path(text)
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def _count_nodes(text: str) -> None:

@@ -1,7 +1,7 @@
 """Folders that are built once per machine, appear only when complete, and are verified on every use.
 
-Besides what the builder writes, a folder holds report.json (the builder's results, seconds, versions, fingerprint) and stamp.json
-(the settings, and the sha256 of every other file but the report).
+Besides what the builder writes, a folder holds report.json (the builder's results, seconds, versions, and the fingerprint of the
+builder's files) and stamp.json (the settings, and the sha256 of every other file). Digests are compared on every use.
 """
 
 from __future__ import annotations
@@ -65,18 +65,18 @@ def _build_lock(cache: Path, name: str, log: Log, what: str) -> Iterator[None]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file but the report and the stamp."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in ("stamp.json", "report.json"))
+    """sha256 of every file but the stamp."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "stamp.json")
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
 def _is_intact(folder: Path) -> bool:
     """True if the folder is complete and its files have the recorded digests."""
     try:
-        stamp = json.loads((folder / "stamp.json").read_text())
+        expected, found = json.loads((folder / "stamp.json").read_text())["sha256"], _digests(folder)
         json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        return bool(stamp["sha256"] == _digests(folder))
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(expected == found or expected == {name: x for name, x in found.items() if name != "report.json"})  # older ones
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -91,6 +91,7 @@ def _build_aside(folder: Path, settings: Settings, build: Builder, log: Log, wha
     report["versions"] = {name: importlib.metadata.version(name) for name in VERSIONS}
     report["cpu_s"], report["wall_s"] = time.process_time() - cpu_s, time.monotonic() - wall_s
     (aside / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    sha256["report.json"] = sha256_of(aside / "report.json")
     (aside / "stamp.json").write_text(json.dumps({**settings, "sha256": sha256}, indent=1) + "\n")
     if folder.exists():
         log(f"{what}: {folder} is damaged and is replaced")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -21,15 +21,14 @@ MODEL = "task.source.model"
 def apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, answer_next: bool) -> str:
     """The messages under the tokenizer's chat template; answer_next begins the assistant's turn.
 
+    transformers renders it in an ImmutableSandboxedEnvironment, in which it reaches neither Python nor files.
     Raises: ConfigError if there is no template or it rejects the messages.
     """
-    from jinja2 import TemplateError
-
     name = tokenizer.name_or_path
     require(bool(tokenizer.chat_template), MODEL, name, "its tokenizer has no chat template; give an instruction-tuned model.")
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next))
-    except TemplateError as error:
+    except Exception as error:  # whatever a template raises
         raise ConfigError(f"{MODEL}={name}: its chat template rejects a dialogue ({first_line(error)}).") from error
 
 
@@ -90,6 +89,7 @@ def make_chat_assets(
     max_new_tokens: int,
     reward_model: RewardFunction,
     gold_reward_model: RewardFunction | None,
+    versions: Mapping[str, str],
     log: Log,
 ) -> LanguageAssets:
     """The assets of a chat model; prompts too long for the limit or the model's context are left out and counted.
@@ -133,4 +133,5 @@ def make_chat_assets(
         gold_reward_model=gold_reward_model,
         preference_pairs=preference_pairs,
         stop_ids=find_stop_ids(model, tokenizer, turn_end),
+        versions=versions,
     )

@@ -20,12 +20,13 @@ from typing import NamedTuple
 
 from rgpo.errors import ConfigError, first_line, require
 from rgpo.language.assets import Log
-from rgpo.language.policy.pretrained import fetch_from_hub
+from rgpo.language.policy.model_files import fetch_from_hub
 
 KEY = "task.source.data"
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 ANSWER = "\n\nAssistant:"
 ROLES = {"Human": "user", "Assistant": "assistant"}
+ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # owner/name, /subset, @revision
 ENDINGS = (".jsonl", ".jsonl.gz")
 HELDOUT = frozenset({"test", "tests", "testing", "eval", "evaluation", "dev", "val", "valid", "validation", "heldout"})  # words of names
 LFS_POINTER = b"version https://git-lfs"  # the first bytes of a file that `git clone` did not download
@@ -53,8 +54,8 @@ def check_data(data: str | None) -> None:
     if path.exists():
         _files_below(path, data)
     else:
-        on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?", data) and data[0] not in ".~" and not data.endswith(ENDINGS)
-        require(bool(on_hub), KEY, data, "there is no such file or folder; give a path or owner/name/subset of the hub.")
+        on_hub = ON_HUB.fullmatch(data) is not None and data[0] not in ".~" and not data.endswith(ENDINGS)
+        require(on_hub, KEY, data, "there is no such file or folder; give a path or owner/name/subset of the hub.")
 
 
 def load_pairs(data: str, log: Log) -> tuple[list[Pair], list[Path]]:
@@ -89,9 +90,11 @@ def find_files(data: str) -> list[Path]:
     check_data(data)
     path = Path(data).expanduser()
     if not path.exists():
-        owner, name, *subset = data.split("/")
+        place, at, revision = data.partition("@")
+        owner, name, *subset = place.split("/")
         patterns = [f"{'/'.join([*subset, '*'])}{ending}" for ending in ENDINGS]
-        path = fetch_from_hub(KEY, f"{owner}/{name}", repo_type="dataset", allow_patterns=patterns).joinpath(*subset)
+        repository = f"{owner}/{name}{at}{revision}"
+        path = fetch_from_hub(KEY, repository, repo_type="dataset", allow_patterns=patterns).joinpath(*subset)
     return _files_below(path, data)
 
 

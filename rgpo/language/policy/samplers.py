@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from rgpo import distributed
+from rgpo.core.ranges import FRACTION, MANY, accept, check_fields, count
 from rgpo.errors import ConfigError, require
 from rgpo.language.policy.pretrained import require_packages
 
@@ -52,9 +53,7 @@ class Sampler(Protocol):
         ...
 
 
-def check_correction_cap(cap: float | None) -> None:
-    """Raises: ConfigError unless cap is None or at least 1."""
-    require(cap is None or 1 <= cap < math.inf, "task.sampler.correction_cap", cap, "must be at least 1, or null for none.")
+CAP = accept(lambda x: x is None or 1 <= x < math.inf, "must be at least 1, or null for none.")
 
 
 def repeated_prompt_ids(assets: LanguageAssets, indices: Sequence[int], group_size: int) -> list[list[int]]:
@@ -66,11 +65,11 @@ def repeated_prompt_ids(assets: LanguageAssets, indices: Sequence[int], group_si
 class Own:
     """Samples from the policy's own forward pass; their probabilities differ from the learner's by rounding only."""
 
-    correction_cap: float | None = None
+    correction_cap: float | None = field(default=None, metadata=CAP)
     on_policy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_correction_cap(self.correction_cap)
+        check_fields(self, "task.sampler")
 
     def check(self, group_size: int) -> None:
         """No-op: needs only the policy's own packages and serves any group size."""
@@ -91,18 +90,16 @@ class VLLM:
     Its kernels round differently from the learner's, so each token has the weight min(pi_old/pi_vllm, correction_cap).
     """
 
-    correction_cap: float | None = 2.0
-    gpu_memory_utilization: float = 0.4  # share of the GPU's memory for vLLM
-    max_model_len: int = 1024  # tokens of prompt and completion
+    correction_cap: float | None = field(default=2.0, metadata=CAP)
+    gpu_memory_utilization: float = field(default=0.4, metadata=FRACTION)  # share of the GPU's memory for vLLM
+    max_model_len: int = field(default=1024, metadata=count(MANY))  # tokens of prompt and completion
     on_policy: ClassVar[bool] = True
 
     _engine: Any = field(default=None, init=False, repr=False)
     _version: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_correction_cap(self.correction_cap)
-        share = self.gpu_memory_utilization
-        require(0 < share < 1, "task.sampler.gpu_memory_utilization", share, "must be strictly between 0 and 1.")
+        check_fields(self, "task.sampler")
 
     def check(self, group_size: int) -> None:
         """vllm is an extra of its own because it brings its own torch.

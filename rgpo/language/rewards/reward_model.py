@@ -20,7 +20,8 @@ from rgpo.errors import ConfigError, first_line, is_out_of_memory, require
 from rgpo.language.assets import Log, log_line, require_finite_scores
 from rgpo.language.data.chat import apply_chat_template
 from rgpo.language.data.hh_rlhf import to_messages
-from rgpo.language.policy.pretrained import context_length, load_model, load_pretrained, resolve_device, resolve_folder
+from rgpo.language.policy.model_files import commit_of, resolve_folder
+from rgpo.language.policy.pretrained import context_length, load_model, load_pretrained, resolve_device
 from rgpo.language.policy.rounding import LEAST, ROUNDING, UNITS, UNUSABLE, accepted, perturbed_embeddings
 
 if TYPE_CHECKING:
@@ -54,21 +55,18 @@ class RewardModel:
         *,
         dtype: str = "float32",
         device: str = "cpu",
-        trust_remote_code: bool = False,
         special_tokens: bool = True,
         key: str = "reward_model",
         log: Log = log_line,
     ) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        place, path = resolve_device(device), resolve_folder(key, str(folder), trust_remote_code)
-        self.tokenizer: PreTrainedTokenizerBase = load_pretrained(
-            key, path, AutoTokenizer, truncation_side="left", trust_remote_code=trust_remote_code
-        )
-        auto = AutoModelForSequenceClassification
-        self.model = load_model(key, path, auto, dtype, place, trust_remote_code=trust_remote_code)
+        place, path = resolve_device(device), resolve_folder(key, str(folder))
+        self.tokenizer: PreTrainedTokenizerBase = load_pretrained(key, path, AutoTokenizer, truncation_side="left")
+        self.model = load_model(key, path, AutoModelForSequenceClassification, dtype, place)
         outputs = self.model.config.num_labels
         require(outputs == 1, key, folder, f"has {outputs} outputs; give a reward model with one.")
+        self.commit = commit_of(path)
         self.name, self.batch_size, self.special_tokens, self.log = str(folder), batch_size, special_tokens, log
         self.max_tokens = min(self.tokenizer.model_max_length, context_length(self.model.config) or sys.maxsize)
         self.num_scored = self.num_cut = 0
@@ -171,18 +169,9 @@ class ChatRewardModel:
     """
 
     def __init__(
-        self,
-        key: str,
-        path_or_id: str,
-        *,
-        dtype: str,
-        device: str,
-        trust_remote_code: bool,
-        batch_size: int,
-        log: Log = log_line,
+        self, key: str, path_or_id: str, *, dtype: str, device: str, batch_size: int, log: Log = log_line
     ) -> None:
-        options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "log": log}
-        self.model = RewardModel(path_or_id, batch_size, key=key, **options)
+        self.model = RewardModel(path_or_id, batch_size, key=key, dtype=dtype, device=device, log=log)
         tokenizer = self.model.tokenizer
         self.has_template = bool(tokenizer.chat_template)
         self.model.special_tokens = not self.has_template  # a template contains them

@@ -1,17 +1,20 @@
 """Scale paper: a chat model, HH-RLHF data and a reward model from the hub or from local folders in the same format.
 
+A hub id may name a branch, tag or commit, as in Qwen/Qwen2.5-1.5B-Instruct@main; the commits that were used are recorded.
+
 Tested with tiny random checkpoints in exactly the hub's format; the default models were never run here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from rgpo.errors import require
+from rgpo.core.ranges import FRACTION, MANY, check_fields, count, one_of
 from rgpo.language.assets import LanguageAssets, Log
 from rgpo.language.data.chat import make_chat_assets
 from rgpo.language.data.hh_rlhf import check_data, load_pairs, split_by_dialogue
-from rgpo.language.policy.pretrained import ATTENTIONS, DTYPES, check_path, load_causal_lm, require_packages
+from rgpo.language.policy.model_files import ATTENTIONS, check_path, commit_of, resolve_folder
+from rgpo.language.policy.pretrained import DTYPES, load_causal_lm, require_packages
 from rgpo.language.rewards.reward_model import ChatRewardModel
 
 
@@ -23,25 +26,18 @@ class Hub:
     data: str | None
     reward_model: str
     gold_model: str | None
-    max_prompt_tokens: int
-    max_new_tokens: int
-    heldout_share: float
+    max_prompt_tokens: int = field(metadata=count(MANY))
+    max_new_tokens: int = field(metadata=count(MANY))
+    heldout_share: float = field(metadata=FRACTION)
     split_seed: int
-    dtype: str
-    reward_dtype: str
-    reward_batch_size: int
-    attn_implementation: str
-    trust_remote_code: bool
+    dtype: str = field(metadata=one_of(*DTYPES))
+    reward_dtype: str = field(metadata=one_of(*DTYPES))
+    reward_batch_size: int = field(metadata=count(MANY))
+    attn_implementation: str = field(metadata=one_of(*ATTENTIONS))
     device: str
 
     def __post_init__(self) -> None:
-        for key in ("max_prompt_tokens", "max_new_tokens", "reward_batch_size"):
-            require(getattr(self, key) > 0, f"task.source.{key}", getattr(self, key), "must be positive.")
-        require(0 < self.heldout_share < 1, "task.source.heldout_share", self.heldout_share, "must be strictly between 0 and 1.")
-        for key in ("dtype", "reward_dtype"):
-            require(getattr(self, key) in DTYPES, f"task.source.{key}", getattr(self, key), f"choose one of {', '.join(DTYPES)}.")
-        name = self.attn_implementation
-        require(name in ATTENTIONS, "task.source.attn_implementation", name, f"choose one of {', '.join(ATTENTIONS)}.")
+        check_fields(self, "task.source")
 
     def check(self) -> None:
         """Check packages and paths; hub ids are looked up on loading.
@@ -52,7 +48,7 @@ class Hub:
         for key in ("model", "reward_model", "gold_model"):
             value = getattr(self, key)
             if value is not None:
-                check_path(f"task.source.{key}", value, self.trust_remote_code)
+                check_path(f"task.source.{key}", value)
         check_data(self.data)
 
     def load(self, log: Log) -> LanguageAssets:
@@ -61,16 +57,17 @@ class Hub:
         Raises: ConfigError if something cannot be downloaded, read or used.
         """
         assert self.data is not None
-        pairs, _ = load_pairs(self.data, log)
+        pairs, files = load_pairs(self.data, log)
         train, heldout = split_by_dialogue(pairs, (1 - self.heldout_share, self.heldout_share), self.split_seed)
         log(f"loading {self.model} ({self.dtype})")
+        folder = resolve_folder("task.source.model", self.model)
         model, tokenizer = load_causal_lm(
-            self.model,
-            dtype=self.dtype,
-            trust_remote_code=self.trust_remote_code,
-            attn_implementation=self.attn_implementation,
-            device=self.device,
+            folder, dtype=self.dtype, attn_implementation=self.attn_implementation, device=self.device
         )
+        reward_model = self._load_reward_model("reward_model", self.reward_model, log)
+        gold = None if self.gold_model is None else self._load_reward_model("gold_model", self.gold_model, log)
+        commits = {self.data: commit_of(files[0]), self.model: commit_of(folder), self.reward_model: reward_model.model.commit}
+        commits |= {} if gold is None else {str(self.gold_model): gold.model.commit}
         return make_chat_assets(
             model,
             tokenizer,
@@ -78,8 +75,9 @@ class Hub:
             heldout,
             max_prompt_tokens=self.max_prompt_tokens,
             max_new_tokens=self.max_new_tokens,
-            reward_model=self._load_reward_model("reward_model", self.reward_model, log),
-            gold_reward_model=None if self.gold_model is None else self._load_reward_model("gold_model", self.gold_model, log),
+            reward_model=reward_model,
+            gold_reward_model=gold,
+            versions={name.partition("@")[0]: commit for name, commit in commits.items() if commit is not None},
             log=log,
         )
 
@@ -90,7 +88,6 @@ class Hub:
             path_or_id,
             dtype=self.reward_dtype,
             device=self.device,
-            trust_remote_code=self.trust_remote_code,
             batch_size=self.reward_batch_size,
             log=log,
         )

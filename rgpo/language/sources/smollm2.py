@@ -17,13 +17,14 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, one_of
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, require
 from rgpo.language.assets import LanguageAssets, Log
@@ -47,6 +48,7 @@ WHEEL = Archive(
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PAD = "<|endoftext|>"  # the file has <|im_end|>, which is also the end of an answer
 VERSION = "1"  # part of the folders' hashes; raise it when the code builds something else
+SHARE = accept(lambda x: 0 < x <= 1, "must be a share above 0, at most 1.")
 SHARES = ("prompt_share", "reward_share", "gold_share", "heldout_share")
 MAX_TEST_PAIRS = 1000  # that the reward models are tested on
 
@@ -56,30 +58,27 @@ class SmolLM2:
     """Needs only ``data``; the fields are explained in conf/scale/smollm2.yaml."""
 
     data: str | None
-    max_prompt_tokens: int
-    max_new_tokens: int
-    prompt_share: float
-    reward_share: float
-    gold_share: float
-    heldout_share: float
+    max_prompt_tokens: int = field(metadata=count(MANY))
+    max_new_tokens: int = field(metadata=count(MANY))
+    prompt_share: float = field(metadata=SHARE)
+    reward_share: float = field(metadata=SHARE)
+    gold_share: float = field(metadata=SHARE)
+    heldout_share: float = field(metadata=SHARE)
     split_seed: int
-    max_pairs: int
-    reward_layers: int
-    reward_max_tokens: int
-    reward_l2: float
-    gold_ridge: float
-    dtype: str
+    max_pairs: int = field(metadata=count(MANY))
+    reward_layers: int = field(metadata=count(30))
+    reward_max_tokens: int = field(metadata=count(MANY))
+    reward_l2: float = field(metadata=POSITIVE)
+    gold_ridge: float = field(metadata=POSITIVE)
+    dtype: str = field(metadata=one_of(*DTYPES))
     device: str
 
     def __post_init__(self) -> None:
-        for key in ("max_prompt_tokens", "max_new_tokens", "max_pairs", "reward_l2", "gold_ridge", *SHARES):
-            require(getattr(self, key) > 0, f"task.source.{key}", getattr(self, key), "must be positive.")
-        require(1 <= self.reward_layers <= 30, "task.source.reward_layers", self.reward_layers, "must be 1 to 30.")
+        check_fields(self, "task.source")
         for key in ("max_prompt_tokens", "max_new_tokens"):
             limit = f"task.source.reward_max_tokens={self.reward_max_tokens}"
             remedy = f"must not exceed {limit}, or the reward model would not see all of it."
             require(getattr(self, key) <= self.reward_max_tokens, f"task.source.{key}", getattr(self, key), remedy)
-        require(self.dtype in DTYPES, "task.source.dtype", self.dtype, f"choose one of {', '.join(DTYPES)}.")
 
     def check(self) -> None:
         """Raises: ConfigError if a package or the data are missing."""
@@ -98,7 +97,7 @@ class SmolLM2:
         for name, part in zip(SHARES, parts, strict=True):
             require(len(part) > 0, f"task.source.{name}", getattr(self, name), f"leaves none of {len(pairs)} pairs; raise it.")
         folder = convert(cache, log)
-        trained = self._train_reward_models(cache, folder, parts, [sha256_of(file) for file in files], log)
+        trained, fingerprint = self._train_reward_models(cache, folder, parts, [sha256_of(file) for file in files], log)
         model, tokenizer = load_causal_lm(folder, dtype=self.dtype, device=self.device)
         return make_chat_assets(
             model,
@@ -109,6 +108,7 @@ class SmolLM2:
             max_new_tokens=self.max_new_tokens,
             reward_model=pairwise.PairwiseRewardModel(self._load_features(folder), pairwise.RewardHead(trained)),
             gold_reward_model=pairwise.PairwiseGoldRewardModel(trained / "gold"),
+            versions={"smollm2": fingerprint},
             log=log,
         )
 
@@ -117,8 +117,10 @@ class SmolLM2:
             model, num_layers=self.reward_layers, max_tokens=self.reward_max_tokens, device=self.device
         )
 
-    def _train_reward_models(self, cache: Path, model: Path, parts: Sequence[list[Pair]], data: list[str], log: Log) -> Path:
-        """The folder of the reward head and the gold reward model; data: sha256 of the files."""
+    def _train_reward_models(
+        self, cache: Path, model: Path, parts: Sequence[list[Pair]], data: list[str], log: Log
+    ) -> tuple[Path, str]:
+        """The folder of the reward head and the gold reward model, and its fingerprint; data: sha256 of the files."""
         reward_pairs, gold_pairs = parts[1][: self.max_pairs], parts[2][: self.max_pairs]
         test_pairs = (parts[0] + parts[3])[:MAX_TEST_PAIRS]
         shares = [getattr(self, name) for name in SHARES]
@@ -145,7 +147,7 @@ class SmolLM2:
             low, high = report[key]["interval"]
             share = f"{report[key]['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})"
             log(f"{name}: ranks {share} of {report[key]['num_pairs']} test pairs correctly")
-        return folder
+        return folder, report["fingerprint"]
 
 
 def _train_and_test(

@@ -12,21 +12,24 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rgpo.errors import ConfigError, first_line
-from rgpo.paths import made_cache_dir
+from rgpo.learning.accel.compiler_cache import private_dir, verified
 
-T = TypeVar("T")
 Tensors = tuple[Tensor, ...]
 Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]  # carry, row = step(carry, x)
+Fold = Callable[[Step, Tensors, Tensors], tuple[Tensors, Tensors]]  # last carry and stacked rows over columns
 
 TRIED = ("2.13", "2.14")  # minor versions of torch for which tests and docs/torch_versions.md show the results to be right
 ENOUGH_STEPS = 15_000  # gradient steps that repay a first compilation (13 s), with a margin of one half
@@ -46,7 +49,7 @@ class Engine(NamedTuple):
 def resolve(choice: bool | str, num_gradient_steps: int) -> tuple[bool, str]:
     """The decision to compile and a clause for the banner: ``auto`` compiles long runs on a version of torch that was tried.
 
-    Raises: ConfigError if choice is true and the cache folder cannot be written.
+    Raises: ConfigError if choice is true and the cache folder cannot be written, or can be written by others.
     """
     if choice is False:
         return False, "not compiled (update.compile=false)"
@@ -59,7 +62,7 @@ def resolve(choice: bool | str, num_gradient_steps: int) -> tuple[bool, str]:
     if choice == "auto" and untried:
         return False, f"not compiled: {untried}"
     try:
-        made_cache_dir()
+        private_dir()
     except ConfigError as error:
         if choice == "auto":
             return False, f"not compiled: {error}"
@@ -70,23 +73,65 @@ def resolve(choice: bool | str, num_gradient_steps: int) -> tuple[bool, str]:
     return True, "; ".join(["compiled", *([untried] if untried else []), *parts.missing])
 
 
-def compile_epochs(run_epochs: Callable[..., T]) -> Callable[..., T]:
-    """run_epochs compiled, with its argument ``fold`` bound. Runs of one process with equal constants share a graph."""
-    if next(_compiled_runs) % MOST_GRAPHS == 0:
-        torch.compiler.reset()
-    parts = engine()
-    if parts.scan is None:
-        return partial(run_epochs, fold=_FoldCompiledSteps(parts.options))
-    return torch.compile(partial(run_epochs, fold=parts.scan), fullgraph=True, dynamic=False, options=parts.options)
+class CompiledEpochs:
+    """run_epochs compiled, with its argument ``fold`` bound. Runs of one process with equal constants share a graph.
+
+    loop is the fold in Python, for a torch without scan.
+    """
+
+    def __init__(self, run_epochs: Callable[..., Any], loop: Fold) -> None:
+        if next(_compiled_runs) % MOST_GRAPHS == 0:
+            torch.compiler.reset()
+        parts = engine()
+        self._graph: str | None = _described(run_epochs)  # until the first call has compiled or loaded it
+        self._call: Callable[..., Any]
+        if parts.scan is None:
+            self._call = partial(run_epochs, fold=_FoldCompiledSteps(parts.options, loop))
+        else:
+            bound = partial(run_epochs, fold=parts.scan)
+            self._call = torch.compile(bound, fullgraph=True, dynamic=False, options=parts.options)
+
+    def __call__(self, *arguments: object) -> Any:
+        """Raises: ConfigError if the folder of the compiled code cannot be used; any error of torch or its compiler."""
+        if self._graph is None:
+            return self._call(*arguments)
+        about = self._graph, _described(arguments), torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+        with verified(repr((torch.__version__, sys.version, *about))):
+            results = self._call(*arguments)
+        self._graph = None
+        return results
 
 
-def compiler_failure(error: BaseException) -> str | None:
-    """A clause if inductor or its C++ compiler raised the error, else None."""
+def failure(error: Exception) -> str:
+    """A clause about an error in compiling, or in calling compiled code."""
+    if isinstance(error, ConfigError):
+        return str(error).rstrip(".")
     names = {cls.__name__ for cls in type(error).__mro__}  # by name: the classes are private
-    if not names & {"CppCompileError", "InductorError"}:
-        return None
-    compiler = "the C++ compiler" if "CppCompileError" in {*names, *first_line(error).split(":")} else "inductor"
-    return f"{compiler} failed ({first_line(error)})"
+    if "CppCompileError" in {*names, *first_line(error).split(":")}:
+        return f"the C++ compiler failed ({first_line(error)}); install g++ and Python's headers"
+    return f"torch cannot compile this update ({type(error).__name__}: {first_line(error)})"
+
+
+def was_stopped(error: BaseException | None) -> bool:
+    """True if the C++ compiler was ended by the signal that Ctrl-C or a scheduler sends to every process of a run."""
+    while error is not None:
+        if isinstance(error, subprocess.CalledProcessError) and -error.returncode in (signal.SIGINT, signal.SIGTERM):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _described(x: object) -> str:
+    """What a graph depends on: functions and their bound arguments, dtypes and shapes of tensors."""
+    if isinstance(x, partial):
+        return f"{_described(x.func)}{_described(x.args)}{_described(x.keywords)}"
+    if isinstance(x, Tensor):
+        return f"{x.dtype}{tuple(x.shape)}"
+    if isinstance(x, dict):
+        return f"{{{', '.join(f'{key}: {_described(value)}' for key, value in x.items())}}}"
+    if isinstance(x, tuple | list):
+        return f"({', '.join(map(_described, x))})"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(x))
 
 
 def _untried() -> str:
@@ -109,6 +154,7 @@ def engine() -> Engine:
         "pattern_matcher": False,  # it would fuse a product and its bias into a call that first copies the bias to every row
         "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.scan": torch.__version__},  # or scan is not cached on disk
         "cpp.vec_isa_ok": True,  # trust the processor's flags instead of testing them at every start
+        "cpp_cache_precompile_headers": False,  # 300 MB in the temporary folder, where anyone could have put them; saves no time
     }
     known = set(torch._inductor.list_options())
     unknown = sorted(set(chosen) - known)
@@ -136,17 +182,15 @@ def _load(module: str, name: str) -> tuple[Any, str]:
 class _FoldCompiledSteps:
     """``fold`` without scan: both loops in Python, each gradient step compiled."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._options = options
+    def __init__(self, options: dict[str, Any], loop: Fold) -> None:
+        self._options, self._loop = options, loop
         self._depth = 0  # 1 over epochs, 2 over minibatches
 
     def __call__(self, step: Step, carry: Tensors, columns: Tensors) -> tuple[Tensors, Tensors]:
         self._depth += 1
         if self._depth == 2:
             step = torch.compile(step, fullgraph=True, dynamic=False, options=self._options)
-        rows = []
-        for x in zip(*columns, strict=True):
-            carry, row = step(carry, x)
-            rows.append(row)
-        self._depth -= 1
-        return carry, tuple(map(torch.stack, zip(*rows, strict=True)))
+        try:
+            return self._loop(step, carry, columns)
+        finally:
+            self._depth -= 1

@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import numpy as np
 
 from rgpo.report.read.columns import KL, KL_REF, PROXY, TIMES, TRAIN
 from rgpo.report.read.groups import Group
-from rgpo.report.read.rows import Unreadable, read_records
+from rgpo.report.read.rows import read_records
 from rgpo.report.read.run import Problem
 from rgpo.report.settings import Settings
 from rgpo.report.stats import small_samples
@@ -27,6 +27,7 @@ from rgpo.report.stats.small_samples import Change, change
 from rgpo.report.tables.baseline import baseline_of
 from rgpo.report.tables.summary import setting, spike_rates
 from rgpo.report.tables.table import between, plain
+from rgpo.runtime.reader import Missing, Unreadable
 
 REPRODUCED, REFUTED, UNTESTED = "reproduced", "not reproduced", "not testable here"
 
@@ -88,8 +89,8 @@ def read_theory(results_dir: Path) -> tuple[list[Statement] | None, list[Problem
     """The statements decided by the theory's experiments, None if there is no file, and a problem if it is damaged."""
     path = results_dir / "theory" / "verdicts.parquet"
     try:
-        return [Statement(**record) for record in read_records(path, Statement._fields)], []
-    except FileNotFoundError:
+        return [Statement(**record) for record in read_records(path, get_type_hints(Statement))], []
+    except Missing:
         return None, []
     except Unreadable as error:
         return None, [Problem("theory", f"{error}; C1 to C4 are left out; make it again with `python -m experiments.theory`")]

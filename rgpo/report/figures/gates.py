@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rgpo.report.figures import style
-from rgpo.report.read.rows import Unreadable, floats
+from rgpo.report.read.rows import read_records
 from rgpo.report.stats.bootstrap import Floats
+from rgpo.runtime.reader import Missing, Unreadable, printable
 from rgpo.runtime.schema import canonical_name
 
 FILE = "gates.parquet"
 SCALES = ("",)
 COMMAND = "python -m rgpo.cli.gates_table"
-TABLE_COLUMNS = ("gate", "advantage", "log_ratio", "gate_value", "weight")
+TABLE_COLUMNS = {"gate": str, "advantage": float, "log_ratio": float, "gate_value": float, "weight": float}
+MAX_NAME, MAX_GATES = 40, 100  # characters of a gate's name; panels
 G, W = style.BLUE, style.VERMILLION
 G_WIDTH, W_WIDTH = 2.0, 1.0  # points; different, so that both are visible where they coincide
 Y_LIMITS = (-1.0, 3.2)
@@ -44,23 +44,21 @@ def compute(results_dir: Path) -> tuple[Curve, ...]:
     """
     path = results_dir / FILE
     try:
-        with pq.ParquetFile(path) as file:
-            missing = set(TABLE_COLUMNS) - set(file.schema_arrow.names)
-            if missing:
-                raise Unreadable(f"{path} has no column {', '.join(sorted(missing))}; make it again with `{COMMAND}`")
-            table = file.read(columns=list(TABLE_COLUMNS))
-    except FileNotFoundError:
+        records = read_records(path, TABLE_COLUMNS)
+    except Missing:
         raise Unreadable(f"there is no {path}; make it with `{COMMAND}`") from None
-    except (pa.ArrowException, OSError):
-        raise Unreadable(f"{path} cannot be read; make it again with `{COMMAND}`") from None
-    names = np.array([canonical_name("gate", name) for name in table["gate"].to_pylist()], dtype=object)
-    numbers = {key: floats(table[key]) for key in TABLE_COLUMNS[1:]}
+    except Unreadable as error:
+        raise Unreadable(f"{error}; make it again with `{COMMAND}`") from None
+    names = np.array([printable(canonical_name("gate", record["gate"]), MAX_NAME) for record in records], dtype=object)
+    numbers = {key: np.array([record[key] for record in records], dtype=np.float64) for key in TABLE_COLUMNS if key != "gate"}
+    if len(set(names)) > MAX_GATES:
+        raise Unreadable(f"{path.name} has more than {MAX_GATES} gates; make it again with `{COMMAND}`")
     curves = []
     for gate in sorted(set(names)):
         for side in (1.0, -1.0):
             rows = np.flatnonzero((names == gate) & (numbers["advantage"] == side))
             rows = rows[np.argsort(numbers["log_ratio"][rows], kind="stable")]
-            curves.append(Curve(gate, side, *(numbers[key][rows] for key in TABLE_COLUMNS[2:])))
+            curves.append(Curve(gate, side, *(numbers[key][rows] for key in ("log_ratio", "gate_value", "weight"))))
     return tuple(curves)
 
 

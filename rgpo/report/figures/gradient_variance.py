@@ -14,8 +14,8 @@ from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
 
 Y_LABELS = {
-    "gradvar/before_relative": r"noise / signal  tr $\Sigma$ / n / $|g|^2$",
-    "gradvar/before": r"tr $\Sigma$ of one sample",
+    "gradvar/before_relative": "noise / signal  tr Σ / n / |g|²",
+    "gradvar/before": "tr Σ of one sample",
     "ess/ratio": "effective sample size\nof the ratios / n",
 }
 COLUMNS = tuple(Y_LABELS)

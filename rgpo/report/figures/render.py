@@ -16,6 +16,7 @@ from rgpo.report.figures import style
 from rgpo.report.figures.style import Line
 from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
+from rgpo.runtime.reader import printable
 
 MOST_PANELS_TWICE = 60  # figures of more panels have one axis only; a hundred panels take ten seconds to draw
 
@@ -62,8 +63,23 @@ def load(name: str) -> FigureModule:
     return cast(FigureModule, import_module(f"rgpo.report.figures.{name}"))
 
 
-def render(job: Job) -> dict[str, str]:
-    """Draw a figure with each of its axes and write its files; axis -> <svg> of the page."""
+def render(job: Job) -> dict[str, str] | str:
+    """Draw a figure with each of its axes and write its files; axis -> <svg> of the page, or why it cannot be drawn.
+
+    Raises: OSError if a file cannot be written.
+    """
+    try:
+        files, shown = _draw(job)
+    except Exception as error:  # odd numbers in a run must not cost the report
+        return f"cannot be drawn ({type(error).__name__}: {printable(str(error))})"
+    job.folder.mkdir(parents=True, exist_ok=True)
+    for kind in job.formats:
+        write_bytes(job.folder / f"{job.name}.{kind}", files[kind])
+    return shown
+
+
+def _draw(job: Job) -> tuple[dict[str, bytes], dict[str, str]]:
+    """The contents of the files by format, and the <svg> elements by axis."""
     module: Drawable = load(job.name)
     first, *others = module.SCALES if len(job.panels) <= MOST_PANELS_TWICE else module.SCALES[:1]
     kinds = dict.fromkeys(["svg", *job.formats])
@@ -80,10 +96,7 @@ def render(job: Job) -> dict[str, str]:
             shown[scale] = inline(style.save(figure, job.name, ["svg"], job.dpi)["svg"], f"f{job.place}-{i}")
     del figure
     gc.collect()
-    job.folder.mkdir(parents=True, exist_ok=True)
-    for kind in job.formats:
-        write_bytes(job.folder / f"{job.name}.{kind}", files[kind])
-    return shown
+    return files, shown
 
 
 def inline(svg: bytes, prefix: str) -> str:

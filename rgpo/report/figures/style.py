@@ -20,6 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
@@ -213,7 +214,13 @@ def count_axis(axes: Axes) -> None:
 
 
 def settle(figure: Figure, places: Sequence[Bbox] = ()) -> list[Bbox]:
-    """Fix the layout for all formats, computed or copied from another figure's places, and return the places of the axes."""
+    """Fix the layout for all formats, computed or copied from another figure's places, and return the places of the axes.
+
+    Names and values from results may contain $: no text but that of ticks, which are yet to be made, is mathematics.
+    """
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text.get_text():
+            text.set_parse_math(False)
     engine = figure.get_layout_engine()
     for axes, place in zip(figure.axes, places, strict=False):
         axes.set_position(place)

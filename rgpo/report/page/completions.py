@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 from rgpo.report.read.groups import Group
-from rgpo.report.read.rows import Unreadable, read_records
+from rgpo.report.read.rows import parts, read_records
 from rgpo.report.read.run import Problem, Run
+from rgpo.runtime import manifest
+from rgpo.runtime.reader import Unreadable, printable
 
 FILE = "samples.parquet"
 MAX_CHARACTERS = 4_000  # of a text on the page
@@ -48,13 +50,18 @@ def pairs(groups: Sequence[Group], limit: int) -> tuple[list[Pair], list[Problem
     for group, run in runs:
         try:
             found += _of_run(group.label, run, each)
-        except (Unreadable, FileNotFoundError) as error:
-            problems.append(Problem(run.where, f"{error}; its completions are left out"))
+        except Exception as error:  # whatever is odd costs this run's alone
+            why = str(error) if isinstance(error, Unreadable) else f"{type(error).__name__}: {printable(str(error))}"
+            problems.append(Problem(run.where, f"{why}; its completions are left out"))
     return found[:limit], problems
 
 
 def _of_run(label: str, run: Run, limit: int) -> list[Pair]:
-    samples = [Sample(**record) for path in _files(run) for record in read_records(path, Sample._fields)]
+    damaged = manifest.problems(run.folder, (FILE,))
+    if damaged:
+        raise Unreadable(damaged[0])
+    kinds = get_type_hints(Sample)
+    samples = [Sample(**record) for path in _files(run) for record in read_records(path, kinds)]
     last = max((sample.iteration for sample in samples), default=0)
     at = {(sample.iteration, sample.prompt_id): sample for sample in samples}
     prompts = sorted(prompt for i, prompt in at if i == 0 and (last, prompt) in at) if last else []
@@ -64,7 +71,7 @@ def _of_run(label: str, run: Run, limit: int) -> list[Pair]:
 def _files(run: Run) -> list[Path]:
     """samples.parquet of a finished run, the parts of a running one."""
     joined = run.folder / FILE
-    return [joined] if joined.exists() else sorted((run.folder / "samples").glob("part-*.parquet"))
+    return [joined] if joined.exists() else parts(run.folder / "samples")
 
 
 def _legible(sample: Sample) -> Sample:

@@ -94,21 +94,21 @@ def render_page(sections: Sequence[Section], general: Section, settings: Setting
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"quote": quote, "value": _sort_key}
+    environment.filters |= {"quote": lambda text: quote(os.fsencode(text)), "value": _sort_key}  # names may be no UTF-8
     packages = ", ".join(f"{name} {version(name)}" for name in REPORT_PACKAGES)
     return environment.get_template("index.html").generate(
         sections=sections,
         general=general,
         problems=[(section, problem) for section in [general, *sections] for problem in section.problems],
-        style=Markup((TEMPLATE / "style.css").read_text(encoding="utf-8")),
-        script=Markup(script),
+        style=Markup((TEMPLATE / "style.css").read_text(encoding="utf-8")),  # noqa: S704  # a file of the package
+        script=Markup(script),  # noqa: S704  # a file of the package
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'",
         made_with=f"rgpo {__version__}, Python {platform.python_version()}, {packages}",
         command=command(settings, defaults),
         results_dir=settings.results_dir,
         provenance=provenance,
         mark=lambda line: MARKS.get(line.marker, "●"),
-        link=lambda run, name: quote(Path(os.path.relpath(run.folder / name, settings.out)).as_posix()),
+        link=lambda run, name: quote(os.fsencode(os.path.relpath(run.folder / name, settings.out))),
         run_of={(section.title, run.run_id): run for section in sections for run in section.runs},
     )
 

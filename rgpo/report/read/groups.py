@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,10 @@ import numpy as np
 
 from rgpo.report.read.run import Problem, Run
 from rgpo.report.stats.bootstrap import Floats
+from rgpo.runtime.reader import printable
 from rgpo.runtime.schema import AXES, NOT_IDENTITY
+
+MAX_SHOWN = 60  # characters of a value in a label
 
 
 @dataclass(frozen=True)
@@ -116,14 +121,17 @@ def _shown(run: Run, key: str) -> str:
         return f"{value // 1_000}k" if value % 1_000_000 else f"{value // 1_000_000}M"
     if isinstance(value, (int, float)):
         return f"{value:g}"
-    return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
+    text = str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
+    if printable(text, MAX_SHOWN) == text:
+        return text
+    return f"{printable(text[:MAX_SHOWN])}...{zlib.crc32(text.encode()):08x}"  # values that begin alike stay apart
 
 
 def _natural(label: str) -> list[tuple[int, float, str]]:
     """Sort key that puts k=5 before k=10."""
     parts = label.replace("=", " ").split()
     numbers = [part.removesuffix("k").removesuffix("M") for part in parts]
-    is_number = [number.replace(".", "", 1).replace("-", "", 1).isdigit() for number in numbers]
+    is_number = [re.fullmatch(r"-?[0-9]*\.?[0-9]+", number) is not None for number in numbers]
     return [(0, float(n), "") if yes else (1, 0.0, p) for n, p, yes in zip(numbers, parts, is_number, strict=True)]
 
 

@@ -8,23 +8,26 @@ Configs and columns of earlier versions are read by their present names (rgpo.ru
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard, TypeVar, cast
 
 import numpy as np
-import yaml
 
 from rgpo.errors import ConfigError, close_matches
 from rgpo.report.read import rows
 from rgpo.report.read.columns import COLUMNS, SCORES
 from rgpo.report.read.reduce import Detail, reduce
-from rgpo.report.read.rows import Unreadable, reason
 from rgpo.report.read.run import Problem, Provenance, Run
 from rgpo.report.read.workers import Map
+from rgpo.runtime import manifest, reader
+from rgpo.runtime.provenance import Provenance as Stored
+from rgpo.runtime.reader import Missing, Unreadable, printable
+from rgpo.runtime.run_folder import RunState
 from rgpo.runtime.schema import GLOSSARY, Metric, canonical_config, glossary
 
 RUN_FOLDER = re.compile(r".+-s\d+-[0-9a-f]{8}")
@@ -32,7 +35,9 @@ STATUSES = ("running", "completed", "interrupted", "failed")
 MIN_POINTS, MAX_POINTS = 20, 400  # of a curve
 DRAWN_POINTS = 20_000  # of all runs' curves of one metric
 CHUNK = 8  # runs that a process reads at a time
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+CHECKED = ("config.yaml", "provenance.json", "metrics.parquet")  # whose digests are compared; completions when they are shown
+MAX_NAME, MAX_COMMAND = 100, 2000  # characters of a task's or algorithm's name, and of a command
+_Typed = TypeVar("_Typed")
 
 
 def experiments(results_dir: Path, name: str | None, typed: str = "") -> list[str]:
@@ -41,32 +46,53 @@ def experiments(results_dir: Path, name: str | None, typed: str = "") -> list[st
     Raises: ConfigError, beginning with `typed`, if there is none, or none of the given name.
     """
     typed, remedy = typed or f"results_dir={results_dir}", "run rgpo-run first, or give another folder"
-    if not results_dir.is_dir():
-        raise ConfigError(f"{typed}: {'it is a file' if results_dir.exists() else 'there is no such folder'}; {remedy}")
-    found = sorted(d.name for d in results_dir.iterdir() if _visible_folder(d) and run_folders(d))
+    try:
+        if not results_dir.is_dir():
+            raise ConfigError(f"{typed}: {'it is a file' if results_dir.exists() else 'there is no such folder'}; {remedy}")
+        found = sorted(d.name for d in results_dir.iterdir() if _visible_folder(d) and _may_have_runs(d))
+    except OSError as error:
+        raise ConfigError(f"{typed}: it cannot be read ({error.strerror}); give another folder") from None
     if not found and run_folders(results_dir):
         above, folder = os.path.normpath(results_dir / ".."), results_dir.resolve().name
-        raise ConfigError(f"{typed}: it is one experiment; give the folder above, {above}, and experiment={folder}")
+        remedy = f"give the folder above, {shlex.quote(above)}, and experiment={shlex.quote(folder)}"
+        raise ConfigError(f"{typed}: it is one experiment; {remedy}")
     if not found:
         raise ConfigError(f"{typed}: it contains no runs; {remedy}")
     if name is None:
         return found
     if name not in found:
-        near = close_matches(name, found) or f" There are {', '.join(found)}."
+        near = close_matches(name, found) or f" There are {printable(', '.join(found))}."
         raise ConfigError(f"experiment={name}: {results_dir} has no runs of that name.{near}")
     return [name]
 
 
 def run_folders(experiment_dir: Path) -> list[Path]:
-    """Folders named <task>-<algo>-s<seed>-<hash8>, sorted; others (set aside by force=true) are not read."""
-    return sorted(d for d in experiment_dir.iterdir() if RUN_FOLDER.fullmatch(d.name) and _visible_folder(d))
+    """Folders named <task>-<algo>-s<seed>-<hash8>, sorted; others (set aside by force=true) are not read.
+
+    Raises: Unreadable if the experiment's folder cannot be read.
+    """
+    try:
+        return sorted(d for d in experiment_dir.iterdir() if RUN_FOLDER.fullmatch(d.name) and _visible_folder(d))
+    except OSError as error:
+        raise Unreadable.file(experiment_dir, str(error.strerror)) from None
+
+
+def queued(folder: Path) -> bool:
+    """True for the folder of a run that a sweep has not started yet, which holds no more than a lock."""
+    try:
+        return all(file.name.startswith(".") for file in folder.iterdir())
+    except OSError:
+        return False
 
 
 def read_runs(
     experiment_dir: Path, columns: Collection[str], final_fraction: float, thresholds: Collection[float], distribute: Map
 ) -> tuple[list[Run], list[Problem]]:
-    """Read every run of an experiment with the given metric columns; unreadable runs become problems."""
-    folders = run_folders(experiment_dir)
+    """Read every run of an experiment with the given metric columns; unreadable runs become problems, queued ones do not.
+
+    Raises: Unreadable if the experiment's folder cannot be read.
+    """
+    folders = [folder for folder in run_folders(experiment_dir) if not queued(folder)]
     num_points = min(MAX_POINTS, max(MIN_POINTS, DRAWN_POINTS // max(len(folders), 1)))
     detail = Detail(final_fraction, tuple(thresholds), num_points)
     read = partial(_read_or_report, columns={*columns, *COLUMNS}, detail=detail)
@@ -83,9 +109,12 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     Raises: Unreadable if the run cannot be used.
     """
     where = f"{folder.parent.name}/{folder.name}"
-    config = canonical_config(read_config(folder / "config.yaml"))
-    state, problems = _read_json(folder / "state.json", where, "its status is unknown")
-    stored, more = _read_json(folder / "provenance.json", where, "its commit and versions are unknown")
+    damaged = manifest.problems(folder, CHECKED)
+    if damaged:
+        raise Unreadable("; ".join(damaged))
+    config = canonical_config(reader.read_yaml(folder / "config.yaml"))
+    state, problems = _read(folder / "state.json", RunState, where, "its status is unknown")
+    stored, more = _read(folder / "provenance.json", Stored, where, "its commit and versions are unknown")
     provenance = _provenance(stored)
     metrics, undeclared = _declared(config, where)
     problems += more + undeclared
@@ -97,12 +126,17 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
         raise Unreadable(f"{error}{remedy}") from None
     problems += [Problem(where, problem) for problem in found.problems]
     num_iterations = state.get("num_iterations") or config.get("num_iterations")
-    if not isinstance(num_iterations, int):
+    if type(num_iterations) is not int:
         why = problems[0].why if problems else "state.json has no num_iterations"
         raise Unreadable(f"{why}, and config.yaml has none either; rerun its rgpo-run command with force=true")
+    iteration = found.columns["iteration"]
+    if not 1 <= iteration.min() <= iteration.max() <= num_iterations:
+        raise Unreadable(f"its rows are of iterations {iteration.min():g} to {iteration.max():g}, but it has {num_iterations}")
     flat, scale = _flatten(config), found.words.get("scale", "none")
+    if not all(map(_is_name, flat)):
+        raise Unreadable(f"config.yaml has a key of more than {MAX_NAME} characters, or with invisible ones")
     task, algo, seed = (flat.get(key) for key in ("choices.task", "choices.algo", "seed"))
-    if not (isinstance(task, str) and isinstance(algo, str) and isinstance(seed, int)):
+    if not (_is_name(task) and _is_name(algo) and _is_name(scale) and type(seed) is int):
         raise Unreadable("config.yaml has no usable choices.task, choices.algo and seed")
     run = Run(
         experiment=folder.parent.name,
@@ -115,11 +149,14 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
         metrics=metrics,
         provenance=provenance,
         status=str(state["status"]) if state.get("status") in STATUSES else "unknown",
-        reason=str(state.get("reason") or ""),
+        reason=printable(state.get("reason") or ""),
         num_iterations=num_iterations,
-        reached=len(found.columns["iteration"]),
+        reached=len(iteration),
         reduced=reduce(found.columns, detail),
     )
+    gap = int(iteration.max()) - len(iteration)
+    if gap and run.status != "completed":
+        problems.append(Problem(where, f"{gap} iterations before its last one have no row"))
     return run, problems + _doubts(run, remedy)
 
 
@@ -134,39 +171,41 @@ def _doubts(run: Run, remedy: str) -> list[Problem]:
 
 
 def _read_or_report(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Run | None, list[Problem]]:
+    """A run and its problems; whatever prevents its use costs this run alone."""
     try:
         return read_run(folder, columns, detail)
     except Unreadable as error:
-        return None, [Problem(f"{folder.parent.name}/{folder.name}", f"{error}; the run is left out")]
+        why = str(error)
+    except Exception as error:
+        why = f"{type(error).__name__}: {printable(str(error))}"
+    return None, [Problem(f"{folder.parent.name}/{folder.name}", f"{why}; the run is left out")]
 
 
 def _visible_folder(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".")
 
 
-def read_config(path: Path) -> dict[str, object]:
-    """A run's config.yaml as it was written.
+def _may_have_runs(path: Path) -> bool:
+    try:
+        return bool(run_folders(path))
+    except Unreadable:  # a problem of its own when it is read
+        return True
 
-    Raises: Unreadable if it is missing, damaged or not a mapping.
+
+def _is_name(value: object) -> TypeGuard[str]:
+    """True for a text that can be a name in tables and figures."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and printable(value) == value
+
+
+def _read(path: Path, kind: type[_Typed], where: str, consequence: str) -> tuple[_Typed, list[Problem]]:
+    """A JSON file, or an empty mapping and a problem if there is none.
+
+    Raises: Unreadable if it is damaged.
     """
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Unreadable(f"config.yaml {reason(error)}") from None
-    if not isinstance(config, dict):
-        raise Unreadable("config.yaml is empty or not a mapping")
-    return config
-
-
-def _read_json(path: Path, where: str, consequence: str) -> tuple[dict[str, object], list[Problem]]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found, []
-        why = "is not a mapping"
-    except (OSError, ValueError) as error:
-        why = reason(error)
-    return {}, [Problem(where, f"{path.name} {why}; {consequence}")]
+        return reader.read_json(path, kind), []
+    except Missing as error:
+        return cast(_Typed, {}), [Problem(where, f"{error}; {consequence}")]
 
 
 def _declared(config: Mapping[str, object], where: str) -> tuple[dict[str, Metric], list[Problem]]:
@@ -174,24 +213,32 @@ def _declared(config: Mapping[str, object], where: str) -> tuple[dict[str, Metri
     try:
         known = glossary(config)
     except ConfigError as error:
-        return {}, [Problem(where, f"{error} The metrics that it declares are left out")]
-    return {name: metric for name, metric in known.items() if name not in GLOSSARY}, []
+        return {}, [Problem(where, f"{printable(str(error))} The metrics that it declares are left out")]
+    own = {name: metric for name, metric in known.items() if name not in GLOSSARY}
+    usable = {name: metric for name, metric in own.items() if _is_name(name) and _is_name(metric.unit)}
+    return usable, [
+        Problem(where, f"metrics.{printable(name, MAX_NAME)}: its name or unit is too long or has invisible characters")
+        for name in own.keys() - usable.keys()
+    ]
 
 
 def _provenance(stored: Mapping[str, object]) -> Provenance:
-    versions, host = stored.get("versions"), stored.get("host")
-    machine = host if isinstance(host, Mapping) else {}
-    attempt = stored.get("attempt")
+    versions, machine = _mapping(stored.get("versions")), _mapping(stored.get("host"))
+    host = f"{machine.get('cpu', 'unknown')}, {machine.get('cores', '?')} cores, {machine.get('platform', '?')}"
+    command = str(stored.get("command") or "")
     return Provenance(
-        commit=str(stored.get("commit") or ""),
+        commit=printable(str(stored.get("commit") or "")),
         dirty=bool(stored.get("dirty")),
-        versions=", ".join(f"{name} {v}" for name, v in versions.items()) if isinstance(versions, Mapping) else "unknown",
-        host=f"{machine.get('cpu', 'unknown')}, {machine.get('cores', '?')} cores, {machine.get('platform', '?')}; "
-        f"threads per run: {stored.get('num_threads', '?')}",
-        started=str(stored.get("started") or ""),
-        command=str(stored.get("command") or ""),
-        attempt=attempt if isinstance(attempt, int) else 1,
+        versions=printable(", ".join(f"{name} {v}" for name, v in versions.items())) or "unknown",
+        host=printable(f"{host}; threads per run: {stored.get('num_threads', '?')}"),
+        started=printable(str(stored.get("started") or "")),
+        command=command if printable(command, MAX_COMMAND) == command else "",
+        attempt=cast(int, stored.get("attempt", 1)),
     )
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rgpo.report.stats.bootstrap import Floats
+from rgpo.runtime import manifest, reader
+from rgpo.runtime.reader import Missing, Unreadable
 from rgpo.runtime.schema import RENAMED_COLUMNS, is_list
 
 INDEX_COLUMNS = ("attempt", "iteration", "env_steps")
 WORDS = ("scale",)  # constant text columns that the report reads
-
-
-class Unreadable(Exception):
-    """A run or file that cannot be used; the text is the reason."""
+MAX_TEXT = 64 << 20  # characters of a small table
+BATCH = 256  # rows of it at a time
 
 
 class Rows(NamedTuple):
@@ -37,20 +37,19 @@ def read(folder: Path, columns: Collection[str]) -> Rows:
     """
     wanted = [*INDEX_COLUMNS, *sorted(set(columns) - set(INDEX_COLUMNS))]
     for final in (False, True):  # a second try if the runner joined the parts between listing and reading
-        files = [folder / "metrics.parquet"] if (folder / "metrics.parquet").exists() else []
-        files += sorted(p for p in (folder / "metrics").glob("part-*.parquet") if not p.name.startswith("."))
         words: dict[str, str] = {}
         tables, problems, vanished = [], [], False
-        for path in files:
+        for path in files(folder):
+            place = f"{path.parent.relative_to(folder)}/" if path.parent != folder else ""
             try:
                 table, found, more = _read_file(path, wanted)
                 tables.append(table)
                 words |= found
-                problems += [f"{path.relative_to(folder)}: {problem}" for problem in more]
-            except FileNotFoundError:
+                problems += [f"{place}{path.name}: {problem}" for problem in more]
+            except Missing:
                 vanished = True
-            except (pa.ArrowException, OSError, KeyError) as error:
-                problems.append(f"{path.relative_to(folder)} {reason(error)}; its rows are left out")
+            except Unreadable as error:
+                problems.append(f"{place}{error}; its rows are left out")
         if final or not vanished:
             break
     tables = [table for table in tables if len(table["iteration"])]
@@ -59,23 +58,39 @@ def read(folder: Path, columns: Collection[str]) -> Rows:
     return Rows(_join(tables, wanted), words, problems)
 
 
-def read_records(path: Path, columns: Collection[str]) -> list[dict[str, Any]]:
-    """Read a small table as one mapping column -> value per row.
+def files(folder: Path) -> list[Path]:
+    """metrics.parquet of a finished run, the parts of a running one, or both of one that was killed between."""
+    joined = folder / "metrics.parquet"
+    return [*([joined] if joined.exists() else []), *parts(folder / "metrics")]
 
-    Raises: Unreadable if the file is damaged or lacks a column, FileNotFoundError if it does not exist.
+
+def parts(folder: Path) -> list[Path]:
+    """The part files of an unfinished run, in order."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def read_records(path: Path, columns: Mapping[str, type]) -> list[dict[str, Any]]:
+    """Read a small table as one mapping column -> value per row; columns: name -> str, int, float or bool.
+
+    Missing numbers of a float column are nan.
+
+    Raises: Unreadable if the file is damaged, or a column is missing or of another type; Missing if it does not exist.
     """
-    try:
-        with pq.ParquetFile(path) as file:
-            missing = sorted(set(columns) - set(file.schema_arrow.names))
-            if missing:
-                raise Unreadable(f"{path.name} has no column {', '.join(missing)}")
-            table = file.read(columns=list(columns))
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise Unreadable(f"{path.name} {reason(error)}") from None
-    values = [table[name].to_pylist() for name in columns]
-    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    found: list[dict[str, Any]] = []
+    num_characters = 0
+    with reader.parquet(path) as file:
+        _require(path, columns, {field.name: field.type for field in file.schema_arrow})
+        for batch in file.iter_batches(BATCH, columns=list(columns), use_threads=False):
+            values = [batch.column(name).to_pylist() for name in columns]
+            for name, column in zip(columns, values, strict=True):
+                if columns[name] is not float and None in column:
+                    raise Unreadable(f"{path.name}: {name} has no value in some rows")
+                num_characters += sum(map(len, column)) if columns[name] is str else 0
+            if num_characters > MAX_TEXT:
+                raise Unreadable.file(path, "it has too much text")
+            found += [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    numbers = [name for name, kind in columns.items() if kind is float]
+    return [row | {name: float("nan") if row[name] is None else float(row[name]) for name in numbers} for row in found]
 
 
 def floats(column: pa.ChunkedArray) -> Floats:
@@ -85,31 +100,46 @@ def floats(column: pa.ChunkedArray) -> Floats:
     return np.concatenate([np.empty(0), *(np.from_dlpack(chunk) for chunk in column.chunks if len(chunk))])
 
 
-def reason(error: Exception) -> str:
-    """A short predicate for a file that could not be read, such as "is missing"."""
-    if isinstance(error, FileNotFoundError):
-        return "is missing"
-    if isinstance(error, KeyError):
-        return str(error.args[0])
-    return f"cannot be read ({' '.join(str(error).split())[:80].rstrip('. ')})"
+def _require(path: Path, columns: Mapping[str, type], types: Mapping[str, pa.DataType]) -> None:
+    """Raises: Unreadable unless a file has the columns with their types."""
+    missing = sorted(set(columns) - set(types))
+    if missing:
+        raise Unreadable(f"{path.name} has no column {', '.join(missing)}")
+    for name, kind in columns.items():
+        stored = types[name].value_type if pa.types.is_dictionary(types[name]) else types[name]
+        if not _TYPES[kind](stored):
+            raise Unreadable(f"{path.name}: {name} is {reader.printable(str(stored), 40)} and not {kind.__name__}")
 
 
 def _read_file(path: Path, wanted: Collection[str]) -> tuple[dict[str, Floats], dict[str, str], list[str]]:
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    damage = manifest.part_damage(path)
+    if damage:
+        raise Unreadable(damage)
+    with reader.parquet(path) as file:
         types = {field.name: field.type for field in file.schema_arrow}
         stored = _present_names(types)
         missing = set(INDEX_COLUMNS) - set(types)
         if missing:
-            raise KeyError(f"has no column {', '.join(sorted(missing))}")
+            raise Unreadable(f"{path.name} has no column {', '.join(sorted(missing))}")
         there = [name for name in wanted if name in stored]
         usable = [name for name in there if _is_numeric(types[stored[name]], is_list(name))]
         unusable = [name for name in there if name not in usable]
-        problems = [f"{name} is {types[stored[name]]} and not numbers; it is left out" for name in unusable]
-        texts = [name for name in WORDS if name in types]
-        table = file.read(columns=[*(stored[name] for name in usable), *texts], use_threads=False)
-    words = {name: str(table[name][0].as_py()) for name in texts if len(table)}
-    columns = {name: table[stored[name]] for name in usable}
-    return {name: _padded(column) if is_list(name) else floats(column) for name, column in columns.items()}, words, problems
+        kinds = {name: reader.printable(str(types[stored[name]]), 40) for name in unusable}
+        problems = [f"{name} is {kinds[name]} and not numbers; it is left out" for name in unusable]
+        table = file.read(columns=[stored[name] for name in usable], use_threads=False)
+        words = _first_words(file, [name for name in WORDS if name in types])
+        columns = {name: table[stored[name]] for name in usable}
+        found = {name: _padded(path, column) if is_list(name) else floats(column) for name, column in columns.items()}
+    for name in INDEX_COLUMNS:
+        if name not in found or not ((found[name] >= 0) & (found[name] % 1 == 0)).all():
+            raise Unreadable(f"{path.name}: {name} is not a whole number in every row")
+    return found, words, problems
+
+
+def _first_words(file: pq.ParquetFile, names: list[str]) -> dict[str, str]:
+    """The first entry of constant text columns."""
+    batch = next(file.iter_batches(1, columns=names, use_threads=False), None) if names else None
+    return {name: str(batch.column(name)[0].as_py()) for name in names} if batch is not None and len(batch) else {}
 
 
 def _present_names(names: Collection[str]) -> dict[str, str]:
@@ -124,13 +154,26 @@ def _is_numeric(kind: pa.DataType, in_lists: bool) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def _padded(column: pa.ChunkedArray) -> Floats:
-    """Lists of different lengths -> (I, K), nan where a list is shorter."""
+_TYPES: dict[type, Callable[[pa.DataType], bool]] = {
+    str: lambda kind: bool(pa.types.is_string(kind) or pa.types.is_large_string(kind)),
+    int: lambda kind: bool(pa.types.is_integer(kind)),
+    float: lambda kind: _is_numeric(kind, False),
+    bool: lambda kind: bool(pa.types.is_boolean(kind)),
+}
+
+
+def _padded(path: Path, column: pa.ChunkedArray) -> Floats:
+    """Lists of different lengths -> (I, K), nan where a list is shorter.
+
+    Raises: Unreadable if they do not fit into memory.
+    """
     lists = column.combine_chunks()
     lengths = np.nan_to_num(floats(pc.list_value_length(pa.chunked_array([lists])))).astype(int)
     entries, width = floats(pa.chunked_array([lists.flatten()])), lengths.max(initial=0)
     if len(entries) == len(lengths) * width:  # all of equal length, unless runs of two kinds share a file
         return entries.reshape(len(lengths), width)
+    if len(lengths) * width > reader.MAX_VALUES:
+        raise Unreadable.file(path, "its lists are too long")
     padded = np.full((len(lengths), width), np.nan)
     padded[np.arange(width) < lengths[:, None]] = entries
     return padded

@@ -5,11 +5,15 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
+
+from rgpo.errors import ConfigError
 
 MANY_RUNS = 60  # from this number on, processes save more time than their start costs
 GARBAGE_THRESHOLD = 20_000  # new objects; Python's default, 700, costs a tenth of the time of a figure with many parts
@@ -37,14 +41,29 @@ def workers(num_runs: int) -> Iterator[Map]:
     gc.freeze()  # what is loaded does not become garbage; scanning it costs time, and after a fork memory
     try:
         context = multiprocessing.get_context(method)
-        with ProcessPoolExecutor(NUM_PROCESSES, context, initializer=gc.set_threshold, initargs=(GARBAGE_THRESHOLD,)) as pool:
+        with ProcessPoolExecutor(NUM_PROCESSES, context, initializer=_begin) as pool:
 
             def parallel(function: Callable[[Item], Result], items: Iterable[Item], chunk: int, /) -> Iterable[Result]:
                 return pool.map(function, items, chunksize=chunk)
 
-            yield parallel
+            try:
+                yield parallel
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            "a process that read or drew was killed (out of memory?); give one experiment=, or fewer figures"
+        ) from error
     finally:
         gc.unfreeze()
+
+
+def _begin() -> None:
+    """Leave Ctrl-C to the process that started this one."""
+    gc.set_threshold(GARBAGE_THRESHOLD)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _serial(function: Callable[[Item], Result], items: Iterable[Item], chunk: int, /) -> Iterable[Result]:

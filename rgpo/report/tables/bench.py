@@ -6,6 +6,8 @@ was much the same within one.
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rgpo.report.read.rows import Unreadable, read_records
+from rgpo.report.read.rows import read_records
 from rgpo.report.read.run import Problem
 from rgpo.report.stats.bootstrap import NAN, Interval
 from rgpo.report.tables.table import Cell, Table, estimate, interval_cells, number, word
+from rgpo.runtime.reader import Missing, Unreadable, printable
 
 FOLDER, OURS = "bench", "ours"
+MAX_NAME, MAX_ROWS = 60, 10_000  # characters of a case or contestant; rows of a file
 PHASES = ("collect", "update", "diagnostics", "gradvar")
 CONTROL = {phase: (f"{phase}_s",) for phase in PHASES}  # phase -> columns whose sum it is, seconds
 LANGUAGE = {
@@ -34,13 +38,13 @@ class BenchFile(NamedTuple):
     name: str
     speed: str  # column, units per CPU-second
     unit: str
-    keys: tuple[str, ...]  # columns that distinguish the cases
+    keys: Mapping[str, type]  # columns that distinguish the cases
     phases: Mapping[str, tuple[str, ...]]
 
 
 FILES = (
-    BenchFile("control", "steps_per_cpu_s", "environment steps", ("env_id", "num_envs"), CONTROL),
-    BenchFile("language", "tokens_per_cpu_s", "tokens", ("case",), LANGUAGE),
+    BenchFile("control", "steps_per_cpu_s", "environment steps", {"env_id": str, "num_envs": int}, CONTROL),
+    BenchFile("language", "tokens_per_cpu_s", "tokens", {"case": str}, LANGUAGE),
 )
 
 
@@ -56,7 +60,8 @@ class Measured:
     def shares(self) -> dict[str, float]:
         """Phase -> percentage of the total of all phases, each the median over rounds."""
         medians = {phase: float(np.median(values)) for phase, values in self.seconds.items()}
-        return {phase: 100 * value / sum(medians.values()) for phase, value in medians.items()}
+        total = sum(medians.values())
+        return {phase: 100 * value / total for phase, value in medians.items()} if total > 0 else {}
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,13 @@ def read(results_dir: Path) -> tuple[list[Case], list[Problem]]:
     problems = []
     for kind in FILES:
         path = results_dir / FOLDER / f"{kind.name}.parquet"
-        phases = [column for columns in kind.phases.values() for column in columns]
+        phases = dict.fromkeys((column for columns in kind.phases.values() for column in columns), float)
+        columns = {"round": int, "contestant": str, kind.speed: float, "peak_rss_mib": float, **kind.keys, **phases}
         try:
-            records = read_records(path, ["round", "contestant", kind.speed, "peak_rss_mib", *kind.keys, *phases])
-        except FileNotFoundError:
+            records = read_records(path, columns)
+            if len(records) > MAX_ROWS or not all(0 < record[kind.speed] < math.inf for record in records):
+                raise Unreadable(f"{path.name} has too many rows, or a {kind.speed} that is not above 0")
+        except Missing:
             continue
         except Unreadable as error:
             problems.append(Problem(f"{FOLDER}/{path.name}", f"{error}; measure again with `{command(kind, results_dir)}`"))
@@ -89,16 +97,16 @@ def read(results_dir: Path) -> tuple[list[Case], list[Problem]]:
 
 def command(kind: BenchFile, results_dir: Path) -> str:
     """The shell line that measures a file again."""
-    return f"python benchmarks/{kind.name}.py 5 {results_dir / FOLDER / kind.name}.parquet"
+    return f"python benchmarks/{kind.name}.py 5 {shlex.quote(f'{results_dir / FOLDER / kind.name}.parquet')}"
 
 
 def _add(cases: dict[str, Case], kind: BenchFile, record: Mapping[str, Any]) -> None:
-    who, _, choice = str(record["contestant"]).partition("-")
+    who, _, choice = printable(record["contestant"], MAX_NAME).partition("-")
     if kind.name == "control":
         many = f"{record['num_envs']} environment{'s' if record['num_envs'] > 1 else ''}"
-        name = f"{'TRPO' if choice == 'trpo' else 'PPO'}, {record['env_id']}, {many}"
+        name = f"{'TRPO' if choice == 'trpo' else 'PPO'}, {printable(record['env_id'], MAX_NAME)}, {many}"
     else:
-        name = f"GRPO, {MODELS.get(record['case'], record['case'])}"
+        name = f"GRPO, {MODELS.get(record['case'], printable(record['case'], MAX_NAME))}"
     case = cases.setdefault(name, Case(name, kind.unit))
     one = case.contestants.setdefault(who if choice in ("", "trpo") else f"{who}, {choice}", Measured())
     one.speed[record["round"]], one.peak[record["round"]] = record[kind.speed], record["peak_rss_mib"]

@@ -75,7 +75,7 @@ def _folder(name: str, settings: Settings, stack: ExitStack) -> Path:
     results = Path(settings.results_dir)
     command = ["git", "-C", str(results.resolve().parent), "archive", "--format=zip", name, "--", results.name]
     try:
-        packed = subprocess.run(command, capture_output=True, check=True).stdout
+        packed = subprocess.run(command, capture_output=True, check=True).stdout  # noqa: S603  # git, with a checked revision
     except (OSError, subprocess.CalledProcessError) as error:
         why = getattr(error, "stderr", b"").decode().strip().splitlines()[:1] or ["git is missing"]
         raise ConfigError(f"compare={name}: it is neither a folder nor a commit that contains {results} ({why[0]})") from None

@@ -26,7 +26,9 @@ from rgpo.report.settings import Settings
 from rgpo.report.stats import bootstrap, small_samples
 from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Floats, Interval, Strata
 from rgpo.report.tables.table import Cell, Column, Table, estimate, interval_cells, number, plain, word
+from rgpo.runtime.reader import printable
 
+MAX_SHOWN = 1000  # characters of a config's value
 START = (word("task", "task"), word("label", "algorithm"), number("n", "n"))  # of every table of groups
 
 
@@ -147,7 +149,7 @@ def run_table(groups: Sequence[Group]) -> Table:
     for group in groups:
         for run in group.runs:
             row: dict[str, Cell] = {"task": run.task, "algo": run.algo, "label": group.label, "seed": run.seed}
-            row |= {key: str(run.config.get(key, "")) for key in keys}
+            row |= {key: printable(str(run.config.get(key, "")), MAX_SHOWN) for key in keys}
             row |= {"status": run.status + (" *" if run in group.used else ""), "progress": f"{run.reached}/{run.num_iterations}"}
             row |= {"final": run.number(column, "final"), "kl": run.number(KL, "mean")}
             row |= {"hours": run.number(ITERATION, "sum") / 3600}

@@ -77,4 +77,5 @@ class Embedded:
             reward_model=score,
             gold_reward_model=score_gold,
             preference_pairs=preference_pairs,
+            versions={"embedded": report["fingerprint"]},
         )

@@ -1,0 +1,203 @@
+"""Folders of compiled code, one per graph: torch loads a file only after its digest was compared with the recorded one.
+
+FOLDER/code-*        torch's cache: what one compilation left
+FOLDER/digests.json  sha256 of each of its files, written when the first call of the compiled code has returned
+FOLDER/lock          shared while code is verified and loaded, exclusive while it is compiled or deleted
+FOLDER/crash-PID     the stack of a process that crashed in its first compiled call; empty while the call runs
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from rgpo import atomic
+from rgpo.errors import ConfigError
+from rgpo.paths import compiler_cache_dir
+
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+DIGESTS = "digests.json"
+PATIENCE_S = 300.0  # a compilation takes about 15 s on an idle machine
+UNMAPPED = 65534  # owner of files from outside a container
+
+Digests = dict[str, str]  # path in the folder -> sha256
+
+
+@contextmanager
+def verified(graph: str) -> Iterator[None]:
+    """Compile the graph of that description, or load its compiled code, inside this context.
+
+    Code that differs from its digests, or that has none, is deleted with a warning and compiled anew. One process compiles at a
+    time; others wait for its code.
+
+    Raises: ConfigError if others can write to the folder, code from it crashed, or another process compiles for too long.
+    """
+    folder = private_dir() / f"rgpo-{hashlib.sha256(graph.encode()).hexdigest()[:16]}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    refuse_writable_by_others(folder)
+    with (folder / "lock").open("a") as lock:
+        loads = _lock(lock, folder)
+        _refuse_crashed(folder)
+        if not loads:
+            _delete_code(folder)
+        found = sorted(folder.glob("code-*"))
+        code = found[0] if found else Path(tempfile.mkdtemp(prefix="code-", dir=folder))
+        names = set(_files(folder))
+        try:
+            with _used_by_torch(code), _crash_recorded(folder):
+                yield
+        except BaseException:
+            (folder / DIGESTS).unlink(missing_ok=True)
+            raise
+        if set(_files(folder)) != names and _locked(lock, fcntl.LOCK_EX):  # the last of several that loaded records new files
+            atomic.write_text(folder / DIGESTS, json.dumps(_digests(folder), indent=1))
+
+
+def private_dir() -> Path:
+    """The folder of all compiled code, created if necessary.
+
+    Raises: ConfigError if it cannot be written, or if others can write to it.
+    """
+    folder = compiler_cache_dir()
+    refuse_writable_by_others(folder)
+    return folder
+
+
+def refuse_writable_by_others(folder: Path) -> None:
+    """Raises: ConfigError if another user can replace files in a folder, and thereby the code that runs."""
+    folder = folder.resolve()
+    for path in (folder, *folder.parents):
+        found = path.stat()
+        others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if path != folder and (found.st_mode & stat.S_ISVTX or _is_private_group(found)):
+            others = 0  # entries of a sticky folder belong to their owners
+        owners = {0, os.geteuid()} if path == folder else {0, os.geteuid(), UNMAPPED}
+        if others or found.st_uid not in owners:
+            why = "can be written by other users" if others else "belongs to another user"
+            remedy = f"run `chmod go-w {path}` or set" if others else "set"
+            raise ConfigError(f"{path}: {why}, who could replace compiled code; {remedy} RGPO_CACHE to a folder of your own.")
+
+
+def _is_private_group(found: os.stat_result) -> bool:
+    """True for a folder that its owner and the group of the same number alone can write, as with umask 002."""
+    return not found.st_mode & stat.S_IWOTH and found.st_uid == found.st_gid == os.geteuid() != 0
+
+
+def _lock(lock: IO[str], folder: Path) -> bool:
+    """True with a shared lock if there is code and all of it is as recorded, else False with an exclusive lock.
+
+    Raises: ConfigError if another process keeps the lock for too long.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if _locked(lock, fcntl.LOCK_SH) and _problem(folder) is None:
+            return True
+        if _locked(lock, fcntl.LOCK_EX):
+            if _problem(folder) is not None:
+                return False
+        else:
+            time.sleep(0.1)
+    raise ConfigError(f"{folder}: another process has been compiling for {PATIENCE_S:.0f} s; stop it or delete the folder.")
+
+
+def _locked(lock: IO[str], kind: int) -> bool:
+    """True if the lock is now held in that way."""
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _problem(folder: Path) -> str | None:
+    """A clause if some code is not as recorded; "" if there is none, None if all is well."""
+    try:
+        recorded = json.loads((folder / DIGESTS).read_bytes())
+    except (OSError, ValueError):
+        recorded = {}
+    found = _digests(folder)
+    if found and recorded == found:
+        return None
+    if not recorded or not isinstance(recorded, dict):
+        return "its compilation was not finished" if found else ""
+    name = min(name for name in {*recorded, *found} if recorded.get(name) != found.get(name))
+    return f"{name} {'was not recorded' if name not in recorded else 'is damaged' if name in found else 'is missing'}"
+
+
+def _digests(folder: Path) -> Digests:
+    """The sha256 of every file of the code; of anything that is no regular file, a note that no digest equals."""
+    found = {}
+    for name in _files(folder):
+        path = folder / name
+        regular = stat.S_ISREG(path.lstat().st_mode)
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if regular else "not a regular file"
+    return found
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Everything in the code but folders and torch's own locks, which are empty."""
+    for code in folder.glob("code-*"):
+        for parent, _, names in os.walk(code):
+            yield from (Path(parent, name).relative_to(folder).as_posix() for name in names if not name.endswith(".lock"))
+
+
+def _refuse_crashed(folder: Path) -> None:
+    """Raises: ConfigError if a process crashed in code from the folder."""
+    for path in folder.glob("crash-*"):
+        lines = path.read_text(errors="replace").splitlines()
+        if lines:
+            raise ConfigError(f"{folder}: compiled code from it crashed ({lines[0][:80]}); delete the folder to compile anew.")
+
+
+def _delete_code(folder: Path) -> None:
+    """Delete all code and what is left of processes that were killed; the lock is exclusive. Warns if there was code."""
+    problem = _problem(folder)
+    if problem:
+        warnings.warn(f"{folder}: {problem}; the code is deleted and compiled anew.", stacklevel=2)
+    (folder / DIGESTS).unlink(missing_ok=True)
+    for path in (*folder.glob("code-*"), *folder.glob("crash-*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def _used_by_torch(code: Path) -> Iterator[None]:
+    """Let inductor read and write a folder; it reads the variable at each use."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(code)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+@contextmanager
+def _crash_recorded(folder: Path) -> Iterator[None]:
+    """Write the stack to a file in the folder if this process crashes, for example by a segmentation fault."""
+    path, elsewhere = folder / f"crash-{os.getpid()}", faulthandler.is_enabled()
+    with path.open("w") as file:
+        faulthandler.enable(file)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+            if elsewhere and sys.__stderr__ is not None:
+                faulthandler.enable(sys.__stderr__)
+            path.unlink(missing_ok=True)

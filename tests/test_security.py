@@ -1,0 +1,236 @@
+"""No surprise code: what a _target_ may name and where, judged before anything is imported."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from cli import rgpo_run
+
+from rgpo.cli import targets
+from rgpo.cli.build import make
+from rgpo.cli.config import compose_jobs
+from rgpo.core.gate import Gate, GateLike
+from rgpo.errors import ConfigError
+from rgpo.runtime.provenance import REDACTED, collect, redact, redact_values
+
+CARTPOLE = ["algo=ppo", "task=cartpole", "task.num_steps=32", "num_iterations=10", "eval_every=0"]
+FREE_FORM = {
+    "+task.env_kwargs._target_=subprocess.Popen +task.env_kwargs.args=[touch,PWNED]": "task.env_kwargs._target_=subprocess.Popen",
+    "+task.env_kwargs.a.b.c={_target_: os.system, command: touch PWNED}": "task.env_kwargs.a.b.c._target_=os.system",
+    "+task.env_kwargs.a=[1,{_target_: os.system, command: touch PWNED}]": r"task.env_kwargs.a\[1\]._target_=os.system",
+    "+task.env_kwargs.gate={_target_: rgpo.gates.Log, scale: none}": "task.env_kwargs.gate._target_=rgpo.gates.Log",
+    "+metrics.a={_target_: os.system, command: touch PWNED}": "metrics.a=",
+    "exports=[{_target_: os.system}]": "exports=",
+    "seed={_target_: os.getpid}": "seed=",
+    "task.policy.activation={_target_: os.getpid}": "task.policy.activation=",
+    "task.policy.hidden_sizes=[{_target_: os.getpid}]": "task.policy.hidden_sizes=",
+}
+FOREIGN = {
+    "os.path": "os is not a module of rgpo",
+    "os.system": "os is not a module of rgpo",
+    "subprocess.Popen": "subprocess is not a module of rgpo",
+    "builtins.eval": "builtins is not a module of rgpo",
+    "torch.nn.Linear": "torch is not a module of rgpo",
+    "torch.hub.load": "torch is not a module of rgpo",
+    "antigravity.webbrowser": "antigravity is not a module of rgpo",
+    "pip.main": "pip is not a module of rgpo",
+    "hydra.utils.instantiate": "hydra is not a module of rgpo",
+    "pytest.main": "pytest is not a module of rgpo",
+    "rgpo.paths.os": "is no class or function",
+    "rgpo.paths.os.system": "cannot be imported",
+    "rgpo.cli.targets.importlib.import_module": "cannot be imported",
+    "rgpo.cli.build.cast": "is typing.cast, which is not defined in a module of rgpo",
+    "rgpo.paths.Path": "is pathlib.Path, which is not defined in a module of rgpo",
+    "rgpo.cli.run.main": "is a function of rgpo; name a class",
+    "rgpo.language.data.pypi_archive.fetch": "is a function of rgpo; name a class",
+    "rgpo.core.surrogate.Minimum": "is not a node with a _target_ of type GateLike",
+    "rgpo.runtime.trackers.Tracker": "is not a node with a _target_ of type GateLike",
+    "__main__.nothing": "cannot be imported",
+    "rgpo": "write the dotted name of a class",
+    "..": "write the dotted name of a class",
+    "os;import sys": "write the dotted name of a class",
+    "3": "write the dotted name of a class",
+    "null": "write the dotted name of a class",
+    "[a,b]": "write the dotted name of a class",
+}
+
+
+def test_a_target_among_free_form_values_starts_nothing(tmp_path: Path) -> None:
+    words, sentence = next(iter(FREE_FORM.items()))
+    out = rgpo_run([*CARTPOLE, *words.split(), "plan=true"], tmp_path, code=2)
+    assert out.count("\n") == 1 and sentence in out and not any(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=r"^penalty\._target_=os\.path: os is not a module of rgpo"):
+        compose_jobs([*CARTPOLE, "penalty._target_=os.path"], False, None)
+
+
+@pytest.mark.parametrize("word", FREE_FORM)
+def test_a_target_stands_only_where_a_class_is_declared(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"^{FREE_FORM[word]}"):
+        compose_jobs([*CARTPOLE, *re.split(r" (?=\+)", word), "plan=true"], False, None)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_target_is_a_class_of_rgpo_or_of_the_users(name: str) -> None:
+    before = set(sys.modules)
+    with pytest.raises(ConfigError, match=FOREIGN[name]):
+        make("gate", {"_target_": yaml.safe_load(name)}, GateLike)
+    assert not {"antigravity", "pip"} & (set(sys.modules) - before)
+
+
+OWN = """\
+import os, subprocess
+from functools import partial
+from subprocess import Popen
+from rgpo.gates import Log as Renamed
+open({mark!r}, "a").close()
+system = os.system
+bound = partial(os.system, "true")
+class Mine(Renamed): pass
+class NoGate: pass
+def make_gate(scale): return Mine(scale=scale)
+"""
+
+
+def test_modules_of_the_users_folders_may_be_named_but_not_what_they_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for module in ("own_gates", "own_package.inner"):
+        file = tmp_path / (module.replace(".", "/") + ".py")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(OWN.format(mark=str(tmp_path / "imported")))
+        for name in ("Mine", "Renamed", "make_gate"):
+            assert make("gate", {"_target_": f"{module}.{name}", "scale": "none"}, Gate).scale == "none"
+        for name in ("Popen", "system", "bound", "os", "os.system", "subprocess.Popen", "partial"):
+            with pytest.raises(ConfigError, match=f"^gate._target_={module}.{name}: (is |cannot be imported)"):
+                make("gate", {"_target_": f"{module}.{name}", "scale": "none"}, Gate)
+        with pytest.raises(ConfigError, match="is not a node with a _target_ of type Gate: it lacks Gate"):
+            make("gate", {"_target_": f"{module}.NoGate"}, Gate)
+
+
+def test_an_installed_package_needs_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not imported before it is judged."""
+    site = tmp_path / "lib" / "site-packages"
+    site.mkdir(parents=True)
+    (site / "some_plugin.py").write_text(OWN.format(mark=str(tmp_path / "imported")))
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.chdir(tmp_path)  # even though the folder is below the current one
+    with pytest.raises(ConfigError, match="some_plugin is not a module of rgpo"):
+        make("gate", {"_target_": "some_plugin.Mine", "scale": "none"}, Gate)
+    assert not (tmp_path / "imported").exists() and "some_plugin" not in sys.modules
+    points = [SimpleNamespace(module="some_plugin")]
+    monkeypatch.setattr(targets.metadata, "entry_points", lambda group: points if group == "rgpo" else [])
+    assert make("gate", {"_target_": "some_plugin.Mine", "scale": "none"}, Gate).scale == "none"
+
+
+def test_modules_of_a_config_dir_are_imported_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_the_yaml.py").write_text(OWN.format(mark=str(tmp_path / "imported")))
+    (tmp_path / "torch.py").write_text("raise SystemExit")
+    targets.make_importable(None)
+    targets.make_importable(str(tmp_path))
+    targets.make_importable(str(tmp_path))
+    assert sys.path[-1] == str(tmp_path) and sys.path.count(str(tmp_path)) == 1
+    assert make("gate", {"_target_": "beside_the_yaml.Mine", "scale": "none"}, Gate).scale == "none"
+
+
+def test_modules_made_in_memory_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "in_memory", ModuleType("in_memory"))
+    with pytest.raises(ConfigError, match="in_memory is not a module of rgpo"):
+        make("gate", {"_target_": "in_memory.Mine"}, Gate)
+
+
+def test_python_m_rgpo_does_not_make_its_functions_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main() -> None:
+        raise AssertionError("called")
+
+    script = ModuleType("__main__")
+    script.main, main.__module__ = main, "__main__"  # type: ignore[attr-defined]
+    script.__spec__ = SimpleNamespace(name="rgpo.cli.run")  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    with pytest.raises(ConfigError, match="is a function of rgpo; name a class"):
+        make("gate", {"_target_": "__main__.main"}, Gate)
+
+
+@pytest.mark.parametrize(
+    ("hint", "takes", "entries"),
+    [
+        (Gate, True, object),
+        (Gate | None, True, object),
+        (list[Gate] | None, False, Gate),
+        (Sequence[Gate], False, Gate),
+        (dict[str, Gate], False, Gate),
+        (Callable[[float], float], True, object),
+        (Mapping[str, object], False, object),
+        (Mapping[str, Any], False, Any),
+        (dict, False, object),
+        (list[int], False, int),
+        (int | str | None, False, object),
+        (Path, False, object),
+        (object, False, object),
+        (Any, False, object),
+    ],
+)
+def test_only_hints_that_name_a_class_declare_a_node(hint: object, takes: bool, entries: object) -> None:
+    assert targets.takes_object(hint) is takes
+    assert targets.entry_hint(hint, mapping=str(hint).startswith(("dict[", "collections.abc.Mapping"))) is entries
+
+
+TOKEN = "hf_" + "aB3" * 10
+SECRETS = {
+    f"rgpo-run task.source.model={TOKEN}": f"rgpo-run task.source.model={REDACTED}",
+    "+task.env_kwargs.api_key=abc-1": f"+task.env_kwargs.api_key={REDACTED}",
+    "'+task.env_kwargs={api_key: abc, size: 3}'": f"'+task.env_kwargs={{api_key: {REDACTED}, size: 3}}'",
+    '{"accessKey": "a b c", "n": 1}': f'{{"accessKey": {REDACTED}, "n": 1}}',
+    "+task.env_kwargs.password='a b' seed=3": f"+task.env_kwargs.password={REDACTED} seed=3",
+    "+task.env_kwargs.MY_SECRET=x": f"+task.env_kwargs.MY_SECRET={REDACTED}",
+    "+task.env_kwargs.auth=x": f"+task.env_kwargs.auth={REDACTED}",
+    "task.source.data=https://me:pa:ss@host/x.jsonl": f"task.source.data=https://{REDACTED}@host/x.jsonl",
+    "git+ssh://git@host/x": f"git+ssh://{REDACTED}@host/x",
+    "sk-proj-abcdefghijk0123": REDACTED,
+    "Authorization: Bearer abcdefghijk": f"Authorization: Bearer {REDACTED}",
+    "eyJhbGciOiJI.eyJzdWIi.SflK": REDACTED,
+    "ghp_0123456789abcdef": REDACTED,
+}
+HARMLESS = [
+    "rgpo-run task.max_new_tokens=32 task.num_kl_tokens=1024 task.source.max_prompt_tokens=96",
+    "task.source.max_prompt_tokens=${task.max_new_tokens} task.reduction=token_mean task.ratio=token",
+    "update.lr=1e-3 num_iterations=null monkey=banana name=keyboard_study task.source.model=Qwen/Qwen2.5-1.5B-Instruct",
+    "max_tokens=1e3, tokens=None, mask=task-masked-later results_dir=/home/me/risk-averse/x@y",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_secrets_of_a_command_line_are_not_recorded(text: str) -> None:
+    assert redact(text) == SECRETS[text] and redact(SECRETS[text]) == SECRETS[text]
+    assert collect("run", "hash", text, 1, 1, {})["command"] == SECRETS[text]
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_counts_and_names_are_recorded_as_they_are(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_secrets_of_a_configuration_are_not_recorded_and_everything_else_is() -> None:
+    (job,) = compose_jobs([*CARTPOLE], False, None)
+    assert redact_values(job.config) == job.config
+    (language,) = compose_jobs(["task=qwen_rlhf"], False, None)
+    assert redact_values(language.config) == language.config
+    kwargs = {"api_key": "abc", "tokens": 3, "urls": ["https://a:b@c"], "deep": {"password": "", "secret": ["x"]}}
+    expected = {
+        "api_key": REDACTED,
+        "tokens": 3,
+        "urls": [f"https://{REDACTED}@c"],
+        "deep": {"password": "", "secret": [REDACTED]},
+    }
+    assert redact_values({"env_kwargs": kwargs}) == {"env_kwargs": expected}
