@@ -279,14 +279,16 @@ class Language:
             "waiting": [rollout_state(rollout) for rollout in self.waiting],
             "versions": dict(self.assets.versions),
             "evaluator": self.evaluator.state_dict(),
+            "versions": dict(self.assets.versions),
         }
 
     def load_state_dict(self, state: State) -> None:
+        """Raises: ConfigError if the data, the model or a reward model is not the one that the run began with."""
         import torch
 
         from rgpo.language.policy.token_batch import restore_rollout
 
-        self._require_same_assets(cast(Mapping[str, str], state.get("versions", {})))
+        self._require_same(cast(Mapping[str, str], state.get("versions", {})))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.generator.set_state(cast(torch.Tensor, state["generator"]))
         self.order = list(cast(list[int], state["order"]))
@@ -299,3 +301,11 @@ class Language:
             saved = before.get(name, version)
             remedy = f"was {saved} when the checkpoint was saved; pin it by {name}@{saved} if it is the hub's, or use force=true."
             require(saved == version, name, version, remedy)
+
+    def _require_same(self, versions: Mapping[str, str]) -> None:
+        fields = getattr(self.source, "__dict__", {})
+        keys = {str(value).partition("@")[0]: f"task.source.{key}" for key, value in fields.items()}
+        for name, before in versions.items():
+            now = self.assets.versions.get(name, before)
+            remedy = f"changed since the checkpoint was written ({before[:8]}, now {now[:8]}); restore it, or start again with force=true."
+            require(now == before, keys.get(name, "task.source"), name, remedy)

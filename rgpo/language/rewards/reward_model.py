@@ -20,7 +20,7 @@ from rgpo.errors import ConfigError, first_line, is_out_of_memory, require
 from rgpo.language.assets import Log, log_line, require_finite_scores
 from rgpo.language.data.chat import apply_chat_template
 from rgpo.language.data.hh_rlhf import to_messages
-from rgpo.language.policy.model_files import commit_of, resolve_folder
+from rgpo.language.policy.model_files import resolve_folder, version_of
 from rgpo.language.policy.pretrained import context_length, load_model, load_pretrained, resolve_device
 from rgpo.language.policy.rounding import LEAST, ROUNDING, UNITS, UNUSABLE, accepted, perturbed_embeddings
 
@@ -66,7 +66,7 @@ class RewardModel:
         self.model = load_model(key, path, AutoModelForSequenceClassification, dtype, place)
         outputs = self.model.config.num_labels
         require(outputs == 1, key, folder, f"has {outputs} outputs; give a reward model with one.")
-        self.commit = commit_of(path)
+        self.version = version_of(path)
         self.name, self.batch_size, self.special_tokens, self.log = str(folder), batch_size, special_tokens, log
         self.max_tokens = min(self.tokenizer.model_max_length, context_length(self.model.config) or sys.maxsize)
         self.num_scored = self.num_cut = 0
