@@ -29,9 +29,7 @@ ANSWERS = ["a cat", "no cat at all", "x"]
 
 def load(folder: Path, log: list[str] | None = None, batch_size: int = 8) -> ChatRewardModel:
     options: dict[str, Any] = {} if log is None else {"log": log.append}
-    return ChatRewardModel(
-        "key", str(folder), dtype="float32", device="cpu", batch_size=batch_size, **options
-    )
+    return ChatRewardModel("key", str(folder), dtype="float32", device="cpu", batch_size=batch_size, **options)
 
 
 def edit(file: Path, **changes: Any) -> None:
@@ -83,7 +81,8 @@ def test_texts_over_the_context_lose_their_beginning_and_are_counted(tmp_path: P
 
 def write_encoder(folder: Path, kind: type[Any], config: Any) -> Path:
     """A classifier whose tokenizer writes [CLS] a [SEP] b [SEP]."""
-    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"Human Assistant : ? . what is a cat no at all an animal x 1".split()]
+    text = "Human Assistant : ? . what is a cat no at all an animal x 1"
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *dict.fromkeys(text.split())]
     vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -138,7 +137,9 @@ def test_a_model_that_scores_a_text_by_its_batch_is_refused(tmp_path: Path, monk
         return out
 
     monkeypatch.setattr(Qwen2ForSequenceClassification, "forward", mixed)
-    with pytest.raises(ConfigError, match=r"^key=.*/reward: a Qwen2ForSequenceClassification gives a text another score in a batch"):
+    with pytest.raises(
+        ConfigError, match=r"^key=.*/reward: a Qwen2ForSequenceClassification gives a text another score in a batch"
+    ):
         load(folder)
 
 

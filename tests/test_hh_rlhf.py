@@ -231,15 +231,18 @@ def test_the_published_folder_works_as_it_is_cloned(tmp_path: Path) -> None:
         lines = [line(f"\n\nHuman: {subset} {i}?") for i in range(5)]
         write(root / subset / "train.jsonl.gz", *lines, line("\n\nHuman: in both?"))
         write(root / subset / "test.jsonl.gz", line(f"\n\nHuman: {subset} test?"), line("\n\nHuman: in both?"))
-    red = write(root / "red-team-attempts" / "red_team_attempts.jsonl.gz", '[{"transcript": "\\n\\nHuman: a"},', '{"transcript": "b"}]')
+    red = write(
+        root / "red-team-attempts" / "red_team_attempts.jsonl.gz", '[{"transcript": "\\n\\nHuman: a"},', '{"transcript": "b"}]'
+    )
     write(root / ".git" / "lfs" / "a.jsonl", "not json")
     (root / "README.md").write_text("# hh")
     logged: list[str] = []
     pairs, files = load_pairs(str(root), logged.append)
     assert len(files) == 4 and red not in files
+    names = "harmless-base/test.jsonl.gz, helpful-base/test.jsonl.gz"
     assert logged == [
         f"{red}: contains no pairs, left out",
-        "held out in place of heldout_share: harmless-base/test.jsonl.gz, helpful-base/test.jsonl.gz; 2 other pairs with the same prompts left out",
+        f"held out in place of heldout_share: {names}; 2 other pairs with the same prompts left out",
         f"{root}: 14 pairs",
     ]
     train, heldout = split_by_dialogue(pairs, (0.95, 0.05), 0)

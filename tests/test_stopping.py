@@ -74,9 +74,7 @@ def test_a_completion_stops_at_any_of_several_tokens(folder: Path) -> None:
 def test_a_text_that_spans_tokens_ends_a_completion_and_is_cut_off(folder: Path) -> None:
     model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
     kind = {"max_new_tokens": 10, "temperature": 1.0, "pad_id": 0}
-    whole = generate(
-        model, [[5, 6]] * 6, **kind, stop=StopRule(frozenset()), generator=torch.Generator().manual_seed(0)
-    )
+    whole = generate(model, [[5, 6]] * 6, **kind, stop=StopRule(frozenset()), generator=torch.Generator().manual_seed(0))
     texts = [tokenizer.decode(row) for row in completion_ids(whole)]
     found = next(text for text in texts if len(tokenizer(text[3:6])["input_ids"]) > 1 and text[3:6].isascii())[3:6]
     stop = StopRule(frozenset(), (found,), tokenizer)

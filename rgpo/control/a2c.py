@@ -7,7 +7,6 @@ error without 1/2, RMSprop adds eps outside the square root, and the rate is con
 from __future__ import annotations
 
 import math
-import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple, cast
 

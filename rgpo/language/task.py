@@ -61,7 +61,9 @@ class Language:
         check_fields(self, "task")
         nothing = self.stop_tokens is not None and not self.stop_tokens and not self.stop_strings
         require(not nothing, "task.stop_tokens", "[]", "would let no completion end; name a token, or use null.")
-        require(all(self.stop_strings), "task.stop_strings", self.stop_strings, "an empty text would end every completion; remove it.")
+        require(
+            all(self.stop_strings), "task.stop_strings", self.stop_strings, "an empty text would end every completion; remove it."
+        )
         tokens = self.batch_size * self.max_new_tokens
         remedy = f"x task.group_size={self.group_size} x task.max_new_tokens={self.max_new_tokens} makes {tokens:,} tokens per "
         require(tokens <= MANY, "task.num_prompts", self.num_prompts, f"{remedy}rollout, over {MANY:,}; lower one of them.")
@@ -279,7 +281,6 @@ class Language:
             "waiting": [rollout_state(rollout) for rollout in self.waiting],
             "versions": dict(self.assets.versions),
             "evaluator": self.evaluator.state_dict(),
-            "versions": dict(self.assets.versions),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -288,7 +289,7 @@ class Language:
 
         from rgpo.language.policy.token_batch import restore_rollout
 
-        self._require_same(cast(Mapping[str, str], state.get("versions", {})))
+        self._require_same_assets(cast(Mapping[str, str], state.get("versions", {})))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.generator.set_state(cast(torch.Tensor, state["generator"]))
         self.order = list(cast(list[int], state["order"]))
@@ -297,15 +298,10 @@ class Language:
 
     def _require_same_assets(self, before: Mapping[str, str]) -> None:
         """Raises: ConfigError if a model or data set is not the one that the checkpoint was made with."""
-        for name, version in self.assets.versions.items():
-            saved = before.get(name, version)
-            remedy = f"was {saved} when the checkpoint was saved; pin it by {name}@{saved} if it is the hub's, or use force=true."
-            require(saved == version, name, version, remedy)
-
-    def _require_same(self, versions: Mapping[str, str]) -> None:
         fields = getattr(self.source, "__dict__", {})
         keys = {str(value).partition("@")[0]: f"task.source.{key}" for key, value in fields.items()}
-        for name, before in versions.items():
-            now = self.assets.versions.get(name, before)
-            remedy = f"changed since the checkpoint was written ({before[:8]}, now {now[:8]}); restore it, or start again with force=true."
-            require(now == before, keys.get(name, "task.source"), name, remedy)
+        for name, version in self.assets.versions.items():
+            saved = before.get(name, version)
+            remedy = f"is {version} and was {saved} when the checkpoint was saved; restore it"
+            remedy += ", or use force=true." if len(saved) == 64 else f", pin it by {name}@{saved}, or use force=true."
+            require(saved == version, keys.get(name, "task.source"), name, remedy)

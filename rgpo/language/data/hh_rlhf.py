@@ -1,8 +1,8 @@
 """Anthropic's HH-RLHF pairs (Bai et al., arXiv 2204.05862): one dialogue per line, with the answers people chose and rejected.
 
 A line is {"chosen": TEXT, "rejected": TEXT} with TEXT = "\\n\\nHuman: ...\\n\\nAssistant: ...", equal up to the last answer.
-Files are jsonl or jsonl.gz, local or in a data set on the hub (downloading it from the hub was never run here). In a folder, files
-without pairs are left out, and files or subfolders whose name has the word test, eval, dev, valid or heldout are never trained on.
+Files are jsonl or jsonl.gz, local or in a data set on the hub (downloading it from the hub was never run here). In a folder,
+files without pairs are left out, and what lies under a name with the word test, eval, dev, valid or heldout is never trained on.
 Consecutive turns of one speaker are merged into one for the chat template.
 """
 
@@ -28,7 +28,9 @@ ANSWER = "\n\nAssistant:"
 ROLES = {"Human": "user", "Assistant": "assistant"}
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # owner/name, /subset, @revision
 ENDINGS = (".jsonl", ".jsonl.gz")
-HELDOUT = frozenset({"test", "tests", "testing", "eval", "evaluation", "dev", "val", "valid", "validation", "heldout"})  # words of names
+HELDOUT = frozenset(
+    {"test", "tests", "testing", "eval", "evaluation", "dev", "val", "valid", "validation", "heldout"}
+)  # words of names
 LFS_POINTER = b"version https://git-lfs"  # the first bytes of a file that `git clone` did not download
 
 
@@ -70,7 +72,12 @@ def load_pairs(data: str, log: Log) -> tuple[list[Pair], list[Path]]:
             log(f"{file}: contains no pairs, left out")
     root = Path(data).expanduser()
     heldout = [file for file in files if root.is_dir() and is_heldout(file, root)]
-    require(len(heldout) < len(files) or not heldout, KEY, data, "contains test files only; give one of them, or add files to train on.")
+    require(
+        len(heldout) < len(files) or not heldout,
+        KEY,
+        data,
+        "contains test files only; give one of them, or add files to train on.",
+    )
     pairs, skipped = read_pairs(files, heldout)
     if heldout:
         tested = {pair.prompt for pair in pairs if pair.heldout}
@@ -109,7 +116,9 @@ def _files_below(path: Path, data: str) -> list[Path]:
 
 def is_heldout(file: Path, root: Path) -> bool:
     """True if the file's name, or that of a folder between root and it, has a word of HELDOUT."""
-    words = re.split(r"[^a-z]+", file.relative_to(root).as_posix().lower().replace("held_out", "heldout").replace("held-out", "heldout"))
+    words = re.split(
+        r"[^a-z]+", file.relative_to(root).as_posix().lower().replace("held_out", "heldout").replace("held-out", "heldout")
+    )
     return not HELDOUT.isdisjoint(words)
 
 

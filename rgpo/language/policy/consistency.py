@@ -51,11 +51,12 @@ class Consistency:
         self.key = f"task.source.model={self.base.name_or_path}"
         self._drawn: dict[tuple[Batching, int], Expected] = {}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, log: Callable[[str], None]) -> None:
         """Set the policy's batching and layout to the fastest that are right, and log where a slower one is needed.
 
-        Raises: ConfigError if two passes over one text differ, or no way of reading gives the log-probabilities of whole texts.
+        Raises: ConfigError if two passes over one text differ, no way of reading gives the log-probabilities of whole texts, or
+            there is no gradient.
         """
         name, policy = type(self.base).__name__, self.policy
         ids = self._prompts(SEEDS[0])[-1]
@@ -79,6 +80,29 @@ class Consistency:
         policy.layout, trouble = self._fastest(layouts, self._learned_gap, "reads several texts at once")
         if trouble:
             log(f"{name}: completions are read {ROWS[policy.layout]} ({trouble})")
+        self._require_gradient()
+
+    def _require_gradient(self) -> None:
+        """Run a backward pass down to the first and the last trained parameters.
+
+        Raises: ConfigError if the model has none (some run in transformers' training mode only, others not with autograd).
+        """
+        trained = [p for p in self.policy.model.parameters() if p.requires_grad]
+        try:
+            with torch.enable_grad():
+                logp_n = self.policy.forward(self._view(self._expected(self.policy.batching, SEEDS[0]).completions)).logp
+                torch.autograd.grad(logp_n.sum(), trained[:16] + trained[16:][-16:], allow_unused=True)
+        except UNUSABLE as error:
+            if is_out_of_memory(error):
+                raise
+            name, reason = type(self.base).__name__, first_line(error)[:120]
+            raise ConfigError(
+                f"{self.key}: a {name} cannot be trained ({type(error).__name__}: {reason}); give another model."
+            ) from error
+
+    def _view(self, completions: Completions) -> packing.MicroBatch:
+        index = torch.arange(len(completions.sequence_BS), device=completions.sequence_BS.device)
+        return packing.make_micro_batch(completions, index, packing.assign_rows(completions, self.policy.layout == "packed"))
 
     def _fastest(self, ways: Sequence[Way], gap_of: Callable[[Way, int], Tensor], does: str) -> tuple[Way, str]:
         """The first way with an accepted gap, and why an earlier one is not."""
@@ -148,9 +172,8 @@ class Consistency:
         """(B,) differences of the log-probabilities that learning computes, in units of the accepted ones."""
         policy, expected = self.policy, self._expected(self.policy.batching, seed)
         policy.layout, completions = layout, expected.completions
-        index = torch.arange(len(completions.sequence_BS), device=completions.sequence_BS.device)
-        view = packing.make_micro_batch(completions, index, packing.assign_rows(completions, layout == "packed"))
-        logp_N = torch.zeros(len(view.tokens_n), device=index.device)
+        view = self._view(completions)
+        logp_N = torch.zeros(len(view.tokens_n), device=view.tokens_n.device)
         logp_N[view.tokens_n] = policy.forward(view).logp.float()
         return self._gap(to_rows(logp_N, completions), expected)
 

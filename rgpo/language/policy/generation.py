@@ -55,7 +55,8 @@ def generate(
 
     Takes B x max_new_tokens numbers from the generator, none at temperature 0, and completes only the prompts in ``rows``.
     pad_id may be a token that ends a completion, and both may occur in prompts. Dropout is off. batching: None takes
-    ``default_batching``; additive and padded pad prompts on the left and differ in the mask, the others are ``_decode_by_length``.
+    ``default_batching``; additive and padded pad prompts on the left and differ in the mask; for the others see
+    ``_decode_by_length``.
     Raises: ConfigError if a setting is out of range, NonFiniteError if a logit is NaN or +inf.
     """
     require(len(prompt_ids) > 0 and all(map(len, prompt_ids)), "prompt_ids", prompt_ids, "each prompt needs at least one token.")
@@ -91,10 +92,10 @@ def generate(
     finally:
         for module in training:
             module.training = True
-    stop = width + int(mask[:, width:].sum(-1).max())
-    sequence, mask = sequence[:, :stop].contiguous(), mask[:, :stop].contiguous()
+    end = width + int(mask[:, width:].sum(-1).max())
+    sequence, mask = sequence[:, :end].contiguous(), mask[:, :end].contiguous()
     live = mask[:, width:].contiguous()
-    return Completions(sequence, mask, live, finished, mask[:, :width].sum(-1), logp[:, : stop - width].contiguous())
+    return Completions(sequence, mask, live, finished, mask[:, :width].sum(-1), logp[:, : end - width].contiguous())
 
 
 def make_completions(
@@ -221,7 +222,7 @@ def _decode_by_length(
     finished = torch.zeros(len(sequence), dtype=torch.bool, device=sequence.device)
     lengths_B, base = mask.sum(-1), base_model(model)
     with torch.inference_mode():
-        for length in lengths_B.unique().tolist():
+        for length in sorted(set(lengths_B.tolist())):
             rows = (lengths_B == length).nonzero().squeeze(-1)
             cache = DynamicCache(config=model.config) if cached else None
             given = {"past_key_values": cache, "cache_params": cache, "use_cache": cached, "logits_to_keep": 1}

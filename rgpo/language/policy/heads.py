@@ -1,6 +1,6 @@
 """The map from a causal language model's last hidden states to its logits, whatever its family does to them.
 
-Most families multiply by the output embeddings; others scale the product, cap it, or put layers before it (Granite, Gemma-2, BERT).
+Most families multiply by the output embeddings; some scale the product, cap it or put layers before it (Granite, Gemma-2, BERT).
 Legend: R tokens, D size of a hidden state, V vocabulary.
 """
 
@@ -19,7 +19,7 @@ from rgpo.language.policy.rounding import UNUSABLE, accepted
 
 
 class _Given(nn.Module):
-    """Stands for the decoder while a model computes its logits: returns given hidden states, has the decoder's other attributes."""
+    """Stands for the decoder while a model computes its logits: returns given hidden states, with the decoder's attributes."""
 
     def __init__(self, decoder: nn.Module, output: Any) -> None:
         super().__init__()
@@ -87,7 +87,9 @@ def find_parts(model: Any) -> Parts:
     except UNUSABLE as error:
         if is_out_of_memory(error):
             raise
-        raise ConfigError(f"{key}: a {name} cannot read a text alone ({first_line(error)}); give a causal language model.") from error
+        raise ConfigError(
+            f"{key}: a {name} cannot read a text alone ({first_line(error)}); give a causal language model."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

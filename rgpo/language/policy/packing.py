@@ -20,7 +20,9 @@ from rgpo import distributed
 from rgpo.core.rollout import Array
 from rgpo.language.policy.generation import Completions
 
-Layout = Literal["packed", "padded", "plain"]  # rows of a forward pass, the fastest first; plain: padded, but without mask and positions
+Layout = Literal[
+    "packed", "padded", "plain"
+]  # rows of a forward pass, the fastest first; plain: padded, but without mask and positions
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 

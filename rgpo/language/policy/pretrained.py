@@ -214,4 +214,4 @@ def checkpoint_layers(model: nn.Module) -> None:
     remedy = f"a {type(model).__name__} has no layers that transformers can checkpoint; set it to false."
     require(bool(layers), "task.gradient_checkpointing", True, remedy)
     for layer in layers:
-        layer.forward = partial(recomputed, layer.forward)  # type: ignore[method-assign]
+        layer.forward = partial(recomputed, layer.forward)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-ROUNDING = 16.0  # accepted difference: this many times that of embeddings changed in their last bit
-UNITS = 4.0  # and this many units in the last place of the result
+ROUNDING = 4.0  # accepted difference: this many times that of embeddings changed in their last bit
+UNITS = 1.0  # and this many units in the last place of the result
 LEAST = 1e-4  # accepted in any case
 # raised by a forward pass that cannot take what it is given
 UNUSABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

@@ -137,7 +137,11 @@ class VLLM:
             )
         seeds = torch.randint(2**31, (len(prompt_ids),), generator=generator, device=generator.device).tolist()
         shared: dict[str, object] = {"temperature": sampling.temperature, "max_tokens": sampling.max_new_tokens, "logprobs": 0}
-        shared |= {"stop_token_ids": sorted(sampling.stop.ids), "stop": list(sampling.stop.strings), "include_stop_str_in_output": True}
+        shared |= {
+            "stop_token_ids": sorted(sampling.stop.ids),
+            "stop": list(sampling.stop.strings),
+            "include_stop_str_in_output": True,
+        }
         self._version += 1
         with tempfile.TemporaryDirectory() as folder:
             policy.model.save_pretrained(folder)

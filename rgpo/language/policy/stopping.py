@@ -21,13 +21,15 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str | int) -> int:
     """
     known = tokenizer.get_vocab()
     found = known.get(token) if isinstance(token, str) else token
-    require(found is not None and 0 <= found < len(tokenizer), "task.stop_tokens", token, "the tokenizer has no such token; check it.")
+    require(
+        found is not None and 0 <= found < len(tokenizer), "task.stop_tokens", token, "the tokenizer has no such token; check it."
+    )
     assert found is not None
     return found
 
 
 def find_stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, turn_end: int | None) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's eos, those of generation_config, and what a chat template writes after an answer."""
+    """Tokens that end an answer: the tokenizer's eos, those of generation_config, and what a template writes after an answer."""
     listed = model.generation_config.eos_token_id if model.generation_config is not None else None
     several = listed if isinstance(listed, list | tuple) else [listed]
     return frozenset(int(i) for i in (tokenizer.eos_token_id, turn_end, *several) if i is not None)

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import scipy.sparse
@@ -43,8 +43,8 @@ class RewardModel:
     """Scores (nats of preference) of a Hugging Face sequence classifier with one output: a decoder, read at each text's last
     token, or an encoder. A text's score does not depend on the texts that share its batch.
 
-    Loaded from a folder or the hub; special_tokens adds the tokenizer's special tokens to each text. Texts longer than the model's
-    context lose their beginning; log gets a line at the first of them, and whenever their number has doubled.
+    Loaded from a folder or the hub; special_tokens adds the tokenizer's special tokens to each text. Texts longer than the
+    model's context lose their beginning; log gets a line at the first of them, and whenever their number has doubled.
     Raises: ConfigError as load_causal_lm does, if there is more than one output, or if a text's score depends on its batch.
     """
 
@@ -120,7 +120,8 @@ class RewardModel:
         width = max(len(row["input_ids"]) for row in rows)
         fill = {"input_ids": config.pad_token_id}
         columns = {
-            name: torch.tensor([[*row[name], *[fill.get(name, 0)] * (width - len(row[name]))] for row in rows]) for name in rows[0]
+            name: torch.tensor([[*row[name], *[fill.get(name, 0)] * (width - len(row[name]))] for row in rows])
+            for name in rows[0]
         }
         given = accepted(self.model, **{name: column.to(self.model.device) for name, column in columns.items()}, use_cache=False)
         scores: Array = self.model(**given).logits[:, 0].double().cpu().numpy()
@@ -154,12 +155,8 @@ class RewardModel:
         gap = np.abs(together - alone)
         accepted_gap = np.maximum(LEAST, ROUNDING * rounding.max() + UNITS * torch.finfo(self.model.dtype).eps * np.abs(alone))
         wrong = gap > accepted_gap  # False for NaN, which is an error when a run meets it
-        require(
-            not wrong.any(),
-            key,
-            self.name,
-            f"a {type(self.model).__name__} gives a text another score in a batch ({gap.max():.2g} off); give another reward model.",
-        )
+        remedy = f"gives a text another score in a batch ({gap.max():.2g} off); give another reward model."
+        require(not wrong.any(), key, self.name, f"a {type(self.model).__name__} {remedy}")
 
 
 class ChatRewardModel:
@@ -168,9 +165,7 @@ class ChatRewardModel:
     Pairs are for tokenizers with tokens for the beginning and the separation of texts (BERT, DeBERTa), the format for all others.
     """
 
-    def __init__(
-        self, key: str, path_or_id: str, *, dtype: str, device: str, batch_size: int, log: Log = log_line
-    ) -> None:
+    def __init__(self, key: str, path_or_id: str, *, dtype: str, device: str, batch_size: int, log: Log = log_line) -> None:
         self.model = RewardModel(path_or_id, batch_size, key=key, dtype=dtype, device=device, log=log)
         tokenizer = self.model.tokenizer
         self.has_template = bool(tokenizer.chat_template)
