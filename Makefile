@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test check report clean
+.PHONY: run test campaign check report clean
 
 run: $(VENV)/installed
 	$(BIN)/rgpo-run algo=rgpo task=hopper total_env_steps=100000
@@ -12,6 +12,10 @@ run: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
+
+SEED ?= 1
+campaign: $(VENV)/installed
+	$(BIN)/python -m tests.campaign --seed $(SEED) --out results/campaign/$(SEED).md
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -7,11 +7,9 @@
 Gate, gates and surrogate are the parts of an objective. Each name is imported at its first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 from rgpo.version import __version__ as __version__
 
+TYPE_CHECKING = False  # as typing has it, whose import would be the longest part of this one
 if TYPE_CHECKING:
     from rgpo import gates
     from rgpo.api import Run, load, results, run
@@ -34,6 +32,8 @@ _MODULES = {
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     module = import_module(_MODULES[name])
     globals()[name] = found = module if name == "gates" else getattr(module, name)
     return found

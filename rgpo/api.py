@@ -17,8 +17,9 @@ from rgpo import distributed
 from rgpo.errors import ConfigError, close_matches, require
 from rgpo.paths import cache_dir
 from rgpo.report.read import rows
-from rgpo.report.read.load import read_config, run_folders
-from rgpo.runtime import checkpoint, run_folder
+from rgpo.report.read.load import CHECKED, queued, run_folders
+from rgpo.runtime import checkpoint, manifest, reader, run_folder
+from rgpo.runtime.reader import Unreadable, printable, user_path
 from rgpo.runtime.resources import limited_threads
 from rgpo.runtime.schema import SAMPLES, canonical_config, glossary
 from rgpo.runtime.settings import Settings
@@ -81,7 +82,7 @@ def results(folder: str | os.PathLike[str], columns: Sequence[str] = ()) -> Data
 
     from rgpo.cli.words import flat
 
-    root = Path(folder)
+    root = user_path(os.fspath(folder))
     frames: list[DataFrame] = []
     facts: list[dict[str, object]] = []  # of each row
     known: set[str] = set()
@@ -89,8 +90,9 @@ def results(folder: str | os.PathLike[str], columns: Sequence[str] = ()) -> Data
         try:
             one = Run(path)
             metrics = one.metrics
-        except ConfigError as error:
-            warnings.warn(f"{error} The run is left out.", stacklevel=2)
+        except Exception as error:  # whatever is odd in a run costs this run alone
+            odd = f"{path}: {type(error).__name__}: {printable(str(error))}."
+            warnings.warn(f"{error if isinstance(error, ConfigError) else odd} The run is left out.", stacklevel=2)
             continue
         config = flat(one.config) if columns else {}
         known |= set(config)
@@ -107,13 +109,13 @@ class Run:
     """A run, by its folder: files are read anew at each use; task, policy and algorithm are made at their first use."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder).expanduser().absolute()
+        self.folder = user_path(os.fspath(folder)).absolute()
         try:
-            self._stored = read_config(self.folder / "config.yaml")
-        except rows.Unreadable as error:
+            self._stored = reader.read_yaml(self.folder / "config.yaml")
+        except Unreadable as error:
             raise ConfigError(f"{self.folder}: {error}; give the folder of a run.") from error
         self.config = canonical_config(self._stored)
-        if not isinstance(self.config.get("choices"), Mapping) or not isinstance(self.config.get("seed"), int):
+        if not isinstance(self.config.get("choices"), Mapping) or type(self.config.get("seed")) is not int:
             raise ConfigError(f"{self.folder}: config.yaml has no choices and seed; give the folder of a run.")
 
     def __repr__(self) -> str:
@@ -140,14 +142,16 @@ class Run:
 
         Metrics under epoch/ are arrays with one entry per epoch.
 
-        Raises: ConfigError if there are no rows that can be read.
+        Raises: ConfigError if there are no rows that can be read, or a finished run's files do not match its manifest.
         """
         import pandas as pd
 
         try:
+            if damaged := manifest.problems(self.folder, CHECKED):
+                raise Unreadable("; ".join(damaged))
             names = glossary(self.config)
             found = rows.read(self.folder, names)
-        except (rows.Unreadable, ConfigError) as error:
+        except (Unreadable, ConfigError) as error:
             raise ConfigError(f"{self.folder}: {str(error).rstrip('.')}.") from error
         for problem in found.problems:
             warnings.warn(f"{self.folder}: {problem}.", stacklevel=2)
@@ -164,11 +168,9 @@ class Run:
         """
         import pandas as pd
 
-        joined = self.folder / "samples.parquet"
-        files = [joined] if joined.exists() else sorted((self.folder / "samples").glob("part-*.parquet"))
         try:
-            found = [row for file in files for row in rows.read_records(file, tuple(SAMPLES))]
-        except rows.Unreadable as error:
+            found = rows.read_samples(self.folder, rows.SAMPLE_COLUMNS)
+        except Unreadable as error:
             raise ConfigError(f"{self.folder}: {error}.") from error
         return pd.DataFrame(found, columns=list(SAMPLES))
 
@@ -246,11 +248,20 @@ class _Parts(NamedTuple):
 
 def _run_folders(root: Path) -> Iterator[Path]:
     """Folders of runs that were started, of one experiment or of all experiments below root."""
-    if not root.is_dir():
-        raise ConfigError(f"{root}: {'is a file' if root.exists() else 'is no folder'}; give the folder of your results.")
-    for parent in [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]:
-        for path in run_folders(parent):
-            if any(file.name != run_folder.LOCK for file in path.iterdir()):  # a sweep creates the folders of all its runs
+    try:
+        if not root.is_dir():
+            raise ConfigError(f"{root}: {'is a file' if root.exists() else 'is no folder'}; give the folder of your results.")
+        below = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"{root}: cannot be read ({error.strerror}); give the folder of your results.") from error
+    for parent in [root, *below]:
+        try:
+            found = run_folders(parent)
+        except Unreadable as error:
+            warnings.warn(f"{parent}: {error}. It is left out.", stacklevel=3)
+            continue
+        for path in found:
+            if not queued(path):
                 yield path
 
 

@@ -1,36 +1,87 @@
-"""Files that are replaced as a whole or not at all, and locks between processes."""
+"""All disk operations of a run: files that are replaced as a whole or not at all, folders, removal, and locks between processes.
+
+A temporary file has a fresh random name, is created exclusively and never through a link. With fsync a file's contents are on the
+disk before its name is, and its name before the call returns; what is removed afterwards cannot outlive it.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from rgpo.errors import StorageError
+
+TEMPORARY = re.compile(r"\..+\.writing")
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # file systems without it; folders that cannot be listed
 
 
 @contextmanager
-def replacing(path: Path, *, fsync: bool = False) -> Iterator[Path]:
-    """Yield a hidden path beside ``path`` to write to; it replaces ``path`` at the end, or is deleted if an error is raised.
+def storing(run_dir: Path) -> Iterator[None]:
+    """Turn an error of the disk into one that names the run's folder and a remedy; wrap only reads and writes of our own files.
+
+    Raises: StorageError if a file of the run cannot be read or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        if not run_dir.is_dir():
+            what = f"{run_dir} was deleted or moved while the run was using it; repeat the command to start it again."
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = f"{why}; free some space and repeat the command."
+        else:
+            path = error.filename2 or error.filename  # the target of a renaming, not the temporary name
+            name = Path(os.fsdecode(path)).name if path else "a file"
+            what = f"cannot write {name} in {run_dir} ({why}); remove or repair what prevents it and repeat the command."
+        raise StorageError(f"results_dir: {what}") from error
+
+
+@contextmanager
+def replacing(path: Path, *, fsync: bool = False, keep: Path | None = None) -> Iterator[Path]:
+    """Yield a new empty hidden file beside ``path`` to write to; it replaces ``path``, or is deleted if an error is raised.
 
     fsync: the contents are on the disk before the old file is gone, so that even a power cut leaves one of the two.
+    keep: the name that the old file gets.
     """
-    aside = path.with_name(f".{path.name}.writing")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.writing")
+    os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
     try:
         yield aside
         if fsync:
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
-        aside.replace(path)
+            _sync(aside, 0)
+        if keep is not None and os.path.lexists(path):
+            rename(path, keep)
+        os.replace(aside, path)  # noqa: PTH105
     except BaseException:
-        aside.unlink(missing_ok=True)  # half a file only takes space
+        with suppress(OSError):  # half a file only takes space, and must not hide the error
+            os.unlink(aside)  # noqa: PTH108
         raise
+    if fsync:
+        sync_folder(path.parent)
 
 
-def write_bytes(path: Path, data: bytes | memoryview, *, fsync: bool = False) -> None:
-    """Replace a file atomically."""
-    with replacing(path, fsync=fsync) as aside:
-        aside.write_bytes(data)
+def fill(aside: Path, data: bytes | memoryview) -> None:
+    """Write the contents of a file that ``replacing`` yielded."""
+    descriptor = os.open(aside, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        rest = memoryview(data).cast("B")
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes | memoryview, *, fsync: bool = False, keep: Path | None = None) -> None:
+    """Replace a file atomically; a link or pipe of its name is replaced itself."""
+    with replacing(path, fsync=fsync, keep=keep) as aside:
+        fill(aside, data)
 
 
 def write_text(path: Path, text: str, *, fsync: bool = False) -> None:
@@ -38,28 +89,123 @@ def write_text(path: Path, text: str, *, fsync: bool = False) -> None:
     write_bytes(path, text.encode(), fsync=fsync)
 
 
+def rename(path: Path, target: Path) -> None:
+    """Rename a file, replacing the target; durable once the folder is synced."""
+    os.replace(path, target)  # noqa: PTH105
+
+
+def set_aside(path: Path, folder: Path, suffix: str) -> Path:
+    """Move a file into a folder on the same disk, as name.suffix or with a number if that is taken; returns its new path."""
+    target, number = folder / f"{path.name}.{suffix}", 1
+    while os.path.lexists(target):
+        number += 1
+        target = folder / f"{path.name}.{suffix}{number}"
+    rename(path, target)
+    sync_folder(folder)  # first, because a power cut in between must not lose both names
+    sync_folder(path.parent)
+    return target
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Delete files or links; those already gone and folders of these names are left."""
+    for path in paths:
+        with suppress(FileNotFoundError, IsADirectoryError):
+            os.unlink(path)  # noqa: PTH108
+
+
+def remove_temporary(folder: Path) -> None:
+    """Delete what a killed process left half written."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        remove([path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)])
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it, on the disk before the call returns.
+
+    Raises: OSError if one of them is a file or cannot be created.
+    """
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    with suppress(FileExistsError):  # created by another process
+        os.mkdir(folder)  # noqa: PTH102
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    sync_folder(folder.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder if it is empty."""
+    with suppress(OSError):
+        os.rmdir(folder)  # noqa: PTH106
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names of a folder's files on the disk."""
+    try:
+        _sync(folder, os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def locked(path: Path, wait: bool) -> Iterator[bool]:
     """Hold an exclusive lock on a file, created if needed; the kernel releases it however the process ends.
 
     Yields False if another process holds the lock and ``wait`` is false.
+
+    Raises: OSError if the file cannot be opened for writing, or is a link, pipe or folder.
     """
-    with path.open("w") as file:
+    while True:
+        descriptor = _open_lock(path, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            if not _is_at(descriptor, path):  # the file was deleted or replaced in between
+                continue
+            yield True
             return
-        yield True
+        finally:
+            os.close(descriptor)
 
 
 def is_locked(path: Path) -> bool:
     """True if a living process holds the lock on a file."""
-    if not path.exists():
+    try:
+        descriptor = _open_lock(path, os.O_RDONLY)
+    except OSError:
         return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
     return False
+
+
+def _open_lock(path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return descriptor
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False

@@ -1,12 +1,13 @@
-"""SIGINT and SIGTERM in the commands, outside of a run."""
+"""SIGINT and SIGTERM in the commands, outside of a run. The imports are few: this must be in place early."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+
+TYPE_CHECKING = False  # as typing has it, whose import takes as long as everything before it
+if TYPE_CHECKING:
+    from types import FrameType
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,20 +19,20 @@ def exit_at_once() -> None:
             signal.signal(number, _exit)
 
 
-@contextmanager
-def raising() -> Iterator[None]:
-    """On a signal, raise KeyboardInterrupt or SystemExit(143) inside, so that what is under way is tidied up."""
-    before = {number: signal.getsignal(number) for number in NUMBERS}
-    if _exit not in before.values():  # the caller of a function, who is not a command, has handlers of his own
-        yield
-        return
-    for number, handler in before.items():
-        signal.signal(number, _raise if handler is _exit else handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+class Raising:
+    """In a ``with`` block, a signal raises KeyboardInterrupt or SystemExit(143), so that what is under way is tidied up.
+
+    Only where exit_at_once() is in force; other callers have handlers of their own.
+    """
+
+    def __enter__(self) -> None:
+        self._numbers = [number for number in NUMBERS if signal.getsignal(number) is _exit]
+        for number in self._numbers:
+            signal.signal(number, _raise)
+
+    def __exit__(self, *_: object) -> None:
+        for number in self._numbers:
+            signal.signal(number, _exit)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

@@ -1,5 +1,6 @@
 """Running the command line as a user does, in its own process, and reading what it left."""
 
+import io
 import os
 import subprocess
 import sys
@@ -40,4 +41,10 @@ def rows(run_dir: Path) -> pd.DataFrame:
 
 
 def parameters(run_dir: Path) -> torch.Tensor:
-    return torch.load(run_dir / "checkpoint.pt", weights_only=True)["policy"]
+    return checkpoint_of(run_dir)["policy"]
+
+
+def checkpoint_of(run_dir: Path) -> dict:
+    """A run's last checkpoint, without the check of its digest."""
+    data = (run_dir / "checkpoint.pt").read_bytes()
+    return torch.load(io.BytesIO(data[data.index(b"\n") + 1 :]), weights_only=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rgpo.cli.config import build, compose_jobs
-from rgpo.cli.overrides import group_options, hydra_on
+from rgpo.cli.config import build, compose_jobs, jobs_of
+from rgpo.cli.overrides import Composer, group_options, hydra_on
 from rgpo.errors import ConfigError
 
 LANGUAGE = ["task=qwen_rlhf", "algo=ppo"]
@@ -297,18 +297,18 @@ def contexts() -> list[list[str]]:
 
 
 @functools.cache
-def keys_of(context: tuple[str, ...]) -> tuple[str, ...]:
-    """Every key of the configuration under a context, nodes and _target_ included, presets excluded."""
+def keys_of(context: tuple[str, ...]) -> dict[str, Any]:
+    """Every key of the configuration under a context with its value, nodes and _target_ included, presets excluded."""
     with hydra_on(None) as composer:
         config = OmegaConf.to_container(composer(list(context))[0])
     assert isinstance(config, dict)
     config.pop("presets")
-    return tuple(_keys(config, ""))
+    return dict(_keys(config, ""))
 
 
-def _keys(node: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+def _keys(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in node.items():
-        yield f"{prefix}{name}"
+        yield f"{prefix}{name}", value
         if isinstance(value, Mapping):
             yield from _keys(value, f"{prefix}{name}.")
 
@@ -334,16 +334,35 @@ def cases(seed: int, n: int) -> Iterator[list[str]]:
         yield [*context, *words]
 
 
-def _odd_word(rng: random.Random, keys: tuple[str, ...]) -> str:
+def _odd_word(rng: random.Random, keys: dict[str, Any]) -> str:
     if rng.random() < 0.1:
         return rng.choice(ODD_WORDS).partition(" seed=2")[0]
-    key = rng.choice(keys)
+    key, value = rng.choice(list(keys.items()))
+    if not isinstance(value, Mapping) and rng.random() < 0.4:
+        return f"{key}={_plausible(rng, value)}"
     if rng.random() < 0.08:
         key = rng.choice(
             (f"{key}x", key[:-1], f"{key}.x", key.upper(), f"{key}@x", f"{key}[0]", f" {key}", key.replace(".", "/"))
         )
     form = rng.choice(("", "", "", "", "", "", "+", "++", "~"))
     return f"~{key}" if form == "~" and rng.random() < 0.7 else f"{form}{key}={_odd_value(rng)}"
+
+
+def _plausible(rng: random.Random, value: Any) -> str:
+    """A value of the type of another one, near it or at the other end of its type."""
+    if isinstance(value, bool) or value is None:
+        return rng.choice(("true", "false", "null", "1", "2.5"))
+    if isinstance(value, int):
+        return str(rng.choice((0, 1, 2, 3, 7, value + 1, -value, value * 10 ** rng.randint(1, 24))))
+    if isinstance(value, float):
+        return repr(rng.choice((1, 1, 1, -1)) * (value or 1.0) * 10.0 ** rng.randint(-45, 45))
+    if isinstance(value, list):
+        return rng.choice(
+            ("[]", "[1]", "[64,64]", f"[{10 ** rng.randint(1, 12)}]", "[a]", "[q_proj]", "[tensorboard]", "[8,8,8,8,8]")
+        )
+    return rng.choice(
+        ("none", "auto", "batch", "unit", "v5", "relu", "sequence", "fsdp", "gymnasium", "float16", "cuda", f"{value}x")
+    )
 
 
 def _odd_value(rng: random.Random) -> str:
@@ -357,10 +376,10 @@ def _odd_value(rng: random.Random) -> str:
     return "".join(rng.choice(" ab,.:=[]{}()$'\"\\/~@+-_09é\x00\x07\x1b\n\u2028😀") for _ in range(rng.randint(1, 12)))
 
 
-def judge(words: list[str]) -> str:
+def judge(words: list[str], composer: Composer | None = None) -> str:
     """ "refused" or "accepted" if the outcome is proper, else what is wrong with it."""
     try:
-        (job,) = compose_jobs(words, False, None)
+        (job,) = compose_jobs(words, False, None) if composer is None else jobs_of(composer, words, False)
     except ConfigError as error:
         return wrong_sentence(str(error), words) or "refused"
     except Exception as error:
@@ -369,13 +388,14 @@ def judge(words: list[str]) -> str:
 
 
 def wrong_sentence(sentence: str, words: list[str]) -> str:
-    """What is wrong with a sentence of refusal; "" if nothing is."""
+    """The fault of a sentence of refusal; "" if there is none."""
     if not sentence.isprintable():
         return f"a sentence with control characters: {sentence!r}"
     if len(sentence) > LONGEST_SENTENCE or not sentence.endswith((".", "?")):
         return f"a sentence that is too long or has no end: {sentence[:300]} ... {sentence[-60:]}"
     leaves = [re.split(r"[=@\[:]", word.strip("+~ \n"))[0].rpartition(".")[2].strip() for word in words]
-    return "" if any(leaf in sentence for leaf in leaves) else f"a sentence that names none of {leaves}: {sentence}"
+    named = any(leaf in sentence for leaf in leaves) or re.match(r"[\w.@/]+[=:]", sentence)  # or another key that does not fit
+    return "" if named else f"a sentence that names none of {leaves}: {sentence}"
 
 
 CAPS: dict[str, tuple[float, float]] = {  # last part of a key -> what a run could hold
@@ -388,6 +408,8 @@ CAPS: dict[str, tuple[float, float]] = {  # last part of a key -> what a run cou
     ),
     **dict.fromkeys(("seed", "eval_every", "gradvar_every", "split_seed"), (0, 2**63 - 1)),
     **dict.fromkeys(("vf_coef", "ent_coef", "checkpoint_every_s"), (0, 1e30)),
+    **dict.fromkeys(("clip_observation", "clip_reward", "temperature", "alpha", "cap", "tolerance", "factor"), (1e-30, 1e30)),
+    **dict.fromkeys(("policy_gain", "value_gain"), (0, 1e30)),
     **dict.fromkeys(("rank", "cg_iterations", "line_search_tries"), (1, 1e6)),
     "num_iterations": (1, 1e9),
     "total_env_steps": (1, 1e15),
@@ -412,7 +434,7 @@ def nonsense(config: Mapping[str, Any]) -> list[str]:
     """Why an accepted configuration makes no sense; nothing of it is read from rgpo's own ranges."""
     found = [f"{key}={config.get(key)!r}" for key, kind in TYPES.items() if type(config.get(key)) is not kind]
     for key, value in _leaves(config, ""):
-        if isinstance(value, str) and ("${" in value or value == "???"):
+        if isinstance(value, str) and ("${" in value or value == "???") and key not in ("name", "results_dir"):
             found.append(f"{key}={value!r} is not resolved")
         if isinstance(value, bool) or not isinstance(value, int | float) or key.startswith(FREE):
             continue

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from cli import checkpoint_of
 
 import rgpo
 from rgpo import atomic
@@ -126,7 +127,7 @@ def test_the_normalizers_of_the_run_are_used(results_dir: Path, ppo: rgpo.Run) -
 
 
 def test_parts_have_the_state_of_the_checkpoint(ppo: rgpo.Run) -> None:
-    saved = torch.load(ppo.folder / "checkpoint.pt", weights_only=True)
+    saved = checkpoint_of(ppo.folder)
     run = rgpo.load(ppo.folder)
     assert torch.equal(run.policy.flat, saved["policy"]["flat"]) and run.task.state_dict() == saved["task"]
     adam = run.algorithm.state_dict()["update"]["optimizer"]
@@ -246,11 +247,15 @@ def test_folders_without_a_run_or_a_fitting_checkpoint_are_refused(ppo: rgpo.Run
     shutil.copytree(ppo.folder, folder)
     assert rgpo.load(folder).evaluate() == rgpo.load(ppo.folder).evaluate()  # by any name
     text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("metrics: {}", "metrics: 3"))
+    with pytest.raises(rgpo.ConfigError, match=r"renamed: config\.yaml is damaged \(checksum\)"):
+        _ = rgpo.load(folder).metrics
+    (folder / "manifest.json").unlink()  # as for a run of an earlier version
     (folder / "config.yaml").write_text(text.replace("lr: 0.0005", "lr: 0.0006"))
     with pytest.raises(rgpo.ConfigError, match=r"checkpoint\.pt: was written by config \w+, this run is \w+"):
         _ = rgpo.load(folder).policy
     (folder / "config.yaml").write_text(text)
-    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    saved = checkpoint_of(folder)
     torch.save(saved | {"format": 4}, folder / "checkpoint.pt")
     with pytest.raises(rgpo.ConfigError, match=r"checkpoint\.pt: is not a checkpoint of this version \(format \d+\)"):
         rgpo.load(folder).evaluate()
@@ -273,7 +278,7 @@ def test_results_are_one_table(ppo: rgpo.Run, tmp_path: Path) -> None:
     not_started.mkdir()
     (not_started / ".lock").touch()
     with pytest.warns(
-        UserWarning, match=r"cartpole-ppo-s2-00000000: metrics\.parquet cannot be read .* The run is left out"
+        UserWarning, match=r"cartpole-ppo-s2-00000000: metrics\.parquet is damaged \(checksum\)\. The run is left out"
     ) as seen:
         table = rgpo.results(tmp_path, columns=["gate.sharpness", "update.lr", "task.policy.hidden_sizes"])
     assert len(seen) == 1

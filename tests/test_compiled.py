@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from rgpo.core import gates
 from rgpo.core.adaptive_gate import AdaptiveSharpness
 from rgpo.core.gate import Gate
 from rgpo.core.surrogate import Detached, surrogate
+from rgpo.errors import ConfigError
 from rgpo.learning.accel import compiled_adam
 from rgpo.learning.accel.compiled_adam import MOST_GRAPHS
 from rgpo.learning.natural_gradient import NaturalGradient
@@ -124,6 +127,42 @@ def test_compiled_code_is_cached_on_disk(make_policy: MakePolicy, make_batch: Ma
     counters = torch._dynamo.utils.counters
     assert counters["aot_autograd"]["autograd_cache_hit"] == 1
     assert counters["aot_autograd"]["autograd_cache_bypass"] == counters["inductor"]["fxgraph_cache_bypass"] == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untraceable(gates.Sigmoid):
+    """A sigmoid that calls a function in C, into which torch cannot look."""
+
+    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+        return super().curve(d, advantage) + zlib.crc32(b"")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raising(gates.Sigmoid):
+    """A mistake of the user's own."""
+
+    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+        raise KeyError("budget")
+
+
+def test_a_gate_that_torch_cannot_trace_leaves_the_run_uncompiled(
+    make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On true it is an error in one sentence; an error of the gate itself is raised as it is."""
+    monkeypatch.setattr(compiled_adam, "ENOUGH_STEPS", 1)
+    eager, tried = make_policy(), make_policy()
+    batch = make_batch(eager, 32)
+    gate = Untraceable(sharpness=3.0)
+    expected = trained(eager, batch, gate, False)
+    with pytest.warns(UserWarning, match=r"torch cannot compile this update \(.*zlib\.crc32.*; the run continues uncompiled"):
+        found = trained(tried, batch, gate, "auto")
+    assert torch.equal(found, expected)
+    with pytest.raises(
+        ConfigError, match=r"^update\.compile=true: torch cannot compile this update \(.*zlib\.crc32.*, or use auto\.$"
+    ):
+        trained(make_policy(), batch, gate, True)
+    with pytest.raises(KeyError, match="budget"):
+        trained(make_policy(), batch, Raising(sharpness=3.0), True)
 
 
 BROKEN_COMPILER = """#!/bin/sh

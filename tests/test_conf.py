@@ -9,14 +9,13 @@ import torch
 from omegaconf import OmegaConf
 
 from rgpo.cli.build import present_name
-from rgpo.cli.config import LAUNCHING, build, compose_jobs, config_hash, plain
+from rgpo.cli.config import LaunchSettings, build, compose_jobs, config_hash, plain
 from rgpo.cli.hints import is_node, parameters_of
 from rgpo.cli.overrides import group_options, hydra_on
 from rgpo.core.gates import Budget, Open
 from rgpo.errors import ConfigError
 from rgpo.paths import conf_dir
 from rgpo.runtime.schema import AXES
-from rgpo.runtime.settings import Settings
 
 LANGUAGE_ALGOS = ("dapo", "dpo", "grpo", "gspo", "rloo")
 CONTROL_ALGOS = ("a2c",)
@@ -190,7 +189,7 @@ def attributes(value: object) -> object:
 def test_every_top_level_key_has_a_reader() -> None:
     base = OmegaConf.load(conf_dir() / "config.yaml")
     built = {"algorithm", "task", *AXES}
-    read = {*parameters_of(Settings).hints, *LAUNCHING, "metrics", *built} - {"choices", "scale", "task", *AXES}
+    read = {*parameters_of(LaunchSettings).hints, "metrics", *built} - {"choices", "scale", "task", *AXES}
     assert {str(key) for key in base if key not in ("defaults", "hydra")} == read
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,8 @@ from rgpo.cli.config import compose_jobs
 from rgpo.errors import ConfigError
 from rgpo.language.data.build_cache import artifact_folder, build_once
 from rgpo.language.data.chat import apply_chat_template
+from rgpo.language.data.hh_rlhf import check_data, find_files, read_pairs
+from rgpo.language.policy.model_files import check_path, resolve_folder
 from rgpo.language.policy.pretrained import load_causal_lm
 from rgpo.language.policy.samplers import Own
 from rgpo.language.task import Language
@@ -61,6 +64,8 @@ NONSENSE = {
     "task.source.reward_layers=31": SMOLLM2,
     "task.source.reward_l2=-1": SMOLLM2,
     "task.source.dtype=half": SMOLLM2,
+    "task.source.device=meta": SMOLLM2,
+    "task.source.device=": SMOLLM2,
     "task.sampler.correction_cap=0": [],
     "task.sampler.correction_cap=inf": [],
     "algorithm.beta=0": ["algo=dpo", *SMOLLM2],
@@ -83,7 +88,7 @@ def test_numbers_out_of_range_are_refused_at_once_by_their_key(word: str) -> Non
 def make_task(assets: Any, **changes: Any) -> Language:
     counts = {"num_prompts": 2, "group_size": 2, "max_new_tokens": 8, "micro_batch_size": 4, "num_kl_tokens": 8}
     counts |= {"staleness": 0, "num_eval_prompts": 2, "num_samples": 2}
-    texts = {"ratio": "token", "reduction": "token_mean", "parallel": "ddp"}
+    texts = {"ratio": "token", "reduction": "token_mean", "parallel": "ddp", "stop_tokens": None, "stop_strings": []}
     settings = {**counts, **texts, "lora": None, "temperature": 1.0, "gradient_checkpointing": False, **changes}
     return Language(source=SimpleNamespace(load=lambda log: assets), sampler=Own(), **settings)
 
@@ -102,7 +107,7 @@ def test_a_checkpoint_is_not_continued_with_another_version_of_a_model(tiny_chec
     saved = first.state_dict()
     same.load_state_dict(saved)
     none.load_state_dict(saved)
-    with pytest.raises(ConfigError, match=r"^hub/model=b2: was a1 when the checkpoint was saved; pin it by hub/model@a1"):
+    with pytest.raises(ConfigError, match=r"^task.source=hub/model: is b2 and was a1 .*; restore it, pin it by hub/model@a1, or"):
         other.load_state_dict(saved)
     del saved["versions"]  # a checkpoint of before
     other.load_state_dict(saved)
@@ -172,3 +177,46 @@ def test_a_chat_template_reaches_neither_python_nor_files(template: str, tmp_pat
         assert text == ""  # an attribute that the sandbox hides
     assert not (tmp_path / "PWNED").exists()
     assert torch.is_grad_enabled()
+
+
+ODD_PATHS = ["~nobody_of_this_name/x", "/" + "x" * 300, "a\0b", "/dev/zero", "/proc/self/mem/x"]
+
+
+@pytest.mark.parametrize("text", ODD_PATHS)
+def test_odd_paths_are_refused_before_anything_is_loaded(text: str) -> None:
+    for check, key in ((lambda: check_path("task.source.model", text), "model"), (lambda: check_data(text), "data")):
+        with pytest.raises(ConfigError, match=f"^task.source.{key}=") as error:
+            check()
+        assert "\n" not in str(error.value) and len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize("name", ["hub/model@", "hub/model@../../x", "hub/model@a b", "hub/model@-x", "hub/model@a@b"])
+def test_a_revision_is_a_branch_a_tag_or_a_commit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("called the hub"))
+    with pytest.raises(ConfigError, match=r"^task\.source\.model=.*: names no branch, tag or commit after @\.$"):
+        resolve_folder("task.source.model", name)
+
+
+def test_odd_files_of_a_model_or_a_data_set_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifo is not opened; deep nesting, wrong types and long lines are sentences."""
+    folder = write_model(tmp_path / "model")
+    os.mkfifo(folder / "generation_config.json.d_config.json")
+    check_path("task.source.model", str(folder))
+    os.mkfifo(tmp_path / "data.jsonl")
+    with pytest.raises(ConfigError, match=r"contains no file that ends in \.jsonl"):
+        find_files(str(tmp_path))
+    config = json.loads((folder / "config.json").read_text())
+    for text in ("[" * 100_000, json.dumps(config | {"hidden_size": "x"}), json.dumps(config | {"num_attention_heads": 0}), "[]"):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"^task\.source\.model=.*(cannot be|is not an object)") as error:
+            load_causal_lm(folder, dtype="float32", device="cpu")
+        assert "\n" not in str(error.value)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_causal_lm(folder, dtype="float32", device="cpu")
+    monkeypatch.setattr("rgpo.language.data.hh_rlhf.MAX_BYTES", 1000)
+    for line, why in (("x" * 1001, "line 1 is longer than 1000 bytes"), ("[" * 900, "line 1 is not valid JSON")):
+        (tmp_path / "odd.jsonl").write_text(line)
+        with pytest.raises(ConfigError, match=why):
+            read_pairs([tmp_path / "odd.jsonl"])

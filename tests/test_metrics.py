@@ -7,14 +7,16 @@ import pandas as pd
 import pytest
 
 from rgpo.errors import ConfigError
-from rgpo.runtime.metrics import MetricsWriter
+from rgpo.runtime.metrics import MetricsWriter, remove_parts
 from rgpo.runtime.schema import GLOSSARY, PROVENANCE, Metric
 
 NAMES = dict.fromkeys(PROVENANCE, "x")
 
 
 def writer(folder: Path, attempt: int = 1, keep_until: int = 0, glossary: dict[str, Metric] = GLOSSARY) -> MetricsWriter:
-    return MetricsWriter(folder, NAMES, 3, attempt, keep_until, {"config": "a: 1"}, glossary)
+    sink = MetricsWriter(folder, NAMES, 3, attempt, {"config": "a: 1"}, glossary)
+    sink.resume(keep_until)
+    return sink
 
 
 def test_parts_are_readable_before_the_end_and_joined_at_it(tmp_path: Path) -> None:
@@ -28,23 +30,27 @@ def test_parts_are_readable_before_the_end_and_joined_at_it(tmp_path: Path) -> N
     assert pd.read_parquet(tmp_path / "metrics").iteration.tolist() == [1, 2]
     half_written.unlink()
     frame = pd.read_parquet(sink.finish())
-    sink.remove_parts()
+    remove_parts(tmp_path)
     assert frame.iteration.tolist() == [1, 2, 3] and frame.seed.tolist() == [3, 3, 3]
     assert frame["kl/old_exact"].dtype == "float32" and "kl/old_k1" not in frame
     assert frame["epoch/kl_old_exact"][1].tolist() == [pytest.approx(0.1), 1.0]
     assert not (tmp_path / "metrics").exists()
 
 
-def test_rows_beyond_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
+def test_rows_beyond_the_checkpoint_are_kept_until_they_are_measured_again(tmp_path: Path) -> None:
     first = writer(tmp_path)
     for i in range(1, 6):
         first.log(i, i, {"kl/old_exact": 1.0})
         first.flush()
     second = writer(tmp_path, attempt=2, keep_until=3)
-    assert pd.read_parquet(tmp_path / "metrics").iteration.tolist() == [1, 2, 3]
-    second.log(4, 4, {"kl/old_exact": 2.0})
+    for i, attempts in ((4, [1, 1, 1, 2, 1]), (5, [1, 1, 1, 2, 2])):
+        assert sorted(pd.read_parquet(tmp_path / "metrics").iteration) == [1, 2, 3, 4, 5]
+        second.log(i, i, {"kl/old_exact": 2.0})
+        second.flush()
+        frame = pd.read_parquet(tmp_path / "metrics").sort_values("iteration")
+        assert frame.iteration.tolist() == [1, 2, 3, 4, 5] and frame.attempt.tolist() == attempts
     frame = pd.read_parquet(second.finish())
-    assert frame.iteration.tolist() == [1, 2, 3, 4] and frame.attempt.tolist() == [1, 1, 1, 2]
+    assert frame.iteration.tolist() == [1, 2, 3, 4, 5] and frame.attempt.tolist() == [1, 1, 1, 2, 2]
 
 
 def test_an_undocumented_metric_is_refused(tmp_path: Path) -> None:

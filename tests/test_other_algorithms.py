@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from cli import rgpo_run, rows
+from cli import checkpoint_of, rgpo_run, rows
 from test_hh_rlhf import line, write
 from tiny_models import write_model, write_reward_model
 
@@ -78,7 +78,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
     (state,) = (json.loads(file.read_text()) for file in tmp_path.rglob("state.json"))
     assert state["status"] == "failed" and state["iteration"] == 2
     job = start(words[name], tmp_path)
-    ours, theirs = (torch.load(run / "checkpoint.pt", weights_only=True) for run in (job.run_dir, whole[name].run_dir))
+    ours, theirs = (checkpoint_of(run) for run in (job.run_dir, whole[name].run_dir))
     assert ours["iteration"] == 4 and ours["policy"].keys() == theirs["policy"].keys()
     assert all(torch.equal(ours["policy"][key], theirs["policy"][key]) for key in ours["policy"])
     pd.testing.assert_frame_equal(rows(job.run_dir), rows(whole[name].run_dir), check_exact=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cli import parameters, rgpo_run, rows, the_run
+from cli import checkpoint_of, parameters, rgpo_run, rows, the_run
 from process_worker import CASES, measure
 from test_hh_rlhf import line, write
 from tiny_models import write_model, write_reward_model
@@ -155,7 +155,7 @@ def test_a_signal_to_one_stops_both_after_the_same_iteration(pair: Path) -> None
     run_dir = the_run(pair / "stopped")
     state = json.loads((run_dir / "state.json").read_text())
     assert state["status"] == "interrupted" and state["iteration"] == 3
-    assert torch.load(run_dir / "checkpoint.pt", weights_only=True)["iteration"] == 3
+    assert checkpoint_of(run_dir)["iteration"] == 3
     for k in range(2):
         assert json.loads((pair / f"codes{k}.json").read_text()) == [0, 0, 0, 143, 1]
 
@@ -168,7 +168,7 @@ def test_a_process_that_raises_ends_the_run_with_one_sentence(pair: Path) -> Non
     run_dir = the_run(pair / "raised")
     state = json.loads((run_dir / "state.json").read_text())
     assert state["status"] == "failed" and state["reason"] == why
-    assert torch.load(run_dir / "checkpoint.pt", weights_only=True)["iteration"] == 2
+    assert checkpoint_of(run_dir)["iteration"] == 2
     assert "boom" in (run_dir / "error.txt").read_text()
 
 

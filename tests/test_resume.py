@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from cli import parameters, rgpo_run, rows, start, the_run
+from cli import checkpoint_of, parameters, rgpo_run, rows, start, the_run
 
 from rgpo.runtime import run_folder
 
@@ -75,22 +75,22 @@ def test_a_signal_writes_a_checkpoint_and_leaves(number: int, code: int, tmp_pat
     assert process.returncode == code, out + err
     run_dir = the_run(tmp_path / "results")
     state = json.loads((run_dir / "state.json").read_text())
-    saved = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    saved = checkpoint_of(run_dir)
     assert state["status"] == "interrupted" and saved["iteration"] == state["iteration"] > 0
     assert len(pd.read_parquet(run_dir / "metrics")) == state["iteration"]
     assert "interrupted" in rgpo_run([*words, "plan=true"], tmp_path)
 
 
-def test_a_truncated_checkpoint_is_refused_and_force_starts_again(tmp_path: Path) -> None:
+def test_truncated_checkpoints_are_refused_and_force_starts_again(tmp_path: Path) -> None:
     words = [*COMMON, *CASES["pendulum-rgpo"], "num_iterations=2"]
     rgpo_run(words, tmp_path)
     run_dir = the_run(tmp_path / "results")
-    checkpoint = run_dir / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    state = json.loads((run_dir / "state.json").read_text())
-    (run_dir / "state.json").write_text(json.dumps(state | {"status": "interrupted"}))
+    for name in ("manifest.json", "state.json", "metrics.parquet"):
+        (run_dir / name).unlink()
+    for name in ("checkpoint.pt", "checkpoint-previous.pt"):
+        (run_dir / name).write_bytes((run_dir / name).read_bytes()[:1000])
     message = rgpo_run(words, tmp_path, code=2)
-    assert "checkpoint.pt: cannot be read" in message and "force=true" in message
+    assert "checkpoint.pt is damaged (checksum), checkpoint-previous.pt is damaged (checksum); use force=true" in message
     assert "moved the earlier run" in rgpo_run([*words, "force=true"], tmp_path)
     assert json.loads((run_dir / "state.json").read_text())["status"] == "completed"
 
@@ -167,8 +167,9 @@ def test_a_run_that_dies_after_its_last_iteration_only_ends(tmp_path: Path) -> N
         [sys.executable, "-c", DIES, *words, "results_dir=died"], cwd=tmp_path, capture_output=True, timeout=240
     )
     assert died.returncode == 9, died.stderr
-    assert "resumes after iteration 8 of 8" in rgpo_run([*words, "results_dir=died"], tmp_path)
     run_dir = the_run(tmp_path / "died")
+    assert (run_dir / "metrics").exists() and run_folder.read_state(run_dir)["status"] == "running"
+    assert "already complete" in rgpo_run([*words, "results_dir=died"], tmp_path)
     assert run_folder.read_state(run_dir)["status"] == "completed"
     assert not (run_dir / "metrics").exists()
     pd.testing.assert_frame_equal(rows(run_dir), rows(the_run(tmp_path / "whole")), check_exact=True)

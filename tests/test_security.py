@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from cli import rgpo_run
+from cli import rgpo_run, the_run
 
+import rgpo
 from rgpo.cli import targets
 from rgpo.cli.build import make
 from rgpo.cli.config import compose_jobs
@@ -96,6 +98,8 @@ system = os.system
 bound = partial(os.system, "true")
 class Mine(Renamed): pass
 class NoGate: pass
+class Nowhere(Renamed): __module__ = "no.such.module"
+class Nothing(Renamed): __module__ = None
 def make_gate(scale): return Mine(scale=scale)
 """
 
@@ -111,11 +115,34 @@ def test_modules_of_the_users_folders_may_be_named_but_not_what_they_import(
         file.write_text(OWN.format(mark=str(tmp_path / "imported")))
         for name in ("Mine", "Renamed", "make_gate"):
             assert make("gate", {"_target_": f"{module}.{name}", "scale": "none"}, Gate).scale == "none"
-        for name in ("Popen", "system", "bound", "os", "os.system", "subprocess.Popen", "partial"):
+        for name in ("Popen", "system", "bound", "os", "os.system", "subprocess.Popen", "partial", "Nowhere", "Nothing"):
             with pytest.raises(ConfigError, match=f"^gate._target_={module}.{name}: (is |cannot be imported)"):
                 make("gate", {"_target_": f"{module}.{name}", "scale": "none"}, Gate)
         with pytest.raises(ConfigError, match="is not a node with a _target_ of type Gate: it lacks Gate"):
             make("gate", {"_target_": f"{module}.NoGate"}, Gate)
+
+
+def test_an_environment_is_of_a_module_of_the_users_or_of_gymnasium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_envs.py").write_text("")
+    for name in ("CartPole-v1", "own_envs:Own-v0", "gymnasium:CartPole-v1", "nowhere:X-v0", "mujoco"):
+        targets.refuse_foreign_environment(name)
+    for name in ("antigravity:X-v0", "os:X-v0", "torch.hub:X-v0", "pip:X-v0", "pytest:X-v0"):
+        message = f"^task.env_id={name}: .* is not a module of rgpo.*, nor of a package that needs gymnasium"
+        with pytest.raises(ConfigError, match=message):
+            compose_jobs(["algo=ppo", "task=gym", f"task.env_id={name}", "plan=true"], False, None)
+    assert "antigravity" not in sys.modules
+    with pytest.raises(ConfigError, match=r"^task\.env_id=nowhere:X-v0"):
+        compose_jobs(["algo=ppo", "task=gym", "task.env_id=nowhere:X-v0", "plan=true"], False, None)
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(3)", "import rgpo.objective", "1 / 0", "def", "raise KeyError"])
+def test_a_module_that_cannot_be_imported_is_a_sentence(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "broken_module.py").write_text(text)
+    with pytest.raises(ConfigError, match=r"^gate\._target_=broken_module\.X: cannot be imported \(") as error:
+        make("gate", {"_target_": "broken_module.X"}, Gate)
+    assert "\n" not in str(error.value) and ("rgpo.objective is now rgpo.core.surrogate" in str(error.value)) == ("rgpo" in text)
 
 
 def test_an_installed_package_needs_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +261,65 @@ def test_secrets_of_a_configuration_are_not_recorded_and_everything_else_is() ->
         "deep": {"password": "", "secret": [REDACTED]},
     }
     assert redact_values({"env_kwargs": kwargs}) == {"env_kwargs": expected}
+
+
+HYDRA = [
+    "+hydra.callbacks.x={_target_: subprocess.Popen, args: [touch, PWNED]}",
+    "hydra.callbacks={x: {_target_: own_code.X}}",
+    "+hydra={callbacks: {x: {_target_: own_code.X}}}",
+    "hydra/callbacks=x",
+    "+gate@hydra.callbacks.x=clip",
+    "+gate@hydra.launcher.x=clip",
+    "hydra.launcher._target_=own_code.X",
+    "hydra.launcher={_target_: own_code.X}",
+    "+hydra.launcher.x={_target_: own_code.X}",
+    "+hydra.launcher.x.y._target_=own_code.X",
+    "hydra.sweeper._target_=own_code.X",
+    "hydra/sweeper=x",
+    "+hydra.job_logging.handlers.x.class=own_code.X",
+    "hydra.job.env_set={PYTHONSTARTUP: own_code.py}",
+    "hydra.searchpath=[pkg://own_code]",
+    "hydra.searchpath=[file:///tmp,pkg://own_code]",
+    "hydra.searchpath=pkg://own_code",
+    "~hydra.searchpath",
+    "hydra.run.dir=/tmp/x",
+    "hydra.sweep.dir=/tmp/x",
+    "hydra.output_subdir=x",
+]
+
+
+@pytest.mark.parametrize("word", HYDRA)
+@pytest.mark.parametrize("multirun", [False, True])
+def test_hydras_own_keys_run_no_code(word: str, multirun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_code.py").write_text(OWN.format(mark=str(tmp_path / "imported")))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"is refused, because it could run other code|add -m"):
+        compose_jobs([*CARTPOLE, word], multirun, None)
+    assert not (tmp_path / "imported").exists() and not (tmp_path / "PWNED").exists()
+
+
+def test_launchers_and_folders_may_be_chosen(tmp_path: Path) -> None:
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.searchpath=[file://{tmp_path}]"]
+    assert len(compose_jobs([*CARTPOLE, *words, "seed=1,2"], True, None)) == 2
+
+
+def test_a_run_records_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the command nor a value of the configuration; the run's identity is that of the words."""
+    (tmp_path / "own_env.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"
+        "gymnasium.register('Own-v0', entry_point=lambda api_key, render_mode=None: CartPoleEnv(), max_episode_steps=50)\n"
+    )
+    words = ["algo=ppo", "task=gym", "task.env_id=own_env:Own-v0", f"+task.env_kwargs.api_key={TOKEN}", "task.num_envs=2"]
+    words += ["task.num_steps=32", "num_iterations=2", "eval_every=0"]
+    rgpo_run(words, tmp_path)
+    run_dir = the_run(tmp_path / "results")
+    files = [file for file in run_dir.rglob("*") if file.is_file()]
+    assert len(files) > 4 and not any(TOKEN.encode() in file.read_bytes() for file in files)
+    assert REDACTED in json.loads((run_dir / "provenance.json").read_text())["command"]
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["task"]["env_kwargs"] == {"api_key": REDACTED}
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (job,) = compose_jobs(words, False, None)
+    assert job.run_dir.name == run_dir.name and TOKEN in str(job.config)
+    rgpo_run(words, tmp_path)
+    assert rgpo.results(tmp_path / "results").iteration.tolist() == [1, 2]

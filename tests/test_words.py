@@ -35,19 +35,36 @@ FOLDERS = [
 @pytest.mark.parametrize("multirun", [False, True])
 def test_any_folder_that_a_shell_can_name_holds_results(folder: str, multirun: bool) -> None:
     (job,) = compose_jobs([f"results_dir={folder}"], multirun, None)
-    assert str(job.run_dir.parents[1]) == str(Path(folder)) and job.overrides == (f"results_dir={folder}",)
+    assert str(job.run_dir.parents[1]) == str(Path(folder).expanduser()) and job.overrides == (f"results_dir={folder}",)
     with hydra_on(None) as composer:  # an engine's worker gets the words in hydra's form
         assert [user_form(item) for item in composer.parse_hydra([hydra_form(word) for word in job.overrides])] == [
             *job.overrides
         ]
 
 
-@pytest.mark.parametrize("folder", [name for name in FOLDERS if name not in ("~/x", "a/b c/d", "${")])
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name not in ("~", "~/x", "a/b c/d", "${")])
 def test_options_are_found_in_any_folder(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / folder / "gate").mkdir(parents=True)
     (tmp_path / folder / "gate" / "steep.yaml").write_text("_target_: rgpo.gates.SigmoidLog\nscale: none\nsharpness: 40.0\n")
     monkeypatch.chdir(tmp_path)
     assert compose_jobs(["gate=steep"], False, folder)[0].config["gate"]["sharpness"] == 40.0
+
+
+def test_a_tilde_is_the_home_folder_in_words_and_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nname: home\nresults_dir: ~/x\n"
+    (tmp_path / "mine" / "experiment" / "home.yaml").write_text(text)
+    plain = compose_jobs(["results_dir=x"], False, None)[0]
+    for job in (
+        compose_jobs(["results_dir=~/x"], False, None)[0],
+        compose_jobs(["results_dir=~/x"], True, None)[0],
+        compose_jobs(["experiment=home"], False, "~/mine")[0],
+    ):
+        assert job.run_dir.parents[1] == tmp_path / "x" and job.config["results_dir"] == str(tmp_path / "x")
+        assert job.config_hash == plain.config_hash
+    with hydra_on(None) as composer:
+        assert composer.whole(["results_dir=~/x"]).hydra.sweep.dir == str(tmp_path / "x" / ".hydra")
 
 
 def test_a_folder_that_hydra_cannot_read_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from rgpo.cli.hints import Node, Parameters, accepts, describe, is_node, missing_members, parameters_of, shown
-from rgpo.cli.targets import entry_hint, find_target, lacking_methods, takes_object
+from rgpo.cli.targets import entry_hint, find_target, lacking_methods, refuse_foreign_environment, takes_object
 from rgpo.cli.words import CHOOSE_WITH
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.learning.types import Algorithm, Task
@@ -20,7 +20,10 @@ def build(config: Node) -> tuple[Task, Algorithm]:
 
     Raises: ConfigError if a node cannot be built, the algorithm does not read one of the axes, or the two do not fit together.
     """
-    task: Task = make("task", config.get("task"), Task)
+    node = config.get("task")
+    if is_node(node) and isinstance(env_id := node.get("env_id"), str):
+        refuse_foreign_environment(env_id)
+    task: Task = make("task", node, Task)
     algorithm = _make_algorithm(config)
     task.validate(algorithm.requirements)
     algorithm.validate(task.batch_size)

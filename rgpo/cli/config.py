@@ -8,39 +8,38 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue
 
 from rgpo.cli.build import GROUPS, build, check_type, make, present_name, refuse_unknown
 from rgpo.cli.hints import Node, parameters_of, shown
-from rgpo.cli.overrides import Choices, hydra_on
+from rgpo.cli.overrides import Choices, Composer, hydra_on
+from rgpo.cli.targets import make_importable
 from rgpo.cli.unused import refuse_unused
 from rgpo.cli.words import flat, former_name, preset_of, typed_keys
-from rgpo.errors import ConfigError, close_matches, first_line
+from rgpo.core.ranges import count
+from rgpo.errors import ConfigError, close_matches, first_line, require
 from rgpo.learning.types import Task
 from rgpo.paths import conf_dir
+from rgpo.runtime.reader import user_path
 from rgpo.runtime.schema import AXES, NOT_IDENTITY, glossary
-from rgpo.runtime.settings import Settings
+from rgpo.runtime.settings import MOST_ITERATIONS, Settings
 from rgpo.runtime.trackers import ADAPTERS
 
 __all__ = ["Job", "build", "compose_jobs", "make", "make_job"]
 
-LAUNCHING = {"memory_gb": int, "plan": bool, "force": bool}  # read here and by launchers
-LARGEST = 2**63 - 1  # that a column holds
-RANGES = {  # smallest and largest
-    "seed": (0, LARGEST),
-    "total_env_steps": (1, LARGEST),
-    "num_iterations": (1, LARGEST),
-    "num_threads": (1, 4096),
-    "memory_gb": (1, 2**31),
-    "eval_every": (0, LARGEST),
-    "gradvar_every": (0, LARGEST),
-    "checkpoint_every_s": (0, float("inf")),
-}
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchSettings(Settings):
+    """Also the keys that are read here and by launchers."""
+
+    memory_gb: int = field(metadata=count(1_000_000))
+    plan: bool
+    force: bool
 
 
 @dataclass(frozen=True)
@@ -87,16 +86,23 @@ def compose_jobs(overrides: list[str], multirun: bool, config_dir: str | None) -
 
     Raises: ConfigError if any of them cannot run.
     """
+    config_dir = None if config_dir is None else str(user_path(config_dir))
     with hydra_on(config_dir) as composer:
-        parsed = composer.parse(overrides, sweep=multirun)
-        for word, item in zip(overrides, parsed, strict=True):
-            if item.is_sweep_override() and not multirun:
-                raise ConfigError(f"{word}: is a sweep; add -m to run all of its jobs.")
-            if item.is_hydra_override() and not multirun and item.key_or_group != "hydra.searchpath":
-                raise ConfigError(f"{word}: is read by sweeps only; add -m, or leave it out.")
-        cells = composer.cells(overrides) if multirun else [overrides]
-        typed = [typed_keys(cell, composer.parse(cell)) for cell in cells]
-        return [make_job(*composer(cell), tuple(cell), keys, config_dir) for cell, keys in zip(cells, typed, strict=True)]
+        return jobs_of(composer, overrides, multirun)
+
+
+def jobs_of(composer: Composer, overrides: list[str], multirun: bool) -> list[Job]:
+    """As ``compose_jobs``, with a composer that may be used for several command lines."""
+    parsed = composer.parse(overrides, sweep=multirun)
+    for word, item in zip(overrides, parsed, strict=True):
+        if item.is_sweep_override() and not multirun:
+            raise ConfigError(f"{word}: is a sweep; add -m to run all of its jobs.")
+        if item.is_hydra_override() and not multirun and item.key_or_group != "hydra.searchpath":
+            raise ConfigError(f"{word}: is read by sweeps only; add -m, or leave it out.")
+    cells = composer.cells(overrides) if multirun else [overrides]
+    typed = [typed_keys(cell, composer.parse(cell)) for cell in cells]
+    folder = composer.config_dir
+    return [make_job(*composer(cell), tuple(cell), keys, folder) for cell, keys in zip(cells, typed, strict=True)]
 
 
 def make_job(
@@ -111,9 +117,12 @@ def make_job(
     Raises: ConfigError if it cannot run.
     """
     config = plain(composed)
-    config["choices"] = {key: choices.get(group) for key, group in GROUPS.items()} | {"scale": choices.get("scale", "none")}
     _check_keys(config)
-    _, algorithm = build(config)
+    config["choices"] = {key: choices.get(group) for key, group in GROUPS.items()} | {"scale": choices.get("scale", "none")}
+    _check_values(config)
+    make_importable(config_dir)
+    task, algorithm = build(config)
+    _check_length(config, task)
     refuse_unused(typed or {}, config, algorithm.requirements)
     check_task(json.dumps(config["task"]))
     digest = config_hash(config)
@@ -130,13 +139,15 @@ def plain(composed: DictConfig) -> dict[str, object]:
         resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}=???: has no default; give it on the command line.") from error
-    except OmegaConfBaseException as error:
+    except Exception as error:  # whatever a resolver raises
         former = re.search(r"published\.\w+", str(error))
         remedy = f"; it is now {preset_of(former[0])}" if former else ""
-        raise ConfigError(f"{error.full_key}: {first_line(error)}{remedy}.") from error
+        raise ConfigError(f"{getattr(error, 'full_key', 'command line')}: {first_line(error)}{remedy}.") from error
     assert isinstance(resolved, dict)
     config = {str(key): value for key, value in resolved.items()}
     _check_presets(composed, config.pop("presets", {}))
+    if str(config.get("results_dir")).startswith("~"):
+        config["results_dir"] = str(user_path(str(config["results_dir"])))
     return cast(dict[str, object], _with_present_targets(config))
 
 
@@ -178,32 +189,39 @@ def _ordered(node: object) -> object:
 
 
 def _check_keys(config: Node) -> None:
-    """Top-level keys, their types and ranges."""
+    """Refuse top-level keys that are unknown or missing."""
     known = _known_keys()
     for key, value in config.items():
         if key not in known:
             _refuse_former(key, value)
     refuse_unknown("", config, known)
-    for key, hint in {**parameters_of(Settings).hints, **LAUNCHING}.items():
-        if key not in config:
+    for key in ("metrics", *parameters_of(LaunchSettings).hints):
+        if key not in config and key != "choices":
             raise ConfigError(f"~{key}: cannot be deleted; give it a value.")
+
+
+def _check_values(config: Node) -> None:
+    """Types and ranges of top-level keys."""
+    for key, hint in parameters_of(LaunchSettings).hints.items():
         check_type(key, config[key], hint)
-    for key, (low, high) in RANGES.items():
-        value = config[key]
-        if isinstance(value, int | float) and not low <= value <= high:
-            bound = "must not be negative" if low == 0 else "must be positive"
-            raise ConfigError(f"{key}={value}: {bound if value < low else f'must not exceed {high}'}.")
+    LaunchSettings.of(config)
     if config["total_env_steps"] is None and config["num_iterations"] is None:
         raise ConfigError("num_iterations=null: gives the run no length; set num_iterations or total_env_steps.")
-    name = str(config["name"])
-    if re.fullmatch(r"[\w.-]+", name) is None or name[0] == ".":
-        raise ConfigError(f"name={name}: must consist of letters, digits, - and _.")
-    if config["results_dir"] == "":
-        raise ConfigError("results_dir=: is empty; give a folder, . for the current one.")
-    for tracker in cast(list[str], config["exports"]):
-        if tracker not in ADAPTERS:
-            raise ConfigError(f"exports={shown(config['exports'])}: {tracker} is unknown; choose from {', '.join(ADAPTERS)}.")
+    exports = cast(list[str], config["exports"])
+    for tracker in exports:
+        if tracker not in ADAPTERS or exports.count(tracker) > 1:
+            remedy = f"choose from {', '.join(ADAPTERS)}, each at most once"
+            raise ConfigError(f"exports={shown(exports)}: {tracker} is unknown or repeated; {remedy}.")
     glossary(config)
+
+
+def _check_length(config: Node, task: Task) -> None:
+    """Raises: ConfigError if a run of total_env_steps has more iterations than a table holds."""
+    total = config["total_env_steps"]
+    if config["num_iterations"] is None and isinstance(total, int):
+        iterations = task.plan_iterations(total)
+        remedy = f"makes {iterations:,} iterations of {task.batch_size} samples, over {MOST_ITERATIONS:,}; lower it."
+        require(iterations <= MOST_ITERATIONS, "total_env_steps", total, remedy)
 
 
 def _refuse_former(key: str, value: object) -> None:
@@ -220,7 +238,7 @@ def _refuse_former(key: str, value: object) -> None:
 @functools.cache
 def _known_keys() -> tuple[str, ...]:
     base = OmegaConf.load(conf_dir() / "config.yaml")
-    return (*(str(key) for key in base if key not in ("defaults", "hydra")), "choices", "task", *AXES)
+    return (*(str(key) for key in base if key not in ("defaults", "hydra")), "task", *AXES)
 
 
 @functools.cache

@@ -9,11 +9,13 @@ Private API of hydra that is used, since there is no public one (1.3.8):
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -25,14 +27,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.errors import GrammarParseError
 
+from rgpo.cli.targets import refuse_hydra_code
 from rgpo.cli.words import CHOOSE_WITH, flat, former_name, hydra_form, preset_of, quote, typed_keys, user_form
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.paths import conf_dir
+from rgpo.runtime.reader import Unreadable, read_yaml, user_path
 from rgpo.runtime.resources import jobs_that_fit
 
 Choices = Mapping[str, object]  # config group -> the option selected
+MOST_JOBS, LONGEST_WORD = 100_000, 10_000  # jobs of a sweep, characters of a word
+PLUGINS = {  # node of hydra's that is instantiated -> where its class may be
+    "hydra.launcher": ("hydra_plugins.", "hydra._internal.core_plugins.basic_launcher."),
+    "hydra.sweeper": ("hydra._internal.core_plugins.basic_sweeper.",),
+}
 
 
 def on_language(yes: str, no: str, *, _root_: Mapping[str, object]) -> str:
@@ -45,6 +54,7 @@ def on_language(yes: str, no: str, *, _root_: Mapping[str, object]) -> str:
 
 OmegaConf.register_new_resolver("on_language", on_language, replace=True)
 OmegaConf.register_new_resolver("jobs_that_fit", jobs_that_fit, replace=True)
+OmegaConf.register_new_resolver("home_expanded", lambda folder: str(user_path(folder)), replace=True)
 OmegaConf.register_new_resolver("gigabytes", lambda number: int(number * 1e9), replace=True)
 
 # a launcher's preset has the name of the plugin's own, whose types then check it; hydra calls that deprecated
@@ -55,9 +65,9 @@ warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated
 def hydra_on(config_dir: str | None) -> Iterator[Composer]:
     """Hydra on conf/ and on the user's folder, if there is one; a hydra application around it is restored afterwards.
 
-    Raises: ConfigError if config_dir is no folder or holds a file with the name of a packaged one.
+    Raises: ConfigError if config_dir is no folder, holds a file with the name of a packaged one or one that cannot be read.
     """
-    _refuse_shadowing(config_dir)
+    _check_folder(config_dir)
     state = GlobalHydra.instance()
     outer = state.hydra
     state.clear()
@@ -65,7 +75,7 @@ def hydra_on(config_dir: str | None) -> Iterator[Composer]:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             yield Composer(config_dir)
     finally:
-        state.hydra = outer
+        GlobalHydra.instance().hydra = outer
 
 
 class Composer:
@@ -102,7 +112,7 @@ class Composer:
         composed: DictConfig = pickle.loads(pickled)  # noqa: S301  # bytes that __call__ pickled a moment ago, never from a file
         try:
             ConfigLoaderImpl._apply_overrides_to_config(values, composed)
-        except (HydraException, OmegaConfBaseException) as error:
+        except Exception as error:  # whatever hydra raises for a value that it cannot set
             raise ConfigError(self._explain(error, words)) from error
         return composed, choices
 
@@ -116,8 +126,9 @@ class Composer:
             composed: DictConfig = compose("config", [*map(hydra_form, words), *self.search], return_hydra_config=True)
         except MissingConfigException as error:
             raise ConfigError(self._explain_missing(error)) from error
-        except (HydraException, OmegaConfBaseException, ValueError) as error:  # hydra's own for a number as an option
+        except Exception as error:  # whatever hydra raises for a word or a file that it cannot read
             raise ConfigError(self._explain(error, words)) from error
+        _refuse_code(OmegaConf.to_container(composed.hydra, resolve=False), "hydra")
         return composed
 
     def cells(self, words: list[str]) -> list[list[str]]:
@@ -131,17 +142,23 @@ class Composer:
         swept = [*self.parse_hydra([f"{key}={value}" for key, value in params.items()]), *parsed]
         own = [item for item in swept if not item.is_hydra_override()]
         try:
+            sizes = [sum(1 for _ in islice(item.sweep_iterator(), MOST_JOBS + 1)) for item in own if item.is_sweep_override()]
+            if math.prod(sizes) > MOST_JOBS:
+                raise ConfigError(f"command line {' '.join(words)}: makes over {MOST_JOBS:,} jobs; give fewer values.")
             batches = BasicSweeper.split_arguments(own, max_batch_size=None)
         except HydraException as error:
-            raise ConfigError(f"command line: {first_line(error)}; separate the values by commas.") from error
+            raise ConfigError(f"command line {' '.join(words)}: {first_line(error)}; separate the values by commas.") from error
         return [[user_form(item) for item in self.parse_hydra(cell)] for batch in batches for cell in batch]
 
     def parse(self, words: list[str], sweep: bool = False) -> list[Override]:
         """The words by hydra's grammar.
 
-        Raises: ConfigError if one is not of the form key=value.
+        Raises: ConfigError if one is not of the form key=value, or could make hydra run code.
         """
-        return self.parse_hydra([hydra_form(word, sweep) for word in words])
+        parsed = self.parse_hydra([hydra_form(word, sweep) for word in words])
+        for word, item in zip(words, parsed, strict=True):
+            refuse_hydra_code(word, item)
+        return parsed
 
     def parse_hydra(self, words: list[str]) -> list[Override]:
         """Words that are quoted for hydra already.
@@ -151,12 +168,16 @@ class Composer:
         for word in words:
             if word.startswith(("-", "=")):
                 raise ConfigError(f"{word}: is neither key=value nor an option of rgpo-run; see rgpo-run --help.")
+            if len(word) > LONGEST_WORD:
+                raise ConfigError(f"{word}: has over {LONGEST_WORD:,} characters; write long values into a yaml of your own.")
             if word not in self._parsed:
                 try:
-                    (self._parsed[word],) = self._parser.parse_overrides([word])
-                except HydraException as error:
+                    (item,) = self._parser.parse_overrides([word])
+                    _ = item.value()  # casts are evaluated here
+                except Exception as error:  # whatever hydra raises, such as RecursionError
                     remedy = "write key=value, and quote values with special characters: 'key=\"value\"'"
                     raise ConfigError(f"{word}: cannot be parsed ({first_line(error)}); {remedy}.") from error
+                self._parsed[word] = item
         return [self._parsed[word] for word in words]
 
     def refuse_former(self, words: list[str]) -> None:
@@ -221,8 +242,8 @@ class Composer:
         match = re.search(r"Could not override '([^']+)'", text) or re.search(r"not in struct\s+full_key: (\S+)", text)
         if match is None:
             if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
-                text = str(error.__cause__)
-            return f"command line {' '.join(words)}: {text.splitlines()[0].rstrip('.')}."
+                error = error.__cause__
+            return f"command line {' '.join(words)}: {first_line(error).rstrip(':')}."
         key = match.group(1)
         typed = [word for word in words if f"{key}.".startswith(f"{_key(word)}.")]
         former = former_name(key, "")
@@ -258,11 +279,25 @@ def group_options(group: str, config_dir: str | None = None) -> list[str]:
     return sorted(file.stem for file in files if not file.name.startswith("_"))
 
 
+def _refuse_code(node: object, key: str) -> None:
+    """Raises: ConfigError if hydra's own node names a class, other than a launcher plugin's, or sets environment variables."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, Mapping):
+        return
+    for name, value in node.items():
+        path = f"{key}.{name}"
+        runs = name in ("_target_", "()", "class", "env_set", "callbacks") and value not in ({}, None)
+        if runs and not str(value).startswith(PLUGINS.get(key, "\0")):
+            raise ConfigError(f"{path}={value}: is refused, because it could run other code; leave it out.")
+        _refuse_code(value, path)
+
+
 def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
 
-def _refuse_shadowing(config_dir: str | None) -> None:
+def _check_folder(config_dir: str | None) -> None:
     if config_dir is None:
         return
     own = Path(config_dir)
@@ -272,9 +307,17 @@ def _refuse_shadowing(config_dir: str | None) -> None:
         OmegaConf.create([str(own.resolve())])
     except GrammarParseError as error:
         raise ConfigError(f"--config-dir {config_dir}: hydra cannot read this name ({first_line(error)}); rename it.") from error
-    for file in own.rglob("*.yaml"):
-        name = file.relative_to(own)
-        if (conf_dir() / name).exists():
+    for file in conf_dir().rglob("*.yaml"):
+        name = file.relative_to(conf_dir())
+        if (own / name).exists():
             raise ConfigError(
                 f"--config-dir {config_dir}: {name} has the name of a packaged file and would be ignored; rename it."
             )
+    for group in {file.parent.relative_to(conf_dir()) for file in conf_dir().rglob("*.yaml")}:
+        for file in (own / group).glob("*.yaml"):
+            try:
+                read_yaml(file)  # within limits of size and depth, which hydra's reader lacks
+            except Unreadable as error:
+                if "empty" not in str(error):  # an option may set nothing
+                    what = f"{group}/{error}; fix or remove it"
+                    raise ConfigError(f"--config-dir {config_dir}: {what}.") from error

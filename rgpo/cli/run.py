@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, NamedTuple
 
 from rgpo import interrupt
 
+TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.exit_at_once()
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,14 +44,6 @@ The same command again resumes interrupted runs and skips completed ones.
 GROUPS = ("algo", "task", "scale", "gate", "gate_combination", "advantage", "penalty", "update", "experiment")
 WIDTH = 130
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--package", "-p", "--resolve")
-
-
-class CommandLine(NamedTuple):
-    """The parts of a command line."""
-
-    multirun: bool
-    config_dir: str | None
-    overrides: list[str]
 
 
 def main() -> None:
@@ -100,8 +92,8 @@ def _main(words: list[str]) -> int:
     return sweep.start(jobs[0])
 
 
-def _split(words: Sequence[str]) -> CommandLine:
-    """-m, --config-dir and the overrides.
+def _split(words: Sequence[str]) -> tuple[bool, str | None, list[str]]:
+    """Whether -m is among the words, --config-dir, and the overrides.
 
     Raises: ConfigError if --config-dir has no value.
     """
@@ -121,7 +113,7 @@ def _split(words: Sequence[str]) -> CommandLine:
             config_dir = word.split("=", 1)[1]
         else:
             overrides.append(word)
-    return CommandLine(multirun, None if config_dir is None else str(user_path(config_dir)), overrides)
+    return multirun, None if config_dir is None else str(user_path(config_dir)), overrides
 
 
 def _without_cfg_job(words: list[str]) -> list[str] | None:

@@ -108,7 +108,7 @@ def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
         returned: Sequence[JobReturn] = []
         code = 0
         try:
-            with interrupt.raising():
+            with interrupt.Raising():
                 cells = [[hydra_form(word) for word in job.overrides] for job in left]
                 returned = engine.launch(cells, initial_job_idx=0) if cells else []
         except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import sysconfig
 import types
@@ -17,6 +18,8 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Union, get_args, get_origin
+
+from hydra.core.override_parser.types import Override
 
 from rgpo.cli.hints import MAPPINGS, SCALARS, SEQUENCES, _plain
 from rgpo.errors import ConfigError, first_line
@@ -42,20 +45,39 @@ def find_target(key: str, name: object) -> Callable[..., object]:
             remedy = "write a class of your own around it, in a module there"
             raise ConfigError(f"{text}: {parts[0]} is not {OWN}, and no other code is run; {remedy}.")
         target = getattr(importlib.import_module(module), parts[-1])
+        owner = _owner(str(target.__module__)) if isinstance(target, type | types.FunctionType) else None
     except ConfigError:
         raise
-    except Exception as error:  # whatever importing a user's module raises
+    except (Exception, SystemExit) as error:  # whatever importing a user's module raises
         former = str(getattr(error, "name", ""))
         remedy = f"; {former} is now {MOVED_MODULES[former]}" if former in MOVED_MODULES else ""
         raise ConfigError(f"{text}: cannot be imported ({first_line(error)}){remedy}.") from error
     if not isinstance(target, type | types.FunctionType):
         raise ConfigError(f"{text}: is no class or function.")
-    owner = _owner(target.__module__)
     if owner is None:
         raise ConfigError(f"{text}: is {target.__module__}.{target.__qualname__}, which is not defined in {OWN}.")
     if owner == "rgpo" and not isinstance(target, type):
         raise ConfigError(f"{text}: is a function of rgpo; name a class.")
     return target
+
+
+def refuse_foreign_environment(env_id: str) -> None:
+    """Refuse an id module:Name-v0, whose module gymnasium imports, unless it is the user's or installed for gymnasium.
+
+    Raises: ConfigError for any other module.
+    """
+    module, colon, _ = env_id.partition(":")
+    top = module.partition(".")[0]
+    try:
+        if not colon or _owner(module) is not None:
+            return
+        packages = metadata.packages_distributions().get(top, [])
+        needs = [requirement for package in packages for requirement in metadata.requires(package) or ()]
+    except Exception:  # gymnasium names a module that it cannot import
+        return
+    remedy = "import it in a module of your own, and name that"
+    if not any(re.match(r"gymnasium\b", need) for need in (*packages, *needs)):
+        raise ConfigError(f"task.env_id={env_id}: {top} is not {OWN}, nor of a package that needs gymnasium; {remedy}.")
 
 
 def _owner(module: str) -> str | None:
@@ -100,6 +122,23 @@ def make_importable(folder: str | None) -> None:
     path = None if folder is None else str(Path(folder).resolve())
     if path is not None and path not in sys.path:
         sys.path.append(path)
+
+
+def refuse_hydra_code(word: str, item: Override) -> None:
+    """Refuse what hydra would import or call: of its own keys, only those of launchers and file folders may be typed.
+
+    Raises: ConfigError for any other.
+    """
+    key = item.key_or_group
+    if "hydra" not in (re.split("[./]", key)[0], str(item.package).partition(".")[0]):
+        return
+    known = key in ("hydra/launcher", "hydra.verbose") or (key.startswith("hydra.launcher.") and "_target_" not in word)
+    if key == "hydra.searchpath" and not item.is_delete():
+        folders = item.value()
+        known = isinstance(folders, list) and all(Path(str(x).removeprefix("file://")).is_dir() for x in folders)
+    if not known or item.package is not None:
+        remedy = "of hydra's own keys only hydra/launcher and values of hydra.launcher can be set"
+        raise ConfigError(f"{word}: is refused, because it could run other code; {remedy}.")
 
 
 def takes_object(hint: object) -> bool:

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+import numpy as np
+
 from rgpo.core.advantages import Advantage
 from rgpo.core.ranges import NOT_NEGATIVE, POSITIVE, UNIT_INTERVAL, check_fields, or_null
 from rgpo.core.rollout import Rollout
@@ -84,7 +86,7 @@ class A2C:
 
     @property
     def remedy(self) -> str:
-        """What helps if training diverges."""
+        """A clause for the error that ends a run whose training diverges."""
         return f"lower algorithm.lr={self.lr} or set algorithm.max_grad_norm"
 
     def validate(self, batch_size: int) -> None:
@@ -103,6 +105,7 @@ class A2C:
         self.num_iterations, self.num_updates = num_iterations, 0
         self.square = policy.flat * 0  # (P,) running mean of the squared gradient
 
+    @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:
         """One gradient step on the whole rollout.
 

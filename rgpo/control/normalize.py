@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,11 @@ class ObservationNormalizer:
         self.squares += self._ones.dot(gap)
         return centered
 
+    @property
+    def overflowed(self) -> bool:
+        """True once a moment is NaN or infinite: every later observation would become 0 or NaN."""
+        return not np.isfinite(self.squares).all()
+
     def state_dict(self) -> dict[str, Any]:
         return {"mean": self.mean.tolist(), "squares": self.squares.tolist(), "count": self.count}
 
@@ -84,6 +90,11 @@ class RewardNormalizer:
         self.mean, self.var, self.count = self.mean + float(shift[-1]), float(var[-1]), float(count[-1])
         scaled: Array = np.clip(reward / np.sqrt(var + EPSILON)[:, None], -self.clip, self.clip)
         return scaled
+
+    @property
+    def overflowed(self) -> bool:
+        """True once the variance is NaN or infinite: every later reward would become 0 or NaN."""
+        return not math.isfinite(self.var)
 
     def state_dict(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in ("mean", "var", "count")} | {"discounted": self.discounted.tolist()}

@@ -128,6 +128,7 @@ class Control:
         shape = self._action_shape
         return action if action.shape[1:] == shape else action.reshape(len(action), *shape)
 
+    @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
     def collect(self, policy: Policy) -> ControlRollout:
         """T steps of every environment.
 
@@ -152,9 +153,10 @@ class Control:
                 final = self._prepare(step.final_observation, learn=False)
                 finals |= {(t, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
         raw_reward = self.env.rewards()
-        self._refuse_non_finite(raw_reward, seen)
+        self._refuse_non_finite(raw_reward, np.concatenate([seen, self.observation[None]]), finals)
         done = terminated | truncated
         reward = self.scale_reward(raw_reward, done) if self.normalize_reward else raw_reward
+        self._refuse_overflow(raw_reward)
         value, next_value = self._values(policy, seen, finals)
         return ControlRollout(
             observation=seen,
@@ -186,12 +188,21 @@ class Control:
             metrics["return/length_mean"] = float(np.mean(lengths))
         return metrics
 
-    def _refuse_non_finite(self, reward: Array, seen: Array) -> None:
-        for name, array in (("reward", reward), ("observation", seen)):
-            bad = ~np.isfinite(array)
-            if bad.any():
-                t = int(np.argwhere(bad)[0][0])
-                raise NonFiniteError(f"{name} of {self.full_id} became NaN or infinite at step {t} of the rollout.")
+    def _refuse_non_finite(self, reward: Array, seen: Array, finals: Mapping[tuple[int, int], Array]) -> None:
+        """seen: observations before each step and after the last one, (T + 1, E, D)."""
+        bad = [("reward", np.flatnonzero(~np.isfinite(reward).all(1)))]
+        bad += [("observation", np.flatnonzero(~np.isfinite(seen).all((1, 2))))]
+        bad += [("last observation of an episode", np.array([t for (t, _), x in finals.items() if not np.isfinite(x).all()]))]
+        for name, steps in bad:
+            if steps.size:
+                raise NonFiniteError(f"{name} of {self.full_id} became NaN or infinite at step {steps[0]} of the rollout.")
+
+    def _refuse_overflow(self, reward: Array) -> None:
+        """Numbers that are finite, but whose squares are not, would silently be normalized to 0."""
+        for key, normalizer in (("normalize_observation", self.normalize), ("normalize_reward", self.scale_reward)):
+            if getattr(self, key) and normalizer.overflowed:
+                what = f"{key.removeprefix('normalize_')}s of {self.full_id}"
+                raise NonFiniteError(f"{what} are too large for the running variance of task.{key}; scale them.")
 
     def _values(self, policy: ActorCritic, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
         """V of every observation and of every true next observation, (T, E) each, in one forward pass."""
@@ -205,7 +216,10 @@ class Control:
         return table[:-1].copy(), next_value
 
     def evaluate(self, policy: Policy) -> dict[str, float]:
-        """Raw returns of num_eval_episodes with the mode of the policy, always from the same starting seeds."""
+        """Raw returns of num_eval_episodes with the mode of the policy, always from the same starting seeds.
+
+        Raises: NonFiniteError if a reward is NaN or infinite.
+        """
         from rgpo.control.actor_critic import ActorCritic
 
         assert isinstance(policy, ActorCritic)
@@ -218,7 +232,10 @@ class Control:
             step = self.eval_env.step(self._shape_action(policy.act(seen, silence)))
             running.append(running[-1] & ~(step.terminated | step.truncated))
             seen = self._prepare(step.observation, learn=False)
-        total = (self.eval_env.rewards() * running[:-1]).sum(0)
+        reward = np.where(running[:-1], self.eval_env.rewards(), 0.0)
+        if not np.isfinite(reward).all():
+            raise NonFiniteError(f"reward of {self.full_id} became NaN or infinite in an evaluation episode.")
+        total = reward.sum(0)
         return {"return/eval_mean": float(total.mean()), "return/eval_std": float(total.std())}
 
     def headline(self, metrics: Mapping[str, float | list[float]]) -> str:

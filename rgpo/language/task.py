@@ -87,6 +87,11 @@ class Language:
         """Completions of one rollout, B."""
         return self.num_prompts * self.group_size
 
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Commit or sha256 of what was downloaded or built."""
+        return self.assets.versions
+
     def check(self) -> None:
         """Raises: ConfigError for what the source or the sampler lacks, or for processes without a prompt."""
         for key in ("num_prompts", "num_eval_prompts"):

@@ -88,6 +88,7 @@ class GateAlgorithm:
             seed=seed,
         )
 
+    @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:
         """Advantages, update and diagnostics of one iteration.
 

@@ -40,7 +40,7 @@ class NonFiniteStep(NonFiniteError):
 
 
 class Credit(NamedTuple):
-    """What a rollout was turned into, and by which estimator; advantage and value_target (T, E)."""
+    """An estimator and what it made of a rollout; advantage and value_target (T, E)."""
 
     estimator: str
     advantage: Array
@@ -88,7 +88,7 @@ def _overflow(observation: object) -> str:
     """The remedy for a network whose output is not finite."""
     if isinstance(observation, np.ndarray) and (largest := float(abs(observation).max())) > HUGE:
         return f"the network overflows on observations as large as {largest:.3g}, {SCALE_OBSERVATIONS}"
-    return "lower the learning rate of the critic, or start again from an earlier checkpoint"
+    return "lower the learning rate, or start again from an earlier checkpoint"
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def _at_step(error: NonFiniteStep, policy: Policy, rollout: Rollout, gates: dict
     for view, samples in error.parts:
         if not len(samples.advantage):
             continue
-        yield from _in_samples(samples)
+        yield from _in_samples(samples, rollout)
         out = policy.forward(view, flat=error.flat, kl=error.flat is not None)
         yield from _in_output(out, rollout, remedy)
         yield from _in_gates(out, samples, gates)
@@ -107,10 +107,12 @@ def _at_step(error: NonFiniteStep, policy: Policy, rollout: Rollout, gates: dict
     yield f"gradient became NaN or infinite; {remedy}"
 
 
-def _in_samples(samples: Samples) -> Iterator[str]:
+def _in_samples(samples: Samples, rollout: Rollout) -> Iterator[str]:
     for name, x in samples._asdict().items():
         if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all():
-            yield f"{name} of a sample is NaN or infinite; check the task's rewards and actions"
+            drawn = name in ("logp_old", "value_old")
+            remedy = _overflow(getattr(rollout, "observation", None)) if drawn else "check the task's rewards"
+            yield f"{name} of a sample is NaN or infinite; {remedy}"
 
 
 def _in_output(out: PolicyOutput, rollout: Rollout, remedy: str) -> Iterator[str]:

@@ -168,7 +168,7 @@ class FlatAdam:
         self.num_steps += shape[0] * shape[1]
         return statistics, tuple(measures)
 
-    def _run(self, state: AdamState, *inputs: object) -> Epochs:
+    def _run(self, state: AdamState, data: Data, *columns: Tensor) -> Epochs:
         """``run_epochs``, compiled if it can be.
 
         Raises: ConfigError if update.compile is true and it cannot be; an error of the loss itself comes from the eager call.
@@ -177,18 +177,18 @@ class FlatAdam:
             if self._compiled is None:
                 break
             try:
-                return self._compiled(state, *inputs)
+                return cast(Epochs, self._compiled(state, data, *columns))
             except Exception as error:
                 if compiled_adam.was_stopped(error) and not attempt:
                     continue  # by a signal to all processes: this one finishes its iteration first
-                results = self._function(state, *inputs, fold=loop)
+                results = self._function(state, data, *columns, fold=loop)
                 why = compiled_adam.failure(error)
                 if self._must_compile:
                     raise ConfigError(f"update.compile=true: {why}, or use auto.") from error
                 warnings.warn(f"update.compile=auto: {why}; the run continues uncompiled.", stacklevel=3)
                 self._compiled = None
                 return results
-        return self._function(state, *inputs, fold=loop)
+        return self._function(state, data, *columns, fold=loop)
 
     def _non_finite_step(
         self, step: int, state: AdamState, data: Data, order: Tensor, corrections: Tensor, kl_coef: Tensor

@@ -120,7 +120,7 @@ class NaturalGradient:
 
     @property
     def remedy(self) -> str:
-        """What helps if training diverges."""
+        """A clause for the error that ends a run whose training diverges."""
         return f"lower update.kl_max={self.kl_max} or raise update.cg_damping={self.cg_damping}"
 
     def __call__(self, policy: Policy, batch: Batch, kl_coef: float) -> tuple[Metrics, PolicyShift]:

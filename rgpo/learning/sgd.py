@@ -111,7 +111,7 @@ class SGD:
 
     @property
     def remedy(self) -> str:
-        """What helps if training diverges."""
+        """A clause for the error that ends a run whose training diverges."""
         return f"lower update.lr={self.lr} or set update.max_grad_norm"
 
     def __call__(self, policy: Policy, batch: Batch, kl_coef: float) -> tuple[Metrics, PolicyShift]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from rgpo import interrupt
 
+TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.exit_at_once()
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
     from rgpo.report.read.run import Problem
     from rgpo.report.settings import Settings
 
@@ -81,7 +83,7 @@ def _main(words: Sequence[str]) -> int:
 def _report(settings: Settings, defaults: Settings) -> int:
     from rgpo.report.build import build
 
-    with interrupt.raising():
+    with interrupt.Raising():
         return _print(*build(settings, defaults))
 
 
@@ -91,7 +93,7 @@ def _verify(words: Sequence[str]) -> int:
 
     unread = [word for word in words if word.partition("=")[0] not in VERIFIED]
     require(not unread, "verify", " ".join(unread), f"it reads only {' and '.join(VERIFIED)}; leave it out")
-    with interrupt.raising():
+    with interrupt.Raising():
         return _print(*verify(parse(words)[0]))
 
 
@@ -102,7 +104,7 @@ def _compare(words: Sequence[str]) -> int:
     require(len(words) >= 2, "compare", " ".join(words), "give two results folders or commits")
     unread = [word for word in words[2:] if word.partition("=")[0] not in COMPARED]
     require(not unread, "compare", " ".join(unread), f"it reads only {', '.join(COMPARED)}; leave it out")
-    with interrupt.raising():
+    with interrupt.Raising():
         return _print(*compare(words[0], words[1], parse(words[2:])[0]))
 
 

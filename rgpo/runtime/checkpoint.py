@@ -1,17 +1,28 @@
-"""Checkpoints: everything a bit-exact resume needs, replaced atomically and loaded without running code."""
+"""Checkpoints: everything a bit-exact resume needs. The last two are kept, and none is loaded before its digest was verified."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 
-from rgpo.atomic import write_bytes
+from rgpo import atomic
 from rgpo.errors import ConfigError
 from rgpo.learning.types import State
+from rgpo.runtime import reader
 
-NAME = "checkpoint.pt"
-FORMAT = 5
+NAME, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
+FORMAT = 6
+HEADER = "rgpo checkpoint, sha256 {}\n"  # of what follows, which torch.save wrote
+HEADER_BYTES = len(HEADER.format(64 * "0"))
+VALID_HEADER = re.compile(HEADER.format("([0-9a-f]{64})").encode())
+EARLIER = b"PK\x03\x04"  # first bytes of formats before 6, which had no header
+MAX_BYTES = 1 << 50
+REMEDY = "use force=true to start again (the old folder is moved aside) or another results_dir."
 
 
 class Checkpoint(TypedDict):
@@ -22,41 +33,93 @@ class Checkpoint(TypedDict):
     num_threads: int
     iteration: int
     env_steps: int
+    num_samples: int  # rows of samples up to the iteration
     ratio_moved: float  # nats; largest |log ratio| at which a gradient was taken
     policy: State
     algorithm: State
     task: State
 
 
-def save(run_dir: Path, checkpoint: Checkpoint) -> None:
-    """Replace the run's checkpoint atomically.
+class Found(NamedTuple):
+    """The checkpoint to continue from, None for the beginning, and one clause for each file that could not be used."""
 
-    Raises: OSError if the disk is full or the folder is not writable.
+    checkpoint: Checkpoint | None
+    name: str
+    damage: dict[str, str]
+
+
+def save(run_dir: Path, checkpoint: Checkpoint) -> None:
+    """Replace the run's checkpoint atomically; the one before is kept as checkpoint-previous.pt.
+
+    Raises: StorageError if the disk is full or the folder is not writable.
     """
     import torch
 
-    buffer = io.BytesIO()  # writing to a file, torch turns a full disk into an error of its own
+    buffer = io.BytesIO(bytes(HEADER_BYTES))  # writing to a file, torch turns a full disk into an error of its own
+    buffer.seek(HEADER_BYTES)
     torch.save({"format": FORMAT, **checkpoint}, buffer)
-    write_bytes(run_dir / NAME, buffer.getbuffer(), fsync=True)
+    data = buffer.getbuffer()
+    data[:HEADER_BYTES] = HEADER.format(hashlib.sha256(data[HEADER_BYTES:]).hexdigest()).encode()
+    with atomic.storing(run_dir):
+        atomic.write_bytes(run_dir / NAME, data, fsync=True, keep=run_dir / PREVIOUS)
 
 
 def load(run_dir: Path, config_hash: str) -> Checkpoint | None:
-    """The run's checkpoint; None if there is none.
+    """The run's last checkpoint, or the one before, with a warning, if that is damaged; None if there is none.
 
-    Raises: ConfigError if it is damaged, of another version or of another configuration.
+    Raises: ConfigError if none can be read, or they are of another version or of another configuration.
+    """
+    found = find(run_dir, config_hash)
+    for why in found.damage.values():
+        warnings.warn(f"{run_dir}: {why}; {found.name} is used.", stacklevel=2)
+    return found.checkpoint
+
+
+def find(run_dir: Path, config_hash: str, usable: Callable[[Checkpoint], bool] = lambda checkpoint: True) -> Found:
+    """The last checkpoint that is intact and usable.
+
+    Raises: ConfigError if there are only damaged ones, or they are of another version or of another configuration.
+    """
+    damage: dict[str, str] = {}
+    intact = missing = 0
+    for name in (NAME, PREVIOUS):
+        try:
+            checkpoint = read(run_dir / name, config_hash)
+        except reader.Missing:
+            missing += 1
+        except reader.Unreadable as error:
+            damage[name] = str(error)
+        else:
+            intact += 1
+            if usable(checkpoint):
+                if missing:
+                    damage[NAME] = f"{NAME} is missing"
+                return Found(checkpoint, name, damage)
+    if damage and not intact:
+        raise ConfigError(f"{run_dir}: {', '.join(damage.values())}; {REMEDY}")
+    return Found(None, "", damage)
+
+
+def read(path: Path, config_hash: str) -> Checkpoint:
+    """One checkpoint file.
+
+    Raises: Unreadable if it is damaged; Missing if it does not exist; ConfigError if it is of another version or configuration.
     """
     import torch
 
-    path = run_dir / NAME
-    if not path.exists():
-        return None
-    remedy = "use force=true to start again (the old folder is moved aside) or another results_dir."
-    try:
-        found: object = torch.load(path, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged archive
-        raise ConfigError(f"{path}: cannot be read ({type(error).__name__}), it is truncated or damaged; {remedy}") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ConfigError(f"{path}: is not a checkpoint of this version (format {FORMAT}); {remedy}")
+    with reader.opened(path, MAX_BYTES) as file:
+        header, payload = file.read(HEADER_BYTES), file.read()
+    found: object = None
+    if not header.startswith(EARLIER):
+        stored = VALID_HEADER.fullmatch(header)
+        if stored is None or hashlib.sha256(payload).hexdigest() != stored[1].decode():
+            raise reader.Unreadable(f"{path.name} is damaged (checksum)")
+        try:
+            found = torch.load(io.BytesIO(payload), weights_only=True)
+        except Exception as error:  # of another version of torch
+            raise ConfigError(f"{path}: cannot be read ({type(error).__name__}); {REMEDY}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not Checkpoint.__required_keys__ <= set(found):
+        raise ConfigError(f"{path}: is not a checkpoint of this version (format {FORMAT}); {REMEDY}")
     if found["config_hash"] != config_hash:
-        raise ConfigError(f"{path}: was written by config {found['config_hash']}, this run is {config_hash}; {remedy}")
+        raise ConfigError(f"{path}: was written by config {found['config_hash']}, this run is {config_hash}; {REMEDY}")
     return cast(Checkpoint, found)

@@ -19,7 +19,7 @@ from rgpo.runtime import reader
 
 NAME = "manifest.json"
 FILES = ("config.yaml", "provenance.json", "metrics.parquet", "samples.parquet", "checkpoint.pt", "checkpoint-previous.pt")
-PART = re.compile(r"part-(\d{4,9})-\d{6}(?:-([0-9a-f]{16}))?\.parquet")  # attempt, digest (version 0.1 wrote none)
+PART = re.compile(r"part-(\d{4,9})-\d{6,}(?:-([0-9a-f]{16}))?\.parquet")  # attempt, digest (version 0.1 wrote none)
 MAX_BYTES = 1 << 50  # of a file that is hashed
 
 
@@ -59,13 +59,18 @@ def problems(run_dir: Path, names: Collection[str] = FILES) -> list[str]:
 
     names: the files to check; a large checkpoint takes a second per gigabyte.
     """
+    return list(damage(run_dir, names).values())
+
+
+def damage(run_dir: Path, names: Collection[str] = FILES) -> dict[str, str]:
+    """The same clauses by the names of the files."""
     try:
         expected = read(run_dir)["files"]
     except reader.Missing:
-        return []
+        return {}
     except reader.Unreadable as error:
-        return [str(error)]
-    return [why for name, sha256 in expected.items() if name in names and (why := _damage(run_dir / name, sha256))]
+        return {NAME: str(error)}
+    return {name: why for name, sha256 in expected.items() if name in names and (why := _damage(run_dir / name, sha256))}
 
 
 def part_damage(path: Path) -> str:

@@ -1,28 +1,25 @@
 """Crash-safe metrics: rows go to numbered part files, each replaced atomically, which are joined into one file at the end.
 
 Everything flushed can be read after a kill with `pandas.read_parquet(run_folder / "metrics")`, and after the run with
-`pandas.read_parquet(run_folder / "metrics.parquet")`.
+`pandas.read_parquet(run_folder / "metrics.parquet")`. Nothing is removed before its rows were read back from another file.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rgpo.atomic import replacing
+from rgpo import atomic
 from rgpo.errors import ConfigError, close_matches
+from rgpo.runtime import manifest, reader
+from rgpo.runtime.parts import KINDS, PartFiles, Row, part_files, storing, write_atomically
 from rgpo.runtime.schema import COUNTERS, GLOSSARY, PROVENANCE, SAMPLES, Metric, is_list
 
-FLUSH_ROWS = 1_000
-FLUSH_SECONDS = 30.0
 ARROW_TYPES = {"text": pa.string(), "whole": pa.int64(), "number": pa.float32(), "yes/no": pa.bool_()}
-Row = Mapping[str, object]
 
 
 def number(metrics: Mapping[str, float | list[float]], name: str, default: float = math.nan) -> float:
@@ -39,67 +36,35 @@ def arrow_schema(metadata: Mapping[str, str], glossary: Mapping[str, Metric] = G
     return pa.schema(fields, metadata=dict(metadata))
 
 
-def write_atomically(table: pa.Table, path: Path) -> None:
-    """Replace a parquet file atomically."""
-    floats = [f.name for f in table.schema if pa.types.is_float32(f.type)]
-    words = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
-    with replacing(path) as aside:
-        pq.write_table(table, aside, compression="zstd", use_dictionary=words, use_byte_stream_split=floats)
+def last_attempt(run_dir: Path) -> int:
+    """The highest attempt that the run's parts and metrics.parquet mention; 0 if there are none."""
+    found = [
+        int(name[1]) for kind in KINDS for part in part_files(run_dir / kind) if (name := manifest.PART.fullmatch(part.name))
+    ]
+    for kind in KINDS:
+        with suppress(reader.Unreadable, KeyError), reader.parquet(run_dir / f"{kind}.parquet") as file:
+            found += [x for x in file.read(columns=["attempt"])["attempt"].unique().to_pylist() if isinstance(x, int)]
+    return max(found, default=0)
 
 
-class PartFiles:
-    """Rows of one schema in numbered part files. In a folder with earlier parts, rows after iteration keep_until are dropped."""
+def has_rows(run_dir: Path, num_iterations: int) -> bool:
+    """True if metrics.parquet has a row of every iteration."""
+    try:
+        with reader.parquet(run_dir / "metrics.parquet") as file:
+            found = file.read(columns=["iteration"])["iteration"].unique().to_pylist()
+    except (reader.Unreadable, KeyError):
+        return False
+    return len(found) >= num_iterations and set(range(1, num_iterations + 1)) <= set(found)
 
-    def __init__(self, folder: Path, schema: pa.Schema, key: tuple[str, ...], attempt: int, keep_until: int) -> None:
-        self.folder, self.schema, self.key = folder, schema, key
-        self.rows: list[Row] = []
-        self._attempt = attempt
-        self._num_parts = 0
-        self._last_flush = time.monotonic()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._take_over(keep_until)
 
-    def _take_over(self, keep_until: int) -> None:
-        earlier = sorted(self.folder.glob("part-*.parquet"))
-        if not earlier:
-            return
-        rows = [row for row in self._read().to_pylist() if row["iteration"] <= keep_until]
-        if rows:
-            self._write(pa.Table.from_pylist(rows, schema=self.schema))
-        for part in earlier:
-            part.unlink()
-
-    def _read(self) -> pa.Table:
-        """All parts as one table sorted by the key; of rows with equal keys, the one written last."""
-        parts = [pq.read_table(part, partitioning=None) for part in sorted(self.folder.glob("part-*.parquet"))]
-        if not parts:
-            return self.schema.empty_table()
-        table = pa.concat_tables(parts, promote_options="default").unify_dictionaries()
-        keys = zip(*(table[name].to_pylist() for name in self.key), strict=True)
-        place = {key: i for i, key in enumerate(keys)}
-        return table.take([place[key] for key in sorted(place)]).combine_chunks()
-
-    def add(self, row: Row) -> None:
-        """Buffer a row; flush after 1,000 rows or 30 s."""
-        self.rows.append(row)
-        if len(self.rows) >= FLUSH_ROWS or time.monotonic() - self._last_flush > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the buffered rows as a new part."""
-        self._last_flush = time.monotonic()
-        if self.rows:
-            self._write(pa.Table.from_pylist(self.rows, schema=self.schema))
-            self.rows = []
-
-    def _write(self, table: pa.Table) -> None:
-        write_atomically(table, self.folder / f"part-{self._attempt:04d}-{self._num_parts:06d}.parquet")
-        self._num_parts += 1
-
-    def join(self) -> pa.Table:
-        """Flush, and read everything back."""
-        self.flush()
-        return self._read().replace_schema_metadata(self.schema.metadata)
+def remove_parts(run_dir: Path) -> None:
+    """Delete the part files; only once manifest.json and state.json record completion, because until then they are needed."""
+    for kind in KINDS:
+        folder = run_dir / kind
+        if folder.is_dir() and not folder.is_symlink():
+            atomic.remove(part_files(folder))
+            atomic.remove_temporary(folder)
+            atomic.remove_folder(folder)
 
 
 class MetricsWriter:
@@ -111,7 +76,6 @@ class MetricsWriter:
         provenance: Mapping[str, str],
         seed: int,
         attempt: int,
-        keep_until: int,
         metadata: Mapping[str, str],
         glossary: Mapping[str, Metric] = GLOSSARY,
     ) -> None:
@@ -119,10 +83,24 @@ class MetricsWriter:
         self.glossary = glossary
         self._constants = {**provenance, "seed": seed, "attempt": attempt}
         schema = arrow_schema(metadata, glossary)
-        self.metrics = PartFiles(run_dir / "metrics", schema, ("iteration",), attempt, keep_until)
+        self.metrics = PartFiles(run_dir, "metrics", schema, ("iteration",), attempt)
         columns = [pa.field(name, ARROW_TYPES[kind]) for name, kind in SAMPLES.items()]
         keys = ("iteration", "prompt_id")
-        self.samples = PartFiles(run_dir / "samples", pa.schema(columns, metadata=dict(metadata)), keys, attempt, keep_until)
+        self.samples = PartFiles(run_dir, "samples", pa.schema(columns, metadata=dict(metadata)), keys, attempt)
+        self.damage = self.metrics.damage + self.samples.damage
+
+    def lost(self, iteration: int, num_samples: int) -> list[str]:
+        """One clause for each kind of rows of which earlier attempts left fewer than a checkpoint after the iteration counted."""
+        found = {int(str(key)) for (key,) in self.metrics.read_until(iteration)}
+        missing = [i for i in range(1, iteration + 1) if i not in found]
+        lost = num_samples - len(self.samples.read_until(iteration))
+        clauses = [f"the metrics of iterations {_ranges(missing)} are missing"] if missing else []
+        return clauses + ([f"{lost} of {num_samples} samples are missing"] if lost > 0 else [])
+
+    def resume(self, iteration: int) -> None:
+        """Continue after an iteration, 0 for a new run; must be called before rows are added."""
+        self.metrics.resume(iteration)
+        self.samples.resume(iteration)
 
     def log(self, iteration: int, env_steps: int, metrics: Mapping[str, float | list[float]]) -> None:
         """Add one row.
@@ -144,26 +122,35 @@ class MetricsWriter:
             row = {**self._constants, **sample, "iteration": 0 if sample["reference"] else iteration}
             self.samples.add({name: row[name] for name in SAMPLES})
 
+    @property
+    def num_samples(self) -> int:
+        """Rows of samples so far."""
+        return len(self.samples.keys)
+
     def flush(self) -> None:
         """Write all buffered rows."""
         self.metrics.flush()
         self.samples.flush()
 
     def finish(self) -> Path:
-        """Flush, and join all parts into metrics.parquet without the columns that were never measured."""
-        table = self.metrics.join()
-        measured = [name for name in table.column_names if name not in self.glossary or _has_value(table[name])]
-        path = self.run_dir / "metrics.parquet"
-        write_atomically(table.select(measured), path)
-        samples = self.samples.join()
-        if len(samples):
-            write_atomically(samples, self.run_dir / "samples.parquet")
-        return path
+        """Flush, and join all parts into metrics.parquet without the columns that were never measured.
 
-    def remove_parts(self) -> None:
-        """Delete the part files; only once state.json records completion, because until then a resumed run joins them again."""
-        for parts in (self.metrics, self.samples):
-            shutil.rmtree(parts.folder)
+        Raises: StorageError if rows were lost or a file cannot be written.
+        """
+        table, samples = self.metrics.join(), self.samples.join()
+        measured = [name for name in table.column_names if name not in self.glossary or _has_value(table[name])]
+        with storing(self.run_dir):
+            write_atomically(table.select(measured), self.metrics.path, self.metrics.key)
+            if len(samples):
+                write_atomically(samples, self.samples.path, self.samples.key)
+        return self.metrics.path
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers as "1 to 3, 7"."""
+    starts = [x for i, x in enumerate(numbers) if i == 0 or numbers[i - 1] != x - 1]
+    ends = [x for i, x in enumerate(numbers) if i + 1 == len(numbers) or numbers[i + 1] != x + 1]
+    return ", ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
 
 
 def _has_value(column: pa.ChunkedArray) -> bool:

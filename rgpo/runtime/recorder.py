@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import cast
 
 import yaml
 
@@ -14,7 +15,8 @@ from rgpo import atomic
 from rgpo.distributed import on_first
 from rgpo.learning.types import Metrics, Task
 from rgpo.runtime import console, provenance, schema
-from rgpo.runtime.metrics import MetricsWriter, Row, number
+from rgpo.runtime.metrics import MetricsWriter, number
+from rgpo.runtime.parts import Row
 from rgpo.runtime.settings import Settings
 from rgpo.runtime.trackers import Trackers
 
@@ -26,31 +28,58 @@ class Recorder:
         self.config, self.settings, self.task, self.run_dir = config, Settings.of(config), task, run_dir
         self._started = time.monotonic()
         self._writer: MetricsWriter | None = None
+        self.notes: list[str] = []  # about what was found of earlier attempts
 
     @on_first
     def write_facts(self, config_hash: str, command: str, attempt: int, algorithm: Mapping[str, str]) -> None:
         """Write config.yaml and provenance.json."""
         num_threads = self.settings.num_threads
         self._facts = provenance.collect(self.run_dir.name, config_hash, command, num_threads, attempt, algorithm)
-        atomic.write_text(self.run_dir / "config.yaml", self._config_text())
-        atomic.write_text(self.run_dir / "provenance.json", json.dumps(self._facts, indent=1) + "\n")
+        with atomic.storing(self.run_dir):
+            atomic.write_text(self.run_dir / "config.yaml", self._config_text(), fsync=True)
+            atomic.write_text(self.run_dir / "provenance.json", json.dumps(self._facts, indent=1) + "\n", fsync=True)
 
     def _config_text(self) -> str:
-        return yaml.safe_dump(dict(self.config), sort_keys=False)
+        return yaml.safe_dump(provenance.redact_values(dict(self.config)), sort_keys=False)
 
     @on_first
-    def open(self, iteration: int, num_iterations: int, note: str) -> None:
-        """Open the metrics, whose rows after iteration are dropped, and the dashboards; print the banner."""
+    def read_earlier(self) -> None:
+        """Read the rows of earlier attempts; damaged files are set aside. Versions that the task loaded are recorded."""
         facts, seed = self._facts, self.settings.seed
+        loaded: Mapping[str, str] = getattr(self.task, "versions", {})
+        if loaded:
+            facts["versions"] |= loaded
+            with atomic.storing(self.run_dir):
+                atomic.write_text(self.run_dir / "provenance.json", json.dumps(facts, indent=1) + "\n", fsync=True)
         row = {group: self.settings.choice(group) for group in ("task", "scale", "algo", "gate")}
         row |= {"run_id": self.run_dir.name, "config_hash": facts["config_hash"], "git_sha": provenance.git_sha(facts)}
         metadata = {"config": self._config_text(), "versions": json.dumps(facts["versions"])}
         glossary = schema.glossary(self.config)
-        self._writer = MetricsWriter(self.run_dir, row, seed, facts["attempt"], iteration, metadata, glossary)
-        self._trackers = Trackers(self.settings.exports, self.run_dir, self.config, iteration)
+        self._writer = MetricsWriter(self.run_dir, row, seed, facts["attempt"], metadata, glossary)
+        self.notes += self._writer.damage
+
+    def lost(self, iteration: int, num_samples: int) -> list[str]:
+        """One clause for each kind of rows of which earlier attempts left fewer than a checkpoint after the iteration counted."""
+        return self._writer.lost(iteration, num_samples) if self._writer is not None else []
+
+    @property
+    def num_samples(self) -> int:
+        """Rows of samples so far; 0 on other ranks."""
+        return self._writer.num_samples if self._writer is not None else 0
+
+    @on_first
+    def open(self, iteration: int, num_iterations: int, note: str) -> None:
+        """Continue after an iteration: open metrics and dashboards, print the banner and what was found of earlier attempts."""
+        assert self._writer is not None
+        facts = self._facts
+        self._writer.resume(iteration)
+        config = cast(Mapping[str, object], provenance.redact_values(self.config))
+        self._trackers = Trackers(self.settings.exports, self.run_dir, config, iteration)
         print(console.banner(self.run_dir, self.settings, facts, num_iterations, note), flush=True)
         if iteration:
             print(f"  attempt {facts['attempt']} resumes after iteration {iteration:,} of {num_iterations:,}", flush=True)
+        for text in self.notes:
+            self.notice(text)
         self._progress = console.Progress(num_iterations, iteration)
 
     @on_first
@@ -84,12 +113,6 @@ class Recorder:
         """Write metrics.parquet and samples.parquet."""
         assert self._writer is not None
         self._writer.finish()
-
-    @on_first
-    def remove_parts(self) -> None:
-        """Delete the part files; only once state.json records completion."""
-        assert self._writer is not None
-        self._writer.remove_parts()
 
     @on_first
     def summarize(self, metrics: Metrics) -> None:

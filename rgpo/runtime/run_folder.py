@@ -1,25 +1,29 @@
-"""A run's folder: its lock, its state.json, and moving it aside."""
+"""A run's folder: its lock, its state.json, whether it is complete, and moving it aside."""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Literal, TypedDict
 
 from rgpo import atomic
-from rgpo.errors import ConfigError
+from rgpo.errors import ConfigError, StorageError
+from rgpo.runtime import manifest, reader
 
-LOCK = ".lock"
+LOCK, ERROR = ".lock", "error.txt"
+ROWS = ("metrics.parquet", "samples.parquet")
+MAX_ATTEMPT = 10**8
 
 
 class RunState(TypedDict, total=False):
     """The contents of state.json."""
 
-    status: str  # running, completed, failed or interrupted
+    status: Literal["running", "completed", "failed", "interrupted"]
     attempt: int  # number of starts
     iteration: int  # of the last checkpoint, or where the run ended
     num_iterations: int
@@ -28,26 +32,112 @@ class RunState(TypedDict, total=False):
     updated: str  # UTC
 
 
+class _Attempt(TypedDict):
+    attempt: int
+
+
 def read_state(run_dir: Path) -> RunState:
     """The run's state.json; {} if the run never started or the file is damaged."""
     try:
-        state = json.loads((run_dir / "state.json").read_text())
-    except (OSError, ValueError):
+        return reader.read_json(run_dir / "state.json", RunState)
+    except reader.Unreadable:
         return {}
-    return cast(RunState, state) if isinstance(state, dict) else {}
 
 
 def status(run_dir: Path) -> str:
     """Status missing, running, completed, failed or interrupted; a running state whose process has ended is interrupted."""
-    found = read_state(run_dir).get("status", "missing")
+    found = read_state(run_dir).get("status")
+    if found is None:  # a lost or damaged state.json of a finished run
+        return "completed" if os.path.lexists(run_dir / manifest.NAME) and not manifest.damage(run_dir, ROWS) else "missing"
     return "interrupted" if found == "running" and not is_locked(run_dir) else found
 
 
 def write_state(run_dir: Path, **facts: object) -> None:
-    """Replace state.json atomically."""
+    """Replace state.json atomically.
+
+    Raises: StorageError if it cannot be written.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({**facts, "pid": os.getpid(), "updated": now}, indent=1)
-    atomic.write_text(run_dir / "state.json", text + "\n")
+    with atomic.storing(run_dir):
+        atomic.write_text(run_dir / "state.json", text + "\n", fsync=True)
+
+
+def last_attempt(run_dir: Path) -> int:
+    """The highest attempt that any file of the run mentions; 0 for a new run."""
+    from rgpo.runtime import metrics
+
+    found = [metrics.last_attempt(run_dir)]
+    for name in ("state.json", "provenance.json", manifest.NAME):
+        try:
+            found.append(reader.read_json(run_dir / name, _Attempt).get("attempt", 0))
+        except reader.Unreadable:
+            continue
+    return max(x for x in (0, *found) if 0 <= x < MAX_ATTEMPT)
+
+
+def settle(run_dir: Path) -> bool:
+    """True if the run is complete, by its manifest or, for one of an earlier version, by its state.
+
+    The caller holds the folder. state.json is corrected, and what a killed process left behind is removed.
+
+    Raises: StorageError if state.json is wrong and cannot be written.
+    """
+    from rgpo.runtime import metrics
+
+    state, problems = read_state(run_dir), [*manifest.damage(run_dir, ROWS).values()]
+    claimed, complete = state.get("status") == "completed", False
+    counts: dict[str, object] = {key: state.get(key, 0) for key in ("attempt", "iteration", "num_iterations")}
+    try:
+        done = manifest.read(run_dir)
+    except reader.Missing:
+        if claimed and not metrics.has_rows(run_dir, state.get("num_iterations", 1)):
+            problems = ["metrics.parquet cannot be read or has not all rows"]
+        complete = claimed and not problems
+    except reader.Unreadable:
+        pass
+    else:
+        complete = not problems
+        counts = {"attempt": done["attempt"], "iteration": done["num_iterations"], "num_iterations": done["num_iterations"]}
+        if complete:
+            if not claimed or not counts.items() <= state.items():
+                write_state(run_dir, status="completed", **counts, reason=None)
+            tidy(run_dir)
+    if claimed and not complete:
+        write_state(run_dir, status="interrupted", **counts, reason="; ".join(problems))
+    return complete
+
+
+def tidy(run_dir: Path) -> None:
+    """Remove from a complete run what it no longer needs: part files, the traceback of an earlier attempt, half-written files.
+
+    Raises: StorageError if a file cannot be removed.
+    """
+    from rgpo.runtime import metrics
+
+    with atomic.storing(run_dir):
+        metrics.remove_parts(run_dir)
+        atomic.remove([run_dir / ERROR])
+        atomic.remove_temporary(run_dir)
+
+
+def reopen(run_dir: Path) -> list[str]:
+    """Prepare a folder for another attempt; returns one clause for each damaged file that was set aside.
+
+    Raises: StorageError if a file cannot be renamed or removed.
+    """
+    clauses = []
+    with atomic.storing(run_dir):
+        atomic.remove_temporary(run_dir)
+        found = manifest.damage(run_dir, ROWS)
+        names = (*manifest.FILES, manifest.NAME, "state.json", ERROR)
+        found |= {name: f"{name} is a folder" for name in names if stat.S_ISDIR(_mode(run_dir / name))}
+        for name, why in found.items():
+            moved = atomic.set_aside(run_dir / name, run_dir, "damaged").name if _mode(run_dir / name) else ""
+            clauses.append(f"{why}; it was renamed to {moved}" if moved else why)
+        atomic.remove([run_dir / manifest.NAME])  # of an earlier attempt
+        atomic.sync_folder(run_dir)
+    return clauses
 
 
 @contextmanager
@@ -56,12 +146,15 @@ def lock(run_dir: Path) -> Iterator[bool]:
 
     Raises: ConfigError if the folder cannot be written.
     """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / LOCK).touch()
-    except OSError as error:
-        raise ConfigError(f"results_dir: cannot write {run_dir} ({error.strerror}); choose another results_dir.") from error
-    with atomic.locked(run_dir / LOCK, wait=False) as mine:
+    path = run_dir / LOCK
+    with ExitStack() as stack:
+        try:
+            atomic.make_folder(run_dir)
+            mine = stack.enter_context(atomic.locked(path, wait=False))
+        except OSError as error:
+            if _mode(path) and not stat.S_ISREG(_mode(path)):
+                raise ConfigError(f"{path}: is not a regular file; remove it.") from error
+            raise ConfigError(f"results_dir: cannot write {run_dir} ({error.strerror}); choose another results_dir.") from error
         yield mine
 
 
@@ -70,26 +163,56 @@ def is_locked(run_dir: Path) -> bool:
     return atomic.is_locked(run_dir / LOCK)
 
 
+def _mode(path: Path) -> int:
+    """The kind of a file; 0 if there is none."""
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return 0
+
+
+def lock_file(run_dir: Path) -> os.stat_result | None:
+    """The lock file that is in the folder at present; None if there is none."""
+    try:
+        return os.lstat(run_dir / LOCK)
+    except OSError:
+        return None
+
+
+def require_same(run_dir: Path, held: os.stat_result | None) -> None:
+    """Raises: StorageError if the folder whose lock file this process holds was deleted, or replaced by another process."""
+    found = lock_file(run_dir)
+    if not run_dir.is_dir() or (held and found and not os.path.samestat(held, found)):
+        what = "was deleted or moved while the run was using it"
+        raise StorageError(f"results_dir: {run_dir} {what}; repeat the command to start it again.")
+
+
 def move_aside(run_dir: Path) -> Path | None:
     """Rename an existing run folder to .<name>.old<k>; returns its new path."""
     if not run_dir.exists():
         return None
     k = 1
-    while (target := run_dir.with_name(f".{run_dir.name}.old{k}")).exists():
+    while os.path.lexists(target := run_dir.with_name(f".{run_dir.name}.old{k}")):
         k += 1
-    run_dir.rename(target)
+    atomic.rename(run_dir, target)
+    atomic.sync_folder(run_dir.parent)
     return target
 
 
 def prepare(run_dir: Path, force: bool) -> None:
-    """Create the run's folder; with force, move an earlier run aside unless it is running.
+    """Create the run's folder and correct its state; with force, move an earlier run aside unless it is running.
 
     Raises: ConfigError if the folder cannot be written or moved.
     """
     with lock(run_dir) as mine:
-        if force and mine and any(file.name != LOCK for file in run_dir.iterdir()):  # the lock itself creates the folder
+        if mine and force and any(file.name != LOCK for file in run_dir.iterdir()):  # the lock itself creates the folder
             try:
                 aside = move_aside(run_dir)
             except OSError as error:
                 raise ConfigError(f"force=true: cannot move {run_dir} aside ({error.strerror}).") from error
             print(f"moved the earlier run to {aside}")
+        elif mine:
+            try:
+                settle(run_dir)
+            except StorageError as error:
+                raise ConfigError(str(error)) from error

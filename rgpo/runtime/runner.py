@@ -8,12 +8,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rgpo import distributed
-from rgpo.errors import OutOfMemory, StorageError, is_out_of_memory
+from rgpo.errors import OutOfMemory, is_out_of_memory
 from rgpo.learning.types import Algorithm, Metrics, Task
-from rgpo.runtime import run_folder
+from rgpo.runtime import manifest, run_folder
 from rgpo.runtime.resources import limited_threads
 from rgpo.runtime.session import Session
 from rgpo.runtime.signals import Interrupted, Signals
+from rgpo.runtime.streams import tolerant_output
 
 RATIO_MOVED = 1e-4  # nats; below it the log ratio is rounding
 
@@ -24,11 +25,12 @@ def run(config: Mapping[str, object], task: Task, algorithm: Algorithm, run_dir:
     Raises: Interrupted after a signal, ConfigError, NonFiniteError, OutOfMemory, StorageError or any error of the task or the
     algorithm; state.json records which.
     """
-    with _hold(run_dir) as verdict:
+    with tolerant_output(), _hold(run_dir) as verdict:
         if verdict == "held":
             print(f"{run_dir}: another process is running it, skipped", flush=True)
         elif verdict == "skipped":
-            print(f"{run_dir}: already complete, skipped (force=true runs it again)", flush=True)
+            but = "".join(f"; {why}" for why in manifest.problems(run_dir))
+            print(f"{run_dir}: already complete, skipped (force=true runs it again){but}", flush=True)
         else:
             session = Session(config, task, algorithm, run_dir, config_hash, command)
             with Signals() as signals, _recorded(session), limited_threads(session.settings.num_threads):
@@ -41,13 +43,13 @@ def run(config: Mapping[str, object], task: Task, algorithm: Algorithm, run_dir:
 def _hold(run_dir: Path) -> Iterator[str]:
     """Rank 0 holds the folder for all processes; yields held, skipped or free."""
     with run_folder.lock(run_dir) if distributed.rank() == 0 else nullcontext(True) as mine:
-        completed = run_folder.read_state(run_dir).get("status") == "completed"
-        yield distributed.all_gather("held" if not mine else "skipped" if completed else "free")[0]
+        complete = mine and distributed.rank() == 0 and run_folder.settle(run_dir)
+        yield distributed.all_gather("held" if not mine else "skipped" if complete else "free")[0]
 
 
 @contextmanager
 def _recorded(session: Session) -> Iterator[None]:
-    """Record in the run's folder how it ends, and turn failures of disk and memory into errors with a remedy."""
+    """Record in the run's folder how it ends, and turn a failure of memory into an error with a remedy."""
     try:
         yield
     except Interrupted:
@@ -56,10 +58,6 @@ def _recorded(session: Session) -> Iterator[None]:
     except KeyboardInterrupt:
         session.write_state("interrupted", "stopped immediately; resumes from the last checkpoint")
         raise
-    except OSError as error:
-        failure = StorageError(f"results_dir: {error.strerror or error}; free some space and repeat the command.")
-        session.fail(failure)
-        raise failure from error
     except BaseException as error:
         if is_out_of_memory(error):
             memory = OutOfMemory(f"out of memory; {session.task.memory_advice}.")

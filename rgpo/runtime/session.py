@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from rgpo import atomic, distributed
-from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, require
+from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, require
 from rgpo.learning.types import Algorithm, Metrics, Policy, Task
-from rgpo.runtime import checkpoint, run_folder
+from rgpo.runtime import checkpoint, manifest, provenance, reader, run_folder
 from rgpo.runtime.metrics import number
+from rgpo.runtime.parts import storing
 from rgpo.runtime.recorder import Recorder
 from rgpo.runtime.settings import Settings
 
@@ -55,18 +58,21 @@ class Session:
         self.task, self.algorithm = task, algorithm
         self.run_dir, self.config_hash, self.command = run_dir, config_hash, command
         self.recorder = Recorder(config, task, run_dir)
-        self.attempt = run_folder.read_state(run_dir).get("attempt", 0) + 1
+        self.attempt = run_folder.last_attempt(run_dir) + 1
         self.iteration = self.env_steps = self.num_iterations = 0
         self.last_checkpoint = 0  # iteration; 0: none
+        self._lock_file = run_folder.lock_file(run_dir)
         self.ratio_moved = 0.0  # nats; largest |log ratio| at which a gradient was taken; infinite if it is not measured
 
     def start(self) -> None:
         """Record what the run is, set up its parts and load the last checkpoint if there is one."""
         settings = self.settings
+        self._reopen()
         self.write_state("running")
         self.recorder.write_facts(self.config_hash, self.command, self.attempt, self.algorithm.describe())
         self.policy, self.num_iterations = set_up(settings, self.task, self.algorithm)
-        saved = checkpoint.load(self.run_dir, self.config_hash)
+        self.recorder.read_earlier()
+        saved = self._find_checkpoint()
         if saved is not None:
             self._load(saved)
         alike = len(set(distributed.all_gather(self.iteration))) == 1
@@ -76,6 +82,51 @@ class Session:
         self.recorder.open(self.iteration, self.num_iterations, self.algorithm.note)
         if saved is not None:
             self._compare_machines(saved)
+
+    @distributed.on_first
+    def _reopen(self) -> None:
+        self.recorder.notes += run_folder.reopen(self.run_dir)
+
+    def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint that rank 0 chooses, so that every process continues from the same one."""
+        found: checkpoint.Checkpoint | None = None
+        choice: str | Exception | None = None
+        if distributed.rank() == 0:
+            try:
+                choice = checkpoint.NAME if (found := self._choose_checkpoint()) is not None else None
+            except (ConfigError, StorageError) as error:
+                choice = error
+        choice = distributed.all_gather(choice)[0]
+        if isinstance(choice, Exception):
+            raise choice
+        if choice and distributed.rank():
+            with suppress(reader.Unreadable):  # start() compares the iterations
+                found = checkpoint.read(self.run_dir / choice, self.config_hash)
+        return found
+
+    def _choose_checkpoint(self) -> checkpoint.Checkpoint | None:
+        """The last intact checkpoint up to which no row is missing, then checkpoint.pt; damaged ones are set aside."""
+        lost: list[str] = []
+
+        def usable(saved: checkpoint.Checkpoint) -> bool:
+            clauses = self.recorder.lost(saved["iteration"], saved["num_samples"])
+            lost[:] = lost or clauses
+            return not clauses
+
+        found = checkpoint.find(self.run_dir, self.config_hash, usable)
+        where = f"after iteration {found.checkpoint['iteration']:,}" if found.checkpoint else "from the beginning"
+        with atomic.storing(self.run_dir):
+            for name, why in found.damage.items():
+                path = self.run_dir / name
+                if os.path.lexists(path):
+                    why += f"; it was renamed to {atomic.set_aside(path, self.run_dir, 'damaged').name}"
+                self.recorder.notes.append(why)
+            if found.damage and found.name == checkpoint.PREVIOUS:
+                atomic.rename(self.run_dir / found.name, self.run_dir / checkpoint.NAME)
+                atomic.sync_folder(self.run_dir)
+        if lost or found.damage:
+            self.recorder.notes.append("; ".join([*lost, f"the run continues {where}"]))
+        return found.checkpoint
 
     def _load(self, saved: checkpoint.Checkpoint) -> None:
         self.iteration = self.last_checkpoint = saved["iteration"]
@@ -116,19 +167,26 @@ class Session:
         return metrics
 
     def save(self) -> None:
-        """Flush the metrics, then replace the checkpoint, so that a checkpoint is never ahead of the rows on disk."""
+        """Flush the metrics, then replace the checkpoint, so that a checkpoint is never ahead of the rows on disk.
+
+        Raises: StorageError if the folder was deleted or cannot be written.
+        """
+        if self.iteration == self.last_checkpoint:
+            return
+        self._require_folder()
+        self.recorder.flush()
         state: checkpoint.Checkpoint = {
             "config_hash": self.config_hash,
             "num_processes": distributed.world_size(),
             "num_threads": self.settings.num_threads,
             "iteration": self.iteration,
             "env_steps": self.env_steps,
+            "num_samples": self.recorder.num_samples,
             "ratio_moved": self.ratio_moved,
             "policy": self.policy.state_dict(),  # on every rank: it may gather shards
             "algorithm": self.algorithm.state_dict(),
             "task": self.task.state_dict(),
         }
-        self.recorder.flush()
         self._write(state)
         self.last_checkpoint = self.iteration
 
@@ -139,10 +197,22 @@ class Session:
 
     def finish(self, metrics: Metrics) -> None:
         """Write the joined files, record completion and print a summary; metrics: the last iteration's, {} if there was none."""
+        self._require_folder()
         self.recorder.join_parts()
-        self.write_state("completed")
-        self.recorder.remove_parts()
+        self._complete()
         self.recorder.summarize(metrics)
+
+    @distributed.on_first
+    def _complete(self) -> None:
+        """Digests, then the state; what they make superfluous is removed last."""
+        with storing(self.run_dir):
+            manifest.write(self.run_dir, self.attempt, self.num_iterations)
+        self.write_state("completed")
+        run_folder.tidy(self.run_dir)
+
+    @distributed.on_first
+    def _require_folder(self) -> None:
+        run_folder.require_same(self.run_dir, self._lock_file)
 
     @distributed.on_first
     def write_state(self, status: str, reason: str | None = None) -> None:
@@ -154,20 +224,30 @@ class Session:
         """Keep everything measured so far and record what happened, where, and from which iteration the run can resume."""
         explained = isinstance(error, NonFiniteError | StorageError | OutOfMemory)
         if explained:
-            good = (
-                f"the last good checkpoint is after iteration {self.last_checkpoint}"
-                if self.last_checkpoint
-                else "no checkpoint yet"
-            )
-            kept = f"metrics flushed before are kept in {self.run_dir}"
-            error.args = (f"iteration {self.iteration + 1}: {str(error.args[0]).rstrip('.')}; {good}; {kept}.",)
+            clauses = [str(error.args[0]).rstrip("."), *self._kept()]
+            error.args = (f"iteration {self.iteration + 1}: {'; '.join(clauses)}.",)
         known = explained or isinstance(error, ConfigError)
         sentence = " ".join(f"{error}".split() if known else f"{type(error).__name__}: {error}".split())
-        reason, mine = distributed.agree_on_error(sentence, error)
+        reason, mine = distributed.agree_on_error(provenance.redact(sentence), error)
         try:
+            self._require_folder()
             self.write_state("failed", reason)
-            if mine and not known:
-                atomic.write_text(self.run_dir / "error.txt", "".join(traceback.format_exception(error)))
+            with atomic.storing(self.run_dir):
+                if mine and not known:
+                    text = provenance.redact("".join(traceback.format_exception(error)))
+                    atomic.write_text(self.run_dir / run_folder.ERROR, text, fsync=True)
+                elif mine:
+                    atomic.remove([self.run_dir / run_folder.ERROR])  # of an earlier attempt
             self.recorder.flush()
-        except OSError as second:  # a full disk must not hide the first error
-            print(f"{self.run_dir}: could not record everything ({second.strerror})", flush=True)
+        except StorageError as second:  # a full disk must not hide the first error
+            if not isinstance(error, StorageError):
+                print(f"{self.run_dir}: could not record everything ({first_line(second)})", flush=True)
+
+    def _kept(self) -> list[str]:
+        """Clauses about what a resumed run starts from."""
+        if not self.run_dir.is_dir():
+            return []
+        good = (
+            f"the last good checkpoint is after iteration {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
+        )
+        return [good, f"metrics flushed before are kept in {self.run_dir}"]

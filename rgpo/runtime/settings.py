@@ -1,31 +1,47 @@
-"""The keys of a run's configuration that the runner itself reads, with their types."""
+"""The keys of a run's configuration that the runner itself reads, with their types and ranges."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from rgpo.core.ranges import NOT_NEGATIVE, accept, check_fields, count, or_null
+
+MOST_ITERATIONS = 10_000_000  # rows of metrics.parquet, whose table is joined in memory
+NAME = accept(
+    lambda name: re.fullmatch(r"[\w-][\w.-]*", name) is not None and len(name.encode()) <= 200,
+    "must consist of at most 200 letters, digits, -, _ and dots, and not begin with a dot.",
+)
+FOLDER = accept(lambda name: name != "" and "\0" not in name, "is empty or not a path; give a folder, . for the current one.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Each key as described in conf/config.yaml; ``choices`` are the options selected of each group, "none" included."""
 
-    name: str
-    seed: int
-    total_env_steps: int | None
-    num_iterations: int | None
-    results_dir: str
-    num_threads: int
-    eval_every: int
-    gradvar_every: int
-    checkpoint_every_s: float
+    name: str = field(metadata=NAME)
+    seed: int = field(metadata=count(2**63 - 1, least=0))
+    total_env_steps: int | None = field(metadata=or_null(count(10**12)))
+    num_iterations: int | None = field(metadata=or_null(count(MOST_ITERATIONS)))
+    results_dir: str = field(metadata=FOLDER)
+    num_threads: int = field(metadata=count(4096))
+    eval_every: int = field(metadata=count(2**63 - 1, least=0))
+    gradvar_every: int = field(metadata=count(2**63 - 1, least=0))
+    checkpoint_every_s: float = field(metadata=NOT_NEGATIVE)
     exports: list[str]
     choices: Mapping[str, str | None]
 
+    def __post_init__(self) -> None:
+        check_fields(self, "")
+
     @classmethod
-    def of(cls, config: Mapping[str, object]) -> Settings:
-        """The settings of a checked configuration."""
+    def of(cls, config: Mapping[str, object]) -> Self:
+        """The settings of a checked configuration.
+
+        Raises: ConfigError if a value lies outside its range.
+        """
         values: dict[str, Any] = {field.name: config[field.name] for field in fields(cls)}
         return cls(**values)
 

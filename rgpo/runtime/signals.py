@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 
 ECHO_S = 1.0  # a launcher passes on a signal that its processes have received as well
@@ -42,7 +43,8 @@ class Signals:
         if not self.iterating:
             raise Interrupted(number)
         self.received, self._at = number, time.monotonic()
-        print("stopping after this iteration; send the signal again to stop immediately", flush=True)
+        with suppress(RuntimeError):  # the signal arrived while the loop was printing
+            print("stopping after this iteration; send the signal again to stop immediately", flush=True)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -34,6 +34,8 @@ class TensorBoard:
     def __init__(self, run_dir: Path, config: Config, iteration: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        if (run_dir / "tensorboard").is_symlink():
+            raise OSError("tensorboard/ is a link")
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=iteration + 1)
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:

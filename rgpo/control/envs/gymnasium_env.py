@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import warnings
+from contextlib import suppress
 from typing import Any
 from zlib import crc32
 
@@ -13,7 +15,9 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from rgpo.control.envs.vector_env import Floats, Step, check_saved
-from rgpo.errors import ConfigError
+from rgpo.errors import ConfigError, first_line
+
+REAL = (float, int, np.floating, np.integer, np.bool_)
 
 
 class GymnasiumVector:
@@ -124,18 +128,39 @@ class GymnasiumVector:
 
     def close(self) -> None:
         for env in self._envs:
-            env.close()
+            try:
+                env.close()
+            except Exception as error:  # the environment's own; all results are there by now
+                warnings.warn(f"task.env_id={self.env_id}: close() failed ({type(error).__name__}: {error})", stacklevel=2)
 
     def _begin(self, i: int, seed: int | None) -> None:
         """Start an episode; with seed None, np_random keeps its state."""
         env = self._envs[i]
         self._episode_rng[i] = None if seed is not None else _rng_state(env)
-        self._write(i, env.reset(seed=seed)[0])
+        try:
+            returned = env.reset(seed=seed)
+        except SystemExit as error:
+            raise self._exited("reset", error) from error
+        try:
+            observation, _ = returned
+        except (TypeError, ValueError) as error:
+            raise self._fault("reset() must return an observation and a dict", returned) from error
+        self._write(i, observation)
         self._actions[i] = []
         self._checksum[i] = crc32(self._row_bytes[i])
 
     def _advance(self, i: int, action: Any) -> None:
-        observation, self._reward[i], self._terminated[i], self._truncated[i], _ = self._envs[i].step(action)
+        try:
+            returned = self._envs[i].step(action)
+        except SystemExit as error:
+            raise self._exited("step", error) from error
+        try:
+            observation, reward, self._terminated[i], self._truncated[i], _ = returned
+        except (TypeError, ValueError) as error:
+            raise self._fault("step() must return observation, reward, terminated, truncated and a dict", returned) from error
+        if not isinstance(reward, REAL):
+            raise self._fault("the reward must be a number", reward)
+        self._reward[i] = reward
         self._write(i, observation)
         self._actions[i].append(action)
         self._checksum[i] = crc32(self._reward_bytes[i], crc32(self._row_bytes[i], self._checksum[i]))
@@ -143,10 +168,40 @@ class GymnasiumVector:
     def _write(self, i: int, observation: Any) -> None:
         """Box: flattened and cast to float64. Discrete: one-hot."""
         if self._shaped:
-            self._shaped[i][...] = observation
-        else:
-            self._rows[i][:] = 0.0
-            self._rows[i][int(observation) - int(self._observation_space.start)] = 1.0
+            row = self._shaped[i]
+            if not isinstance(observation, np.ndarray) or observation.shape != row.shape or observation.dtype.kind not in "fiub":
+                observation = self._numbers(observation, row.shape)
+            row[...] = observation
+            return
+        space = self._observation_space
+        try:
+            place = operator.index(observation) - int(space.start)
+        except TypeError as error:
+            raise self._fault(f"an observation must be in {space}", observation) from error
+        if not 0 <= place < space.n:
+            raise self._fault(f"an observation must be in {space}", observation)
+        self._rows[i][:] = 0.0
+        self._rows[i][place] = 1.0
+
+    def _numbers(self, observation: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """An observation that is a list or the like as an array.
+
+        Raises: ValueError unless it has the shape and consists of numbers.
+        """
+        with suppress(ValueError):  # rows of different lengths
+            found = np.asarray(observation)
+            if found.shape == shape and found.dtype.kind in "fiub":
+                return found
+        raise self._fault(f"an observation must be numbers of shape {shape}", observation)
+
+    def _fault(self, must: str, returned: Any) -> ValueError:
+        array = isinstance(returned, np.ndarray)
+        kind = f"an array of shape {returned.shape} and type {returned.dtype}" if array else repr(returned)[:80]
+        return ValueError(f"task.env_id={self.env_id}: {must}, but the environment returned {kind}.")
+
+    def _exited(self, call: str, error: SystemExit) -> RuntimeError:
+        """An environment must not end the sweep that its run is part of."""
+        return RuntimeError(f"task.env_id={self.env_id}: the environment called sys.exit({error.code!r}) in {call}().")
 
     def _to_env(self, actions: npt.NDArray[Any]) -> list[Any]:
         """One action per environment, in fresh memory (an environment may keep or change its action)."""
@@ -175,6 +230,9 @@ def _make(env_id: str, kwargs: dict[str, Any]) -> Any:
         raise ConfigError(f"task.env_id={env_id}: gymnasium cannot make it{given}; {str(error).rstrip('.')}.") from error
     except gymnasium.error.Error as error:
         raise ConfigError(f"task.env_id={env_id}: unknown to this gymnasium installation{_near(env_id)}.") from error
+    except Exception as error:  # the environment's own
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"task.env_id={env_id}: cannot be made, its constructor failed ({why}).") from error
 
 
 def _near(env_id: str) -> str:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from rgpo.errors import ConfigError, first_line, require
 from rgpo.language.assets import Log
-from rgpo.language.policy.model_files import fetch_from_hub
+from rgpo.language.policy.model_files import fetch_from_hub, find_local
 
 KEY = "task.source.data"
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -28,10 +28,9 @@ ANSWER = "\n\nAssistant:"
 ROLES = {"Human": "user", "Assistant": "assistant"}
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # owner/name, /subset, @revision
 ENDINGS = (".jsonl", ".jsonl.gz")
-HELDOUT = frozenset(
-    {"test", "tests", "testing", "eval", "evaluation", "dev", "val", "valid", "validation", "heldout"}
-)  # words of names
+HELDOUT = frozenset("test tests testing eval evaluation dev val valid validation heldout".split())  # words of names
 LFS_POINTER = b"version https://git-lfs"  # the first bytes of a file that `git clone` did not download
+MAX_BYTES = 16 * 2**20  # of a line
 
 
 class Pair(NamedTuple):
@@ -52,8 +51,8 @@ def check_data(data: str | None) -> None:
         raise ConfigError(
             f"{KEY}={data}: must be given: a jsonl(.gz) in HH-RLHF's format, a folder of them, or Anthropic/hh-rlhf/helpful-base."
         )
-    path = Path(data).expanduser()
-    if path.exists():
+    path = find_local(KEY, data)
+    if path is not None:
         _files_below(path, data)
     else:
         on_hub = ON_HUB.fullmatch(data) is not None and data[0] not in ".~" and not data.endswith(ENDINGS)
@@ -95,8 +94,8 @@ def find_files(data: str) -> list[Path]:
     Raises: ConfigError if there is none.
     """
     check_data(data)
-    path = Path(data).expanduser()
-    if not path.exists():
+    path = find_local(KEY, data)
+    if path is None:
         place, at, revision = data.partition("@")
         owner, name, *subset = place.split("/")
         patterns = [f"{'/'.join([*subset, '*'])}{ending}" for ending in ENDINGS]
@@ -156,7 +155,9 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
             pointer = start.read(len(LFS_POINTER)) == LFS_POINTER
         require(not pointer, KEY, file, "is a pointer of Git LFS without the data; run `git lfs pull` in the clone.")
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_BYTES + 1), b""), 1):
+                if len(line) > MAX_BYTES:
+                    raise ConfigError(f"{KEY}={file}: line {number} is longer than {MAX_BYTES} bytes; remove it.")
                 if line.strip():
                     yield f"{file}, line {number}", line.decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
@@ -167,7 +168,7 @@ def _parse(location: str, line: str) -> tuple[Pair, str]:
     """The pair, and "" or the reason to leave it out."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{KEY}: {location} is not valid JSON ({first_line(error)}); fix or remove the line.") from error
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("chosen", "rejected")):
         raise ConfigError(f"{KEY}: {location} lacks a text under chosen or rejected; fix or remove the line.")

@@ -26,7 +26,24 @@ CODE = {  # keys of a model's files that load code, and the values that do not
     "experts_implementation": EXPERTS,
     "_experts_implementation": EXPERTS,
 }
+REVISION = re.compile(r"\w[\w.-]*(/[\w.-]+)*")
+MAX_BYTES = 16 * 2**20  # of a config.json
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def find_local(key: str, text: str) -> Path | None:
+    """The path of a file or folder that exists, else None.
+
+    Raises: ConfigError for a name that no file can have, or whose folder cannot be read.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{key}={text}: cannot be read ({first_line(error)}); give another path.") from error
+    return path
 
 
 def check_path(key: str, path_or_id: str) -> None:
@@ -35,10 +52,10 @@ def check_path(key: str, path_or_id: str) -> None:
     Raises: ConfigError if the folder does not exist or ``check_folder`` rejects it.
     """
     require(path_or_id not in ("", "???"), key, path_or_id, "is not set; give a folder or a hub id.")
-    folder = Path(path_or_id).expanduser()
-    if folder.exists():
+    folder = find_local(key, path_or_id)
+    if folder is not None:
         check_folder(key, folder)
-    elif folder.is_absolute() or path_or_id.startswith((".", "~")):
+    elif path_or_id.startswith(("/", ".", "~")):
         raise ConfigError(f"{key}={path_or_id}: there is no such folder; give another or a hub id.")
 
 
@@ -55,7 +72,7 @@ def check_folder(key: str, folder: Path) -> None:
     adapter = (folder / "adapter_config.json").exists()
     require(not adapter, key, folder, "has an adapter, whose base may be any other model; merge it and save the whole model.")
     for file in sorted(folder.glob("*.json")):
-        if file.name.endswith("config.json"):
+        if file.name.endswith("config.json") and file.is_file():
             for name, value in _entries(_read_json(key, file)):
                 remedy = f"{file.name} would run code of the model's authors ({name}={value}); use a model that has none."
                 require(name not in CODE or not value or value in CODE[name], key, folder, remedy)
@@ -89,6 +106,7 @@ def _check_weights(key: str, folder: Path) -> None:
 
 
 def _read_json(key: str, file: Path) -> dict[str, Any]:
+    require(file.stat().st_size <= MAX_BYTES, key, file.parent, f"{file.name} is larger than {MAX_BYTES} bytes.")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -103,8 +121,8 @@ def resolve_folder(key: str, path_or_id: str) -> Path:
     Raises: ConfigError if it cannot be found, downloaded or trained safely.
     """
     check_path(key, path_or_id)
-    folder = Path(path_or_id).expanduser()
-    if not folder.exists():
+    folder = find_local(key, path_or_id)
+    if folder is None:
         folder = fetch_from_hub(key, path_or_id, allow_patterns=FILES, ignore_patterns=["*/*"])
         check_folder(key, folder)
     return folder
@@ -117,7 +135,9 @@ def fetch_from_hub(key: str, repository: str, **options: Any) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    name, _, revision = repository.partition("@")
+    name, at, revision = repository.partition("@")
+    named = not at or (REVISION.fullmatch(revision) is not None and ".." not in revision)
+    require(named, key, repository, "names no branch, tag or commit after @.")
     try:
         return Path(snapshot_download(name, revision=revision or None, **options))
     except (OSError, ValueError) as error:

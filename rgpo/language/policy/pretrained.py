@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rgpo.core.ranges import POSITIVE, accept, check_fields, count
-from rgpo.errors import ConfigError, first_line, require
+from rgpo.errors import ConfigError, first_line, is_out_of_memory, require
 from rgpo.language.policy.model_files import ATTENTIONS, resolve_folder
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16")
+DEVICE = accept(
+    lambda name: re.fullmatch(r"auto|(cpu|cuda|mps|xpu|npu|hpu)(:[0-9]{1,3})?", name) is not None,
+    "must be auto, cpu, cuda or cuda:0.",
+)
 
 
 def require_packages(key: str, *names: str, extra: str = "llm") -> None:
@@ -104,12 +108,12 @@ def load_pretrained(key: str, folder: Path, auto: Any, **options: Any) -> Any:
 
     Raises: ConfigError if the files cannot be loaded.
     """
-    from safetensors import SafetensorError
-
     try:
         with quiet():
             return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever damaged or unknown files raise
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(f"{key}={folder}: cannot be loaded ({type(error).__name__}: {first_line(error)}).") from error
 
 

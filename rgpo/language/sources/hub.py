@@ -15,7 +15,7 @@ from rgpo.language.assets import LanguageAssets, Log
 from rgpo.language.data.chat import make_chat_assets
 from rgpo.language.data.hh_rlhf import check_data, load_pairs, split_by_dialogue
 from rgpo.language.policy.model_files import ATTENTIONS, check_path, resolve_folder, version_of
-from rgpo.language.policy.pretrained import DTYPES, load_causal_lm, require_packages
+from rgpo.language.policy.pretrained import DEVICE, DTYPES, load_causal_lm, require_packages
 from rgpo.language.rewards.reward_model import ChatRewardModel
 
 
@@ -35,7 +35,7 @@ class Hub:
     reward_dtype: str = field(metadata=one_of(*DTYPES))
     reward_batch_size: int = field(metadata=count(MANY))
     attn_implementation: str = field(metadata=one_of(*ATTENTIONS))
-    device: str
+    device: str = field(metadata=DEVICE)
 
     def __post_init__(self) -> None:
         check_fields(self, "task.source")

@@ -33,7 +33,7 @@ from rgpo.language.data.chat import make_chat_assets
 from rgpo.language.data.hh_rlhf import Pair, check_data, load_pairs, split_by_dialogue
 from rgpo.language.data.pypi_archive import Archive, fetch, sha256_of
 from rgpo.language.policy.model_files import version_of
-from rgpo.language.policy.pretrained import DTYPES, load_causal_lm, quiet, require_packages
+from rgpo.language.policy.pretrained import DEVICE, DTYPES, load_causal_lm, quiet, require_packages
 from rgpo.language.rewards import pairwise
 from rgpo.paths import cache_dir
 
@@ -72,7 +72,7 @@ class SmolLM2:
     reward_l2: float = field(metadata=POSITIVE)
     gold_ridge: float = field(metadata=POSITIVE)
     dtype: str = field(metadata=one_of(*DTYPES))
-    device: str
+    device: str = field(metadata=DEVICE)
 
     def __post_init__(self) -> None:
         check_fields(self, "task.source")

@@ -109,7 +109,8 @@ def failure(error: Exception) -> str:
     names = {cls.__name__ for cls in type(error).__mro__}  # by name: the classes are private
     if "CppCompileError" in {*names, *first_line(error).split(":")}:
         return f"the C++ compiler failed ({first_line(error)}); install g++ and Python's headers"
-    return f"torch cannot compile this update ({type(error).__name__}: {first_line(error)})"
+    explanation = re.search(r"Explanation: (.{1,120})", str(error))  # of code that torch cannot trace
+    return f"torch cannot compile this update ({type(error).__name__}: {explanation[1] if explanation else first_line(error)})"
 
 
 def was_stopped(error: BaseException | None) -> bool:
@@ -117,12 +118,14 @@ def was_stopped(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, subprocess.CalledProcessError) and -error.returncode in (signal.SIGINT, signal.SIGTERM):
             return True
+        if type(error).__name__ == "InvalidCxxCompiler":  # it exists, but did not answer --version
+            return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def _described(x: object) -> str:
-    """What a graph depends on: functions and their bound arguments, dtypes and shapes of tensors."""
+    """Functions with their bound arguments, and dtypes and shapes of tensors: a graph depends on nothing else."""
     if isinstance(x, partial):
         return f"{_described(x.func)}{_described(x.args)}{_described(x.keywords)}"
     if isinstance(x, Tensor):

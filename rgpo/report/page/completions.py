@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
 from rgpo.report.read.groups import Group
-from rgpo.report.read.rows import parts, read_records
+from rgpo.report.read.rows import read_samples, sample_files
 from rgpo.report.read.run import Problem, Run
-from rgpo.runtime import manifest
 from rgpo.runtime.reader import Unreadable, printable
 
-FILE = "samples.parquet"
 MAX_CHARACTERS = 4_000  # of a text on the page
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control and direction characters
 
@@ -43,7 +40,7 @@ class Pair(NamedTuple):
 
 def pairs(groups: Sequence[Group], limit: int) -> tuple[list[Pair], list[Problem]]:
     """Up to `limit` pairs, equally many per run, of the lowest prompt ids, which are the same for every run."""
-    runs = [(group, run) for group in groups for run in group.used if _files(run)]
+    runs = [(group, run) for group in groups for run in group.used if sample_files(run.folder)]
     each = max(1, limit // len(runs)) if runs else 0
     found: list[Pair] = []
     problems = []
@@ -57,21 +54,11 @@ def pairs(groups: Sequence[Group], limit: int) -> tuple[list[Pair], list[Problem
 
 
 def _of_run(label: str, run: Run, limit: int) -> list[Pair]:
-    damaged = manifest.problems(run.folder, (FILE,))
-    if damaged:
-        raise Unreadable(damaged[0])
-    kinds = get_type_hints(Sample)
-    samples = [Sample(**record) for path in _files(run) for record in read_records(path, kinds)]
+    samples = [Sample(**record) for record in read_samples(run.folder, get_type_hints(Sample))]
     last = max((sample.iteration for sample in samples), default=0)
     at = {(sample.iteration, sample.prompt_id): sample for sample in samples}
     prompts = sorted(prompt for i, prompt in at if i == 0 and (last, prompt) in at) if last else []
     return [Pair(label, run.task, run.seed, _legible(at[0, p]), _legible(at[last, p])) for p in prompts[:limit]]
-
-
-def _files(run: Run) -> list[Path]:
-    """samples.parquet of a finished run, the parts of a running one."""
-    joined = run.folder / FILE
-    return [joined] if joined.exists() else parts(run.folder / "samples")
 
 
 def _legible(sample: Sample) -> Sample:

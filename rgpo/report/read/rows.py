@@ -14,12 +14,15 @@ import pyarrow.parquet as pq
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime import manifest, reader
 from rgpo.runtime.reader import Missing, Unreadable
-from rgpo.runtime.schema import RENAMED_COLUMNS, is_list
+from rgpo.runtime.schema import RENAMED_COLUMNS, SAMPLES, is_list
 
 INDEX_COLUMNS = ("attempt", "iteration", "env_steps")
 WORDS = ("scale",)  # constant text columns that the report reads
 MAX_TEXT = 64 << 20  # characters of a small table
 BATCH = 256  # rows of it at a time
+SAMPLES_FILE = "samples.parquet"
+_KINDS = {"text": str, "whole": int, "number": float, "yes/no": bool}
+SAMPLE_COLUMNS = {name: _KINDS[kind] for name, kind in SAMPLES.items()}
 
 
 class Rows(NamedTuple):
@@ -91,6 +94,27 @@ def read_records(path: Path, columns: Mapping[str, type]) -> list[dict[str, Any]
             found += [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
     numbers = [name for name, kind in columns.items() if kind is float]
     return [row | {name: float("nan") if row[name] is None else float(row[name]) for name in numbers} for row in found]
+
+
+def sample_files(folder: Path) -> list[Path]:
+    """samples.parquet of a finished run, the parts of a running one."""
+    joined = folder / SAMPLES_FILE
+    return [joined] if joined.exists() else parts(folder / "samples")
+
+
+def read_samples(folder: Path, columns: Mapping[str, type]) -> list[dict[str, Any]]:
+    """The completions of a run so far; [] if there are none.
+
+    Raises: Unreadable if a file is damaged.
+    """
+    if damaged := manifest.problems(folder, (SAMPLES_FILE,)):
+        raise Unreadable(damaged[0])
+    found: list[dict[str, Any]] = []
+    for path in sample_files(folder):
+        if damage := manifest.part_damage(path):
+            raise Unreadable(damage)
+        found += read_records(path, columns)
+    return found
 
 
 def floats(column: pa.ChunkedArray) -> Floats:

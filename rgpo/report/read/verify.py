@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from rgpo.report.read import rows
 from rgpo.report.read.load import experiments, queued, run_folders
 from rgpo.report.read.run import Problem
@@ -14,9 +12,7 @@ from rgpo.runtime import manifest, reader
 from rgpo.runtime.provenance import Provenance
 from rgpo.runtime.reader import Missing, Unreadable
 from rgpo.runtime.run_folder import RunState
-from rgpo.runtime.schema import GLOSSARY, SAMPLES
-
-KINDS = {"text": str, "whole": int, "number": float, "yes/no": bool}
+from rgpo.runtime.schema import GLOSSARY
 
 
 def verify(settings: Settings) -> tuple[str, list[Problem]]:
@@ -40,12 +36,10 @@ def verify(settings: Settings) -> tuple[str, list[Problem]]:
 def _damage(folder: Path) -> list[str]:
     """One clause for each file that is damaged, and one for rows that are missing."""
     found = manifest.damage(folder)
-    kinds = {name: KINDS[kind] for name, kind in SAMPLES.items()}
     checks = {
         "config.yaml": reader.read_yaml,
         "state.json": lambda path: reader.read_json(path, RunState),
         "provenance.json": lambda path: reader.read_json(path, Provenance),
-        "samples.parquet": lambda path: rows.read_records(path, kinds),
     }
     for name, read in checks.items():
         try:
@@ -55,16 +49,19 @@ def _damage(folder: Path) -> list[str]:
                 found.setdefault(name, str(error))
         except Unreadable as error:
             found.setdefault(name, str(error))
-    for part in rows.parts(folder / "samples"):
-        if damage := manifest.part_damage(part):
-            found[part.name] = damage
+    if rows.SAMPLES_FILE not in found:
+        try:
+            rows.read_samples(folder, rows.SAMPLE_COLUMNS)
+        except Unreadable as error:
+            found[rows.SAMPLES_FILE] = str(error)
     clauses = list(found.values())
     if "metrics.parquet" not in found and rows.files(folder):
         try:
-            read = rows.read(folder, GLOSSARY)
+            read_rows = rows.read(folder, GLOSSARY)
         except Unreadable as error:
             return [*clauses, str(error)]
-        iteration = read.columns["iteration"]
-        gaps = np.setdiff1d(np.arange(1, iteration[-1] + 1), iteration)
-        clauses += [*read.problems, *([f"{len(gaps)} iterations up to {iteration[-1]:g} have no row"] if len(gaps) else [])]
+        iteration = read_rows.columns["iteration"]
+        gap = int(iteration.max()) - len(iteration)
+        clauses += read_rows.problems
+        clauses += [f"{gap} of the iterations up to {iteration.max():g} have no row"] if gap > 0 else []
     return clauses

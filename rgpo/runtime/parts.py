@@ -1,0 +1,200 @@
+"""Parquet files that are read back before they count, and rows in numbered part files that survive kills and power cuts."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rgpo import atomic
+from rgpo.errors import StorageError
+from rgpo.runtime import manifest, reader
+
+FLUSH_ROWS = 1_000
+FLUSH_SECONDS = 30.0
+KINDS = ("metrics", "samples")
+Row = Mapping[str, object]
+
+
+def write_atomically(table: pa.Table, path: Path, key: Sequence[str] = ()) -> None:
+    """Replace a parquet file by one that was read back.
+
+    key: the columns that are compared with those written.
+
+    Raises: Unreadable if other rows were read back; OSError if the file cannot be written.
+    """
+    _replace(path, _encode(table), table, key)
+
+
+def _replace(path: Path, data: pa.Buffer, table: pa.Table, key: Sequence[str]) -> None:
+    with atomic.replacing(path, fsync=True) as aside:
+        atomic.fill(aside, data)
+        with reader.parquet(aside) as file:
+            found = file.read()
+        if len(found) != len(table) or not found.select(key).equals(table.select(key)):
+            raise reader.Unreadable(f"{path.name} was not stored as it was written")
+
+
+def _encode(table: pa.Table) -> pa.Buffer:
+    floats = [f.name for f in table.schema if pa.types.is_float32(f.type)]
+    words = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
+    stream = pa.BufferOutputStream()
+    pq.write_table(
+        table, stream, compression="zstd", use_dictionary=words, use_byte_stream_split=floats, write_page_checksum=True
+    )
+    return stream.getvalue()
+
+
+def _read_rows(path: Path, schema: pa.Schema, key: Sequence[str]) -> pa.Table:
+    """The rows of a file of this schema, which may have further columns; numbers that it lacks are NaN.
+
+    Raises: Unreadable if it is damaged, or has columns of other types or incomplete keys.
+    """
+    damage = manifest.part_damage(path)
+    if damage:
+        raise reader.Unreadable(damage)
+    with reader.parquet(path) as file:
+        table = file.read()
+    names, known = table.column_names, set(schema.names)
+    fits = len(set(names)) == len(names) and set(key) <= set(names)
+    fits = fits and all(table.schema.field(name).type.equals(schema.field(name).type) for name in names if name in known)
+    if not fits or any(table[name].null_count for name in key):
+        raise reader.Unreadable(f"{path.name} has other columns than this run")
+    for field in schema:
+        if field.name not in names and pa.types.is_float32(field.type):
+            table = table.append_column(field, pa.repeat(pa.scalar(math.nan, field.type), len(table)))
+    return table
+
+
+def _keys(table: pa.Table, key: Sequence[str]) -> set[tuple[object, ...]]:
+    return set(zip(*(table[name].to_pylist() for name in key), strict=True))
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The part files in a folder, in the order in which they were written."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+@contextmanager
+def storing(run_dir: Path) -> Iterator[None]:
+    try:
+        with atomic.storing(run_dir):
+            yield
+    except reader.Unreadable as error:
+        raise StorageError(f"results_dir: {run_dir}: {error}; repeat the command, which measures lost rows again.") from error
+
+
+class PartFiles:
+    """Rows of one schema in numbered part files, to which every attempt at a run adds its own.
+
+    Rows that an earlier attempt measured after the last checkpoint are kept until they are measured again.
+    """
+
+    def __init__(self, run_dir: Path, kind: str, schema: pa.Schema, key: tuple[str, ...], attempt: int) -> None:
+        """Read the rows of earlier attempts; a damaged file is set aside and named in ``damage``."""
+        self.run_dir, self.folder, self.schema, self.key = run_dir, run_dir / kind, schema, key
+        self.path = run_dir / f"{kind}.parquet"  # of the joined file
+        self.rows: list[Row] = []  # not written yet
+        self.damage: list[str] = []
+        self._attempt = attempt
+        self._num_parts = 0
+        self._last_flush = time.monotonic()
+        with storing(run_dir):
+            if self.folder.is_symlink():
+                raise NotADirectoryError(errno.ENOTDIR, "it is a link", str(self.folder))
+            atomic.make_folder(self.folder)
+            atomic.remove_temporary(self.folder)
+            self._later = self._read(self._set_aside)  # rows after those of this attempt
+        self._later_parts = part_files(self.folder)
+        self.keys: set[tuple[object, ...]] = set()  # of all rows but the later ones
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        moved = atomic.set_aside(path, self.run_dir, "damaged")
+        self.damage.append(f"{why}; it was renamed to {moved.name}")
+
+    def _read(self, on_damage: Callable[[Path, str], None]) -> pa.Table:
+        """The rows of the joined file and of all parts, sorted by the key; of rows with equal keys, the one written last."""
+        tables = [self.schema.empty_table()]
+        for path in [*([self.path] if os.path.lexists(self.path) else []), *part_files(self.folder)]:
+            try:
+                tables.append(_read_rows(path, self.schema, self.key))
+            except reader.Unreadable as error:
+                on_damage(path, str(error))
+        table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+        keys = zip(*(table[name].to_pylist() for name in self.key), strict=True)
+        place = {key: i for i, key in enumerate(keys)}
+        return table.take(pa.array((place[key] for key in sorted(place)), pa.int64())).combine_chunks()
+
+    def read_until(self, iteration: int) -> set[tuple[object, ...]]:
+        """The keys of the rows of earlier attempts up to an iteration."""
+        return _keys(self._later.filter(pc.field("iteration") <= iteration), self.key)
+
+    def resume(self, iteration: int) -> None:
+        """Continue after an iteration: earlier parts are joined into one of rows up to it and one of later rows."""
+        earlier, self.keys = self._later, self.read_until(iteration)
+        self._write(earlier.filter(pc.field("iteration") <= iteration))
+        self._keep(earlier.filter(pc.field("iteration") > iteration))
+
+    def _keep(self, later: pa.Table) -> None:
+        """Replace the parts that hold later rows by one."""
+        part = self._write(later)
+        with storing(self.run_dir):
+            atomic.remove(self._later_parts)
+        self._later, self._later_parts = later, part
+
+    def add(self, row: Row) -> None:
+        """Buffer a row; flush after 1,000 rows or 30 s."""
+        self.rows.append(row)
+        if len(self.rows) >= FLUSH_ROWS or time.monotonic() - self._last_flush > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the buffered rows as a new part.
+
+        Raises: StorageError if it cannot be written.
+        """
+        self._last_flush = time.monotonic()
+        if self.rows:
+            table = pa.Table.from_pylist(self.rows, schema=self.schema)
+            self._write(table)
+            self.keys |= _keys(table, self.key)
+            self.rows = []
+            later = self._later.filter(pc.field("iteration") > pc.max(table["iteration"]))
+            if len(later) < len(self._later):
+                self._keep(later)
+
+    def _write(self, table: pa.Table) -> list[Path]:
+        """The new part; [] for a table without rows."""
+        if not len(table):
+            return []
+        data = _encode(table)
+        path = self.folder / manifest.part_name(self._attempt, self._num_parts, memoryview(data))
+        with storing(self.run_dir):
+            _replace(path, data, table, self.key)
+        self._num_parts += 1
+        return [path]
+
+    def join(self) -> pa.Table:
+        """Flush, and read everything back.
+
+        Raises: StorageError if rows that were written are lost.
+        """
+
+        def fail(path: Path, why: str) -> None:
+            raise reader.Unreadable(why)
+
+        self.flush()
+        with storing(self.run_dir):
+            table = self._read(fail)
+            lost = self.keys - _keys(table, self.key)
+            if lost:
+                raise reader.Unreadable(f"part files of {len(lost)} rows in {self.folder.name} were deleted")
+        return table.replace_schema_metadata(self.schema.metadata)
