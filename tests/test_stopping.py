@@ -102,7 +102,7 @@ def test_bad_stops_are_refused(folder: Path) -> None:
             token_id(tokenizer, token)
     with pytest.raises(ConfigError, match=r"^task\.stop_tokens=\[\]: would let no completion end"):
         make_task(Own(), stop_tokens=[])
-    with pytest.raises(ConfigError, match=r"^task\.stop_strings=\[''\]: an empty text would end every completion"):
+    with pytest.raises(ConfigError, match=r"^task\.stop_strings=\[''\]: must not contain an empty text"):
         make_task(Own(), stop_strings=[""])
 
 

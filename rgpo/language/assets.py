@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from rgpo.core.rollout import Array
-from rgpo.errors import NonFiniteError
+from rgpo.errors import NonFiniteError, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,3 +90,14 @@ def require_finite_scores(scores: Array, texts: Sequence[str], name: str) -> Arr
             "look for NaN in its weights, or load it with dtype=float32."
         )
     return scores
+
+
+def require_same_versions(source: AssetLoader, versions: Mapping[str, str], before: Mapping[str, str]) -> None:
+    """Raises: ConfigError if a model or data set is not the one that a checkpoint was made with."""
+    fields = getattr(source, "__dict__", {})
+    keys = {str(value).partition("@")[0]: f"task.source.{key}" for key, value in fields.items()}
+    for name, version in versions.items():
+        saved = before.get(name, version)
+        remedy = f"is {version} and was {saved} when the checkpoint was saved; restore it"
+        remedy += ", or use force=true." if len(saved) == 64 else f", pin it by {name}@{saved}, or use force=true."
+        require(saved == version, keys.get(name, "task.source"), name, remedy)

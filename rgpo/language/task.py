@@ -19,11 +19,11 @@ from rgpo.core.advantages import token_rewards, token_steps, zero_variance_group
 from rgpo.core.ranges import MANY, accept, check_fields, count, one_of
 from rgpo.core.rollout import Array
 from rgpo.errors import require
-from rgpo.language.assets import AssetLoader, LanguageAssets, log_line
+from rgpo.language.assets import AssetLoader, LanguageAssets, log_line, require_same_versions
 from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
 from rgpo.language.policy.pretrained import LoRA, context_length
 from rgpo.language.policy.samplers import Sampler
-from rgpo.language.policy.stopping import StopRule, token_id
+from rgpo.language.policy.stopping import StopRule, make_stop_rule
 from rgpo.learning.types import Policy, Requirements, State
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Language:
     group_size: int = field(metadata=count(MANY))
     max_new_tokens: int = field(metadata=count(MANY))
     stop_tokens: list[str | int] | None
-    stop_strings: list[str]
+    stop_strings: list[str] = field(metadata=accept(all, "must not contain an empty text, which would end every completion."))
     temperature: float = field(metadata=TEMPERATURE)
     ratio: str = field(metadata=one_of("token", "sequence"))
     reduction: str = field(metadata=one_of("token_mean", "sequence_mean"))
@@ -61,9 +61,6 @@ class Language:
         check_fields(self, "task")
         nothing = self.stop_tokens is not None and not self.stop_tokens and not self.stop_strings
         require(not nothing, "task.stop_tokens", "[]", "would let no completion end; name a token, or use null.")
-        require(
-            all(self.stop_strings), "task.stop_strings", self.stop_strings, "an empty text would end every completion; remove it."
-        )
         tokens = self.batch_size * self.max_new_tokens
         remedy = f"x task.group_size={self.group_size} x task.max_new_tokens={self.max_new_tokens} makes {tokens:,} tokens per "
         require(tokens <= MANY, "task.num_prompts", self.num_prompts, f"{remedy}rollout, over {MANY:,}; lower one of them.")
@@ -72,15 +69,9 @@ class Language:
 
     @property
     def stop_rule(self) -> StopRule:
-        """What ends a completion.
-
-        Raises: ConfigError if stop_tokens names a token that the tokenizer does not have.
-        """
+        """What ends a completion."""
         assets = self.assets
-        ids = {assets.eos_id} | assets.stop_ids
-        if self.stop_tokens is not None:
-            ids = {token_id(assets.tokenizer, token) for token in self.stop_tokens}
-        return StopRule(frozenset(ids), tuple(self.stop_strings), assets.tokenizer)
+        return make_stop_rule(assets.tokenizer, assets.stop_ids | {assets.eos_id}, self.stop_tokens, self.stop_strings)
 
     @property
     def batch_size(self) -> int:
@@ -294,19 +285,9 @@ class Language:
 
         from rgpo.language.policy.token_batch import restore_rollout
 
-        self._require_same_assets(cast(Mapping[str, str], state.get("versions", {})))
+        require_same_versions(self.source, self.assets.versions, cast(Mapping[str, str], state.get("versions", {})))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.generator.set_state(cast(torch.Tensor, state["generator"]))
         self.order = list(cast(list[int], state["order"]))
         self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state["waiting"]))
         self.evaluator.load_state_dict(cast(State, state["evaluator"]))
-
-    def _require_same_assets(self, before: Mapping[str, str]) -> None:
-        """Raises: ConfigError if a model or data set is not the one that the checkpoint was made with."""
-        fields = getattr(self.source, "__dict__", {})
-        keys = {str(value).partition("@")[0]: f"task.source.{key}" for key, value in fields.items()}
-        for name, version in self.assets.versions.items():
-            saved = before.get(name, version)
-            remedy = f"is {version} and was {saved} when the checkpoint was saved; restore it"
-            remedy += ", or use force=true." if len(saved) == 64 else f", pin it by {name}@{saved}, or use force=true."
-            require(saved == version, keys.get(name, "task.source"), name, remedy)

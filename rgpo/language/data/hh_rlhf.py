@@ -28,7 +28,7 @@ ANSWER = "\n\nAssistant:"
 ROLES = {"Human": "user", "Assistant": "assistant"}
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # owner/name, /subset, @revision
 ENDINGS = (".jsonl", ".jsonl.gz")
-HELDOUT = frozenset("test tests testing eval evaluation dev val valid validation heldout".split())  # words of names
+HELDOUT = re.compile(r"(?<![a-z])(tests?|testing|eval|evaluation|dev|val|valid|validation|held.?out)(?![a-z])")  # in names
 LFS_POINTER = b"version https://git-lfs"  # the first bytes of a file that `git clone` did not download
 MAX_BYTES = 16 * 2**20  # of a line
 
@@ -106,7 +106,7 @@ def find_files(data: str) -> list[Path]:
 
 def _files_below(path: Path, data: str) -> list[Path]:
     files = [path]
-    if path.is_dir():
+    if not path.is_file():
         below = sorted(file for ending in ENDINGS for file in path.rglob(f"*{ending}") if file.is_file())
         files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     require(bool(files), KEY, data, f"contains no file that ends in {' or '.join(ENDINGS)}.")
@@ -115,10 +115,7 @@ def _files_below(path: Path, data: str) -> list[Path]:
 
 def is_heldout(file: Path, root: Path) -> bool:
     """True if the file's name, or that of a folder between root and it, has a word of HELDOUT."""
-    words = re.split(
-        r"[^a-z]+", file.relative_to(root).as_posix().lower().replace("held_out", "heldout").replace("held-out", "heldout")
-    )
-    return not HELDOUT.isdisjoint(words)
+    return HELDOUT.search(file.relative_to(root).as_posix().lower()) is not None
 
 
 def _has_pairs(file: Path) -> bool:

@@ -153,16 +153,9 @@ class LanguageModel:
 
     def _hidden(self, backbone: Any, view: MicroBatch) -> Tensor:
         """Hidden states (n, D) that predict a micro-batch's tokens."""
-        inputs: dict[str, object] = {"use_cache": False}
-        if self.layout == "packed":
-            visible = attention_masks.segment_visibility(view.segment_UW)[:, None]
-            inputs["attention_mask"] = attention_masks.additive_mask(visible, backbone.dtype)
-        elif self.layout == "padded":
-            inputs["attention_mask"] = (view.segment_UW >= 0).long()
-        if self.layout != "plain":
-            inputs["position_ids"] = view.position_ids_UW
+        inputs = attention_masks.layout_inputs(self.layout, view, backbone.dtype)
         with self.precision():
-            out = backbone(input_ids=view.input_ids_UW, **accepted(backbone, **inputs))
+            out = backbone(input_ids=view.input_ids_UW, **accepted(backbone, **inputs, use_cache=False))
         return view.predicting(out.last_hidden_state if self._disable_adapters else out.last_hidden_state.float())
 
     def _stored_kl(self, view: MicroBatch, hidden_nD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

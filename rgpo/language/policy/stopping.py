@@ -77,3 +77,14 @@ class StopRule:
         """A completion's text up to the first of strings."""
         starts = [text.index(string) for string in self.strings if string in text]
         return text[: min(starts, default=len(text))]
+
+
+def make_stop_rule(
+    tokenizer: PreTrainedTokenizerBase, default: frozenset[int], tokens: list[str | int] | None, strings: list[str]
+) -> StopRule:
+    """A rule of tokens, by text or id, in place of the default ones if given, and of strings.
+
+    Raises: ConfigError if the tokenizer does not have a token.
+    """
+    ids = default if tokens is None else frozenset(token_id(tokenizer, token) for token in tokens)
+    return StopRule(ids, tuple(strings), tokenizer)
