@@ -67,7 +67,7 @@ class Consistency:
                 raise
             raise ConfigError(f"{self.key}: a {name} cannot read a text of {len(ids)} tokens ({first_line(error)}).") from error
         gap = float((first - again).abs().mean())
-        if not gap <= self._tolerance(ids, first):
+        if not gap <= self._unit(first):
             raise ConfigError(
                 f"{self.key}: two passes over one text by {name} differ by {gap:.2g} nats per token; "
                 "its forward pass is random, give another model."
@@ -195,7 +195,10 @@ class Consistency:
 
     def _tolerance(self, ids: Sequence[int], logp: Tensor) -> float:
         """The accepted mean difference from a text's logp (S - 1,): from its change when the last bit of embeddings changes."""
-        eps = torch.finfo(self.policy.compute_dtype).eps
         with perturbed_embeddings(self.base, self.policy.compute_dtype):
             change = float((self._text_logp(ids) - logp).abs().mean())
-        return max(LEAST, ROUNDING * change + UNITS * eps * float(logp.abs().max().clamp(min=1)))
+        return ROUNDING * change + self._unit(logp)
+
+    def _unit(self, logp: Tensor) -> float:
+        """The accepted difference of what should be equal up to the last place."""
+        return max(LEAST, UNITS * torch.finfo(self.policy.compute_dtype).eps * float(logp.abs().max()))
