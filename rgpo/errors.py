@@ -45,14 +45,9 @@ def require(ok: bool, key: str, value: object, remedy: str) -> None:
         raise ConfigError(f"{key}={value}: {remedy}")
 
 
-def require_compile(value: object) -> None:
-    """Raises: ConfigError unless update.compile is auto, true or false."""
-    require(isinstance(value, bool) or value == "auto", "update.compile", value, "choose auto, true or false.")
-
-
 def close_matches(name: str, known: Iterable[str], count: int = 3) -> str:
     """The clause " Did you mean a, b?" for a misspelled name; "" if nothing is close."""
-    near = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    near = difflib.get_close_matches(name[:100], list(known), n=count, cutoff=0.5)
     return f" Did you mean {', '.join(near)}?" if near else ""
 
 

@@ -18,263 +18,49 @@ from rgpo.cli.config import build, compose_jobs, jobs_of
 from rgpo.cli.overrides import Composer, group_options, hydra_on
 from rgpo.errors import ConfigError
 
+split = str.split
 LANGUAGE = ["task=qwen_rlhf", "algo=ppo"]
 LANGUAGE_ALGOS = ("dapo", "dpo", "grpo", "gspo", "rloo")
 LONGEST_SENTENCE = 2000  # characters
 
-NUMBERS = [
-    "nan",
-    "inf",
-    "-inf",
-    ".nan",
-    "0",
-    "-0.0",
-    "-1",
-    "-7.5",
-    "0.5",
-    "1.5",
-    "1e3",
-    "-1e3",
-    "1e20",
-    "1e-300",
-    "1e300",
-    "1e-40",
-]
-NUMBERS += [
-    "1e-12",
-    "1e12",
-    "1e31",
-    "1e39",
-    "9223372036854775807",
-    "9223372036854775808",
-    "99999999999999999999",
-    "1_000",
-    "0x10",
-]
-NUMBERS += ["0o17", "1000000000000", "2147483648", "٣", "１", "1e400", "0.9999999999999999", "1.0000000000000002"]
-WORDS = [
-    "true",
-    "false",
-    "null",
-    "yes",
-    "on",
-    "off",
-    "NO",
-    "none",
-    "auto",
-    "text",
-    "",
-    "' '",
-    "'\\t'",
-    '""',
-    "-",
-    "é",
-    "os.path",
-    "../x",
-]
-WORDS += [
-    ".hidden",
-    "a/b",
-    "x" * 300,
-    "'\x1b]0;t\x07'",
-    "\x1b[31m",
-    "'a\nb'",
-    "'it'",
-    "a=b",
-    "~",
-    "~/x",
-    "%s{}",
-    "\u202eabc",
-    "*",
-    "\\",
-    "'",
-]
-NODES = [
-    "[]",
-    "[1,2]",
-    "[a,b]",
-    "[-3]",
-    "[null]",
-    "[nan]",
-    "[[1]]",
-    "[8,0]",
-    "[64,true]",
-    "[1e20]",
-    "{}",
-    "{a:1}",
-    "{1:2}",
-    "{a:{b:[1]}}",
-]
-NODES += [
-    "{_target_:os.system}",
-    "{_target_:rgpo.gates.Log}",
-    "{_target_:null}",
-    "{_target_:[1]}",
-    "{_target_:3,a:1}",
-    "{scale:3}",
-]
-NODES += ["[" * 40 + "]" * 40, "[" + "1," * 3000 + "1]"]
-GRAMMAR = [
-    "???",
-    "${seed}",
-    "${gate}",
-    "${presets.sgd.lr}",
-    "${presets}",
-    "${nothing.here}",
-    "${oc.env:HOME}",
-    "${oc.env:NOT_SET_X}",
-]
-GRAMMAR += ["${oc.env:NOT_SET_X,3}", "${oc.decode:'1'}", "${.seed}", "${", "${}", "$", "${on_language:1,2}", "${gigabytes:x}"]
-GRAMMAR += [
-    "${jobs_that_fit:1,1}",
-    "${hydra:runtime.cwd}",
-    "1,2",
-    "range(0,3)",
-    "choice(1,2)",
-    "interval(0,1)",
-    "glob(*)",
-    "int(3.5)",
-]
-GRAMMAR += [
-    "float(nan)",
-    "str(3)",
-    "bool(1)",
-    "sort(3,2,1)",
-    "shuffle(1)",
-    "extend_list(1)",
-    "json_str({a:1})",
-    "tag(a,1)",
-    "1/0",
-    "[",
-    "}",
-]
+NUMBERS = split("""
+nan inf -inf .nan 0 -0.0 -1 -7.5 0.5 1.5 1e3 -1e3 1e20 1e-300 1e300 1e-40 1e-12 1e12 1e31 1e39 9223372036854775807
+9223372036854775808 99999999999999999999 1_000 0x10 0o17 1000000000000 2147483648 ٣ １ 1e400 0.9999999999999999
+1.0000000000000002
+""")
+WORDS = split("""
+true false null yes on off NO none auto text - é os.path ../x .hidden a/b a=b ~ ~/x %s{} *
+""")
+WORDS += ["", "' '", "'\\t'", '""', "x" * 300, "'\x1b]0;t\x07'", "\x1b[31m", "'a\nb'", "'it'", "\u202eabc", "\\"]
+WORDS += ["'"]
+NODES = split("""
+[] [1,2] [a,b] [-3] [null] [nan] [[1]] [8,0] [64,true] [1e20] {} {a:1} {1:2} {a:{b:[1]}} {_target_:os.system}
+{_target_:rgpo.gates.Log} {_target_:null} {_target_:[1]} {_target_:3,a:1} {scale:3}
+[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]
+""")
+NODES += ["[" + "1," * 3000 + "1]"]
+GRAMMAR = split("""
+??? ${seed} ${gate} ${presets.sgd.lr} ${presets} ${nothing.here} ${oc.env:HOME} ${oc.env:NOT_SET_X} ${oc.env:NOT_SET_X,3}
+${.seed} ${ ${} $ ${on_language:1,2} ${gigabytes:x} ${jobs_that_fit:1,1} ${hydra:runtime.cwd} 1,2 range(0,3) choice(1,2)
+interval(0,1) glob(*) int(3.5) float(nan) str(3) bool(1) sort(3,2,1) shuffle(1) extend_list(1) json_str({a:1}) tag(a,1) 1/0 [
+}
+""")
+GRAMMAR += ["${oc.decode:'1'}"]
 ODD = [*NUMBERS, *WORDS, *NODES, *GRAMMAR]
-ODD_WORDS = [
-    "~eval_every",
-    "~gate.sharpness",
-    "~task",
-    "~gate",
-    "~gate@ref_gate",
-    "~update.lr",
-    "~seed",
-    "~task.policy",
-    "~algorithm",
-]
-ODD_WORDS += [
-    "penalty=[-3]",
-    "gate=[a,b]",
-    "gate={scale:unit}",
-    "gate={}",
-    "task={}",
-    "algo={}",
-    "gate@ref_gate={a:1}",
-    "gate@x=clip",
-]
-ODD_WORDS += [
-    "gate@penalty=clip",
-    "+gate@new=clip",
-    "gate@=clip",
-    "@gate=clip",
-    "gate@ref_gate:gate=clip",
-    "penalty._target_=os.path",
-]
-ODD_WORDS += [
-    "exports=7",
-    "exports={a:1}",
-    "exports=[tensorboard,tensorboard]",
-    "exports=[wandb,null]",
-    "metrics=[1]",
-    "metrics={a/b:1}",
-]
-ODD_WORDS += [
-    "+metrics.x={unit: 1}",
-    "name=../x",
-    "name=.hidden",
-    f"name={'n' * 300}",
-    "name=a\nb",
-    "name=é",
-    "name=",
-    "name= ",
-    "name=null",
-]
-ODD_WORDS += [
-    "results_dir=",
-    "results_dir=???",
-    "results_dir=a b",
-    "results_dir=~/x",
-    "results_dir=a=b",
-    "results_dir=[x]",
-    "results_dir=\x00",
-]
-ODD_WORDS += [
-    "seed=1 seed=2",
-    "=",
-    "==",
-    "+",
-    "~",
-    "~~seed",
-    "+++seed=1",
-    "a",
-    "a.b",
-    ".",
-    "..=1",
-    "seed.=1",
-    ".seed=1",
-    "seed..x=1",
-    "[0]=1",
-]
-ODD_WORDS += [
-    "task.policy.hidden_sizes[0]=3",
-    "task.policy.hidden_sizes.0=3",
-    "ключ=1",
-    "SEED=1",
-    "seed =1",
-    "__class__=1",
-    "seed.x=1",
-]
-ODD_WORDS += [
-    "+seed=1",
-    "++seed=1",
-    "++new=1",
-    "+new.deep.key=1",
-    "+task.new=1",
-    "++gate.sharpness=3",
-    "+gate.sharpnes=3",
-    "choices=1",
-]
-ODD_WORDS += [
-    "+choices.task=x",
-    "hydra.run.dir=/tmp/x",
-    "hydra=null",
-    "~hydra",
-    "hydra.job.env_set={A: b}",
-    "hydra/launcher=basic",
-]
-ODD_WORDS += [
-    "hydra.searchpath=[pkg://os]",
-    "hydra.searchpath=[file:///nowhere]",
-    "hydra.searchpath=3",
-    "hydra.launcher._target_=os.system",
-]
-ODD_WORDS += [
-    "defaults=[]",
-    "+defaults=[gate: clip]",
-    "_target_=x",
-    "presets=x",
-    "presets={}",
-    "presets=control",
-    "~presets",
-    "law=gaussian",
-]
-ODD_WORDS += [
-    "experiment=[smoke]",
-    "experiment=smoke",
-    "+experiment=smoke",
-    "scale=paper",
-    "sampler=own",
-    "+law=gaussian",
-    "+hydra/x=y",
-]
+ODD_WORDS = split("""
+~eval_every ~gate.sharpness ~task ~gate ~gate@ref_gate ~update.lr ~seed ~task.policy ~algorithm penalty=[-3] gate=[a,b]
+gate={scale:unit} gate={} task={} algo={} gate@ref_gate={a:1} gate@x=clip gate@penalty=clip +gate@new=clip gate@=clip
+@gate=clip gate@ref_gate:gate=clip penalty._target_=os.path exports=7 exports={a:1} exports=[tensorboard,tensorboard]
+exports=[wandb,null] metrics=[1] metrics={a/b:1} name=../x name=.hidden name=é name= name=null results_dir= results_dir=???
+results_dir=~/x results_dir=a=b results_dir=[x] = == + ~ ~~seed +++seed=1 a a.b . ..=1 seed.=1 .seed=1 seed..x=1 [0]=1
+task.policy.hidden_sizes[0]=3 task.policy.hidden_sizes.0=3 ключ=1 SEED=1 __class__=1 seed.x=1 +seed=1 ++seed=1 ++new=1
++new.deep.key=1 +task.new=1 ++gate.sharpness=3 +gate.sharpnes=3 choices=1 +choices.task=x hydra.run.dir=/tmp/x hydra=null
+~hydra hydra/launcher=basic hydra.searchpath=[pkg://os] hydra.searchpath=[file:///nowhere] hydra.searchpath=3
+hydra.launcher._target_=os.system defaults=[] _target_=x presets=x presets={} presets=control ~presets law=gaussian
+experiment=[smoke] experiment=smoke +experiment=smoke scale=paper sampler=own +law=gaussian +hydra/x=y
+""")
+ODD_WORDS += ["+metrics.x={unit: 1}", f"name={'n' * 300}", "name=a\nb", "name= ", "results_dir=a b"]
+ODD_WORDS += ["results_dir=\x00", "seed=1 seed=2", "seed =1", "hydra.job.env_set={A: b}", "+defaults=[gate: clip]"]
 
 
 @functools.cache

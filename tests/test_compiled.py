@@ -176,7 +176,7 @@ def test_a_failing_compiler_is_reported_in_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "g++"
     broken.write_text(BROKEN_COMPILER.format(real=shutil.which("g++")))
     broken.chmod(0o755)
-    env = os.environ | {"CXX": str(broken), "RGPO_CACHE": str(tmp_path / "cache")}
+    env = os.environ | {"CXX": str(broken), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "rgpo.cli.run", *TINY, "algo=ppo", "num_iterations=1", "update.compile=true"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import random
@@ -124,6 +125,16 @@ def test_code_of_a_call_that_failed_is_compiled_anew(cache: Path) -> None:
         assert len(use()) == 3
 
 
+def test_a_failed_compilation_leaves_nothing(cache: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="compiler"), verified("a graph"):
+                Path(os.environ["TORCHINDUCTOR_CACHE_DIR"], "half.so").touch()
+                raise RuntimeError("compiler")
+    assert not list(cache.rglob("half.so"))
+
+
 def test_files_that_a_loading_process_added_are_recorded(cache: Path) -> None:
     """Another graph of the same description, for example after an update of rgpo."""
     use()
@@ -178,19 +189,24 @@ PROCESS = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
 from test_compiler_cache import *
-with verified("a graph"):
+with verified("a graph") as record:
     code = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "kernel.so"
     if not code.exists():
         print("compiles", flush=True)
         time.sleep(float(sys.argv[2]))
         code.write_bytes(b"code")
-    if sys.argv[3:]:
-        os.kill(os.getpid(), int(sys.argv[3]))
+    if sys.argv[3:4] == ["first"]:
+        os.kill(os.getpid(), int(sys.argv[4]))
+if sys.argv[3:4] == ["later"]:
+    with record:
+        os.kill(os.getpid(), int(sys.argv[4]))
+if sys.argv[3:4] == ["elsewhere"]:
+    os.kill(os.getpid(), int(sys.argv[4]))
 """
 
 
 def process(*words: object) -> subprocess.Popen[str]:
-    """A process that uses a graph: the seconds that compiling takes, and a signal to itself."""
+    """A process that uses a graph: the seconds that compiling takes, and in which call of the code it sends itself a signal."""
     command = [sys.executable, "-c", PROCESS, str(Path(__file__).parent), *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -212,8 +228,9 @@ def test_a_process_does_not_wait_for_ever(cache: Path, monkeypatch: pytest.Monke
             use()
 
 
-def test_a_crash_names_the_folder_to_delete(cache: Path) -> None:
-    crashed = process(0, signal.SIGSEGV)
+@pytest.mark.parametrize("call", ["first", "later"])
+def test_a_crash_names_the_folder_to_delete(cache: Path, call: str) -> None:
+    crashed = process(0, call, int(signal.SIGSEGV))
     crashed.communicate(timeout=120)
     assert crashed.returncode == -signal.SIGSEGV
     for _ in range(2):
@@ -224,14 +241,18 @@ def test_a_crash_names_the_folder_to_delete(cache: Path) -> None:
 
 
 def test_a_killed_process_is_no_crash(cache: Path) -> None:
-    """Neither while it compiles nor while it loads code."""
-    killed = process(0, signal.SIGKILL)
-    killed.communicate(timeout=120)
+    """Neither while it compiles or loads code nor later; and a crash elsewhere is none of the code's."""
+    process(0, "first", int(signal.SIGKILL)).communicate(timeout=120)
     with pytest.warns(UserWarning, match=f"not finished; the code is {DELETED}"):
         use()
-    process(0, signal.SIGKILL).communicate(timeout=120)
+    process(0, "first", int(signal.SIGKILL)).communicate(timeout=120)
     with pytest.warns(UserWarning, match=DELETED):  # it added a kernel that it did not record
         use()
+    process(0).communicate(timeout=120)
+    for end in (signal.SIGKILL, signal.SIGSEGV):
+        process(0, "elsewhere" if end == signal.SIGSEGV else "later", int(end)).communicate(timeout=120)
+        assert use() == []
+    gc.collect()
     assert not list(folder_of(cache).glob("crash-*"))
 
 

@@ -1,7 +1,8 @@
 """Cells composed from kept parts are the cells that hydra composes one by one."""
 
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
+from pathlib import Path
 
 import pytest
 from hydra import compose
@@ -78,3 +79,62 @@ def test_what_cells_share_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_words_of_the_launcher_are_no_part_of_a_cell() -> None:
     jobs = compose_jobs(["hydra.verbose=true", "seed=1,2"], True, None)
     assert [job.overrides for job in jobs] == [("seed=1",), ("seed=2",)]
+
+
+def test_one_composer_may_be_used_inside_another() -> None:
+    with hydra_on(None) as outer:
+        with hydra_on(None) as inner:
+            assert inner(["algo=ppo"])[1]["algo"] == "ppo"
+        assert outer(["algo=trpo", "seed=3"])[0].seed == 3
+
+
+@pytest.mark.parametrize("values", ["range(0,1000000000000)", "range(0,1,1e-9)", ",".join(map(str, range(400)))])
+def test_a_sweep_of_too_many_jobs_is_refused_at_once(values: str) -> None:
+    with pytest.raises(ConfigError, match="over 100,000 jobs") as caught:
+        compose_jobs([f"seed={values}", f"update.lr={values}"], True, None)
+    assert "seed=" in str(caught.value)
+
+
+GATE = "_target_: rgpo.gates.Log\nscale: none\n"
+GLOBAL = "# @package _global_\n"
+ALIASES = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(f"{n}: &{n} [{','.join([f'*{m}'] * 10)}]\n" for m, n in pairwise("abcdefghi"))
+FILES = {  # a user's gate/x.yaml or experiment/x.yaml -> what the sentence holds
+    "gate": {
+        "not yaml": (f"{GATE}  x: 1\n", "gate/x.yaml cannot be read (not valid YAML, line 3)"),
+        "two documents": (f"{GATE}---\n{GATE}", "not valid YAML"),
+        "code": ("_target_: !!python/object/apply:os.getcwd []\n", "gate/x.yaml cannot be read"),
+        "aliases": (ALIASES, "too many entries or levels"),
+        "deep": ("x: " + "[" * 2000 + "]" * 2000, "too many entries or levels"),
+        "encoding": (GATE.encode("utf-16"), "not UTF-8"),
+        "bytes": (GATE.replace("none", "!!binary aGVsbG8="), "gate/x.yaml cannot be read"),
+        "a list": ("[1, 2]\n", "gate=[1,2]: needs a _target_"),
+        "itself": ("defaults: [x]\n", "gate=x"),
+        "no list of defaults": ("defaults: 3\n", "gate=x"),
+        "a cycle": (f"{GATE}a: ${{.b}}\nb: ${{.a}}\n", "Recursive interpolation"),
+        "hydra": ("# @package hydra.launcher\n" + GATE, "gate=x"),
+    },
+    "experiment": {
+        "callbacks": (f"{GLOBAL}hydra: {{callbacks: {{x: {{_target_: os.getcwd}}}}}}\n", "hydra.callbacks"),
+        "launcher": (f"{GLOBAL}hydra: {{launcher: {{_target_: os.getcwd}}}}\n", "hydra.launcher._target_=os.getcwd"),
+        "environment": (f"{GLOBAL}hydra: {{job: {{env_set: {{PYTHONPATH: x}}}}}}\n", "hydra.job.env_set"),
+        "logging": (f"{GLOBAL}hydra: {{job_logging: {{handlers: {{x: {{(): os.getcwd}}}}}}}}\n", "hydra.job_logging"),
+        "no mapping": (f"{GLOBAL}hydra: 3\n", "experiment=x"),
+    },
+}
+
+
+@pytest.mark.parametrize(("group", "case"), [(group, case) for group in FILES for case in FILES[group]])
+def test_an_odd_file_of_the_users_is_one_sentence(group: str, case: str, tmp_path: Path) -> None:
+    text, expected = FILES[group][case]
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "x.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    for multirun in (False, True):
+        with pytest.raises(ConfigError) as caught:
+            compose_jobs([f"{group}=x"], multirun, str(tmp_path))
+        assert expected in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_an_option_may_set_nothing(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "nothing.yaml").write_text(f"{GLOBAL}# as it is\n")
+    assert compose_jobs(["experiment=nothing"], False, str(tmp_path))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_policies import roll
 from torch import Tensor
 
 from rgpo.control.actor_critic import ActorCritic, ControlRollout
@@ -236,3 +237,24 @@ def test_a_step_size_of_1000_ends_in_a_standstill(make_policy: Make, lr: float, 
         metrics = algorithm.learn(policy, rollout(policy, rng), False)
         columns.append((metrics["kl/old_exact"], metrics["grad/norm_max"]))
     assert (standstill(*np.array(columns).T) is not None) == stands
+
+
+LANGUAGE: dict[str, tuple[dict[str, Any], float, str]] = {
+    "gate": ({"gate": Root()}, 0.0, r"gate=Root\(\): its (value|slope) is (nan|inf) at log ratio "),
+    "reward": ({}, math.nan, "reward is NaN or infinite; check the task's rewards"),
+    "step": ({"update": sgd(lr=1e30, num_minibatches=2, max_grad_norm=None)}, 0.0, r"lower update\.lr=1e\+30"),
+}
+
+
+@pytest.mark.parametrize("kind", LANGUAGE)
+def test_language_models_have_the_same_culprits(make_language_model: Callable[..., Any], kind: str) -> None:
+    """The engine of torch modules: two micro-batches, of which only one may have the culprit."""
+    parts, reward, sentence = LANGUAGE[kind]
+    policy = make_language_model()
+    algorithm = gate_algorithm(**({"update": sgd(num_minibatches=2)} | parts))
+    algorithm.setup(policy, 2, 0)
+    completions = roll(policy)
+    completions.reward[0, -1] += reward
+    with pytest.raises(NonFiniteError, match=sentence) as caught:
+        algorithm.learn(policy, completions, False)
+    assert (kind == "step") == (INNOCENT in str(caught.value))

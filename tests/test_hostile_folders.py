@@ -55,6 +55,8 @@ NAMES += ["error.txt", "metrics.parquet", "samples.parquet", "metrics", "samples
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = provenance.versions()
+    monkeypatch.setattr(provenance, "versions", lambda: versions)
     monkeypatch.setattr(provenance, "_commit", lambda: (None, False))
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
@@ -155,9 +157,9 @@ def test_a_folder_that_another_process_created_anew_is_left_alone(tmp_path: Path
 
 def test_a_part_deleted_while_the_run_goes_on_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
-    with pytest.raises(StorageError, match=r"part files of 1 rows in metrics were deleted; repeat the command"):
+    with pytest.raises(StorageError, match=r"part files with 1 row\(s\) of metrics were deleted; repeat the command"):
         run(run_dir, algorithm=Deleting(lambda: metrics.part_files(run_dir / "metrics")[0].unlink()))
-    assert run(run_dir) == "completed" and "the metrics of iterations 1 are missing" in capsys.readouterr().out
+    assert run(run_dir) == "completed" and "the metrics of iteration 1 are missing" in capsys.readouterr().out
     assert len(pd.read_parquet(run_dir / "metrics.parquet")) == 10
 
 

@@ -180,7 +180,7 @@ def test_lost_rows_are_named_and_measured_again(
     capsys.readouterr()
     run(half)
     out = capsys.readouterr().out
-    assert f"the metrics of iterations {number + 1} are missing; the run continues {after}\n" in out
+    assert f"the metrics of iteration {number + 1} are missing; the run continues {after}\n" in out
     aside = half / f"{victim.name}.damaged"
     assert how == "deleted" or (f"it was renamed to {aside.name}" in out and os.path.lexists(aside))
     pd.testing.assert_frame_equal(rows(half), rows(whole))

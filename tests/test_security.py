@@ -299,6 +299,15 @@ def test_hydras_own_keys_run_no_code(word: str, multirun: bool, tmp_path: Path, 
     assert not (tmp_path / "imported").exists() and not (tmp_path / "PWNED").exists()
 
 
+@pytest.mark.parametrize("words", ["--info plugins", "--package x", "--resolve", "--cfg hydra", "--hydra-help", "-sc query=bash"])
+def test_hydras_own_flags_are_not_passed_on(words: str, tmp_path: Path) -> None:
+    """Some of them would start hydra's application with its callbacks."""
+    (tmp_path / "own_code.py").write_text(OWN.format(mark=str(tmp_path / "imported")))
+    out = rgpo_run([*words.split(), *CARTPOLE, "+hydra.callbacks.x._target_=own_code.X"], tmp_path, code=2)
+    assert "is neither key=value nor an option of rgpo-run" in out and out.count("\n") == 1
+    assert not (tmp_path / "imported").exists()
+
+
 def test_launchers_and_folders_may_be_chosen(tmp_path: Path) -> None:
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.searchpath=[file://{tmp_path}]"]
     assert len(compose_jobs([*CARTPOLE, *words, "seed=1,2"], True, None)) == 2

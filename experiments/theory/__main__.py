@@ -18,7 +18,7 @@ import torch
 from experiments.theory import page
 from experiments.theory.common import Verdict
 from rgpo.report.figures import style
-from rgpo.runtime.metrics import write_atomically
+from rgpo.runtime.parts import write_atomically
 
 NAMES = ("heavy_tail", "weights", "bias", "improvement", "drift", "cost", "gradient_variance", "sharpness")
 DPI = 160

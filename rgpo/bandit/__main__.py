@@ -10,16 +10,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from rgpo.bandit.laws import Law
 from rgpo.cli.config import make
 from rgpo.cli.overrides import group_options
+from rgpo.cli.targets import make_importable
 from rgpo.core.gate import GateLike
 from rgpo.errors import ConfigError, close_matches, first_line, require
 from rgpo.paths import conf_dir
+from rgpo.runtime.reader import user_path
 from rgpo.runtime.resources import available_gb
 
 GROUPS = {"gate": GateLike, "law": Law}
@@ -112,7 +112,10 @@ def parse(words: list[str]) -> tuple[Settings, dict[str, dict[str, Any]]]:
             else:
                 near = close_matches(key, names) or f" The keys are {', '.join(names)}."
                 raise ConfigError(f"{key}={value}: is not a known key.{near}")
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            _ = OmegaConf.to_object(config)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever OmegaConf and yaml raise
             raise ConfigError(f"{key}={value}: {first_line(error)}.") from None
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings)
@@ -124,18 +127,20 @@ def load(group: str, name: str, changes: Mapping[str, Any], config_dir: str | No
 
     Raises: ConfigError for an unknown option or parameter, or a value that the object does not accept.
     """
+    make_importable(config_dir)
     options = group_options(group, config_dir)
     near = close_matches(name, options) or f" The options are {', '.join(options)}."
     require(name in options, group, name, f"is not an option of the group {group}.{near}")
     folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
     file = next(f for folder in folders if (f := folder / group / f"{name}.yaml").is_file())
-    node = OmegaConf.load(file)
-    for key, value in changes.items():
-        OmegaConf.update(node, key, value, force_add=True)
     try:
+        node = OmegaConf.load(file)
+        for key, value in changes.items():
+            OmegaConf.update(node, key, value, force_add=True)
         plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{group}.{error.full_key}: {first_line(error)}; give it on the command line.") from error
+    except Exception as error:  # whatever OmegaConf and its resolvers raise
+        key = getattr(error, "full_key", None) or name
+        raise ConfigError(f"{group}.{key}: {first_line(error)}; give it on the command line.") from error
     return make(group, plain, GROUPS[group])
 
 
@@ -144,7 +149,7 @@ def _run(settings: Settings, gate: Any, law: Any) -> None:
 
     sizes = growing_sizes(settings.num_samples, settings.growth, settings.num_sizes)
     if settings.out is not None:
-        folder = Path(settings.out).absolute().parent
+        folder = user_path(settings.out).absolute().parent
         require(folder.is_dir(), "out", settings.out, f"the folder {folder} does not exist; create it first.")
     require(settings.seed >= 0, "seed", settings.seed, "must not be negative.")
     gigabytes = sizes[-1] * BYTES_PER_SAMPLE / 1e9
@@ -155,13 +160,13 @@ def _run(settings: Settings, gate: Any, law: Any) -> None:
     table = measure(gate, law, sizes, settings.seed)
     print(table.to_string(index=False, float_format="{:.5g}".format))
     if settings.out is not None:
-        _write(table, Path(settings.out))
+        _write(table, user_path(settings.out))
 
 
 def _write(table: Any, out: Path) -> None:
     import pyarrow as pa
 
-    from rgpo.runtime.metrics import write_atomically
+    from rgpo.runtime.parts import write_atomically
 
     try:
         write_atomically(pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None), out)

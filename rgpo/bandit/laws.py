@@ -15,8 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from rgpo.bandit.quadrature import Function, integrate_to_infinity
-from rgpo.core.ranges import ABOVE_ONE, POSITIVE, accept, check_fields
+from rgpo.core.ranges import FINITE, POSITIVE, accept, check_fields
 from rgpo.core.rollout import Array
+from rgpo.errors import require
 
 FARTHEST = 290.0  # nats; where the quadrature hands over to an exponential tail
 
@@ -44,11 +45,15 @@ class Gaussian:
     Second moments of unbounded weights are exact to 1e-6 up to std^2 = 1.9; closer to 2 their tail is extrapolated.
     """
 
-    mean: float = field(metadata=accept(math.isfinite, "must be a finite number."))
+    mean: float = field(metadata=FINITE)
     std: float = field(metadata=POSITIVE)
 
     def __post_init__(self) -> None:
         check_fields(self, "law")
+        near = abs(self.log_ratio(np.zeros(1))[0]) < FARTHEST
+        require(
+            near, "law.mean", self.mean, f"is over {FARTHEST:g} nats of log ratio away for std={self.std}; lower it or raise std."
+        )
 
     def draw(self, num_samples: int, rng: np.random.Generator) -> Array:
         return self.log_ratio(rng.standard_normal(num_samples))
@@ -83,7 +88,9 @@ class Gaussian:
 class Pareto:
     """Ratios with a power-law tail, P(r > t) = (x_m/t)^a; E r^2 is finite for a > 2 only."""
 
-    tail_index: float = field(metadata=ABOVE_ONE)  # E r is finite above 1
+    tail_index: float = field(
+        metadata=accept(lambda a: 1 < a <= 1e6, "must be a finite number above 1, at most 1e6.")
+    )  # E r is finite above 1
 
     def __post_init__(self) -> None:
         check_fields(self, "law")

@@ -130,6 +130,8 @@ def check_type(key: str, value: object, hint: object) -> None:
     """Raises: ConfigError if a value does not have the type of a hint."""
     if not accepts(hint, value):
         chosen = f"; choose one with {CHOOSE_WITH[key]}={value if isinstance(value, str) else ''}" if key in CHOOSE_WITH else ""
+        if isinstance(value, float) and value.is_integer() and accepts(hint, int(value)):
+            chosen = f"; write {int(value)}"
         raise ConfigError(f"{key}={shown(value)}: must be {describe(hint)}{chosen}.")
 
 

@@ -99,6 +99,8 @@ def jobs_of(composer: Composer, overrides: list[str], multirun: bool) -> list[Jo
             raise ConfigError(f"{word}: is a sweep; add -m to run all of its jobs.")
         if item.is_hydra_override() and not multirun and item.key_or_group != "hydra.searchpath":
             raise ConfigError(f"{word}: is read by sweeps only; add -m, or leave it out.")
+        if not item.is_delete() and not item.is_sweep_override() and item.value() == {}:
+            raise ConfigError(f"{word}: sets nothing, because entries are added to those there are; leave it out.")
     cells = composer.cells(overrides) if multirun else [overrides]
     typed = [typed_keys(cell, composer.parse(cell)) for cell in cells]
     folder = composer.config_dir

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from rgpo.cli.config import make
 from rgpo.core.gate import weight
 from rgpo.paths import conf_dir
-from rgpo.runtime.metrics import write_atomically
+from rgpo.runtime.parts import write_atomically
 
 NUM_POINTS = 241
 FARTHEST = 3.0  # nats

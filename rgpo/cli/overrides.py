@@ -27,21 +27,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import GrammarParseError
 
-from rgpo.cli.targets import refuse_hydra_code
+from rgpo.cli.config_dir import check_folder
+from rgpo.cli.targets import refuse_code, refuse_hydra_code
 from rgpo.cli.words import CHOOSE_WITH, flat, former_name, hydra_form, preset_of, quote, typed_keys, user_form
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.paths import conf_dir
-from rgpo.runtime.reader import Unreadable, read_yaml, user_path
+from rgpo.runtime.reader import user_path
 from rgpo.runtime.resources import jobs_that_fit
 
 Choices = Mapping[str, object]  # config group -> the option selected
 MOST_JOBS, LONGEST_WORD = 100_000, 10_000  # jobs of a sweep, characters of a word
-PLUGINS = {  # node of hydra's that is instantiated -> where its class may be
-    "hydra.launcher": ("hydra_plugins.", "hydra._internal.core_plugins.basic_launcher."),
-    "hydra.sweeper": ("hydra._internal.core_plugins.basic_sweeper.",),
-}
 
 
 def on_language(yes: str, no: str, *, _root_: Mapping[str, object]) -> str:
@@ -67,7 +63,7 @@ def hydra_on(config_dir: str | None) -> Iterator[Composer]:
 
     Raises: ConfigError if config_dir is no folder, holds a file with the name of a packaged one or one that cannot be read.
     """
-    _check_folder(config_dir)
+    check_folder(config_dir)
     state = GlobalHydra.instance()
     outer = state.hydra
     state.clear()
@@ -128,7 +124,7 @@ class Composer:
             raise ConfigError(self._explain_missing(error)) from error
         except Exception as error:  # whatever hydra raises for a word or a file that it cannot read
             raise ConfigError(self._explain(error, words)) from error
-        _refuse_code(OmegaConf.to_container(composed.hydra, resolve=False), "hydra")
+        refuse_code(OmegaConf.to_container(composed.hydra, resolve=False), "hydra")
         return composed
 
     def cells(self, words: list[str]) -> list[list[str]]:
@@ -279,45 +275,5 @@ def group_options(group: str, config_dir: str | None = None) -> list[str]:
     return sorted(file.stem for file in files if not file.name.startswith("_"))
 
 
-def _refuse_code(node: object, key: str) -> None:
-    """Raises: ConfigError if hydra's own node names a class, other than a launcher plugin's, or sets environment variables."""
-    if isinstance(node, list):
-        node = dict(enumerate(node))
-    if not isinstance(node, Mapping):
-        return
-    for name, value in node.items():
-        path = f"{key}.{name}"
-        runs = name in ("_target_", "()", "class", "env_set", "callbacks") and value not in ({}, None)
-        if runs and not str(value).startswith(PLUGINS.get(key, "\0")):
-            raise ConfigError(f"{path}={value}: is refused, because it could run other code; leave it out.")
-        _refuse_code(value, path)
-
-
 def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
-
-
-def _check_folder(config_dir: str | None) -> None:
-    if config_dir is None:
-        return
-    own = Path(config_dir)
-    if not config_dir or not own.is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: is not a folder; give one that holds gate/, algo/ and so on.")
-    try:
-        OmegaConf.create([str(own.resolve())])
-    except GrammarParseError as error:
-        raise ConfigError(f"--config-dir {config_dir}: hydra cannot read this name ({first_line(error)}); rename it.") from error
-    for file in conf_dir().rglob("*.yaml"):
-        name = file.relative_to(conf_dir())
-        if (own / name).exists():
-            raise ConfigError(
-                f"--config-dir {config_dir}: {name} has the name of a packaged file and would be ignored; rename it."
-            )
-    for group in {file.parent.relative_to(conf_dir()) for file in conf_dir().rglob("*.yaml")}:
-        for file in (own / group).glob("*.yaml"):
-            try:
-                read_yaml(file)  # within limits of size and depth, which hydra's reader lacks
-            except Unreadable as error:
-                if "empty" not in str(error):  # an option may set nothing
-                    what = f"{group}/{error}; fix or remove it"
-                    raise ConfigError(f"--config-dir {config_dir}: {what}.") from error

@@ -38,12 +38,11 @@ rgpo-run [-m] [key=value ...]     run one experiment, or with -m a sweep over co
   --config-dir D     add options from your own folder D/gate, D/algo, ...
   --cfg job          print the whole configuration; --version; -h, --help
 
-Classes of your own, named by _target_ in yaml, are imported from the current directory or from installed packages.
+Classes of your own, named by _target_ in yaml, are imported from the current directory, --config-dir or PYTHONPATH.
 The same command again resumes interrupted runs and skips completed ones.
 """
 GROUPS = ("algo", "task", "scale", "gate", "gate_combination", "advantage", "penalty", "update", "experiment")
 WIDTH = 130
-HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--package", "-p", "--resolve")
 
 
 def main() -> None:
@@ -59,9 +58,6 @@ def main() -> None:
         print(f"rgpo {__version__}")
         return
     job_words = _without_cfg_job(words)
-    if job_words is None and any(word.partition("=")[0] in HYDRA_FLAGS for word in words):
-        _hydra_main()
-        return
     sys.exit(_main(words) if job_words is None else _print_config(job_words))
 
 
@@ -93,7 +89,7 @@ def _main(words: list[str]) -> int:
 
 
 def _split(words: Sequence[str]) -> tuple[bool, str | None, list[str]]:
-    """Whether -m is among the words, --config-dir, and the overrides.
+    """True if -m is among the words, then --config-dir and the overrides.
 
     Raises: ConfigError if --config-dir has no value.
     """
@@ -117,7 +113,7 @@ def _split(words: Sequence[str]) -> tuple[bool, str | None, list[str]]:
 
 
 def _without_cfg_job(words: list[str]) -> list[str] | None:
-    """The words without `--cfg job`; None if they do not contain it, or need hydra for another flag."""
+    """The words without `--cfg job`; None if they do not contain it."""
     rest = [word for word in words if word != "--resolve"]
     for flag in ("--cfg", "-c"):
         if flag in rest and rest[rest.index(flag) + 1 :][:1] == ["job"]:
@@ -129,7 +125,7 @@ def _without_cfg_job(words: list[str]) -> list[str] | None:
             break
     else:
         return None
-    return None if any(word.partition("=")[0] in HYDRA_FLAGS for word in rest) else rest
+    return rest
 
 
 def _print_config(words: list[str]) -> int:
@@ -154,16 +150,6 @@ def _print_config(words: list[str]) -> int:
     config.pop("presets", None)
     print(yaml.safe_dump(config, sort_keys=False), end="")
     return 0
-
-
-def _hydra_main() -> None:
-    """Pass hydra's own flags on to hydra."""
-    import hydra
-
-    import rgpo.cli.overrides  # noqa: F401  # registers the resolvers
-    from rgpo.paths import conf_dir
-
-    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(lambda _: None)()
 
 
 def _plan(jobs: Sequence[Job]) -> str:

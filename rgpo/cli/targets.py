@@ -14,20 +14,25 @@ import re
 import sys
 import sysconfig
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Union, get_args, get_origin
 
 from hydra.core.override_parser.types import Override
 
-from rgpo.cli.hints import MAPPINGS, SCALARS, SEQUENCES, _plain
+from rgpo.cli.hints import MAPPINGS, SCALARS, SEQUENCES, plain_hint
 from rgpo.errors import ConfigError, first_line
 from rgpo.runtime.schema import MOVED_MODULES
 
 OWN = "a module of rgpo, of the current directory or of --config-dir"
 ENTRY_POINTS = "rgpo"  # group in which an installed package declares that configurations may name its classes
 INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
+
+PLUGINS = {  # node of hydra's that is instantiated -> where its class may be
+    "hydra.launcher": ("hydra_plugins.", "hydra._internal.core_plugins.basic_launcher."),
+    "hydra.sweeper": ("hydra._internal.core_plugins.basic_sweeper.",),
+}
 
 
 def find_target(key: str, name: object) -> Callable[..., object]:
@@ -141,6 +146,20 @@ def refuse_hydra_code(word: str, item: Override) -> None:
         raise ConfigError(f"{word}: is refused, because it could run other code; {remedy}.")
 
 
+def refuse_code(node: object, key: str) -> None:
+    """Raises: ConfigError if hydra's own node names a class, other than a launcher plugin's, or sets environment variables."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, Mapping):
+        return
+    for name, value in node.items():
+        path = f"{key}.{name}"
+        runs = name in ("_target_", "()", "class", "env_set", "callbacks") and value not in ({}, None)
+        if runs and not str(value).startswith(PLUGINS.get(key, "\0")):
+            raise ConfigError(f"{path}={value}: is refused, because it could run other code; leave it out.")
+        refuse_code(value, path)
+
+
 def takes_object(hint: object) -> bool:
     """True for the hint of a parameter that a node is built for: a class or Protocol, or a callable."""
     return any(kind not in SCALARS and kind not in (*SEQUENCES, *MAPPINGS, object) for kind in map(_kind, _members(hint)))
@@ -176,8 +195,8 @@ def _lacking(kind: type, target: type) -> list[str]:
 
 
 def _members(hint: object) -> list[object]:
-    plain = _plain(hint)
-    return [_plain(part) for part in get_args(plain)] if get_origin(plain) in (Union, types.UnionType) else [plain]
+    plain = plain_hint(hint)
+    return [plain_hint(part) for part in get_args(plain)] if get_origin(plain) in (Union, types.UnionType) else [plain]
 
 
 def _kind(hint: object) -> object:

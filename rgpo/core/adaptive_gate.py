@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rgpo.core.gate import Gate
 from rgpo.core.ranges import POSITIVE, check_fields, declared_range
@@ -63,7 +63,8 @@ class AdaptiveSharpness:
             allowed.check("gate.min_sharpness", self.min_sharpness)
             allowed.check("gate.max_sharpness", self.max_sharpness)
         for bound in (self.min_sharpness, self.max_sharpness):
-            replace(self.gate, **{"sharpness": bound})  # scale=unit needs a slope at both
+            changes: dict[str, Any] = {"sharpness": bound}
+            replace(self.gate, **changes)  # scale=unit needs a slope at both
         return float(vars(self.gate)["sharpness"])
 
     def __call__(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ POSITIVE = accept(lambda x: 0 < x < math.inf, "must be a positive, finite number
 NOT_NEGATIVE = accept(lambda x: 0 <= x < math.inf, "must be a finite number, not negative.")
 FINITE = accept(math.isfinite, "must be a finite number.")
 ABOVE_ONE = accept(lambda x: 1 < x < math.inf, "must be a finite number above 1.")
-FRACTION = accept(lambda x: 0 < x < 1, "must lie strictly between 0 and 1.")
+FRACTION = accept(lambda x: 1e-6 <= x < 1, "must lie strictly between 0 and 1, and not below 1e-6.")
 UNIT_INTERVAL = accept(lambda x: 0 <= x <= 1, "must lie in [0, 1].")
 
 
@@ -96,5 +96,7 @@ def check_fields(instance: DataclassInstance, group: str) -> None:
         if (allowed := declared_range(declared)) is not None:
             allowed.check(key, value)
         if isinstance(value, int | float) and value != 0:
-            what = f"must be 0 or of magnitude {SMALLEST:g} to {LARGEST:g}, which single precision holds."
-            require(SMALLEST <= abs(value) <= LARGEST, key, value, what)
+            ordinary = SMALLEST <= abs(value) <= LARGEST
+            require(ordinary, key, value, f"must be 0 or of magnitude {SMALLEST:g} to {LARGEST:g}, which single precision holds.")
+            long = isinstance(value, int) and abs(value) >= 1 << 63  # torch refuses it
+            require(not long, key, value, f"is a whole number of over 63 bits; write it as {float(value)}.")

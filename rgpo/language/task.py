@@ -6,6 +6,7 @@ Names: B completions, T tokens; rgpo.language.policy.token_batch.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -18,13 +19,14 @@ from rgpo import distributed
 from rgpo.core.advantages import token_rewards, token_steps, zero_variance_groups
 from rgpo.core.ranges import MANY, accept, check_fields, count, one_of
 from rgpo.core.rollout import Array
-from rgpo.errors import require
+from rgpo.errors import ConfigError, require
 from rgpo.language.assets import AssetLoader, LanguageAssets, log_line, require_same_versions
 from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
 from rgpo.language.policy.pretrained import LoRA, context_length
 from rgpo.language.policy.samplers import Sampler
 from rgpo.language.policy.stopping import StopRule, make_stop_rule
 from rgpo.learning.types import Policy, Requirements, State
+from rgpo.paths import compiler_cache_dir
 
 if TYPE_CHECKING:
     from rgpo.language.policy.generation import Completions
@@ -110,6 +112,10 @@ class Language:
 
     def setup(self, seed: int, requirements: Requirements) -> None:
         """Load model, prompts and reward models, and seed the draws."""
+        try:
+            compiler_cache_dir()
+        except ConfigError:  # torch would make it when transformers is imported, although nothing is compiled
+            os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
         import torch
 
         self.requirements = requirements

@@ -114,7 +114,7 @@ def _tables(section: Section, settings: Settings) -> list[Table]:
 
 
 def _attempt(section: Section, where: str, make: Callable[[], Made]) -> Made | None:
-    """What is made, or None and a problem: odd numbers in a run must not cost the report."""
+    """Return the result of make(), or None after adding a problem: odd numbers in a run must not cost the report."""
     try:
         return make()
     except OSError:  # of the report's own files

@@ -81,8 +81,12 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _report(settings: Settings, defaults: Settings) -> int:
+    import warnings
+
     from rgpo.report.build import build
 
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # overflows of odd numbers, which the tables show as infinite
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
     with interrupt.Raising():
         return _print(*build(settings, defaults))
 

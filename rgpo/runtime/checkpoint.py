@@ -108,7 +108,10 @@ def read(path: Path, config_hash: str) -> Checkpoint:
     import torch
 
     with reader.opened(path, MAX_BYTES) as file:
-        header, payload = file.read(HEADER_BYTES), file.read()
+        try:
+            header, payload = file.read(HEADER_BYTES), file.read()
+        except OSError as error:
+            raise reader.Unreadable(f"{path.name} cannot be read ({error.strerror})") from error
     found: object = None
     if not header.startswith(EARLIER):
         stored = VALID_HEADER.fullmatch(header)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from rgpo import atomic
 from rgpo.runtime import reader
@@ -37,7 +37,7 @@ def write(run_dir: Path, attempt: int = 0, num_iterations: int = 0) -> None:
 
     Raises: Unreadable if one of them cannot be read; OSError if the manifest cannot be written.
     """
-    files = {name: digest(run_dir / name) for name in FILES if os.path.lexists(run_dir / name)}
+    files = {name: digest(run_dir / name) for name in FILES if (run_dir / name).exists()}
     facts = {"attempt": attempt, "num_iterations": num_iterations, "files": files}
     atomic.write_text(run_dir / NAME, json.dumps({**facts, "sha256": _digest_of(facts)}, indent=1) + "\n", fsync=True)
 
@@ -91,7 +91,7 @@ def digest(path: Path) -> str:
     """
     with reader.opened(path, MAX_BYTES) as file:
         try:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
         except OSError as error:
             raise reader.Unreadable(f"{path.name} cannot be read ({error.strerror})") from None
 

@@ -36,13 +36,12 @@ def arrow_schema(metadata: Mapping[str, str], glossary: Mapping[str, Metric] = G
     return pa.schema(fields, metadata=dict(metadata))
 
 
-def last_attempt(run_dir: Path) -> int:
-    """The highest attempt that the run's parts and metrics.parquet mention; 0 if there are none."""
-    found = [
-        int(name[1]) for kind in KINDS for part in part_files(run_dir / kind) if (name := manifest.PART.fullmatch(part.name))
-    ]
-    for kind in KINDS:
-        with suppress(reader.Unreadable, KeyError), reader.parquet(run_dir / f"{kind}.parquet") as file:
+def last_attempt(run_dir: Path, joined: bool) -> int:
+    """The highest attempt that the names of parts and, if joined, the rows of metrics.parquet mention; 0 if there are none."""
+    names = [manifest.PART.fullmatch(part.name) for kind in KINDS for part in part_files(run_dir / kind)]
+    found = [int(name[1]) for name in names if name]
+    if joined:
+        with suppress(reader.Unreadable, KeyError), reader.parquet(run_dir / "metrics.parquet") as file:
             found += [x for x in file.read(columns=["attempt"])["attempt"].unique().to_pylist() if isinstance(x, int)]
     return max(found, default=0)
 
@@ -94,7 +93,8 @@ class MetricsWriter:
         found = {int(str(key)) for (key,) in self.metrics.read_until(iteration)}
         missing = [i for i in range(1, iteration + 1) if i not in found]
         lost = num_samples - len(self.samples.read_until(iteration))
-        clauses = [f"the metrics of iterations {_ranges(missing)} are missing"] if missing else []
+        word = "iteration" if len(missing) == 1 else "iterations"
+        clauses = [f"the metrics of {word} {_ranges(missing)} are missing"] if missing else []
         return clauses + ([f"{lost} of {num_samples} samples are missing"] if lost > 0 else [])
 
     def resume(self, iteration: int) -> None:

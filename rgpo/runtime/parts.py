@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import time
@@ -27,26 +28,29 @@ Row = Mapping[str, object]
 def write_atomically(table: pa.Table, path: Path, key: Sequence[str] = ()) -> None:
     """Replace a parquet file by one that was read back.
 
-    key: the columns that are compared with those written.
+    key: the columns whose values are compared with those written.
 
-    Raises: Unreadable if other rows were read back; OSError if the file cannot be written.
+    Raises: Unreadable if something else was read back; OSError if the file cannot be written.
     """
     _replace(path, _encode(table), table, key)
 
 
-def _replace(path: Path, data: pa.Buffer, table: pa.Table, key: Sequence[str]) -> None:
+def _replace(path: Path, data: bytes, table: pa.Table, key: Sequence[str]) -> None:
     with atomic.replacing(path, fsync=True) as aside:
         atomic.fill(aside, data)
-        with reader.parquet(aside) as file:
-            found = file.read()
-        if len(found) != len(table) or not found.select(key).equals(table.select(key)):
+        with reader.opened(aside, reader.MAX_PARQUET) as stored:
+            same = stored.read() == data
+        if same and key:
+            with reader.parquet(aside) as file:
+                same = file.read().select(key).equals(table.select(key))
+        if not same:
             raise reader.Unreadable(f"{path.name} was not stored as it was written")
 
 
-def _encode(table: pa.Table) -> pa.Buffer:
+def _encode(table: pa.Table) -> bytes:
     floats = [f.name for f in table.schema if pa.types.is_float32(f.type)]
     words = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
-    stream = pa.BufferOutputStream()
+    stream = io.BytesIO()
     pq.write_table(
         table, stream, compression="zstd", use_dictionary=words, use_byte_stream_split=floats, write_page_checksum=True
     )
@@ -85,6 +89,10 @@ def part_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def storing(run_dir: Path) -> Iterator[None]:
+    """``atomic.storing`` for files that are read back.
+
+    Raises: StorageError if a file cannot be read or written, or rows are lost.
+    """
     try:
         with atomic.storing(run_dir):
             yield
@@ -140,12 +148,12 @@ class PartFiles:
     def resume(self, iteration: int) -> None:
         """Continue after an iteration: earlier parts are joined into one of rows up to it and one of later rows."""
         earlier, self.keys = self._later, self.read_until(iteration)
-        self._write(earlier.filter(pc.field("iteration") <= iteration))
+        self._write(earlier.filter(pc.field("iteration") <= iteration), self.key)
         self._keep(earlier.filter(pc.field("iteration") > iteration))
 
     def _keep(self, later: pa.Table) -> None:
         """Replace the parts that hold later rows by one."""
-        part = self._write(later)
+        part = self._write(later, self.key)
         with storing(self.run_dir):
             atomic.remove(self._later_parts)
         self._later, self._later_parts = later, part
@@ -167,18 +175,17 @@ class PartFiles:
             self._write(table)
             self.keys |= _keys(table, self.key)
             self.rows = []
-            later = self._later.filter(pc.field("iteration") > pc.max(table["iteration"]))
-            if len(later) < len(self._later):
-                self._keep(later)
+            if len(self._later):
+                self._keep(self._later.filter(pc.field("iteration") > pc.max(table["iteration"])))
 
-    def _write(self, table: pa.Table) -> list[Path]:
+    def _write(self, table: pa.Table, key: Sequence[str] = ()) -> list[Path]:
         """The new part; [] for a table without rows."""
         if not len(table):
             return []
         data = _encode(table)
-        path = self.folder / manifest.part_name(self._attempt, self._num_parts, memoryview(data))
+        path = self.folder / manifest.part_name(self._attempt, self._num_parts, data)
         with storing(self.run_dir):
-            _replace(path, data, table, self.key)
+            _replace(path, data, table, key)
         self._num_parts += 1
         return [path]
 
@@ -196,5 +203,5 @@ class PartFiles:
             table = self._read(fail)
             lost = self.keys - _keys(table, self.key)
             if lost:
-                raise reader.Unreadable(f"part files of {len(lost)} rows in {self.folder.name} were deleted")
+                raise reader.Unreadable(f"part files with {len(lost)} row(s) of {self.folder.name} were deleted")
         return table.replace_schema_metadata(self.schema.metadata)

@@ -73,6 +73,8 @@ def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
             data = file.read(limit + 1)  # files of /proc have no size
         except OSError as error:
             raise Unreadable.file(path, str(error.strerror)) from None
+    if data is None:  # a device that has nothing yet
+        raise Unreadable.file(path, "it has no contents")
     if len(data) > limit:
         raise Unreadable.file(path, _TOO_LARGE.format(limit))
     return data
@@ -155,11 +157,9 @@ def parquet(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def user_path(text: str) -> Path:
-    """A path that a user typed, with ~ and ~user expanded."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # no such user
-        return Path(text)
+    """A path that a user typed, with ~ and ~user expanded; ./~ is a folder of that name, and stays one if expanded again."""
+    path = Path(os.path.expanduser(text))  # noqa: PTH111  # Path would take ./~ for ~
+    return path.absolute() if path.parts[:1] and path.parts[0].startswith("~") else path
 
 
 def _count_nodes(text: str) -> None:
@@ -169,7 +169,7 @@ def _count_nodes(text: str) -> None:
     nodes = 0
     for event in yaml.parse(text, _YAML):
         if isinstance(event, yaml.AliasEvent):
-            nodes += sizes.get(event.anchor, MAX_NODES)  # an anchor that is still open contains itself
+            nodes += sizes.get(str(event.anchor), MAX_NODES)  # an anchor that is still open contains itself
         elif isinstance(event, yaml.ScalarEvent):
             nodes += 1
         elif isinstance(event, yaml.CollectionStartEvent):

@@ -67,7 +67,7 @@ def last_attempt(run_dir: Path) -> int:
     """The highest attempt that any file of the run mentions; 0 for a new run."""
     from rgpo.runtime import metrics
 
-    found = [metrics.last_attempt(run_dir)]
+    found = [metrics.last_attempt(run_dir, joined=not manifest.damage(run_dir, ROWS))]
     for name in ("state.json", "provenance.json", manifest.NAME):
         try:
             found.append(reader.read_json(run_dir / name, _Attempt).get("attempt", 0))

@@ -239,7 +239,7 @@ class Session:
                 elif mine:
                     atomic.remove([self.run_dir / run_folder.ERROR])  # of an earlier attempt
             self.recorder.flush()
-        except StorageError as second:  # a full disk must not hide the first error
+        except Exception as second:  # a full disk, or rows that cannot be written, must not hide the first error
             if not isinstance(error, StorageError):
                 print(f"{self.run_dir}: could not record everything ({first_line(second)})", flush=True)
 

@@ -55,11 +55,14 @@ class Ended(NamedTuple):
 
 def warm_up() -> None:
     """Import everything that commands use, and keep it out of the collector's way."""
+    before = dict(os.environ)
     for module in WARM:
         importlib.import_module(module)
     from rgpo.cli.config import compose_jobs
 
     compose_jobs(["algo=ppo", "task=cartpole"], False, None)
+    os.environ.clear()  # torch sets a folder for compiled code
+    os.environ.update(before)
     gc.collect()
     gc.freeze()
 
@@ -107,6 +110,42 @@ def rgpo_report(words: Sequence[str], cwd: Path, **settings: object) -> Ended:
     return command(main, ("rgpo-report", "figures=[]", *words), cwd, **settings)  # type: ignore[arg-type]
 
 
+class Started(NamedTuple):
+    """A command that runs: its words, process id and the folder of its output."""
+
+    words: tuple[str, ...]
+    pid: int
+    outputs: Path
+
+
+def start(
+    main: Callable[[], int | None],
+    words: Sequence[str],
+    cwd: Path,
+    *,
+    env: Mapping[str, str] = {},  # never changed
+    first: Callable[[], None] | None = None,
+) -> Started:
+    """Start main() in a forked process as the command `words`; first is called in that process before main."""
+    outputs = cwd.parent / f".out-{time.monotonic_ns()}"
+    outputs.mkdir()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        _become(main, words, cwd, env, first, outputs)
+    return Started(tuple(words), pid, outputs)
+
+
+def finish(started: Started, patience_s: float = PATIENCE_S) -> Ended:
+    """Wait for the end of a command."""
+    code = _wait(started.pid, patience_s)
+    out, err = ((started.outputs / name).read_bytes().decode(errors="replace") for name in ("out", "err"))
+    if os.environ.get("CAMPAIGN_SHOWS"):
+        print(f"$ {' '.join(started.words)}\n{out}{err}-> {code}".encode(errors="backslashreplace").decode(), flush=True)
+    return Ended(started.words, code, out, err)
+
+
 def command(
     main: Callable[[], int | None],
     words: Sequence[str],
@@ -117,25 +156,16 @@ def command(
     meanwhile: Callable[[int], None] | None = None,
     patience_s: float = PATIENCE_S,
 ) -> Ended:
-    """Run main() in a forked process as the command `words`.
+    """Run main() in a forked process as the command `words`, and kill what it leaves running.
 
-    first: called in that process before main. meanwhile: called here with its pid while it runs.
+    first: called in that process before main. meanwhile: called here with its process id while it runs.
     """
-    outputs = cwd.parent / f".out-{time.monotonic_ns()}"
-    outputs.mkdir()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        _become(main, words, cwd, env, first, outputs)
+    started = start(main, words, cwd, env=env, first=first)
     if meanwhile is not None:
-        meanwhile(pid)
-    code = _wait(pid, patience_s)
+        meanwhile(started.pid)
+    ended = finish(started, patience_s)
     kill_descendants()
-    out, err = ((outputs / name).read_bytes().decode(errors="replace") for name in ("out", "err"))
-    if os.environ.get("CAMPAIGN_SHOWS"):
-        print(f"$ {' '.join(words)}\n{out}{err}-> {code}", flush=True)
-    return Ended(tuple(words), code, out, err)
+    return ended
 
 
 def _wait(pid: int, patience_s: float) -> int | None:

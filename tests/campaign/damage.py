@@ -12,16 +12,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from . import operations, store
-from .commands import fault, refused, rgpo_report, rgpo_run
+from .commands import command, fault, refused, rgpo_report, rgpo_run
 from .compare import equal, iterations
+from .corruptions import DAMAGES, other, the_run
 from .outcomes import HELD, HELD_WELL, REFUSED, WRONG, Case, Kind, Result
 
 NEIGHBOR = "seed=2"  # a healthy run beside the damaged one
-EXITS_WITH_REPORT = (0, 1)
+WITHOUT_DIGEST = (".lock", "state.json")
 
 
 def template(shared: Path, config: str, half: bool) -> Path:
@@ -34,130 +32,17 @@ def template(shared: Path, config: str, half: bool) -> Path:
         (folder / "here").mkdir()
         rgpo_run(words, folder / "here", first=first)
         ended = rgpo_run([*words, NEIGHBOR], folder / "here")
-        assert ended.code == 0, ended.text
+        assert ended.code == 0, ended
         shutil.copytree(folder / "here", folder / "expected", symlinks=True)
         if half:
             ended = rgpo_run(words, folder / "expected")
-            assert ended.code == 0, ended.text
+            assert ended.code == 0, ended
         for name in ("here", "expected"):
             ended = rgpo_report((), folder / name)
-            assert ended.code is not None and (folder / name / "report").is_dir(), ended.text
+            assert ended.code is not None and (folder / name / "report").is_dir(), ended
             (folder / name / "report").rename(folder / f"report-{name}")
 
     return store.once(shared, f"template-{config}-{'half' if half else 'finished'}", make)
-
-
-def the_run(results: Path) -> Path:
-    """The run that gets damaged: the one of seed 1."""
-    return next(path for path in results.glob("*/*-s1-*") if not path.name.startswith("."))
-
-
-def other(path: Path) -> Path:
-    """The same file of the neighbor, or any of its files."""
-    run = next(part for part in path.parents if "-s1-" in part.name)
-    neighbor = next(run.parent.glob("*-s2-*"))
-    same = neighbor / path.relative_to(run)
-    return same if same.is_file() else neighbor / ("metrics.parquet" if path.suffix == ".parquet" else "config.yaml")
-
-
-# -- ways to damage a file
-
-
-def empty(path: Path, rng: random.Random) -> None:
-    path.write_bytes(b"")
-
-
-def truncate(path: Path, rng: random.Random) -> None:
-    os.truncate(path, rng.randrange(max(path.stat().st_size, 1)))
-
-
-def garbage(path: Path, rng: random.Random) -> None:
-    path.write_bytes(rng.randbytes(rng.choice((1, path.stat().st_size, 100_000))))
-
-
-def overwrite_block(path: Path, rng: random.Random) -> None:
-    data = bytearray(path.read_bytes())
-    start = rng.randrange(max(len(data), 1))
-    data[start : start + 512] = bytes(len(data[start : start + 512]))
-    path.write_bytes(data)
-
-
-def append(path: Path, rng: random.Random) -> None:
-    path.write_bytes(path.read_bytes() + rng.choice((b"\0" * 4096, b"\n[1, 2]\n", rng.randbytes(100))))
-
-
-def other_type(path: Path, rng: random.Random) -> None:
-    if path.suffix == ".parquet":
-        columns = {"iteration": ["one", "two"], "attempt": [None, None], "run_id": [1.5, 2.5], "env_steps": [[1], [2]]}
-        pq.write_table(pa.table(dict(rng.sample(sorted(columns.items()), rng.randint(1, 4)))), path)
-    elif path.suffix == ".pt":
-        import torch
-
-        torch.save(rng.choice(([1, 2], {"format": 5}, {"format": [5]}, "word", torch.zeros(3))), path)
-    else:
-        path.write_text(rng.choice(("[]", "null", "3", '"text"', "true", '{"a": {"b": [1]}}', "{}", "[[[[]]]]")))
-
-
-def other_values(path: Path, rng: random.Random) -> None:
-    """One value of a JSON or YAML mapping gets another type."""
-    try:
-        content = json.loads(path.read_text())
-        key = rng.choice(sorted(content))
-        content[key] = rng.choice((None, [], {}, -1, 10**30, "text", True, float("nan"), 0))
-        path.write_text(json.dumps(content))
-    except (ValueError, TypeError, IndexError):
-        lines = path.read_bytes().splitlines(keepends=True)
-        del lines[rng.randrange(len(lines))]
-        path.write_bytes(b"".join(lines))
-
-
-def encoding(path: Path, rng: random.Random) -> None:
-    path.write_bytes(path.read_bytes().decode("latin-1").encode(rng.choice(("utf-16", "utf-8-sig", "utf-32"))))
-
-
-def swap(path: Path, rng: random.Random) -> None:
-    shutil.copyfile(other(path), path)
-
-
-def directory(path: Path, rng: random.Random) -> None:
-    path.unlink()
-    path.mkdir()
-    if rng.random() < 0.5:
-        (path / "file").write_text("text")
-
-
-def fifo(path: Path, rng: random.Random) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def link(to: Callable[[Path], Path], path: Path, rng: random.Random) -> None:
-    target = to(path)
-    path.unlink()
-    path.symlink_to(target)
-
-
-DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
-    "deleted": lambda path, rng: path.unlink(),
-    "emptied": empty,
-    "truncated": truncate,
-    "garbage": garbage,
-    "a block of zeros": overwrite_block,
-    "extended": append,
-    "other type": other_type,
-    "other values": other_values,
-    "other encoding": encoding,
-    "swapped": swap,
-    "a directory": directory,
-    "a fifo": fifo,
-    "a link to the neighbor's": partial(link, lambda path: other(path).absolute()),
-    "a link to nothing": partial(link, lambda path: path.with_name("nothing")),
-    "a link to itself": partial(link, lambda path: path),
-    "a link to /dev/zero": partial(link, lambda path: Path("/dev/zero")),
-}
-
-
-# -- what must hold afterwards
 
 
 def kept(run: Path) -> int:
@@ -206,7 +91,7 @@ def whole(file: Path, made: Path) -> bool:
     """True if a file is what a finished run has: the same keys, or the same bytes, or no such file."""
     run = the_run(made / "expected" / "results")
     expected = run / file.relative_to(next(part for part in file.parents if part.name == run.name))
-    if not expected.exists() or file.name == ".lock":
+    if not expected.exists() or file.name == ".lock" or unmarked(file):
         return True
     if file.is_symlink() or not file.is_file():
         return False
@@ -218,6 +103,11 @@ def whole(file: Path, made: Path) -> bool:
     if file.suffix == ".parquet":
         return True  # compared before
     return file.read_bytes() == expected.read_bytes() or file.suffix == ".pt"
+
+
+def unmarked(file: Path) -> bool:
+    """True if a file is a manifest that was deleted, as if an earlier version had finished the run."""
+    return file.name == "manifest.json" and not os.path.lexists(file)
 
 
 def report(case: Case, here: Path, file: Path, made: Path, words: list[str]) -> Result:
@@ -254,6 +144,21 @@ def plan(case: Case, here: Path, file: Path, made: Path, words: list[str]) -> Re
     return HELD_WELL if ended.code == 0 else refused(ended)
 
 
+def verify(case: Case, here: Path, file: Path, made: Path, words: list[str]) -> Result:
+    """`rgpo-report verify`: every damage of a file that has a digest is named, and nothing is changed."""
+    from rgpo.report.cli import main
+
+    before = snapshot(here)
+    ended = command(main, ("rgpo-report", "verify"), here)
+    if found := fault(ended):
+        return found
+    if snapshot(here) != before:
+        return Result(WRONG, "verify changed files")
+    if file.name in ended.text:
+        return Result(REFUSED, ended.err) if ended.code == 1 else Result(WRONG, f"damage is named with exit code {ended.code}")
+    return HELD_WELL if file.name in WITHOUT_DIGEST or unmarked(file) else Result(WRONG, f"the damage is not named: {ended}")
+
+
 @functools.cache
 def combinations(shared: Path, config: str, half: bool, seed: float) -> list[tuple[str, str]]:
     """Every file of the run with every damage, in an order that the seed decides."""
@@ -264,6 +169,31 @@ def combinations(shared: Path, config: str, half: bool, seed: float) -> list[tup
 
 
 Check = Callable[[Case, Path, Path, Path, list[str]], Result]
+
+
+def killed_and_damaged(case: Case) -> Result:
+    """Death at a disk operation and damage of one file of what it leaves, then the same command until it is done."""
+    here, words = case.folder / "here", store.words(case.shared, "ppo")
+    here.mkdir()
+    whole = store.whole(case.shared, "ppo")
+    k = 1 + case.rng.randrange(whole.operations)
+    rgpo_run(words, here, first=operations.dying(here / "results", k))
+    rgpo_run([*words, NEIGHBOR], here)
+    run = next((path for path in (here / "results").glob("*/*-s1-*")), here)
+    names = [name for name in files(run) if (run / name).stat().st_size and "-s2-" not in name]
+    what = "nothing to damage"
+    if names:
+        name, damage = case.rng.choice(names), case.rng.choice(sorted(DAMAGES))
+        DAMAGES[damage](run / name, case.rng)
+        what = f"killed before operation {k}, {name} {damage}"
+    ended = rgpo_run(words, here)
+    result = fault(ended) or (refused(ended) if ended.code in (1, 2) else equal(here / "results", made_of(case)))
+    return result._replace(detail=f"{what}: {result.detail}")
+
+
+def made_of(case: Case) -> Path:
+    """The finished run and its neighbor."""
+    return template(case.shared, "ppo", False) / "expected" / "results"
 
 
 def damaged(config: str, half: bool, check: Check, case: Case) -> Result:
@@ -290,6 +220,8 @@ KINDS = [
     Kind("damage of a half-finished run, report", partial(damaged, "ppo", True, report), full=176, share=10),
     Kind("damage of a finished run, plan", partial(damaged, "ppo", False, plan), full=112, share=4),
     Kind("damage of a half-finished run, plan", partial(damaged, "ppo", True, plan), full=112, share=4),
+    Kind("damage of a finished run, verify", partial(damaged, "ppo", False, verify), full=112, share=4),
+    Kind("kill and damage", killed_and_damaged, full=60, share=2),
     Kind("damage of a language run, repeated", partial(damaged, "language", False, run_again), full=32),
     Kind("damage of a language run, report", partial(damaged, "language", False, report), full=64),
     Kind("damage of a half-finished language run, repeated", partial(damaged, "language", True, run_again), full=48),

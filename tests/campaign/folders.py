@@ -43,7 +43,7 @@ NAMES = [
     "#comment",
     "!history",
     "~",
-    "~nobody",
+    "~nosuchuser",
     "-m",
     "--help",
     "-rf",
@@ -119,7 +119,7 @@ def judged(case: Case, ended: Ended, cwd: Path, results: Path, env: dict[str, st
     """The rows of a run that should have been done, and its printed and recorded commands."""
     if problem := fault(ended):
         return problem
-    if ended.code == 2:
+    if ended.code in (1, 2):
         return refused(ended)
     runs = [path.parent for path in results.glob("*/*/metrics.parquet")]
     if ended.code != 0 or len(runs) != 1:

@@ -10,7 +10,8 @@ from pathlib import Path
 from . import store
 from .commands import command, fault, rgpo_report, rgpo_run
 from .compare import equal
-from .damage import Check, other, plan, report, run_again, snapshot, template, the_run
+from .corruptions import other, the_run
+from .damage import Check, plan, report, run_again, snapshot, template
 from .harms import HARM, MATH, SHOWS, odd_value, raw_text, target
 from .outcomes import HELD, HELD_WELL, REFUSED, WRONG, Case, Kind, Result
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rgpo.errors import ConfigError, first_line
-from rgpo.learning.accel.compiler_cache import private_dir, verified
+from rgpo.learning.accel.compiler_cache import CrashRecord, private_dir, verified
 
 Tensors = tuple[Tensor, ...]
 Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]  # carry, row = step(carry, x)
@@ -84,6 +84,7 @@ class CompiledEpochs:
             torch.compiler.reset()
         parts = engine()
         self._graph: str | None = _described(run_epochs)  # until the first call has compiled or loaded it
+        self._record: CrashRecord
         self._call: Callable[..., Any]
         if parts.scan is None:
             self._call = partial(run_epochs, fold=_FoldCompiledSteps(parts.options, loop))
@@ -94,9 +95,10 @@ class CompiledEpochs:
     def __call__(self, *arguments: object) -> Any:
         """Raises: ConfigError if the folder of the compiled code cannot be used; any error of torch or its compiler."""
         if self._graph is None:
-            return self._call(*arguments)
+            with self._record:
+                return self._call(*arguments)
         about = self._graph, _described(arguments), torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
-        with verified(repr((torch.__version__, sys.version, *about))):
+        with verified(repr((torch.__version__, sys.version, *about))) as self._record:
             results = self._call(*arguments)
         self._graph = None
         return results

@@ -3,7 +3,7 @@
 FOLDER/code-*        torch's cache: what one compilation left
 FOLDER/digests.json  sha256 of each of its files, written when the first call of the compiled code has returned
 FOLDER/lock          shared while code is verified and loaded, exclusive while it is compiled or deleted
-FOLDER/crash-PID     the stack of a process that crashed in its first compiled call; empty while the call runs
+FOLDER/crash-PID-*   the stack of a process that crashed in a compiled call; empty while it lives
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,9 +37,34 @@ UNMAPPED = 65534  # owner of files from outside a container
 Digests = dict[str, str]  # path in the folder -> sha256
 
 
+class CrashRecord:
+    """While entered, a crash of this process, such as a segmentation fault, writes its stack to a file in the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        descriptor, name = tempfile.mkstemp(prefix=f"crash-{os.getpid()}-", dir=folder)
+        self._file = os.fdopen(descriptor, "w")
+        weakref.finalize(self, _remove, self._file, Path(name), os.getpid())
+
+    def __enter__(self) -> None:
+        self._elsewhere = faulthandler.is_enabled()
+        faulthandler.enable(self._file)
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.disable()
+        if self._elsewhere and sys.__stderr__ is not None:
+            faulthandler.enable(sys.__stderr__)
+
+
+def _remove(file: IO[str], path: Path, pid: int) -> None:
+    """Remove the empty record of a process that ends in order; a child that it forked does not."""
+    file.close()
+    if os.getpid() == pid:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
-def verified(graph: str) -> Iterator[None]:
-    """Compile the graph of that description, or load its compiled code, inside this context.
+def verified(graph: str) -> Iterator[CrashRecord]:
+    """Compile the graph of that description, or load its compiled code, inside this context; yields the record of its calls.
 
     Code that differs from its digests, or that has none, is deleted with a warning and compiled anew. One process compiles at a
     time; others wait for its code.
@@ -48,6 +74,7 @@ def verified(graph: str) -> Iterator[None]:
     folder = private_dir() / f"rgpo-{hashlib.sha256(graph.encode()).hexdigest()[:16]}"
     folder.mkdir(mode=0o700, exist_ok=True)
     refuse_writable_by_others(folder)
+    folder.chmod(0o700)  # so that the modes of the files in it do not matter
     with (folder / "lock").open("a") as lock:
         loads = _lock(lock, folder)
         _refuse_crashed(folder)
@@ -57,10 +84,13 @@ def verified(graph: str) -> Iterator[None]:
         code = found[0] if found else Path(tempfile.mkdtemp(prefix="code-", dir=folder))
         names = set(_files(folder))
         try:
-            with _used_by_torch(code), _crash_recorded(folder):
-                yield
+            record = CrashRecord(folder)
+            with _used_by_torch(code), record:
+                yield record
         except BaseException:
             (folder / DIGESTS).unlink(missing_ok=True)
+            if not loads:
+                shutil.rmtree(code, ignore_errors=True)
             raise
         if set(_files(folder)) != names and _locked(lock, fcntl.LOCK_EX):  # the last of several that loaded records new files
             atomic.write_text(folder / DIGESTS, json.dumps(_digests(folder), indent=1))
@@ -78,8 +108,8 @@ def private_dir() -> Path:
 
 def refuse_writable_by_others(folder: Path) -> None:
     """Raises: ConfigError if another user can replace files in a folder, and thereby the code that runs."""
-    folder = folder.resolve()
-    for path in (folder, *folder.parents):
+    named, folder = folder.absolute(), folder.resolve()
+    for path in dict.fromkeys((folder, *folder.parents, *named.parents)):
         found = path.stat()
         others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if path != folder and (found.st_mode & stat.S_ISVTX or _is_private_group(found)):
@@ -159,6 +189,11 @@ def _refuse_crashed(folder: Path) -> None:
         lines = path.read_text(errors="replace").splitlines()
         if lines:
             raise ConfigError(f"{folder}: compiled code from it crashed ({lines[0][:80]}); delete the folder to compile anew.")
+        with suppress(PermissionError):  # a living process of another user's
+            try:
+                os.kill(int(path.name.split("-")[1]), 0)
+            except ProcessLookupError:  # it was killed
+                path.unlink(missing_ok=True)
 
 
 def _delete_code(folder: Path) -> None:
@@ -186,18 +221,3 @@ def _used_by_torch(code: Path) -> Iterator[None]:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
-
-
-@contextmanager
-def _crash_recorded(folder: Path) -> Iterator[None]:
-    """Write the stack to a file in the folder if this process crashes, for example by a segmentation fault."""
-    path, elsewhere = folder / f"crash-{os.getpid()}", faulthandler.is_enabled()
-    with path.open("w") as file:
-        faulthandler.enable(file)
-        try:
-            yield
-        finally:
-            faulthandler.disable()
-            if elsewhere and sys.__stderr__ is not None:
-                faulthandler.enable(sys.__stderr__)
-            path.unlink(missing_ok=True)

@@ -154,9 +154,9 @@ def _read_file(path: Path, wanted: Collection[str]) -> tuple[dict[str, Floats], 
         words = _first_words(file, [name for name in WORDS if name in types])
         columns = {name: table[stored[name]] for name in usable}
         found = {name: _padded(path, column) if is_list(name) else floats(column) for name, column in columns.items()}
-    for name in INDEX_COLUMNS:
-        if name not in found or not ((found[name] >= 0) & (found[name] % 1 == 0)).all():
-            raise Unreadable(f"{path.name}: {name} is not a whole number in every row")
+    for name, least in zip(INDEX_COLUMNS, (0, 1, 0), strict=True):
+        if name not in found or not ((found[name] >= least) & (found[name] % 1 == 0)).all():
+            raise Unreadable(f"{path.name}: {name} is not a whole number from {least} in every row")
     return found, words, problems
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rgpo.report.read import rows
@@ -36,7 +37,7 @@ def verify(settings: Settings) -> tuple[str, list[Problem]]:
 def _damage(folder: Path) -> list[str]:
     """One clause for each file that is damaged, and one for rows that are missing."""
     found = manifest.damage(folder)
-    checks = {
+    checks: dict[str, Callable[[Path], object]] = {
         "config.yaml": reader.read_yaml,
         "state.json": lambda path: reader.read_json(path, RunState),
         "provenance.json": lambda path: reader.read_json(path, Provenance),

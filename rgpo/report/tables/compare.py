@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rgpo.errors import ConfigError
+from rgpo.errors import ConfigError, require
 from rgpo.report.read.columns import GOLD, KL, KL_REF, PROXY, SPEED, TRAIN
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import experiments, read_runs, run_folders
@@ -23,6 +23,7 @@ from rgpo.report.settings import Settings
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.stats.small_samples import Change, change, holm
 from rgpo.report.tables.table import Cell, Table, estimate, interval_cells, number, word
+from rgpo.runtime.reader import user_path
 
 MEASURES = {
     "return": (TRAIN, "final"),
@@ -70,19 +71,27 @@ def compare(first: str, second: str, settings: Settings) -> tuple[str, list[Prob
 
 def _folder(name: str, settings: Settings, stack: ExitStack) -> Path:
     """A results folder, or results_dir as committed at a commit, extracted until the stack closes."""
-    if Path(name).is_dir():
-        return Path(name)
+    require(not name.startswith("-"), "compare", name, "begins with -; give a commit, or ./ and the name of a folder")
+    if user_path(name).is_dir():
+        return user_path(name)
     results = Path(settings.results_dir)
-    command = ["git", "-C", str(results.resolve().parent), "archive", "--format=zip", name, "--", results.name]
+    above = results.resolve().parent
     try:
-        packed = subprocess.run(command, capture_output=True, check=True).stdout  # noqa: S603  # git, with a checked revision
+        commit = _git(above, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").decode().strip()
+        packed = _git(above, "archive", "--format=zip", commit, "--", results.name)
     except (OSError, subprocess.CalledProcessError) as error:
-        why = getattr(error, "stderr", b"").decode().strip().splitlines()[:1] or ["git is missing"]
+        why = getattr(error, "stderr", b"git is missing").decode(errors="replace").strip().splitlines()[:1] or ["no such commit"]
         raise ConfigError(f"compare={name}: it is neither a folder nor a commit that contains {results} ({why[0]})") from None
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         archive.extractall(folder)
     return folder / results.name
+
+
+def _git(folder: Path, *words: str) -> bytes:
+    """The output of git in a folder; its arguments are ours or hashes of commits, and paths are no patterns."""
+    command = ["git", "--literal-pathspecs", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, check=True).stdout  # noqa: S603  # no shell; see above
 
 
 def _groups(folders: Sequence[Path], settings: Settings) -> tuple[list[dict[tuple[str, str], Group]], list[Problem]]:

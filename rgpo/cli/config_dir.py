@@ -1,0 +1,39 @@
+"""The folder of a user's own options, checked before hydra reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import GrammarParseError
+
+from rgpo.errors import ConfigError, first_line
+from rgpo.paths import conf_dir
+from rgpo.runtime.reader import Unreadable, read_yaml
+
+
+def check_folder(config_dir: str | None) -> None:
+    """Raises: ConfigError if config_dir is no folder, holds a file with the name of a packaged one or one that cannot be read."""
+    if config_dir is None:
+        return
+    own = Path(config_dir)
+    if not config_dir or not own.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: is not a folder; give one that holds gate/, algo/ and so on.")
+    try:
+        OmegaConf.create([str(own.resolve())])
+    except GrammarParseError as error:
+        raise ConfigError(f"--config-dir {config_dir}: hydra cannot read this name ({first_line(error)}); rename it.") from error
+    for file in conf_dir().rglob("*.yaml"):
+        name = file.relative_to(conf_dir())
+        if (own / name).exists():
+            raise ConfigError(
+                f"--config-dir {config_dir}: {name} has the name of a packaged file and would be ignored; rename it."
+            )
+    for group in {file.parent.relative_to(conf_dir()) for file in conf_dir().rglob("*.yaml")}:
+        for file in (own / group).glob("*.yaml"):
+            try:
+                read_yaml(file)  # within limits of size and depth, which hydra's reader lacks
+            except Unreadable as error:
+                if "empty" not in str(error):  # an option may set nothing
+                    what = f"{group}/{error}; fix or remove it"
+                    raise ConfigError(f"--config-dir {config_dir}: {what}.") from error
