@@ -109,7 +109,8 @@ def check(folder: Path, refused: bool) -> None:
     rows = []
     for row, ids in enumerate(completion_ids(completions)):
         text = completions.sequence_BS[row][completions.attention_mask_BS[row].bool()]
-        logits = plain(input_ids=text[None], **accepted(plain, use_cache=False)).logits[0, -len(ids) - 1 : -1] / SAMPLING.temperature
+        logits = plain(input_ids=text[None], **accepted(plain, use_cache=False)).logits[0, -len(ids) - 1 : -1]
+        logits = logits / SAMPLING.temperature
         rows.append(torch.log_softmax(logits, -1).gather(-1, torch.tensor(ids)[:, None])[:, 0])
     wanted, live = torch.cat(rows), completions.completion_mask_BT.bool()
     torch.testing.assert_close(completions.logp_BT[live], wanted, rtol=1e-3, atol=1e-3)
