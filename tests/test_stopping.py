@@ -1,4 +1,4 @@
-"""What ends a completion: one set of tokens and texts for the samplers, the finished flag and the scored text."""
+"""Ends of a completion: one set of tokens and texts for the samplers, the finished flag and the scored text."""
 
 from __future__ import annotations
 

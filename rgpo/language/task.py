@@ -71,7 +71,7 @@ class Language:
 
     @property
     def stop_rule(self) -> StopRule:
-        """What ends a completion."""
+        """Tokens and texts that end a completion."""
         assets = self.assets
         return make_stop_rule(assets.tokenizer, assets.stop_ids | {assets.eos_id}, self.stop_tokens, self.stop_strings)
 

@@ -2,7 +2,7 @@
 
 A line is {"chosen": TEXT, "rejected": TEXT} with TEXT = "\\n\\nHuman: ...\\n\\nAssistant: ...", equal up to the last answer.
 Files are jsonl or jsonl.gz, local or in a data set on the hub (downloading it from the hub was never run here). In a folder,
-files without pairs are left out, and what lies under a name with the word test, eval, dev, valid or heldout is never trained on.
+files without pairs are left out, and files below a name with the word test, eval, dev, valid or heldout are never trained on.
 Consecutive turns of one speaker are merged into one for the chat template.
 """
 
