@@ -89,7 +89,9 @@ def redact_word(word: str) -> str:
 def redact_values(node: object, key: str = "") -> object:
     """A configuration without the same; numbers stay."""
     if isinstance(node, Mapping):
-        return {name: redact_values(value, key if key == "metrics" else f"{key}.{name}".lstrip(".")) for name, value in node.items()}
+        return {
+            name: redact_values(value, key if key == "metrics" else f"{key}.{name}".lstrip(".")) for name, value in node.items()
+        }
     if isinstance(node, list):
         return [redact_values(value, key) for value in node]
     if not isinstance(node, str):
