@@ -22,7 +22,7 @@ _NAME = (
 )
 _NUMBER = r"(?:(?:null|none|true|false|[-+]?[\d._]+(?:e[-+]?\d+)?)(?![\w-])|\[[\d\s,.]*\])"  # task.max_new_tokens=32 is a count
 _INNER = r"[\[{][^\[\]{}]*[\]}]"
-_NODE = rf"[\[{{](?:[^\[\]{{}}]|[\[{{](?:[^\[\]{{}}]|{_INNER})*[\]}}])*[\]}}]|[\[{{].*"  # a list or mapping; the rest if it does not close
+_NODE = rf"[\[{{](?:[^\[\]{{}}]|[\[{{](?:[^\[\]{{}}]|{_INNER})*[\]}}])*[\]}}]|[\[{{].*"  # or what does not close
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _ASSIGNMENT = re.compile(
     rf"((?:{_NAME})\w*['\"]?\s*[=:]\s*)(?!{_NUMBER}|\$\{{)(?:'[^']*'|\"[^\"]*\"|{_NODE}|[^\s,;'\"{{}}()\[\]]+)", re.IGNORECASE
