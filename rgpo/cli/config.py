@@ -148,8 +148,9 @@ def plain(composed: DictConfig) -> dict[str, object]:
     assert isinstance(resolved, dict)
     config = {str(key): value for key, value in resolved.items()}
     _check_presets(composed, config.pop("presets", {}))
-    if str(config.get("results_dir")).startswith("~"):
-        config["results_dir"] = str(user_path(str(config["results_dir"])))
+    for key in ("results_dir", "resume_from"):
+        if str(config.get(key)).startswith("~"):
+            config[key] = str(user_path(str(config[key])))
     return cast(dict[str, object], _with_present_targets(config))
 
 
@@ -181,6 +182,9 @@ def _with_present_targets(node: object) -> object:
 def config_hash(config: Node) -> str:
     """Eight hex digits over everything that can change a number of the run by more than rounding."""
     relevant = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    earlier = relevant.pop("resume_from", None)
+    if earlier is not None:  # by its name: a results folder may move
+        relevant["resume_from"] = Path(str(earlier)).name
     return hashlib.sha256(json.dumps(_ordered(relevant)).encode()).hexdigest()[:8]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, or_nul
 from rgpo.core.rollout import Array
 from rgpo.distributed import refuse_many
 from rgpo.errors import ConfigError, NonFiniteError, require
+from rgpo.learning.export import Facts
 from rgpo.learning.types import Policy, Requirements, State
 
 if TYPE_CHECKING:
@@ -250,6 +252,17 @@ class Control:
     def take_samples(self) -> list[Mapping[str, object]]:
         """No rows: episodes leave no samples."""
         return []
+
+    export_name: ClassVar[str] = "policy"
+
+    def export(self, policy: Policy, state: State, folder: Path, facts: Facts) -> None:
+        """Write policy.json and policy.safetensors.
+
+        Raises: NoExport for another policy than an actor-critic, or a space that is neither Box nor Discrete.
+        """
+        from rgpo.control.export import make_actor
+
+        make_actor(self, policy, state, facts).save(folder)
 
     def state_dict(self) -> State:
         return {

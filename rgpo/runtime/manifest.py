@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypedDict, cast
 
 from rgpo import atomic
@@ -20,6 +20,7 @@ from rgpo.runtime import reader
 
 NAME = "manifest.json"
 FILES = ("config.yaml", "provenance.json", "metrics.parquet", "samples.parquet", "checkpoint.pt", "checkpoint-previous.pt")
+EXPORTS = ("policy", "model")  # folders for use outside rgpo, whose files have digests, too
 PART = re.compile(r"part-(\d{4,9})-\d{6,}(?:-([0-9a-f]{16}))?\.parquet")  # attempt, digest (version 0.1 wrote none)
 MAX_BYTES = 1 << 50  # of a file that is hashed
 
@@ -29,7 +30,7 @@ class Manifest(TypedDict):
 
     attempt: int
     num_iterations: int
-    files: dict[str, str]  # name -> sha256
+    files: dict[str, str]  # name, or policy/name -> sha256
     sha256: str  # of the other keys
 
 
@@ -38,7 +39,10 @@ def write(run_dir: Path, attempt: int = 0, num_iterations: int = 0) -> None:
 
     Raises: Unreadable if one of them cannot be read; OSError if the manifest cannot be written.
     """
-    files = {name: digest(run_dir / name) for name in FILES if os.path.lexists(run_dir / name)}
+    names = [name for name in FILES if os.path.lexists(run_dir / name)]
+    exported = (path for folder in EXPORTS for path in sorted((run_dir / folder).rglob("*")) if path.is_file())
+    names += [path.relative_to(run_dir).as_posix() for path in exported]
+    files = {name: digest(run_dir / name) for name in names}
     facts = {"attempt": attempt, "num_iterations": num_iterations, "files": files}
     atomic.write_text(run_dir / NAME, json.dumps({**facts, "sha256": _digest_of(facts)}, indent=1) + "\n", fsync=True)
 
@@ -50,20 +54,20 @@ def read(run_dir: Path) -> Manifest:
     """
     found = reader.read_json(run_dir / NAME, Manifest)
     facts = {key: value for key, value in found.items() if key != "sha256"}
-    if found.get("sha256") != _digest_of(facts) or not set(found.get("files", ())) <= set(FILES):
+    if found.get("sha256") != _digest_of(facts) or not all(map(_is_name, found.get("files", ()))):
         raise reader.Unreadable(f"{NAME} is damaged (checksum)")
     return found
 
 
-def problems(run_dir: Path, names: Collection[str] = FILES) -> list[str]:
+def problems(run_dir: Path, names: Collection[str] | None = None) -> list[str]:
     """One clause for each damaged or missing file of a finished run; [] for a folder without a manifest.
 
-    names: the files to check; a large checkpoint takes a second per gigabyte.
+    names: the files to check, None for all; a large checkpoint takes a second per gigabyte.
     """
     return list(damage(run_dir, names).values())
 
 
-def damage(run_dir: Path, names: Collection[str] = FILES) -> dict[str, str]:
+def damage(run_dir: Path, names: Collection[str] | None = None) -> dict[str, str]:
     """The same clauses by the names of the files."""
     try:
         expected = read(run_dir)["files"]
@@ -71,7 +75,17 @@ def damage(run_dir: Path, names: Collection[str] = FILES) -> dict[str, str]:
         return {}
     except reader.Unreadable as error:
         return {NAME: str(error)}
-    return {name: why for name, sha256 in expected.items() if name in names and (why := _damage(run_dir / name, sha256))}
+    chosen = {name: sha256 for name, sha256 in expected.items() if names is None or name in names}
+    return {name: why for name, sha256 in chosen.items() if (why := _damage(run_dir / name, sha256))}
+
+
+def export_damage(run_dir: Path, folder: str) -> dict[str, str]:
+    """A clause for each damaged or missing file of an exported folder, by its name; {} if the run has no manifest."""
+    try:
+        names = [name for name in read(run_dir)["files"] if name.startswith(f"{folder}/")]
+    except reader.Unreadable:
+        names = []
+    return damage(run_dir, names)
 
 
 def part_damage(path: Path) -> str:
@@ -95,6 +109,12 @@ def digest(path: Path) -> str:
             return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
         except OSError as error:
             raise reader.Unreadable(f"{path.name} cannot be read ({error.strerror})") from None
+
+
+def _is_name(name: str) -> bool:
+    """True for a file of a run or of one of its exported folders, never for a path that leads elsewhere."""
+    parts = PurePosixPath(name).parts
+    return name in FILES or (len(parts) > 1 and parts[0] in EXPORTS and ".." not in parts)
 
 
 def _damage(path: Path, sha256: str) -> str:

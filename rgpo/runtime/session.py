@@ -14,8 +14,8 @@ import numpy as np
 
 from rgpo import atomic, distributed
 from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, require
-from rgpo.learning.types import Algorithm, Metrics, Policy, Task
-from rgpo.runtime import checkpoint, manifest, provenance, reader, run_folder
+from rgpo.learning.types import Algorithm, Metrics, Policy, State, Task
+from rgpo.runtime import checkpoint, export, manifest, provenance, reader, run_folder
 from rgpo.runtime.metrics import number
 from rgpo.runtime.parts import storing
 from rgpo.runtime.recorder import Recorder
@@ -199,8 +199,18 @@ class Session:
         """Write the joined files, record completion and print a summary; metrics: the last iteration's, {} if there was none."""
         self._require_folder()
         self.recorder.join_parts()
+        if self.settings.save_model:
+            self._export(self.policy.state_dict())  # on every rank: it may gather shards
         self._complete()
         self.recorder.summarize(metrics)
+
+    @distributed.on_first
+    def _export(self, state: State) -> None:
+        """Write policy/ or model/; a policy that cannot be exported is a sentence and no failure."""
+        with atomic.storing(self.run_dir):
+            facts = export.facts_of(self.run_dir, self.recorder.config, self.iteration, self.env_steps)
+            if why := export.finish(self.task, self.policy, state, self.run_dir, facts):
+                self.recorder.notice(why)
 
     @distributed.on_first
     def _complete(self) -> None:

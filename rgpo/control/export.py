@@ -1,0 +1,143 @@
+"""A trained actor-critic as an ``Actor``, and as modules that torch loads without rgpo."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from rgpo.control.actor import FORMAT, Actor, Description, Moments, Network, Space, bound
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.normalize import EPSILON
+from rgpo.core.rollout import Array
+from rgpo.learning.export import Facts, NoExport
+from rgpo.learning.types import Policy, State
+
+if TYPE_CHECKING:
+    from rgpo.control.task import Control
+
+EXPORTED_PROGRAM, TORCHSCRIPT = "policy.pt2", "policy.ts"
+
+
+def make_actor(task: Control, policy: Policy, state: State, facts: Facts) -> Actor:
+    """The policy with the task's spaces and normalizer; state: the policy's.
+
+    Raises: NoExport for another kind of policy or space.
+    """
+    if not isinstance(policy, ActorCritic):
+        raise NoExport(f"{type(policy).__name__} is no actor-critic of rgpo and has no method export")
+    network: Network = {
+        "distribution": "categorical" if policy.discrete else "gaussian",
+        "observation_size": policy.observation_size,
+        "hidden_sizes": list(policy.mlp.hidden_sizes),
+        "action_size": policy.action_size,
+        "activation": policy.mlp.activation,
+    }
+    description: Description = {
+        "format": FORMAT,
+        "env_id": task.full_id,
+        "env_kwargs": dict(task.env_kwargs),
+        "observation_space": _describe_space(task.env.observation_space),
+        "action_space": _describe_space(task.env.action_space),
+        "observation_normalizer": _moments(task) if task.normalize_observation else None,
+        "network": network,
+        "run": asdict(facts),
+    }
+    return Actor(description, _weights(policy, cast(Tensor, state["flat"])))
+
+
+def _weights(policy: ActorCritic, flat: Tensor) -> dict[str, Array]:
+    """Named weights in the layout of torch.nn.Linear."""
+    tensors = policy.unflatten(flat)
+    count = len(policy.actor_shapes)
+    found: dict[str, Array] = {} if policy.discrete else {"log_std": tensors[count - 1].numpy()}
+    for name, part in (("actor", tensors[: count if policy.discrete else count - 1]), ("critic", tensors[count:])):
+        for i in range(0, len(part), 2):
+            found |= {f"{name}.{i}.weight": part[i].T.contiguous().numpy(), f"{name}.{i}.bias": part[i + 1].numpy()}
+    return found
+
+
+def _moments(task: Control) -> Moments:
+    normalizer = task.normalize
+    variance = normalizer.squares / normalizer.count
+    return {"mean": normalizer.mean[0].tolist(), "variance": variance[0].tolist(), "epsilon": EPSILON, "clip": task.clip_observation}
+
+
+def _describe_space(space: spaces.Space[Any]) -> Space:
+    """Raises: NoExport for a space that is neither Box nor Discrete."""
+    if isinstance(space, spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if not isinstance(space, spaces.Box):
+        raise NoExport(f"its space {space} is neither Box nor Discrete")
+    low, high = (_bounds(x) for x in (space.low, space.high))
+    return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), "low": low, "high": high}
+
+
+def _bounds(values: Array) -> float | list[float | None] | None:
+    """One number if all are equal; None where there is no bound."""
+    found = [x if math.isfinite(x) else None for x in values.astype(np.float64).ravel().tolist()]
+    return found[0] if len(set(found)) == 1 else found
+
+
+class PolicyModule(nn.Module):
+    """Flat raw observations (N, D) of any float type -> actions (N, A) float32 within the bounds, or (N,) int64: the mode."""
+
+    mean: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, actor: Actor) -> None:
+        super().__init__()
+        network, space = actor.description["network"], actor.description["action_space"]
+        sizes = [network["observation_size"], *network["hidden_sizes"], network["action_size"]]
+        layers: list[nn.Module] = []
+        for size, following in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.Linear(size, following), nn.Tanh() if network["activation"] == "tanh" else nn.ReLU()]
+        self.actor = nn.Sequential(*layers[:-1])
+        weights: Mapping[str, Array] = actor.weights
+        named = {name: torch.from_numpy(np.array(x)) for name, x in weights.items() if name.startswith("actor.")}
+        self.actor.load_state_dict({name.removeprefix("actor."): x for name, x in named.items()})
+        moments = actor.description["observation_normalizer"]
+        self.normalized, self.clip = moments is not None, 0.0 if moments is None else moments["clip"]
+        mean, variance, epsilon = ([0.0], [1.0], 0.0) if moments is None else (moments["mean"], moments["variance"], moments["epsilon"])
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64))
+        self.register_buffer("scale", (torch.tensor(variance, dtype=torch.float64) + epsilon).sqrt())
+        self.discrete = space["type"] == "Discrete"
+        self.start = space["start"] if self.discrete else 0
+        low, high = ([0.0], [0.0]) if self.discrete else (bound(space, "low"), bound(space, "high"))
+        self.register_buffer("low", torch.tensor(np.asarray(low, np.float32)))
+        self.register_buffer("high", torch.tensor(np.asarray(high, np.float32)))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """The deterministic action."""
+        x = observation.double()
+        if self.normalized:
+            x = ((x - self.mean) / self.scale).clamp(-self.clip, self.clip)
+        output = self.actor(x.float())
+        if self.discrete:
+            return output.argmax(-1) + self.start
+        return torch.minimum(torch.maximum(output, self.low), self.high)
+
+
+def write_modules(actor: Actor, folder: Path) -> None:
+    """Write policy.pt2 (torch.export.load) and policy.ts (torch.jit.load), both of which take float32 batches of any size.
+
+    Raises: OSError if one cannot be written.
+    """
+    import warnings
+
+    module = PolicyModule(actor).eval().requires_grad_(False)
+    example = torch.zeros(2, actor.description["network"]["observation_size"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch recommends torch.export in place of TorchScript; here are both
+        program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
+        torch.export.save(program, folder / EXPORTED_PROGRAM)
+        torch.jit.script(module).save(str(folder / TORCHSCRIPT))
