@@ -21,7 +21,7 @@ from typing import Union, get_args, get_origin
 
 from hydra.core.override_parser.types import Override
 
-from rgpo.cli.hints import MAPPINGS, SCALARS, SEQUENCES, _plain
+from rgpo.cli.hints import MAPPINGS, SCALARS, SEQUENCES, plain_hint
 from rgpo.errors import ConfigError, first_line
 from rgpo.runtime.schema import MOVED_MODULES
 
@@ -195,8 +195,8 @@ def _lacking(kind: type, target: type) -> list[str]:
 
 
 def _members(hint: object) -> list[object]:
-    plain = _plain(hint)
-    return [_plain(part) for part in get_args(plain)] if get_origin(plain) in (Union, types.UnionType) else [plain]
+    plain = plain_hint(hint)
+    return [plain_hint(part) for part in get_args(plain)] if get_origin(plain) in (Union, types.UnionType) else [plain]
 
 
 def _kind(hint: object) -> object:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection, Mapping
 from io import BufferedReader
@@ -39,7 +38,7 @@ def write(run_dir: Path, attempt: int = 0, num_iterations: int = 0) -> None:
 
     Raises: Unreadable if one of them cannot be read; OSError if the manifest cannot be written.
     """
-    names = [name for name in FILES if os.path.lexists(run_dir / name)]
+    names = [name for name in FILES if (run_dir / name).exists()]
     exported = (path for folder in EXPORTS for path in sorted((run_dir / folder).rglob("*")) if path.is_file())
     names += [path.relative_to(run_dir).as_posix() for path in exported]
     files = {name: digest(run_dir / name) for name in names}

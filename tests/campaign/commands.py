@@ -55,11 +55,14 @@ class Ended(NamedTuple):
 
 def warm_up() -> None:
     """Import everything that commands use, and keep it out of the collector's way."""
+    before = dict(os.environ)
     for module in WARM:
         importlib.import_module(module)
     from rgpo.cli.config import compose_jobs
 
     compose_jobs(["algo=ppo", "task=cartpole"], False, None)
+    os.environ.clear()  # torch sets a folder for compiled code
+    os.environ.update(before)
     gc.collect()
     gc.freeze()
 

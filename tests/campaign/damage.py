@@ -32,14 +32,14 @@ def template(shared: Path, config: str, half: bool) -> Path:
         (folder / "here").mkdir()
         rgpo_run(words, folder / "here", first=first)
         ended = rgpo_run([*words, NEIGHBOR], folder / "here")
-        assert ended.code == 0, ended.text
+        assert ended.code == 0, ended
         shutil.copytree(folder / "here", folder / "expected", symlinks=True)
         if half:
             ended = rgpo_run(words, folder / "expected")
-            assert ended.code == 0, ended.text
+            assert ended.code == 0, ended
         for name in ("here", "expected"):
             ended = rgpo_report((), folder / name)
-            assert ended.code is not None and (folder / name / "report").is_dir(), ended.text
+            assert ended.code is not None and (folder / name / "report").is_dir(), ended
             (folder / name / "report").rename(folder / f"report-{name}")
 
     return store.once(shared, f"template-{config}-{'half' if half else 'finished'}", make)
