@@ -25,6 +25,7 @@ from rgpo.core.ranges import count
 from rgpo.errors import ConfigError, close_matches, first_line, require
 from rgpo.learning.types import Task
 from rgpo.paths import conf_dir
+from rgpo.runtime import continuation
 from rgpo.runtime.reader import user_path
 from rgpo.runtime.schema import AXES, NOT_IDENTITY, glossary
 from rgpo.runtime.settings import MOST_ITERATIONS, Settings
@@ -124,7 +125,7 @@ def make_job(
     _check_values(config)
     make_importable(config_dir)
     task, algorithm = build(config)
-    _check_length(config, task)
+    continuation.check(config, _check_length(config, task))
     refuse_unused(typed or {}, config, algorithm.requirements)
     check_task(json.dumps(config["task"]))
     digest = config_hash(config)
@@ -221,13 +222,18 @@ def _check_values(config: Node) -> None:
     glossary(config)
 
 
-def _check_length(config: Node, task: Task) -> None:
-    """Raises: ConfigError if a run of total_env_steps has more iterations than a table holds."""
-    total = config["total_env_steps"]
-    if config["num_iterations"] is None and isinstance(total, int):
+def _check_length(config: Node, task: Task) -> int:
+    """The number of iterations.
+
+    Raises: ConfigError if a run of total_env_steps has more than a table holds.
+    """
+    total, iterations = config["total_env_steps"], config["num_iterations"]
+    if iterations is None and isinstance(total, int):
         iterations = task.plan_iterations(total)
         remedy = f"makes {iterations:,} iterations of {task.batch_size} samples, over {MOST_ITERATIONS:,}; lower it."
         require(iterations <= MOST_ITERATIONS, "total_env_steps", total, remedy)
+    assert isinstance(iterations, int)
+    return iterations
 
 
 def _refuse_former(key: str, value: object) -> None:

@@ -1,13 +1,14 @@
-"""A trained control policy as a function of raw observations, in numpy, from the two files of a run's policy/.
+"""A trained control policy as a function of raw observations in numpy, from the files of a run's policy/.
 
 policy.safetensors holds the weights under the names of torch.nn.Sequential (actor.0.weight (out, in), actor.0.bias, actor.2.weight
-...; critic likewise; log_std of Gaussian policies), policy.json everything else. Shapes: N observations of D numbers, A action numbers.
+and so on, the same for critic, and log_std of Gaussian policies), policy.json everything else.
+Shapes: N observations of D numbers, A action numbers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -19,11 +20,11 @@ from rgpo.errors import ConfigError, first_line, require
 
 DESCRIPTION, WEIGHTS = "policy.json", "policy.safetensors"
 FORMAT = 1
-ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x, out: np.maximum(x, 0.0, out=out)}
+ACTIVATIONS: dict[str, Callable[..., Array]] = {"tanh": np.tanh, "relu": lambda x, out: np.maximum(x, 0.0, out=out)}
 
 
 class Space(TypedDict, total=False):
-    """A gymnasium space: Box with shape, dtype, low and high (one number for all, a flat list, or null: no bound); Discrete with n, start."""
+    """A gymnasium Box, whose bounds are one number for all or a flat list, null where there is none, or a Discrete."""
 
     type: str
     shape: list[int]
@@ -72,13 +73,12 @@ class Actor:
     def __init__(self, description: Description, weights: Mapping[str, Array]) -> None:
         self.description, self.weights = description, dict(weights)
         network = description["network"]
-        self._categorical = network["distribution"] == "categorical"
         self._act = ACTIVATIONS[network["activation"]]
         count = len(network["hidden_sizes"]) + 1
         self._layers = [
             (np.ascontiguousarray(weights[f"actor.{2 * i}.weight"].T), weights[f"actor.{2 * i}.bias"]) for i in range(count)
         ]
-        self._std = None if self._categorical else np.exp(weights["log_std"])
+        self._std = np.exp(weights["log_std"]) if network["distribution"] == "gaussian" else None
         moments = description["observation_normalizer"]
         if moments is not None:
             self._mean = np.array(moments["mean"])[None]
@@ -122,14 +122,19 @@ class Actor:
         Raises: ValueError for observations of another shape, or that are not finite.
         """
         seen, single = self._flatten(observation)
-        action = self.output(seen)
-        if not deterministic:
-            rng = rng or self._rng
-            noise = rng.gumbel(size=action.shape) if self._std is None else rng.standard_normal(action.shape)
-            action = action + (noise.astype(np.float32) if self._std is None else self._std * noise.astype(np.float32))
-        found = self._to_env(action)
+        found = self._to_env(self.draw(seen, None if deterministic else rng or self._rng))
         result: Array = found[0] if single else found
         return result
+
+    def draw(self, observation: Array, rng: np.random.Generator | None) -> Array:
+        """For flat raw observations (N, D): indices (N,) from 0, or unbounded actions (N, A); the mode without rng."""
+        action = self.output(observation)
+        if self._std is not None:
+            return action if rng is None else action + self._std * rng.standard_normal(action.shape).astype(np.float32)
+        if rng is not None:
+            action += rng.gumbel(size=action.shape).astype(np.float32)
+        choice: Array = action.argmax(-1)
+        return choice
 
     def output(self, observation: Array) -> Array:
         """Logits or Gaussian means (N, A) float32 of flat raw observations (N, D)."""
@@ -150,9 +155,10 @@ class Actor:
         shape = tuple(space["shape"]) if space["type"] == "Box" else ()
         found = np.asarray(observation)
         single = found.shape == shape
-        if not single and found.shape[1:] != shape or found.ndim not in (len(shape), len(shape) + 1) or found.dtype.kind not in "fiub":
+        if found.dtype.kind not in "fiub" or not (single or (found.ndim and found.shape[1:] == shape)):
             is_array = f"an array of shape {found.shape} and type {found.dtype}"
-            raise ValueError(f"observation: is {is_array}; give one of shape {shape}, or a batch (N, {', '.join(map(str, shape))}).")
+            batch = ", ".join(["N", *map(str, shape)])
+            raise ValueError(f"observation: is {is_array}; give one of shape {shape}, or a batch ({batch}).")
         if space["type"] == "Box":
             flat = found.reshape(1 if single else len(found), -1).astype(np.float64)
             if not np.isfinite(flat).all():
@@ -164,11 +170,10 @@ class Actor:
         return np.eye(space["n"])[place], single
 
     def _to_env(self, action: Array) -> Array:
-        """Indices of the largest logit, or actions clipped to the bounds, in the shape and type of the action space."""
+        """What ``draw`` returns, as the action space has it: indices from its start, or clipped to the bounds."""
         space = self.description["action_space"]
         if space["type"] == "Discrete":
-            choice: Array = action.argmax(-1) + space["start"]
-            return choice
+            return action + space["start"]
         low, high = (bound(space, key) for key in ("low", "high"))
         clipped = np.minimum(np.maximum(action, low), high)
         return clipped.astype(space["dtype"], copy=False).reshape(len(action), *space["shape"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -67,7 +68,12 @@ def _weights(policy: ActorCritic, flat: Tensor) -> dict[str, Array]:
 def _moments(task: Control) -> Moments:
     normalizer = task.normalize
     variance = normalizer.squares / normalizer.count
-    return {"mean": normalizer.mean[0].tolist(), "variance": variance[0].tolist(), "epsilon": EPSILON, "clip": task.clip_observation}
+    return {
+        "mean": normalizer.mean[0].tolist(),
+        "variance": variance[0].tolist(),
+        "epsilon": EPSILON,
+        "clip": task.clip_observation,
+    }
 
 
 def _describe_space(space: spaces.Space[Any]) -> Space:
@@ -99,7 +105,7 @@ class PolicyModule(nn.Module):
         network, space = actor.description["network"], actor.description["action_space"]
         sizes = [network["observation_size"], *network["hidden_sizes"], network["action_size"]]
         layers: list[nn.Module] = []
-        for size, following in zip(sizes, sizes[1:], strict=False):
+        for size, following in pairwise(sizes):
             layers += [nn.Linear(size, following), nn.Tanh() if network["activation"] == "tanh" else nn.ReLU()]
         self.actor = nn.Sequential(*layers[:-1])
         weights: Mapping[str, Array] = actor.weights
@@ -107,7 +113,9 @@ class PolicyModule(nn.Module):
         self.actor.load_state_dict({name.removeprefix("actor."): x for name, x in named.items()})
         moments = actor.description["observation_normalizer"]
         self.normalized, self.clip = moments is not None, 0.0 if moments is None else moments["clip"]
-        mean, variance, epsilon = ([0.0], [1.0], 0.0) if moments is None else (moments["mean"], moments["variance"], moments["epsilon"])
+        mean, variance, epsilon = (
+            ([0.0], [1.0], 0.0) if moments is None else (moments["mean"], moments["variance"], moments["epsilon"])
+        )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64))
         self.register_buffer("scale", (torch.tensor(variance, dtype=torch.float64) + epsilon).sqrt())
         self.discrete = space["type"] == "Discrete"
@@ -121,7 +129,7 @@ class PolicyModule(nn.Module):
         x = observation.double()
         if self.normalized:
             x = ((x - self.mean) / self.scale).clamp(-self.clip, self.clip)
-        output = self.actor(x.float())
+        output: Tensor = self.actor(x.float())
         if self.discrete:
             return output.argmax(-1) + self.start
         return torch.minimum(torch.maximum(output, self.low), self.high)
@@ -140,4 +148,4 @@ def write_modules(actor: Actor, folder: Path) -> None:
         warnings.simplefilter("ignore")  # torch recommends torch.export in place of TorchScript; here are both
         program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
         torch.export.save(program, folder / EXPORTED_PROGRAM)
-        torch.jit.script(module).save(str(folder / TORCHSCRIPT))
+        torch.jit.trace(module, example).save(str(folder / TORCHSCRIPT))  # type: ignore[no-untyped-call]

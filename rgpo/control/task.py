@@ -74,7 +74,7 @@ class Control:
     def check(self) -> None:
         """Raises: ConfigError for an id that is not installed, a space that is not supported, or more than one process."""
         refuse_many("control")
-        self._make_env(1).close()
+        self.make_env(1).close()
 
     def validate(self, requirements: Requirements) -> None:
         """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
@@ -89,13 +89,14 @@ class Control:
         """The number of whole iterations that collect at least total_env_steps."""
         return -(-total_env_steps // self.batch_size)
 
-    def _make_env(self, num_envs: int) -> VectorEnv:
+    def make_env(self, num_envs: int) -> VectorEnv:
+        """Copies of the environment."""
         return make_vector_env(self.full_id, num_envs, self.backend, **self.env_kwargs)
 
     def setup(self, seed: int, requirements: Requirements) -> None:
         """Make and seed the environments; the reward normalizer has the algorithm's discount."""
         streams = np.random.SeedSequence(seed).spawn(2)
-        self.env = self._make_env(self.num_envs)
+        self.env = self.make_env(self.num_envs)
         self._action_shape = self.env.action_space.shape or ()
         self.eval_env: VectorEnv | None = None
         self.rng = np.random.default_rng(streams[0])
@@ -226,7 +227,7 @@ class Control:
 
         assert isinstance(policy, ActorCritic)
         if self.eval_env is None:
-            self.eval_env = self._make_env(self.num_eval_episodes)
+            self.eval_env = self.make_env(self.num_eval_episodes)
         seen = self._prepare(self.eval_env.reset(self.eval_seed), learn=False)
         silence = np.zeros((self.num_eval_episodes, policy.action_size), np.float32)
         running = [np.ones(self.num_eval_episodes, bool)]  # which episodes each step belongs to

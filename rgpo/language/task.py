@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
@@ -25,6 +26,7 @@ from rgpo.language.assets import AssetLoader, LanguageAssets
 from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
 from rgpo.language.policy.pretrained import LoRA
 from rgpo.language.policy.samplers import Sampler
+from rgpo.learning.export import Facts
 from rgpo.learning.types import Policy, Requirements, State
 from rgpo.paths import compiler_cache_dir
 
@@ -260,6 +262,17 @@ class Language:
         """Mean score of the iteration and, where it was measured, the KL to the reference."""
         kl = f"  KL(ref) {metrics['kl/ref_exact']:.4f}" if "kl/ref_exact" in metrics else ""
         return f"reward {metrics['reward/train_mean']:+.3f}{kl}"
+
+    export_name: ClassVar[str] = "model"
+
+    def export(self, policy: Policy, state: State, folder: Path, facts: Facts) -> None:
+        """Write what transformers or peft load: adapter or weights, tokenizer, chat template and model card.
+
+        Raises: NoExport for another policy than a language model.
+        """
+        from rgpo.language.export import write
+
+        write(self, policy, state, folder, facts)
 
     def state_dict(self) -> State:
         from rgpo.language.policy.token_batch import rollout_state

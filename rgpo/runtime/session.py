@@ -15,7 +15,7 @@ import numpy as np
 from rgpo import atomic, distributed
 from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, require
 from rgpo.learning.types import Algorithm, Metrics, Policy, State, Task
-from rgpo.runtime import checkpoint, export, manifest, provenance, reader, run_folder
+from rgpo.runtime import checkpoint, continuation, export, manifest, provenance, reader, run_folder
 from rgpo.runtime.metrics import number
 from rgpo.runtime.parts import storing
 from rgpo.runtime.recorder import Recorder
@@ -71,6 +71,7 @@ class Session:
         self.write_state("running")
         self.recorder.write_facts(self.config_hash, self.command, self.attempt, self.algorithm.describe())
         self.policy, self.num_iterations = set_up(settings, self.task, self.algorithm)
+        self._continue_earlier()
         self.recorder.read_earlier()
         saved = self._find_checkpoint()
         if saved is not None:
@@ -82,6 +83,12 @@ class Session:
         self.recorder.open(self.iteration, self.num_iterations, self.algorithm.note)
         if saved is not None:
             self._compare_machines(saved)
+
+    @distributed.on_first
+    def _continue_earlier(self) -> None:
+        """Adopt rows and checkpoint of the run that resume_from names."""
+        if text := continuation.begin(self.recorder.config, self.run_dir, self.config_hash, self.num_iterations):
+            self.recorder.notes.append(text)
 
     @distributed.on_first
     def _reopen(self) -> None:

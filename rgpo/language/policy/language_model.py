@@ -77,6 +77,12 @@ class LanguageModel:
         self.critic = ValueHead(base.config.hidden_size, model.device, self._read_features) if critic else None
         self._layers: dict[bool, list[FSDPModule]] = {True: [], False: []}  # sharded ones of reference and policy
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the model was loaded in, in which it computes."""
+        found: torch.dtype = self._autocast
+        return found
+
     flat = None  # a module is no pure function of one vector
 
     def shard(self) -> None:
