@@ -184,7 +184,14 @@ def make_task(sampler: Any) -> Language:
     counts |= {"staleness": 0, "num_eval_prompts": 4, "num_samples": 2}
     texts = {"ratio": "token", "reduction": "token_mean", "parallel": "ddp"}
     return Language(
-        source=SimpleNamespace(), sampler=sampler, lora=None, temperature=1.0, gradient_checkpointing=False, **counts, **texts
+        source=SimpleNamespace(),
+        sampler=sampler,
+        lora=None,
+        temperature=1.0,
+        gradient_checkpointing=False,
+        center_scores=True,
+        **counts,
+        **texts,
     )
 
 

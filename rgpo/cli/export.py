@@ -80,10 +80,8 @@ def _fill(run: StoredRun, parts: Parts, folder: Path, merged: bool) -> None:
 
         adapted = isinstance(task, Language) and task.lora is not None
         require(adapted, "merged", "true", "the run trained no adapter that could be merged; leave it out.")
-        from rgpo.language.export import write
-
         assert isinstance(task, Language)
-        write(task, policy, state, folder, facts, merged=True)
+        task.export(policy, state, folder, facts, merged=True)
         return
     export.fill(task, policy, state, folder, facts)
     if isinstance(task, Control) and export.folder_of(task, policy) == task.export_name:

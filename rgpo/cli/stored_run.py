@@ -64,8 +64,9 @@ def restore_parts(run: StoredRun) -> Parts:
     from rgpo.runtime.provenance import REDACTED
     from rgpo.runtime.session import restore, set_up
 
-    if redacted := [key for key, value in flat(run.stored).items() if REDACTED in str(value)]:
-        raise ConfigError(f"{run.folder}: config.yaml has no value of {', '.join(redacted)}; repeat the command to use the run.")
+    for key, value in flat(run.stored).items():
+        if isinstance(value, str) and REDACTED in value:
+            raise ConfigError(f"{run.folder}: config.yaml has no value of {key}; repeat the command to use the run.")
     saved = checkpoint.load(run.folder, config_hash(run.stored))
     if saved is None:
         raise ConfigError(
@@ -106,10 +107,8 @@ def restored_actor(run: StoredRun, parts: Callable[[], Parts]) -> Actor:
     if not isinstance(build(run.config)[0], Control):
         raise ConfigError(f"{run.folder}: its policy does not act on observations of an environment; see its model/.")
     task, policy, _, iteration, env_steps = parts()
-    from rgpo.control.export import make_actor
-
     assert isinstance(task, Control)
     try:
-        return make_actor(task, policy, policy.state_dict(), facts_of(run.folder, run.config, iteration, env_steps))
+        return task.make_actor(policy, policy.state_dict(), facts_of(run.folder, run.config, iteration, env_steps))
     except NoExport as error:
         raise ConfigError(f"{run.folder}: {error}.") from error

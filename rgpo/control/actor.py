@@ -1,7 +1,7 @@
-"""A trained control policy as a function of raw observations in numpy, from the files of a run's policy/.
+"""A trained control policy as a function of raw observations, from the files in a run's policy/.
 
-policy.safetensors holds the weights under the names of torch.nn.Sequential (actor.0.weight (out, in), actor.0.bias, actor.2.weight
-and so on, the same for critic, and log_std of Gaussian policies), policy.json everything else.
+policy.safetensors holds the weights under the names of torch.nn.Sequential: actor.0.weight (out, in), actor.0.bias, actor.2.weight
+and so on, the same for critic, and log_std of Gaussian policies. policy.json has everything else.
 Shapes: N observations of D numbers, A action numbers.
 """
 

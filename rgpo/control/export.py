@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,19 +16,26 @@ from torch import Tensor, nn
 
 from rgpo.control.actor import FORMAT, Actor, Description, Moments, Network, Space, bound
 from rgpo.control.actor_critic import ActorCritic
-from rgpo.control.normalize import EPSILON
+from rgpo.control.envs.vector_env import VectorEnv
+from rgpo.control.normalize import EPSILON, ObservationNormalizer
 from rgpo.core.rollout import Array
 from rgpo.learning.export import Facts, NoExport
 from rgpo.learning.types import Policy, State
 
-if TYPE_CHECKING:
-    from rgpo.control.task import Control
-
 EXPORTED_PROGRAM, TORCHSCRIPT = "policy.pt2", "policy.ts"
 
 
-def make_actor(task: Control, policy: Policy, state: State, facts: Facts) -> Actor:
-    """The policy with the task's spaces and normalizer; state: the policy's.
+def make_actor(
+    policy: Policy,
+    state: State,
+    facts: Facts,
+    *,
+    env: VectorEnv,
+    env_id: str,
+    env_kwargs: Mapping[str, object],
+    normalizer: ObservationNormalizer | None,
+) -> Actor:
+    """The policy with the environment's spaces and the normalizer; state: the policy's.
 
     Raises: NoExport for another kind of policy or space.
     """
@@ -43,11 +50,11 @@ def make_actor(task: Control, policy: Policy, state: State, facts: Facts) -> Act
     }
     description: Description = {
         "format": FORMAT,
-        "env_id": task.full_id,
-        "env_kwargs": dict(task.env_kwargs),
-        "observation_space": _describe_space(task.env.observation_space),
-        "action_space": _describe_space(task.env.action_space),
-        "observation_normalizer": _moments(task) if task.normalize_observation else None,
+        "env_id": env_id,
+        "env_kwargs": dict(env_kwargs),
+        "observation_space": _describe_space(env.observation_space),
+        "action_space": _describe_space(env.action_space),
+        "observation_normalizer": None if normalizer is None else _moments(normalizer),
         "network": network,
         "run": asdict(facts),
     }
@@ -65,15 +72,9 @@ def _weights(policy: ActorCritic, flat: Tensor) -> dict[str, Array]:
     return found
 
 
-def _moments(task: Control) -> Moments:
-    normalizer = task.normalize
-    variance = normalizer.squares / normalizer.count
-    return {
-        "mean": normalizer.mean[0].tolist(),
-        "variance": variance[0].tolist(),
-        "epsilon": EPSILON,
-        "clip": task.clip_observation,
-    }
+def _moments(normalizer: ObservationNormalizer) -> Moments:
+    mean, variance = normalizer.mean[0], normalizer.squares[0] / normalizer.count
+    return {"mean": mean.tolist(), "variance": variance.tolist(), "epsilon": EPSILON, "clip": float(normalizer.high[0, 0])}
 
 
 def _describe_space(space: spaces.Space[Any]) -> Space:

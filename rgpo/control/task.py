@@ -27,9 +27,10 @@ from rgpo.learning.export import Facts
 from rgpo.learning.types import Policy, Requirements, State
 
 if TYPE_CHECKING:
+    from rgpo.control.actor import Actor
     from rgpo.control.actor_critic import ActorCritic, ControlRollout
 
-REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, fixed or adaptive."
+REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, or fixed or adaptive with penalty.anchor=old."
 VERSION = accept(lambda name: re.fullmatch(r"v[0-9]{1,9}", name) is not None, "must be a version such as v4 or v5.")
 LONGEST_EVALUATION = 10_000  # steps after which an evaluation episode without a time limit is cut
 
@@ -261,9 +262,19 @@ class Control:
 
         Raises: NoExport for another policy than an actor-critic, or a space that is neither Box nor Discrete.
         """
+        self.make_actor(policy, state, facts).save(folder)
+
+    def make_actor(self, policy: Policy, state: State, facts: Facts) -> Actor:
+        """The policy as a function of raw observations, with the present normalizer; state: the policy's.
+
+        Raises: NoExport, as ``export``.
+        """
         from rgpo.control.export import make_actor
 
-        make_actor(self, policy, state, facts).save(folder)
+        normalizer = self.normalize if self.normalize_observation else None
+        return make_actor(
+            policy, state, facts, env=self.env, env_id=self.full_id, env_kwargs=self.env_kwargs, normalizer=normalizer
+        )
 
     def state_dict(self) -> State:
         return {

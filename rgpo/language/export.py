@@ -6,18 +6,18 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import torch
-from torch import Tensor
-
-from rgpo.language.policy.language_model import LanguageModel
+from rgpo.language.assets import AssetLoader, LanguageAssets
 from rgpo.language.policy.pretrained import quiet
 from rgpo.learning.export import Facts, NoExport
 from rgpo.learning.types import Policy, State
 
 if TYPE_CHECKING:
-    from rgpo.language.task import Language
+    import torch
+    from torch import Tensor
+
+    from rgpo.language.policy.language_model import LanguageModel
 
 CARD = """\
 ---
@@ -63,17 +63,26 @@ model = AutoPeftModelForCausalLM.from_pretrained("FOLDER", dtype="{dtype}")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 
-def write(task: Language, policy: Policy, state: State, folder: Path, facts: Facts, merged: bool = False) -> None:
+class ModelTask(Protocol):
+    """A language task as far as its models depend on it."""
+
+    source: AssetLoader
+    assets: LanguageAssets
+
+
+def export_model(task: ModelTask, policy: Policy, state: State, folder: Path, facts: Facts, merged: bool = False) -> None:
     """Write the adapter, or all weights in the dtype that they were loaded in, and what belongs to them.
 
     state: the policy's, whole. merged: add the adapters to the weights first, which changes this policy.
 
     Raises: NoExport for another policy than a language model.
     """
+    from rgpo.language.policy.language_model import LanguageModel
+
     if not isinstance(policy, LanguageModel):
         raise NoExport(f"{type(policy).__name__} is no language model of rgpo and has no method export")
     model = policy.model
-    trained = {name: cast(Tensor, state[name]) for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: cast("Tensor", state[name]) for name, p in model.named_parameters() if p.requires_grad}
     adapted = hasattr(model, "peft_config")
     base, revision = _base(task, model)
     with quiet(), warnings.catch_warnings():
@@ -85,12 +94,12 @@ def write(task: Language, policy: Policy, state: State, folder: Path, facts: Fac
             _write_adapter(model, trained, folder, base, revision)
         else:
             _write_whole(model, trained, folder, policy.dtype)
-        _write_generation_config(model, folder, task.stop_rule.ids if hasattr(task, "stop_rule") else (task.assets.eos_id,))
+        _write_generation_config(model, folder, (task.assets.eos_id,))
         task.assets.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(_card(facts, policy, base, adapted, merged), encoding="utf-8")
 
 
-def _base(task: Language, model: Any) -> tuple[str, str | None]:
+def _base(task: ModelTask, model: Any) -> tuple[str, str | None]:
     """The model that training began with, as transformers finds it: an absolute path, or a hub id and the commit."""
     named = getattr(task.source, "model", None)
     loaded = str(getattr(model.config, "name_or_path", "") or "")
@@ -154,7 +163,7 @@ def _card(facts: Facts, policy: LanguageModel, base: str, adapted: bool, merged:
     exact = "Its logits equal those of the policy that was trained."
     if merged:
         exact = "Merging rounds: its logits equal those of the policy up to the precision of its weights."
-    elif not adapted and policy.dtype != torch.float32:
+    elif not adapted and dtype != "float32":
         exact = f"Training kept float32 weights, which are rounded to {dtype} here."
     provenance = {
         "run": facts.run_id,

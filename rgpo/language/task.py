@@ -12,7 +12,6 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
@@ -24,9 +23,9 @@ from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, require
 from rgpo.language.assets import AssetLoader, LanguageAssets
 from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
+from rgpo.language.export import export_model
 from rgpo.language.policy.pretrained import LoRA
 from rgpo.language.policy.samplers import Sampler
-from rgpo.learning.export import Facts
 from rgpo.learning.types import Policy, Requirements, State
 from rgpo.paths import compiler_cache_dir
 
@@ -56,6 +55,7 @@ class Language:
     num_kl_tokens: int = field(metadata=count(MANY))
     staleness: int = field(metadata=count(100, least=0))
     gradient_checkpointing: bool
+    center_scores: bool  # subtract the mean score of the first rollout where values are learned
     num_eval_prompts: int = field(metadata=count(MANY))
     num_samples: int = field(metadata=count(MANY, least=0))
 
@@ -65,6 +65,8 @@ class Language:
         remedy = f"x task.group_size={self.group_size} x task.max_new_tokens={self.max_new_tokens} makes {tokens:,} tokens per "
         require(tokens <= MANY, "task.num_prompts", self.num_prompts, f"{remedy}rollout, over {MANY:,}; lower one of them.")
 
+    export_name: ClassVar[str] = "model"
+    export = export_model
     memory_advice: ClassVar[str] = "lower task.micro_batch_size or task.num_kl_tokens, or set task.gradient_checkpointing=true"
 
     @property
@@ -96,6 +98,7 @@ class Language:
         if not requirements.pairs:
             remedy = "the algorithm learns from its own completions; use sampler@task.sampler=own."
         require(offline == requirements.pairs, "task.sampler", type(self.sampler).__name__, remedy)
+        require(not requirements.exact_kl, "penalty.estimator", "exact", "is known at some tokens only; use unbiased, k2 or k3.")
         require(not requirements.compiled, "update.compile", True, "language models are not compiled; use auto or false.")
 
     def plan_iterations(self, total_env_steps: int) -> int:
@@ -114,8 +117,12 @@ class Language:
         self.assets: LanguageAssets = self.source.load(lambda line: print(f"  {line}", flush=True))
         self.prompts = self.sampler.prompts(self.assets, self.max_new_tokens)
         for key, have in (("num_prompts", self.prompts), ("num_eval_prompts", self.assets.heldout_prompts)):
-            wanted = getattr(self, key)
-            require(len(have) >= wanted, f"task.{key}", wanted, f"there are only {len(have)} prompts to choose from.")
+            require(
+                len(have) >= (wanted := getattr(self, key)),
+                f"task.{key}",
+                wanted,
+                f"there are only {len(have)} prompts to choose from.",
+            )
         self._require_context()
         streams = np.random.SeedSequence(seed).spawn(2)
         self.rng = np.random.default_rng(streams[0])
@@ -124,6 +131,7 @@ class Language:
         self.evaluator = Evaluator(self.assets, self.num_eval_prompts, self.num_samples, draws[1])
         self.order: list[int] = []  # prompts left in this pass over them
         self.waiting: deque[CompletionRollout] = deque()  # collected and not yet learned from
+        self.score_offset: float | None = None  # subtracted from scores; None before the first rollout and without a critic
 
     def _require_context(self) -> None:
         """Raises: ConfigError if a completion of the longest prompt would not fit into the model's context."""
@@ -178,9 +186,7 @@ class Language:
         return self.waiting.popleft()
 
     def _collect(self, policy: LanguageModel) -> CompletionRollout:
-        import torch
-
-        from rgpo.language.policy.token_batch import CompletionRollout, sampler_gap, to_rows
+        from rgpo.language.policy.token_batch import CompletionRollout, sampler_correction, to_rows
 
         started = time.perf_counter()
         indices = self._next_prompts()
@@ -191,31 +197,33 @@ class Language:
         score = score_completions(self.assets.reward_model, prompts, texts)
         scored = time.perf_counter()
         old = policy.compute_old_logprobs(completions, self.requirements.num_minibatches, self.rng)
-        weight_N = sampler_gap(old.logp_old_N, completions).exp()
-        cap = self.sampler.correction_cap
         kl_BT = to_rows(old.logp_old_N - old.logp_ref_N, completions).double().cpu().numpy()
         value_BT = to_rows(old.value_N, completions).double().cpu().numpy()
         mask_BT = completions.completion_mask_BT.cpu().numpy()
-        reward_BT = token_rewards(score, kl_BT, mask_BT, kl_coef=self.requirements.reward_kl_coef)
+        reward_BT = token_rewards(self._centered(score), kl_BT, mask_BT, kl_coef=self.requirements.reward_kl_coef)
         steps = token_steps(reward_BT, value_BT, mask_BT, ~completions.finished_B.cpu().numpy())
-        times = {
-            "time/generate_s": generated - started,
-            "time/score_s": scored - generated,
-            "time/logprobs_s": time.perf_counter() - scored,
-        }
+        times = {"time/generate_s": generated - started, "time/score_s": scored - generated}
+        times["time/logprobs_s"] = time.perf_counter() - scored
         return CompletionRollout(
             **steps,
             metrics=self._describe(score, completions, old) | times,
             group_size=self.group_size,
             completions=completions,
             old=old,
-            correction_N=torch.ones_like(weight_N) if cap is None else weight_N.clamp(max=cap),
+            correction_N=sampler_correction(old.logp_old_N, completions, self.sampler.correction_cap),
         )
+
+    def _centered(self, score_B: Array) -> Array:
+        """Scores less the first rollout's mean, so that V = 0 is a fair start: a constant in the reward changes nothing."""
+        if self.center_scores and self.requirements.critic:  # comparisons within a group remove a constant by themselves
+            if self.score_offset is None:
+                self.score_offset = float(np.mean(score_B, dtype=np.float64))
+            score_B = np.asarray(score_B, np.float64) - self.score_offset
+        return score_B
 
     def _describe(self, score: Array, completions: Completions, old: OldLogprobs) -> dict[str, float]:
         """Metrics of a rollout: scores, lengths, KL(policy || reference) and the sampler's rounding."""
-        from rgpo.core.divergences import k1, k2, k3
-        from rgpo.language.policy.token_batch import clustered_mean, sampler_gap
+        from rgpo.language.policy.token_batch import reference_kl, sampler_gap
 
         metrics = {
             "reward/train_mean": float(score.mean()),
@@ -228,12 +236,12 @@ class Language:
         gap = sampler_gap(old.logp_old_N, completions).abs()
         if not bool(gap.isnan().any()):  # stored completions have no sampler
             metrics |= {"sampler/log_ratio_abs_mean": float(gap.mean()), "sampler/log_ratio_abs_max": float(gap.max())}
+        if self.score_offset is not None:
+            metrics["reward/offset"] = self.score_offset
         if self.group_size > 1:
             metrics["language/zero_variance_group_share"] = float(zero_variance_groups(score, self.group_size).mean())
-        if self.sampler.on_policy:  # k1, k2, k3 of samples of the policy estimate KL(policy || reference)
-            x = old.logp_ref_N - old.logp_old_N
-            for name, estimator in (("k1", k1), ("k2", k2), ("k3", k3)):
-                metrics[f"kl/ref_{name}"], metrics[f"kl/ref_{name}_se"] = clustered_mean(estimator(x), completions)
+        if self.sampler.on_policy:
+            metrics |= reference_kl(old, completions)
         return metrics
 
     def _next_prompts(self) -> list[int]:
@@ -263,17 +271,6 @@ class Language:
         kl = f"  KL(ref) {metrics['kl/ref_exact']:.4f}" if "kl/ref_exact" in metrics else ""
         return f"reward {metrics['reward/train_mean']:+.3f}{kl}"
 
-    export_name: ClassVar[str] = "model"
-
-    def export(self, policy: Policy, state: State, folder: Path, facts: Facts) -> None:
-        """Write what transformers or peft load: adapter or weights, tokenizer, chat template and model card.
-
-        Raises: NoExport for another policy than a language model.
-        """
-        from rgpo.language.export import write
-
-        write(self, policy, state, folder, facts)
-
     def state_dict(self) -> State:
         from rgpo.language.policy.token_batch import rollout_state
 
@@ -281,6 +278,7 @@ class Language:
             "rng": self.rng.bit_generator.state,
             "generator": self.generator.get_state(),
             "order": self.order,
+            "score_offset": self.score_offset,
             "waiting": [rollout_state(rollout) for rollout in self.waiting],
             "versions": dict(self.assets.versions),
             "evaluator": self.evaluator.state_dict(),
@@ -295,6 +293,7 @@ class Language:
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.generator.set_state(cast(torch.Tensor, state["generator"]))
         self.order = list(cast(list[int], state["order"]))
+        self.score_offset = cast(float | None, state["score_offset"])
         self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state["waiting"]))
         self.evaluator.load_state_dict(cast(State, state["evaluator"]))
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rgpo.errors import close_matches, require
+from rgpo.errors import close_matches, require, shell_word
 
 FIGURES = (  # modules of rgpo.report.figures, in the report's order
     "learning_curves",
@@ -97,7 +96,7 @@ def command(settings: Settings, defaults: Settings, **change: object) -> str:
     """The shell line that makes the report of `settings` with `change`; it names only what differs from the defaults."""
     values = {field.name: change.get(field.name, getattr(settings, field.name)) for field in fields(settings)}
     words = [f"{key}={_text(value)}" for key, value in values.items() if value != getattr(defaults, key) and key != "watch"]
-    return shlex.join(["rgpo-report", *words])
+    return " ".join(map(shell_word, ["rgpo-report", *words]))
 
 
 def _text(value: object) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rgpo import distributed
-from rgpo.errors import OutOfMemory, is_out_of_memory
+from rgpo.errors import MAX_LINE, OutOfMemory, is_out_of_memory, printable
 from rgpo.learning.types import Algorithm, Metrics, Task
 from rgpo.runtime import manifest, run_folder
 from rgpo.runtime.resources import limited_threads
@@ -27,10 +27,10 @@ def run(config: Mapping[str, object], task: Task, algorithm: Algorithm, run_dir:
     """
     with tolerant_output(), _hold(run_dir) as verdict:
         if verdict == "held":
-            print(f"{run_dir}: another process is running it, skipped", flush=True)
+            print(f"{printable(str(run_dir), MAX_LINE)}: another process is running it, skipped", flush=True)
         elif verdict == "skipped":
             but = "".join(f"; {why}" for why in manifest.problems(run_dir))
-            print(f"{run_dir}: already complete, skipped (force=true runs it again){but}", flush=True)
+            print(f"{printable(str(run_dir), MAX_LINE)}: already complete, skipped (force=true runs it again){but}", flush=True)
         else:
             session = Session(config, task, algorithm, run_dir, config_hash, command)
             with Signals() as signals, _recorded(session), limited_threads(session.settings.num_threads):
@@ -90,5 +90,8 @@ def _loop(session: Session, signals: Signals) -> None:
         session.recorder.close()
     session.save()
     session.finish(metrics)
-    if session.ratio_moved < RATIO_MOVED:
+    if not session.informative:
+        what = "the completions of each prompt had equal scores in every iteration, or all advantages were 0"
+        session.recorder.notice(f"{what}: there was nothing to learn from the reward")
+    elif session.ratio_moved < RATIO_MOVED:
         session.recorder.notice("the ratio was 1 at every gradient (one step per rollout): no gate can matter in this run")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rgpo import atomic, distributed
-from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, require
+from rgpo.errors import MAX_LINE, ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, printable, require
 from rgpo.learning.types import Algorithm, Metrics, Policy, State, Task
 from rgpo.runtime import checkpoint, continuation, export, manifest, provenance, reader, run_folder
 from rgpo.runtime.metrics import number
@@ -48,6 +48,14 @@ def restore(saved: checkpoint.Checkpoint, task: Task, policy: Policy, algorithm:
     task.load_state_dict(saved["task"])
 
 
+def is_informative(metrics: Metrics) -> bool:
+    """False if an iteration's advantages are all 0, or no prompt has completions with different scores."""
+    if "advantage/std" not in metrics:  # an algorithm that learns from something else
+        return True
+    alike = number(metrics, "language/zero_variance_group_share", 0.0) == 1
+    return not alike and any(number(metrics, f"advantage/{moment}", 0.0) != 0 for moment in ("mean", "std"))
+
+
 class Session:
     """Every process computes; rank 0 alone writes and prints."""
 
@@ -63,6 +71,7 @@ class Session:
         self.last_checkpoint = 0  # iteration; 0: none
         self._lock_file = run_folder.lock_file(run_dir)
         self.ratio_moved = 0.0  # nats; largest |log ratio| at which a gradient was taken; infinite if it is not measured
+        self.informative = False  # whether rewards differed between completions of a prompt in any iteration
 
     def start(self) -> None:
         """Record what the run is, set up its parts and load the last checkpoint if there is one."""
@@ -139,6 +148,7 @@ class Session:
         self.iteration = self.last_checkpoint = saved["iteration"]
         self.env_steps = saved["env_steps"]
         self.ratio_moved = saved["ratio_moved"]
+        self.informative = saved["informative"]
         restore(saved, self.task, self.policy, self.algorithm)
 
     def _compare_machines(self, saved: checkpoint.Checkpoint) -> None:
@@ -161,6 +171,7 @@ class Session:
         num_steps = int(rollout.live().sum())
         self.env_steps += num_steps
         self.ratio_moved = max(self.ratio_moved, number(metrics, "ratio/abs_log_max_learning", math.inf))
+        self.informative = self.informative or is_informative(metrics)
         every = self.settings.eval_every
         if every > 0 and (self.iteration % every == 0 or last):
             before = time.perf_counter()
@@ -190,6 +201,7 @@ class Session:
             "env_steps": self.env_steps,
             "num_samples": self.recorder.num_samples,
             "ratio_moved": self.ratio_moved,
+            "informative": self.informative,
             "policy": self.policy.state_dict(),  # on every rank: it may gather shards
             "algorithm": self.algorithm.state_dict(),
             "task": self.task.state_dict(),
@@ -258,7 +270,7 @@ class Session:
             self.recorder.flush()
         except Exception as second:  # a full disk, or rows that cannot be written, must not hide the first error
             if not isinstance(error, StorageError):
-                print(f"{self.run_dir}: could not record everything ({first_line(second)})", flush=True)
+                print(f"{printable(str(self.run_dir), MAX_LINE)}: could not record everything ({first_line(second)})", flush=True)
 
     def _kept(self) -> list[str]:
         """Clauses about what a resumed run starts from."""

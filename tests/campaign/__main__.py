@@ -1,4 +1,4 @@
-"""The driver: two worker processes, a deadline for each case, and the table."""
+"""The driver: a few worker processes, a deadline for each case, and the table."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="KIND", help="a kind, or the beginning of the names of several")
     parser.add_argument("--case", type=int, help="one case, with the output of its commands")
     parser.add_argument("--cases", type=int, help="this many cases of each kind")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the table to this file, and the cases to one beside it ending in .json")
     chosen = parser.parse_args()
     kinds = [kind for kind in KINDS if not chosen.only or kind.name.startswith(tuple(chosen.only))]
@@ -173,7 +173,7 @@ def _page(finished: list[Finished], seed: int, seconds: float) -> str:
     git = ["git", "-C", str(TESTS), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     minutes, rest = divmod(round(seconds), 60)
-    killed = [case for case in finished if case.kind.name.startswith("kill")]
+    killed = [case for case in finished if case.kind.must_hold]
     facts = f"Seed {seed}, commit {commit}, {datetime.now(UTC):%Y-%m-%d}, {minutes} min {rest} s on {os.cpu_count()} cores."
     held = sum(case.result.outcome == HELD for case in killed)
     equal = f"Kills after which the repeated run equals the uninterrupted one: {held} of {len(killed)}."

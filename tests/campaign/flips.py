@@ -201,5 +201,5 @@ KINDS = [
     Kind("bit flip in metrics, read", in_metrics, full=1200, share=60, timeout_s=60),
     Kind("bit flip in metrics, resumed", in_parts, full=400, share=20, timeout_s=60),
     Kind("bit flip in any file, whole command", with_commands, full=60, share=2),
-    Kind("damage of compiled code", in_compiled_code, full=10, timeout_s=900),
+    Kind("damage of compiled code", in_compiled_code, full=8, timeout_s=900),
 ]

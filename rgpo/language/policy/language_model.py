@@ -64,7 +64,7 @@ class LanguageModel:
         self.sampling = sampling
         base = model.get_base_model() if hasattr(model, "peft_config") else model
         self._packed = attention_masks.supports_packing(model.config)  # whether a prompt is read once for all its completions
-        self._autocast = model.dtype  # of the model's computations; without adapters the weights themselves are float32
+        self.dtype = model.dtype  # of the model's computations; without adapters the weights themselves are float32
         if base is model:
             model.float()
         self.backbone, self.head = base.get_decoder(), base.get_output_embeddings()
@@ -76,12 +76,6 @@ class LanguageModel:
         disable_dropout(model)
         self.critic = ValueHead(base.config.hidden_size, model.device, self._read_features) if critic else None
         self._layers: dict[bool, list[FSDPModule]] = {True: [], False: []}  # sharded ones of reference and policy
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type that the model was loaded in, in which it computes."""
-        found: torch.dtype = self._autocast
-        return found
 
     flat = None  # a module is no pure function of one vector
 
@@ -128,8 +122,8 @@ class LanguageModel:
         return self._disable_adapters() if reference and self._disable_adapters else nullcontext()
 
     def _precision(self) -> AbstractContextManager[None]:
-        mixed = self._disable_adapters is None and self._autocast != torch.float32
-        return torch.autocast(self.model.device.type, self._autocast) if mixed else nullcontext()
+        mixed = self._disable_adapters is None and self.dtype != torch.float32
+        return torch.autocast(self.model.device.type, self.dtype) if mixed else nullcontext()
 
     def forward(
         self, view: View, *, flat: Tensor | None = None, kl: bool = False, entropy: bool = True, value: bool = True

@@ -152,7 +152,7 @@ class VLLM:
             drawn = output.outputs[0]
             ids = list(drawn.token_ids)
             logp = [entry[i].logprob for entry, i in zip(drawn.logprobs, ids, strict=True)]
-            rows.append((ids, logp, ids[-1] == sampling.eos_id))
+            rows.append((ids, logp, ids[-1:] == [sampling.eos_id]))
         return make_completions(prompt_ids, rows, sampling.pad_id, policy.model.device)
 
 
