@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rgpo.language.assets import AssetLoader, LanguageAssets
 from rgpo.language.policy.pretrained import quiet
+from rgpo.language.policy.stopping import StopRule
 from rgpo.learning.export import Facts, NoExport
 from rgpo.learning.types import Policy, State
 
@@ -69,6 +70,9 @@ class ModelTask(Protocol):
     source: AssetLoader
     assets: LanguageAssets
 
+    @property
+    def stop_rule(self) -> StopRule: ...
+
 
 def export_model(task: ModelTask, policy: Policy, state: State, folder: Path, facts: Facts, merged: bool = False) -> None:
     """Write the adapter, or all weights in the dtype that they were loaded in, and what belongs to them.
@@ -93,8 +97,8 @@ def export_model(task: ModelTask, policy: Policy, state: State, folder: Path, fa
         if adapted:
             _write_adapter(model, trained, folder, base, revision)
         else:
-            _write_whole(model, trained, folder, policy.dtype)
-        _write_generation_config(model, folder, (task.assets.eos_id,))
+            _write_whole(model, trained, folder, policy.compute_dtype)
+        _write_generation_config(model, folder, task.stop_rule.ids)
         task.assets.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(_card(facts, policy, base, adapted, merged), encoding="utf-8")
 
@@ -158,7 +162,7 @@ def _write_generation_config(model: Any, folder: Path, stop_ids: Iterable[int]) 
 
 
 def _card(facts: Facts, policy: LanguageModel, base: str, adapted: bool, merged: bool) -> str:
-    dtype = str(policy.dtype).removeprefix("torch.")
+    dtype = str(policy.compute_dtype).removeprefix("torch.")
     kind = "A LoRA adapter" if adapted else "A model with merged LoRA adapters" if merged else "A model"
     exact = "Its logits equal those of the policy that was trained."
     if merged:

@@ -21,7 +21,7 @@ NAME = "manifest.json"
 FILES = ("config.yaml", "provenance.json", "metrics.parquet", "samples.parquet", "checkpoint.pt", "checkpoint-previous.pt")
 EXPORTS = ("policy", "model")  # folders for use outside rgpo, whose files have digests, too
 PART = re.compile(r"part-(\d{4,9})-\d{6,}(?:-([0-9a-f]{16}))?\.parquet")  # attempt, digest (version 0.1 wrote none)
-MAX_BYTES = 1 << 50  # of a file that is hashed
+MAX_BYTES, MAX_PART = 1 << 50, 1 << 30  # of a file that is hashed, and of a part, which has at most 1,000 rows
 
 
 class Manifest(TypedDict):
@@ -30,6 +30,7 @@ class Manifest(TypedDict):
     attempt: int
     num_iterations: int
     files: dict[str, str]  # name, or policy/name -> sha256
+    sizes: dict[str, int]  # the same names -> bytes
     sha256: str  # of the other keys
 
 
@@ -42,7 +43,8 @@ def write(run_dir: Path, attempt: int = 0, num_iterations: int = 0) -> None:
     exported = (path for folder in EXPORTS for path in sorted((run_dir / folder).rglob("*")) if path.is_file())
     names += [path.relative_to(run_dir).as_posix() for path in exported]
     files = {name: digest(run_dir / name) for name in names}
-    facts = {"attempt": attempt, "num_iterations": num_iterations, "files": files}
+    sizes = {name: (run_dir / name).stat().st_size for name in files}
+    facts = {"attempt": attempt, "num_iterations": num_iterations, "files": files, "sizes": sizes}
     atomic.write_text(run_dir / NAME, json.dumps({**facts, "sha256": _digest_of(facts)}, indent=1) + "\n", fsync=True)
 
 
@@ -53,7 +55,8 @@ def read(run_dir: Path) -> Manifest:
     """
     found = reader.read_json(run_dir / NAME, Manifest)
     facts = {key: value for key, value in found.items() if key != "sha256"}
-    if found.get("sha256") != _digest_of(facts) or not all(map(_is_name, found.get("files", ()))):
+    files = found.get("files", {})
+    if found.get("sha256") != _digest_of(facts) or not all(map(_is_name, files)) or set(found.get("sizes", {})) != set(files):
         raise reader.Unreadable(f"{NAME} is damaged (checksum)")
     return found
 
@@ -69,13 +72,15 @@ def problems(run_dir: Path, names: Collection[str] | None = None) -> list[str]:
 def damage(run_dir: Path, names: Collection[str] | None = None) -> dict[str, str]:
     """The same clauses by the names of the files."""
     try:
-        expected = read(run_dir)["files"]
+        expected = read(run_dir)
     except reader.Missing:
         return {}
     except reader.Unreadable as error:
         return {NAME: str(error)}
-    chosen = {name: sha256 for name, sha256 in expected.items() if names is None or name in names}
-    return {name: why for name, sha256 in chosen.items() if (why := _damage(run_dir / name, sha256))}
+    digests, sizes = expected["files"], expected["sizes"]
+    chosen = [name for name in digests if names is None or name in names]
+    found = {name: _damage(run_dir / name, digests[name], sizes[name]) for name in chosen}
+    return {name: why for name, why in found.items() if why}
 
 
 def export_damage(run_dir: Path, folder: str) -> dict[str, str]:
@@ -90,7 +95,7 @@ def export_damage(run_dir: Path, folder: str) -> dict[str, str]:
 def part_damage(path: Path) -> str:
     """A clause if a part file does not match the digest in its name; "" if it does or its name has none."""
     found = PART.fullmatch(path.name)
-    return _damage(path, found[2]) if found and found[2] else ""
+    return _damage(path, found[2], MAX_PART) if found and found[2] else ""
 
 
 def part_name(attempt: int, number: int, data: bytes | memoryview) -> str:
@@ -98,12 +103,12 @@ def part_name(attempt: int, number: int, data: bytes | memoryview) -> str:
     return f"part-{attempt:04d}-{number:06d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
 
 
-def digest(path: Path) -> str:
+def digest(path: Path, limit: int = MAX_BYTES) -> str:
     """The sha256 of a file's contents, in hexadecimal.
 
-    Raises: Unreadable if it cannot be read or is not a regular file; Missing if it does not exist.
+    Raises: Unreadable if it cannot be read, is larger than the limit or is not a regular file; Missing if it does not exist.
     """
-    with reader.opened(path, MAX_BYTES) as file:
+    with reader.opened(path, limit) as file:
         try:
             return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
         except OSError as error:
@@ -116,9 +121,9 @@ def _is_name(name: str) -> bool:
     return name in FILES or (len(parts) > 1 and parts[0] in EXPORTS and ".." not in parts)
 
 
-def _damage(path: Path, sha256: str) -> str:
+def _damage(path: Path, sha256: str, limit: int) -> str:
     try:
-        return "" if digest(path).startswith(sha256) else f"{path.name} is damaged (checksum)"
+        return "" if digest(path, limit).startswith(sha256) else f"{path.name} is damaged (checksum)"
     except reader.Unreadable as error:
         return str(error)
 

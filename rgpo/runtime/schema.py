@@ -247,6 +247,8 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
         "center_scores": False,
         "parallel": "ddp",
         "sampler": {"_target_": "rgpo.language.policy.samplers.Own", "correction_cap": None},
+        "stop_tokens": None,
+        "stop_strings": [],
     },
 }
 

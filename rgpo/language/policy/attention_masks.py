@@ -20,13 +20,14 @@ ADDITIVE = ("sdpa", "eager")  # implementations that take a ready mask (b, 1, qu
 
 def accepts_custom_masks(config: PreTrainedConfig) -> bool:
     """True if every layer of the model applies any given mask and caches all earlier tokens."""
+    config = config.get_text_config(decoder=True)
     layers = DynamicCache(config=config).layers
     return config._attn_implementation in ADDITIVE and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def supports_packing(config: PreTrainedConfig) -> bool:
     """True if a prompt and several completions can share a row: custom masks, and positions given by position ids alone."""
-    return accepts_custom_masks(config) and bool(config.to_dict().get("rope_parameters"))
+    return accepts_custom_masks(config) and bool(config.get_text_config(decoder=True).to_dict().get("rope_parameters"))
 
 
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
