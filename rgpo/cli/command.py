@@ -24,7 +24,10 @@ def run_command(name: str, usage: str, main: Callable[[list[str]], int], argv: S
 
         print(f"{name} {__version__}")
         return 0
-    from rgpo.errors import MAX_LINE, ConfigError, NonFiniteError, OutOfMemory, StorageError, is_out_of_memory, printable
+    import traceback
+
+    from rgpo.errors import MAX_LINE, ConfigError, NonFiniteError, OutOfMemory, StorageError
+    from rgpo.errors import first_line, is_out_of_memory, printable
 
     try:
         with interrupt.Raising():
@@ -40,9 +43,11 @@ def run_command(name: str, usage: str, main: Callable[[list[str]], int], argv: S
         print(f"{name}: interrupted; every file is either complete or unchanged", file=sys.stderr)
         return 130
     except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        print(f"{name}: out of memory; close other programs or use another machine", file=sys.stderr)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        sentence = f"{type(error).__name__}: {first_line(error)} (raised in {place.filename}, line {place.lineno})"
+        if is_out_of_memory(error):
+            sentence = "out of memory; close other programs or use another machine"
+        print(f"{name}: {printable(sentence, MAX_LINE)}", file=sys.stderr)
         return 1
 
 

@@ -10,8 +10,6 @@ from rgpo.cli.command import flag, number, run_command, split
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
-
     from rgpo.cli.command import Words
     from rgpo.cli.stored_run import Parts, StoredRun
     from rgpo.control.task import Control
@@ -70,15 +68,6 @@ def _refuse(settings: Words, keys: Sequence[str], why: str) -> None:
         require(key not in settings, key, settings.get(key), f"{why}; leave it out.")
 
 
-def _prepare(folder: Path) -> Path:
-    """The folder for what an evaluation writes, without what a killed one left."""
-    from rgpo import atomic
-
-    atomic.make_folder(folder / FOLDER)
-    atomic.remove_temporary(folder / FOLDER)
-    return folder / FOLDER
-
-
 def _control(run: StoredRun, task: Control, settings: Words) -> int:
     import numpy as np
 
@@ -96,7 +85,7 @@ def _control(run: StoredRun, task: Control, settings: Words) -> int:
         cut = f", {num_cut} cut after {evaluation.LONGEST_EPISODE:,} steps" if num_cut else ""
         print(f"  {name:13} return {found.mean():.6g} +- {error:.3g} (standard error, n = {episodes}{cut})", flush=True)
     if video:
-        print(f"  {evaluation.film(actor, _prepare(run.folder), seed)}")
+        print(f"  {evaluation.film(actor, run.folder / FOLDER, seed)}")
     return 0
 
 
@@ -115,6 +104,7 @@ def _score(run: StoredRun, parts: Parts, count: int) -> int:
     """Evaluate on count prompts, print the summary and write completions of policy and reference."""
     import pyarrow as pa
 
+    from rgpo import atomic
     from rgpo.errors import require
     from rgpo.language.evaluation import Evaluator
     from rgpo.language.task import Language
@@ -140,8 +130,10 @@ def _score(run: StoredRun, parts: Parts, count: int) -> int:
         for row in evaluator.take_samples()
     ]
     columns = pa.schema([pa.field(name, ARROW_TYPES[kind]) for name, kind in SAMPLES.items()])
+    path = run.folder / FOLDER / "completions.parquet"
     with storing(run.folder):
-        path = _prepare(run.folder) / "completions.parquet"
+        atomic.make_folder(path.parent)
+        atomic.remove_temporary(path.parent)
         write_atomically(pa.Table.from_pylist([{name: row[name] for name in SAMPLES} for row in rows], schema=columns), path)
     print(f"  {path}: {count} completions of the policy and {count} of the reference")
     return 0

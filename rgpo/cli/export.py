@@ -38,7 +38,7 @@ def _main(words: list[str]) -> int:
     from rgpo import atomic
     from rgpo.cli.stored_run import open_run, restore_parts
     from rgpo.cli.sweep import import_from_current_directory
-    from rgpo.errors import ConfigError
+    from rgpo.errors import ConfigError, StorageError, first_line, is_out_of_memory
     from rgpo.learning.export import NoExport
     from rgpo.runtime.reader import user_path
 
@@ -50,10 +50,16 @@ def _main(words: list[str]) -> int:
     parts = restore_parts(run)
     atomic.make_folder(folder.parent)
     try:
-        with atomic.storing(folder.parent), atomic.replacing_folder(folder) as aside:
+        with atomic.replacing_folder(folder) as aside:
             _fill(run, parts, aside, merged)
     except NoExport as error:
         raise ConfigError(f"{run.folder}: {error}.") from error
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:  # of the user's method, or of a library that cannot save this model
+        if is_out_of_memory(error):
+            raise
+        raise StorageError(f"{folder}: the policy cannot be saved ({type(error).__name__}: {first_line(error)}).") from error
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     print(f"{folder}: the policy after iteration {parts.iteration:,} ({names})")
     return 0

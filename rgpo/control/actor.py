@@ -1,13 +1,14 @@
 """A trained control policy as a function of raw observations, from the files in a run's policy/.
 
-policy.safetensors holds the weights under the names of torch.nn.Sequential: actor.0.weight (out, in), actor.0.bias, actor.2.weight
-and so on, the same for critic, and log_std of Gaussian policies. policy.json has everything else.
+policy.safetensors holds the weights by the names of torch.nn.Sequential: actor.0.weight (out, in), actor.0.bias, actor.2.weight and
+so on, the same for critic, and log_std of Gaussian policies. policy.json has everything else.
 Shapes: N observations of D numbers, A action numbers.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypedDict
@@ -160,7 +161,7 @@ class Actor:
             batch = ", ".join(["N", *map(str, shape)])
             raise ValueError(f"observation: is {is_array}; give one of shape {shape}, or a batch ({batch}).")
         if space["type"] == "Box":
-            flat = found.reshape(1 if single else len(found), -1).astype(np.float64)
+            flat = found.reshape(1 if single else len(found), math.prod(shape)).astype(np.float64)
             if not np.isfinite(flat).all():
                 raise ValueError("observation: contains NaN or infinity.")
             return flat, single

@@ -76,6 +76,7 @@ def film(actor: Actor, folder: Path, seed: int) -> Path:
     stream = io.BytesIO()
     imageio.imwrite(stream, np.stack(frames), **options)
     atomic.make_folder(folder)
+    atomic.remove_temporary(folder)
     atomic.write_bytes(folder / name, stream.getvalue())
     return folder / name
 

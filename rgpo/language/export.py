@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 CARD = """\
 ---
-library_name: {library}
-base_model: {base_model}
+library_name: {library}{base_model}
 tags: [rgpo, rlhf, {algo}]
 ---
 
@@ -100,7 +99,10 @@ def export_model(task: ModelTask, policy: Policy, state: State, folder: Path, fa
             _write_whole(model, trained, folder, policy.compute_dtype)
         _write_generation_config(model, folder, task.stop_rule.ids)
         task.assets.tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(_card(facts, policy, base, adapted, merged), encoding="utf-8")
+    card = folder / "README.md"
+    card.write_text(_card(facts, policy, base, adapted, merged), encoding="utf-8")
+    for file in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
+        file.chmod(card.stat().st_mode)
 
 
 def _base(task: ModelTask, model: Any) -> tuple[str, str | None]:
@@ -128,13 +130,15 @@ def _write_adapter(model: Any, trained: Mapping[str, Tensor], folder: Path, base
 
 
 def _write_whole(model: Any, trained: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+    from transformers import GenerationConfig
+
     weights = {name: x.to(dtype) if x.is_floating_point() else x for name, x in model.state_dict().items() if name not in trained}
     weights |= {name: x.to(dtype) for name, x in trained.items()}
     for name, tied in _tied(model):
         if tied in trained:
             weights[name] = weights[tied]
     config, generation = model.config, model.generation_config
-    model.generation_config = None  # written apart, because transformers refuses to save some that it loads
+    model.generation_config = GenerationConfig()  # its own is written later: transformers refuses to save some that it loads
     try:
         model.save_pretrained(folder, state_dict=weights)
     finally:
@@ -162,7 +166,7 @@ def _write_generation_config(model: Any, folder: Path, stop_ids: Iterable[int]) 
 
 
 def _card(facts: Facts, policy: LanguageModel, base: str, adapted: bool, merged: bool) -> str:
-    dtype = str(policy.compute_dtype).removeprefix("torch.")
+    dtype, local = str(policy.compute_dtype).removeprefix("torch."), Path(base).is_absolute()
     kind = "A LoRA adapter" if adapted else "A model with merged LoRA adapters" if merged else "A model"
     exact = "Its logits equal those of the policy that was trained."
     if merged:
@@ -180,14 +184,14 @@ def _card(facts: Facts, policy: LanguageModel, base: str, adapted: bool, merged:
     }
     return CARD.format(
         library="peft" if adapted else "transformers",
-        base_model=_yaml(base),
+        base_model="" if local else f"\nbase_model: {_yaml(base)}",
         algo=facts.algo,
         title=facts.run_id,
         kind=kind,
         iteration=facts.iteration,
         task=facts.task,
         version=facts.versions.get("rgpo", ""),
-        base=base,
+        base="/".join(Path(base).parts[-2:]) if local else base,  # not the folders of this machine
         usage=ADAPTER.format(dtype=dtype) if adapted else WHOLE,
         metrics="\n".join(f"| {name} | {value:.6g} |" for name, value in facts.metrics.items()) or "| none | |",
         provenance="\n".join(f"| {name} | {_cell(value)} |" for name, value in provenance.items()),

@@ -16,7 +16,7 @@ from rgpo.runtime.provenance import Provenance
 from rgpo.runtime.schema import is_list
 from rgpo.runtime.settings import Settings
 
-METRICS = re.compile(r"(return|reward|language)/.+|kl/(eval_)?ref.*")  # those that describe the policy
+METRICS = re.compile(r"(return|reward)/.+|language/(length_mean|truncated_share)|kl/(eval_ref_sequence.*|ref_exact|ref_k3.*)")
 NOTHING = "neither the task nor the policy has a method export; the checkpoint alone holds the policy"
 
 
