@@ -1,4 +1,4 @@
-"""What rgpo-eval and rgpo-export share: words, help, and errors in one sentence."""
+"""Shared by rgpo-eval and rgpo-export: words, help, and errors in one sentence."""
 
 from __future__ import annotations
 
@@ -26,8 +26,16 @@ def run_command(name: str, usage: str, main: Callable[[list[str]], int], argv: S
         return 0
     import traceback
 
-    from rgpo.errors import MAX_LINE, ConfigError, NonFiniteError, OutOfMemory, StorageError
-    from rgpo.errors import first_line, is_out_of_memory, printable
+    from rgpo.errors import (
+        MAX_LINE,
+        ConfigError,
+        NonFiniteError,
+        OutOfMemory,
+        StorageError,
+        first_line,
+        is_out_of_memory,
+        printable,
+    )
 
     try:
         with interrupt.Raising():

@@ -10,6 +10,7 @@ from rgpo.cli.command import flag, number, run_command, split
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
     from rgpo.cli.command import Words
     from rgpo.cli.stored_run import Parts, StoredRun
     from rgpo.control.task import Control

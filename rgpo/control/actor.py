@@ -1,7 +1,7 @@
 """A trained control policy as a function of raw observations, from the files in a run's policy/.
 
-policy.safetensors holds the weights by the names of torch.nn.Sequential: actor.0.weight (out, in), actor.0.bias, actor.2.weight and
-so on, the same for critic, and log_std of Gaussian policies. policy.json has everything else.
+policy.safetensors holds weights by the names of torch.nn.Sequential (actor.0.weight (out, in), actor.0.bias, actor.2.weight and
+so on, the same for critic) and log_std of Gaussian policies; policy.json holds everything else.
 Shapes: N observations of D numbers, A action numbers.
 """
 
@@ -167,11 +167,11 @@ class Actor:
             return flat, single
         place = found.reshape(-1).astype(np.int64) - space["start"]
         if not ((place >= 0) & (place < space["n"])).all():
-            raise ValueError(f"observation: must lie from {space['start']} to {space['start'] + space['n'] - 1}.")
+            raise ValueError(f"observation: must be from {space['start']} to {space['start'] + space['n'] - 1}.")
         return np.eye(space["n"])[place], single
 
     def _to_env(self, action: Array) -> Array:
-        """What ``draw`` returns, as the action space has it: indices from its start, or clipped to the bounds."""
+        """The result of ``draw`` as the action space has it: indices from its start, or numbers clipped to the bounds."""
         space = self.description["action_space"]
         if space["type"] == "Discrete":
             return action + space["start"]

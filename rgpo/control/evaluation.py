@@ -142,7 +142,7 @@ def _close(env: Any) -> None:
 
 
 def _renderers() -> tuple[str, ...]:
-    """What to try for MuJoCo: the user's choice, the screen, or libraries that need none."""
+    """Values of MUJOCO_GL to try: the user's choice, the screen, or libraries that need none."""
     if os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY") or sys.platform == "darwin":
         return ("",)
     return RENDERERS

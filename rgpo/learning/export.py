@@ -16,7 +16,7 @@ class NoExport(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Where a policy comes from, without clocks and attempts, so that a repeated export is equal to the first."""
+    """Origin of a policy, without clocks and attempts, so that a repeated export is equal to the first."""
 
     run_id: str
     task: str

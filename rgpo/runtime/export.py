@@ -67,7 +67,7 @@ def finish(task: Task, policy: Policy, state: State, run_dir: Path, facts: Facts
 
 
 def facts_of(run_dir: Path, config: Mapping[str, object], iteration: int, env_steps: int) -> Facts:
-    """What the run's files record of its policy after an iteration."""
+    """The records in the run's files about its policy after an iteration."""
     settings = Settings.of(config)
     try:
         known = reader.read_json(run_dir / "provenance.json", Provenance)

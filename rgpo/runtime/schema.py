@@ -236,11 +236,7 @@ NO_PENALTY, REWARD_KL = "rgpo.core.kl_penalty.NoPenalty", "rgpo.core.kl_penalty.
 DROPPED = ("published", "presets", "kl_spike_threshold")  # keys whose values reach a run through other keys, or not at all
 LANGUAGE = "rgpo.language.task.Language"
 ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since and the values that keep its behavior
-    "": {
-        "algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"},
-        "resume_from": None,
-        "save_model": False,
-    },
+    "": {"algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"}, "resume_from": None, "save_model": False},
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
     "rgpo.learning.sgd.SGD": {"clip_jointly": True},
     LANGUAGE: {
