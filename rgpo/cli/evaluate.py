@@ -86,7 +86,7 @@ def _control(run: StoredRun, task: Control, settings: Words) -> int:
         cut = f", {num_cut} cut after {evaluation.LONGEST_EPISODE:,} steps" if num_cut else ""
         print(f"  {name:13} return {found.mean():.6g} +- {error:.3g} (standard error, n = {episodes}{cut})", flush=True)
     if video:
-        print(f"  {evaluation.film(actor, run.folder / FOLDER, seed)}")
+        print(f"  {evaluation.film(task, actor, run.folder / FOLDER, seed)}")
     return 0
 
 

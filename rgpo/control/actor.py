@@ -60,7 +60,6 @@ class Description(TypedDict):
 
     format: int
     env_id: str
-    env_kwargs: dict[str, object]
     observation_space: Space
     action_space: Space
     observation_normalizer: Moments | None

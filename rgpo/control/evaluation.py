@@ -64,12 +64,12 @@ def _episodes(env: VectorEnv, actor: Actor, seed: int, rng: np.random.Generator 
     return total, int(running[-1].sum())
 
 
-def film(actor: Actor, folder: Path, seed: int) -> Path:
+def film(task: Control, actor: Actor, folder: Path, seed: int) -> Path:
     """Write one deterministic episode as episode.mp4, or episode.gif where imageio has no ffmpeg; returns its path.
 
     Raises: ConfigError if the environment cannot be drawn here.
     """
-    frames, fps = _frames(actor, seed)
+    frames, fps = _frames(task, actor, seed)
     name, options = _format(fps)
     import imageio.v3 as imageio
 
@@ -87,9 +87,9 @@ def _format(fps: float) -> tuple[str, dict[str, Any]]:
     return "episode.gif", {"extension": ".gif", "plugin": "pillow", "duration": 1000 / fps, "loop": 0}
 
 
-def _frames(actor: Actor, seed: int) -> tuple[list[Array], float]:
+def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]:
     """Pictures (H, W, 3) uint8 of an episode, evenly spaced, and their number per second."""
-    env, first = _drawable(actor, seed)
+    env, first = _drawable(task, seed)
     try:
         fps = float(env.metadata.get("render_fps") or 30)
         stride = max(1, round(fps / MAX_FPS))
@@ -105,12 +105,12 @@ def _frames(actor: Actor, seed: int) -> tuple[list[Array], float]:
         env.close()
 
 
-def _drawable(actor: Actor, seed: int) -> tuple[Any, Any]:
+def _drawable(task: Control, seed: int) -> tuple[Any, Any]:
     """The environment and its first observation, once it drew a picture; a MuJoCo renderer without a screen is found by trying.
 
     Raises: ConfigError if it draws none.
     """
-    env_id, kwargs = actor.description["env_id"], actor.description["env_kwargs"]
+    env_id, kwargs = task.full_id, task.env_kwargs
     problems: dict[str, list[str]] = {}  # by their text, the renderers
     for renderer in _renderers():
         env = None

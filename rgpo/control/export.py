@@ -32,7 +32,6 @@ def make_actor(
     *,
     env: VectorEnv,
     env_id: str,
-    env_kwargs: Mapping[str, object],
     normalizer: ObservationNormalizer | None,
 ) -> Actor:
     """The policy with the environment's spaces and the normalizer; state: the policy's.
@@ -51,7 +50,6 @@ def make_actor(
     description: Description = {
         "format": FORMAT,
         "env_id": env_id,
-        "env_kwargs": dict(env_kwargs),
         "observation_space": _describe_space(env.observation_space),
         "action_space": _describe_space(env.action_space),
         "observation_normalizer": None if normalizer is None else _moments(normalizer),

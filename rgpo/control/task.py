@@ -272,9 +272,7 @@ class Control:
         from rgpo.control.export import make_actor
 
         normalizer = self.normalize if self.normalize_observation else None
-        return make_actor(
-            policy, state, facts, env=self.env, env_id=self.full_id, env_kwargs=self.env_kwargs, normalizer=normalizer
-        )
+        return make_actor(policy, state, facts, env=self.env, env_id=self.full_id, normalizer=normalizer)
 
     def state_dict(self) -> State:
         return {

@@ -149,11 +149,11 @@ def _write_whole(model: Any, trained: Mapping[str, Tensor], folder: Path, dtype:
 
 
 def _tied(model: Any) -> Iterable[tuple[str, str]]:
-    """Names of weights that share their memory with a parameter of another name, and that name."""
-    first = {p.data_ptr(): name for name, p in model.named_parameters()}
+    """Further names of parameters that have several, each with the first name."""
+    first = {id(p): name for name, p in model.named_parameters()}
     for name, p in model.named_parameters(remove_duplicate=False):
-        if first[p.data_ptr()] != name:
-            yield name, first[p.data_ptr()]
+        if first[id(p)] != name:
+            yield name, first[id(p)]
 
 
 def _write_generation_config(model: Any, folder: Path, stop_ids: Iterable[int]) -> None:
