@@ -40,6 +40,7 @@ def test_without_annealing_it_is_the_longer_run_bit_for_bit(
     assert f"continues {short.folder.name} after iteration 4\n" in text and "resumes after iteration 4 of 8" in text
     pd.testing.assert_frame_equal(measured(longer), measured(rgpo.run(*words)))
     assert longer.metrics.iteration.tolist() == list(range(1, 9))
+    assert longer.evaluate()["return/eval_mean"] == pytest.approx(longer.metrics["return/eval_mean"].iloc[-1])
     stored = pd.read_parquet(longer.folder / "metrics.parquet")
     assert set(stored.run_id) == {longer.folder.name} and len(set(stored.config_hash)) == 1
     assert manifest.problems(longer.folder) == [] and manifest.problems(short.folder) == []
