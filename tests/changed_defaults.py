@@ -7,7 +7,7 @@ from typing import Any
 
 
 def with_present_defaults(config: Mapping[str, Any], algo: str) -> dict[str, Any]:
-    """A canonical configuration of an older run with the present defaults (2026-11-26: language tasks, and policies that are saved)."""
+    """A canonical configuration of an older run with the present defaults (2026-11-26: language tasks, saved policies)."""
     found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     if "save_model" in found:
         found["save_model"] = True
