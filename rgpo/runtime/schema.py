@@ -15,19 +15,8 @@ from rgpo.errors import ConfigError, require
 
 AXES = ("gate", "ref_gate", "gate_combination", "advantage", "penalty", "update")  # config groups of the gate family
 NOT_IDENTITY = (  # config keys that do not change which experiment a run belongs to; num_threads changes rounding only
-    *(
-        "name",
-        "results_dir",
-        "num_threads",
-        "memory_gb",
-        "plan",
-        "force",
-        "checkpoint_every_s",
-        "exports",
-        "metrics",
-        "tags",
-        "save_model",
-    ),
+    *("name", "results_dir", "num_threads", "memory_gb", "plan", "force", "checkpoint_every_s", "exports", "metrics", "tags"),
+    "save_model",
 )
 
 PROVENANCE = ("run_id", "task", "scale", "algo", "gate", "config_hash", "git_sha")  # dictionary-encoded strings
