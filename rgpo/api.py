@@ -9,25 +9,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from rgpo import distributed
+from rgpo.cli.stored_run import Parts, open_run, restored_actor, stored_actor
+from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, close_matches, require
 from rgpo.paths import cache_dir
 from rgpo.report.read import rows
 from rgpo.report.read.load import CHECKED, queued, run_folders
-from rgpo.runtime import checkpoint, manifest, reader, run_folder
+from rgpo.runtime import manifest, run_folder
 from rgpo.runtime.reader import Unreadable, printable, user_path
 from rgpo.runtime.resources import limited_threads
-from rgpo.runtime.schema import SAMPLES, canonical_config, glossary
+from rgpo.runtime.schema import SAMPLES, glossary
 from rgpo.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from rgpo.learning.types import Algorithm, Policy, Task
+    from rgpo.control.actor import Actor
+    from rgpo.learning.types import Algorithm, Task
 
 _composing = threading.Lock()  # hydra has one global state
 
@@ -110,13 +113,8 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = user_path(os.fspath(folder)).absolute()
-        try:
-            self._stored = reader.read_yaml(self.folder / "config.yaml")
-        except Unreadable as error:
-            raise ConfigError(f"{self.folder}: {error}; give the folder of a run.") from error
-        self.config = canonical_config(self._stored)
-        if not isinstance(self.config.get("choices"), Mapping) or type(self.config.get("seed")) is not int:
-            raise ConfigError(f"{self.folder}: config.yaml has no choices and seed; give the folder of a run.")
+        self._run = open_run(self.folder)
+        self.config = self._run.config
 
     def __repr__(self) -> str:
         state = run_folder.read_state(self.folder)
@@ -183,12 +181,24 @@ class Run:
         return self._parts.task
 
     @property
-    def policy(self) -> Policy:
-        """The policy of the last checkpoint.
+    def policy(self) -> TrainedPolicy:
+        """The policy; ``run.policy(observation)`` acts.
 
-        Raises: ConfigError if there is no checkpoint that can be read.
+        Raises: ConfigError if there is neither policy/ nor a checkpoint that can be read.
         """
-        return self._parts.policy
+        if self._stored_actor is None:
+            _ = self._parts
+        return TrainedPolicy(self)
+
+    @cached_property
+    def _stored_actor(self) -> Actor | None:
+        return stored_actor(self.folder)
+
+    def _actor(self) -> Actor:
+        """The policy as a function: of policy/, or of the parts if they were restored."""
+        if "_parts" not in vars(self) and self._stored_actor is not None:
+            return self._stored_actor
+        return restored_actor(self._run, lambda: self._parts)
 
     @property
     def algorithm(self) -> Algorithm:
@@ -207,7 +217,7 @@ class Run:
         """
         task = self.task if num_episodes is None else self._with_episodes(num_episodes)
         with limited_threads(Settings.of(self.config).num_threads):
-            return task.evaluate(self.policy)
+            return task.evaluate(self._parts.policy)
 
     def _with_episodes(self, num_episodes: int) -> Task:
         from rgpo.cli.config import build
@@ -222,33 +232,35 @@ class Run:
         return task
 
     @cached_property
-    def _parts(self) -> _Parts:
+    def _parts(self) -> Parts:
         """The parts as a resumed run would have them."""
-        from rgpo.cli.config import build, config_hash
-        from rgpo.cli.words import flat
-        from rgpo.runtime.provenance import REDACTED
-        from rgpo.runtime.session import restore, set_up
+        from rgpo.cli.stored_run import restore_parts
 
-        for key, value in flat(self._stored).items():
-            if isinstance(value, str) and REDACTED in value:
-                raise ConfigError(f"{self.folder}: config.yaml has no value of {key}; repeat the command to use the run.")
-        saved = checkpoint.load(self.folder, config_hash(self._stored))
-        if saved is None:
-            raise ConfigError(
-                f"{self.folder}: has no {checkpoint.NAME}, from which the policy is restored; repeat the run with force=true."
-            )
-        settings = Settings.of(self.config)
-        with limited_threads(settings.num_threads):
-            task, algorithm = build(self.config)
-            policy, _ = set_up(settings, task, algorithm)
-            restore(saved, task, policy, algorithm)
-        return _Parts(task, policy, algorithm)
+        return restore_parts(self._run)
 
 
-class _Parts(NamedTuple):
-    task: Task
-    policy: Policy
-    algorithm: Algorithm
+class TrainedPolicy:
+    """A run's policy: called, a function of raw observations in numpy; its other attributes are those of the last checkpoint.
+
+    After a finished run on a control task a call needs policy/ alone, neither torch nor a checkpoint. Once attributes were used,
+    it acts as they are now.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Array:
+        """Action of one observation of the environment, or actions (N, ...) of a batch (N, ...), within the action space.
+
+        deterministic: the mode of the distribution; else a draw, with rng or a generator of the policy's own.
+
+        Raises: ValueError for observations of another shape, or that are not finite; ConfigError if the files are damaged, or for
+        a language model.
+        """
+        return self._run._actor()(observation, deterministic=deterministic, rng=rng)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run._parts.policy, name)
 
 
 def _run_folders(root: Path) -> Iterator[Path]:

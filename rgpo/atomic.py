@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -50,7 +51,7 @@ def replacing(path: Path, *, fsync: bool = False, keep: Path | None = None) -> I
     fsync: the contents are on the disk before the old file is gone, so that even a power cut leaves one of the two.
     keep: the name that the old file, if it is a regular one, gets.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.writing")
+    aside = _hidden(path)
     os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
     try:
         yield aside
@@ -65,6 +66,29 @@ def replacing(path: Path, *, fsync: bool = False, keep: Path | None = None) -> I
         raise
     if fsync:
         sync_folder(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a new empty hidden folder beside ``path`` to fill; it replaces ``path``, or is deleted if an error is raised.
+
+    All files are on the disk before they have their names; a process killed between the two renamings leaves no ``path``.
+    """
+    aside, former = _hidden(path), _hidden(path)
+    os.mkdir(aside)  # noqa: PTH102
+    try:
+        yield aside
+        for found in sorted(aside.rglob("*")):
+            _sync(found, os.O_DIRECTORY if found.is_dir() else 0)
+        sync_folder(aside)
+        if os.path.lexists(path):
+            rename(path, former)
+        rename(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+    remove_tree(former)
 
 
 def fill(aside: Path, data: bytes | memoryview) -> None:
@@ -113,10 +137,24 @@ def remove(paths: Iterable[Path]) -> None:
             os.unlink(path)  # noqa: PTH108
 
 
+def remove_tree(path: Path) -> None:
+    """Delete a file, a link itself, or a folder with all that is in it, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        remove([path])
+
+
 def remove_temporary(folder: Path) -> None:
-    """Delete what a killed process left half written."""
+    """Delete the files and folders that a killed process left half written."""
     with suppress(FileNotFoundError, NotADirectoryError):
-        remove([path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)])
+        for path in [path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)]:
+            remove_tree(path)
+
+
+def _hidden(path: Path) -> Path:
+    """A new name beside a path, which ``remove_temporary`` recognizes."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.writing")
 
 
 def make_folder(folder: Path) -> None:

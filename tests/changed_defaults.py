@@ -7,8 +7,10 @@ from typing import Any
 
 
 def with_present_defaults(config: Mapping[str, Any], algo: str) -> dict[str, Any]:
-    """A canonical configuration of an older run with the present defaults (2026-11-26: language tasks)."""
+    """A canonical configuration of an older run with the present defaults (2026-11-26: language tasks, saved policies)."""
     found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    if "save_model" in found:
+        found["save_model"] = True
     if "center_scores" in found["task"]:
         found["task"]["center_scores"] = True
         if "clip_jointly" in found["update"]:

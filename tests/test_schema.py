@@ -165,7 +165,8 @@ def test_another_algorithm_and_its_empty_axes_are_kept() -> None:
         "penalty": None,
         "choices": {"gate": None, "algo": "dpo"},
     }
-    assert canonical_config(own) == own | {"choices": {"scale": "none", "gate": None, "algo": "dpo"}}
+    added = {"resume_from": None, "save_model": False}
+    assert canonical_config(own) == own | added | {"choices": {"scale": "none", "gate": None, "algo": "dpo"}}
 
 
 def test_the_schema_needs_no_torch() -> None:

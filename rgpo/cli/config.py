@@ -24,6 +24,7 @@ from rgpo.core.ranges import count
 from rgpo.errors import ConfigError, close_matches, first_line, require, shell_word
 from rgpo.learning.types import Task
 from rgpo.paths import conf_dir
+from rgpo.runtime import continuation
 from rgpo.runtime.provenance import redact_word
 from rgpo.runtime.reader import user_path
 from rgpo.runtime.schema import AXES, NOT_IDENTITY, glossary
@@ -124,7 +125,7 @@ def make_job(
     _check_values(config)
     make_importable(config_dir)
     task, algorithm = build(config)
-    _check_length(config, task)
+    continuation.check(config, _check_length(config, task))
     refuse_unused(typed or {}, config, algorithm.requirements)
     check_task(json.dumps(config["task"]))
     digest = config_hash(config)
@@ -148,8 +149,9 @@ def plain(composed: DictConfig) -> dict[str, object]:
     assert isinstance(resolved, dict)
     config = {str(key): value for key, value in resolved.items()}
     _check_presets(composed, config.pop("presets", {}))
-    if str(config.get("results_dir")).startswith("~"):
-        config["results_dir"] = str(user_path(str(config["results_dir"])))
+    for key in ("results_dir", "resume_from"):
+        if str(config.get(key)).startswith("~"):
+            config[key] = str(user_path(str(config[key])))
     return cast(dict[str, object], _with_present_targets(config))
 
 
@@ -181,6 +183,9 @@ def _with_present_targets(node: object) -> object:
 def config_hash(config: Node) -> str:
     """Eight hex digits over everything that can change a number of the run by more than rounding."""
     relevant = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    earlier = relevant.pop("resume_from", None)
+    if earlier is not None:  # by its name: a results folder may move
+        relevant["resume_from"] = Path(str(earlier)).name
     return hashlib.sha256(json.dumps(_ordered(relevant)).encode()).hexdigest()[:8]
 
 
@@ -217,13 +222,18 @@ def _check_values(config: Node) -> None:
     glossary(config)
 
 
-def _check_length(config: Node, task: Task) -> None:
-    """Raises: ConfigError if a run of total_env_steps has more iterations than a table holds."""
-    total = config["total_env_steps"]
-    if config["num_iterations"] is None and isinstance(total, int):
+def _check_length(config: Node, task: Task) -> int:
+    """The number of iterations.
+
+    Raises: ConfigError if a run of total_env_steps has more than a table holds.
+    """
+    total, iterations = config["total_env_steps"], config["num_iterations"]
+    if iterations is None and isinstance(total, int):
         iterations = task.plan_iterations(total)
         remedy = f"makes {iterations:,} iterations of {task.batch_size} samples, over {MOST_ITERATIONS:,}; lower it."
         require(iterations <= MOST_ITERATIONS, "total_env_steps", total, remedy)
+    assert isinstance(iterations, int)
+    return iterations
 
 
 def _refuse_former(key: str, value: object) -> None:

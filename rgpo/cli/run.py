@@ -33,6 +33,8 @@ rgpo-run [-m] [key=value ...]     run one experiment, or with -m a sweep over co
   hydra/launcher=    joblib ray submitit_slurm (with -m: several runs at once)
 
   seed num_iterations total_env_steps results_dir name num_threads memory_gb
+  resume_from=RUN    continue a finished run for longer: give a greater total_env_steps or num_iterations
+  save_model=false   write neither policy/ nor model/ at the end; rgpo-export does it later
   plan=true          list the runs, their state and their parts without starting any
   force=true         move existing run folders aside and start again
   --config-dir D     add options from your own folder D/gate, D/algo, ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
@@ -22,9 +23,11 @@ from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, or_nul
 from rgpo.core.rollout import Array
 from rgpo.distributed import refuse_many
 from rgpo.errors import ConfigError, NonFiniteError, require
+from rgpo.learning.export import Facts
 from rgpo.learning.types import Policy, Requirements, State
 
 if TYPE_CHECKING:
+    from rgpo.control.actor import Actor
     from rgpo.control.actor_critic import ActorCritic, ControlRollout
 
 REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, or fixed or adaptive with penalty.anchor=old."
@@ -72,7 +75,7 @@ class Control:
     def check(self) -> None:
         """Raises: ConfigError for an id that is not installed, a space that is not supported, or more than one process."""
         refuse_many("control")
-        self._make_env(1).close()
+        self.make_env(1).close()
 
     def validate(self, requirements: Requirements) -> None:
         """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
@@ -87,13 +90,14 @@ class Control:
         """The number of whole iterations that collect at least total_env_steps."""
         return -(-total_env_steps // self.batch_size)
 
-    def _make_env(self, num_envs: int) -> VectorEnv:
+    def make_env(self, num_envs: int) -> VectorEnv:
+        """Copies of the environment."""
         return make_vector_env(self.full_id, num_envs, self.backend, **self.env_kwargs)
 
     def setup(self, seed: int, requirements: Requirements) -> None:
         """Make and seed the environments; the reward normalizer has the algorithm's discount."""
         streams = np.random.SeedSequence(seed).spawn(2)
-        self.env = self._make_env(self.num_envs)
+        self.env = self.make_env(self.num_envs)
         self._action_shape = self.env.action_space.shape or ()
         self.eval_env: VectorEnv | None = None
         self.rng = np.random.default_rng(streams[0])
@@ -224,7 +228,7 @@ class Control:
 
         assert isinstance(policy, ActorCritic)
         if self.eval_env is None:
-            self.eval_env = self._make_env(self.num_eval_episodes)
+            self.eval_env = self.make_env(self.num_eval_episodes)
         seen = self._prepare(self.eval_env.reset(self.eval_seed), learn=False)
         silence = np.zeros((self.num_eval_episodes, policy.action_size), np.float32)
         running = [np.ones(self.num_eval_episodes, bool)]  # which episodes each step belongs to
@@ -250,6 +254,25 @@ class Control:
     def take_samples(self) -> list[Mapping[str, object]]:
         """No rows: episodes leave no samples."""
         return []
+
+    export_name: ClassVar[str] = "policy"
+
+    def export(self, policy: Policy, state: State, folder: Path, facts: Facts) -> None:
+        """Write policy.json and policy.safetensors.
+
+        Raises: NoExport for another policy than an actor-critic, or a space that is neither Box nor Discrete.
+        """
+        self.make_actor(policy, state, facts).save(folder)
+
+    def make_actor(self, policy: Policy, state: State, facts: Facts) -> Actor:
+        """The policy as a function of raw observations, with the present normalizer; state: the policy's.
+
+        Raises: NoExport, as ``export``.
+        """
+        from rgpo.control.export import make_actor
+
+        normalizer = self.normalize if self.normalize_observation else None
+        return make_actor(policy, state, facts, env=self.env, env_id=self.full_id, normalizer=normalizer)
 
     def state_dict(self) -> State:
         return {

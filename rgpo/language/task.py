@@ -22,7 +22,8 @@ from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, require
 from rgpo.language.assets import AssetLoader, LanguageAssets, log_line, require_same_versions
 from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
-from rgpo.language.policy.pretrained import LoRA, context_length
+from rgpo.language.export import export_model
+from rgpo.language.policy.pretrained import LoRA, require_context
 from rgpo.language.policy.samplers import Sampler
 from rgpo.language.policy.stopping import StopRule, make_stop_rule
 from rgpo.learning.types import Policy, Requirements, State
@@ -68,6 +69,8 @@ class Language:
         remedy = f"x task.group_size={self.group_size} x task.max_new_tokens={self.max_new_tokens} makes {tokens:,} tokens per "
         require(tokens <= MANY, "task.num_prompts", self.num_prompts, f"{remedy}rollout, over {MANY:,}; lower one of them.")
 
+    export_name: ClassVar[str] = "model"
+    export = export_model
     memory_advice: ClassVar[str] = "lower task.micro_batch_size or task.num_kl_tokens, or set task.gradient_checkpointing=true"
 
     @property
@@ -126,7 +129,7 @@ class Language:
         for key, have in (("num_prompts", self.prompts), ("num_eval_prompts", self.assets.heldout_prompts)):
             wanted = getattr(self, key)
             require(len(have) >= wanted, f"task.{key}", wanted, f"there are only {len(have)} prompts to choose from.")
-        self._require_context()
+        require_context(self.assets.model.config, [*self.prompts, *self.assets.heldout_prompts], self.max_new_tokens)
         streams = np.random.SeedSequence(seed).spawn(2)
         self.rng = np.random.default_rng(streams[0])
         draws = [int(x) >> 2 for x in streams[1].generate_state(2)]
@@ -135,14 +138,6 @@ class Language:
         self.order: list[int] = []  # prompts left in this pass over them
         self.waiting: deque[CompletionRollout] = deque()  # collected and not yet learned from
         self.score_offset: float | None = None  # subtracted from scores; None before the first rollout and without a critic
-
-    def _require_context(self) -> None:
-        """Raises: ConfigError if a completion of the longest prompt would not fit into the model's context."""
-        longest = max(len(prompt.ids) for prompt in (*self.prompts, *self.assets.heldout_prompts))
-        context = context_length(self.assets.model.config)
-        fits = context is None or longest + self.max_new_tokens <= context
-        remedy = f"exceeds the model's context of {context} tokens, of which the longest prompt takes {longest}; lower it."
-        require(fits, "task.max_new_tokens", self.max_new_tokens, remedy)
 
     def make_policy(self, seed: int) -> LanguageModel:
         """The source's model with fresh adapters, or all of it, and a value head if the algorithm trains values.

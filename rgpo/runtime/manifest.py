@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypedDict, cast
 
 from rgpo import atomic
@@ -19,6 +19,7 @@ from rgpo.runtime import reader
 
 NAME = "manifest.json"
 FILES = ("config.yaml", "provenance.json", "metrics.parquet", "samples.parquet", "checkpoint.pt", "checkpoint-previous.pt")
+EXPORTS = ("policy", "model")  # folders for use outside rgpo, whose files have digests, too
 PART = re.compile(r"part-(\d{4,9})-\d{6,}(?:-([0-9a-f]{16}))?\.parquet")  # attempt, digest (version 0.1 wrote none)
 MAX_BYTES, MAX_PART = 1 << 50, 1 << 30  # of a file that is hashed, and of a part, which has at most 1,000 rows
 
@@ -28,8 +29,8 @@ class Manifest(TypedDict):
 
     attempt: int
     num_iterations: int
-    files: dict[str, str]  # name -> sha256
-    sizes: dict[str, int]  # name -> bytes
+    files: dict[str, str]  # name, or policy/name -> sha256
+    sizes: dict[str, int]  # the same names -> bytes
     sha256: str  # of the other keys
 
 
@@ -38,7 +39,10 @@ def write(run_dir: Path, attempt: int = 0, num_iterations: int = 0) -> None:
 
     Raises: Unreadable if one of them cannot be read; OSError if the manifest cannot be written.
     """
-    files = {name: digest(run_dir / name) for name in FILES if (run_dir / name).exists()}
+    names = [name for name in FILES if (run_dir / name).exists()]
+    exported = (path for folder in EXPORTS for path in sorted((run_dir / folder).rglob("*")) if path.is_file())
+    names += [path.relative_to(run_dir).as_posix() for path in exported]
+    files = {name: digest(run_dir / name) for name in names}
     sizes = {name: (run_dir / name).stat().st_size for name in files}
     facts = {"attempt": attempt, "num_iterations": num_iterations, "files": files, "sizes": sizes}
     atomic.write_text(run_dir / NAME, json.dumps({**facts, "sha256": _digest_of(facts)}, indent=1) + "\n", fsync=True)
@@ -52,20 +56,20 @@ def read(run_dir: Path) -> Manifest:
     found = reader.read_json(run_dir / NAME, Manifest)
     facts = {key: value for key, value in found.items() if key != "sha256"}
     files = found.get("files", {})
-    if found.get("sha256") != _digest_of(facts) or not set(files) <= set(FILES) or set(found.get("sizes", {})) != set(files):
+    if found.get("sha256") != _digest_of(facts) or not all(map(_is_name, files)) or set(found.get("sizes", {})) != set(files):
         raise reader.Unreadable(f"{NAME} is damaged (checksum)")
     return found
 
 
-def problems(run_dir: Path, names: Collection[str] = FILES) -> list[str]:
+def problems(run_dir: Path, names: Collection[str] | None = None) -> list[str]:
     """One clause for each damaged or missing file of a finished run; [] for a folder without a manifest.
 
-    names: the files to check; a large checkpoint takes a second per gigabyte.
+    names: the files to check, None for all; a large checkpoint takes a second per gigabyte.
     """
     return list(damage(run_dir, names).values())
 
 
-def damage(run_dir: Path, names: Collection[str] = FILES) -> dict[str, str]:
+def damage(run_dir: Path, names: Collection[str] | None = None) -> dict[str, str]:
     """The same clauses by the names of the files."""
     try:
         expected = read(run_dir)
@@ -74,8 +78,18 @@ def damage(run_dir: Path, names: Collection[str] = FILES) -> dict[str, str]:
     except reader.Unreadable as error:
         return {NAME: str(error)}
     digests, sizes = expected["files"], expected["sizes"]
-    found = {name: _damage(run_dir / name, digests[name], sizes[name]) for name in digests if name in names}
+    chosen = [name for name in digests if names is None or name in names]
+    found = {name: _damage(run_dir / name, digests[name], sizes[name]) for name in chosen}
     return {name: why for name, why in found.items() if why}
+
+
+def export_damage(run_dir: Path, folder: str) -> dict[str, str]:
+    """A clause for each damaged or missing file of an exported folder, by its name; {} if the run has no manifest."""
+    try:
+        names = [name for name in read(run_dir)["files"] if name.startswith(f"{folder}/")]
+    except reader.Unreadable:
+        names = []
+    return damage(run_dir, names)
 
 
 def part_damage(path: Path) -> str:
@@ -99,6 +113,12 @@ def digest(path: Path, limit: int = MAX_BYTES) -> str:
             return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
         except OSError as error:
             raise reader.Unreadable(f"{path.name} cannot be read ({error.strerror})") from None
+
+
+def _is_name(name: str) -> bool:
+    """True for a file of a run or of one of its exported folders, never for a path that leads elsewhere."""
+    parts = PurePosixPath(name).parts
+    return name in FILES or (len(parts) > 1 and parts[0] in EXPORTS and ".." not in parts)
 
 
 def _damage(path: Path, sha256: str, limit: int) -> str:

@@ -47,6 +47,15 @@ def _replace(path: Path, data: bytes, table: pa.Table, key: Sequence[str]) -> No
             raise reader.Unreadable(f"{path.name} was not stored as it was written")
 
 
+def write_part(folder: Path, table: pa.Table) -> None:
+    """Write rows as the first part of a folder, before any attempt's own.
+
+    Raises: Unreadable if something else was read back; OSError if the file cannot be written.
+    """
+    data = _encode(table)
+    _replace(folder / manifest.part_name(0, 0, data), data, table, ())
+
+
 def _encode(table: pa.Table) -> bytes:
     floats = [f.name for f in table.schema if pa.types.is_float32(f.type)]
     words = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]

@@ -14,8 +14,8 @@ import numpy as np
 
 from rgpo import atomic, distributed
 from rgpo.errors import MAX_LINE, ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, printable, require
-from rgpo.learning.types import Algorithm, Metrics, Policy, Task
-from rgpo.runtime import checkpoint, manifest, provenance, reader, run_folder
+from rgpo.learning.types import Algorithm, Metrics, Policy, State, Task
+from rgpo.runtime import checkpoint, continuation, export, manifest, provenance, reader, run_folder
 from rgpo.runtime.metrics import number
 from rgpo.runtime.parts import storing
 from rgpo.runtime.recorder import Recorder
@@ -80,6 +80,7 @@ class Session:
         self.write_state("running")
         self.recorder.write_facts(self.config_hash, self.command, self.attempt, self.algorithm.describe())
         self.policy, self.num_iterations = set_up(settings, self.task, self.algorithm)
+        self._continue_earlier()
         self.recorder.read_earlier()
         saved = self._find_checkpoint()
         if saved is not None:
@@ -91,6 +92,12 @@ class Session:
         self.recorder.open(self.iteration, self.num_iterations, self.algorithm.note)
         if saved is not None:
             self._compare_machines(saved)
+
+    @distributed.on_first
+    def _continue_earlier(self) -> None:
+        """Adopt rows and checkpoint of the run that resume_from names."""
+        if text := continuation.begin(self.recorder.config, self.run_dir, self.config_hash, self.num_iterations):
+            self.recorder.notes.append(text)
 
     @distributed.on_first
     def _reopen(self) -> None:
@@ -211,8 +218,18 @@ class Session:
         """Write the joined files, record completion and print a summary; metrics: the last iteration's, {} if there was none."""
         self._require_folder()
         self.recorder.join_parts()
+        if self.settings.save_model:
+            self._export(self.policy.state_dict())  # on every rank: it may gather shards
         self._complete()
         self.recorder.summarize(metrics)
+
+    @distributed.on_first
+    def _export(self, state: State) -> None:
+        """Write policy/ or model/; a policy that cannot be exported is a sentence and no failure."""
+        with atomic.storing(self.run_dir):
+            facts = export.facts_of(self.run_dir, self.recorder.config, self.iteration, self.env_steps)
+            if why := export.finish(self.task, self.policy, state, self.run_dir, facts):
+                self.recorder.notice(why)
 
     @distributed.on_first
     def _complete(self) -> None:

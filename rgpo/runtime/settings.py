@@ -34,6 +34,8 @@ class Settings:
     gradvar_every: int = field(metadata=count(2**63 - 1, least=0))
     checkpoint_every_s: float = field(metadata=NOT_NEGATIVE)
     exports: list[str]
+    save_model: bool
+    resume_from: str | None = field(metadata=or_null(FOLDER))
     choices: Mapping[str, str | None]
 
     def __post_init__(self) -> None:

@@ -34,8 +34,8 @@ class GymnasiumVector:
         self.num_envs = num_envs
         self._envs = [_make(env_id, kwargs) for _ in range(num_envs)]
         self.action_space = self._envs[0].action_space
-        self._observation_space = self._envs[0].observation_space
-        self.observation_size = _flat_size(env_id, self._observation_space)
+        self.observation_space = self._envs[0].observation_space
+        self.observation_size = _flat_size(env_id, self.observation_space)
         _check_actions(env_id, self.action_space)
 
         shape = (num_envs, self.observation_size)
@@ -44,8 +44,8 @@ class GymnasiumVector:
         self._paid: list[Floats] = []
         self._terminated, self._truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
         self._rows = list(self._observation)
-        box = isinstance(self._observation_space, spaces.Box)
-        self._shaped = [row.reshape(self._observation_space.shape) for row in self._rows] if box else []
+        box = isinstance(self.observation_space, spaces.Box)
+        self._shaped = [row.reshape(self.observation_space.shape) for row in self._rows] if box else []
         self._row_bytes = [row.data for row in self._rows]
         self._reward_bytes = [self._reward[i : i + 1].data for i in range(num_envs)]
 
@@ -173,7 +173,7 @@ class GymnasiumVector:
                 observation = self._numbers(observation, row.shape)
             row[...] = observation
             return
-        space = self._observation_space
+        space = self.observation_space
         try:
             place = operator.index(observation) - int(space.start)
         except TypeError as error:

@@ -57,6 +57,7 @@ class MujocoVector:
         # observation = (qpos[num_hidden:], qvel, forces on every body but the world)
         num_moving = size - task.num_hidden
         self.observation_size = num_moving + (self._forces.shape[1] - 6 if task.contact_cost is not None else 0)
+        self.observation_space = spaces.Box(-inf, inf, (self.observation_size,), np.float64)
         self._observation, self._final = (np.zeros((num_envs, self.observation_size)) for _ in range(2))
         self._moving, self._moving_source = self._observation[:, :num_moving], self._coordinates[:, task.num_hidden :]
         self._velocity = self._observation[:, model.nq - task.num_hidden : num_moving]

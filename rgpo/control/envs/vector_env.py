@@ -34,6 +34,7 @@ class VectorEnv(Protocol):
 
     num_envs: int
     observation_size: int  # D
+    observation_space: spaces.Space[Any]  # of one environment
     action_space: spaces.Space[Any]  # of one environment
 
     def reset(self, seed: int) -> Floats:

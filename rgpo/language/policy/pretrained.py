@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rgpo.core.ranges import POSITIVE, accept, check_fields, count
 from rgpo.errors import ConfigError, first_line, is_out_of_memory, require
+from rgpo.language.assets import Prompt
 from rgpo.language.policy.model_files import ATTENTIONS, resolve_folder
 
 if TYPE_CHECKING:
@@ -140,6 +141,14 @@ def context_length(config: PreTrainedConfig) -> int | None:
     """The greatest number of tokens that a model can read, or None if its config names none (ALiBi, Mamba, Bloom)."""
     longest = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     return longest if isinstance(longest, int) and longest > 0 else None
+
+
+def require_context(config: PreTrainedConfig, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
+    """Raises: ConfigError if a completion of the longest prompt would not fit into the model's context."""
+    longest, context = max(len(prompt.ids) for prompt in prompts), context_length(config)
+    fits = context is None or longest + max_new_tokens <= context
+    remedy = f"exceeds the model's context of {context} tokens, of which the longest prompt takes {longest}; lower it."
+    require(fits, "task.max_new_tokens", max_new_tokens, remedy)
 
 
 def _names_modules(targets: object) -> bool:

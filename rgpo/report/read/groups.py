@@ -103,6 +103,8 @@ def _identifies(key: str) -> bool:
 
 def _value(run: Run, key: str) -> Hashable:
     value = run.config.get(key)
+    if key == "resume_from":  # each seed continues a run of its own
+        return value is not None
     return value if isinstance(value, Hashable) else repr(value)
 
 
@@ -114,7 +116,7 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 
 def _shown(run: Run, key: str) -> str:
-    value = run.config.get(key)
+    value = run.config.get(key) if key != "resume_from" else run.config.get(key) is not None
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
     if isinstance(value, int) and value >= 10_000 and value % 1_000 == 0:

@@ -1,0 +1,173 @@
+"""Episodes of a trained control policy: their returns, and one of them as a film."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rgpo import atomic
+from rgpo.control.actor import Actor
+from rgpo.core.rollout import Array
+from rgpo.errors import ConfigError, NonFiniteError, first_line
+
+if TYPE_CHECKING:
+    from rgpo.control.envs.vector_env import VectorEnv
+    from rgpo.control.task import Control
+
+LONGEST_EPISODE = 10_000  # steps after which an episode without a time limit is cut
+AT_A_TIME = 64  # environments
+MAX_FRAMES, MAX_WIDTH, MAX_FPS = 400, 360, 25.0  # of a film
+RENDERERS = ("egl", "osmesa")
+
+
+def returns(task: Control, actor: Actor, num_episodes: int, seed: int, deterministic: bool) -> tuple[Array, int]:
+    """Raw, undiscounted returns (num_episodes,), and how many episodes were cut; episode i starts from seed + i.
+
+    Raises: NonFiniteError if a reward or an observation is NaN or infinite.
+    """
+    found: list[Array] = []
+    num_cut = 0
+    for begin in range(0, num_episodes, AT_A_TIME):
+        env = task.make_env(min(AT_A_TIME, num_episodes - begin))
+        rng = np.random.default_rng([seed, begin])
+        try:
+            total, cut = _episodes(env, actor, seed + begin, None if deterministic else rng)
+        finally:
+            env.close()
+        if not np.isfinite(total).all():
+            raise NonFiniteError(f"reward of {task.full_id} became NaN or infinite in an evaluation episode.")
+        found.append(total)
+        num_cut += cut
+    return np.concatenate(found), num_cut
+
+
+def _episodes(env: VectorEnv, actor: Actor, seed: int, rng: np.random.Generator | None) -> tuple[Array, int]:
+    """The return of the first episode of every environment, and how many of them were cut."""
+    shape = env.action_space.shape or ()
+    seen = env.reset(seed)
+    running = [np.ones(env.num_envs, bool)]  # which episodes each step belongs to
+    while running[-1].any() and len(running) <= LONGEST_EPISODE:
+        if not np.isfinite(seen).all():
+            raise NonFiniteError(f"observation of {actor.description['env_id']} became NaN or infinite in an evaluation episode.")
+        action = actor.draw(seen, rng)
+        step = env.step(action if action.shape[1:] == shape else action.reshape(len(action), *shape))
+        running.append(running[-1] & ~(step.terminated | step.truncated))
+        seen = step.observation
+    total: Array = np.where(running[:-1], env.rewards(), 0.0).sum(0)
+    return total, int(running[-1].sum())
+
+
+def film(task: Control, actor: Actor, folder: Path, seed: int) -> Path:
+    """Write one deterministic episode as episode.mp4, or episode.gif where imageio has no ffmpeg; returns its path.
+
+    Raises: ConfigError if the environment cannot be drawn here.
+    """
+    frames, fps = _frames(task, actor, seed)
+    name, options = _format(fps)
+    import imageio.v3 as imageio
+
+    stream = io.BytesIO()
+    imageio.imwrite(stream, np.stack(frames), **options)
+    atomic.make_folder(folder)
+    atomic.remove_temporary(folder)
+    atomic.write_bytes(folder / name, stream.getvalue())
+    return folder / name
+
+
+def _format(fps: float) -> tuple[str, dict[str, Any]]:
+    if importlib.util.find_spec("imageio_ffmpeg") is not None:
+        return "episode.mp4", {"extension": ".mp4", "plugin": "FFMPEG", "fps": fps}
+    return "episode.gif", {"extension": ".gif", "plugin": "pillow", "duration": 1000 / fps, "loop": 0}
+
+
+def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]:
+    """Pictures (H, W, 3) uint8 of an episode, evenly spaced, and their number per second."""
+    env, first = _drawable(task, seed)
+    try:
+        fps = float(env.metadata.get("render_fps") or 30)
+        stride = max(1, round(fps / MAX_FPS))
+        frames, seen, t, over = [_small(env.render())], first, 0, False
+        while not over and len(frames) < MAX_FRAMES:
+            action = actor(seen)
+            seen, _, terminated, truncated, _ = env.step(action.item() if action.ndim == 0 else action)
+            t, over = t + 1, bool(terminated or truncated)
+            if t % stride == 0 or over:
+                frames.append(_small(env.render()))
+        return frames, fps / stride
+    finally:
+        env.close()
+
+
+def _drawable(task: Control, seed: int) -> tuple[Any, Any]:
+    """The environment and its first observation, once it drew a picture; a MuJoCo renderer without a screen is found by trying.
+
+    Raises: ConfigError if it draws none.
+    """
+    env_id, kwargs = task.full_id, task.env_kwargs
+    problems: dict[str, list[str]] = {}  # by their text, the renderers
+    for renderer in _renderers():
+        env = None
+        try:
+            with _Renderer(renderer), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import gymnasium
+
+                env = gymnasium.make(env_id, **{**kwargs, "render_mode": "rgb_array"})
+                first, _ = env.reset(seed=seed)
+                picture = env.render()
+            if not isinstance(picture, np.ndarray) or picture.ndim != 3:
+                raise ValueError(f"render() returned {type(picture).__name__} and no picture")
+            return env, first
+        except Exception as error:  # of the environment, or of a graphics library
+            problems.setdefault(first_line(error), []).append(renderer)
+            if env is not None:
+                _close(env)
+    several = len(problems) > 1
+    why = "; ".join(f"{text} with MUJOCO_GL={'/'.join(names)}" if several else text for text, names in problems.items())
+    raise ConfigError(f"video=true: {env_id} cannot be drawn here ({why}); leave video out.")
+
+
+def _close(env: Any) -> None:
+    try:
+        env.close()
+    except Exception as error:  # a renderer that never worked
+        warnings.warn(f"close() failed ({type(error).__name__})", stacklevel=2)
+
+
+def _renderers() -> tuple[str, ...]:
+    """Values of MUJOCO_GL to try: the user's choice, the screen, or libraries that need none."""
+    if os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY") or sys.platform == "darwin":
+        return ("",)
+    return RENDERERS
+
+
+class _Renderer:
+    """MUJOCO_GL, while MuJoCo's and pygame's libraries are loaded; "" leaves the environment as it is."""
+
+    def __init__(self, name: str) -> None:
+        self.variables = {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name, "SDL_VIDEODRIVER": "dummy"} if name else {}
+
+    def __enter__(self) -> None:
+        self.before = {key: os.environ.get(key) for key in self.variables}
+        os.environ.update(self.variables)
+
+    def __exit__(self, *_: object) -> None:
+        for key, value in self.before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _small(picture: Array) -> Array:
+    """Every k-th pixel, so that it is at most MAX_WIDTH wide, with sides that are even, as video codecs need."""
+    k = -(-picture.shape[1] // MAX_WIDTH)
+    small = np.ascontiguousarray(picture[::k, ::k, :3], np.uint8)
+    return small[: small.shape[0] // 2 * 2, : small.shape[1] // 2 * 2]

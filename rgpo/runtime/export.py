@@ -1,0 +1,105 @@
+"""The folder that a run leaves for use outside rgpo: policy/ of control tasks, model/ of language tasks."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from rgpo import atomic
+from rgpo.errors import first_line, is_out_of_memory
+from rgpo.learning.export import ExportingPolicy, ExportingTask, Facts, NoExport
+from rgpo.learning.types import Policy, State, Task
+from rgpo.runtime import reader
+from rgpo.runtime.provenance import Provenance
+from rgpo.runtime.schema import is_list
+from rgpo.runtime.settings import Settings
+
+METRICS = re.compile(r"(return|reward)/.+|language/(length_mean|truncated_share)|kl/(eval_ref_sequence.*|ref_exact|ref_k3.*)")
+NOTHING = "neither the task nor the policy has a method export; the checkpoint alone holds the policy"
+
+
+def folder_of(task: Task, policy: Policy) -> str:
+    """The name of the folder: policy or model.
+
+    Raises: NoExport if there is no way to save the policy.
+    """
+    if isinstance(policy, ExportingPolicy):
+        return "policy"
+    if isinstance(task, ExportingTask):
+        return task.export_name
+    raise NoExport(NOTHING)
+
+
+def fill(task: Task, policy: Policy, state: State, folder: Path, facts: Facts) -> None:
+    """Write the files of a policy into an empty folder.
+
+    Raises: NoExport if it cannot be saved; OSError if a file cannot be written.
+    """
+    if isinstance(policy, ExportingPolicy):
+        policy.export(folder, facts)
+    elif isinstance(task, ExportingTask):
+        task.export(policy, state, folder, facts)
+    else:
+        raise NoExport(NOTHING)
+
+
+def finish(task: Task, policy: Policy, state: State, run_dir: Path, facts: Facts) -> str:
+    """Replace the run's exported folder; returns a sentence if there is none, else "".
+
+    Raises: OSError if the disk is full or a file cannot be written.
+    """
+    name = "policy/"
+    try:
+        name = f"{folder_of(task, policy)}/"
+        with atomic.replacing_folder(run_dir / name) as aside:
+            fill(task, policy, state, aside, facts)
+    except NoExport as error:
+        return f"no {name}: {error}"
+    except OSError:
+        raise
+    except Exception as error:  # of the user's method, or of a library that cannot save this model
+        if is_out_of_memory(error):
+            raise
+        return f"no {name}: {type(error).__name__}: {first_line(error)}; the checkpoint alone holds the policy"
+    return ""
+
+
+def facts_of(run_dir: Path, config: Mapping[str, object], iteration: int, env_steps: int) -> Facts:
+    """The records in the run's files about its policy after an iteration."""
+    settings = Settings.of(config)
+    try:
+        known = reader.read_json(run_dir / "provenance.json", Provenance)
+    except reader.Unreadable:
+        known = {}  # type: ignore[typeddict-item]
+    return Facts(
+        run_id=run_dir.name,
+        task=settings.task,
+        algo=settings.choice("algo"),
+        seed=settings.seed,
+        iteration=iteration,
+        env_steps=env_steps,
+        command=known.get("command", ""),
+        commit=known.get("commit"),
+        versions=known.get("versions", {}),
+        metrics=latest_metrics(run_dir, iteration),
+    )
+
+
+def latest_metrics(run_dir: Path, iteration: int) -> dict[str, float]:
+    """The last value up to an iteration of each metric that describes the policy; files that cannot be read are left out."""
+    found: dict[str, tuple[int, float]] = {}
+    for path in [run_dir / "metrics.parquet", *sorted((run_dir / "metrics").glob("part-*.parquet"))]:
+        try:
+            with reader.parquet(path) as file:
+                names = [name for name in file.schema_arrow.names if METRICS.fullmatch(name) and not is_list(name)]
+                columns = file.read(["iteration", *names]).to_pydict()
+        except (reader.Unreadable, OSError):
+            continue
+        at = columns.pop("iteration")
+        for name, values in columns.items():
+            for i, value in zip(at, values, strict=True):
+                if i <= iteration and isinstance(value, float) and math.isfinite(value) and i >= found.get(name, (0, 0.0))[0]:
+                    found[name] = (i, value)
+    return {name: value for name, (_, value) in sorted(found.items())}
