@@ -239,6 +239,7 @@ def measure() -> None:
     from transformers import Qwen2ForCausalLM
 
     from rgpo.language.policy.generation import generate
+    from rgpo.language.policy.stopping import StopRule
 
     print("saved bytes of a layer and token, counted and by the formula (64 tokens)")
     for shape in SHAPES[:3]:
@@ -256,7 +257,7 @@ def measure() -> None:
             model(ids, labels=ids).loss.backward()
             training.append(time.process_time() - start)
             start = time.process_time()
-            kind = {"temperature": 1.0, "eos_id": -1, "pad_id": 0, "generator": torch.Generator()}
+            kind = {"temperature": 1.0, "stop": StopRule(frozenset()), "pad_id": 0, "generator": torch.Generator()}
             generate(model, ids[:, :1].tolist(), max_new_tokens=33, **kind)
             decoding.append((time.process_time() - start) / 33)
         flops = 3 * ids.numel() * shape.forward_flops(128)

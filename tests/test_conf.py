@@ -15,7 +15,7 @@ from rgpo.cli.overrides import group_options, hydra_on
 from rgpo.core.gates import Budget, Open
 from rgpo.errors import ConfigError
 from rgpo.paths import conf_dir
-from rgpo.runtime.schema import AXES
+from rgpo.runtime.schema import ADDED, AXES
 
 LANGUAGE_ALGOS = ("dapo", "dpo", "grpo", "gspo", "rloo")
 CONTROL_ALGOS = ("a2c",)
@@ -73,7 +73,8 @@ def test_settings_of_version_01_have_not_changed(run: str) -> None:
     assert [config[key] for key in length] == expected.pop("length")
     for key, index in expected.items():
         if (task, algo, key) != ("cartpole", "rloo", "penalty"):
-            assert config[key] == RUNS["nodes"][index], key
+            stored = RUNS["nodes"][index]
+            assert config[key] == {**ADDED.get(stored["_target_"], {}), **stored}, key
 
 
 @pytest.mark.parametrize("task", [name for name in group_options("task") if name != "gym"])

@@ -127,7 +127,7 @@ def test_gradient_checkpointing_computes_each_layer_again(tiny_checkpoint: Path,
     words = ["task=qwen_rlhf", "scale=paper", f"task.gradient_checkpointing={checkpointing}", "task.max_new_tokens=6"]
     task, algorithm = build(compose_jobs(words, False, None)[0].config)
     model, _ = load_causal_lm(tiny_checkpoint, dtype="float32", device="cpu")
-    task.assets = SimpleNamespace(model=model, eos_id=1, pad_id=1)
+    task.assets = SimpleNamespace(model=model, tokenizer=None, eos_id=1, pad_id=1, stop_ids=frozenset())
     task.requirements = algorithm.requirements
     policy = task.make_policy(0)
     calls: list[int] = []

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rgpo.errors import ConfigError, NonFiniteError
 from rgpo.language.policy.generation import Completions, completion_ids, concatenate, generate, make_completions, sample_tokens
+from rgpo.language.policy.stopping import StopRule
 
 V, EOS, PAD = 97, 1, 0
 PROMPTS = [[5, 6, 7, 8, 9], [10], [5, 6, 7, 8, 9], [11, PAD, EOS, 12], [EOS, 3], [40, 41, 42]]
@@ -34,6 +35,7 @@ def model() -> Any:
 
 def run(model: Any, prompts: list[list[int]] = PROMPTS, seed: int = 0, **settings: Any) -> Completions:
     given = {"max_new_tokens": 12, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD} | settings
+    given["stop"] = StopRule(frozenset([given.pop("eos_id")]))
     return generate(model, prompts, **given, generator=torch.Generator().manual_seed(seed))
 
 
@@ -83,7 +85,7 @@ def test_greedy_is_the_greedy_decoding_of_transformers(model: Any) -> None:
     assert result.finished_B[0]
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
-    generate(model, PROMPTS, max_new_tokens=2, temperature=0, eos_id=eos, pad_id=PAD, generator=generator)
+    generate(model, PROMPTS, max_new_tokens=2, temperature=0, stop=StopRule(frozenset([eos])), pad_id=PAD, generator=generator)
     assert torch.equal(generator.get_state(), before)
 
 
@@ -127,7 +129,7 @@ def test_no_forward_pass_is_made_once_all_have_ended(model: Any) -> None:
 def test_the_generator_decides_everything(model: Any) -> None:
     generator = torch.Generator().manual_seed(4)
     state, outside = generator.get_state(), torch.get_rng_state()
-    given = {"max_new_tokens": 12, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD, "generator": generator}
+    given = {"max_new_tokens": 12, "temperature": 1.0, "stop": StopRule(frozenset([EOS])), "pad_id": PAD, "generator": generator}
     first, second = generate(model, PROMPTS, **given), generate(model, PROMPTS, **given)
     generator.set_state(state)
     again = generate(model, PROMPTS, **given)

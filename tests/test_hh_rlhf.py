@@ -13,7 +13,16 @@ from transformers import AutoTokenizer
 
 from rgpo.errors import ConfigError
 from rgpo.language.data.chat import apply_chat_template, encode_pairs, encode_prompts, end_answer
-from rgpo.language.data.hh_rlhf import Pair, check_data, find_files, read_pairs, split_by_dialogue, to_messages
+from rgpo.language.data.hh_rlhf import (
+    Pair,
+    check_data,
+    find_files,
+    is_heldout,
+    load_pairs,
+    read_pairs,
+    split_by_dialogue,
+    to_messages,
+)
 
 HELLO = "\n\nHuman: Hello.\n\nAssistant: Hi!\n\nHuman: What is\n\na cat?"
 
@@ -190,13 +199,13 @@ def test_preference_pairs_are_the_answers_as_the_policy_would_generate_them(tmp_
     prompts, _ = encode_prompts(tokenizer, [known], 99)
     chosen, rejected = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (known.chosen, known.rejected))
     assert len(chosen) > len(rejected) + 1
-    found = encode_pairs(tokenizer, [known, unknown, known], prompts, max_new_tokens=len(chosen) + 1)
+    found = encode_pairs(tokenizer, [known, unknown, known], prompts, len(chosen) + 1, eos)
     assert [(pair.prompt, pair.chosen_ids, pair.rejected_ids) for pair in found] == 2 * [
         (prompts[0], [*chosen, eos], [*rejected, eos])
     ]
-    (cut,) = encode_pairs(tokenizer, [known], prompts, max_new_tokens=len(chosen))
+    (cut,) = encode_pairs(tokenizer, [known], prompts, len(chosen), eos)
     assert (cut.chosen_ids, cut.rejected_ids) == (chosen, [*rejected, eos])
-    assert encode_pairs(tokenizer, [], prompts, 9) == []
+    assert encode_pairs(tokenizer, [], prompts, 9, eos) == []
 
 
 def test_answers_that_differ_only_after_the_cut_make_no_pair(tmp_path: Path) -> None:
@@ -204,8 +213,8 @@ def test_answers_that_differ_only_after_the_cut_make_no_pair(tmp_path: Path) -> 
     pair = Pair("Human: a cat?", "what is a cat?", "what is a rat?")
     prompts, _ = encode_prompts(tokenizer, [pair], 99)
     shared = len(tokenizer("what is a")["input_ids"])
-    assert encode_pairs(tokenizer, [pair], prompts, shared) == []
-    assert len(encode_pairs(tokenizer, [pair], prompts, shared + 5)) == 1
+    assert encode_pairs(tokenizer, [pair], prompts, shared, 1) == []
+    assert len(encode_pairs(tokenizer, [pair], prompts, shared + 5, 1)) == 1
 
 
 def test_an_answer_ends_at_its_first_eos() -> None:
@@ -213,3 +222,62 @@ def test_an_answer_ends_at_its_first_eos() -> None:
     assert end_answer([5, 6], eos_id=1, max_new_tokens=3) == [5, 6, 1]
     assert end_answer([5, 6], eos_id=1, max_new_tokens=2) == [5, 6]
     assert end_answer([], eos_id=1, max_new_tokens=2) == [1]
+
+
+def test_the_published_folder_works_as_it_is_cloned(tmp_path: Path) -> None:
+    """Test files are held out, a file without pairs is named, and hidden folders and other files are not read."""
+    root = tmp_path / "hh-rlhf"
+    for subset in ("harmless-base", "helpful-base"):
+        lines = [line(f"\n\nHuman: {subset} {i}?") for i in range(5)]
+        write(root / subset / "train.jsonl.gz", *lines, line("\n\nHuman: in both?"))
+        write(root / subset / "test.jsonl.gz", line(f"\n\nHuman: {subset} test?"), line("\n\nHuman: in both?"))
+    red = write(
+        root / "red-team-attempts" / "red_team_attempts.jsonl.gz", '[{"transcript": "\\n\\nHuman: a"},', '{"transcript": "b"}]'
+    )
+    write(root / ".git" / "lfs" / "a.jsonl", "not json")
+    (root / "README.md").write_text("# hh")
+    logged: list[str] = []
+    pairs, files = load_pairs(str(root), logged.append)
+    assert len(files) == 4 and red not in files
+    names = "harmless-base/test.jsonl.gz, helpful-base/test.jsonl.gz"
+    assert logged == [
+        f"{red}: contains no pairs, left out",
+        f"held out in place of heldout_share: {names}; 2 other pairs with the same prompts left out",
+        f"{root}: 14 pairs",
+    ]
+    train, heldout = split_by_dialogue(pairs, (0.95, 0.05), 0)
+    assert {pair.prompt for pair in heldout} == {"Human: harmless-base test?", "Human: helpful-base test?", "Human: in both?"}
+    assert len(train) == 10 and not {pair.prompt for pair in train} & {pair.prompt for pair in heldout}
+    assert [len(part) for part in split_by_dialogue(pairs, (1, 1, 1), 0)][2] == 4
+    pairs, _ = load_pairs(str(root / "helpful-base" / "test.jsonl.gz"), logged.append)  # named alone, it is the data
+    assert not any(pair.heldout for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "heldout"),
+    [
+        ("test.jsonl", True),
+        ("helpful-base/test-00000.jsonl.gz", True),
+        ("validation/a.jsonl", True),
+        ("held_out.jsonl", True),
+        ("eval_pairs.jsonl", True),
+        ("train.jsonl", False),
+        ("latest.jsonl", False),
+        ("contest/devices.jsonl", False),
+    ],
+)
+def test_test_files_are_known_by_the_words_of_their_names(tmp_path: Path, name: str, heldout: bool) -> None:
+    root = tmp_path / "test"
+    assert is_heldout(root / name, root) == heldout
+
+
+def test_a_folder_of_test_files_and_a_clone_without_its_data_are_refused(tmp_path: Path) -> None:
+    for name in ("test.jsonl", "dev.jsonl"):
+        write(tmp_path / "a" / name, line())
+    with pytest.raises(ConfigError, match=r"^task.source.data=.*/a: contains test files only; give one of them, or add files"):
+        load_pairs(str(tmp_path / "a"), lambda words: None)
+    pointer = tmp_path / "b" / "train.jsonl.gz"
+    pointer.parent.mkdir()
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 16\n")
+    with pytest.raises(ConfigError, match=r"train.jsonl.gz: is a pointer of Git LFS without the data; run `git lfs pull`"):
+        load_pairs(str(tmp_path / "b"), lambda words: None)

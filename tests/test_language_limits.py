@@ -88,7 +88,7 @@ def test_numbers_out_of_range_are_refused_at_once_by_their_key(word: str) -> Non
 def make_task(assets: Any, **changes: Any) -> Language:
     counts = {"num_prompts": 2, "group_size": 2, "max_new_tokens": 8, "micro_batch_size": 4, "num_kl_tokens": 8}
     counts |= {"staleness": 0, "num_eval_prompts": 2, "num_samples": 2}
-    texts = {"ratio": "token", "reduction": "token_mean", "parallel": "ddp"}
+    texts = {"ratio": "token", "reduction": "token_mean", "parallel": "ddp", "stop_tokens": None, "stop_strings": []}
     settings = {**counts, **texts, "lora": None, "temperature": 1.0, "gradient_checkpointing": False, **changes}
     return Language(source=SimpleNamespace(load=lambda log: assets), sampler=Own(), **settings)
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_is_not_continued_with_another_version_of_a_model(tiny_chec
     saved = first.state_dict()
     same.load_state_dict(saved)
     none.load_state_dict(saved)
-    with pytest.raises(ConfigError, match=r"^hub/model=b2: was a1 when the checkpoint was saved; pin it by hub/model@a1"):
+    with pytest.raises(ConfigError, match=r"^task.source=hub/model: is b2 and was a1 .*; restore it, pin it by hub/model@a1, or"):
         other.load_state_dict(saved)
     del saved["versions"]  # a checkpoint of before
     other.load_state_dict(saved)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny_models import write_model
 from torch import nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+from transformers import OPTConfig, OPTForCausalLM, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
 from rgpo.errors import ConfigError
 from rgpo.language.policy import pretrained
 from rgpo.language.policy.model_files import check_path
-from rgpo.language.policy.pretrained import LoRA, add_lora, disable_dropout, load_causal_lm, load_model, require_packages
+from rgpo.language.policy.pretrained import LoRA, add_lora, checkpoint_layers, load_causal_lm, load_model, require_packages
 
 
 @pytest.fixture(scope="module")
@@ -132,20 +132,6 @@ def test_a_broken_file_is_refused(folder: Path) -> None:
     refused(folder, r"config.json cannot be read \(Expecting")
 
 
-def test_capped_logits_are_refused(folder: Path) -> None:
-    config = {"vocab_size": 280, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    gemma = Gemma2Config(**config, num_key_value_heads=1, head_dim=8, final_logit_softcapping=1.0, initializer_range=1.0)
-    (folder / "model.safetensors").unlink()
-    Gemma2ForCausalLM(gemma).save_pretrained(folder)
-    refused(
-        folder,
-        "logits of Gemma2ForCausalLM are not its output embeddings times the last hidden state",
-        attn_implementation="eager",
-    )
-    edit(folder / "config.json", final_logit_softcapping=None)
-    load_causal_lm(folder, dtype="float32", device="cpu", attn_implementation="eager")
-
-
 def test_a_tokenizer_larger_than_the_model_is_refused(folder: Path) -> None:
     _, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
     tokenizer.add_tokens(["<new>"])
@@ -233,17 +219,26 @@ def test_lora_on_missing_modules_is_refused(saved: Path) -> None:
         lora(saved, 0, ["nope"])
 
 
-def test_no_dropout_is_left_in_modules_or_in_numbers_given_to_functions() -> None:
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.dropout, self.num_heads = 0.5, 2.0
-            self.inner = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 4))
+def test_checkpointing_leaves_the_model_in_eval_mode(saved: Path) -> None:
+    """Layers run again in the backward pass, the gradient is the same, and dropout given as a number stays off."""
+    config = OPTConfig(vocab_size=280, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.5)
+    model, ids, calls = OPTForCausalLM(config).eval(), torch.arange(10)[None], list[int]()
+    model.model.decoder.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.dropout(self.inner(x), self.dropout, self.training)
+    def gradient() -> torch.Tensor:
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
-    block, x = Block().train(), torch.ones(8, 4)
-    assert not torch.equal(block(x), block(x))
-    disable_dropout(block)
-    assert torch.equal(block(x), block(x)) and block.training and block.num_heads == 2.0
+    wanted = gradient()
+    assert len(calls) == 1
+    checkpoint_layers(model)
+    assert torch.equal(gradient(), wanted) and len(calls) == 3 and not any(m.training for m in model.modules())
+    with torch.no_grad():
+        model(ids)
+    assert len(calls) == 4
+
+
+def test_checkpointing_without_marked_layers_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^task.gradient_checkpointing=True: a Linear has no layers .*; set it to false\.$"):
+        checkpoint_layers(nn.Linear(2, 2))

@@ -179,12 +179,24 @@ def test_offline_pairs_are_loaded_for_the_limit_of_the_policy_and_only_on_reques
     assert calls == [5, 5]
 
 
-def make_task(sampler: Any) -> Language:
+def make_task(sampler: Any, **changes: Any) -> Language:
     counts = {"num_prompts": 4, "group_size": 2, "max_new_tokens": 8, "micro_batch_size": 4, "num_kl_tokens": 8}
     counts |= {"staleness": 0, "num_eval_prompts": 4, "num_samples": 2}
-    texts = {"ratio": "token", "reduction": "token_mean", "parallel": "ddp"}
+    texts: dict[str, Any] = {
+        "ratio": "token",
+        "reduction": "token_mean",
+        "parallel": "ddp",
+        "stop_tokens": None,
+        "stop_strings": [],
+    }
     return Language(
-        source=SimpleNamespace(), sampler=sampler, lora=None, temperature=1.0, gradient_checkpointing=False, **counts, **texts
+        source=SimpleNamespace(),
+        sampler=sampler,
+        lora=None,
+        temperature=1.0,
+        gradient_checkpointing=False,
+        **counts,
+        **texts | changes,
     )
 
 

@@ -13,6 +13,7 @@ from update_parts import setup, sgd
 from rgpo.core.advantages import token_steps
 from rgpo.language.policy.generation import Completions
 from rgpo.language.policy.language_model import LanguageModel, Sampling
+from rgpo.language.policy.stopping import StopRule
 from rgpo.language.policy.token_batch import CompletionRollout, TokenBatch
 from rgpo.learning.micro_batch_adam import MicroBatchAdam
 from rgpo.learning.sgd import SGD
@@ -21,7 +22,7 @@ PROMPTS = [[5, 9, 30], [7], [11, 12, 13, 14, 15, 16], [40, 41]] * 3
 SAMPLING = Sampling(
     temperature=0.8,
     max_new_tokens=6,
-    eos_id=1,
+    stop=StopRule(frozenset([1])),
     pad_id=1,  # equal on purpose: masks tell them apart
     ratio="token",
     reduction="token_mean",

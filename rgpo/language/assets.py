@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from rgpo.core.rollout import Array
-from rgpo.errors import NonFiniteError
+from rgpo.errors import NonFiniteError, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ class LanguageAssets:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    eos_id: int  # ends a completion
+    eos_id: int  # ends a completion, and is appended to stored answers
     pad_id: int  # fills batches; may equal eos_id, since masks tell them apart
     train_prompts: list[Prompt]
     heldout_prompts: list[Prompt]
@@ -52,6 +52,7 @@ class LanguageAssets:
     gold_reward_model: RewardFunction | None  # measures over-optimization; never used in training
     preference_pairs: Callable[[int], Sequence[PreferencePair]]  # of max_new_tokens; made on the first call, then kept
     versions: Mapping[str, str] = field(default_factory=dict)  # of what was downloaded or built: commit, or sha256 of its files
+    stop_ids: frozenset[int] = frozenset()  # further tokens that end a completion
 
 
 class AssetLoader(Protocol):
@@ -72,6 +73,11 @@ class AssetLoader(Protocol):
         ...
 
 
+def log_line(line: str) -> None:
+    """Print a line of progress."""
+    print(f"  {line}", flush=True)
+
+
 def require_finite_scores(scores: Array, texts: Sequence[str], name: str) -> Array:
     """Return the scores (N,) unchanged.
 
@@ -84,3 +90,14 @@ def require_finite_scores(scores: Array, texts: Sequence[str], name: str) -> Arr
             "look for NaN in its weights, or load it with dtype=float32."
         )
     return scores
+
+
+def require_same_versions(source: AssetLoader, versions: Mapping[str, str], before: Mapping[str, str]) -> None:
+    """Raises: ConfigError if a model or data set is not the one that a checkpoint was made with."""
+    fields = getattr(source, "__dict__", {})
+    keys = {str(value).partition("@")[0]: f"task.source.{key}" for key, value in fields.items()}
+    for name, version in versions.items():
+        saved = before.get(name, version)
+        remedy = f"is {version} and was {saved} when the checkpoint was saved; restore it"
+        remedy += ", or use force=true." if len(saved) == 64 else f", pin it by {name}@{saved}, or use force=true."
+        require(saved == version, keys.get(name, "task.source"), name, remedy)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rgpo.language.policy.generation import Completions
     from rgpo.language.policy.language_model import LanguageModel
+    from rgpo.language.policy.stopping import StopRule
 
 NUM_SHOWN, SHOWN_CHARACTERS = 3, 300  # completions in a run's summary
 TITLES = {"proxy": "reward model", "gold": "gold reward model"}  # names in metrics and samples.parquet -> words of the summary
@@ -66,7 +67,7 @@ class Evaluator:
         prompts = self.prompts
         generator = torch.Generator(self.assets.model.device).manual_seed(self.seed)
         completions = policy.generate([prompt.ids for prompt in prompts], generator, reference=reference)
-        texts = decode_completions(completions, self.assets.tokenizer)
+        texts = decode_completions(completions, self.assets.tokenizer, policy.sampling.stop)
         reward_models = {"proxy": self.assets.reward_model, "gold": self.assets.gold_reward_model}
         scores = {name: score_completions(model, prompts, texts) for name, model in reward_models.items() if model is not None}
         kl = np.zeros(len(prompts)) if reference else policy.completion_kl(completions)
@@ -131,12 +132,12 @@ class Evaluator:
         self.before = cast(list[SampleRow], state["before"])
 
 
-def decode_completions(completions: Completions, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Text of each completion, without special tokens."""
+def decode_completions(completions: Completions, tokenizer: PreTrainedTokenizerBase, stop: StopRule) -> list[str]:
+    """Text of each completion, without special tokens and what ended it."""
     from rgpo.language.policy.generation import completion_ids
 
-    texts: list[str] = tokenizer.batch_decode(completion_ids(completions), skip_special_tokens=True)
-    return texts
+    texts: list[str] = tokenizer.batch_decode([stop.body(ids) for ids in completion_ids(completions)], skip_special_tokens=True)
+    return [stop.cut(text) for text in texts]
 
 
 def score_completions(reward_model: RewardFunction, prompts: Sequence[Prompt], texts: Sequence[str]) -> Array:

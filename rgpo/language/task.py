@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,10 +20,11 @@ from rgpo.core.advantages import token_rewards, token_steps, zero_variance_group
 from rgpo.core.ranges import MANY, accept, check_fields, count, one_of
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, require
-from rgpo.language.assets import AssetLoader, LanguageAssets
+from rgpo.language.assets import AssetLoader, LanguageAssets, log_line, require_same_versions
 from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
-from rgpo.language.policy.pretrained import LoRA
+from rgpo.language.policy.pretrained import LoRA, context_length
 from rgpo.language.policy.samplers import Sampler
+from rgpo.language.policy.stopping import StopRule, make_stop_rule
 from rgpo.learning.types import Policy, Requirements, State
 from rgpo.paths import compiler_cache_dir
 
@@ -46,6 +46,8 @@ class Language:
     num_prompts: int = field(metadata=count(MANY))
     group_size: int = field(metadata=count(MANY))
     max_new_tokens: int = field(metadata=count(MANY))
+    stop_tokens: list[str | int] | None
+    stop_strings: list[str] = field(metadata=accept(all, "must not contain an empty text, which would end every completion."))
     temperature: float = field(metadata=TEMPERATURE)
     ratio: str = field(metadata=one_of("token", "sequence"))
     reduction: str = field(metadata=one_of("token_mean", "sequence_mean"))
@@ -59,11 +61,19 @@ class Language:
 
     def __post_init__(self) -> None:
         check_fields(self, "task")
+        nothing = self.stop_tokens is not None and not self.stop_tokens and not self.stop_strings
+        require(not nothing, "task.stop_tokens", "[]", "would let no completion end; name a token, or use null.")
         tokens = self.batch_size * self.max_new_tokens
         remedy = f"x task.group_size={self.group_size} x task.max_new_tokens={self.max_new_tokens} makes {tokens:,} tokens per "
         require(tokens <= MANY, "task.num_prompts", self.num_prompts, f"{remedy}rollout, over {MANY:,}; lower one of them.")
 
     memory_advice: ClassVar[str] = "lower task.micro_batch_size or task.num_kl_tokens, or set task.gradient_checkpointing=true"
+
+    @property
+    def stop_rule(self) -> StopRule:
+        """What ends a completion."""
+        assets = self.assets
+        return make_stop_rule(assets.tokenizer, assets.stop_ids | {assets.eos_id}, self.stop_tokens, self.stop_strings)
 
     @property
     def batch_size(self) -> int:
@@ -109,7 +119,7 @@ class Language:
         import torch
 
         self.requirements = requirements
-        self.assets: LanguageAssets = self.source.load(lambda line: print(f"  {line}", flush=True))
+        self.assets: LanguageAssets = self.source.load(log_line)
         self.prompts = self.sampler.prompts(self.assets, self.max_new_tokens)
         for key, have in (("num_prompts", self.prompts), ("num_eval_prompts", self.assets.heldout_prompts)):
             wanted = getattr(self, key)
@@ -126,32 +136,33 @@ class Language:
     def _require_context(self) -> None:
         """Raises: ConfigError if a completion of the longest prompt would not fit into the model's context."""
         longest = max(len(prompt.ids) for prompt in (*self.prompts, *self.assets.heldout_prompts))
-        context = getattr(self.assets.model.config, "max_position_embeddings", None)
+        context = context_length(self.assets.model.config)
         fits = context is None or longest + self.max_new_tokens <= context
         remedy = f"exceeds the model's context of {context} tokens, of which the longest prompt takes {longest}; lower it."
         require(fits, "task.max_new_tokens", self.max_new_tokens, remedy)
 
     def make_policy(self, seed: int) -> LanguageModel:
-        """The source's model with fresh adapters, or all of it, and a value head if the algorithm trains values."""
+        """The source's model with fresh adapters, or all of it, and a value head if the algorithm trains values.
+
+        Raises: ConfigError if the model's log-probabilities are not the same however its tokens are read.
+        """
+        from rgpo.language.policy.consistency import Consistency
         from rgpo.language.policy.language_model import LanguageModel, Sampling
-        from rgpo.language.policy.pretrained import add_lora
+        from rgpo.language.policy.pretrained import add_lora, checkpoint_layers
 
         assets = self.assets
         model = assets.model
         if self.gradient_checkpointing:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # transformers is about to rename it
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_layers(model)
         if self.lora is not None:
             targets = self.lora.target_modules
             model = add_lora(model, rank=self.lora.rank, alpha=self.lora.alpha, dropout=0.0, target_modules=targets, seed=seed)
         else:
             model.requires_grad_(True)
-        model.train(self.gradient_checkpointing)  # transformers checkpoints in no other mode; LanguageModel disables dropout
         sampling = Sampling(
             temperature=self.temperature,
             max_new_tokens=self.max_new_tokens,
-            eos_id=assets.eos_id,
+            stop=self.stop_rule,
             pad_id=assets.pad_id,
             ratio=self.ratio,
             reduction=self.reduction,
@@ -159,6 +170,7 @@ class Language:
             num_kl_tokens=self.num_kl_tokens,
         )
         policy = LanguageModel(model, sampling, self.requirements.critic)
+        Consistency(policy).run(log_line)
         if self.parallel == "fsdp":
             policy.shard()
         return policy
@@ -185,7 +197,7 @@ class Language:
         prompts = [self.prompts[i] for i in indices for _ in range(self.group_size)]
         completions = self.sampler.collect(policy, self.assets, indices, self.group_size, self.generator)
         generated = time.perf_counter()
-        texts = decode_completions(completions, self.assets.tokenizer)
+        texts = decode_completions(completions, self.assets.tokenizer, self.stop_rule)
         score = score_completions(self.assets.reward_model, prompts, texts)
         scored = time.perf_counter()
         old = policy.compute_old_logprobs(completions, self.requirements.num_minibatches, self.rng)
@@ -274,20 +286,14 @@ class Language:
         }
 
     def load_state_dict(self, state: State) -> None:
+        """Raises: ConfigError if the data, the model or a reward model is not the one that the run began with."""
         import torch
 
         from rgpo.language.policy.token_batch import restore_rollout
 
-        self._require_same_assets(cast(Mapping[str, str], state.get("versions", {})))
+        require_same_versions(self.source, self.assets.versions, cast(Mapping[str, str], state.get("versions", {})))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.generator.set_state(cast(torch.Tensor, state["generator"]))
         self.order = list(cast(list[int], state["order"]))
         self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state["waiting"]))
         self.evaluator.load_state_dict(cast(State, state["evaluator"]))
-
-    def _require_same_assets(self, before: Mapping[str, str]) -> None:
-        """Raises: ConfigError if a model or data set is not the one that the checkpoint was made with."""
-        for name, version in self.assets.versions.items():
-            saved = before.get(name, version)
-            remedy = f"was {saved} when the checkpoint was saved; pin it by {name}@{saved} if it is the hub's, or use force=true."
-            require(saved == version, name, version, remedy)

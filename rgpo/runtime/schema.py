@@ -218,6 +218,8 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
     "rgpo.language.task.Language": {
         "parallel": "ddp",
         "sampler": {"_target_": "rgpo.language.policy.samplers.Own", "correction_cap": None},
+        "stop_tokens": None,
+        "stop_strings": [],
     },
 }
 

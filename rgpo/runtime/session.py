@@ -42,10 +42,10 @@ def set_up(settings: Settings, task: Task, algorithm: Algorithm) -> tuple[Policy
 
 
 def restore(saved: checkpoint.Checkpoint, task: Task, policy: Policy, algorithm: Algorithm) -> None:
-    """Give the parts of a run, once set up, the state of its checkpoint."""
+    """Give the parts of a run, once set up, the state of its checkpoint; the task refuses one of other data first."""
+    task.load_state_dict(saved["task"])
     policy.load_state_dict(saved["policy"])
     algorithm.load_state_dict(saved["algorithm"])
-    task.load_state_dict(saved["task"])
 
 
 class Session:

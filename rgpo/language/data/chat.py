@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rgpo.errors import ConfigError, first_line, require
 from rgpo.language.assets import LanguageAssets, Log, PreferencePair, Prompt, RewardFunction
 from rgpo.language.data.hh_rlhf import Pair, to_messages
+from rgpo.language.policy.pretrained import context_length
+from rgpo.language.policy.stopping import find_stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +32,16 @@ def apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[
         raise ConfigError(f"{MODEL}={name}: its chat template rejects a dialogue ({first_line(error)}).") from error
 
 
+def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that a chat template writes after an assistant's answer, or None if text or nothing follows there."""
+    if not tokenizer.chat_template:
+        return None
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    _, _, rest = apply_chat_template(tokenizer, messages, answer_next=False).rpartition("answer")
+    ids = tokenize(tokenizer, [rest])[0]
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, without special tokens added."""
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
@@ -45,16 +57,16 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Pair], ma
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Pair], prompts: Iterable[Prompt], max_new_tokens: int
+    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Pair], prompts: Iterable[Prompt], max_new_tokens: int, eos_id: int
 ) -> list[PreferencePair]:
-    """The pairs whose prompt is among prompts, each answer followed by eos and cut at max_new_tokens.
+    """The pairs whose prompt is among prompts, each answer followed by eos_id and cut at max_new_tokens.
 
     Pairs whose answers do not differ before the cut are left out: they express no preference.
     """
     by_text = {prompt.text: prompt for prompt in prompts}
     kept = [pair for pair in pairs if pair.prompt in by_text]
     chosen, rejected = (
-        [end_answer(ids, tokenizer.eos_token_id, max_new_tokens) for ids in tokenize(tokenizer, answers)]
+        [end_answer(ids, eos_id, max_new_tokens) for ids in tokenize(tokenizer, answers)]
         for answers in ([pair.chosen for pair in kept], [pair.rejected for pair in kept])
     )
     found = [PreferencePair(by_text[pair.prompt], a, b) for pair, a, b in zip(kept, chosen, rejected, strict=True)]
@@ -84,11 +96,13 @@ def make_chat_assets(
 
     Raises: ConfigError if no training prompt or no held-out prompt is left, or max_new_tokens exceeds the context.
     """
-    context = model.config.max_position_embeddings
-    require(
-        max_new_tokens < context, "task.max_new_tokens", max_new_tokens, f"must be smaller than the context of {context} tokens."
-    )
-    limit = min(max_prompt_tokens, context - max_new_tokens)
+    context, limit = context_length(model.config), max_prompt_tokens
+    if context is not None:
+        remedy = f"must be smaller than the context of {context} tokens."
+        require(max_new_tokens < context, "task.max_new_tokens", max_new_tokens, remedy)
+        limit = min(max_prompt_tokens, context - max_new_tokens)
+    turn_end = find_turn_end(tokenizer)
+    eos_id = tokenizer.eos_token_id if turn_end is None else turn_end
     (train_prompts, train_dropped), (heldout_prompts, heldout_dropped) = (
         encode_prompts(tokenizer, part, limit) for part in (train, heldout)
     )
@@ -103,14 +117,14 @@ def make_chat_assets(
 
     @cache
     def preference_pairs(max_new_tokens: int) -> Sequence[PreferencePair]:
-        pairs = encode_pairs(tokenizer, train, train_prompts, max_new_tokens)
+        pairs = encode_pairs(tokenizer, train, train_prompts, max_new_tokens, eos_id)
         log(f"preference pairs: {len(pairs)} of {len(train)} for training")
         return pairs
 
     return LanguageAssets(
         model=model,
         tokenizer=tokenizer,
-        eos_id=tokenizer.eos_token_id,
+        eos_id=eos_id,
         pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         train_prompts=train_prompts,
         heldout_prompts=heldout_prompts,
@@ -118,5 +132,6 @@ def make_chat_assets(
         reward_model=reward_model,
         gold_reward_model=gold_reward_model,
         preference_pairs=preference_pairs,
+        stop_ids=find_stop_ids(model, tokenizer, turn_end),
         versions=versions,
     )

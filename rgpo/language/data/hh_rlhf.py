@@ -1,7 +1,8 @@
 """Anthropic's HH-RLHF pairs (Bai et al., arXiv 2204.05862): one dialogue per line, with the answers people chose and rejected.
 
 A line is {"chosen": TEXT, "rejected": TEXT} with TEXT = "\\n\\nHuman: ...\\n\\nAssistant: ...", equal up to the last answer.
-Files are jsonl or jsonl.gz, local or in a data set on the hub (downloading it from the hub was never run here).
+Files are jsonl or jsonl.gz, local or in a data set on the hub (downloading it from the hub was never run here). In a folder,
+files without pairs are left out, and what lies under a name with the word test, eval, dev, valid or heldout is never trained on.
 Consecutive turns of one speaker are merged into one for the chat template.
 """
 
@@ -13,7 +14,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ ANSWER = "\n\nAssistant:"
 ROLES = {"Human": "user", "Assistant": "assistant"}
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # owner/name, /subset, @revision
 ENDINGS = (".jsonl", ".jsonl.gz")
+HELDOUT = re.compile(r"(?<![a-z])(tests?|testing|eval|evaluation|dev|val|valid|validation|held.?out)(?![a-z])")  # in names
+LFS_POINTER = b"version https://git-lfs"  # the first bytes of a file that `git clone` did not download
 MAX_BYTES = 16 * 2**20  # of a line
 
 
@@ -36,6 +39,7 @@ class Pair(NamedTuple):
     prompt: str
     chosen: str
     rejected: str
+    heldout: bool = False  # from a test file
 
 
 def check_data(data: str | None) -> None:
@@ -60,8 +64,26 @@ def load_pairs(data: str, log: Log) -> tuple[list[Pair], list[Path]]:
 
     Raises: ConfigError if a file cannot be read, a line is malformed or no pair is usable.
     """
-    files = find_files(data)
-    pairs, skipped = read_pairs(files)
+    found = find_files(data)
+    files = found if len(found) == 1 else [file for file in found if _has_pairs(file)]
+    for file in found:
+        if file not in files:
+            log(f"{file}: contains no pairs, left out")
+    root = Path(data).expanduser()
+    heldout = [file for file in files if root.is_dir() and is_heldout(file, root)]
+    require(
+        len(heldout) < len(files) or not heldout,
+        KEY,
+        data,
+        "contains test files only; give one of them, or add files to train on.",
+    )
+    pairs, skipped = read_pairs(files, heldout)
+    if heldout:
+        tested = {pair.prompt for pair in pairs if pair.heldout}
+        kept = [pair for pair in pairs if pair.heldout or pair.prompt not in tested]
+        names = ", ".join(str(file.relative_to(root)) for file in heldout)
+        log(f"held out in place of heldout_share: {names}; {len(pairs) - len(kept)} other pairs with the same prompts left out")
+        pairs = kept
     log(f"{data}: {len(pairs)} pairs" + "".join(f"; {count} with {reason} left out" for reason, count in skipped.items()))
     return pairs, files
 
@@ -83,15 +105,26 @@ def find_files(data: str) -> list[Path]:
 
 
 def _files_below(path: Path, data: str) -> list[Path]:
-    files = (
-        [path] if path.is_file() else sorted(file for ending in ENDINGS for file in path.rglob(f"*{ending}") if file.is_file())
-    )
+    files = [path]
+    if not path.is_file():
+        below = sorted(file for ending in ENDINGS for file in path.rglob(f"*{ending}") if file.is_file())
+        files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     require(bool(files), KEY, data, f"contains no file that ends in {' or '.join(ENDINGS)}.")
     return files
 
 
-def read_pairs(files: Sequence[Path]) -> tuple[list[Pair], Counter[str]]:
-    """Every usable pair in order, and how many were left out for which reason.
+def is_heldout(file: Path, root: Path) -> bool:
+    """True if the file's name, or that of a folder between root and it, has a word of HELDOUT."""
+    return HELDOUT.search(file.relative_to(root).as_posix().lower()) is not None
+
+
+def _has_pairs(file: Path) -> bool:
+    """True if any line has a chosen answer."""
+    return any('"chosen"' in line for _, line in _lines(file))
+
+
+def read_pairs(files: Sequence[Path], heldout: Collection[Path] = ()) -> tuple[list[Pair], Counter[str]]:
+    """Every usable pair in order, marked if its file is in heldout, and how many were left out for which reason.
 
     The published files contain pairs with different prompts, an empty answer, equal answers or no question at the end; these
     are left out.
@@ -104,7 +137,7 @@ def read_pairs(files: Sequence[Path]) -> tuple[list[Pair], Counter[str]]:
             if defect:
                 skipped[defect] += 1
             else:
-                pairs.append(pair)
+                pairs.append(pair._replace(heldout=file in heldout))
     if not pairs:
         names = ", ".join(map(str, files))
         left_out = "".join(f"; {count} with {reason}" for reason, count in skipped.items())
@@ -115,6 +148,9 @@ def read_pairs(files: Sequence[Path]) -> tuple[list[Pair], Counter[str]]:
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
     number = 0
     try:
+        with file.open("rb") as start:
+            pointer = start.read(len(LFS_POINTER)) == LFS_POINTER
+        require(not pointer, KEY, file, "is a pointer of Git LFS without the data; run `git lfs pull` in the clone.")
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
             for number, line in enumerate(iter(lambda: lines.readline(MAX_BYTES + 1), b""), 1):
                 if len(line) > MAX_BYTES:
@@ -171,7 +207,14 @@ def to_messages(prompt: str, *answer: str) -> list[dict[str, str]]:
 
 
 def split_by_dialogue(pairs: Iterable[Pair], shares: Sequence[float], seed: int) -> list[list[Pair]]:
-    """len(shares) disjoint parts; a hash of seed and first turn decides, so that all pairs of a dialogue stay together."""
+    """len(shares) disjoint parts; a hash of seed and first turn decides, so that all pairs of a dialogue stay together.
+
+    Where some pairs are held out by their files, the last part consists of these, and its share is not used.
+    """
+    pairs = list(pairs)
+    heldout = [pair for pair in pairs if pair.heldout]
+    if heldout:
+        return [*split_by_dialogue([p for p in pairs if not p.heldout], shares[:-1], seed), heldout]
     parts: list[list[Pair]] = [[] for _ in shares]
     for pair in pairs:
         first = to_messages(pair.prompt)[0]["content"]

@@ -8,7 +8,7 @@ ended leaves the batch, and masks are made once. A row's random numbers depend o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,14 @@ from transformers import DynamicCache
 
 from rgpo.errors import NonFiniteError, require
 from rgpo.language.policy import attention_masks
+from rgpo.language.policy.rounding import accepted
+from rgpo.language.policy.stopping import StopRule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Batching = Literal["additive", "padded", "equal_length", "uncached"]  # how prompts share a batch, the fastest first
+BATCHINGS: tuple[Batching, ...] = get_args(Batching)
 Choose = Callable[[Tensor, Tensor, int], Tensor]  # logits (b, V), their rows of B (b,), step -> tokens (b,)
 
 
@@ -41,15 +45,18 @@ def generate(
     *,
     max_new_tokens: int,
     temperature: float,
-    eos_id: int,
+    stop: StopRule,
     pad_id: int,
     generator: torch.Generator,
     rows: slice = slice(None),
+    batching: Batching | None = None,
 ) -> Completions:
     """One completion per prompt from softmax(logits / temperature); temperature 0 takes the most probable token.
 
     Takes B x max_new_tokens numbers from the generator, none at temperature 0, and completes only the prompts in ``rows``.
-    pad_id and eos_id may be equal and may occur in prompts. Dropout is off.
+    pad_id may be a token that ends a completion, and both may occur in prompts. Dropout is off. batching: None takes
+    ``default_batching``; additive and padded pad prompts on the left and differ in the mask; for the others see
+    ``_decode_by_length``.
     Raises: ConfigError if a setting is out of range, NonFiniteError if a logit is NaN or +inf.
     """
     require(len(prompt_ids) > 0 and all(map(len, prompt_ids)), "prompt_ids", prompt_ids, "each prompt needs at least one token.")
@@ -77,14 +84,18 @@ def generate(
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        finished = _decode(model, sequence, mask, width, eos_id, choose)
+        batching = batching or default_batching(model)
+        if batching in ("additive", "padded"):
+            finished = _decode(model, sequence, mask, width, stop, choose, additive=batching == "additive")
+        else:
+            finished = _decode_by_length(model, sequence, mask, width, stop, choose, cached=batching == "equal_length")
     finally:
         for module in training:
             module.training = True
-    stop = width + int(mask[:, width:].sum(-1).max())
-    sequence, mask = sequence[:, :stop].contiguous(), mask[:, :stop].contiguous()
+    end = width + int(mask[:, width:].sum(-1).max())
+    sequence, mask = sequence[:, :end].contiguous(), mask[:, :end].contiguous()
     live = mask[:, width:].contiguous()
-    return Completions(sequence, mask, live, finished, mask[:, :width].sum(-1), logp[:, : stop - width].contiguous())
+    return Completions(sequence, mask, live, finished, mask[:, :width].sum(-1), logp[:, : end - width].contiguous())
 
 
 def make_completions(
@@ -147,16 +158,28 @@ def sample_tokens(logits_BV: Tensor, uniform_B: Tensor, *, temperature: float) -
     return torch.searchsorted(mass, uniform_B.unsqueeze(-1) * below_one * total, right=True).squeeze(-1)
 
 
-def _decode(model: PreTrainedModel, sequence: Tensor, mask: Tensor, width: int, eos_id: int, choose: Choose) -> Tensor:
+def base_model(model: Any) -> Any:
+    """The causal language model inside a peft model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def default_batching(model: PreTrainedModel) -> Batching:
+    """The fastest batching that a model takes, by its config."""
+    return "additive" if attention_masks.accepts_custom_masks(model.config) else "padded"
+
+
+def _decode(
+    model: PreTrainedModel, sequence: Tensor, mask: Tensor, width: int, stop: StopRule, choose: Choose, additive: bool
+) -> Tensor:
     """Write completions and their mask (B, P + max_new_tokens) in place, so that autograd can use them; returns finished (B,)."""
     finished = torch.zeros(len(sequence), dtype=torch.bool, device=sequence.device)
+    base = base_model(model)
     with torch.inference_mode():
         cache = DynamicCache(config=model.config)
-        additive = attention_masks.accepts_custom_masks(model.config)
 
         def forward(ids: Tensor, attention: Tensor, position: Tensor) -> Tensor:
-            given = {"attention_mask": attention, "position_ids": position, "past_key_values": cache}
-            logits: Tensor = model(input_ids=ids, **given, use_cache=True, logits_to_keep=1).logits
+            given = {"attention_mask": attention, "position_ids": position, "past_key_values": cache, "cache_params": cache}
+            logits: Tensor = model(input_ids=ids, **accepted(base, **given, use_cache=True, logits_to_keep=1)).logits
             return logits[:, -1]
 
         both = torch.stack([sequence[:, :width], mask[:, :width]], 1)
@@ -176,7 +199,7 @@ def _decode(model: PreTrainedModel, sequence: Tensor, mask: Tensor, width: int, 
             token = choose(logits, rows, step)
             sequence[rows, width + step] = token
             mask[rows, width + step] = 1
-            running = token != eos_id
+            running = ~stop.ended(sequence[rows, width : width + step + 1])
             if not bool(running.all()):
                 finished[rows[~running]] = True
                 keep = running.nonzero().squeeze(-1)
@@ -186,4 +209,38 @@ def _decode(model: PreTrainedModel, sequence: Tensor, mask: Tensor, width: int, 
                 cache.reorder_cache(keep)
             if width + step + 1 < sequence.shape[1]:
                 logits = forward(token[:, None], visible[..., : width + step + 1], lengths + step)
+    return finished
+
+
+def _decode_by_length(
+    model: PreTrainedModel, sequence: Tensor, mask: Tensor, width: int, stop: StopRule, choose: Choose, cached: bool
+) -> Tensor:
+    """As ``_decode``, for models that do not take padding on the left: prompts of one length at a time, without a mask.
+
+    cached=False reads all of a row again for each token, for models whose cache cannot be used row by row.
+    """
+    finished = torch.zeros(len(sequence), dtype=torch.bool, device=sequence.device)
+    lengths_B, base = mask.sum(-1), base_model(model)
+    with torch.inference_mode():
+        for length in sorted(set(lengths_B.tolist())):
+            rows = (lengths_B == length).nonzero().squeeze(-1)
+            cache = DynamicCache(config=model.config) if cached else None
+            given = {"past_key_values": cache, "cache_params": cache, "use_cache": cached, "logits_to_keep": 1}
+            options = accepted(base, **given)
+            ids = sequence[rows, width - length : width]
+            for step in range(sequence.shape[1] - width):
+                token = choose(model(input_ids=ids, **options).logits[:, -1], rows, step)
+                sequence[rows, width + step] = token
+                mask[rows, width + step] = 1
+                running = ~stop.ended(sequence[rows, width : width + step + 1])
+                finished[rows[~running]] = True
+                keep = running.nonzero().squeeze(-1)
+                rows = rows[keep]
+                if len(rows) == 0:
+                    break
+                if cache is None:
+                    ids = sequence[rows, width - length : width + step + 1]
+                else:
+                    cache.reorder_cache(keep)
+                    ids = token[keep, None]
     return finished

@@ -21,10 +21,12 @@ from rgpo import distributed
 from rgpo.core.rollout import Array, Rollout
 from rgpo.core.sequence import sequence_log_ratio
 from rgpo.language.policy import attention_masks, packing, sharding
-from rgpo.language.policy.generation import Completions, concatenate, generate
+from rgpo.language.policy.generation import Batching, Completions, base_model, concatenate, default_batching, generate
+from rgpo.language.policy.heads import Parts, find_parts
 from rgpo.language.policy.logprobs import Head, token_statistics
-from rgpo.language.policy.packing import MicroBatch, StoredDistributions
-from rgpo.language.policy.pretrained import disable_dropout
+from rgpo.language.policy.packing import Layout, MicroBatch, StoredDistributions
+from rgpo.language.policy.rounding import accepted
+from rgpo.language.policy.stopping import StopRule
 from rgpo.language.policy.token_batch import CompletionRollout, OldLogprobs, TokenBatch, to_rows, to_tokens, token_weights
 from rgpo.language.policy.value_head import ValueHead
 from rgpo.learning import sharded
@@ -40,7 +42,7 @@ class Sampling:
 
     temperature: float
     max_new_tokens: int
-    eos_id: int
+    stop: StopRule
     pad_id: int
     ratio: str  # token or sequence: the log ratio that the gate sees
     reduction: str  # token_mean or sequence_mean
@@ -62,19 +64,22 @@ class LanguageModel:
     def __init__(self, model: Any, sampling: Sampling, critic: bool) -> None:
         self.model = model
         self.sampling = sampling
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
-        self._packed = attention_masks.supports_packing(model.config)  # whether a prompt is read once for all its completions
-        self._autocast = model.dtype  # of the model's computations; without adapters the weights themselves are float32
+        base = base_model(model)
+        self.layout: Layout = "packed" if attention_masks.supports_packing(base.config) else "padded"
+        self.batching: Batching = default_batching(base)  # in generation; Consistency checks, and may change, both
+        self.compute_dtype = model.dtype  # of the model's computations; without adapters the weights themselves are float32
         if base is model:
             model.float()
-        self.backbone, self.head = base.get_decoder(), base.get_output_embeddings()
+        self.backbone, self.head, num_features = find_parts(base)
         self._disable_adapters: Callable[[], AbstractContextManager[None]] | None = None
         if base is model:
-            self.reference = copy.deepcopy(model).requires_grad_(False).eval()
+            self.reference = copy.deepcopy(model).requires_grad_(False)
+            self._reference_parts = find_parts(self.reference)
         else:
             self._disable_adapters = model.disable_adapter
-        disable_dropout(model)
-        self.critic = ValueHead(base.config.hidden_size, model.device, self._read_features) if critic else None
+            self._reference_parts = Parts(self.backbone, self.head, num_features)
+        model.eval()  # always: with dropout the ratio of a policy to itself would not be 1
+        self.critic = ValueHead(num_features, model.device, self._read_features) if critic else None
         self._layers: dict[bool, list[FSDPModule]] = {True: [], False: []}  # sharded ones of reference and policy
 
     flat = None  # a module is no pure function of one vector
@@ -84,7 +89,7 @@ class LanguageModel:
         if distributed.world_size() > 1:
             self._layers[False] = sharding.shard(self.backbone)
             shared = self._disable_adapters is not None
-            self._layers[True] = self._layers[False] if shared else sharding.shard(self.reference.get_decoder())
+            self._layers[True] = self._layers[False] if shared else sharding.shard(self._reference_parts.decoder)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """All that is trained, by name, the value head last."""
@@ -105,25 +110,27 @@ class LanguageModel:
         """One completion for each prompt's ids, by the policy or by the reference."""
         sampling = self.sampling
         model = self.reference if reference and self._disable_adapters is None else self.model
-        with self._without_adapters(reference), sharding.gathered(self._layers[reference]), self._precision():
+        with self._without_adapters(reference), sharding.gathered(self._layers[reference]), self.precision():
             mine = generate(
                 model,
                 prompts,
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
-                eos_id=sampling.eos_id,
+                stop=sampling.stop,
                 pad_id=sampling.pad_id,
                 generator=generator,
                 rows=distributed.local_slice(prompts),
+                batching=self.batching,
             )
         return concatenate(distributed.all_gather(mine), sampling.pad_id)
 
     def _without_adapters(self, reference: bool) -> AbstractContextManager[None]:
         return self._disable_adapters() if reference and self._disable_adapters else nullcontext()
 
-    def _precision(self) -> AbstractContextManager[None]:
-        mixed = self._disable_adapters is None and self._autocast != torch.float32
-        return torch.autocast(self.model.device.type, self._autocast) if mixed else nullcontext()
+    def precision(self) -> AbstractContextManager[None]:
+        """The context of forward passes: autocast where trained weights are float32 and the model's dtype is not."""
+        mixed = self._disable_adapters is None and self.compute_dtype != torch.float32
+        return torch.autocast(self.model.device.type, self.compute_dtype) if mixed else nullcontext()
 
     def forward(
         self, view: View, *, flat: Tensor | None = None, kl: bool = False, entropy: bool = True, value: bool = True
@@ -146,15 +153,9 @@ class LanguageModel:
 
     def _hidden(self, backbone: Any, view: MicroBatch) -> Tensor:
         """Hidden states (n, D) that predict a micro-batch's tokens."""
-        segment = view.segment_UW
-        if self._packed:
-            visible = attention_masks.segment_visibility(segment)[:, None]
-            mask = attention_masks.additive_mask(visible, backbone.dtype)
-        else:
-            mask = (segment >= 0).long()
-        inputs = {"input_ids": view.input_ids_UW, "attention_mask": mask, "position_ids": view.position_ids_UW}
-        with self._precision():
-            out = backbone(**inputs, use_cache=False)
+        inputs = attention_masks.layout_inputs(self.layout, view, backbone.dtype)
+        with self.precision():
+            out = backbone(input_ids=view.input_ids_UW, **accepted(backbone, **inputs, use_cache=False))
         return view.predicting(out.last_hidden_state if self._disable_adapters else out.last_hidden_state.float())
 
     def _stored_kl(self, view: MicroBatch, hidden_nD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,10 +168,9 @@ class LanguageModel:
 
     def _reference(self, view: MicroBatch) -> tuple[Tensor, Tensor, Head]:
         """The reference's log-probabilities (n,) and hidden states (n, D) of a micro-batch, and its head."""
-        other = None if self._disable_adapters is not None else self.reference
+        backbone, head, _ = self._reference_parts
         with self._without_adapters(reference=True):
-            hidden_nD = self._hidden(self.backbone if other is None else other.get_decoder(), view)
-            head = self.head if other is None else other.get_output_embeddings()
+            hidden_nD = self._hidden(backbone, view)
             statistics = token_statistics(hidden_nD, head, view.targets_n, temperature=self.sampling.temperature)
         return statistics.logp_N.float(), hidden_nD, head
 
@@ -219,14 +219,14 @@ class LanguageModel:
 
     def _split(self, completions: Completions, parts: Iterable[Array]) -> list[list[Tensor]]:
         """The completions (b,) of the micro-batches of each part."""
-        rows = packing.assign_rows(completions, self._packed)
+        rows = packing.assign_rows(completions, self.layout == "packed")
         return [packing.group_by_prompt(part, completions, rows, self.sampling.micro_batch_size) for part in parts]
 
     def _micro_batches(
         self, completions: Completions, minibatches: list[list[Tensor]], stored: StoredDistributions | None = None
     ) -> list[list[MicroBatch]]:
         """The micro-batches whose completions are given, minibatch by minibatch."""
-        rows = packing.assign_rows(completions, self._packed)
+        rows = packing.assign_rows(completions, self.layout == "packed")
         return [
             [packing.make_micro_batch(completions, index.to(rows.device), rows)._replace(stored=stored) for index in part]
             for part in minibatches

@@ -6,6 +6,7 @@ model run no code: weights are safetensors, own code is refused, and chat templa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -149,3 +150,17 @@ def fetch_from_hub(key: str, repository: str, **options: Any) -> Path:
 def commit_of(path: Path) -> str | None:
     """The commit of a file or folder that was downloaded from the hub; None for any other."""
     return next((place.name for place in (path, *path.parents) if place.parent.name == "snapshots"), None)
+
+
+def version_of(*paths: Path) -> str:
+    """The commit of what was downloaded from the hub; of other files, or of a model's folder, a sha256 of names and contents."""
+    commit = commit_of(paths[0])
+    if commit is not None:
+        return commit
+    digest = hashlib.sha256()
+    for path in paths:
+        files = [path] if path.is_file() else sorted({file for pattern in FILES for file in path.glob(pattern)})
+        for file in files:
+            with file.open("rb") as content:
+                digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()} ".encode())
+    return digest.hexdigest()

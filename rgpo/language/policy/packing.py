@@ -10,7 +10,7 @@ all, in U packed rows of at most W tokens; distributions over the vocabulary V a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ from torch import Tensor
 from rgpo import distributed
 from rgpo.core.rollout import Array
 from rgpo.language.policy.generation import Completions
+
+Layout = Literal[
+    "packed", "padded", "plain"
+]  # rows of a forward pass, the fastest first; plain: padded, but without mask and positions
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 class StoredDistributions(NamedTuple):

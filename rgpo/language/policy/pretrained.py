@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib.util
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from rgpo.language.policy.model_files import ATTENTIONS, resolve_folder
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICE = accept(
@@ -61,10 +62,10 @@ def load_causal_lm(
     device: str = "auto",
     key: str = "task.source.model",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(AutoModelForCausalLM in eval mode, AutoTokenizer); every weight comes from the files and logits = head(last hidden state).
+    """(AutoModelForCausalLM in eval mode, AutoTokenizer); every weight comes from the files.
 
-    Raises: ConfigError if the model does not exist, lacks config, tokenizer or weights, has only pickle weights, would run code
-        of its own, or computes its logits otherwise than by a linear head (scaled or capped logits).
+    Raises: ConfigError if the model does not exist, lacks config, tokenizer or weights, has only pickle weights, or would run
+        code of its own.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -83,7 +84,6 @@ def load_causal_lm(
         f"the tokenizer has {len(tokenizer)} tokens and the model only {model.get_input_embeddings().num_embeddings}.",
     )
     require(tokenizer.eos_token_id is not None, key, path_or_id, "the tokenizer has no end-of-sequence token.")
-    _require_linear_head(key, folder, model)
     return model, tokenizer
 
 
@@ -136,21 +136,10 @@ def load_model(key: str, folder: Path, auto: Any, dtype: str, device: torch.devi
     return loaded
 
 
-def _require_linear_head(key: str, folder: Path, model: PreTrainedModel) -> None:
-    """Losses are computed as output embeddings times last hidden state; check that the model's logits are that, too."""
-    import torch
-
-    ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().num_embeddings
-    with torch.inference_mode():
-        logits = model(input_ids=ids, use_cache=False).logits.float()
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        again = model.get_output_embeddings()(hidden).float()
-    unit = logits.abs().max() * torch.finfo(model.dtype).eps
-    if logits.shape != again.shape or not bool(((logits - again).abs() <= 8 * unit).all()):
-        raise ConfigError(
-            f"{key}={folder}: the logits of {type(model).__name__} are not its output embeddings times the last hidden state "
-            "(scaled or capped logits are not supported); give a model such as Qwen2 or Llama."
-        )
+def context_length(config: PreTrainedConfig) -> int | None:
+    """The greatest number of tokens that a model can read, or None if its config names none (ALiBi, Mamba, Bloom)."""
+    longest = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
 
 
 def _names_modules(targets: object) -> bool:
@@ -210,16 +199,23 @@ def add_lora(
             raise ConfigError(f"task.lora.target_modules={target_modules}: {first_line(error)}.") from error
 
 
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability to 0, in nn.Dropout and in numbers that modules pass to F.dropout.
+def checkpoint_layers(model: nn.Module) -> None:
+    """Compute the layers' activations again in the backward pass instead of storing them.
 
-    With dropout the ratio of a policy to itself would not be 1.
+    transformers does so in training mode only, which also switches dropout on; here the mode does not matter.
+    Raises: ConfigError if transformers does not mark the model's layers.
     """
-    from torch import nn
+    import torch
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+    def recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    remedy = f"a {type(model).__name__} has no layers that transformers can checkpoint; set it to false."
+    require(bool(layers), "task.gradient_checkpointing", True, remedy)
+    for layer in layers:
+        layer.forward = partial(recomputed, layer.forward)

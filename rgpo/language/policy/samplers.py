@@ -137,7 +137,11 @@ class VLLM:
             )
         seeds = torch.randint(2**31, (len(prompt_ids),), generator=generator, device=generator.device).tolist()
         shared: dict[str, object] = {"temperature": sampling.temperature, "max_tokens": sampling.max_new_tokens, "logprobs": 0}
-        shared["stop_token_ids"] = [sampling.eos_id]
+        shared |= {
+            "stop_token_ids": sorted(sampling.stop.ids),
+            "stop": list(sampling.stop.strings),
+            "include_stop_str_in_output": True,
+        }
         self._version += 1
         with tempfile.TemporaryDirectory() as folder:
             policy.model.save_pretrained(folder)
@@ -152,7 +156,7 @@ class VLLM:
             drawn = output.outputs[0]
             ids = list(drawn.token_ids)
             logp = [entry[i].logprob for entry, i in zip(drawn.logprobs, ids, strict=True)]
-            rows.append((ids, logp, ids[-1] == sampling.eos_id))
+            rows.append((ids, logp, sampling.stop.finished(ids)))
         return make_completions(prompt_ids, rows, sampling.pad_id, policy.model.device)
 
 
@@ -183,5 +187,5 @@ class OfflinePairs:
         pairs: list[PreferencePair] = [stored[i] for i in indices]
         prompt_ids = [pair.prompt.ids for pair in pairs for _ in range(group_size)]
         answers = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
-        rows = [(ids, [math.nan] * len(ids), ids[-1] == assets.eos_id) for ids in answers]
+        rows = [(ids, [math.nan] * len(ids), policy.sampling.stop.finished(ids)) for ids in answers]
         return make_completions(prompt_ids, rows, assets.pad_id, policy.model.device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +16,18 @@ import scipy.sparse
 import scipy.sparse.linalg
 
 from rgpo.core.rollout import Array
-from rgpo.errors import require
-from rgpo.language.assets import require_finite_scores
+from rgpo.errors import ConfigError, first_line, is_out_of_memory, require
+from rgpo.language.assets import Log, log_line, require_finite_scores
 from rgpo.language.data.chat import apply_chat_template
 from rgpo.language.data.hh_rlhf import to_messages
-from rgpo.language.policy.model_files import commit_of, resolve_folder
-from rgpo.language.policy.pretrained import load_model, load_pretrained, resolve_device
+from rgpo.language.policy.model_files import resolve_folder, version_of
+from rgpo.language.policy.pretrained import context_length, load_model, load_pretrained, resolve_device
+from rgpo.language.policy.rounding import LEAST, ROUNDING, UNITS, UNUSABLE, accepted, perturbed_embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Row = dict[str, list[int]]  # a tokenizer's columns of one text
 WORD = re.compile(r"[a-z0-9']+|[^\sa-z0-9]")
 
 
@@ -36,10 +40,12 @@ class Accuracy(TypedDict):
 
 
 class RewardModel:
-    """Scores (nats of preference) of a Hugging Face sequence classifier with one output, read at each text's last token.
+    """Scores (nats of preference) of a Hugging Face sequence classifier with one output: a decoder, read at each text's last
+    token, or an encoder. A text's score does not depend on the texts that share its batch.
 
-    Loaded from a folder or the hub; special_tokens adds the tokenizer's special tokens to each text.
-    Raises: ConfigError as load_causal_lm does, if there is more than one output, or if the tokenizer has no padding token.
+    Loaded from a folder or the hub; special_tokens adds the tokenizer's special tokens to each text. Texts longer than the
+    model's context lose their beginning; log gets a line at the first of them, and whenever their number has doubled.
+    Raises: ConfigError as load_causal_lm does, if there is more than one output, or if a text's score depends on its batch.
     """
 
     def __init__(
@@ -51,63 +57,143 @@ class RewardModel:
         device: str = "cpu",
         special_tokens: bool = True,
         key: str = "reward_model",
+        log: Log = log_line,
     ) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         place, path = resolve_device(device), resolve_folder(key, str(folder))
-        self.tokenizer: PreTrainedTokenizerBase = load_pretrained(key, path, AutoTokenizer, padding_side="right")
+        self.tokenizer: PreTrainedTokenizerBase = load_pretrained(key, path, AutoTokenizer, truncation_side="left")
         self.model = load_model(key, path, AutoModelForSequenceClassification, dtype, place)
-        config = self.model.config
-        outputs, padding = config.num_labels, self.tokenizer.pad_token_id
+        outputs = self.model.config.num_labels
         require(outputs == 1, key, folder, f"has {outputs} outputs; give a reward model with one.")
-        require(padding is not None, key, folder, "its tokenizer has no padding token; give one that has.")
-        if config.pad_token_id is None:
-            config.pad_token_id = padding  # the model finds the last token by it
-        config.use_cache = False
-        self.commit = commit_of(path)
-        self.name, self.batch_size, self.special_tokens = str(folder), batch_size, special_tokens
-        self.max_tokens = min(self.tokenizer.model_max_length, config.max_position_embeddings)
+        self.version = version_of(path)
+        self.name, self.batch_size, self.special_tokens, self.log = str(folder), batch_size, special_tokens, log
+        self.max_tokens = min(self.tokenizer.model_max_length, context_length(self.model.config) or sys.maxsize)
+        self.num_scored = self.num_cut = 0
+        self._next_notice = 1
+        self._check_batches(key)
+        self.num_cut = 0
 
-    def __call__(self, texts: Sequence[str]) -> Array:
-        """Scores (N,); texts of similar length share a batch, and texts longer than the model's context are cut.
+    def __call__(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> Array:
+        """Scores (N,) of texts, or of pairs of texts; texts of similar length share a batch.
 
         Raises: NonFiniteError if a score is NaN or infinite.
         """
         import torch
 
         out = np.zeros(len(texts))
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
+        inputs = self._encode(texts)
+        order = sorted(range(len(texts)), key=lambda i: len(inputs[i]["input_ids"]))
         with torch.inference_mode():
             for start in range(0, len(order), self.batch_size):
                 index = order[start : start + self.batch_size]
-                batch = [texts[i] for i in index]
-                inputs = self.tokenizer(batch, add_special_tokens=self.special_tokens, **options).to(self.model.device)
-                inputs.pop("token_type_ids", None)
-                out[index] = self.model(**inputs).logits[:, 0].double().cpu().numpy()
-        return require_finite_scores(out, texts, self.name)
+                out[index] = self._score([inputs[i] for i in index])
+        self._notice(len(texts))
+        return require_finite_scores(out, ["".join(text) for text in texts], self.name)
+
+    def _encode(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Row]:
+        """What the model reads of each text; of one that is too long, not its beginning (of a pair: not the first one's)."""
+        if not texts:
+            return []
+        columns = [list(texts)] if isinstance(texts[0], str) else [list(column) for column in zip(*texts, strict=True)]
+        options = {"add_special_tokens": self.special_tokens, "verbose": False}
+        encoded = self.tokenizer(*columns, **options)
+        rows: list[Row] = [{name: encoded[name][i] for name in encoded} for i in range(len(texts))]
+        for i, row in enumerate(rows):
+            excess = len(row["input_ids"]) - self.max_tokens
+            if excess > 0:
+                parts = [column[i] for column in columns]
+                first = len(self.tokenizer(parts[0], add_special_tokens=False, verbose=False)["input_ids"])
+                side = "only_first" if first > excess else "longest_first"
+                rows[i] = dict(self.tokenizer(*parts, **options, truncation=side, max_length=self.max_tokens))
+                self.num_cut += 1
+        return rows
+
+    def _score(self, rows: Sequence[Row]) -> Array:
+        """Scores of one batch. Decoders take a row's last token that is not the pad id, so an id that is in no row fills up."""
+        import torch
+
+        config = self.model.config.get_text_config()
+        used = {i for row in rows for i in row["input_ids"]}
+        preferred = [i for i in (config.pad_token_id, self.tokenizer.pad_token_id) if i is not None and i >= 0]
+        config.pad_token_id = next(i for i in itertools.chain(preferred, itertools.count()) if i not in used)
+        width = max(len(row["input_ids"]) for row in rows)
+        fill = {"input_ids": config.pad_token_id}
+        columns = {
+            name: torch.tensor([[*row[name], *[fill.get(name, 0)] * (width - len(row[name]))] for row in rows])
+            for name in rows[0]
+        }
+        given = accepted(self.model, **{name: column.to(self.model.device) for name, column in columns.items()}, use_cache=False)
+        scores: Array = self.model(**given).logits[:, 0].double().cpu().numpy()
+        return scores
+
+    def _notice(self, num_texts: int) -> None:
+        self.num_scored += num_texts
+        if self.num_cut >= self._next_notice:
+            self._next_notice = 2 * self.num_cut
+            count = f"{self.num_cut} of {self.num_scored} texts so far"
+            self.log(f"reward model {self.name}: {count} are longer than {self.max_tokens} tokens and lose their beginning")
+
+    def _check_batches(self, key: str) -> None:
+        """Raises: ConfigError if texts have other scores together than alone, or the model cannot read a text."""
+        import torch
+
+        words = "What is a cat ? A cat is an animal that sleeps all day and hunts at night ."
+        rows = self._encode([words[:length] for length in (9, 16, len(words))])
+        rows = [{name: ids[-self.max_tokens :] for name, ids in row.items()} for row in rows if row["input_ids"]]
+        try:
+            with torch.inference_mode():
+                alone = np.concatenate([self._score([row]) for row in rows])
+                together = self._score(rows)
+                with perturbed_embeddings(self.model, self.model.dtype):
+                    rounding = np.abs(np.concatenate([self._score([row]) for row in rows]) - alone)
+        except UNUSABLE as error:
+            if is_out_of_memory(error):
+                raise
+            name = type(self.model).__name__
+            raise ConfigError(f"{key}={self.name}: a {name} cannot score a text ({first_line(error)}); give another.") from error
+        gap = np.abs(together - alone)
+        accepted_gap = np.maximum(LEAST, ROUNDING * rounding.max() + UNITS * torch.finfo(self.model.dtype).eps * np.abs(alone))
+        wrong = gap > accepted_gap  # False for NaN, which is an error when a run meets it
+        remedy = f"gives a text another score in a batch ({gap.max():.2g} off); give another reward model."
+        require(not wrong.any(), key, self.name, f"a {type(self.model).__name__} {remedy}")
 
 
 class ChatRewardModel:
-    """A reward model's scores of exchanges under its own chat template, or in HH-RLHF's format if it has none."""
+    """A reward model's scores of exchanges: under its chat template, as a pair of texts, or in HH-RLHF's format.
 
-    def __init__(self, key: str, path_or_id: str, *, dtype: str, device: str, batch_size: int) -> None:
-        self.model = RewardModel(path_or_id, batch_size, key=key, dtype=dtype, device=device)
-        self.has_template = bool(self.model.tokenizer.chat_template)
+    Pairs are for tokenizers with tokens for the beginning and the separation of texts (BERT, DeBERTa), the format for all others.
+    """
+
+    def __init__(self, key: str, path_or_id: str, *, dtype: str, device: str, batch_size: int, log: Log = log_line) -> None:
+        self.model = RewardModel(path_or_id, batch_size, key=key, dtype=dtype, device=device, log=log)
+        tokenizer = self.model.tokenizer
+        self.has_template = bool(tokenizer.chat_template)
         self.model.special_tokens = not self.has_template  # a template contains them
+        separated = tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
+        self.takes_pairs = separated and not self.has_template
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> Array:
         """Scores (N,).
 
         Raises: NonFiniteError if a score is NaN or infinite.
         """
-        return self.model([self.render(*exchange) for exchange in zip(prompts, completions, strict=True)])
+        exchanges = list(zip(prompts, completions, strict=True))
+        if self.takes_pairs:
+            return self.model([(question(prompt), completion) for prompt, completion in exchanges])
+        return self.model([self.render(*exchange) for exchange in exchanges])
 
     def render(self, prompt: str, completion: str) -> str:
         """The text that is scored."""
         if self.has_template:
             return apply_chat_template(self.model.tokenizer, to_messages(prompt, completion), answer_next=False)
         return f"\n\n{prompt}\n\nAssistant: {completion}"
+
+
+def question(prompt: str) -> str:
+    """The first text of a pair: a single question without its speaker, or the dialogue."""
+    messages = to_messages(prompt)
+    return messages[0]["content"] if len(messages) == 1 else prompt
 
 
 def text_features(text: str) -> Counter[str]:

@@ -1,6 +1,7 @@
 """Scale paper: a chat model, HH-RLHF data and a reward model from the hub or from local folders in the same format.
 
-A hub id may name a branch, tag or commit, as in Qwen/Qwen2.5-1.5B-Instruct@main; the commits that were used are recorded.
+A hub id may name a branch, tag or commit, as in Qwen/Qwen2.5-1.5B-Instruct@main; the commits that were used, and digests
+of local files, are recorded.
 
 Tested with tiny random checkpoints in exactly the hub's format; the default models were never run here.
 """
@@ -13,7 +14,7 @@ from rgpo.core.ranges import FRACTION, MANY, check_fields, count, one_of
 from rgpo.language.assets import LanguageAssets, Log
 from rgpo.language.data.chat import make_chat_assets
 from rgpo.language.data.hh_rlhf import check_data, load_pairs, split_by_dialogue
-from rgpo.language.policy.model_files import ATTENTIONS, check_path, commit_of, resolve_folder
+from rgpo.language.policy.model_files import ATTENTIONS, check_path, resolve_folder, version_of
 from rgpo.language.policy.pretrained import DEVICE, DTYPES, load_causal_lm, require_packages
 from rgpo.language.rewards.reward_model import ChatRewardModel
 
@@ -66,8 +67,8 @@ class Hub:
         )
         reward_model = self._load_reward_model("reward_model", self.reward_model, log)
         gold = None if self.gold_model is None else self._load_reward_model("gold_model", self.gold_model, log)
-        commits = {self.data: commit_of(files[0]), self.model: commit_of(folder), self.reward_model: reward_model.model.commit}
-        commits |= {} if gold is None else {str(self.gold_model): gold.model.commit}
+        versions = {self.data: version_of(*files), self.model: version_of(folder), self.reward_model: reward_model.model.version}
+        versions |= {} if gold is None else {str(self.gold_model): gold.model.version}
         return make_chat_assets(
             model,
             tokenizer,
@@ -77,12 +78,17 @@ class Hub:
             max_new_tokens=self.max_new_tokens,
             reward_model=reward_model,
             gold_reward_model=gold,
-            versions={name.partition("@")[0]: commit for name, commit in commits.items() if commit is not None},
+            versions={name.partition("@")[0]: version for name, version in versions.items()},
             log=log,
         )
 
     def _load_reward_model(self, key: str, path_or_id: str, log: Log) -> ChatRewardModel:
         log(f"loading {path_or_id} ({self.reward_dtype})")
         return ChatRewardModel(
-            f"task.source.{key}", path_or_id, dtype=self.reward_dtype, device=self.device, batch_size=self.reward_batch_size
+            f"task.source.{key}",
+            path_or_id,
+            dtype=self.reward_dtype,
+            device=self.device,
+            batch_size=self.reward_batch_size,
+            log=log,
         )

@@ -32,6 +32,7 @@ from rgpo.language.data.build_cache import BuildReport, artifact_folder, build_o
 from rgpo.language.data.chat import make_chat_assets
 from rgpo.language.data.hh_rlhf import Pair, check_data, load_pairs, split_by_dialogue
 from rgpo.language.data.pypi_archive import Archive, fetch, sha256_of
+from rgpo.language.policy.model_files import version_of
 from rgpo.language.policy.pretrained import DEVICE, DTYPES, load_causal_lm, quiet, require_packages
 from rgpo.language.rewards import pairwise
 from rgpo.paths import cache_dir
@@ -108,7 +109,7 @@ class SmolLM2:
             max_new_tokens=self.max_new_tokens,
             reward_model=pairwise.PairwiseRewardModel(self._load_features(folder), pairwise.RewardHead(trained)),
             gold_reward_model=pairwise.PairwiseGoldRewardModel(trained / "gold"),
-            versions={"smollm2": fingerprint},
+            versions={"smollm2": fingerprint, self.data.partition("@")[0]: version_of(*files)},
             log=log,
         )
 

@@ -15,6 +15,7 @@ from rgpo.language.assets import PreferencePair, Prompt, RewardFunction
 from rgpo.language.evaluation import decode_completions
 from rgpo.language.policy.generation import completion_ids, generate
 from rgpo.language.policy.pretrained import load_causal_lm
+from rgpo.language.policy.stopping import StopRule
 from rgpo.language.sources.embedded.training import reproducible
 
 SEED = 0
@@ -29,7 +30,7 @@ def sample_pairs(
     Ties are left out. The model is loaded from its folder, so that pairs do not depend on what has been trained since.
     """
     model, tokenizer = load_causal_lm(model_folder, dtype="float32", device="cpu")
-    generator = torch.Generator().manual_seed(SEED)
+    stop, generator = StopRule(frozenset([tokenizer.eos_token_id])), torch.Generator().manual_seed(SEED)
     pairs = []
     with reproducible(SEED):
         for start in range(0, len(prompts), CHUNK):
@@ -39,12 +40,12 @@ def sample_pairs(
                 [prompt.ids for prompt in twice],
                 max_new_tokens=max_new_tokens,
                 temperature=1.0,
-                eos_id=tokenizer.eos_token_id,
+                stop=stop,
                 pad_id=tokenizer.pad_token_id,
                 generator=generator,
             )
             ids = completion_ids(completions)
-            score = reward_model([prompt.text for prompt in twice], decode_completions(completions, tokenizer))
+            score = reward_model([prompt.text for prompt in twice], decode_completions(completions, tokenizer, stop))
             for i in range(0, len(twice), 2):
                 if score[i] != score[i + 1]:
                     better, worse = (i, i + 1) if score[i] > score[i + 1] else (i + 1, i)

@@ -1,0 +1,42 @@
+"""How far two ways of computing one number may differ, and calls of forward passes whose families differ; torch on use only."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+ROUNDING = 4.0  # accepted difference: this many times that of embeddings changed in their last bit
+UNITS = 1.0  # and this many units in the last place of the result
+LEAST = 1e-4  # accepted in any case
+# raised by a forward pass that cannot take what it is given
+UNUSABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def accepted(module: Any, **inputs: object) -> dict[str, object]:
+    """The inputs that are among the named parameters of the module's forward."""
+    names = inspect.signature(module.forward).parameters
+    return {name: value for name, value in inputs.items() if name in names}
+
+
+@contextmanager
+def perturbed_embeddings(model: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Change a model's input embeddings by one unit in the last place of dtype, up and down: the size of a rounding."""
+    import torch
+
+    eps = torch.finfo(dtype).eps
+
+    def perturb(_: object, __: object, out: Tensor) -> Tensor:
+        sign = 1 - 2 * (torch.arange(out.numel(), device=out.device).view(out.shape) * 7 // 4 % 2)
+        return out * (1 + eps * sign).to(out.dtype)
+
+    handle = model.get_input_embeddings().register_forward_hook(perturb)
+    try:
+        yield
+    finally:
+        handle.remove()
