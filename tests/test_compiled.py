@@ -19,11 +19,13 @@ import torch
 from cli import TINY
 from torch import Tensor
 from torch._inductor.exc import CppCompileError
+from update_parts import EXACT
 
 from rgpo.control.actor_critic import ActorCritic, ControlBatch
 from rgpo.core import gates
 from rgpo.core.adaptive_gate import AdaptiveSharpness
 from rgpo.core.gate import Gate
+from rgpo.core.kl_penalty import Divergence
 from rgpo.core.surrogate import Detached, surrogate
 from rgpo.errors import ConfigError
 from rgpo.learning.accel import compiled_adam
@@ -41,13 +43,13 @@ def sigmoid(sharpness: float) -> Gate:
     return gates.SignAwareSigmoid(sharpness=sharpness, cap=3.0, scale="none")
 
 
-def sgd(policy: ActorCritic, gate: Gate, compile: bool | str, *, penalized: bool = False, **change: Any) -> SGD:
+def sgd(policy: ActorCritic, gate: Gate, compile: bool | str, *, divergence: Divergence | None = None, **change: Any) -> SGD:
     """Two epochs of two minibatches, set up for two iterations."""
     knobs = {"num_epochs": 2, "num_minibatches": 2, "lr": 1e-2, "anneal_lr": False, "adam_eps": 1e-5, "max_grad_norm": 0.5}
-    knobs |= {"vf_coef": 0.5, "ent_coef": 0.0, "value_clip": 0.2}
+    knobs |= {"clip_jointly": True, "vf_coef": 0.5, "ent_coef": 0.0, "value_clip": 0.2}
     update = SGD(**(knobs | change), compile=compile)
     objective = partial(surrogate, gate=gate, ref_gate=gates.Open(), combine=Detached())
-    update.setup(policy, objective, penalized=penalized, normalize="minibatch", num_iterations=2, seed=0)
+    update.setup(policy, objective, divergence=divergence, normalize="minibatch", num_iterations=2, seed=0)
     return update
 
 
@@ -95,7 +97,7 @@ def test_a_compiled_critic_equals_the_eager_one(make_policy: MakePolicy, make_ba
         knobs = {"kl_max": 0.01, "cg_iterations": 10, "cg_damping": 0.1, "line_search_shrink": 0.8, "line_search_tries": 10}
         update = NaturalGradient(**knobs, critic_epochs=3, critic_minibatches=8, critic_lr=1e-2, compile=compile)
         objective = partial(surrogate, gate=gates.Identity(), ref_gate=gates.Open(), combine=Detached())
-        update.setup(policy, objective, penalized=False, normalize="minibatch", num_iterations=1, seed=0)
+        update.setup(policy, objective, divergence=None, normalize="minibatch", num_iterations=1, seed=0)
         before = policy.flat.clone()
         loss = update(policy, batch, 0.0)[0]["loss/value"]
         assert (policy.flat - before).abs().max() > 1e-2
@@ -110,7 +112,7 @@ def test_a_compiled_penalized_step_equals_the_eager_one(make_policy: MakePolicy,
         policy = make_policy()
         batch = make_batch(policy, 64)
         change = {"num_epochs": 3, "num_minibatches": 4, "ent_coef": 0.01, "anneal_lr": True}
-        update = sgd(policy, CLIP, compile, penalized=True, **change)
+        update = sgd(policy, CLIP, compile, divergence=EXACT, **change)
         metrics, shift = update(policy, batch, 0.3)
         measured = (shift.log_ratio, shift.kl, shift.entropy)
         found.append(torch.cat([policy.flat, torch.tensor(list(metrics.values())), *(x.flatten() for x in measured)]))

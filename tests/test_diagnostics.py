@@ -199,7 +199,7 @@ def rollout_of(policy: ActorCritic, num_steps: int, num_envs: int) -> ControlRol
 def test_learn_reports_known_columns_and_lets_penalty_and_gate_observe(make_policy: Make) -> None:
     policy = make_policy()
     bounds = {"factor": 2.0, "tolerance": 1.5, "min_coef": 1e-3, "max_coef": 1e3}
-    penalty = AdaptivePenalty(coef=1.0, kl_target=1e-6, **bounds)
+    penalty = AdaptivePenalty(coef=1.0, estimator="exact", anchor="old", kl_target=1e-6, **bounds)
     learner = algorithm(penalty=penalty, update=sgd(num_epochs=3, num_minibatches=2))
     learner.setup(policy, 1, 0)
     metrics = learner.learn(policy, rollout_of(policy, 8, 8), measure_variance=True)
@@ -227,7 +227,7 @@ def test_advantages_that_must_not_be_centered_are_not_centered_by_the_diagnostic
 def test_the_measured_variance_is_of_the_gate_alone(make_policy: Make) -> None:
     """A penalty changes the steps, not what is measured before the first one."""
     rows = []
-    for penalty in (NoPenalty(), FixedPenalty(coef=5.0)):
+    for penalty in (NoPenalty(), FixedPenalty(coef=5.0, estimator="exact", anchor="old")):
         policy = make_policy()
         learner = algorithm(penalty=penalty, update=sgd(num_epochs=2, num_minibatches=2, lr=1e-2))
         learner.setup(policy, 1, 0)

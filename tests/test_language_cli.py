@@ -83,7 +83,28 @@ def test_a_reward_that_is_not_a_number_ends_the_run_with_a_sentence(parts: Path,
     assert state["status"] == "failed"
 
 
+def test_a_run_whose_groups_have_one_reward_each_reports_that(parts: Path, tmp_path: Path) -> None:
+    reward = write_reward_model(tmp_path / "constant")
+    tensors = load_file(reward / "model.safetensors")
+    tensors["score.weight"][:] = 0.0
+    save_file(tensors, reward / "model.safetensors", {"format": "pt"})
+    for algo in ("grpo", "rgpo"):
+        said = rgpo_run(words(parts, f"algo={algo}", "num_iterations=2", f"task.source.reward_model={reward}"), tmp_path)
+        assert "there was nothing to learn from the reward" in said and "no gate can matter" not in said
+
+
 BAD: dict[str, tuple[list[str], str]] = {
+    "exact KL": (
+        ["algo=p3o", "penalty.anchor=old", "penalty.estimator=exact"],
+        "penalty.estimator=exact: is known at some tokens only",
+    ),
+    "exact from reference": (["algo=p3o", "penalty.estimator=exact"], "penalty.anchor=reference: the exact KL is from the old"),
+    "no critic to center for": (["algo=grpo", "task.center_scores=true"], "task.center_scores=true: would be ignored"),
+    "no critic to clip": (["algo=grpo", "update.clip_jointly=true"], "update.clip_jointly=true: would be ignored"),
+    "no clip": (
+        ["algo=ppo", "update.max_grad_norm=null", "update.clip_jointly=true"],
+        "update.clip_jointly=true: would be ignored",
+    ),
     "group of one": (["algo=grpo", "task.group_size=1"], "task.group_size=1: a group needs at least 2"),
     "minibatches": (["algo=grpo", "update.num_minibatches=3"], "update.num_minibatches=3: does not divide the batch of 8"),
     "compile": (["algo=grpo", "update.compile=true"], "update.compile=True: language models are not compiled"),

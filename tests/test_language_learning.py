@@ -12,7 +12,7 @@ import torch
 from gate_options import load_gate
 from tiny_policies import batch_of, engine, make_sgd, nudge, plain_logp, roll
 from torch import Tensor
-from update_parts import natural_gradient, objective, setup
+from update_parts import K3, natural_gradient, objective, setup
 
 from rgpo.core import gates
 from rgpo.core.divergences import k3
@@ -191,7 +191,7 @@ def test_the_reference_gate_sees_the_ratio_to_the_reference(make_language_model:
 
     for view in batch.minibatches()[0].views:
         out, samples = policy.forward(view), batch.at(view)
-        loss, _ = policy_loss(out, samples, objective=spy, kl_coef=0.3)
+        loss, _ = policy_loss(out, samples, objective=spy, divergence=K3, kl_coef=0.3)
         d_old, d_ref, advantage, kl = seen.pop()
         expected = out.logp - samples.logp_old, out.logp - samples.logp_ref
         assert torch.equal(kl, k3(samples.logp_ref - out.logp))  # per token, whatever the gates see

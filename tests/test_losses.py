@@ -8,7 +8,7 @@ import pytest
 import torch
 from gate_options import load_gate
 from torch import nn
-from update_parts import Make, MakeBatch, both_kinds, noise, objective
+from update_parts import EXACT, K3, Make, MakeBatch, both_kinds, noise, objective
 
 from rgpo.learning.adam import AdamState, adam, bias_corrections, clip_by_norm
 from rgpo.learning.loss import loss, policy_loss, standardize, value_loss
@@ -69,7 +69,7 @@ def test_the_penalty_in_the_loss_is_the_exact_kl(make_policy: Make, make_batch: 
     flat = (policy.flat + 0.1 * noise(len(policy.flat))).requires_grad_()
     out = policy.forward(batch.view, flat=flat, kl=True)
     loss_of = partial(policy_loss, out, batch.samples, objective=objective(load_gate("clip")))
-    plain, penalized = loss_of()[0], loss_of(kl_coef=0.7)[0]
+    plain, penalized = loss_of()[0], loss_of(divergence=EXACT, kl_coef=0.7)[0]
     kl = policy.distribution(flat, batch.view.observation).kl_from(batch.view.old).mean()
     torch.testing.assert_close(penalized - plain, 0.7 * kl)
     difference = torch.autograd.grad(penalized - plain, flat, retain_graph=True)[0]
@@ -84,7 +84,7 @@ def test_the_penalty_against_a_reference_is_k3() -> None:
     loss_of = partial(policy_loss, PolicyOutput(logp, None, None, None), samples, objective=objective(load_gate("clip")))
     x = ref - logp
     k3 = (x.exp() - 1 - x).mean()
-    plain, penalized = loss_of()[0], loss_of(kl_coef=0.3)[0]
+    plain, penalized = loss_of()[0], loss_of(divergence=K3, kl_coef=0.3)[0]
     torch.testing.assert_close(penalized - plain, 0.3 * k3)
     difference = torch.autograd.grad(penalized - plain, logp, retain_graph=True)[0]
     torch.testing.assert_close(difference, 0.3 * torch.autograd.grad(k3, logp)[0])
@@ -108,7 +108,8 @@ def test_the_total_loss_is_the_sum_of_its_parts(make_policy: Make, make_batch: M
     policy = make_policy()
     batch = make_batch(policy, 64)
     batch = batch.with_advantage(standardize(batch.samples.advantage))
-    settings = {"objective": objective(load_gate("clip")), "kl_coef": None, "vf_coef": 0.5, "ent_coef": 0.01, "value_clip": 0.2}
+    settings = {"objective": objective(load_gate("clip")), "divergence": None, "kl_coef": 0.0}
+    settings |= {"vf_coef": 0.5, "ent_coef": 0.01, "value_clip": 0.2}
     total, parts = loss(policy.forward(batch.view), batch.samples, **settings)
     entropy = policy.distribution(policy.flat, batch.view.observation).entropy().mean()
     torch.testing.assert_close(total, parts.policy + 0.5 * parts.value - 0.01 * entropy)

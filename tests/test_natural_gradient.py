@@ -98,9 +98,9 @@ def test_natural_gradient_refuses_what_it_would_ignore() -> None:
     trpo = {"gate": gates.Identity(), "update": natural_gradient()}
     algorithm(**trpo)
     algorithm(**trpo | {"penalty": RewardKL(coef=0.05)})
-    algorithm(penalty=FixedPenalty(coef=0.1), update=sgd())
+    algorithm(penalty=FixedPenalty(coef=0.1, estimator="exact", anchor="old"), update=sgd())
     with pytest.raises(ConfigError, match=r"penalty: update=natural_gradient has a trust region .*use penalty=none"):
-        algorithm(**trpo | {"penalty": FixedPenalty(coef=0.1)})
+        algorithm(**trpo | {"penalty": FixedPenalty(coef=0.1, estimator="exact", anchor="old")})
     with pytest.raises(ConfigError, match=r"gate=open: has zero gradient"):
         algorithm(gate=gates.Open())
 

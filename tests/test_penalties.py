@@ -10,16 +10,22 @@ import pytest
 from rgpo.core.kl_penalty import AdaptivePenalty, FixedPenalty, NoPenalty, Penalty, RewardKL
 from rgpo.errors import ConfigError
 
-VALID = {"coef": 1.0, "kl_target": 0.02, "factor": 2.0, "tolerance": 1.5, "min_coef": 1e-3, "max_coef": 1e3}
+EXACT = {"estimator": "exact", "anchor": "old"}
+BOUNDS = {"kl_target": 0.02, "factor": 2.0, "tolerance": 1.5, "min_coef": 1e-3, "max_coef": 1e3}
+VALID: dict[Any, dict[str, Any]] = {
+    AdaptivePenalty: {"coef": 1.0, **BOUNDS, **EXACT},
+    FixedPenalty: {"coef": 1.0, **EXACT},
+    RewardKL: {"coef": 1.0},
+}
 
 
 def adaptive(**changes: float) -> AdaptivePenalty:
-    return AdaptivePenalty(**{**VALID, **changes})
+    return AdaptivePenalty(**{**VALID[AdaptivePenalty], **changes})
 
 
 @pytest.mark.parametrize(
     ("penalty", "loss_coef", "reward_coef"),
-    [(NoPenalty(), 0.0, 0.0), (FixedPenalty(coef=0.3), 0.3, 0.0), (RewardKL(coef=0.05), 0.0, 0.05)],
+    [(NoPenalty(), 0.0, 0.0), (FixedPenalty(coef=0.3, **EXACT), 0.3, 0.0), (RewardKL(coef=0.05), 0.0, 0.05)],
     ids=["none", "fixed", "reward_kl"],
 )
 def test_constant_penalties_act_in_one_place_and_stay_constant(penalty: Penalty, loss_coef: float, reward_coef: float) -> None:
@@ -78,7 +84,7 @@ def test_adaptive_penalty_round_trips() -> None:
     ("cls", "key", "value"),
     [
         *[(cls, "coef", value) for cls in (FixedPenalty, RewardKL) for value in (0.0, -0.1, math.nan, math.inf, "much")],
-        *[(AdaptivePenalty, key, value) for key in VALID for value in (math.nan, math.inf)],
+        *[(AdaptivePenalty, key, value) for key in ("coef", *BOUNDS) for value in (math.nan, math.inf)],
         (AdaptivePenalty, "kl_target", 0.0),
         (AdaptivePenalty, "factor", 1.0),
         (AdaptivePenalty, "tolerance", 0.9),
@@ -86,13 +92,14 @@ def test_adaptive_penalty_round_trips() -> None:
         (AdaptivePenalty, "min_coef", 2e3),
         (AdaptivePenalty, "coef", 0.0),
         (AdaptivePenalty, "coef", 1e4),
+        *[(cls, key, "k9") for cls in (FixedPenalty, AdaptivePenalty) for key in EXACT],
+        *[(cls, "anchor", "reference") for cls in (FixedPenalty, AdaptivePenalty)],  # beside estimator=exact
     ],
 )
 def test_bad_values_are_refused(cls: Any, key: str, value: Any) -> None:
-    valid = VALID if cls is AdaptivePenalty else {"coef": VALID["coef"]}
-    cls(**valid)
+    cls(**VALID[cls])
     with pytest.raises(ConfigError, match=rf"^penalty\.{key}={value}: .{{10,}}\.$"):
-        cls(**{**valid, key: value})
+        cls(**{**VALID[cls], key: value})
 
 
 def test_no_penalty_has_no_knob_and_the_others_name_it_as_the_remedy() -> None:
@@ -100,4 +107,4 @@ def test_no_penalty_has_no_knob_and_the_others_name_it_as_the_remedy() -> None:
         NoPenalty(coef=0.1)  # type: ignore[call-arg]
     for cls in (FixedPenalty, RewardKL):
         with pytest.raises(ConfigError, match=r"choose penalty=none"):
-            cls(coef=0.0)
+            cls(**VALID[cls] | {"coef": 0.0})

@@ -195,6 +195,7 @@ def make_task(sampler: Any, **changes: Any) -> Language:
         lora=None,
         temperature=1.0,
         gradient_checkpointing=False,
+        center_scores=True,
         **counts,
         **texts | changes,
     )

@@ -14,7 +14,7 @@ import pytest
 import torch
 from gate_options import load_gate
 from torch import Tensor
-from update_parts import objective
+from update_parts import K3, objective
 
 from rgpo.core.advantages import GroupRelative, LeaveOneOut, zero_variance_groups
 from rgpo.core.gate import Gate, weight
@@ -72,7 +72,7 @@ def ours(name: str) -> tuple[Tensor, Tensor]:
         sequence_mask=LIVE if level == "sequence" else None,
     )
     out = PolicyOutput(logp=logp_new[LIVE], entropy=None, value=None, kl_old=None)
-    loss, _ = policy_loss(out, samples, objective=objective(curve), kl_coef=CASES[name]["constants"]["beta"] or None)
+    loss, _ = policy_loss(out, samples, objective=objective(curve), divergence=K3, kl_coef=CASES[name]["constants"]["beta"])
     (gradient,) = torch.autograd.grad(loss, logp_new)
     return loss.detach(), gradient
 

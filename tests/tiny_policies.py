@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from gate_options import load_gate
 from torch import Tensor
-from update_parts import setup, sgd
+from update_parts import K3, setup, sgd
 
 from rgpo.core.advantages import token_steps
 from rgpo.language.policy.generation import Completions
@@ -47,11 +47,11 @@ def batch_of(policy: LanguageModel, **change: Any) -> TokenBatch:
     return policy.make_batch(rollout, rollout.reward, rollout.reward * 0.5)
 
 
-def make_sgd(policy: LanguageModel, *, penalized: bool = True, normalize: str = "none", seed: int = 0, **change: Any) -> SGD:
-    """SGD for the policy with the sign-aware gate and every term of the loss."""
+def make_sgd(policy: LanguageModel, *, normalize: str = "none", seed: int = 0, **change: Any) -> SGD:
+    """SGD for the policy with the sign-aware gate and every term of the loss, k3 among them."""
     knobs: dict[str, Any] = {"num_epochs": 1, "num_minibatches": 2, "anneal_lr": False, "adam_eps": 1e-8, "max_grad_norm": None}
     update = sgd(**knobs | {"vf_coef": 0.1, "ent_coef": 0.01, "value_clip": 0.2} | change)
-    setup(update, policy, load_gate("sign_aware_sigmoid"), penalized=penalized, normalize=normalize, seed=seed)
+    setup(update, policy, load_gate("sign_aware_sigmoid"), divergence=K3, normalize=normalize, seed=seed)
     return update
 
 

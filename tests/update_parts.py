@@ -14,7 +14,7 @@ from torch import Tensor
 from rgpo.control.actor_critic import ActorCritic, ControlBatch
 from rgpo.core import gates
 from rgpo.core.advantages import GAE
-from rgpo.core.kl_penalty import NoPenalty
+from rgpo.core.kl_penalty import Divergence, NoPenalty
 from rgpo.core.surrogate import Detached, surrogate
 from rgpo.learning.algorithm import GateAlgorithm
 from rgpo.learning.natural_gradient import NaturalGradient
@@ -32,7 +32,7 @@ def objective(gate: Any) -> Objective:
 
 def sgd(**change: Any) -> SGD:
     knobs: dict[str, Any] = {"num_epochs": 10, "num_minibatches": 32, "lr": 3e-4, "anneal_lr": True, "adam_eps": 1e-5}
-    knobs |= {"max_grad_norm": 0.5, "vf_coef": 0.5, "ent_coef": 0.0, "value_clip": 0.2, "compile": False}
+    knobs |= {"max_grad_norm": 0.5, "clip_jointly": True, "vf_coef": 0.5, "ent_coef": 0.0, "value_clip": 0.2, "compile": False}
     return SGD(**(knobs | change))
 
 
@@ -40,6 +40,10 @@ def natural_gradient(**change: Any) -> NaturalGradient:
     knobs: dict[str, Any] = {"kl_max": 0.01, "cg_iterations": 10, "cg_damping": 0.1, "line_search_shrink": 0.8}
     knobs |= {"line_search_tries": 10, "critic_epochs": 10, "critic_minibatches": 32, "critic_lr": 1e-3, "compile": False}
     return NaturalGradient(**(knobs | change))
+
+
+EXACT = Divergence(estimator="exact", anchor="old")
+K3 = Divergence(estimator="k3", anchor="reference")
 
 
 def gae(**change: Any) -> GAE:
@@ -58,13 +62,13 @@ def setup(
     policy: Any,
     gate: Any,
     *,
-    penalized: bool = False,
+    divergence: Divergence | None = None,
     normalize: str = "minibatch",
     iterations: int = 1,
     seed: int = 0,
 ) -> None:
     """update.setup with the surrogate of one gate."""
-    update.setup(policy, objective(gate), penalized=penalized, normalize=normalize, num_iterations=iterations, seed=seed)
+    update.setup(policy, objective(gate), divergence=divergence, normalize=normalize, num_iterations=iterations, seed=seed)
 
 
 def nudge(policy: ActorCritic, scale: float = 0.05, seed: int = 0) -> None:

@@ -25,6 +25,7 @@ from experiments.theory.common import Tables, Verdict, interval, judge, load, lo
 from rgpo.control.actor_critic import ActorCritic, ControlBatch
 from rgpo.core.gate import Gate, GateLike, ratio, ratio_minus_one, weight
 from rgpo.core.gates import Open
+from rgpo.core.kl_penalty import Divergence
 from rgpo.core.surrogate import Detached, surrogate
 from rgpo.learning.adam import clip_by_norm
 from rgpo.learning.flat_adam import select
@@ -106,19 +107,26 @@ def objective(gate: GateLike) -> Objective:
     return partial(surrogate, gate=gate, ref_gate=Open(), combine=Detached())
 
 
+def divergence(arm: Arm) -> Divergence | None:
+    """The exact KL(old || new) where the arm has a penalty."""
+    return Divergence(estimator="exact", anchor="old") if arm.kl_coef > 0 else None
+
+
 def adam(arm: Arm, policy: ActorCritic, batch: ControlBatch, num_epochs: int, seed: int) -> Tensor:
     """The update of rgpo-run with PPO's published settings: KL(old || new) after each epoch, (E, N)."""
     _, algorithm = load("task=hopper", "algo=ppo", f"update.num_epochs={num_epochs}")
     update = algorithm.update
-    update.setup(policy, objective(arm.gate), penalized=arm.kl_coef > 0, normalize="minibatch", num_iterations=1, seed=seed)
+    update.setup(policy, objective(arm.gate), divergence=divergence(arm), normalize="minibatch", num_iterations=1, seed=seed)
     _, shift = update(policy, batch, arm.kl_coef)
     return shift.kl
 
 
 def plain_sgd(arm: Arm, policy: ActorCritic, batch: ControlBatch, num_epochs: int, seed: int) -> Tensor:
     """theta -= lr clip(gradient) over the same minibatches, without moments, so that a gate's scale shows; KL as ``adam``."""
-    of_samples = partial(loss, objective=objective(arm.gate), vf_coef=0.5, ent_coef=0.0, value_clip=0.2)
-    of_flat = partial(flat_loss, policy=policy, loss=of_samples, penalized=arm.kl_coef > 0, entropy=False, normalize=True)
+    of_samples = partial(
+        loss, objective=objective(arm.gate), divergence=divergence(arm), vf_coef=0.5, ent_coef=0.0, value_clip=0.2
+    )
+    of_flat = partial(flat_loss, policy=policy, loss=of_samples, exact_kl=arm.kl_coef > 0, entropy=False, normalize=True)
     rng, flat, coef = np.random.default_rng(seed), policy.flat.clone(), torch.tensor(arm.kl_coef)
     kl = []
     for _ in range(num_epochs):

@@ -147,7 +147,7 @@ def _natural_cosine(algorithm: GateAlgorithm) -> float:
     logp = _log_prob(policy, batch, flat)
     advantage = standardize(batch.samples.advantage)
     gradient = torch.autograd.grad((weight(gate, logp - batch.samples.logp_old, advantage) * advantage * logp).mean(), flat)[0]
-    update.setup(policy, objective(gate), penalized=False, normalize="minibatch", num_iterations=1, seed=0)
+    update.setup(policy, objective(gate), divergence=None, normalize="minibatch", num_iterations=1, seed=0)
     update(policy, batch, 0.0)
     step = policy.flat - start
     return float(torch.cosine_similarity(step[:count], gradient[:count], dim=0))

@@ -33,8 +33,11 @@ def _rules(config: Node, requirements: Requirements) -> Iterator[Rule]:
     if policy.get("orthogonal_init") is False:
         yield ("task.policy.policy_gain", "task.policy.value_gain"), "only orthogonal initialization has gains"
     if not requirements.critic:
-        critic = ("vf_coef", "value_clip", "critic_epochs", "critic_minibatches", "critic_lr")
-        yield tuple(f"update.{key}" for key in critic), "this advantage has no critic; choose advantage=gae"
+        critic = ("vf_coef", "value_clip", "clip_jointly", "critic_epochs", "critic_minibatches", "critic_lr")
+        keys = "task.center_scores", *(f"update.{key}" for key in critic)
+        yield keys, "this advantage has no critic; choose advantage=gae"
+    if _node(config, "update").get("max_grad_norm", 0) is None:
+        yield ("update.clip_jointly",), "update.max_grad_norm=null clips nothing"
     if requirements.pairs:
         yield ("task.ratio", "task.reduction"), "this algorithm compares whole answers"
     if (

@@ -27,7 +27,7 @@ from rgpo.learning.types import Policy, Requirements, State
 if TYPE_CHECKING:
     from rgpo.control.actor_critic import ActorCritic, ControlRollout
 
-REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, fixed or adaptive."
+REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, or fixed or adaptive with penalty.anchor=old."
 VERSION = accept(lambda name: re.fullmatch(r"v[0-9]{1,9}", name) is not None, "must be a version such as v4 or v5.")
 LONGEST_EVALUATION = 10_000  # steps after which an evaluation episode without a time limit is cut
 

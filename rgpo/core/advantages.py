@@ -71,7 +71,7 @@ def generalized_advantage(
     """
     delta = reward + gamma * next_value * ~terminated - value
     carry = gamma * lam * ~done
-    return recurrence(carry[::-1], delta[::-1], np.zeros(delta.shape[1]))[::-1]
+    return recurrence(carry[::-1], delta[::-1], np.zeros(delta.shape[1]))[::-1].copy()  # a reversed view is no tensor to torch
 
 
 @dataclass(frozen=True, kw_only=True)

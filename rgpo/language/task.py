@@ -56,6 +56,7 @@ class Language:
     num_kl_tokens: int = field(metadata=count(MANY))
     staleness: int = field(metadata=count(100, least=0))
     gradient_checkpointing: bool
+    center_scores: bool  # subtract the mean score of the first rollout where values are learned
     num_eval_prompts: int = field(metadata=count(MANY))
     num_samples: int = field(metadata=count(MANY, least=0))
 
@@ -104,6 +105,7 @@ class Language:
         if not requirements.pairs:
             remedy = "the algorithm learns from its own completions; use sampler@task.sampler=own."
         require(offline == requirements.pairs, "task.sampler", type(self.sampler).__name__, remedy)
+        require(not requirements.exact_kl, "penalty.estimator", "exact", "is known at some tokens only; use unbiased, k2 or k3.")
         require(not requirements.compiled, "update.compile", True, "language models are not compiled; use auto or false.")
 
     def plan_iterations(self, total_env_steps: int) -> int:
@@ -132,6 +134,7 @@ class Language:
         self.evaluator = Evaluator(self.assets, self.num_eval_prompts, self.num_samples, draws[1])
         self.order: list[int] = []  # prompts left in this pass over them
         self.waiting: deque[CompletionRollout] = deque()  # collected and not yet learned from
+        self.score_offset: float | None = None  # subtracted from scores; None before the first rollout and without a critic
 
     def _require_context(self) -> None:
         """Raises: ConfigError if a completion of the longest prompt would not fit into the model's context."""
@@ -206,13 +209,10 @@ class Language:
         kl_BT = to_rows(old.logp_old_N - old.logp_ref_N, completions).double().cpu().numpy()
         value_BT = to_rows(old.value_N, completions).double().cpu().numpy()
         mask_BT = completions.completion_mask_BT.cpu().numpy()
-        reward_BT = token_rewards(score, kl_BT, mask_BT, kl_coef=self.requirements.reward_kl_coef)
+        reward_BT = token_rewards(self._centered(score), kl_BT, mask_BT, kl_coef=self.requirements.reward_kl_coef)
         steps = token_steps(reward_BT, value_BT, mask_BT, ~completions.finished_B.cpu().numpy())
-        times = {
-            "time/generate_s": generated - started,
-            "time/score_s": scored - generated,
-            "time/logprobs_s": time.perf_counter() - scored,
-        }
+        times = {"time/generate_s": generated - started, "time/score_s": scored - generated}
+        times["time/logprobs_s"] = time.perf_counter() - scored
         return CompletionRollout(
             **steps,
             metrics=self._describe(score, completions, old) | times,
@@ -221,6 +221,14 @@ class Language:
             old=old,
             correction_N=torch.ones_like(weight_N) if cap is None else weight_N.clamp(max=cap),
         )
+
+    def _centered(self, score_B: Array) -> Array:
+        """Scores less the first rollout's mean, so that V = 0 is a fair start: a constant in the reward changes nothing."""
+        if self.center_scores and self.requirements.critic:  # comparisons within a group remove a constant by themselves
+            if self.score_offset is None:
+                self.score_offset = float(np.mean(score_B, dtype=np.float64))
+            score_B = np.asarray(score_B, np.float64) - self.score_offset
+        return score_B
 
     def _describe(self, score: Array, completions: Completions, old: OldLogprobs) -> dict[str, float]:
         """Metrics of a rollout: scores, lengths, KL(policy || reference) and the sampler's rounding."""
@@ -238,6 +246,8 @@ class Language:
         gap = sampler_gap(old.logp_old_N, completions).abs()
         if not bool(gap.isnan().any()):  # stored completions have no sampler
             metrics |= {"sampler/log_ratio_abs_mean": float(gap.mean()), "sampler/log_ratio_abs_max": float(gap.max())}
+        if self.score_offset is not None:
+            metrics["reward/offset"] = self.score_offset
         if self.group_size > 1:
             metrics["language/zero_variance_group_share"] = float(zero_variance_groups(score, self.group_size).mean())
         if self.sampler.on_policy:  # k1, k2, k3 of samples of the policy estimate KL(policy || reference)
@@ -280,6 +290,7 @@ class Language:
             "rng": self.rng.bit_generator.state,
             "generator": self.generator.get_state(),
             "order": self.order,
+            "score_offset": self.score_offset,
             "waiting": [rollout_state(rollout) for rollout in self.waiting],
             "versions": dict(self.assets.versions),
             "evaluator": self.evaluator.state_dict(),
@@ -295,5 +306,6 @@ class Language:
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.generator.set_state(cast(torch.Tensor, state["generator"]))
         self.order = list(cast(list[int], state["order"]))
+        self.score_offset = cast(float | None, state["score_offset"])
         self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state["waiting"]))
         self.evaluator.load_state_dict(cast(State, state["evaluator"]))

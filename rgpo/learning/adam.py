@@ -43,8 +43,15 @@ def adam(state: AdamState, gradient: Tensor, corrections: Tensor, eps: float) ->
     return AdamState(state.parameters - rate * first / (second.sqrt() * root + eps), first, second)
 
 
-def clip_by_norm(gradient: Tensor, max_norm: float | None) -> tuple[Tensor, Tensor]:
-    """gradient min(1, max_norm/||gradient||) and ||gradient|| before; max_norm None leaves it whole."""
+def clip_by_norm(gradient: Tensor, max_norm: float | None, num_apart: int | None = None) -> tuple[Tensor, Tensor]:
+    """gradient min(1, max_norm/||gradient||) and ||gradient|| before; max_norm None leaves it whole.
+
+    num_apart: that many leading numbers, the actor's, and the rest are clipped apart; the norm is the actor's, NaN if the other
+    one is not finite.
+    """
+    if num_apart is not None:
+        (actor, norm), (critic, other) = (clip_by_norm(x, max_norm) for x in (gradient[:num_apart], gradient[num_apart:]))
+        return torch.cat([actor, critic]), norm + 0 * other
     norm = gradient.square().sum().sqrt()
     if max_norm is None:
         return gradient, norm

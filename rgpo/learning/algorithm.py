@@ -45,14 +45,20 @@ class GateAlgorithm:
     def requirements(self) -> Requirements:
         """The task must serve these."""
         reference = "gate@ref_gate" if not isinstance(self.ref_gate, Open) else ""
+        divergence = self.penalty.divergence
+        if not reference and self.penalty.reward_coef > 0:
+            reference = "penalty"
+        if not reference and divergence is not None and divergence.anchor == "reference":
+            reference = "penalty.anchor"
         return Requirements(
             gamma=self.advantage.gamma,
             critic=self.advantage.needs_critic,
             num_minibatches=self.update.num_minibatches,
             groups=self.advantage.needs_groups,
-            reference="penalty" if self.penalty.reward_coef > 0 and not reference else reference,
+            reference=reference,
             reward_kl_coef=self.penalty.reward_coef,
             whole_parameters=self.update.trust_region,
+            exact_kl=divergence is not None and divergence.estimator == "exact",
             compiled=getattr(self.update, "compile", False) is True,
         )
 
@@ -82,7 +88,7 @@ class GateAlgorithm:
         self.update.setup(
             policy,
             self.objective,
-            penalized=self.penalty.loss_coef > 0,
+            divergence=self.penalty.divergence,
             normalize=self.advantage.normalize,
             num_iterations=num_iterations,
             seed=seed,
@@ -129,10 +135,13 @@ class GateAlgorithm:
         if measure_variance:
             metrics |= diagnostics.gradient_variance("after", gradients(), groups.shape[1])
             clock.add("time/gradvar_s")
-        kl_old = cast(float, metrics["kl/old_exact"])
+        kl_old, divergence = cast(float, metrics["kl/old_exact"]), self.penalty.divergence
         if not math.isfinite(kl_old):
             raise culprits.explain_shift(kl_old, policy, remedy)
-        self.penalty.observe(cast(float, metrics.get("kl/ref_exact", kl_old)))  # against the reference where there is one
+        if batch.samples.logp_ref is not None:
+            metrics |= diagnostics.reference_statistics(shift.log_ratio[-1], batch.samples)
+        from_reference = divergence is not None and divergence.anchor == "reference"
+        self.penalty.observe(cast(float, metrics["kl/ref_exact"]) if from_reference else kl_old)
         self.gate.observe(kl_old)
         return metrics | clock.seconds
 

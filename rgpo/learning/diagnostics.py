@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from rgpo.core.divergences import effective_sample_size, k1, k2, k3, tail_index
+from rgpo.core.divergences import effective_sample_size, k1, k2, k3, reweighted_kl, tail_index
 from rgpo.core.gate import GateLike, weight
 from rgpo.core.rollout import Array, Rollout
-from rgpo.learning.types import Metrics, PolicyShift
+from rgpo.learning.types import Metrics, PolicyShift, Samples
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
@@ -68,12 +68,24 @@ def _policy_statistics(log_ratio: Tensor, entropy: Tensor, kl_ref: Tensor | None
         "ratio/tail_index": tail_index(log_ratio).item(),
     }
     estimates = torch.stack([k1(log_ratio), k2(log_ratio), k3(log_ratio)])
-    means, errors = estimates.mean(-1).tolist(), (estimates.std(-1) / len(log_ratio) ** 0.5).tolist()
+    spread = estimates.std(-1) if len(log_ratio) > 1 else torch.full((3,), math.nan)
+    means, errors = estimates.mean(-1).tolist(), (spread / len(log_ratio) ** 0.5).tolist()
     for name, mean, error in zip(("k1", "k2", "k3"), means, errors, strict=True):
         metrics |= {f"kl/old_{name}": mean, f"kl/old_{name}_se": error}
     if kl_ref is not None:
         metrics["kl/ref_exact"] = kl_ref.mean().item()
     return metrics
+
+
+def reference_statistics(log_ratio: Tensor, samples: Samples) -> Metrics:
+    """KL(new || reference) over all samples of the old policy, reweighted, with its standard error; log_ratio (N,): new/old."""
+    assert samples.logp_ref is not None
+    d_ref = log_ratio.double() + (samples.logp_old - samples.logp_ref).double().to(log_ratio.device)
+    estimate = reweighted_kl(log_ratio.double(), d_ref)
+    if samples.correction is not None:
+        estimate *= samples.correction.to(log_ratio.device)
+    error = estimate.std().item() / len(estimate) ** 0.5 if len(estimate) > 1 else math.nan
+    return {"kl/ref_unbiased": estimate.mean().item(), "kl/ref_unbiased_se": error}
 
 
 def _summaries(rows: Tensor) -> list[dict[str, float]]:

@@ -68,6 +68,7 @@ def run_epochs(
     loss_function: LossFunction,
     measure: Measure,
     max_grad_norm: float | None,
+    num_apart: int | None = None,
     adam_eps: float,
 ) -> Epochs:
     """One Adam step for each of M minibatches in each of E epochs: rows order (E, M, b) of data (N, ...).
@@ -80,7 +81,7 @@ def run_epochs(
         (index, row), state = minibatch, AdamState(*carry)
         gradient_of = torch.func.grad_and_value(loss_function, has_aux=True)
         gradient, (_, parts) = gradient_of(state.parameters, select(data, index), kl_coef)
-        gradient, norm = clip_by_norm(gradient, max_grad_norm)
+        gradient, norm = clip_by_norm(gradient, max_grad_norm, num_apart)
         clipped = norm * 0 if max_grad_norm is None else (norm > max_grad_norm).to(norm.dtype)
         return tuple(adam(state, gradient, row, adam_eps)), (torch.stack([*parts, norm, clipped]),)
 
@@ -112,7 +113,8 @@ class FlatAdam:
     """Adam on loss_function over shuffled minibatches of equal size, with its own generator.
 
     Every sample is used once per epoch, except for a random remainder smaller than num_minibatches where the batch cannot be
-    divided. parameters (P,) are the policy's own: read when epochs start and overwritten when they end.
+    divided. parameters (P,) are the policy's own: read when epochs start and overwritten when they end; num_apart as in
+    ``clip_by_norm``.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class FlatAdam:
         *,
         num_minibatches: int,
         max_grad_norm: float | None,
+        num_apart: int | None = None,
         adam_eps: float,
         compile: bool | str,
         num_steps: int,
@@ -136,7 +139,12 @@ class FlatAdam:
         self.rng = np.random.default_rng(seed)
         self.num_minibatches = num_minibatches
         self._function = partial(
-            run_epochs, loss_function=loss_function, measure=measure, max_grad_norm=max_grad_norm, adam_eps=adam_eps
+            run_epochs,
+            loss_function=loss_function,
+            measure=measure,
+            max_grad_norm=max_grad_norm,
+            num_apart=num_apart,
+            adam_eps=adam_eps,
         )
         self._compiled = compiled_adam.CompiledEpochs(self._function, loop) if compiled else None
 

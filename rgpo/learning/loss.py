@@ -7,15 +7,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rgpo.core.divergences import k3
+from rgpo.core.kl_penalty import Divergence
 from rgpo.core.sequence import sequence_log_ratio
 from rgpo.learning.types import Objective, PolicyOutput, Samples
 
 
 class Loss(Protocol):
-    """``loss`` with the objective and its own coefficients bound."""
+    """``loss`` with the objective, the divergence and its own coefficients bound."""
 
-    def __call__(self, out: PolicyOutput, samples: Samples, *, kl_coef: Tensor | float | None) -> tuple[Tensor, LossParts]: ...
+    def __call__(self, out: PolicyOutput, samples: Samples, *, kl_coef: Tensor | float) -> tuple[Tensor, LossParts]: ...
 
 
 class LossParts(NamedTuple):
@@ -27,7 +27,9 @@ class LossParts(NamedTuple):
 
 
 def standardize(advantage: Tensor) -> Tensor:
-    """(A - mean)/(std + 1e-8) with the unbiased std."""
+    """(A - mean)/(std + 1e-8) with the unbiased std; 0 for a single sample."""
+    if len(advantage) == 1:
+        return torch.zeros_like(advantage)
     return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
 
 
@@ -45,25 +47,30 @@ def value_loss(value: Tensor, target: Tensor, old: Tensor, clip: float | None) -
 
 
 def policy_loss(
-    out: PolicyOutput, samples: Samples, *, objective: Objective, kl_coef: Tensor | float | None = None
+    out: PolicyOutput,
+    samples: Samples,
+    *,
+    objective: Objective,
+    divergence: Divergence | None = None,
+    kl_coef: Tensor | float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Mean surrogate, and the log ratios (n,) that the gate saw.
 
-    kl_coef multiplies the exact KL(old || new), or where there is a reference k3 of log pi_ref/pi_new; None: no KL term.
+    kl_coef multiplies the divergence of each sample, whatever ratio the gates see; None: no KL term. A sampler's correction
+    multiplies advantages, and the divergence if that is reweighted.
     """
     d_old = out.logp - samples.logp_old
     d_ref = d_old if samples.logp_ref is None else out.logp - samples.logp_ref
-    if kl_coef is None:
-        kl = torch.zeros_like(d_old)
-    elif samples.logp_ref is not None:
-        kl = k3(-d_ref)
+    if divergence is None:
+        kl, kl_coef = torch.zeros_like(d_old), 0.0
     else:
-        assert out.kl_old is not None
-        kl = out.kl_old
+        kl = divergence(d_old, d_ref, out.kl_old)
+        if divergence.estimator == "unbiased" and samples.correction is not None:
+            kl = kl * samples.correction
     if samples.sequence_mask is not None:
         d_old, d_ref = (sequence_log_ratio(d, samples.sequence_mask) for d in (d_old, d_ref))
     advantage = samples.advantage if samples.correction is None else samples.advantage * samples.correction
-    loss, _ = objective(d_old, d_ref, advantage, kl, kl_coef=0.0 if kl_coef is None else kl_coef)
+    loss, _ = objective(d_old, d_ref, advantage, kl, kl_coef=kl_coef)
     return average(loss, samples.weight), d_old
 
 
@@ -72,13 +79,14 @@ def loss(
     samples: Samples,
     *,
     objective: Objective,
-    kl_coef: Tensor | float | None,
+    divergence: Divergence | None,
+    kl_coef: Tensor | float,
     vf_coef: float,
     ent_coef: float,
     value_clip: float | None,
 ) -> tuple[Tensor, LossParts]:
     """policy loss + vf_coef value loss - ent_coef entropy, and its parts; without a critic the value loss is 0."""
-    actor, log_ratio = policy_loss(out, samples, objective=objective, kl_coef=kl_coef)
+    actor, log_ratio = policy_loss(out, samples, objective=objective, divergence=divergence, kl_coef=kl_coef)
     total, critic = actor, torch.zeros_like(actor)
     if out.value is not None:
         critic = average(value_loss(out.value, samples.value_target, samples.value_old, value_clip), samples.weight)

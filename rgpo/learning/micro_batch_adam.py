@@ -31,15 +31,18 @@ class MicroBatchAdam:
         policy: Policy,
         loss: Loss,
         *,
-        penalized: bool,
         normalize: bool,
         max_grad_norm: float | None,
+        num_apart: int | None,
         adam_eps: float,
         seed: int,
     ) -> None:
-        self.policy, self.loss, self.penalized, self.normalize = policy, loss, penalized, normalize
+        self.policy, self.loss, self.normalize = policy, loss, normalize
         self.limit = math.inf if max_grad_norm is None else max_grad_norm
         self.parameters = list(policy.parameters())
+        ends = np.cumsum([p.numel() for p in self.parameters])
+        count = len(ends) if num_apart is None else int((ends <= num_apart).sum())
+        self.clipped = [part for part in (self.parameters[:count], self.parameters[count:]) if part]  # each part's norm apart
         self.adam = torch.optim.Adam([{"params": part} for part in sharded.by_kind(self.parameters)], eps=adam_eps)
         self.rng = np.random.default_rng(seed)
 
@@ -76,15 +79,15 @@ class MicroBatchAdam:
             batch = batch.with_advantage(advantage.index_copy(0, minibatch.indices, own))
         policy_loss, value_loss, largest = torch.zeros(3)
         for view in minibatch.views:
-            kl = kl_coef if self.penalized else None
-            total, parts = self.loss(self.policy.forward(view), batch.at(view), kl_coef=kl)
+            total, parts = self.loss(self.policy.forward(view), batch.at(view), kl_coef=kl_coef)
             torch.autograd.backward(total)
             policy_loss += parts.policy.cpu()
             value_loss += parts.value.cpu()
             largest = largest.maximum(parts.log_ratio_max.cpu())
         sharded.sum_gradients(self.parameters)
-        norm = sharded.clip_gradients(self.parameters, self.limit).cpu()
-        if not norm.isfinite():  # in every process, since the norm is of all gradients
+        norm, *others = [sharded.clip_gradients(part, self.limit).cpu() for part in self.clipped]
+        norm = norm + 0 * sum(others)  # the actor's if the critic's is clipped apart; NaN if that is not finite
+        if not norm.isfinite():  # in every process, since the norms are of all gradients
             raise _non_finite_step(minibatch, batch)
         self.adam.step()
         return torch.stack(Statistics(policy_loss, value_loss, largest, norm, (norm > self.limit).float()))

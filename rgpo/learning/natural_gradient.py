@@ -14,6 +14,7 @@ from rgpo.learning.types import Batch, Metrics, Objective, Policy, PolicyShift, 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rgpo.core.kl_penalty import Divergence
     from rgpo.learning.flat_adam import Data, FlatAdam
     from rgpo.learning.loss import LossParts
 
@@ -92,7 +93,7 @@ class NaturalGradient:
         )
 
     def setup(
-        self, policy: Policy, objective: Objective, *, penalized: bool, normalize: str, num_iterations: int, seed: int
+        self, policy: Policy, objective: Objective, divergence: Divergence | None, normalize: str, num_iterations: int, seed: int
     ) -> None:
         """Make the critic's optimizer; the policy's step needs none."""
         from rgpo.learning.flat_adam import FlatAdam

@@ -14,6 +14,7 @@ from rgpo.learning.types import Batch, Metrics, Objective, Policy, PolicyShift, 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rgpo.core.kl_penalty import Divergence
     from rgpo.learning.flat_adam import Data, FlatAdam
     from rgpo.learning.loss import Loss, LossParts
     from rgpo.learning.micro_batch_adam import MicroBatchAdam
@@ -32,7 +33,8 @@ class SGD:
     lr: float = field(metadata=POSITIVE)
     anneal_lr: bool  # linearly to 0 over the run
     adam_eps: float = field(metadata=POSITIVE)
-    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # of actor and critic together; null leaves gradients whole
+    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # null leaves gradients whole
+    clip_jointly: bool  # True: max_grad_norm limits the gradient of actor and critic together, False: of each
     vf_coef: float = field(metadata=NOT_NEGATIVE)
     ent_coef: float = field(metadata=NOT_NEGATIVE)
     value_clip: float | None = field(metadata=or_null(POSITIVE))  # null leaves the value loss unclipped
@@ -60,7 +62,7 @@ class SGD:
         )
 
     def setup(
-        self, policy: Policy, objective: Objective, *, penalized: bool, normalize: str, num_iterations: int, seed: int
+        self, policy: Policy, objective: Objective, divergence: Divergence | None, normalize: str, num_iterations: int, seed: int
     ) -> None:
         """Make the engine that the policy needs; objective is the surrogate without its kl_coef."""
         from rgpo.learning.loss import loss
@@ -69,16 +71,24 @@ class SGD:
         self.num_updates = 0
         self._standardizes = normalize == "minibatch"
         self.optimizer: FlatAdam | MicroBatchAdam
-        bound = partial(loss, objective=objective, vf_coef=self.vf_coef, ent_coef=self.ent_coef, value_clip=self.value_clip)
+        num_apart = None if self.clip_jointly else policy.num_actor_parameters
+        bound = partial(
+            loss,
+            objective=objective,
+            divergence=divergence,
+            vf_coef=self.vf_coef,
+            ent_coef=self.ent_coef,
+            value_clip=self.value_clip,
+        )
         if policy.flat is None:
             from rgpo.learning.micro_batch_adam import MicroBatchAdam
 
             self.optimizer = MicroBatchAdam(
                 policy,
                 bound,
-                penalized=penalized,
                 normalize=normalize == "minibatch",
                 max_grad_norm=self.max_grad_norm,
+                num_apart=num_apart,
                 adam_eps=self.adam_eps,
                 seed=seed,
             )
@@ -91,13 +101,14 @@ class SGD:
                     flat_loss,
                     policy=policy,
                     loss=bound,
-                    penalized=penalized,
+                    exact_kl=divergence is not None and divergence.estimator == "exact",
                     entropy=self.ent_coef != 0,
                     normalize=normalize == "minibatch",
                 ),
                 partial(flat_shift, policy=policy),
                 num_minibatches=self.num_minibatches,
                 max_grad_norm=self.max_grad_norm,
+                num_apart=num_apart,
                 adam_eps=self.adam_eps,
                 compile=self.compile,
                 num_steps=num_iterations * self.num_epochs * self.num_minibatches,
@@ -167,7 +178,7 @@ def flat_loss(
     *,
     policy: Policy,
     loss: Loss,
-    penalized: bool,
+    exact_kl: bool,
     entropy: bool,
     normalize: bool,
 ) -> tuple[Tensor, LossParts]:
@@ -177,8 +188,8 @@ def flat_loss(
     view, samples = cast(tuple[View, Samples], data)
     if normalize:
         samples = samples._replace(advantage=standardize(samples.advantage))
-    out = policy.forward(view, flat=flat, kl=penalized, entropy=entropy)
-    return loss(out, samples, kl_coef=kl_coef if penalized else None)
+    out = policy.forward(view, flat=flat, kl=exact_kl, entropy=entropy)
+    return loss(out, samples, kl_coef=kl_coef)
 
 
 def flat_shift(flat: Tensor, data: Data, *, policy: Policy) -> tuple[Tensor, ...]:

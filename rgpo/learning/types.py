@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
+from rgpo.core.kl_penalty import Divergence
 from rgpo.core.rollout import Array, Rollout
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ class Requirements(NamedTuple):
     reward_kl_coef: float = 0.0  # of KL(policy || reference) in the reward
     whole_parameters: bool = False  # whether each process must hold all parameters
     compiled: bool = False  # whether compiled updates were asked for
+    exact_kl: bool = False  # whether its loss reads the exact KL(old || new) of every sample
     pairs: bool = False  # whether it learns from stored pairs of answers, the chosen one first
 
 
@@ -188,7 +190,7 @@ class Update(Protocol):
         ...
 
     def setup(
-        self, policy: Policy, objective: Objective, *, penalized: bool, normalize: str, num_iterations: int, seed: int
+        self, policy: Policy, objective: Objective, divergence: Divergence | None, normalize: str, num_iterations: int, seed: int
     ) -> None:
         """Make the optimizer; normalize: what advantages are standardized over (minibatch, batch or none)."""
         ...

@@ -35,6 +35,7 @@ class Checkpoint(TypedDict):
     env_steps: int
     num_samples: int  # rows of samples up to the iteration
     ratio_moved: float  # nats; largest |log ratio| at which a gradient was taken
+    informative: bool  # whether rewards differed between completions of a prompt in any iteration
     policy: State
     algorithm: State
     task: State

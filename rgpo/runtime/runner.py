@@ -90,5 +90,8 @@ def _loop(session: Session, signals: Signals) -> None:
         session.recorder.close()
     session.save()
     session.finish(metrics)
-    if session.ratio_moved < RATIO_MOVED:
+    if not session.informative:
+        what = "the completions of each prompt had equal scores in every iteration, or all advantages were 0"
+        session.recorder.notice(f"{what}: there was nothing to learn from the reward")
+    elif session.ratio_moved < RATIO_MOVED:
         session.recorder.notice("the ratio was 1 at every gradient (one step per rollout): no gate can matter in this run")

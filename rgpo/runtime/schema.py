@@ -65,6 +65,7 @@ GLOSSARY: dict[str, Metric] = {
     "return/eval_std": Metric("reward", "standard deviation of the evaluation returns over episodes"),
     "reward/train_mean": Metric("score", "mean score of the iteration's completions by the reward model, without any KL"),
     "reward/train_std": Metric("score", "standard deviation of the same scores"),
+    "reward/offset": Metric("score", "mean score of the first rollout, which is subtracted from all scores before values"),
     **{
         f"reward/eval_{column}{what}": Metric("score", f"{meaning} of the {model} on held-out prompts, after the update")
         for column, model in (("proxy", "reward model"), ("gold", "gold reward model"))
@@ -96,6 +97,10 @@ GLOSSARY: dict[str, Metric] = {
     "kl/ref_k2_se": Metric("nats/token", "its standard error, likewise"),
     "kl/ref_k3": Metric("nats/token", "mean of pi_ref/pi - 1 + log pi/pi_ref over the same tokens, never negative"),
     "kl/ref_k3_se": Metric("nats/token", "its standard error, likewise"),
+    "kl/ref_unbiased": Metric(
+        "nats/token", "reweighted mean of ref/new - 1 + log new/ref over all tokens after the last epoch: KL(new || reference)"
+    ),
+    "kl/ref_unbiased_se": Metric("nats/token", "its standard error (tokens treated as independent)"),
     "kl/eval_ref_sequence": Metric("nats/completion", "mean of log pi(y)/pi_ref(y) over completions of held-out prompts"),
     "kl/eval_ref_sequence_se": Metric("nats/completion", "its standard error over prompts"),
     "kl/coef": Metric("1", "KL penalty coefficient used in this iteration"),
@@ -116,8 +121,8 @@ GLOSSARY: dict[str, Metric] = {
     "ess/weight": Metric("fraction", "effective sample size (sum w)^2 / sum w^2 / n of the weights"),
     "loss/policy": Metric("1", "mean policy loss (gated surrogate and KL penalty) over the iteration's gradient steps"),
     "loss/value": Metric("reward^2", "mean value loss over the iteration's gradient steps, before vf_coef"),
-    "grad/norm_mean": Metric("1", "mean gradient norm before clipping over the iteration's gradient steps"),
-    "grad/norm_max": Metric("1", "largest gradient norm before clipping in this iteration"),
+    "grad/norm_mean": Metric("1", "mean gradient norm before clipping over the gradient steps; the actor's if clipped apart"),
+    "grad/norm_max": Metric("1", "largest gradient norm before clipping in this iteration, likewise"),
     "grad/clip_fraction": Metric("fraction", "share of gradient steps whose gradient was clipped"),
     "value/explained_variance": Metric("fraction", "1 - Var(return - value) / Var(return) of the critic before learning"),
     "advantage/mean": Metric("1", "mean advantage of the batch before normalization"),
@@ -210,12 +215,20 @@ MOVED_MODULES = {
     "rgpo.updates.natural_gradient": "rgpo.learning.natural_gradient",
     "rgpo.updates.sgd": "rgpo.learning.sgd",
 }
+KL_IN_LOSS = ("rgpo.core.kl_penalty.FixedPenalty", "rgpo.core.kl_penalty.AdaptivePenalty")
+FORMER_KL = {  # what they penalized before it was a choice; on language tasks: True
+    True: {"estimator": "k3", "anchor": "reference"},
+    False: {"estimator": "exact", "anchor": "old"},
+}
 NO_PENALTY, REWARD_KL = "rgpo.core.kl_penalty.NoPenalty", "rgpo.core.kl_penalty.RewardKL"
 DROPPED = ("published", "presets", "kl_spike_threshold")  # keys whose values reach a run through other keys, or not at all
+LANGUAGE = "rgpo.language.task.Language"
 ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since and the values that keep its behavior
     "": {"algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"}},
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
-    "rgpo.language.task.Language": {
+    "rgpo.learning.sgd.SGD": {"clip_jointly": True},
+    LANGUAGE: {
+        "center_scores": False,
         "parallel": "ddp",
         "sampler": {"_target_": "rgpo.language.policy.samplers.Own", "correction_cap": None},
         "stop_tokens": None,
@@ -242,6 +255,8 @@ def canonical_config(config: Mapping[str, object]) -> dict[str, object]:
     _move_normalization(top)
     node = _canonical_node(top, ADDED[""])
     penalty, choices = _mapping(node.get("penalty")), _mapping(node.get("choices"))
+    if penalty.get("_target_") in KL_IN_LOSS:
+        node["penalty"] = FORMER_KL[_mapping(node.get("task")).get("_target_") == LANGUAGE] | penalty
     coef = penalty.get("reward_kl_coef", 0.0) if penalty.get("_target_") == NO_PENALTY else 0.0
     if "reward_kl_coef" in penalty:
         node["penalty"] = {"_target_": REWARD_KL, "coef": coef} if coef else {"_target_": NO_PENALTY}

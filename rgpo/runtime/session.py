@@ -48,6 +48,14 @@ def restore(saved: checkpoint.Checkpoint, task: Task, policy: Policy, algorithm:
     algorithm.load_state_dict(saved["algorithm"])
 
 
+def is_informative(metrics: Metrics) -> bool:
+    """False if an iteration's advantages are all 0, or no prompt has completions with different scores."""
+    if "advantage/std" not in metrics:  # an algorithm that learns from something else
+        return True
+    alike = number(metrics, "language/zero_variance_group_share", 0.0) == 1
+    return not alike and any(number(metrics, f"advantage/{moment}", 0.0) != 0 for moment in ("mean", "std"))
+
+
 class Session:
     """Every process computes; rank 0 alone writes and prints."""
 
@@ -63,6 +71,7 @@ class Session:
         self.last_checkpoint = 0  # iteration; 0: none
         self._lock_file = run_folder.lock_file(run_dir)
         self.ratio_moved = 0.0  # nats; largest |log ratio| at which a gradient was taken; infinite if it is not measured
+        self.informative = False  # whether rewards differed between completions of a prompt in any iteration
 
     def start(self) -> None:
         """Record what the run is, set up its parts and load the last checkpoint if there is one."""
@@ -132,6 +141,7 @@ class Session:
         self.iteration = self.last_checkpoint = saved["iteration"]
         self.env_steps = saved["env_steps"]
         self.ratio_moved = saved["ratio_moved"]
+        self.informative = saved["informative"]
         restore(saved, self.task, self.policy, self.algorithm)
 
     def _compare_machines(self, saved: checkpoint.Checkpoint) -> None:
@@ -154,6 +164,7 @@ class Session:
         num_steps = int(rollout.live().sum())
         self.env_steps += num_steps
         self.ratio_moved = max(self.ratio_moved, number(metrics, "ratio/abs_log_max_learning", math.inf))
+        self.informative = self.informative or is_informative(metrics)
         every = self.settings.eval_every
         if every > 0 and (self.iteration % every == 0 or last):
             before = time.perf_counter()
@@ -183,6 +194,7 @@ class Session:
             "env_steps": self.env_steps,
             "num_samples": self.recorder.num_samples,
             "ratio_moved": self.ratio_moved,
+            "informative": self.informative,
             "policy": self.policy.state_dict(),  # on every rank: it may gather shards
             "algorithm": self.algorithm.state_dict(),
             "task": self.task.state_dict(),

@@ -104,8 +104,12 @@ def make_completions(
     pad_id: int,
     device: torch.device,
 ) -> Completions:
-    """Completions from another source; rows: each prompt's tokens, their log-probabilities, and whether eos ended them."""
+    """Completions from another source; rows: each prompt's tokens, their log-probabilities, and whether eos ended them.
+
+    Raises: ConfigError if no row has a token.
+    """
     width, longest = max(map(len, prompt_ids)), max(len(ids) for ids, _, _ in rows)
+    require(longest > 0, "task.sampler", f"{len(rows)} completions", "no completion has a token, not even the end of its turn.")
     sequence = torch.full((len(rows), width + longest), pad_id)
     mask, logp = torch.zeros_like(sequence), torch.zeros((len(rows), longest))
     for i, (prompt, (ids, values, _)) in enumerate(zip(prompt_ids, rows, strict=True)):

@@ -93,12 +93,13 @@ def make_micro_batch(completions: Completions, index: Tensor, rows_B: Tensor) ->
     known, targets = completions.attention_mask_BS[index, :width].bool(), sequence[:, width:]
     column, step = (torch.arange(count, device=index.device) for count in (width, longest))
 
+    num_read = (length - 1).clamp(min=0)  # an empty completion takes no place
     row = torch.unique(rows_B[index], return_inverse=True)[1][:, None]
     earlier = (row == row.T).tril(-1)  # completions that precede this one in its row
-    start = prompt_length + (earlier * (length.T - 1)).sum(-1, keepdim=True)
-    shape = int(row.max()) + 1, int((start + length).max()) - 1
+    start = prompt_length + (earlier * num_read.T).sum(-1, keepdim=True)
+    shape = int(row.max()) + 1, int((start + num_read).max())
     place_bP, place_bt = (row * shape[1] + x for x in (column - width + prompt_length, start + step))
-    read = step < length - 1
+    read = step < num_read
 
     def lay_out(of_prompt_bP: Tensor, of_completion_bt: Tensor, padding: int) -> Tensor:
         laid = torch.full(shape, padding, device=index.device).flatten()

@@ -90,7 +90,8 @@ def token_weights(completions: Completions, minibatches: list[list[Tensor]], red
 def to_tokens(x_TB: Array, completions: Completions) -> Tensor:
     """(N,) float32 of an array over steps and environments."""
     mask_BT = completions.completion_mask_BT.bool()
-    return torch.from_numpy(np.ascontiguousarray(x_TB.T)).to(mask_BT.device, torch.float32)[mask_BT]
+    x_BT = np.array(x_TB.T, np.float32, order="C")  # a copy always: torch takes no negative strides, not even of a length-1 axis
+    return torch.from_numpy(x_BT).to(mask_BT.device)[mask_BT]
 
 
 def to_rows(x_N: Tensor, completions: Completions) -> Tensor:
