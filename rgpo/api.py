@@ -227,8 +227,13 @@ class Run:
     def _parts(self) -> _Parts:
         """The parts as a resumed run would have them."""
         from rgpo.cli.config import build, config_hash
+        from rgpo.cli.words import flat
+        from rgpo.runtime.provenance import REDACTED
         from rgpo.runtime.session import restore, set_up
 
+        for key, value in flat(self._stored).items():
+            if isinstance(value, str) and REDACTED in value:
+                raise ConfigError(f"{self.folder}: config.yaml has no value of {key}; repeat the command to use the run.")
         saved = checkpoint.load(self.folder, config_hash(self._stored))
         if saved is None:
             raise ConfigError(

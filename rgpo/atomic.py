@@ -48,7 +48,7 @@ def replacing(path: Path, *, fsync: bool = False, keep: Path | None = None) -> I
     """Yield a new empty hidden file beside ``path`` to write to; it replaces ``path``, or is deleted if an error is raised.
 
     fsync: the contents are on the disk before the old file is gone, so that even a power cut leaves one of the two.
-    keep: the name that the old file gets.
+    keep: the name that the old file, if it is a regular one, gets.
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.writing")
     os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
@@ -56,7 +56,7 @@ def replacing(path: Path, *, fsync: bool = False, keep: Path | None = None) -> I
         yield aside
         if fsync:
             _sync(aside, 0)
-        if keep is not None and os.path.lexists(path):
+        if keep is not None and path.is_file() and not path.is_symlink():
             rename(path, keep)
         os.replace(aside, path)  # noqa: PTH105
     except BaseException:

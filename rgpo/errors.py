@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable
 
 MAX_SHOWN, MAX_LINE = 300, 4000  # characters of a text from a file, and of a line on a terminal
@@ -61,6 +62,18 @@ def printable(text: str, limit: int = MAX_SHOWN) -> str:
     """A text from a file or an error as one line for a terminal: control characters escaped, the rest cut at the limit."""
     shown = _escaped(re.sub(r"[\n\r\t]+", " ", text[:limit]))
     return shown if len(text) <= limit else f"{shown}... ({len(text):,} characters)"
+
+
+def shell_word(text: str) -> str:
+    """A text as a word of a shell's command line; as $'...' if a terminal would not show it."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escapes = {ord("\\"): "\\\\", ord("'"): "\\'"}
+    return "$'" + "".join(c.translate(escapes) if c.isprintable() else _bytes(c) for c in text) + "'"
+
+
+def _bytes(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def _escaped(text: str) -> str:

@@ -93,9 +93,7 @@ def parquet(path: Path) -> Iterator[pq.ParquetFile]:
         try:
             with pq.ParquetFile(raw, pre_buffer=False, page_checksum_verification=True) as file:
                 facts = file.metadata
-                groups = (facts.row_group(i) for i in range(facts.num_row_groups))
-                values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
-                if max(values, facts.num_rows) > MAX_VALUES:
+                if facts.num_rows * facts.num_columns > MAX_VALUES:  # facts of single columns abort on a damaged footer
                     raise Unreadable.file(path, "it has too many rows")
                 yield file
         except Unreadable:

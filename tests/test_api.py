@@ -254,6 +254,9 @@ def test_folders_without_a_run_or_a_fitting_checkpoint_are_refused(ppo: rgpo.Run
     (folder / "config.yaml").write_text(text.replace("lr: 0.0005", "lr: 0.0006"))
     with pytest.raises(rgpo.ConfigError, match=r"checkpoint\.pt: was written by config \w+, this run is \w+"):
         _ = rgpo.load(folder).policy
+    (folder / "config.yaml").write_text(text.replace("env_kwargs: {}", "env_kwargs: {api_key: '[redacted]'}"))
+    with pytest.raises(rgpo.ConfigError, match=r"config\.yaml has no value of task\.env_kwargs\.api_key; repeat the command"):
+        _ = rgpo.load(folder).policy
     (folder / "config.yaml").write_text(text)
     saved = checkpoint_of(folder)
     torch.save(saved | {"format": 4}, folder / "checkpoint.pt")

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import report_fixtures as fixtures
 
@@ -78,9 +79,10 @@ def test_the_report_takes_names_as_they_are_typed(name: str, here: Path, capsys:
 
 
 def test_the_hint_of_a_run_is_understood(here: Path) -> None:
-    folder = "it's $HOME, [x]=${y} é\n-"
+    folder = "it's $HOME, [x]=${y} \\ é\n\x1b[31m-"
     done = subprocess.run([BIN / "rgpo-run", *RUN, f"results_dir={folder}", "name=a.b-c"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
     hint = re.search(r"`(rgpo-report .*)` draws it", done.stdout, re.DOTALL)
     assert hint is not None, done.stdout
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
@@ -145,3 +147,17 @@ def test_a_sweep_repeats_a_finished_run_whose_rows_are_damaged(here: Path) -> No
     assert "1 of 2 runs already complete" in done.stdout, done
     assert done.returncode == 0 and "2 of 2 runs are complete" in done.stdout, done
     assert main(["verify"]) == 0
+
+
+def test_an_unfinished_run_with_another_configuration_is_left_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fixtures.write_run(here / "results", iterations=30, reached=8, status="interrupted")
+    (part,) = (run / "metrics").iterdir()
+    config = (run / "config.yaml").read_text()
+    table = pq.read_table(part, partitioning=None)
+    pq.write_table(table.replace_schema_metadata({"config": config}), part)
+    assert main([*FAST]) == 0, capsys.readouterr().err
+    (run / "config.yaml").write_text(config.replace('"name": "first_evidence"', '"name": "first_evidence", "memory_gb": 3'))
+    assert main([*FAST]) == 0, capsys.readouterr().err
+    (run / "config.yaml").write_text(config.replace('"lr": 0.0003', '"lr": 0.0004'))
+    assert main([*FAST]) == 1
+    assert "config.yaml is not the configuration that its rows were measured with" in capsys.readouterr().err

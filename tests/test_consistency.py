@@ -54,9 +54,7 @@ def test_a_model_that_sees_the_future_is_refused(make_language_model: Make) -> N
     policy = make_language_model()
     layer = policy.backbone.layers[0].mlp
     layer.register_forward_hook(lambda module, inputs, out: out + out.mean(1, keepdim=True))
-    refused(
-        policy, r"log-probabilities of Qwen2ForCausalLM change when it generates tokens .*additive: .*not causal"
-    )
+    refused(policy, r"log-probabilities of Qwen2ForCausalLM change when it generates tokens .*additive: .*not causal")
 
 
 def test_positions_that_count_padding_are_read_by_length_and_without_a_mask(make_language_model: Make) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from tiny_policies import roll
 from torch import Tensor
 
+import rgpo
 from rgpo.control.actor_critic import ActorCritic, ControlRollout
 from rgpo.core.advantages import GAE
 from rgpo.core.gate import Gate
@@ -258,3 +260,18 @@ def test_language_models_have_the_same_culprits(make_language_model: Callable[..
     with pytest.raises(NonFiniteError, match=sentence) as caught:
         algorithm.learn(policy, completions, False)
     assert (kind == "step") == (INNOCENT in str(caught.value))
+
+
+def test_a_run_that_stands_still_says_so_at_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "task=cartpole",
+        "task.num_envs=2",
+        "task.num_steps=32",
+        "num_iterations=10",
+        "eval_every=0",
+        f"results_dir={tmp_path}",
+    )
+    rgpo.run("algo=ppo", *words)
+    assert "nothing was learned" not in capsys.readouterr().out
+    rgpo.run("algo=ppo", *words, "update.lr=1000")
+    assert "the KL(old || new) was 0 in the last" in capsys.readouterr().out

@@ -52,6 +52,7 @@ def test_a_flipped_bit_of_the_manifest_is_found(tmp_path: Path) -> None:
         (lambda path: path.mkdir(), "folder"),
         (lambda path: os.mkfifo(path), "not a regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: (path.touch(), os.truncate(path, 1 << 40)), "larger than"),  # at once, without reading a terabyte
     ],
 )
 def test_odd_files_are_named(plant, why: str, tmp_path: Path) -> None:

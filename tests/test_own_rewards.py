@@ -12,7 +12,7 @@ from tiny_models import write_model, write_reward_model
 
 import rgpo
 
-CODE = '''
+CODE = """
 import numpy, torch
 SEEN = []
 def brevity(prompts, completions, **columns):
@@ -34,7 +34,7 @@ def broken(completions): return helper(completions)
 def helper(completions): raise KeyError("no such rule")
 class Kind: pass
 from os import getcwd
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,9 @@ def test_one_word_names_a_reward_and_no_reward_model_is_loaded(parts: Path) -> N
 
 
 def test_terms_are_summed_with_weights_and_weight_0_only_logs(parts: Path) -> None:
-    reward = "[{function: my_reward.py:brevity, weight: 0.5}, {function: my_reward:letters, weight: 0, name: a}, my_reward.py:tensor]"
+    reward = (
+        "[{function: my_reward.py:brevity, weight: 0.5}, {function: my_reward:letters, weight: 0, name: a}, my_reward.py:tensor]"
+    )
     ran = go(parts, f"task.reward={reward}")
     assert ran.code == 0, ran.printed
     frame = pd.read_parquet(ran.folder / "metrics.parquet")
@@ -121,8 +123,14 @@ def test_what_a_function_does_wrong_is_a_sentence_with_its_name(parts: Path, nam
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("my_reward.py:lacks", "task.reward=my_reward.py:lacks: needs solution, which the data lack; a function gets answer, comp"),
-        ("my_reward.py:brief", "task.reward[0].function=my_reward.py:brief: my_reward.py defines no brief; write the name of a f"),
+        (
+            "my_reward.py:lacks",
+            "task.reward=my_reward.py:lacks: needs solution, which the data lack; a function gets answer, ",
+        ),
+        (
+            "my_reward.py:brief",
+            "task.reward[0].function=my_reward.py:brief: my_reward.py defines no brief; write the name",
+        ),
         ("my_reward.py:Kind", "Kind is no function but a type; define it with def"),
         ("my_reward.py:getcwd", "getcwd is no function but a builtin_function_or_method"),
         ("nowhere.py:f", "there is no such file; put it into the current directory or --config-dir"),
@@ -149,7 +157,9 @@ def test_a_reward_that_cannot_be_used_is_refused_before_anything_runs(
 
 
 def test_a_failed_run_resumes_bit_for_bit_unless_the_reward_has_changed(parts: Path, tmp_path: Path) -> None:
-    code = CODE + """
+    code = (
+        CODE
+        + """
 from pathlib import Path
 def fragile(prompts, completions):
     calls = Path("calls")
@@ -159,6 +169,7 @@ def fragile(prompts, completions):
         raise RuntimeError("stopped")
     return [len(text) for text in completions]
 """
+    )
     (tmp_path / "fragile.py").write_text(code)
     whole = go(parts, "task.reward=fragile.py:fragile", "num_iterations=4", "checkpoint_every_s=0", "name=whole")
     assert whole.code == 0, whole.printed

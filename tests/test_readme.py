@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from rgpo import gates
-from rgpo.runtime import schema
+from rgpo.runtime import own_metrics, schema
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/language.md", "docs/scaling.md", "experiments/README.md"]

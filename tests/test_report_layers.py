@@ -64,7 +64,7 @@ def test_every_room_has_a_level() -> None:
 def test_settings_read_neither_numpy_nor_matplotlib() -> None:
     tree = ast.parse(MODULES["rgpo.report.settings"].read_text())
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert modules == {"__future__", "dataclasses", "rgpo.errors"}
+    assert modules == {"__future__", "dataclasses", "pathlib", "rgpo.errors"}
 
 
 @pytest.mark.parametrize("name", FIGURES)

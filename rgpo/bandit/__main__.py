@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from rgpo.bandit.laws import Law
 from rgpo.cli.config import make
 from rgpo.cli.overrides import group_options
+from rgpo.cli.targets import make_importable
 from rgpo.core.gate import GateLike
 from rgpo.errors import ConfigError, close_matches, first_line, require
 from rgpo.paths import conf_dir
@@ -126,6 +127,7 @@ def load(group: str, name: str, changes: Mapping[str, Any], config_dir: str | No
 
     Raises: ConfigError for an unknown option or parameter, or a value that the object does not accept.
     """
+    make_importable(config_dir)
     options = group_options(group, config_dir)
     near = close_matches(name, options) or f" The options are {', '.join(options)}."
     require(name in options, group, name, f"is not an option of the group {group}.{near}")

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from rgpo.cli.targets import make_importable
 from rgpo.cli.unused import refuse_unused
 from rgpo.cli.words import flat, former_name, preset_of, typed_keys
 from rgpo.core.ranges import count
-from rgpo.errors import ConfigError, close_matches, first_line, require
+from rgpo.errors import ConfigError, close_matches, first_line, require, shell_word
 from rgpo.learning.types import Task
 from rgpo.paths import conf_dir
 from rgpo.runtime.own_metrics import glossary
@@ -61,8 +60,8 @@ class Job:
     @property
     def command(self) -> str:
         """The command line of this run alone."""
-        own = ["--config-dir", self.config_dir] if self.config_dir else []
-        return shlex.join(["rgpo-run", *own, *self.overrides])
+        own = [f"--config-dir={self.config_dir}"] if self.config_dir else []
+        return " ".join(map(shell_word, ["rgpo-run", *own, *self.overrides]))
 
     @property
     def plan(self) -> bool:

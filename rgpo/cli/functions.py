@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rgpo.cli.hints import Node, shown
-from rgpo.cli.targets import OWN, _own_folders, _owner
+from rgpo.cli.targets import OWN, own_folders, owner_of
 from rgpo.errors import ConfigError, close_matches, first_line
 
 REWARD = "rgpo.language.rewards.function.Reward"
@@ -41,7 +41,7 @@ def find_function(key: str, text: str) -> Callable[..., object]:
     if not isinstance(found, types.FunctionType):
         raise ConfigError(f"{key}={text}: {name} is no function but a {type(found).__name__}; define it with def.")
     home = sys.modules.get(found.__module__)
-    if home is not module and (found.__module__ == "rgpo" or _owner(found.__module__) != "user"):
+    if home is not module and (found.__module__ == "rgpo" or owner_of(found.__module__) != "user"):
         raise ConfigError(f"{key}={text}: is {found.__module__}.{found.__qualname__}, which is not defined in {OWN}.")
     return found
 
@@ -49,14 +49,14 @@ def find_function(key: str, text: str) -> Callable[..., object]:
 def _module(key: str, text: str, place: str) -> types.ModuleType:
     if not all(part.isidentifier() for part in place.split(".")):
         raise ConfigError(f"{key}={text}: names no module; write file.py:function or module:function.")
-    if _owner(place) != "user":
+    if owner_of(place) != "user":
         raise ConfigError(f"{key}={text}: {place} is not a module of the current directory or of --config-dir; write one there.")
     return importlib.import_module(place)
 
 
 def _module_of_file(key: str, text: str, place: str) -> types.ModuleType:
     """The module of a file below the current directory, --config-dir or a folder of PYTHONPATH, in this order."""
-    folders = sorted(_own_folders(), key=lambda folder: folder != Path.cwd().resolve())
+    folders = sorted(own_folders(), key=lambda folder: folder != Path.cwd().resolve())
     path = Path(place).expanduser()
     files = [(folder / path).resolve() for folder in folders]
     own = [file for folder, file in zip(folders, files, strict=True) if file.is_file() and file.is_relative_to(folder)]

@@ -75,7 +75,7 @@ def _hint(target: Callable[..., object], parameter: inspect.Parameter) -> object
 
 def accepts(hint: object, value: object) -> bool:
     """True if a value of a configuration, or the object built from it, has the type of a hint."""
-    hint = _plain(hint)
+    hint = plain_hint(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(accepts(part, value) for part in arguments)
@@ -94,22 +94,22 @@ def accepts(hint: object, value: object) -> bool:
     return kind is object or is_node(value) or (kind is Callable and isinstance(value, str))
 
 
-def _plain(hint: object) -> object:
+def plain_hint(hint: object) -> object:
     """A hint without its decoration; object for one that accepts everything."""
     if isinstance(hint, InitVar):
-        return _plain(hint.type)
+        return plain_hint(hint.type)
     if get_origin(hint) is Annotated:
-        return _plain(get_args(hint)[0])
+        return plain_hint(get_args(hint)[0])
     if hasattr(hint, "__supertype__"):
-        return _plain(hint.__supertype__)
+        return plain_hint(hint.__supertype__)
     return object if hint is Any or isinstance(hint, TypeVar) else type(None) if hint is None else hint
 
 
 def takes_function(hint: object) -> bool:
     """True for the hint of a parameter that takes a function and no text."""
-    hint = _plain(hint)
+    hint = plain_hint(hint)
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    kinds = [get_origin(_plain(part)) or _plain(part) for part in parts]
+    kinds = [get_origin(plain_hint(part)) or plain_hint(part) for part in parts]
     return Callable in kinds and str not in kinds and object not in kinds
 
 
@@ -127,7 +127,7 @@ def _accepts_items(arguments: tuple[object, ...], values: list[object], kind: ob
 
 def describe(hint: object, several: bool = False) -> str:
     """A hint in words: a whole number or null."""
-    hint = _plain(hint)
+    hint = plain_hint(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(sorted({describe(part, several) for part in arguments}))
@@ -151,7 +151,7 @@ def describe(hint: object, several: bool = False) -> str:
 
 def missing_members(hint: object, value: object) -> list[str]:
     """The members of a Protocol that an object lacks; of any other class the class itself, if the object is no instance."""
-    parts = [_plain(part) for part in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))]
+    parts = [plain_hint(part) for part in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))]
     classes = [part for part in parts if isinstance(part, type) and part is not object]
     if len(classes) != len(parts):
         return []

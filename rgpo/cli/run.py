@@ -58,7 +58,16 @@ def main() -> None:
         print(f"rgpo {__version__}")
         return
     job_words = _without_cfg_job(words)
-    sys.exit(_main(words) if job_words is None else _print_config(job_words))
+    from rgpo.errors import printable
+    from rgpo.runtime.streams import tolerant_output
+
+    with tolerant_output():
+        try:
+            code = _main(words) if job_words is None else _print_config(job_words)
+        except OSError as error:  # of the machine, such as too few file descriptors
+            print(f"rgpo-run: {printable(str(error))}", file=sys.stderr)
+            code = 1
+    sys.exit(code)
 
 
 def _main(words: list[str]) -> int:

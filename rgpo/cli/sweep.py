@@ -55,7 +55,7 @@ def start(job: Job) -> int:
     try:
         run(job.config, *build(job.config), job.run_dir, job.config_hash, job.command)
     except Interrupted as stop:
-        print(f"stopped; the same command resumes the run: {job.run_dir}", flush=True)
+        print(f"stopped; the same command resumes the run: {printable(str(job.run_dir), MAX_LINE)}", flush=True)
         distributed.stop()
         return stop.exit_code
     except KeyboardInterrupt:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rgpo.core.advantages import zero_variance_groups
-from rgpo.core.divergences import k1, k2, k3
 from rgpo.core.rollout import Array
-from rgpo.language.policy.token_batch import clustered_mean, sampler_gap
+from rgpo.language.policy.token_batch import reference_kl, sampler_gap
 
 if TYPE_CHECKING:
     from rgpo.language.policy.generation import Completions
@@ -31,8 +30,6 @@ def describe_rollout(
         metrics |= {"sampler/log_ratio_abs_mean": float(gap.mean()), "sampler/log_ratio_abs_max": float(gap.max())}
     if group_size > 1:
         metrics["language/zero_variance_group_share"] = float(zero_variance_groups(score, group_size).mean())
-    if on_policy:  # k1, k2, k3 of samples of the policy estimate KL(policy || reference)
-        x = old.logp_ref_N - old.logp_old_N
-        for name, estimator in (("k1", k1), ("k2", k2), ("k3", k3)):
-            metrics[f"kl/ref_{name}"], metrics[f"kl/ref_{name}_se"] = clustered_mean(estimator(x), completions)
+    if on_policy:
+        metrics |= reference_kl(old, completions)
     return metrics

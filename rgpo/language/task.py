@@ -77,7 +77,7 @@ class Language:
 
     @property
     def stop_rule(self) -> StopRule:
-        """What ends a completion."""
+        """Tokens and texts that end a completion."""
         assets = self.assets
         return make_stop_rule(assets.tokenizer, assets.stop_ids | {assets.eos_id}, self.stop_tokens, self.stop_strings)
 
@@ -167,8 +167,7 @@ class Language:
         from rgpo.language.policy.language_model import LanguageModel, Sampling
         from rgpo.language.policy.pretrained import add_lora, checkpoint_layers
 
-        assets = self.assets
-        model = assets.model
+        model = self.assets.model
         if self.gradient_checkpointing:
             checkpoint_layers(model)
         if self.lora is not None:
@@ -180,7 +179,7 @@ class Language:
             temperature=self.temperature,
             max_new_tokens=self.max_new_tokens,
             stop=self.stop_rule,
-            pad_id=assets.pad_id,
+            pad_id=self.assets.pad_id,
             ratio=self.ratio,
             reduction=self.reduction,
             micro_batch_size=self.micro_batch_size,
@@ -206,9 +205,7 @@ class Language:
         return self.waiting.popleft()
 
     def _collect(self, policy: LanguageModel) -> CompletionRollout:
-        import torch
-
-        from rgpo.language.policy.token_batch import CompletionRollout, sampler_gap, to_rows
+        from rgpo.language.policy.token_batch import CompletionRollout, sampler_correction, to_rows
         from rgpo.language.rollout_metrics import describe_rollout
 
         started = time.perf_counter()
@@ -221,8 +218,6 @@ class Language:
         score = score - (self.missing_eos_penalty or 0.0) * (~completions.finished_B).double().cpu().numpy()
         scored = time.perf_counter()
         old = policy.compute_old_logprobs(completions, self.requirements.num_minibatches, self.rng)
-        weight_N = sampler_gap(old.logp_old_N, completions).exp()
-        cap = self.sampler.correction_cap
         kl_BT = to_rows(old.logp_old_N - old.logp_ref_N, completions).double().cpu().numpy()
         value_BT = to_rows(old.value_N, completions).double().cpu().numpy()
         mask_BT = completions.completion_mask_BT.cpu().numpy()
@@ -239,7 +234,7 @@ class Language:
             group_size=self.group_size,
             completions=completions,
             old=old,
-            correction_N=torch.ones_like(weight_N) if cap is None else weight_N.clamp(max=cap),
+            correction_N=sampler_correction(old.logp_old_N, completions, self.sampler.correction_cap),
         )
 
     def _centered(self, score_B: Array) -> Array:

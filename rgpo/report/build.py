@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rgpo.atomic import replacing, write_bytes
+from rgpo.atomic import remove_temporary, replacing, write_bytes
 from rgpo.errors import ConfigError, close_matches
 from rgpo.report.claims.claims import Evidence, read_theory
 from rgpo.report.claims.ledger import ledger, renew
@@ -59,6 +59,7 @@ def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
     judged = ledger(Evidence({experiment.name: experiment.groups for experiment in loaded}, settings, theory))
     try:
         out.mkdir(parents=True, exist_ok=True)
+        remove_temporary(out)
         base = style.algorithm_lines(group.algo for group in everything)
         with workers(num_folders) as distribute:  # new processes, so that the memory of reading is free
             sections = [_section(i, e, modules, base, settings, defaults, distribute) for i, e in enumerate(loaded, start=1)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, fields
+from pathlib import Path
 
-from rgpo.errors import close_matches, require
+from rgpo.errors import close_matches, require, shell_word
 
 FIGURES = (  # modules of rgpo.report.figures, in the report's order
     "learning_curves",
@@ -59,9 +59,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for key, known in (("figures", FIGURES), ("formats", FORMATS)):
+            own = ", and there is no module of that name in the current directory" if key == "figures" else ""
             for name in getattr(self, key) or ():
-                remedy = f"{name} is not one of {', '.join(known)}.{close_matches(str(name), known)}"
-                require(name in known, key, _text(getattr(self, key)), remedy)
+                remedy = f"{name} is not one of {', '.join(known)}{own}.{close_matches(str(name), known)}"
+                require(name in known or (bool(own) and is_own_figure(name)), key, _text(getattr(self, key)), remedy)
         require(bool(self.formats) or self.figures == [], "formats", "[]", "give at least one of svg, png, pdf")
         require(20 <= self.dpi <= 1200, "dpi", self.dpi, "give 20 to 1200 dots per inch")
         require(1 <= self.smoothing <= 1000, "smoothing", self.smoothing, "give 1 (none) to 1000 updates")
@@ -76,8 +77,9 @@ class Settings:
 
     @property
     def wanted_figures(self) -> list[str]:
-        """Names in the report's order, without repetitions."""
-        return [name for name in FIGURES if self.figures is None or name in self.figures]
+        """Names in the report's order, without repetitions, the user's own last."""
+        own = [name for name in dict.fromkeys(self.figures or ()) if name not in FIGURES]
+        return [name for name in FIGURES if self.figures is None or name in self.figures] + own
 
     @property
     def thresholds(self) -> tuple[float, ...]:
@@ -85,11 +87,16 @@ class Settings:
         return tuple(sorted({self.spike_threshold, *self.spike_sweep}))
 
 
+def is_own_figure(name: str) -> bool:
+    """True if the current directory has a module of that name."""
+    return name.isidentifier() and Path(f"{name}.py").is_file()
+
+
 def command(settings: Settings, defaults: Settings, **change: object) -> str:
     """The shell line that makes the report of `settings` with `change`; it names only what differs from the defaults."""
     values = {field.name: change.get(field.name, getattr(settings, field.name)) for field in fields(settings)}
     words = [f"{key}={_text(value)}" for key, value in values.items() if value != getattr(defaults, key) and key != "watch"]
-    return shlex.join(["rgpo-report", *words])
+    return " ".join(map(shell_word, ["rgpo-report", *words]))
 
 
 def _text(value: object) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rgpo.errors import MAX_LINE, printable
 from rgpo.runtime.metrics import number
 from rgpo.runtime.provenance import Provenance
 from rgpo.runtime.settings import Settings
@@ -33,7 +34,7 @@ def banner(run_dir: Path, settings: Settings, facts: Provenance, num_iterations:
             f"{settings.task} | {settings.choice('algo')}, seed {settings.seed}",
             *(f"  {part:{width}}  {text}" for part, text in facts["algorithm"].items()),
             f"  {', '.join(clauses)}",
-            f"  results in {run_dir}",
+            f"  results in {printable(str(run_dir), MAX_LINE)}",
             f"  rgpo {versions['rgpo']} ({commit}), torch {versions['torch']}, mujoco {versions['mujoco']}",
         ]
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection, Mapping
 from io import BufferedReader
@@ -21,7 +20,7 @@ from rgpo.runtime import reader
 NAME = "manifest.json"
 FILES = ("config.yaml", "provenance.json", "metrics.parquet", "samples.parquet", "checkpoint.pt", "checkpoint-previous.pt")
 PART = re.compile(r"part-(\d{4,9})-\d{6,}(?:-([0-9a-f]{16}))?\.parquet")  # attempt, digest (version 0.1 wrote none)
-MAX_BYTES = 1 << 50  # of a file that is hashed
+MAX_BYTES, MAX_PART = 1 << 50, 1 << 30  # of a file that is hashed, and of a part, which has at most 1,000 rows
 
 
 class Manifest(TypedDict):
@@ -30,6 +29,7 @@ class Manifest(TypedDict):
     attempt: int
     num_iterations: int
     files: dict[str, str]  # name -> sha256
+    sizes: dict[str, int]  # name -> bytes
     sha256: str  # of the other keys
 
 
@@ -38,8 +38,9 @@ def write(run_dir: Path, attempt: int = 0, num_iterations: int = 0) -> None:
 
     Raises: Unreadable if one of them cannot be read; OSError if the manifest cannot be written.
     """
-    files = {name: digest(run_dir / name) for name in FILES if os.path.lexists(run_dir / name)}
-    facts = {"attempt": attempt, "num_iterations": num_iterations, "files": files}
+    files = {name: digest(run_dir / name) for name in FILES if (run_dir / name).exists()}
+    sizes = {name: (run_dir / name).stat().st_size for name in files}
+    facts = {"attempt": attempt, "num_iterations": num_iterations, "files": files, "sizes": sizes}
     atomic.write_text(run_dir / NAME, json.dumps({**facts, "sha256": _digest_of(facts)}, indent=1) + "\n", fsync=True)
 
 
@@ -50,7 +51,8 @@ def read(run_dir: Path) -> Manifest:
     """
     found = reader.read_json(run_dir / NAME, Manifest)
     facts = {key: value for key, value in found.items() if key != "sha256"}
-    if found.get("sha256") != _digest_of(facts) or not set(found.get("files", ())) <= set(FILES):
+    files = found.get("files", {})
+    if found.get("sha256") != _digest_of(facts) or not set(files) <= set(FILES) or set(found.get("sizes", {})) != set(files):
         raise reader.Unreadable(f"{NAME} is damaged (checksum)")
     return found
 
@@ -66,18 +68,20 @@ def problems(run_dir: Path, names: Collection[str] = FILES) -> list[str]:
 def damage(run_dir: Path, names: Collection[str] = FILES) -> dict[str, str]:
     """The same clauses by the names of the files."""
     try:
-        expected = read(run_dir)["files"]
+        expected = read(run_dir)
     except reader.Missing:
         return {}
     except reader.Unreadable as error:
         return {NAME: str(error)}
-    return {name: why for name, sha256 in expected.items() if name in names and (why := _damage(run_dir / name, sha256))}
+    digests, sizes = expected["files"], expected["sizes"]
+    found = {name: _damage(run_dir / name, digests[name], sizes[name]) for name in digests if name in names}
+    return {name: why for name, why in found.items() if why}
 
 
 def part_damage(path: Path) -> str:
     """A clause if a part file does not match the digest in its name; "" if it does or its name has none."""
     found = PART.fullmatch(path.name)
-    return _damage(path, found[2]) if found and found[2] else ""
+    return _damage(path, found[2], MAX_PART) if found and found[2] else ""
 
 
 def part_name(attempt: int, number: int, data: bytes | memoryview) -> str:
@@ -85,21 +89,21 @@ def part_name(attempt: int, number: int, data: bytes | memoryview) -> str:
     return f"part-{attempt:04d}-{number:06d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
 
 
-def digest(path: Path) -> str:
+def digest(path: Path, limit: int = MAX_BYTES) -> str:
     """The sha256 of a file's contents, in hexadecimal.
 
-    Raises: Unreadable if it cannot be read or is not a regular file; Missing if it does not exist.
+    Raises: Unreadable if it cannot be read, is larger than the limit or is not a regular file; Missing if it does not exist.
     """
-    with reader.opened(path, MAX_BYTES) as file:
+    with reader.opened(path, limit) as file:
         try:
             return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
         except OSError as error:
             raise reader.Unreadable(f"{path.name} cannot be read ({error.strerror})") from None
 
 
-def _damage(path: Path, sha256: str) -> str:
+def _damage(path: Path, sha256: str, limit: int) -> str:
     try:
-        return "" if digest(path).startswith(sha256) else f"{path.name} is damaged (checksum)"
+        return "" if digest(path, limit).startswith(sha256) else f"{path.name} is damaged (checksum)"
     except reader.Unreadable as error:
         return str(error)
 

@@ -123,7 +123,7 @@ def _commit() -> tuple[str | None, bool]:
 
     if not (root / ".git").exists():
         return None, False
-    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "rgpo", "conf"))
+    return git("rev-parse", "HEAD"), bool(git("--no-optional-locks", "status", "--porcelain", "--", "rgpo", "conf"))
 
 
 def _cpu() -> str:

@@ -57,7 +57,14 @@ def read_yaml(path: Path) -> dict[str, object]:
 
     Raises: Unreadable if the file is damaged or no such mapping; Missing if it does not exist.
     """
-    text = read_text(path)
+    return parse_yaml(path, read_text(path))
+
+
+def parse_yaml(path: Path, text: str) -> dict[str, object]:
+    """The mapping of a text that was read from a file.
+
+    Raises: Unreadable, which names the file, if it is no such mapping.
+    """
     try:
         _count_nodes(text)
         found = _plain(yaml.load(text, _YAML))  # noqa: S506  # _YAML is a safe loader

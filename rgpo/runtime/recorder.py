@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import yaml
 
 from rgpo import atomic
 from rgpo.distributed import on_first
+from rgpo.errors import MAX_LINE, printable, shell_word
+from rgpo.learning.standstill import standstill
 from rgpo.learning.types import Metrics, Task
-from rgpo.runtime import console, own_metrics, provenance
+from rgpo.runtime import console, own_metrics, provenance, reader
 from rgpo.runtime.metrics import MetricsWriter, number
 from rgpo.runtime.parts import Row
 from rgpo.runtime.settings import Settings
 from rgpo.runtime.trackers import Trackers
+
+STANDSTILL = ("kl/old_exact", "grad/norm_max")  # arguments of standstill
 
 
 class Recorder:
@@ -119,9 +123,18 @@ class Recorder:
     def summarize(self, metrics: Metrics) -> None:
         """Print the time taken, the task's summary and how to draw the run; metrics: the last iteration's, {} if it had none."""
         minutes, seconds = divmod(time.monotonic() - self._started, 60)
-        print(f"  done in {minutes:.0f} min {seconds:.0f} s: {self.run_dir / 'metrics.parquet'}")
-        for line in self.task.summary(metrics) if metrics else []:
+        print(f"  done in {minutes:.0f} min {seconds:.0f} s: {printable(str(self.run_dir / 'metrics.parquet'), MAX_LINE)}")
+        for line in [*(self.task.summary(metrics) if metrics else []), *self._standstill()]:
             print(f"  {line}")
         kl = f"last KL(old || new) {number(metrics, 'kl/old_exact'):.4g}; " if "kl/old_exact" in metrics else ""
-        report = f"rgpo-report results_dir={shlex.quote(self.settings.results_dir)} experiment={self.settings.name}"
+        report = f"rgpo-report results_dir={shell_word(self.settings.results_dir)} experiment={self.settings.name}"
         print(f"  {kl}`{report}` draws it", flush=True)
+
+    def _standstill(self) -> list[str]:
+        """A sentence if the policy no longer changed at the end, from the stored rows, which a resumed run has too."""
+        with reader.parquet(self.run_dir / "metrics.parquet") as file:
+            table = file.read([name for name in STANDSTILL if name in file.schema_arrow.names])
+            unmeasured = np.full(file.metadata.num_rows, np.nan)
+        columns = (table[name].to_numpy() if name in table.column_names else unmeasured for name in STANDSTILL)
+        sentence = standstill(*columns)
+        return [sentence] if sentence else []

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rgpo import distributed
-from rgpo.errors import OutOfMemory, is_out_of_memory
+from rgpo.errors import MAX_LINE, OutOfMemory, is_out_of_memory, printable
 from rgpo.learning.types import Algorithm, Metrics, Task
 from rgpo.runtime import manifest, run_folder
 from rgpo.runtime.resources import limited_threads
@@ -27,10 +27,10 @@ def run(config: Mapping[str, object], task: Task, algorithm: Algorithm, run_dir:
     """
     with tolerant_output(), _hold(run_dir) as verdict:
         if verdict == "held":
-            print(f"{run_dir}: another process is running it, skipped", flush=True)
+            print(f"{printable(str(run_dir), MAX_LINE)}: another process is running it, skipped", flush=True)
         elif verdict == "skipped":
             but = "".join(f"; {why}" for why in manifest.problems(run_dir))
-            print(f"{run_dir}: already complete, skipped (force=true runs it again){but}", flush=True)
+            print(f"{printable(str(run_dir), MAX_LINE)}: already complete, skipped (force=true runs it again){but}", flush=True)
         else:
             session = Session(config, task, algorithm, run_dir, config_hash, command)
             with Signals() as signals, _recorded(session), limited_threads(session.settings.num_threads):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rgpo import atomic, distributed
-from rgpo.errors import ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, require
+from rgpo.errors import MAX_LINE, ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, printable, require
 from rgpo.learning.types import Algorithm, Metrics, Policy, Task
 from rgpo.runtime import checkpoint, manifest, provenance, reader, run_folder
 from rgpo.runtime.metrics import number
@@ -253,7 +253,7 @@ class Session:
             self.recorder.flush()
         except Exception as second:  # a full disk, or rows that cannot be written, must not hide the first error
             if not isinstance(error, StorageError):
-                print(f"{self.run_dir}: could not record everything ({first_line(second)})", flush=True)
+                print(f"{printable(str(self.run_dir), MAX_LINE)}: could not record everything ({first_line(second)})", flush=True)
 
     def _kept(self) -> list[str]:
         """Clauses about what a resumed run starts from."""

@@ -14,7 +14,10 @@ NAME = accept(
     lambda name: re.fullmatch(r"[\w-][\w.-]*", name) is not None and len(name.encode()) <= 200,
     "must consist of at most 200 letters, digits, -, _ and dots, and not begin with a dot.",
 )
-FOLDER = accept(lambda name: name != "" and "\0" not in name, "is empty or not a path; give a folder, . for the current one.")
+FOLDER = accept(
+    lambda name: name != "" and not re.search("[\0\ud800-\udfff]", name),
+    "is empty or not a path in UTF-8; give a folder, . for the current one.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

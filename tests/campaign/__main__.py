@@ -1,4 +1,4 @@
-"""The driver: two worker processes, a deadline for each case, and the table."""
+"""The driver: a few worker processes, a deadline for each case, and the table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="KIND", help="a kind, or the beginning of the names of several")
     parser.add_argument("--case", type=int, help="one case, with the output of its commands")
     parser.add_argument("--cases", type=int, help="this many cases of each kind")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the table to this file, and the cases to one beside it ending in .json")
     chosen = parser.parse_args()
     kinds = [kind for kind in KINDS if not chosen.only or kind.name.startswith(tuple(chosen.only))]
@@ -89,11 +90,11 @@ def run(work: list[Work], seed: int, num_processes: int) -> list[Finished]:
         while workers:
             for worker in list(workers):
                 place = workers.index(worker)
-                result = _result(worker)
-                if result is None:
+                ended = _result(worker)
+                if ended is None:
                     continue
                 if worker.work is not None:
-                    finished.append(Finished(KINDS[worker.work[0]], worker.work[1], result, time.monotonic() - worker.since))
+                    finished.append(Finished(KINDS[worker.work[0]], worker.work[1], *ended))
                     _show(finished, len(work))
                 if not worker.process.is_alive():
                     worker = _start(shared, seed)
@@ -113,19 +114,20 @@ def run(work: list[Work], seed: int, num_processes: int) -> list[Finished]:
     return sorted(finished, key=lambda case: order[KINDS.index(case.kind), case.number])
 
 
-def _result(worker: Worker) -> Result | None:
-    """The result of the worker's case; None while it works."""
+def _result(worker: Worker) -> tuple[Result, float] | None:
+    """The result of the worker's case and its CPU time; None while it works."""
     if worker.work is None:
-        return Result(BROKEN)  # nobody counts it: the worker has just started
+        return Result(BROKEN), 0.0  # nobody counts it: the worker has just started
     if worker.pipe.poll():
         with contextlib.suppress(EOFError, ConnectionError):
-            return Result(*worker.pipe.recv())
+            result, seconds = worker.pipe.recv()
+            return result, seconds
     if not worker.process.is_alive():
-        return Result(TRACEBACK, f"the process that read the files ended with {worker.process.exitcode}")
+        return Result(TRACEBACK, f"the process that read the files ended with {worker.process.exitcode}"), 0.0
     if time.monotonic() - worker.since > KINDS[worker.work[0]].timeout_s:
         worker.process.kill()
         worker.process.join()
-        return Result(HANG, f"not done after {KINDS[worker.work[0]].timeout_s:.0f} s")
+        return Result(HANG, f"not done after {KINDS[worker.work[0]].timeout_s:.0f} s"), 0.0
     return None
 
 
@@ -143,7 +145,7 @@ def _serve(pipe: Connection, shared: Path, seed: int) -> None:
     while True:
         index, number = pipe.recv()
         kind = KINDS[index]
-        folder = Path(tempfile.mkdtemp(prefix="case-", dir=shared))
+        folder, before = Path(tempfile.mkdtemp(prefix="case-", dir=shared)), _cpu_seconds()
         try:
             result = kind.run(Case(number, random.Random(f"{seed}/{kind.name}/{number}"), folder, shared))
         except Exception as error:
@@ -151,7 +153,12 @@ def _serve(pipe: Connection, shared: Path, seed: int) -> None:
             result = Result(BROKEN, f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})")
         commands.kill_descendants()
         subprocess.run(["rm", "-rf", folder], check=False)
-        pipe.send(tuple(result))
+        pipe.send((result, _cpu_seconds() - before))
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of those below it that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def _show(finished: list[Finished], total: int) -> None:
@@ -166,7 +173,7 @@ def _page(finished: list[Finished], seed: int, seconds: float) -> str:
     git = ["git", "-C", str(TESTS), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     minutes, rest = divmod(round(seconds), 60)
-    killed = [case for case in finished if case.kind.name.startswith("kill")]
+    killed = [case for case in finished if case.kind.must_hold]
     facts = f"Seed {seed}, commit {commit}, {datetime.now(UTC):%Y-%m-%d}, {minutes} min {rest} s on {os.cpu_count()} cores."
     held = sum(case.result.outcome == HELD for case in killed)
     equal = f"Kills after which the repeated run equals the uninterrupted one: {held} of {len(killed)}."

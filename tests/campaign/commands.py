@@ -55,11 +55,14 @@ class Ended(NamedTuple):
 
 def warm_up() -> None:
     """Import everything that commands use, and keep it out of the collector's way."""
+    before = dict(os.environ)
     for module in WARM:
         importlib.import_module(module)
     from rgpo.cli.config import compose_jobs
 
     compose_jobs(["algo=ppo", "task=cartpole"], False, None)
+    os.environ.clear()  # torch sets a folder for compiled code
+    os.environ.update(before)
     gc.collect()
     gc.freeze()
 
@@ -195,6 +198,7 @@ def _become(
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(outputs / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.closerange(3, 1024)  # a new process inherits none of the worker's
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "wb", closefd=False), encoding="utf-8")
         err = io.FileIO(2, "wb", closefd=False)
         sys.stderr = io.TextIOWrapper(err, encoding="utf-8", errors="backslashreplace", line_buffering=True)

@@ -32,14 +32,14 @@ def template(shared: Path, config: str, half: bool) -> Path:
         (folder / "here").mkdir()
         rgpo_run(words, folder / "here", first=first)
         ended = rgpo_run([*words, NEIGHBOR], folder / "here")
-        assert ended.code == 0, ended.text
+        assert ended.code == 0, ended
         shutil.copytree(folder / "here", folder / "expected", symlinks=True)
         if half:
             ended = rgpo_run(words, folder / "expected")
-            assert ended.code == 0, ended.text
+            assert ended.code == 0, ended
         for name in ("here", "expected"):
             ended = rgpo_report((), folder / name)
-            assert ended.code is not None and (folder / name / "report").is_dir(), ended.text
+            assert ended.code is not None and (folder / name / "report").is_dir(), ended
             (folder / name / "report").rename(folder / f"report-{name}")
 
     return store.once(shared, f"template-{config}-{'half' if half else 'finished'}", make)
@@ -215,14 +215,14 @@ def damaged(config: str, half: bool, check: Check, case: Case) -> Result:
 
 KINDS = [
     Kind("damage of a finished run, repeated", partial(damaged, "ppo", False, run_again), full=112, share=8),
-    Kind("damage of a half-finished run, repeated", partial(damaged, "ppo", True, run_again), full=176, share=10),
+    Kind("damage of a half-finished run, repeated", partial(damaged, "ppo", True, run_again), full=128, share=10),
     Kind("damage of a finished run, report", partial(damaged, "ppo", False, report), full=112, share=10),
     Kind("damage of a half-finished run, report", partial(damaged, "ppo", True, report), full=176, share=10),
-    Kind("damage of a finished run, plan", partial(damaged, "ppo", False, plan), full=112, share=4),
-    Kind("damage of a half-finished run, plan", partial(damaged, "ppo", True, plan), full=112, share=4),
+    Kind("damage of a finished run, plan", partial(damaged, "ppo", False, plan), full=48, share=4),
+    Kind("damage of a half-finished run, plan", partial(damaged, "ppo", True, plan), full=48, share=4),
     Kind("damage of a finished run, verify", partial(damaged, "ppo", False, verify), full=112, share=4),
-    Kind("kill and damage", killed_and_damaged, full=60, share=2),
-    Kind("damage of a language run, repeated", partial(damaged, "language", False, run_again), full=32),
+    Kind("kill and damage", killed_and_damaged, full=32, share=2),
+    Kind("damage of a language run, repeated", partial(damaged, "language", False, run_again), full=16),
     Kind("damage of a language run, report", partial(damaged, "language", False, report), full=64),
-    Kind("damage of a half-finished language run, repeated", partial(damaged, "language", True, run_again), full=48),
+    Kind("damage of a half-finished language run, repeated", partial(damaged, "language", True, run_again), full=12),
 ]

@@ -192,7 +192,7 @@ KINDS = [
     Kind("full disk", full_disk, full=24, share=2),
     Kind("disk that becomes read-only", read_only, full=12, share=1),
     Kind("limit on the size of files", partial(limited, resource.RLIMIT_FSIZE, 0, 40_000), full=12, share=1),
-    Kind("limit on open files", partial(limited, resource.RLIMIT_NOFILE, 8, 40), full=24, share=2),
+    Kind("limit on open files", partial(limited, resource.RLIMIT_NOFILE, 12, 40), full=24, share=2),
     Kind("stdout or stderr that breaks", broken_stdout, full=12, share=1),
     Kind("results folder that vanishes", vanishing, full=16, share=1),
 ]

@@ -175,8 +175,9 @@ def in_compiled_code(case: Case) -> Result:
 
     def fill(folder: Path) -> None:
         (folder / "here").mkdir()
-        ended = rgpo_run(store.words(case.shared, "compiled"), folder / "here", env={"RGPO_CACHE": str(folder / "cache")})
-        assert ended.code == 0, ended.text
+        env = {"RGPO_CACHE": str(folder / "cache")}
+        ended = rgpo_run(store.words(case.shared, "compiled"), folder / "here", env=env, patience_s=300)
+        assert ended.code == 0, ended
 
     made, here, cache = store.once(case.shared, "filled-cache", fill), case.folder / "here", case.folder / "cache"
     here.mkdir()
@@ -190,7 +191,7 @@ def in_compiled_code(case: Case) -> Result:
             name = case.rng.choice(("deleted", "emptied", "truncated", "garbage"))
             DAMAGES[name](file, case.rng)
             what += f"{file.name} {name}; "
-    ended = rgpo_run(store.words(case.shared, "compiled"), here, env={"RGPO_CACHE": str(cache)}, patience_s=120)
+    ended = rgpo_run(store.words(case.shared, "compiled"), here, env={"RGPO_CACHE": str(cache)}, patience_s=300)
     result = fault(ended) or (refused(ended) if ended.code else equal(here / "results", made / "here" / "results"))
     return result._replace(detail=f"{what}{result.detail}")
 
@@ -200,5 +201,5 @@ KINDS = [
     Kind("bit flip in metrics, read", in_metrics, full=1200, share=60, timeout_s=60),
     Kind("bit flip in metrics, resumed", in_parts, full=400, share=20, timeout_s=60),
     Kind("bit flip in any file, whole command", with_commands, full=60, share=2),
-    Kind("damage of compiled code", in_compiled_code, full=10),
+    Kind("damage of compiled code", in_compiled_code, full=8, timeout_s=900),
 ]

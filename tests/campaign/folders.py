@@ -75,7 +75,7 @@ def in_bash(line: str, cwd: Path) -> list[str]:
 
 def odd_place(case: Case, role: str) -> Result:
     """Run in or with the folder, run again as recorded, and report as printed."""
-    name = NAMES[case.number % len(NAMES)]
+    name = NAMES[(case.number + 13 * ROLES.index(role)) % len(NAMES)]
     cwd = case.folder / "here" / (name if role == "current directory" else "cwd")
     cwd.mkdir(parents=True)
     words, config_dir = list(store.words(case.shared, "ppo")), ()
@@ -157,5 +157,8 @@ def odd_out(case: Case) -> Result:
 
 
 ROLES = ("results_dir", "current directory", "--config-dir", "link as results_dir")
-KINDS = [Kind(f"odd folder: {role}", partial(odd_place, role=role), full=len(NAMES), share=3) for role in ROLES]
+KINDS = [
+    Kind(f"odd folder: {role}", partial(odd_place, role=role), full=len(NAMES) if i == 0 else 28, share=3)
+    for i, role in enumerate(ROLES)
+]
 KINDS += [Kind("odd folder: out of the report", odd_out, full=len(NAMES), share=3)]

@@ -29,7 +29,7 @@ def repeated(case: Case, config: str, cwd: Path) -> Result:
     """Repeat the command until it is done, and compare with the uninterrupted run."""
     whole = store.whole(case.shared, config)
     for _ in range(MOST_REPEATS):
-        ended = rgpo_run(store.words(case.shared, config), cwd, env=store.env(case.shared, config), patience_s=180)
+        ended = rgpo_run(store.words(case.shared, config), cwd, env=store.env(case.shared, config), patience_s=300)
         if found := fault(ended):
             return found
         if ended.code == 0:
@@ -44,7 +44,7 @@ def killed(case: Case, config: str, first: Callable[[], None] | None, meanwhile:
     cwd = case.folder / "here"
     cwd.mkdir(exist_ok=True)
     words, env = store.words(case.shared, config), store.env(case.shared, config)
-    ended = rgpo_run(words, cwd, env=env, first=first, meanwhile=meanwhile, patience_s=180)
+    ended = rgpo_run(words, cwd, env=env, first=first, meanwhile=meanwhile, patience_s=300)
     if found := improper(ended):
         return found
     if case.rng.random() < 0.25 and (found := fault(rgpo_report((), cwd))):
@@ -128,7 +128,7 @@ def two_at_once(case: Case) -> Result:
     time.sleep(case.rng.uniform(0, 0.6) * seconds)
     other = start(main, words, cwd)
     for started in (one, other):
-        if found := improper(finish(started, 180)):
+        if found := improper(finish(started, 300)):
             return found
     return repeated(case, config, cwd)
 
@@ -168,18 +168,18 @@ def always(config: str) -> Callable[[Case], str]:
 
 
 KINDS = [
-    Kind("kill at a random moment: control", partial(at_a_moment, control), full=80, share=3, must_hold=True),
-    Kind("kill at a disk operation: control", partial(at_an_operation, control), full=120, share=8, must_hold=True),
+    Kind("kill at a random moment: control", partial(at_a_moment, control), full=60, share=3, must_hold=True),
+    Kind("kill at a disk operation: control", partial(at_an_operation, control), full=110, share=8, must_hold=True),
     Kind("kills at several disk operations: control", several_times, full=20, share=1, must_hold=True),
-    Kind("power cut at a disk operation: control", partial(power_cut, control), full=80, share=5),
+    Kind("power cut at a disk operation: control", partial(power_cut, control), full=50, share=5),
     Kind("kill of one of two equal commands", two_at_once, full=20, share=1, must_hold=True),
     Kind("kill of a new process: control", new_process, full=15, share=1, must_hold=True),
-    Kind("kill at a random moment: TRPO", partial(at_a_moment, always("trpo")), full=20, must_hold=True),
-    Kind("kill at a disk operation: TRPO", partial(at_an_operation, always("trpo")), full=20, share=1, must_hold=True),
-    Kind("kill at a random moment: language", partial(at_a_moment, always("language")), full=20, must_hold=True),
-    Kind("kill at a disk operation: language", partial(at_an_operation, always("language")), full=20, share=1, must_hold=True),
-    Kind("kill at a random moment: sweep", partial(at_a_moment, always("sweep")), full=15, share=1, must_hold=True),
-    Kind("kill at a disk operation: sweep", partial(at_an_operation, always("sweep")), full=15, must_hold=True),
-    Kind("kill at a random moment: joblib", partial(at_a_moment, always("joblib")), full=6, must_hold=True),
-    Kind("kill while compiling", partial(at_a_moment, always("compiled")), full=5, must_hold=True),
+    Kind("kill at a random moment: TRPO", partial(at_a_moment, always("trpo")), full=15, must_hold=True),
+    Kind("kill at a disk operation: TRPO", partial(at_an_operation, always("trpo")), full=15, share=1, must_hold=True),
+    Kind("kill at a random moment: language", partial(at_a_moment, always("language")), full=12, must_hold=True),
+    Kind("kill at a disk operation: language", partial(at_an_operation, always("language")), full=16, share=1, must_hold=True),
+    Kind("kill at a random moment: sweep", partial(at_a_moment, always("sweep")), full=12, share=1, must_hold=True),
+    Kind("kill at a disk operation: sweep", partial(at_an_operation, always("sweep")), full=12, must_hold=True),
+    Kind("kill at a random moment: joblib", partial(at_a_moment, always("joblib")), full=4, must_hold=True),
+    Kind("kill while compiling", partial(at_a_moment, always("compiled")), full=4, must_hold=True, timeout_s=900),
 ]

@@ -82,7 +82,7 @@ def whole(shared: Path, config: str) -> Whole:
         count = operations.counting(folder / "here" / "results", folder / "operations")
         start = time.monotonic()
         ended = rgpo_run(words(shared, config), folder / "here", env=env(shared, config), first=count, patience_s=300)
-        assert ended.code == 0, f"the uninterrupted run of {config} failed: {ended.text[-2000:]}"
+        assert ended.code == 0, f"the uninterrupted run of {config} failed: {ended}"
         facts = {"seconds": time.monotonic() - start, "operations": int((folder / "operations").read_text())}
         (folder / "facts.json").write_text(json.dumps(facts))
 
@@ -102,4 +102,4 @@ def _write_language(folder: Path) -> None:
         write(folder / "hh.jsonl.gz", *[line(f"\n\nHuman: what is {i}?") for i in range(60)])
 
     ended = command(write_all, ("write tiny checkpoints",), folder)
-    assert ended.code == 0, ended.text
+    assert ended.code == 0, ended

@@ -90,21 +90,22 @@ def load_dataset(data: str, eval_data: str | None, log: Log) -> Dataset:
         found, heldout = [file for file in found if file not in heldout], []
     require(len(heldout) < len(found), KEY, data, "contains test files only; give one of them, or add files to train on.")
     trained = [file for file in found if file not in heldout]
-    pairs = read_pairs(trained, log, KEY, alone=not in_folder)
-    tests = read_pairs(heldout, log, KEY, alone=False) if heldout else []
-    tests += read_pairs(extra, log, EVAL_KEY, alone=len(extra) == 1) if extra else []
-    if tests or extra:
-        require(bool(tests) or not extra, EVAL_KEY, eval_data, f"contains no usable prompt; give rows of {FORMATS}.")
+    eval_files: list[Path] = []
+    pairs, used = read_pairs(trained, log, KEY, alone=not in_folder)
+    tests, held = read_pairs(heldout, log, KEY, alone=False) if heldout else ([], [])
+    if extra:
+        tests, eval_files = read_pairs(extra, log, EVAL_KEY, alone=len(extra) == 1)
+    if tests:
         tested = {str(pair.prompt) for pair in tests}
         kept = [pair for pair in pairs if str(pair.prompt) not in tested]
-        names = ", ".join(_name_below(file, place) for file in [*heldout, *extra])
+        names = ", ".join(_name_below(file, place) for file in [*held, *eval_files])
         log(f"held out in place of heldout_share: {names}; {len(pairs) - len(kept)} other rows with the same prompts left out")
         pairs = kept
     require(bool(pairs), KEY, data, f"contains no usable prompt to train on; give rows of {FORMATS}.")
     pairs += [replace(pair, heldout=True) for pair in tests]
     num_pairs = sum(pair.chosen is not None for pair in pairs)
     log(f"{data}: {len(pairs)} prompts, {num_pairs} of them with a pair of answers")
-    return Dataset(pairs, trained + heldout, tuple(extra))
+    return Dataset(pairs, used + held, tuple(eval_files))
 
 
 def _name_below(file: Path, place: Path) -> str:
@@ -141,19 +142,21 @@ def is_heldout(file: Path, root: Path) -> bool:
     return HELDOUT.search(_name_below(file, root).lower()) is not None
 
 
-def read_pairs(files: Sequence[Path], log: Log, key: str = KEY, alone: bool = True) -> list[Pair]:
-    """Every usable pair or prompt of the files in order; of several files, those of unknown formats are left out.
+def read_pairs(files: Sequence[Path], log: Log, key: str = KEY, alone: bool = True) -> tuple[list[Pair], list[Path]]:
+    """Every usable pair or prompt of the files in order, and the files that have some; those of unknown formats are left out.
 
     Raises: ConfigError if a file cannot be read, is of another format or holds mostly malformed rows, or no row is usable.
     """
     pairs: list[Pair] = []
+    used: list[Path] = []
     for file in files:
-        found = _read_file(key, file, log, alone)
-        pairs += found
+        if found := _read_file(key, file, log, alone):
+            pairs += found
+            used.append(file)
     if not pairs:
         names = printable(", ".join(map(str, files)))
         raise ConfigError(f"{key}={names}: contains no usable row; give rows of {FORMATS}.")
-    return pairs
+    return pairs, used
 
 
 def _read_file(key: str, file: Path, log: Log, alone: bool) -> list[Pair]:

@@ -13,7 +13,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from rgpo.errors import ConfigError, first_line, printable, require
 from rgpo.files import MAX_PARQUET, Unreadable, opened, parquet
@@ -26,6 +26,9 @@ GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 MAX_LINE = 16 * 2**20  # bytes
 MAX_WHOLE = 4 * 2**30  # bytes of a JSON array, or of a parquet file in gz
 DAMAGE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, Unreadable)
+
+if TYPE_CHECKING:
+    Stream = io.BufferedReader[io.RawIOBase]
 
 
 class ForeignFile(ConfigError):
@@ -61,7 +64,7 @@ def read_rows(key: str, file: Path) -> Iterator[Row]:
         raise ConfigError(f"{key}={file}: cannot be read after {place} ({printable(why)}); fix or remove the file.") from error
 
 
-def _rows(key: str, file: Path, stream: io.BufferedReader, packed: bool) -> Iterator[Row]:
+def _rows(key: str, file: Path, stream: Stream, packed: bool) -> Iterator[Row]:
     start = stream.peek(8192).removeprefix(codecs.BOM_UTF8)
     first = start.lstrip()[:1]
     kind = next((kind for kind in KINDS if file.name.lower().removesuffix(".gz").endswith(kind)), "")
@@ -78,7 +81,7 @@ def _rows(key: str, file: Path, stream: io.BufferedReader, packed: bool) -> Iter
     return _lines(key, file, stream)
 
 
-def _lines(key: str, file: Path, stream: io.BufferedReader) -> Iterator[Row]:
+def _lines(key: str, file: Path, stream: Stream) -> Iterator[Row]:
     """jsonl, or one JSON object over several lines."""
     for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), 1):
         if len(line) > MAX_LINE:
@@ -119,7 +122,7 @@ def _load(key: str, file: Path, data: bytes) -> object:
         raise ConfigError(f"{key}={file}: is not valid JSON ({first_line(error)}); fix the file.") from error
 
 
-def _array_rows(key: str, file: Path, stream: io.BufferedReader) -> Iterator[Row]:
+def _array_rows(key: str, file: Path, stream: Stream) -> Iterator[Row]:
     found = _load(key, file, stream.read(MAX_WHOLE + 1))
     assert isinstance(found, list)
     for number, entry in enumerate(found, 1):
@@ -136,7 +139,7 @@ def _object_rows(key: str, file: Path, data: bytes) -> Iterator[Row]:
         yield _of_json(f"entry {number}", entry)
 
 
-def _table_rows(stream: io.BufferedReader, separator: str) -> Iterator[Row]:
+def _table_rows(stream: Stream, separator: str) -> Iterator[Row]:
     """Rows of a table; a cell that holds a JSON list, as dialogues are written there, is one."""
     csv.field_size_limit(MAX_LINE)
     text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
@@ -158,7 +161,7 @@ def _cell(text: str) -> object:
     return text
 
 
-def _parquet_rows(file: Path, stream: io.BufferedReader, packed: bool) -> Iterator[Row]:
+def _parquet_rows(file: Path, stream: Stream, packed: bool) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     number = 0

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KEY = "task.source.adapter"
+MERGED = "merged_adapter"  # attribute of a model that is not what its files hold
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -68,4 +69,5 @@ def merge_adapter(model: PreTrainedModel, adapter: str, base: str, log: Log) -> 
     missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
     require(not missing, KEY, adapter, f"lacks weights of the modules that it adapts in {base}; give its own adapter.")
     log(f"merged {adapter} into {base}")
+    setattr(merged, MERGED, adapter)
     return merged.eval(), version_of(folder)

@@ -15,8 +15,6 @@ from transformers.cache_utils import DynamicLayer
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from rgpo.language.policy.packing import Layout, MicroBatch
-
 ADDITIVE = ("sdpa", "eager")  # implementations that take a ready mask (b, 1, queries, keys)
 
 
@@ -35,17 +33,6 @@ def supports_packing(config: PreTrainedConfig) -> bool:
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where visible is True, else the lowest number of dtype."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
-
-
-def layout_inputs(layout: Layout, view: MicroBatch, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Mask and positions of a micro-batch's rows; none for plain rows, in which padding only follows what is read."""
-    if layout == "plain":
-        return {}
-    if layout == "padded":
-        mask = (view.segment_UW >= 0).long()
-    else:
-        mask = additive_mask(segment_visibility(view.segment_UW)[:, None], dtype)
-    return {"attention_mask": mask, "position_ids": view.position_ids_UW}
 
 
 def segment_visibility(segment_UW: Tensor) -> Tensor:

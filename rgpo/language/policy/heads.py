@@ -60,7 +60,7 @@ class ModelHead:
 
 
 class Parts(NamedTuple):
-    """What a causal language model consists of."""
+    """The parts of a causal language model."""
 
     decoder: Any  # ids -> last hidden states
     head: Head

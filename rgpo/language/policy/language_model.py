@@ -154,7 +154,7 @@ class LanguageModel:
 
     def _hidden(self, backbone: Any, view: MicroBatch) -> Tensor:
         """Hidden states (n, D) that predict a micro-batch's tokens."""
-        inputs = attention_masks.layout_inputs(self.layout, view, backbone.dtype)
+        inputs = packing.layout_inputs(self.layout, view, backbone.dtype)
         with self.precision():
             out = backbone(input_ids=view.input_ids_UW, **accepted(backbone, **inputs, use_cache=False))
         return view.predicting(out.last_hidden_state if self._disable_adapters else out.last_hidden_state.float())

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rgpo import distributed
 from rgpo.core.rollout import Array
+from rgpo.language.policy import attention_masks
 from rgpo.language.policy.generation import Completions
 
 Layout = Literal[
@@ -58,6 +59,17 @@ class MicroBatch(NamedTuple):
     def predicting(self, hidden_UWD: Tensor) -> Tensor:
         """(n, D): the hidden states that predict the completions' tokens."""
         return hidden_UWD.flatten(0, 1)[self.sources_n]
+
+
+def layout_inputs(layout: Layout, view: MicroBatch, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Mask and positions of a micro-batch's rows; none for plain rows, in which padding only follows what is read."""
+    if layout == "plain":
+        return {}
+    if layout == "padded":
+        mask = (view.segment_UW >= 0).long()
+    else:
+        mask = attention_masks.additive_mask(attention_masks.segment_visibility(view.segment_UW)[:, None], dtype)
+    return {"attention_mask": mask, "position_ids": view.position_ids_UW}
 
 
 def assign_rows(completions: Completions, packed: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""How far two ways of computing one number may differ, and calls of forward passes whose families differ; torch on use only."""
+"""Accepted differences of two ways of computing a number, and calls of foreign forward passes; torch is imported on use only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends a completion: token ids, and texts that may span several tokens."""
+"""Ends of a completion: token ids, and texts that may span several tokens."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rgpo import distributed
+from rgpo.core.divergences import k1, k2, k3
 from rgpo.core.rollout import Array, Rollout
 from rgpo.core.sequence import REDUCTIONS
 from rgpo.language.policy.generation import Completions
@@ -109,6 +110,19 @@ def to_rows(x_N: Tensor, completions: Completions) -> Tensor:
 def sampler_gap(logp_old_N: Tensor, completions: Completions) -> Tensor:
     """(N,) log pi_old - log pi_sampler of the tokens, nats: rounding where the policy drew them itself."""
     return logp_old_N - completions.logp_BT[completions.completion_mask_BT.bool()]
+
+
+def sampler_correction(logp_old_N: Tensor, completions: Completions, cap: float | None) -> Tensor:
+    """(N,) min(pi_old/pi_sampler, cap) of the tokens; 1 without a cap."""
+    return torch.ones_like(logp_old_N) if cap is None else sampler_gap(logp_old_N, completions).exp().clamp(max=cap)
+
+
+def reference_kl(old: OldLogprobs, completions: Completions) -> dict[str, float]:
+    """kl/ref_k1, k2 and k3 with standard errors: estimates of KL(policy || reference) from samples of the policy."""
+    metrics, x = {}, old.logp_ref_N - old.logp_old_N
+    for name, estimator in (("k1", k1), ("k2", k2), ("k3", k3)):
+        metrics[f"kl/ref_{name}"], metrics[f"kl/ref_{name}_se"] = clustered_mean(estimator(x), completions)
+    return metrics
 
 
 def clustered_mean(x_N: Tensor, completions: Completions) -> tuple[float, float]:

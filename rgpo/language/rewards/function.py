@@ -137,7 +137,7 @@ def call(term: Reward, prompts: Sequence[Prompt], texts: Sequence[str]) -> Array
 def _to_scores(found: object, place: str, texts: Sequence[str]) -> Array:
     remedy = "return one number per completion"
     if not isinstance(found, list | tuple) and getattr(found, "ndim", 0) == 1:  # an array or a tensor
-        found = [*cast(Iterable[object], found)]
+        found = list(cast(Iterable[object], found))
     if not isinstance(found, list | tuple):
         shape = f" of shape {tuple(found.shape)}" if hasattr(found, "shape") else ""
         raise RewardError(f"{KEY}={place}: returned {_kind(found)}{shape} in place of a list; {remedy}.")
@@ -177,5 +177,5 @@ def needs_reward_model(terms: Sequence[Reward]) -> bool:
 
 def describe(parts: Mapping[str, Array]) -> dict[str, float]:
     """Mean and standard deviation of each part."""
-    stats = {"mean": np.mean, "std": np.std}
-    return {f"reward/{name}_{stat}": float(measure(score)) for name, score in parts.items() for stat, measure in stats.items()}
+    means = {f"reward/{name}_mean": float(score.mean()) for name, score in parts.items()}
+    return means | {f"reward/{name}_std": float(score.std()) for name, score in parts.items()}

@@ -92,7 +92,7 @@ class RewardModel:
         return require_finite_scores(out, ["".join(text) for text in texts], self.name)
 
     def _encode(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Row]:
-        """What the model reads of each text; of one that is too long, not its beginning (of a pair: not the first one's)."""
+        """The tokens of each text; one that is too long loses its beginning (a pair: the beginning of the first)."""
         if not texts:
             return []
         columns = [list(texts)] if isinstance(texts[0], str) else [list(column) for column in zip(*texts, strict=True)]

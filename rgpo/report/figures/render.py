@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any, NamedTuple, Protocol, cast
 from matplotlib.figure import Figure
 
 from rgpo.atomic import write_bytes
+from rgpo.errors import ConfigError, first_line
 from rgpo.report.figures import style
 from rgpo.report.figures.style import Line
 from rgpo.report.read.groups import Group
-from rgpo.report.settings import Settings
+from rgpo.report.settings import FIGURES, Settings
 from rgpo.runtime.reader import printable
 
+PARTS = ("COLUMNS", "SCALES", "compute", "draw", "caption")  # of a figure's module
 MOST_PANELS_TWICE = 60  # figures of more panels have one axis only; a hundred panels take ten seconds to draw
 
 _HEAD = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.DOTALL)
@@ -59,8 +62,21 @@ class Job(NamedTuple):
 
 
 def load(name: str) -> FigureModule:
-    """The module of a figure."""
-    return cast(FigureModule, import_module(f"rgpo.report.figures.{name}"))
+    """The module of a figure: one of the report's, or one of the user's in the current directory.
+
+    Raises: ConfigError if the user's cannot be imported or lacks a part.
+    """
+    if name in FIGURES:
+        return cast(FigureModule, import_module(f"rgpo.report.figures.{name}"))
+    sys.path[:0] = [here] if (here := str(Path.cwd())) not in sys.path else []
+    try:
+        module = import_module(name)
+    except Exception as error:  # whatever the user's module raises
+        raise ConfigError(f"figures=[{name}]: cannot be imported ({type(error).__name__}: {first_line(error)}).") from error
+    lacking = [part for part in PARTS if not hasattr(module, part)]
+    if lacking:
+        raise ConfigError(f"figures=[{name}]: {module.__file__} lacks {', '.join(lacking)}; see rgpo/report/figures/spikes.py.")
+    return cast(FigureModule, module)
 
 
 def render(job: Job) -> dict[str, str] | str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TypeGuard, TypeVar, cast
 
 import numpy as np
 
-from rgpo.errors import ConfigError, close_matches
+from rgpo.errors import ConfigError, close_matches, shell_word
 from rgpo.report.read import rows
 from rgpo.report.read.columns import COLUMNS, SCORES
 from rgpo.report.read.reduce import Detail, reduce
@@ -29,7 +28,7 @@ from rgpo.runtime.own_metrics import glossary
 from rgpo.runtime.provenance import Provenance as Stored
 from rgpo.runtime.reader import Missing, Unreadable, printable
 from rgpo.runtime.run_folder import RunState
-from rgpo.runtime.schema import GLOSSARY, Metric, canonical_config
+from rgpo.runtime.schema import GLOSSARY, NOT_IDENTITY, Metric, canonical_config
 
 RUN_FOLDER = re.compile(r".+-s\d+-[0-9a-f]{8}")
 STATUSES = ("running", "completed", "interrupted", "failed")
@@ -55,7 +54,7 @@ def experiments(results_dir: Path, name: str | None, typed: str = "") -> list[st
         raise ConfigError(f"{typed}: it cannot be read ({error.strerror}); give another folder") from None
     if not found and run_folders(results_dir):
         above, folder = os.path.normpath(results_dir / ".."), results_dir.resolve().name
-        remedy = f"give the folder above, {shlex.quote(above)}, and experiment={shlex.quote(folder)}"
+        remedy = f"give the folder above, {shell_word(above)}, and experiment={shell_word(folder)}"
         raise ConfigError(f"{typed}: it is one experiment; {remedy}")
     if not found:
         raise ConfigError(f"{typed}: it contains no runs; {remedy}")
@@ -113,7 +112,8 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     damaged = manifest.problems(folder, CHECKED)
     if damaged:
         raise Unreadable("; ".join(damaged))
-    config = canonical_config(reader.read_yaml(folder / "config.yaml"))
+    written = reader.read_yaml(folder / "config.yaml")
+    config = canonical_config(written)
     state, problems = _read(folder / "state.json", RunState, where, "its status is unknown")
     stored, more = _read(folder / "provenance.json", Stored, where, "its commit and versions are unknown")
     provenance = _provenance(stored)
@@ -125,6 +125,8 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
         found = rows.read(folder, {*columns, *metrics})
     except Unreadable as error:
         raise Unreadable(f"{error}{remedy}") from None
+    if not _same_identity(written, found.words.get("config")):
+        raise Unreadable("config.yaml is not the configuration that its rows were measured with")
     problems += [Problem(where, problem) for problem in found.problems]
     num_iterations = state.get("num_iterations") or config.get("num_iterations")
     if type(num_iterations) is not int:
@@ -159,6 +161,17 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     if gap and run.status != "completed":
         problems.append(Problem(where, f"{gap} iterations before its last one have no row"))
     return run, problems + _doubts(run, remedy)
+
+
+def _same_identity(config: Mapping[str, object], text: str | None) -> bool:
+    """True if a text has the same configuration, apart from what changes no number; there may be none."""
+    if not text:
+        return True
+    try:
+        stored = reader.parse_yaml(Path("config.yaml"), text)
+    except Unreadable:
+        return False
+    return all(config.get(key) == stored.get(key) for key in {*config, *stored} - set(NOT_IDENTITY))
 
 
 def _doubts(run: Run, remedy: str) -> list[Problem]:

@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     """Columns (I,), or (I, K) under epoch/, nan where not measured; only those that the files have, by their present names."""
 
     columns: dict[str, Floats]
-    words: dict[str, str]
+    words: dict[str, str]  # WORDS, and config, the configuration of the last part, of an unfinished run
     problems: list[str]
 
 
@@ -152,6 +152,8 @@ def _read_file(path: Path, wanted: Collection[str]) -> tuple[dict[str, Floats], 
         problems = [f"{name} is {kinds[name]} and not numbers; it is left out" for name in unusable]
         table = file.read(columns=[stored[name] for name in usable], use_threads=False)
         words = _first_words(file, [name for name in WORDS if name in types])
+        if path.parent.name == "metrics":
+            words |= {"config": (file.schema_arrow.metadata or {}).get(b"config", b"").decode(errors="replace")}
         columns = {name: table[stored[name]] for name in usable}
         found = {name: _padded(path, column) if is_list(name) else floats(column) for name, column in columns.items()}
     for name, least in zip(INDEX_COLUMNS, (0, 1, 0), strict=True):
