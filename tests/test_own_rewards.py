@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_reward.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_reward", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
@@ -93,7 +95,7 @@ def test_a_reward_model_can_be_one_of_the_terms(parts: Path) -> None:
 def test_a_function_gets_every_column_of_its_row(parts: Path) -> None:
     ran = go(parts, "task.reward=[my_reward.py:brevity, my_reward.py:near, my_reward.py:optional]")
     assert ran.code == 0, ran.printed
-    module = next(m for name, m in __import__("sys").modules.items() if name.startswith("my_reward_") and m.SEEN)
+    module = next(m for name, m in sys.modules.items() if name.startswith("my_reward_") and m.SEEN)
     for prompts, completions, columns in module.SEEN:
         assert len(prompts) == len(completions) == len(columns["answer"])
         assert [f"what is {i}?" for i in columns["answer"]] == prompts == columns["prompt"]
@@ -142,7 +144,7 @@ def test_what_a_function_does_wrong_is_a_sentence_with_its_name(parts: Path, nam
         ("[{function: my_reward.py:brevity, weigth: 2}]", "weigth is not a known key"),
         ("[{function: my_reward.py:brevity, weight: 0}]", "every term has weight 0"),
         ("[{function: my_reward.py:brevity, weight: much}]", "task.reward[0].weight=much: must be a number"),
-        ("[my_reward.py:brevity, my_reward:brevity]", "two terms are named brevity; give one of them another name"),
+        ("[my_reward.py:brevity, {function: my_reward.py:brevity}]", "two terms are named brevity; give one of them another name"),
         ("[{function: my_reward.py:brevity, name: train}]", "task.reward.name=train: names a packaged metric; choose another"),
         ("[{function: my_reward.py:brevity, name: a/b}]", "must consist of letters, digits and _"),
     ],

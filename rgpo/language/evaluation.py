@@ -90,7 +90,7 @@ class Evaluator:
             SampleRow(
                 reference=reference,
                 prompt_id=i,
-                prompt=prompts[i].text,
+                prompt=str(prompts[i].text),
                 completion=texts[i],
                 proxy=float(scores["proxy"][i]),
                 gold=float(gold[i]),

@@ -67,7 +67,7 @@ def _preference(columns: Columns) -> Pair:
         prompt, first, second = _preference_of_messages(given, chosen, rejected)
     else:
         raise Malformed("lacks a text or messages under chosen or rejected")
-    if not (first and second):
+    if not (first.strip() and second.strip()):
         raise Unusable("an empty answer")
     if first == second:
         raise Unusable("equal answers")
@@ -78,7 +78,8 @@ def _preference_of_texts(given: object, chosen: str, rejected: str) -> tuple[str
     if given is not None:
         prompt = _prompt("prompt", given)
         repeated = given if isinstance(given, str) else ""  # some data sets repeat the prompt before the answers
-        return prompt, chosen.removeprefix(repeated).strip(), rejected.removeprefix(repeated).strip()
+        first, second = chosen.removeprefix(repeated), rejected.removeprefix(repeated)
+        return (prompt, first, second) if isinstance(prompt, Dialogue) else (prompt, first.strip(), second.strip())
     if chosen.lstrip().startswith("Human:") and rejected.lstrip().startswith("Human:"):
         prompt, first = _split_answer("chosen", chosen)
         other, second = _split_answer("rejected", rejected)
@@ -94,7 +95,8 @@ def _preference_of_texts(given: object, chosen: str, rejected: str) -> tuple[str
         raise Unusable("equal answers")
     if not common.strip():
         raise Unusable("different prompts")
-    return _prompt("prompt", common), chosen[len(common) :].strip(), rejected[len(common) :].strip()
+    common = common.rstrip()  # the space before a word belongs to the answer
+    return _prompt("prompt", common), chosen[len(common) :], rejected[len(common) :]
 
 
 def _common_beginning(first: str, second: str) -> str:
@@ -117,7 +119,7 @@ def _preference_of_messages(given: object, chosen: list[object], rejected: list[
         prompt = _dialogue(first[:-1])
     else:
         prompt = _prompt("prompt", given)
-    return prompt, first[-1]["content"].strip(), second[-1]["content"].strip()
+    return prompt, first[-1]["content"], second[-1]["content"]
 
 
 def _split_answer(name: str, text: str) -> tuple[str, str]:
