@@ -45,5 +45,6 @@ def run(given: Sequence[str]) -> Ran:
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         code = command._main(list(given))
     results = Path(next(word.partition("=")[2] for word in given if word.startswith("results_dir=")))
-    folders = sorted(file.parent for file in results.rglob("config.yaml"))
-    return Ran(code, folders[0] if folders else results, printed.getvalue())
+    folders = list(results.rglob("config.yaml"))
+    latest = max(folders, key=lambda file: file.stat().st_mtime).parent if folders else results
+    return Ran(code, latest, printed.getvalue())

@@ -90,6 +90,10 @@ def test_a_reward_model_can_be_one_of_the_terms(parts: Path) -> None:
     frame = pd.read_parquet(ran.folder / "metrics.parquet")
     total = frame["reward/brevity_mean"] + 2 * frame["reward/reward_model_mean"]
     np.testing.assert_allclose(frame["reward/train_mean"], total, rtol=1e-5)
+    both = go(parts, "task.reward=my_reward.py:brevity", f"task.source.reward_model={parts / 'reward'}", "name=typed")
+    frame = pd.read_parquet(both.folder / "metrics.parquet")
+    total = frame["reward/brevity_mean"] + frame["reward/reward_model_mean"]
+    np.testing.assert_allclose(frame["reward/train_mean"], total, rtol=1e-5)
 
 
 def test_a_function_gets_every_column_of_its_row(parts: Path) -> None:
@@ -144,7 +148,10 @@ def test_what_a_function_does_wrong_is_a_sentence_with_its_name(parts: Path, nam
         ("[{function: my_reward.py:brevity, weigth: 2}]", "weigth is not a known key"),
         ("[{function: my_reward.py:brevity, weight: 0}]", "every term has weight 0"),
         ("[{function: my_reward.py:brevity, weight: much}]", "task.reward[0].weight=much: must be a number"),
-        ("[my_reward.py:brevity, {function: my_reward.py:brevity}]", "two terms are named brevity; give one of them another name"),
+        (
+            "[my_reward.py:brevity, {function: my_reward.py:brevity}]",
+            "two terms are named brevity; give one of them",
+        ),
         ("[{function: my_reward.py:brevity, name: train}]", "task.reward.name=train: names a packaged metric; choose another"),
         ("[{function: my_reward.py:brevity, name: a/b}]", "must consist of letters, digits and _"),
     ],

@@ -119,7 +119,7 @@ def make_job(
 
     Raises: ConfigError if it cannot run.
     """
-    config = with_reward_nodes(plain(composed))
+    config = with_reward_nodes(plain(composed), typed or ())
     _check_keys(config)
     config["choices"] = {key: choices.get(group) for key, group in GROUPS.items()} | {"scale": choices.get("scale", "none")}
     _check_values(config)

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from rgpo.cli.hints import Node, shown
@@ -83,19 +83,25 @@ def _load(file: Path) -> types.ModuleType:
     return module
 
 
-def with_reward_nodes(config: Mapping[str, object]) -> dict[str, object]:
+def with_reward_nodes(config: Mapping[str, object], typed: Collection[str] = ()) -> dict[str, object]:
     """A configuration whose task.reward, typed as text or as a list of {function, weight, name}, is a list of nodes.
+
+    A reward model that was typed, too, is a further term of weight 1 unless it is in the list.
 
     Raises: ConfigError if an entry is neither.
     """
     task = config.get("task")
     if not isinstance(task, Mapping) or task.get("reward") is None:
         return dict(config)
-    typed = task["reward"]
-    entries = typed if isinstance(typed, list) else [typed]
+    reward, model = task["reward"], f"task.source.{MODEL}"
+    entries = reward if isinstance(reward, list) else [reward]
     if not entries:
         raise ConfigError("task.reward=[]: has no entry; use null for the source's reward model alone.")
-    return dict(config) | {"task": dict(task) | {"reward": [_node(entry) for entry in entries]}}
+    nodes = [_node(entry) for entry in entries]
+    source = task.get("source")
+    if model in typed and isinstance(source, Mapping) and source.get(MODEL) and all(node["function"] for node in nodes):
+        nodes.append(_node(MODEL))
+    return dict(config) | {"task": dict(task) | {"reward": nodes}}
 
 
 def _node(entry: object) -> Node:

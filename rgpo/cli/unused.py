@@ -41,10 +41,6 @@ def _rules(config: Node, requirements: Requirements) -> Iterator[Rule]:
     if requirements.pairs:
         whole = ("ratio", "reduction", "missing_eos_penalty", "mask_truncated_completions")
         yield tuple(f"task.{key}" for key in whole), "this algorithm compares whole answers"
-    terms = task.get("reward")
-    if isinstance(terms, list) and all(_node({"term": term}, "term").get("function") is not None for term in terms):
-        why = "no term of task.reward is the reward model; add reward_model to the list"
-        yield tuple(f"task.source.{key}" for key in ("reward_model", "reward_dtype", "reward_batch_size")), why
     if (
         config.get("gate_combination") is not None
         and _is(config, "ref_gate", "Open")

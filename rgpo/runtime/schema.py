@@ -203,6 +203,9 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
     "": {"algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"}},
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
     "rgpo.learning.sgd.SGD": {"clip_jointly": True},
+    "rgpo.language.sources.hub.Hub": dict.fromkeys(
+        ("adapter", "chat_template", "chat_template_kwargs", "eval_data", "system_prompt"), None
+    ),
     LANGUAGE: {
         "center_scores": False,
         "parallel": "ddp",

@@ -44,7 +44,7 @@ class Hub:
     adapter: str | None = None
     chat_template: str | None = None
     system_prompt: str | None = None
-    chat_template_kwargs: dict[str, object] = field(default_factory=dict)
+    chat_template_kwargs: dict[str, object] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "task.source")
@@ -86,7 +86,7 @@ class Hub:
         if self.adapter is not None:
             model, versions[self.adapter] = merge_adapter(model, self.adapter, self.model, log)
         set_template(tokenizer, self.chat_template, (pair.prompt for pair in data.pairs), log, self.model)
-        prompt_format = PromptFormat(self.system_prompt, self.chat_template_kwargs)
+        prompt_format = PromptFormat(self.system_prompt, self.chat_template_kwargs or {})
         prompt_format.check(tokenizer)
         if self.chat_template is not None and Path(self.chat_template).is_file():
             versions[self.chat_template] = version_of(Path(self.chat_template))
