@@ -48,11 +48,12 @@ class Evaluator:
         num_samples: int,
         seed: int,
         *,
-        rewards: Rewards,
+        rewards: Rewards | None = None,
         skip_special_tokens: bool = True,
     ) -> None:
         self.assets, self.num_samples, self.seed = assets, num_samples, seed
-        self.rewards, self.skip_special_tokens = rewards, skip_special_tokens
+        self.rewards = rewards or Rewards((), assets.reward_model, ())
+        self.skip_special_tokens = skip_special_tokens
         self.prompts = assets.heldout_prompts[:num_prompts]
         self.reference_scores: dict[str, Array] = {}  # (num_prompts,) by reward model
         self.samples: list[SampleRow] = []  # since the last take_samples
