@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from rgpo.runtime.signals import Interrupted
 
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}
 RAY_ANSWERS_WITHIN_S = 25  # with this process's own start, half a minute
+_python_format = warnings.formatwarning
 CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 
@@ -51,6 +53,7 @@ def import_from_current_directory() -> None:
 def start(job: Job) -> int:
     """Run one job in this process; its exit code: 0 done, 1 failed, 2 cannot run, 130 or 143 stopped by a signal."""
     gc.set_threshold(*gc.get_threshold()[:2], 100)  # imports create objects that stay: collecting them took 10 % of a start
+    warnings.formatwarning = _format_warning
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # before torch is imported
     try:
         run(job.config, *build(job.config), job.run_dir, job.config_hash, job.command)
@@ -69,6 +72,13 @@ def start(job: Job) -> int:
         return 1
     distributed.stop()
     return 0
+
+
+def _format_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning of rgpo's as its sentence, any other as Python prints it."""
+    if category is UserWarning and "/rgpo/" in filename:
+        return f"  {printable(str(message), MAX_LINE)}\n"
+    return _python_format(message, category, filename, lineno, line)
 
 
 def run_cell(composed: DictConfig) -> None:
