@@ -14,6 +14,7 @@ from tiny_models import make_assets
 from rgpo.errors import NonFiniteError
 from rgpo.language.evaluation import Evaluator, decode_completions, score_completions, standard_error
 from rgpo.language.policy.generation import Completions, make_completions
+from rgpo.language.policy.stopping import StopRule
 
 PROMPTS = [[2, 3], [4], [5, 6, 7], [8]]
 GOLD = [0.5, -1.0, 2.0]
@@ -29,6 +30,8 @@ class Letters:
 
 class Policy:
     """Draws 1 to 4 tokens from the generator's numbers; the reference ends one token earlier."""
+
+    sampling = SimpleNamespace(stop=StopRule(frozenset({1})))
 
     def generate(self, prompts: list[list[int]], generator: torch.Generator, reference: bool = False) -> Completions:
         lengths = torch.randint(2, 5, (len(prompts),), generator=generator).tolist()
@@ -120,5 +123,5 @@ def test_a_reward_of_nan_is_a_non_finite_error() -> None:
 
 def test_texts_leave_out_padding_and_special_tokens() -> None:
     completions = make_completions([[2, 3], [4]], [([5, 6, 1], [0.0] * 3, True), ([7], [0.0], False)], 0, torch.device("cpu"))
-    assert decode_completions(completions, Letters()) == ["ef", "g"]  # type: ignore[arg-type]
+    assert decode_completions(completions, Letters(), StopRule(frozenset({1}))) == ["ef", "g"]  # type: ignore[arg-type]
     assert math.isnan(standard_error(np.ones(1)))

@@ -88,7 +88,14 @@ def test_numbers_out_of_range_are_refused_at_once_by_their_key(word: str) -> Non
 def make_task(assets: Any, **changes: Any) -> Language:
     counts = {"num_prompts": 2, "group_size": 2, "max_new_tokens": 8, "micro_batch_size": 4, "num_kl_tokens": 8}
     counts |= {"staleness": 0, "num_eval_prompts": 2, "num_samples": 2}
-    texts = {"ratio": "token", "reduction": "token_mean", "parallel": "ddp", "stop_tokens": None, "stop_strings": []}
+    texts = {
+        "ratio": "token",
+        "reduction": "token_mean",
+        "parallel": "ddp",
+        "stop_tokens": None,
+        "stop_strings": [],
+        "center_scores": True,
+    }
     settings = {**counts, **texts, "lora": None, "temperature": 1.0, "gradient_checkpointing": False, **changes}
     return Language(source=SimpleNamespace(load=lambda log: assets), sampler=Own(), **settings)
 
@@ -202,9 +209,10 @@ def test_odd_files_of_a_model_or_a_data_set_are_refused(tmp_path: Path, monkeypa
     folder = write_model(tmp_path / "model")
     os.mkfifo(folder / "generation_config.json.d_config.json")
     check_path("task.source.model", str(folder))
-    os.mkfifo(tmp_path / "data.jsonl")
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "data" / "data.jsonl")
     with pytest.raises(ConfigError, match=r"contains no file that ends in \.jsonl"):
-        find_files(str(tmp_path))
+        find_files(str(tmp_path / "data"))
     config = json.loads((folder / "config.json").read_text())
     for text in ("[" * 100_000, json.dumps(config | {"hidden_size": "x"}), json.dumps(config | {"num_attention_heads": 0}), "[]"):
         (folder / "config.json").write_text(text)

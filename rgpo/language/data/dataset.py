@@ -133,6 +133,8 @@ def _files_below(path: Path, data: str, key: str) -> list[Path]:
     if path.is_dir():
         below = sorted({file for ending in ENDINGS for file in path.rglob(f"*{ending}") if file.is_file()})
         files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    elif not path.is_file():
+        raise ConfigError(f"{key}={data}: is neither a file nor a folder; give one of them.")
     require(bool(files), key, data, f"contains no file that ends in {', '.join(KINDS)} or these with .gz.")
     return files
 
