@@ -16,7 +16,7 @@ SOURCE = {"heldout_share": 0.3, "dtype": "float32", "reward_dtype": "float32", "
 
 
 class Ran(NamedTuple):
-    """What a command left: its exit code, its folder and what it printed."""
+    """Exit code, folder and printed text of a command."""
 
     code: int
     folder: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -198,3 +199,13 @@ def fragile(prompts, completions):
     found = pd.read_parquet(resumed.folder / "metrics.parquet")
     numbers = [name for name in wanted if name.startswith(("reward/", "kl/", "loss/", "policy/"))]
     pd.testing.assert_frame_equal(wanted[numbers], found[numbers], check_exact=True)
+
+
+def test_the_example_learns_to_add(tmp_path: Path) -> None:
+    """docs/examples/arithmetic.py as a user runs it: 60 iterations, half a minute of one core."""
+    script = Path(__file__).parents[1] / "docs" / "examples" / "arithmetic.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path / "sums")], check=True, capture_output=True, timeout=240)
+    loaded = rgpo.load(next(file.parent for file in (tmp_path / "sums").rglob("config.yaml")))
+    reward = loaded.metrics["reward/correct_mean"]
+    assert reward.iloc[:5].mean() < 0.35 and reward.iloc[-5:].mean() > 0.6, reward.tolist()
+    assert loaded.metrics["reward/eval_correct_change"].iloc[-1] > 0.3  # on sums that it was not trained on

@@ -1,4 +1,4 @@
-"""What a policy reads of a prompt, and what of a completion is scored and learned from: templates, system prompts, ends."""
+"""Templates, system prompts, adapters, special tokens and cut completions: each knob reaches the tokens or the scores."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Data sets of prompts and pairs: a file, a folder or a data set of the hub (downloading from it was never run here).
 
-In a folder, files of unknown formats are left out and named, and what lies under a name with the word test, eval, dev, valid or
-heldout is never trained on. Rows that cannot be used are left out, counted and named once for each file.
+In a folder, files of unknown formats are left out and named, and files below a name with the word test, eval, dev, valid or
+heldout are never trained on. Rows that cannot be used are left out, counted and named once for each file.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ PROBES = ("first question of a check", "second question of a check")
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """What is added to a prompt's turns: a system prompt, and further variables of the template."""
+    """Additions to a prompt's turns: a system prompt, and further variables of the template."""
 
     system_prompt: str | None = None
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
