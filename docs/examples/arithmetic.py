@@ -29,9 +29,9 @@ def write_model(folder: Path, num_steps: int = 300) -> None:
 
     ids = {character: i for i, character in enumerate(CHARACTERS)}
     characters = Tokenizer(models.BPE(vocab=ids, merges=[]))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=characters, eos_token="<eos>", pad_token="<pad>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=characters, eos_token="<eos>", pad_token="<pad>")  # noqa: S106
     torch.manual_seed(0)
-    rng = random.Random(0)
+    rng = random.Random(0)  # noqa: S311
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     special = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=16, num_key_value_heads=4, max_position_embeddings=16, **sizes, **special))
@@ -57,9 +57,9 @@ def main(folder: Path) -> None:
     (folder / "arithmetic.py").write_text(Path(__file__).read_text())  # a reward is found from the current folder
     words = ["task=qwen_rlhf", "scale=paper", "algo=grpo", "task.reward=arithmetic.py:correct", "task.source.model=model"]
     words += ["task.source.data=sums.jsonl", "task.source.heldout_share=0.2", "task.source.dtype=float32", "task.lora=null"]
-    words += ["task.num_prompts=32", "task.group_size=8", "task.max_new_tokens=3", "task.num_eval_prompts=16", "update.lr=3e-3"]
-    words += ["penalty=none", "task.micro_batch_size=256", "task.gradient_checkpointing=false", "num_iterations=60", "eval_every=20"]
-    subprocess.run([sys.executable, "-m", "rgpo.cli.run", *words], cwd=folder, check=True)
+    words += ["task.num_prompts=32", "task.group_size=8", "task.max_new_tokens=3", "task.num_eval_prompts=16", "update.lr=1e-3"]
+    words += ["task.micro_batch_size=256", "task.gradient_checkpointing=false", "num_iterations=60", "eval_every=20"]
+    subprocess.run([sys.executable, "-m", "rgpo.cli.run", *words], cwd=folder, check=True)  # noqa: S603
 
 
 if __name__ == "__main__":
