@@ -278,7 +278,7 @@ def test_a_sweep_goes_on_after_a_failure_and_lists_it(tmp_path: Path) -> None:
 
 def test_a_diverging_loss_stops_with_a_sentence(tmp_path: Path) -> None:
     message = rgpo_run([*TINY, "update.lr=1e30", "update.max_grad_norm=null", "num_iterations=20"], tmp_path, code=1)
-    assert "NaN or infinite" in message and "iteration" in message and "update.lr" in message
+    assert "value loss overflowed" in message and "iteration" in message and "update.lr" in message
 
 
 def test_one_step_per_rollout_says_that_no_gate_matters(tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_classes_are_imported_from_the_current_directory(tmp_path: Path) -> None
 
     assert "Cubic(sharpness=1)" in run()
     command = json.loads((the_run(tmp_path / "results") / "provenance.json").read_text())["command"]
-    assert command.startswith("rgpo-run --config-dir mine task=cartpole")
+    assert command.startswith("rgpo-run --config-dir=mine task=cartpole")
     assert "1 of 1 runs are complete" in run("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "seed=2")
     for file in tmp_path.rglob("provenance.json"):
         assert "--config-dir" in json.loads(file.read_text())["command"]

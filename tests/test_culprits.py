@@ -36,7 +36,7 @@ CLIP = Clip(eps_low=0.2, eps_high=0.2, cap=None)
 
 def sgd(**change: Any) -> SGD:
     knobs: dict[str, Any] = {"num_epochs": 2, "num_minibatches": 4, "lr": 1e-3, "anneal_lr": False, "adam_eps": 1e-5}
-    knobs |= {"max_grad_norm": 0.5, "vf_coef": 0.5, "ent_coef": 0.0, "value_clip": None, "compile": False}
+    knobs |= {"max_grad_norm": 0.5, "vf_coef": 0.5, "ent_coef": 0.0, "value_clip": None, "compile": False, "clip_jointly": True}
     return SGD(**(knobs | change))
 
 

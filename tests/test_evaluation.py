@@ -28,10 +28,13 @@ class Letters:
         return ["".join(chr(96 + i) for i in row if i != 1) for row in rows]
 
 
+NO_STOP = StopRule(frozenset())
+
+
 class Policy:
     """Draws 1 to 4 tokens from the generator's numbers; the reference ends one token earlier."""
 
-    sampling = SimpleNamespace(stop=StopRule(frozenset({1})))
+    sampling = SimpleNamespace(stop=NO_STOP)
 
     def generate(self, prompts: list[list[int]], generator: torch.Generator, reference: bool = False) -> Completions:
         lengths = torch.randint(2, 5, (len(prompts),), generator=generator).tolist()
@@ -123,5 +126,5 @@ def test_a_reward_of_nan_is_a_non_finite_error() -> None:
 
 def test_texts_leave_out_padding_and_special_tokens() -> None:
     completions = make_completions([[2, 3], [4]], [([5, 6, 1], [0.0] * 3, True), ([7], [0.0], False)], 0, torch.device("cpu"))
-    assert decode_completions(completions, Letters(), StopRule(frozenset({1}))) == ["ef", "g"]  # type: ignore[arg-type]
+    assert decode_completions(completions, Letters(), NO_STOP) == ["ef", "g"]  # type: ignore[arg-type]
     assert math.isnan(standard_error(np.ones(1)))

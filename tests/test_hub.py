@@ -158,7 +158,7 @@ def test_limits_that_leave_no_prompt_are_refused_by_their_key(make: Make) -> Non
     with pytest.raises(ConfigError, match=r"task.max_new_tokens=64: must be smaller than the context of 64 tokens"):
         make(max_new_tokens=64).load(lambda words: None)
     with pytest.raises(ConfigError, match=r"leaves 40 for training, 0 held out"):
-        make(heldout_share=2e-6).load(lambda words: None)
+        make(heldout_share=1e-6).load(lambda words: None)
 
 
 def test_a_policy_is_no_reward_model(make: Make, parts: dict[str, Any]) -> None:

@@ -88,15 +88,16 @@ def test_numbers_out_of_range_are_refused_at_once_by_their_key(word: str) -> Non
 def make_task(assets: Any, **changes: Any) -> Language:
     counts = {"num_prompts": 2, "group_size": 2, "max_new_tokens": 8, "micro_batch_size": 4, "num_kl_tokens": 8}
     counts |= {"staleness": 0, "num_eval_prompts": 2, "num_samples": 2}
-    texts = {
-        "ratio": "token",
-        "reduction": "token_mean",
-        "parallel": "ddp",
-        "stop_tokens": None,
-        "stop_strings": [],
-        "center_scores": True,
+    texts = {"ratio": "token", "reduction": "token_mean", "parallel": "ddp", "stop_tokens": None, "stop_strings": []}
+    settings = {
+        **counts,
+        **texts,
+        "lora": None,
+        "temperature": 1.0,
+        "gradient_checkpointing": False,
+        "center_scores": False,
+        **changes,
     }
-    settings = {**counts, **texts, "lora": None, "temperature": 1.0, "gradient_checkpointing": False, **changes}
     return Language(source=SimpleNamespace(load=lambda log: assets), sampler=Own(), **settings)
 
 
