@@ -21,9 +21,10 @@ from rgpo.paths import cache_dir
 from rgpo.report.read import rows
 from rgpo.report.read.load import CHECKED, queued, run_folders
 from rgpo.runtime import manifest, run_folder
+from rgpo.runtime.own_metrics import glossary, sample_columns
 from rgpo.runtime.reader import Unreadable, printable, user_path
 from rgpo.runtime.resources import limited_threads
-from rgpo.runtime.schema import SAMPLES, glossary
+from rgpo.runtime.schema import SAMPLES
 from rgpo.runtime.settings import Settings
 
 if TYPE_CHECKING:
@@ -160,17 +161,18 @@ class Run:
 
     @property
     def samples(self) -> DataFrame:
-        """Completions of held-out prompts so far, with the columns of rgpo.runtime.schema.SAMPLES; empty for control tasks.
+        """Completions of held-out prompts so far, with the columns of runtime.schema.SAMPLES and the terms of the reward.
 
         Raises: ConfigError if a file cannot be read.
         """
         import pandas as pd
 
         try:
-            found = rows.read_samples(self.folder, rows.SAMPLE_COLUMNS)
+            terms = {name: float for name in sample_columns(self.config) if name not in SAMPLES}
+            found = rows.read_samples(self.folder, rows.SAMPLE_COLUMNS | terms)
         except Unreadable as error:
             raise ConfigError(f"{self.folder}: {error}.") from error
-        return pd.DataFrame(found, columns=list(SAMPLES))
+        return pd.DataFrame(found, columns=[*SAMPLES, *terms])
 
     @property
     def task(self) -> Task:

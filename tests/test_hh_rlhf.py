@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,31 @@ from tiny_models import TEMPLATE, write_model
 from transformers import AutoTokenizer
 
 from rgpo.errors import ConfigError
-from rgpo.language.data.chat import apply_chat_template, encode_pairs, encode_prompts, end_answer
-from rgpo.language.data.hh_rlhf import (
-    Pair,
+from rgpo.language.data.chat import encode_pairs, encode_prompts, end_answer
+from rgpo.language.data.dataset import (
+    FORMATS,
     check_data,
     find_files,
     is_heldout,
-    load_pairs,
+    load_dataset,
     read_pairs,
     split_by_dialogue,
-    to_messages,
 )
+from rgpo.language.data.dialogue import Pair, to_messages
+from rgpo.language.data.rows import ENDINGS
+from rgpo.language.data.template import apply_chat_template
 
 HELLO = "\n\nHuman: Hello.\n\nAssistant: Hi!\n\nHuman: What is\n\na cat?"
 
 
 def line(prompt: str = HELLO, chosen: str = " An animal.", rejected: str = " No idea: none.") -> str:
     return json.dumps({name: f"{prompt}\n\nAssistant:{answer}" for name, answer in (("chosen", chosen), ("rejected", rejected))})
+
+
+def read(*files: Path) -> tuple[list[Pair], list[str]]:
+    """The pairs of files, and what was logged."""
+    logged: list[str] = []
+    return read_pairs(files, logged.append, alone=len(files) == 1)[0], logged
 
 
 def write(file: Path, *lines: str) -> Path:
@@ -39,12 +48,12 @@ def write(file: Path, *lines: str) -> Path:
 
 
 def test_a_line_is_a_prompt_and_two_answers(tmp_path: Path) -> None:
-    pairs, skipped = read_pairs([write(tmp_path / "a.jsonl", line(), "", line("\n\nHuman: One?", " 1", " 2"))])
+    pairs, logged = read(write(tmp_path / "a.jsonl", line(), "", line("\n\nHuman: One?", " 1", " 2")))
     assert pairs == [
         Pair("Human: Hello.\n\nAssistant: Hi!\n\nHuman: What is\n\na cat?", "An animal.", "No idea: none."),
         Pair("Human: One?", "1", "2"),
     ]
-    assert not skipped
+    assert logged == []
     assert to_messages(pairs[0].prompt, pairs[0].chosen) == [
         {"role": "user", "content": "Hello."},
         {"role": "assistant", "content": "Hi!"},
@@ -68,40 +77,52 @@ def test_two_turns_of_one_speaker_become_one() -> None:
 def test_defective_pairs_of_the_published_files_are_left_out_and_counted(tmp_path: Path) -> None:
     other = json.dumps({"chosen": HELLO + "\n\nAssistant: a", "rejected": "\n\nHuman: Bye.\n\nAssistant: b"})
     lines = [line(), other, other, line(chosen=""), line(rejected=" "), line(chosen=" x", rejected=" x")]
-    pairs, skipped = read_pairs([write(tmp_path / "a.jsonl", *lines, line(HELLO + "\n\nAssistant: A first answer."))])
+    pairs, logged = read(write(tmp_path / "a.jsonl", *lines, line(HELLO + "\n\nAssistant: A first answer.")))
     assert len(pairs) == 1
-    assert skipped == {"different prompts": 2, "an empty answer": 2, "equal answers": 1, "no question before the answer": 1}
-    with pytest.raises(ConfigError, match=r"a.jsonl: has no usable pair; 2 with different prompts"):
-        read_pairs([write(tmp_path / "a.jsonl", other, other)])
+    counts = "2 with different prompts left out; 2 with an empty answer left out; 1 with equal answers left out"
+    assert logged == [f"{tmp_path}/a.jsonl: {counts}; 1 with no question before the answer left out"]
+    with pytest.raises(ConfigError, match=r"a.jsonl: contains no usable row; give rows of HH-RLHF's chosen and rejected"):
+        read(write(tmp_path / "a.jsonl", other, other))
 
 
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ("{", r"is not valid JSON \(Expecting property name .*; fix or remove the line"),
-        ("[1]", "lacks a text under chosen or rejected"),
-        ('{"chosen": "x"}', "lacks a text under chosen or rejected"),
-        ('{"chosen": "x", "rejected": 3}', "lacks a text under chosen or rejected"),
-        (json.dumps({"chosen": "Hello", "rejected": "Hello"}), "must begin with a turn of the Human .* under chosen"),
-        (line(chosen=" a\n\nHuman: b"), "must begin .* end with one of the Assistant under chosen"),
+        ("{x", "is not valid JSON (Expecting property name"),
+        ("[1]", "is not a JSON object"),
+        ('{"chosen": "x"}', "has the columns chosen, no known format"),
+        ('{"chosen": "x", "rejected": 3}', "lacks a text or messages under chosen or rejected"),
+        (line(chosen=" a\n\nHuman: b"), "must begin with a turn of the Human and end with one of the Assistant under chosen"),
+        ('{"prompt": " "}', "has an empty prompt"),
+        ('{"prompt": "\\ud800"}', "has text under prompt that is not valid Unicode"),
+        ('{"messages": [{"role": "narrator", "content": "x"}]}', "has a turn under messages that is not {role: system, user"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_a_malformed_line_is_named(tmp_path: Path, name: str, wrong: str, match: str) -> None:
-    file = write(tmp_path / name, line(), line(), wrong)
-    with pytest.raises(ConfigError, match=f"task.source.data: {file}, line 3 {match}") as error:
-        read_pairs([file])
+def test_a_malformed_row_is_left_out_and_named(tmp_path: Path, name: str, wrong: str, match: str) -> None:
+    pairs, logged = read(write(tmp_path / name, line(), line(), wrong, wrong))
+    assert len(pairs) == 2 and logged[0].startswith(f"{tmp_path}/{name}: 2 malformed rows left out; the first, line 3, {match}")
+    with pytest.raises(ConfigError, match=r"2 of 3 rows cannot be read; the first, line 2, .*; fix or remove them") as error:
+        read(write(tmp_path / name, line(), wrong, wrong))
     assert "\n" not in str(error.value)
 
 
 def test_a_file_that_is_empty_truncated_or_binary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a.jsonl: has no usable pair"):
-        read_pairs([write(tmp_path / "a.jsonl")])
+    with pytest.raises(ConfigError, match=r"a.jsonl: contains no usable row"):
+        read(write(tmp_path / "a.jsonl"))
     whole = write(tmp_path / "b.jsonl.gz", *[line(f"\n\nHuman: {i}{'?' * i}") for i in range(500)]).read_bytes()
-    for name, data in (("b.jsonl.gz", whole[:-20]), ("c.jsonl.gz", b"no gzip"), ("d.jsonl", b'{"\xff')):
+    cases = {
+        "b.jsonl.gz": (whole[:-20], r"cannot be read after line \d+ \("),
+        "c.jsonl.gz": (b"no gzip", "1 of 1 rows cannot be read; the first, line 1, is not valid JSON"),
+        "d.jsonl": (b'{"\xff', "the first, line 1, is not UTF-8 text"),
+        "e.parquet": (b"PAR1 and no more", "cannot be read after the beginning"),
+        "f.xlsx": (b"PK\x03\x04 a workbook", "is not jsonl, json, csv or parquet; convert it to one of them"),
+        "g.json": (b"[{", "is not valid JSON"),
+    }
+    for name, (data, match) in cases.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ConfigError, match=rf"task.source.data=.*{name}: cannot be read after line \d+ \("):
-            read_pairs([tmp_path / name])
+        with pytest.raises(ConfigError, match=rf"task.source.data=.*{name}: .*{match}"):
+            read(tmp_path / name)
 
 
 def test_data_are_a_file_a_folder_or_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +138,7 @@ def test_data_are_a_file_a_folder_or_a_data_set_of_the_hub(tmp_path: Path, monke
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert find_files("Anthropic/hh-rlhf/helpful-base") == files
-    patterns = ["helpful-base/*.jsonl", "helpful-base/*.jsonl.gz"]
+    patterns = [f"helpful-base/*{ending}" for ending in ENDINGS]
     assert requests == [("Anthropic/hh-rlhf", {"repo_type": "dataset", "allow_patterns": patterns, "revision": None})]
     assert find_files("Anthropic/hh-rlhf/helpful-base@v1.0") == files and requests[1][0] == "Anthropic/hh-rlhf"
     assert requests[1][1] == requests[0][1] | {"revision": "v1.0"}
@@ -126,11 +147,11 @@ def test_data_are_a_file_a_folder_or_a_data_set_of_the_hub(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (None, r"must be given: a jsonl\(.gz\) in HH-RLHF's format, a folder of them, or Anthropic/hh-rlhf/helpful-base"),
+        (None, r"must be given: a jsonl, json, csv or parquet file of .*, a folder of them, or Anthropic/hh-rlhf/helpful-base"),
         ("/nowhere/a.jsonl", "there is no such file or folder"),
         ("data/a.jsonl.gz", "there is no such file or folder"),
         ("./a/b", "there is no such file or folder"),
-        ("EMPTY", "contains no file that ends in .jsonl or .jsonl.gz"),
+        ("EMPTY", "contains no file that ends in .jsonl, .json, .csv, .tsv, .parquet or these with .gz"),
     ],
 )
 def test_data_that_do_not_exist_are_refused(tmp_path: Path, data: str | None, match: str) -> None:
@@ -173,7 +194,7 @@ def test_prompts_carry_the_template_and_long_ones_are_left_out_whole(tmp_path: P
     short, long = Pair("Human: a cat?", "x", "y"), Pair("Human: " + "a cat? " * 9 + "\n\nAssistant: b\n\nHuman: c", "x", "y")
     text = "<user>a cat?<|endoftext|><assistant>"
     ids = tokenizer(text)["input_ids"]
-    prompts, dropped = encode_prompts(tokenizer, [short, long, short, short._replace(chosen="z")], len(ids))
+    prompts, dropped = encode_prompts(tokenizer, [short, long, short, replace(short, chosen="z")], len(ids))
     assert [(prompt.text, prompt.ids) for prompt in prompts] == [(short.prompt, ids)] and dropped == 1
     assert encode_prompts(tokenizer, [short], len(ids) - 1) == ([], 1) and encode_prompts(tokenizer, [], 9) == ([], 0)
     assert (
@@ -237,20 +258,21 @@ def test_the_published_folder_works_as_it_is_cloned(tmp_path: Path) -> None:
     write(root / ".git" / "lfs" / "a.jsonl", "not json")
     (root / "README.md").write_text("# hh")
     logged: list[str] = []
-    pairs, files = load_pairs(str(root), logged.append)
-    assert len(files) == 4 and red not in files
+    data = load_dataset(str(root), None, logged.append)
+    assert len(data.files) == 4 and red not in data.files
     names = "harmless-base/test.jsonl.gz, helpful-base/test.jsonl.gz"
+    why = f"has the columns transcript, which are no known format; rename them to {FORMATS}"
     assert logged == [
-        f"{red}: contains no pairs, left out",
-        f"held out in place of heldout_share: {names}; 2 other pairs with the same prompts left out",
-        f"{root}: 14 pairs",
+        f"{red}: left out; it {why}",
+        f"held out in place of heldout_share: {names}; 2 other rows with the same prompts left out",
+        f"{root}: 14 prompts, 14 of them with a pair of answers",
     ]
-    train, heldout = split_by_dialogue(pairs, (0.95, 0.05), 0)
+    train, heldout = split_by_dialogue(data.pairs, (0.95, 0.05), 0)
     assert {pair.prompt for pair in heldout} == {"Human: harmless-base test?", "Human: helpful-base test?", "Human: in both?"}
     assert len(train) == 10 and not {pair.prompt for pair in train} & {pair.prompt for pair in heldout}
-    assert [len(part) for part in split_by_dialogue(pairs, (1, 1, 1), 0)][2] == 4
-    pairs, _ = load_pairs(str(root / "helpful-base" / "test.jsonl.gz"), logged.append)  # named alone, it is the data
-    assert not any(pair.heldout for pair in pairs)
+    assert [len(part) for part in split_by_dialogue(data.pairs, (1, 1, 1), 0)][2] == 4
+    alone = load_dataset(str(root / "helpful-base" / "test.jsonl.gz"), None, logged.append)  # named alone, it is the data
+    assert not any(pair.heldout for pair in alone.pairs)
 
 
 @pytest.mark.parametrize(
@@ -275,9 +297,9 @@ def test_a_folder_of_test_files_and_a_clone_without_its_data_are_refused(tmp_pat
     for name in ("test.jsonl", "dev.jsonl"):
         write(tmp_path / "a" / name, line())
     with pytest.raises(ConfigError, match=r"^task.source.data=.*/a: contains test files only; give one of them, or add files"):
-        load_pairs(str(tmp_path / "a"), lambda words: None)
+        load_dataset(str(tmp_path / "a"), None, lambda words: None)
     pointer = tmp_path / "b" / "train.jsonl.gz"
     pointer.parent.mkdir()
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 16\n")
     with pytest.raises(ConfigError, match=r"train.jsonl.gz: is a pointer of Git LFS without the data; run `git lfs pull`"):
-        load_pairs(str(tmp_path / "b"), lambda words: None)
+        load_dataset(str(tmp_path / "b"), None, lambda words: None)

@@ -17,7 +17,7 @@ from rgpo.cli.config import compose_jobs
 from rgpo.errors import ConfigError
 from rgpo.language.data.build_cache import artifact_folder, build_once
 from rgpo.language.data.chat import apply_chat_template
-from rgpo.language.data.hh_rlhf import check_data, find_files, read_pairs
+from rgpo.language.data.dataset import check_data, find_files, read_pairs
 from rgpo.language.policy.model_files import check_path, resolve_folder
 from rgpo.language.policy.pretrained import load_causal_lm
 from rgpo.language.policy.samplers import Own
@@ -210,9 +210,10 @@ def test_odd_files_of_a_model_or_a_data_set_are_refused(tmp_path: Path, monkeypa
     folder = write_model(tmp_path / "model")
     os.mkfifo(folder / "generation_config.json.d_config.json")
     check_path("task.source.model", str(folder))
-    os.mkfifo(tmp_path / "data.jsonl")
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "data" / "data.jsonl")
     with pytest.raises(ConfigError, match=r"contains no file that ends in \.jsonl"):
-        find_files(str(tmp_path))
+        find_files(str(tmp_path / "data"))
     config = json.loads((folder / "config.json").read_text())
     for text in ("[" * 100_000, json.dumps(config | {"hidden_size": "x"}), json.dumps(config | {"num_attention_heads": 0}), "[]"):
         (folder / "config.json").write_text(text)
@@ -223,8 +224,8 @@ def test_odd_files_of_a_model_or_a_data_set_are_refused(tmp_path: Path, monkeypa
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         load_causal_lm(folder, dtype="float32", device="cpu")
-    monkeypatch.setattr("rgpo.language.data.hh_rlhf.MAX_BYTES", 1000)
-    for line, why in (("x" * 1001, "line 1 is longer than 1000 bytes"), ("[" * 900, "line 1 is not valid JSON")):
+    monkeypatch.setattr("rgpo.language.data.rows.MAX_LINE", 1000)
+    for line, why in (("x" * 1001, "line 1 is longer than 1000 bytes"), ("{" * 900, "the first, line 1, is not valid JSON")):
         (tmp_path / "odd.jsonl").write_text(line)
         with pytest.raises(ConfigError, match=why):
-            read_pairs([tmp_path / "odd.jsonl"])
+            read_pairs([tmp_path / "odd.jsonl"], lambda line: None)

@@ -20,7 +20,7 @@ LAYERS = [  # a room imports from itself and from the lines below it only
     ["gates"],
     ["core"],
     ["distributed"],
-    ["atomic", "paths"],
+    ["atomic", "files", "paths"],
     ["errors", "interrupt", "version"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -28,9 +28,10 @@ ABOVE = {"rgpo", "rgpo.bandit.__main__"}  # the public names of all rooms, and a
 REPORT = {
     "rgpo.atomic",
     "rgpo.errors",
+    "rgpo.files",
     "rgpo.interrupt",
     "rgpo.paths",
-    *(f"rgpo.runtime.{name}" for name in ("manifest", "provenance", "reader", "run_folder", "schema")),
+    *(f"rgpo.runtime.{name}" for name in ("manifest", "own_metrics", "provenance", "reader", "run_folder", "schema")),
     "rgpo.version",
 }  # all of ours that the report imports
 ONLY = {  # who may import a package of others

@@ -16,7 +16,8 @@ from changed_defaults import with_present_defaults
 from rgpo.cli.config import compose_jobs
 from rgpo.errors import ConfigError
 from rgpo.runtime import schema
-from rgpo.runtime.schema import GLOSSARY, canonical_config, canonical_name, canonical_target, glossary
+from rgpo.runtime.own_metrics import glossary
+from rgpo.runtime.schema import GLOSSARY, canonical_config, canonical_name, canonical_target
 
 STORED = sorted((Path(__file__).parents[1] / "results").glob("*/*/config.yaml"))
 

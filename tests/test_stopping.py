@@ -108,7 +108,7 @@ def test_bad_stops_are_refused(folder: Path) -> None:
 
 def test_a_saved_list_of_ends_reaches_the_assets(tmp_path: Path) -> None:
     from rgpo.language.data.chat import make_chat_assets
-    from rgpo.language.data.hh_rlhf import Pair
+    from rgpo.language.data.dialogue import Pair
 
     folder = write_model(tmp_path / "phi")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7], "pad_token_id": 0}))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
-from rgpo.cli.hints import Node, Parameters, accepts, describe, is_node, missing_members, parameters_of, shown
+from rgpo.cli.functions import find_function
+from rgpo.cli.hints import Node, Parameters, accepts, describe, is_node, missing_members, parameters_of, shown, takes_function
 from rgpo.cli.targets import entry_hint, find_target, lacking_methods, refuse_foreign_environment, takes_object
 from rgpo.cli.words import CHOOSE_WITH
 from rgpo.errors import ConfigError, close_matches, first_line
@@ -107,6 +108,8 @@ def _built(key: str, value: object, hint: object) -> object:
             remedy = "remove it, or annotate the parameter with the class that it takes"
             raise ConfigError(f"{key}._target_={value['_target_']}: is not read here, where plain values belong; {remedy}.")
         return _construct(key, value, {}, hint)
+    if isinstance(value, str) and takes_function(hint):
+        return find_function(key, value)
     if isinstance(value, Mapping):
         return {name: _built(f"{key}.{name}", entry, entry_hint(hint, mapping=True)) for name, entry in value.items()}
     if isinstance(value, list):

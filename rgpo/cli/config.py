@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from rgpo.cli.build import GROUPS, build, check_type, make, present_name, refuse_unknown
+from rgpo.cli.functions import with_reward_nodes
 from rgpo.cli.hints import Node, parameters_of, shown
 from rgpo.cli.overrides import Choices, Composer, hydra_on
 from rgpo.cli.targets import make_importable
@@ -25,9 +26,10 @@ from rgpo.errors import ConfigError, close_matches, first_line, require, shell_w
 from rgpo.learning.types import Task
 from rgpo.paths import conf_dir
 from rgpo.runtime import continuation
+from rgpo.runtime.own_metrics import glossary
 from rgpo.runtime.provenance import redact_word
 from rgpo.runtime.reader import user_path
-from rgpo.runtime.schema import AXES, NOT_IDENTITY, glossary
+from rgpo.runtime.schema import AXES, NOT_IDENTITY
 from rgpo.runtime.settings import MOST_ITERATIONS, Settings
 from rgpo.runtime.trackers import ADAPTERS
 
@@ -119,7 +121,7 @@ def make_job(
 
     Raises: ConfigError if it cannot run.
     """
-    config = plain(composed)
+    config = with_reward_nodes(plain(composed), typed or ())
     _check_keys(config)
     config["choices"] = {key: choices.get(group) for key, group in GROUPS.items()} | {"scale": choices.get("scale", "none")}
     _check_values(config)

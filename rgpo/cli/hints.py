@@ -91,7 +91,7 @@ def accepts(hint: object, value: object) -> bool:
     if kind in MAPPINGS and not is_node(value):
         keys, values = (*arguments, object, object)[:2]
         return isinstance(value, Mapping) and all(accepts(keys, k) and accepts(values, v) for k, v in value.items())
-    return kind is object or is_node(value)
+    return kind is object or is_node(value) or (kind is Callable and isinstance(value, str))
 
 
 def plain_hint(hint: object) -> object:
@@ -103,6 +103,14 @@ def plain_hint(hint: object) -> object:
     if hasattr(hint, "__supertype__"):
         return plain_hint(hint.__supertype__)
     return object if hint is Any or isinstance(hint, TypeVar) else type(None) if hint is None else hint
+
+
+def takes_function(hint: object) -> bool:
+    """True for the hint of a parameter that takes a function and no text."""
+    hint = plain_hint(hint)
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    kinds = [get_origin(plain_hint(part)) or plain_hint(part) for part in parts]
+    return Callable in kinds and str not in kinds and object not in kinds
 
 
 def _accepts_scalar(hint: object, value: object) -> bool:
@@ -135,6 +143,8 @@ def describe(hint: object, several: bool = False) -> str:
         return f"{'lists' if several else 'a list'}{items}"
     if kind in MAPPINGS:
         return "mappings" if several else "a mapping {key: value, ...}"
+    if kind is Callable:
+        return "functions as texts" if several else "a function, written file.py:function or module:function"
     name = getattr(kind, "__name__", str(kind))
     return f"nodes with a _target_ of type {name}" if several else f"a node with a _target_ of type {name}"
 

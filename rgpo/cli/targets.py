@@ -46,11 +46,11 @@ def find_target(key: str, name: object) -> Callable[..., object]:
         raise ConfigError(f"{text}: cannot be imported; write the dotted name of a class, such as rgpo.gates.Sigmoid.")
     module = ".".join(parts[:-1])
     try:
-        if _owner(module) is None:
+        if owner_of(module) is None:
             remedy = "write a class of your own around it, in a module there"
             raise ConfigError(f"{text}: {parts[0]} is not {OWN}, and no other code is run; {remedy}.")
         target = getattr(importlib.import_module(module), parts[-1])
-        owner = _owner(str(target.__module__)) if isinstance(target, type | types.FunctionType) else None
+        owner = owner_of(str(target.__module__)) if isinstance(target, type | types.FunctionType) else None
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # whatever importing a user's module raises
@@ -74,7 +74,7 @@ def refuse_foreign_environment(env_id: str) -> None:
     module, colon, _ = env_id.partition(":")
     top = module.partition(".")[0]
     try:
-        if not colon or _owner(module) is not None:
+        if not colon or owner_of(module) is not None:
             return
         packages = metadata.packages_distributions().get(top, [])
         needs = [requirement for package in packages for requirement in metadata.requires(package) or ()]
@@ -85,7 +85,7 @@ def refuse_foreign_environment(env_id: str) -> None:
         raise ConfigError(f"task.env_id={env_id}: {top} is not {OWN}, nor of a package that needs gymnasium; {remedy}.")
 
 
-def _owner(module: str) -> str | None:
+def owner_of(module: str) -> str | None:
     """rgpo, or user for a module whose classes may be named; None for any other. Imports nothing.
 
     Raises: ModuleNotFoundError if there is no such module.
@@ -105,13 +105,13 @@ def _owner(module: str) -> str | None:
         raise ModuleNotFoundError(f"No module named {top!r}", name=top)
     places = spec.submodule_search_locations or ([spec.origin] if spec.has_location and spec.origin else [])
     folders = {Path(place).resolve().parent for place in places}
-    if folders and folders <= _own_folders():
+    if folders and folders <= own_folders():
         return "user"
     declared = {point.module.partition(".")[0] for point in metadata.entry_points(group=ENTRY_POINTS)}
     return "user" if top in declared else None
 
 
-def _own_folders() -> set[Path]:
+def own_folders() -> set[Path]:
     """The folders of Python's path that are not part of an installation."""
     entries = {Path(entry).resolve() for entry in sys.path}
     installed = {folder.resolve() for folder in INSTALLED}

@@ -10,8 +10,14 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from rgpo.runtime.schema import RENAMED_GROUPS, canonical_name
 
-SWEPT = ("name", *(f"task.source.{name}" for name in ("data", "model", "reward_model", "gold_model")))
-LITERAL = ("results_dir", "resume_from", *SWEPT)  # keys whose values are names and paths, taken as they are; null stays null
+PATHS = ("data", "eval_data", "model", "adapter", "reward_model", "gold_model", "chat_template")  # of task.source
+SWEPT = ("name", *(f"task.source.{name}" for name in PATHS))
+LITERAL = (
+    "results_dir",
+    "resume_from",
+    "task.source.system_prompt",
+    *SWEPT,
+)  # names, paths and texts, taken as they are; null stays null
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 ESCAPED = re.compile(r"((?:\\\\)*)\\\$\{")  # an interpolation that OmegaConf reads as text
 CHOOSE_WITH = {"task.source": "scale", "task.sampler": "sampler@task.sampler"}  # node of language tasks -> the group that sets it

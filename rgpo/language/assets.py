@@ -26,6 +26,7 @@ class Prompt:
 
     text: str
     ids: list[int]
+    columns: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)  # of its row of the data
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class LanguageAssets:
     train_prompts: list[Prompt]
     heldout_prompts: list[Prompt]
     num_dropped: int  # prompts over the loader's length limit: left out, never cut
-    reward_model: RewardFunction  # the policy learns from it
+    reward_model: RewardFunction | None  # the policy learns from it; None if it was not asked for
     gold_reward_model: RewardFunction | None  # measures over-optimization; never used in training
     preference_pairs: Callable[[int], Sequence[PreferencePair]]  # of max_new_tokens; made on the first call, then kept
     versions: Mapping[str, str] = field(default_factory=dict)  # of what was downloaded or built: commit, or sha256 of its files
@@ -58,15 +59,15 @@ class LanguageAssets:
 class AssetLoader(Protocol):
     """The object that conf/scale/*.yaml names as task.source."""
 
-    def check(self) -> None:
-        """Check packages and paths before anything is loaded, without importing torch.
+    def check(self, reward_model: bool = True) -> None:
+        """Check packages and paths, without those of a reward model that is not needed, before torch is imported.
 
         Raises: ConfigError if a package or a path is missing.
         """
         ...
 
-    def load(self, log: Log) -> LanguageAssets:
-        """Load everything; slow preparation is done once and cached.
+    def load(self, log: Log, reward_model: bool = True) -> LanguageAssets:
+        """Load everything, with the reward model if it is needed; slow preparation is done once and cached.
 
         Raises: ConfigError if something cannot be fetched, read or used.
         """
@@ -100,4 +101,5 @@ def require_same_versions(source: AssetLoader, versions: Mapping[str, str], befo
         saved = before.get(name, version)
         remedy = f"is {version} and was {saved} when the checkpoint was saved; restore it"
         remedy += ", or use force=true." if len(saved) == 64 else f", pin it by {name}@{saved}, or use force=true."
-        require(saved == version, keys.get(name, "task.source"), name, remedy)
+        key = "task.reward" if ".py:" in name else "task.source"
+        require(saved == version, keys.get(name, key), name, remedy)

@@ -10,6 +10,7 @@ import numpy as np
 from rgpo import distributed
 from rgpo.core.rollout import Array
 from rgpo.language.assets import LanguageAssets, Prompt, RewardFunction, require_finite_scores
+from rgpo.language.rewards.function import Rewards
 from rgpo.learning.types import State
 
 if TYPE_CHECKING:
@@ -40,8 +41,19 @@ class SampleRow(TypedDict):
 class Evaluator:
     """Evaluates a policy on the first num_prompts held-out prompts and keeps num_samples of the completions as rows."""
 
-    def __init__(self, assets: LanguageAssets, num_prompts: int, num_samples: int, seed: int) -> None:
+    def __init__(
+        self,
+        assets: LanguageAssets,
+        num_prompts: int,
+        num_samples: int,
+        seed: int,
+        *,
+        rewards: Rewards | None = None,
+        skip_special_tokens: bool = True,
+    ) -> None:
         self.assets, self.num_samples, self.seed = assets, num_samples, seed
+        self.rewards = rewards or Rewards((), assets.reward_model, ())
+        self.skip_special_tokens = skip_special_tokens
         self.prompts = assets.heldout_prompts[:num_prompts]
         self.reference_scores: dict[str, Array] = {}  # (num_prompts,) by reward model
         self.samples: list[SampleRow] = []  # since the last take_samples
@@ -67,9 +79,11 @@ class Evaluator:
         prompts = self.prompts
         generator = torch.Generator(self.assets.model.device).manual_seed(self.seed)
         completions = policy.generate([prompt.ids for prompt in prompts], generator, reference=reference)
-        texts = decode_completions(completions, self.assets.tokenizer, policy.sampling.stop)
-        reward_models = {"proxy": self.assets.reward_model, "gold": self.assets.gold_reward_model}
-        scores = {name: score_completions(model, prompts, texts) for name, model in reward_models.items() if model is not None}
+        texts = decode_completions(completions, self.assets.tokenizer, policy.sampling.stop, self.skip_special_tokens)
+        total, parts = self.rewards(prompts, texts)
+        scores, gold_model = {"proxy": total, **parts}, self.assets.gold_reward_model
+        if gold_model is not None:
+            scores["gold"] = score_completions(gold_model, prompts, texts)
         kl = np.zeros(len(prompts)) if reference else policy.completion_kl(completions)
         gold = scores.get("gold", np.full(len(prompts), np.nan))
         lengths = completions.completion_mask_BT.sum(-1).tolist()
@@ -77,7 +91,7 @@ class Evaluator:
             SampleRow(
                 reference=reference,
                 prompt_id=i,
-                prompt=prompts[i].text,
+                prompt=str(prompts[i].text),
                 completion=texts[i],
                 proxy=float(scores["proxy"][i]),
                 gold=float(gold[i]),
@@ -87,7 +101,7 @@ class Evaluator:
             )
             for i in range(min(self.num_samples, len(prompts)))
         ]
-        self.samples += rows
+        self.samples += [row | {f"reward/{name}": float(parts[name][i]) for name in parts} for i, row in enumerate(rows)]  # type: ignore[misc]
         return scores, kl, rows
 
     def summary(self, metrics: Mapping[str, float | list[float]]) -> list[str]:
@@ -105,7 +119,7 @@ class Evaluator:
             after, se = metric(f"reward/eval_{name}_mean"), metric(f"reward/eval_{name}_se")
             change, change_se = metric(f"reward/eval_{name}_change"), metric(f"reward/eval_{name}_change_se")
             lines.append(
-                f"{TITLES[name]} on {len(self.prompts)} held-out prompts: {after - change:+.3f} before, "
+                f"{self._title(name)} on {len(self.prompts)} held-out prompts: {after - change:+.3f} before, "
                 f"{after:+.3f} +- {1.96 * se:.3f} after; change {change:+.3f} +- {1.96 * change_se:.3f} (95 %)"
             )
         kl, kl_se = metric("kl/eval_ref_sequence"), metric("kl/eval_ref_sequence_se")
@@ -116,6 +130,9 @@ class Evaluator:
                 scores = f"reward {row['proxy']:+.2f}" + ("" if np.isnan(row["gold"]) else f", gold {row['gold']:+.2f}")
                 lines.append(f"  {when:6} ({scores}): {row['completion'][:SHOWN_CHARACTERS]!r}")
         return lines
+
+    def _title(self, name: str) -> str:
+        return "reward" if name == "proxy" and self.rewards.named else TITLES.get(name, name)
 
     def take_samples(self) -> list[SampleRow]:
         """Rows of samples.parquet since the last call."""
@@ -132,11 +149,14 @@ class Evaluator:
         self.before = cast(list[SampleRow], state["before"])
 
 
-def decode_completions(completions: Completions, tokenizer: PreTrainedTokenizerBase, stop: StopRule) -> list[str]:
-    """Text of each completion, without special tokens and what ended it."""
+def decode_completions(
+    completions: Completions, tokenizer: PreTrainedTokenizerBase, stop: StopRule, skip_special_tokens: bool = True
+) -> list[str]:
+    """Text of each completion, without what ended it, and without special tokens unless they are kept."""
     from rgpo.language.policy.generation import completion_ids
 
-    texts: list[str] = tokenizer.batch_decode([stop.body(ids) for ids in completion_ids(completions)], skip_special_tokens=True)
+    bodies = [stop.body(ids) for ids in completion_ids(completions)]
+    texts: list[str] = tokenizer.batch_decode(bodies, skip_special_tokens=skip_special_tokens)
     return [stop.cut(text) for text in texts]
 
 

@@ -16,23 +16,23 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import numpy as np
 
 from rgpo import distributed
-from rgpo.core.advantages import token_rewards, token_steps, zero_variance_groups
-from rgpo.core.ranges import MANY, accept, check_fields, count, one_of
+from rgpo.core.advantages import token_rewards, token_steps
+from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, one_of, or_null
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, require
 from rgpo.language.assets import AssetLoader, LanguageAssets, log_line, require_same_versions
-from rgpo.language.evaluation import Evaluator, decode_completions, score_completions
+from rgpo.language.evaluation import Evaluator, decode_completions
 from rgpo.language.export import export_model
 from rgpo.language.policy.pretrained import LoRA, require_context
 from rgpo.language.policy.samplers import Sampler
 from rgpo.language.policy.stopping import StopRule, make_stop_rule
+from rgpo.language.rewards.function import Reward, Rewards, check_terms, describe, needs_reward_model
 from rgpo.learning.types import Policy, Requirements, State
 from rgpo.paths import compiler_cache_dir
 
 if TYPE_CHECKING:
-    from rgpo.language.policy.generation import Completions
     from rgpo.language.policy.language_model import LanguageModel
-    from rgpo.language.policy.token_batch import CompletionRollout, OldLogprobs
+    from rgpo.language.policy.token_batch import CompletionRollout
 
 TEMPERATURE = accept(lambda x: 0.01 <= x <= 100, "must be a number from 0.01 to 100.")
 
@@ -57,12 +57,17 @@ class Language:
     num_kl_tokens: int = field(metadata=count(MANY))
     staleness: int = field(metadata=count(100, least=0))
     gradient_checkpointing: bool
+    reward: list[Reward] | None = None  # null: the source's reward model
+    missing_eos_penalty: float | None = field(default=None, metadata=or_null(POSITIVE))
+    mask_truncated_completions: bool = False
+    skip_special_tokens: bool = True
     center_scores: bool  # subtract the mean score of the first rollout where values are learned
     num_eval_prompts: int = field(metadata=count(MANY))
     num_samples: int = field(metadata=count(MANY, least=0))
 
     def __post_init__(self) -> None:
         check_fields(self, "task")
+        check_terms(self.reward or ())
         nothing = self.stop_tokens is not None and not self.stop_tokens and not self.stop_strings
         require(not nothing, "task.stop_tokens", "[]", "would let no completion end; name a token, or use null.")
         tokens = self.batch_size * self.max_new_tokens
@@ -86,15 +91,21 @@ class Language:
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Commit or sha256 of what was downloaded or built."""
-        return self.assets.versions
+        """Commit or sha256 of what was downloaded or built, and of the files of reward functions."""
+        functions = {term.place: term.sha256 for term in self.reward or () if term.function is not None}
+        return {**self.assets.versions, **functions}
+
+    @property
+    def without_model(self) -> dict[str, bool]:
+        """The keyword that makes a source leave out its reward model; none if the model is needed."""
+        return {} if needs_reward_model(self.reward or ()) else {"reward_model": False}
 
     def check(self) -> None:
         """Raises: ConfigError for what the source or the sampler lacks, or for processes without a prompt."""
         for key in ("num_prompts", "num_eval_prompts"):
             value, size = getattr(self, key), distributed.world_size()
             require(value >= size, f"task.{key}", value, f"leaves some of {size} processes without a prompt; start fewer.")
-        self.source.check()
+        self.source.check(**self.without_model)
         self.sampler.check(self.group_size)
 
     def validate(self, requirements: Requirements) -> None:
@@ -124,7 +135,7 @@ class Language:
         import torch
 
         self.requirements = requirements
-        self.assets: LanguageAssets = self.source.load(log_line)
+        self.assets: LanguageAssets = self.source.load(log_line, **self.without_model)
         self.prompts = self.sampler.prompts(self.assets, self.max_new_tokens)
         for key, have in (("num_prompts", self.prompts), ("num_eval_prompts", self.assets.heldout_prompts)):
             wanted = getattr(self, key)
@@ -134,7 +145,10 @@ class Language:
         self.rng = np.random.default_rng(streams[0])
         draws = [int(x) >> 2 for x in streams[1].generate_state(2)]
         self.generator = torch.Generator(self.assets.model.device).manual_seed(draws[0])
-        self.evaluator = Evaluator(self.assets, self.num_eval_prompts, self.num_samples, draws[1])
+        known = [*self.prompts, *self.assets.heldout_prompts]
+        self.rewards = Rewards(self.reward or (), self.assets.reward_model, known)
+        counts, keep = (self.num_eval_prompts, self.num_samples, draws[1]), self.skip_special_tokens
+        self.evaluator = Evaluator(self.assets, *counts, rewards=self.rewards, skip_special_tokens=keep)
         self.order: list[int] = []  # prompts left in this pass over them
         self.waiting: deque[CompletionRollout] = deque()  # collected and not yet learned from
         self.score_offset: float | None = None  # subtracted from scores; None before the first rollout and without a critic
@@ -148,8 +162,7 @@ class Language:
         from rgpo.language.policy.language_model import LanguageModel, Sampling
         from rgpo.language.policy.pretrained import add_lora, checkpoint_layers
 
-        assets = self.assets
-        model = assets.model
+        model = self.assets.model
         if self.gradient_checkpointing:
             checkpoint_layers(model)
         if self.lora is not None:
@@ -161,11 +174,12 @@ class Language:
             temperature=self.temperature,
             max_new_tokens=self.max_new_tokens,
             stop=self.stop_rule,
-            pad_id=assets.pad_id,
+            pad_id=self.assets.pad_id,
             ratio=self.ratio,
             reduction=self.reduction,
             micro_batch_size=self.micro_batch_size,
             num_kl_tokens=self.num_kl_tokens,
+            mask_truncated=self.mask_truncated_completions,
         )
         policy = LanguageModel(model, sampling, self.requirements.critic)
         Consistency(policy).run(log_line)
@@ -187,14 +201,16 @@ class Language:
 
     def _collect(self, policy: LanguageModel) -> CompletionRollout:
         from rgpo.language.policy.token_batch import CompletionRollout, sampler_correction, to_rows
+        from rgpo.language.rollout_metrics import describe_rollout
 
         started = time.perf_counter()
         indices = self._next_prompts()
         prompts = [self.prompts[i] for i in indices for _ in range(self.group_size)]
         completions = self.sampler.collect(policy, self.assets, indices, self.group_size, self.generator)
         generated = time.perf_counter()
-        texts = decode_completions(completions, self.assets.tokenizer, self.stop_rule)
-        score = score_completions(self.assets.reward_model, prompts, texts)
+        texts = decode_completions(completions, self.assets.tokenizer, self.stop_rule, self.skip_special_tokens)
+        score, parts = self.rewards(prompts, texts)
+        score = score - (self.missing_eos_penalty or 0.0) * (~completions.finished_B).double().cpu().numpy()
         scored = time.perf_counter()
         old = policy.compute_old_logprobs(completions, self.requirements.num_minibatches, self.rng)
         kl_BT = to_rows(old.logp_old_N - old.logp_ref_N, completions).double().cpu().numpy()
@@ -204,9 +220,12 @@ class Language:
         steps = token_steps(reward_BT, value_BT, mask_BT, ~completions.finished_B.cpu().numpy())
         times = {"time/generate_s": generated - started, "time/score_s": scored - generated}
         times["time/logprobs_s"] = time.perf_counter() - scored
+        on_policy = self.sampler.on_policy
+        metrics = describe_rollout(score, completions, old, group_size=self.group_size, on_policy=on_policy) | describe(parts)
+        metrics |= {} if self.score_offset is None else {"reward/offset": self.score_offset}
         return CompletionRollout(
             **steps,
-            metrics=self._describe(score, completions, old) | times,
+            metrics=metrics | times,
             group_size=self.group_size,
             completions=completions,
             old=old,
@@ -220,29 +239,6 @@ class Language:
                 self.score_offset = float(np.mean(score_B, dtype=np.float64))
             score_B = np.asarray(score_B, np.float64) - self.score_offset
         return score_B
-
-    def _describe(self, score: Array, completions: Completions, old: OldLogprobs) -> dict[str, float]:
-        """Metrics of a rollout: scores, lengths, KL(policy || reference) and the sampler's rounding."""
-        from rgpo.language.policy.token_batch import reference_kl, sampler_gap
-
-        metrics = {
-            "reward/train_mean": float(score.mean()),
-            "reward/train_std": float(score.std()),
-            "language/num_tokens": float(completions.completion_mask_BT.sum()),
-            "language/num_prompt_tokens": float(completions.prompt_lengths_B.sum()),
-            "language/length_mean": float(completions.completion_mask_BT.sum(-1).double().mean()),
-            "language/truncated_share": float((~completions.finished_B).double().mean()),
-        }
-        gap = sampler_gap(old.logp_old_N, completions).abs()
-        if not bool(gap.isnan().any()):  # stored completions have no sampler
-            metrics |= {"sampler/log_ratio_abs_mean": float(gap.mean()), "sampler/log_ratio_abs_max": float(gap.max())}
-        if self.score_offset is not None:
-            metrics["reward/offset"] = self.score_offset
-        if self.group_size > 1:
-            metrics["language/zero_variance_group_share"] = float(zero_variance_groups(score, self.group_size).mean())
-        if self.sampler.on_policy:
-            metrics |= reference_kl(old, completions)
-        return metrics
 
     def _next_prompts(self) -> list[int]:
         """num_prompts prompts of a shuffled pass over all; a remainder smaller than num_prompts is dropped."""
@@ -280,7 +276,7 @@ class Language:
             "order": self.order,
             "score_offset": self.score_offset,
             "waiting": [rollout_state(rollout) for rollout in self.waiting],
-            "versions": dict(self.assets.versions),
+            "versions": dict(self.versions),
             "evaluator": self.evaluator.state_dict(),
         }
 
@@ -290,7 +286,7 @@ class Language:
 
         from rgpo.language.policy.token_batch import restore_rollout
 
-        require_same_versions(self.source, self.assets.versions, cast(Mapping[str, str], state.get("versions", {})))
+        require_same_versions(self.source, self.versions, cast(Mapping[str, str], state.get("versions", {})))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.generator.set_state(cast(torch.Tensor, state["generator"]))
         self.order = list(cast(list[int], state["order"]))

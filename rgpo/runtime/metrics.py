@@ -77,13 +77,15 @@ class MetricsWriter:
         attempt: int,
         metadata: Mapping[str, str],
         glossary: Mapping[str, Metric] = GLOSSARY,
+        sample_columns: Mapping[str, str] = SAMPLES,
     ) -> None:
         self.run_dir = run_dir
         self.glossary = glossary
         self._constants = {**provenance, "seed": seed, "attempt": attempt}
         schema = arrow_schema(metadata, glossary)
         self.metrics = PartFiles(run_dir, "metrics", schema, ("iteration",), attempt)
-        columns = [pa.field(name, ARROW_TYPES[kind]) for name, kind in SAMPLES.items()]
+        columns = [pa.field(name, ARROW_TYPES[kind]) for name, kind in sample_columns.items()]
+        self.sample_columns = tuple(sample_columns)
         keys = ("iteration", "prompt_id")
         self.samples = PartFiles(run_dir, "samples", pa.schema(columns, metadata=dict(metadata)), keys, attempt)
         self.damage = self.metrics.damage + self.samples.damage
@@ -120,7 +122,7 @@ class MetricsWriter:
         """Add completions; those of the reference policy get iteration 0."""
         for sample in samples:
             row = {**self._constants, **sample, "iteration": 0 if sample["reference"] else iteration}
-            self.samples.add({name: row[name] for name in SAMPLES})
+            self.samples.add({name: row[name] for name in self.sample_columns})
 
     @property
     def num_samples(self) -> int:

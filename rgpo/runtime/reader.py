@@ -1,4 +1,4 @@
-"""The one way to read files: regular ones of limited size that hold UTF-8, JSON, YAML or parquet of the declared types."""
+"""The one way to read files of a run: those of rgpo.files, and JSON and YAML of the declared types."""
 
 from __future__ import annotations
 
@@ -6,89 +6,28 @@ import json
 import math
 import os
 import re
-import stat
 import typing
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import IO, TYPE_CHECKING, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Literal, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
 
 from rgpo.errors import printable as printable
+from rgpo.files import MAX_PARQUET as MAX_PARQUET
+from rgpo.files import MAX_TEXT as MAX_TEXT
+from rgpo.files import MAX_VALUES as MAX_VALUES
+from rgpo.files import Missing as Missing
+from rgpo.files import Unreadable as Unreadable
+from rgpo.files import opened as opened
+from rgpo.files import parquet as parquet
+from rgpo.files import read_bytes as read_bytes
+from rgpo.files import read_text as read_text
 
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
-
-MAX_TEXT = 4 << 20  # bytes of a text file
-MAX_PARQUET = 64 << 30  # bytes
-MAX_VALUES = 250_000_000  # of all columns of a parquet file
 MAX_DEPTH, MAX_NODES = 50, 100_000  # of JSON and YAML, with aliases expanded
-_TOO_LARGE = "larger than {} bytes"
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Typed = TypeVar("_Typed")
-
-
-class Unreadable(Exception):
-    """A file or run that cannot be used; the text is the reason, such as "state.json cannot be read (not valid JSON)"."""
-
-    @classmethod
-    def file(cls, path: Path, why: str) -> Unreadable:
-        """The error of a file."""
-        return cls(f"{printable(path.name)} cannot be read ({why})")
-
-
-class Missing(Unreadable):
-    """A file that does not exist."""
-
-
-def opened(path: Path, limit: int = MAX_TEXT) -> IO[bytes]:
-    """Open a regular file, or a link to one; a pipe or device does not block.
-
-    Raises: Unreadable if it is anything else, larger than the limit or cannot be opened; Missing if it does not exist.
-    """
-    try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    except (FileNotFoundError, NotADirectoryError):
-        raise Missing(f"{printable(path.name)} is missing") from None
-    except IsADirectoryError:
-        raise Unreadable.file(path, "it is a folder") from None
-    except (OSError, ValueError) as error:
-        raise Unreadable.file(path, getattr(error, "strerror", None) or str(error)) from None
-    found = os.fstat(file.fileno())
-    if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
-        file.close()
-        raise Unreadable.file(path, _TOO_LARGE.format(limit) if stat.S_ISREG(found.st_mode) else "it is not a regular file")
-    return file
-
-
-def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
-    """The contents of a regular file.
-
-    Raises: Unreadable if it cannot be read or is larger than the limit; Missing if it does not exist.
-    """
-    with opened(path, limit) as file:
-        try:
-            data = file.read(limit + 1)  # files of /proc have no size
-        except OSError as error:
-            raise Unreadable.file(path, str(error.strerror)) from None
-    if data is None:  # a device that has nothing yet
-        raise Unreadable.file(path, "it has no contents")
-    if len(data) > limit:
-        raise Unreadable.file(path, _TOO_LARGE.format(limit))
-    return data
-
-
-def read_text(path: Path, limit: int = MAX_TEXT) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
-
-    Raises: Unreadable if it cannot be read or has another encoding; Missing if it does not exist.
-    """
-    try:
-        return read_bytes(path, limit).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise Unreadable.file(path, "not UTF-8 text") from None
 
 
 def read_json(path: Path, kind: type[_Typed]) -> _Typed:
@@ -137,28 +76,6 @@ def parse_yaml(path: Path, text: str) -> dict[str, object]:
     if not isinstance(found, dict):
         raise Unreadable.file(path, "empty or not a mapping")
     return found
-
-
-@contextmanager
-def parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a parquet file, whose pages are verified as they are read.
-
-    Raises: Unreadable if it is damaged, also for any error while it is read; Missing if it does not exist.
-    """
-    import pyarrow.parquet as pq
-
-    with opened(path, MAX_PARQUET) as raw:
-        try:
-            with pq.ParquetFile(raw, pre_buffer=False, page_checksum_verification=True) as file:
-                facts = file.metadata
-                if facts.num_rows * facts.num_columns > MAX_VALUES:  # facts of single columns abort on a damaged footer
-                    raise Unreadable.file(path, "it has too many rows")
-                yield file
-        except Unreadable:
-            raise
-        except Exception as error:  # whatever pyarrow raises for a damaged file
-            why = printable(" ".join(str(error).split()), 80).rstrip(". ")
-            raise Unreadable.file(path, why or type(error).__name__) from None
 
 
 def user_path(text: str) -> Path:

@@ -16,7 +16,7 @@ from rgpo.distributed import on_first
 from rgpo.errors import MAX_LINE, printable, shell_word
 from rgpo.learning.standstill import standstill
 from rgpo.learning.types import Metrics, Task
-from rgpo.runtime import console, provenance, reader, schema
+from rgpo.runtime import console, own_metrics, provenance, reader
 from rgpo.runtime.metrics import MetricsWriter, number
 from rgpo.runtime.parts import Row
 from rgpo.runtime.settings import Settings
@@ -58,8 +58,9 @@ class Recorder:
         row = {group: self.settings.choice(group) for group in ("task", "scale", "algo", "gate")}
         row |= {"run_id": self.run_dir.name, "config_hash": facts["config_hash"], "git_sha": provenance.git_sha(facts)}
         metadata = {"config": self._config_text(), "versions": json.dumps(facts["versions"])}
-        glossary = schema.glossary(self.config)
-        self._writer = MetricsWriter(self.run_dir, row, seed, facts["attempt"], metadata, glossary)
+        glossary = own_metrics.glossary(self.config)
+        samples = own_metrics.sample_columns(self.config)
+        self._writer = MetricsWriter(self.run_dir, row, seed, facts["attempt"], metadata, glossary, samples)
         self.notes += self._writer.damage
 
     def lost(self, iteration: int, num_samples: int) -> list[str]:

@@ -7,11 +7,8 @@ Metrics under ``epoch/`` are lists, one entry per pass over the batch. A metric 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
-
-from rgpo.errors import ConfigError, require
 
 AXES = ("gate", "ref_gate", "gate_combination", "advantage", "penalty", "update")  # config groups of the gate family
 NOT_IDENTITY = (  # config keys that do not change which experiment a run belongs to; num_threads changes rounding only
@@ -57,6 +54,12 @@ def _by_sign(group: str, what: str) -> dict[str, Metric]:
     }
 
 
+EVALUATED = {  # ends of the names of a score's metrics on held-out prompts
+    "_mean": "mean score",
+    "_se": "standard error over prompts of the mean score",
+    "_change": "mean over prompts of policy minus reference in score",
+    "_change_se": "standard error of the mean change in score",
+}
 GLOSSARY: dict[str, Metric] = {
     "return/train_mean": Metric("reward", "mean raw, undiscounted return of the episodes that ended in this rollout"),
     "return/train_std": Metric("reward", "standard deviation of the same returns"),
@@ -70,12 +73,7 @@ GLOSSARY: dict[str, Metric] = {
     **{
         f"reward/eval_{column}{what}": Metric("score", f"{meaning} of the {model} on held-out prompts, after the update")
         for column, model in (("proxy", "reward model"), ("gold", "gold reward model"))
-        for what, meaning in {
-            "_mean": "mean score",
-            "_se": "standard error over prompts of the mean score",
-            "_change": "mean over prompts of policy minus reference in score",
-            "_change_se": "standard error of the mean change in score",
-        }.items()
+        for what, meaning in EVALUATED.items()
     },
     "sampler/log_ratio_abs_mean": Metric("nats", "mean |log pi_old - log pi_sampler| of tokens: rounding, or another engine"),
     "sampler/log_ratio_abs_max": Metric("nats", "largest of the same"),
@@ -167,28 +165,6 @@ def is_list(name: str) -> bool:
     return name.startswith("epoch/")
 
 
-def glossary(config: Mapping[str, object]) -> dict[str, Metric]:
-    """The packaged metrics and those that a run's config declares: ``metrics: {group/name: {unit: ..., meaning: ...}}``.
-
-    Raises: ConfigError if a declaration is malformed or redefines a packaged metric.
-    """
-    own = config.get("metrics") or {}
-    if not isinstance(own, Mapping):
-        raise ConfigError(f"metrics={own}: must map names to {{unit: ..., meaning: ...}}.")
-    return GLOSSARY | {str(name): _declared(str(name), entry) for name, entry in own.items()}
-
-
-def _declared(name: str, entry: object) -> Metric:
-    key = f"metrics.{name}"
-    named = re.fullmatch(r"[\w.-]+(/[\w.-]+)+", name) is not None
-    require(named, key, entry, "the name must be group/name, of letters, digits, _, . and -.")
-    require(name not in GLOSSARY, key, entry, "is a packaged metric; choose another name.")
-    fields = dict(entry) if isinstance(entry, Mapping) else {}
-    complete = set(fields) == {"unit", "meaning"} and all(isinstance(x, str) and x.strip() for x in fields.values())
-    require(complete, key, entry, "must be {unit: ..., meaning: ...}, two texts.")
-    return Metric(fields["unit"], fields["meaning"])
-
-
 # Names of version 0.1, so that committed results and users' yaml can be read.
 
 RENAMED_COLUMNS = {"language/dead_group_share": "language/zero_variance_group_share"}
@@ -228,10 +204,17 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
     "": {"algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"}, "resume_from": None, "save_model": False},
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
     "rgpo.learning.sgd.SGD": {"clip_jointly": True},
+    "rgpo.language.sources.hub.Hub": dict.fromkeys(
+        ("adapter", "chat_template", "chat_template_kwargs", "eval_data", "system_prompt"), None
+    ),
     LANGUAGE: {
         "center_scores": False,
         "parallel": "ddp",
         "sampler": {"_target_": "rgpo.language.policy.samplers.Own", "correction_cap": None},
+        "reward": None,
+        "missing_eos_penalty": None,
+        "mask_truncated_completions": False,
+        "skip_special_tokens": True,
         "stop_tokens": None,
         "stop_strings": [],
     },

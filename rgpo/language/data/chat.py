@@ -6,30 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from rgpo.errors import ConfigError, first_line, require
+from rgpo.errors import ConfigError, require
 from rgpo.language.assets import LanguageAssets, Log, PreferencePair, Prompt, RewardFunction
-from rgpo.language.data.hh_rlhf import Pair, to_messages
+from rgpo.language.data.dataset import require_pairs
+from rgpo.language.data.dialogue import Pair
+from rgpo.language.data.template import AS_GIVEN, PromptFormat, apply_chat_template
 from rgpo.language.policy.pretrained import context_length
 from rgpo.language.policy.stopping import find_stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MODEL = "task.source.model"
-
-
-def apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, answer_next: bool) -> str:
-    """The messages under the tokenizer's chat template; answer_next begins the assistant's turn.
-
-    transformers renders it in an ImmutableSandboxedEnvironment, in which it reaches neither Python nor files.
-    Raises: ConfigError if there is no template or it rejects the messages.
-    """
-    name = tokenizer.name_or_path
-    require(bool(tokenizer.chat_template), MODEL, name, "its tokenizer has no chat template; give an instruction-tuned model.")
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next))
-    except Exception as error:  # whatever a template raises
-        raise ConfigError(f"{MODEL}={name}: its chat template rejects a dialogue ({first_line(error)}).") from error
+ANSWERS = ("prompt", "chosen", "rejected", "messages", "conversations", "instruction", "completions", "completion")
 
 
 def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -48,12 +36,25 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
     return rows
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Pair], max_tokens: int) -> tuple[list[Prompt], int]:
-    """The distinct prompts of at most max_tokens under the chat template, and the number of longer ones, which are left out."""
-    texts = list(dict.fromkeys(pair.prompt for pair in pairs))
-    rows = tokenize(tokenizer, [apply_chat_template(tokenizer, to_messages(text), answer_next=True) for text in texts])
-    kept = [Prompt(text, ids) for text, ids in zip(texts, rows, strict=True) if len(ids) <= max_tokens]
-    return kept, len(texts) - len(kept)
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Pair], max_tokens: int, prompt_format: PromptFormat = AS_GIVEN
+) -> tuple[list[Prompt], int]:
+    """The distinct prompts of at most max_tokens under the chat template, and the number of longer ones, which are left out.
+
+    Prompts are distinct if their texts differ, or columns that are no part of the dialogues, such as an answer to compare with.
+    """
+    distinct: dict[tuple[str, str], Pair] = {}
+    for pair in pairs:
+        distinct.setdefault((str(pair.prompt), own_columns(pair)), pair)
+    found = list(distinct.values())
+    rows = tokenize(tokenizer, [prompt_format.render(tokenizer, pair.prompt) for pair in found])
+    kept = [Prompt(pair.prompt, ids, pair.columns) for pair, ids in zip(found, rows, strict=True) if 0 < len(ids) <= max_tokens]
+    return kept, len(found) - len(kept)
+
+
+def own_columns(pair: Pair) -> str:
+    """The columns of a row that are no part of its dialogues."""
+    return repr(sorted((name, value) for name, value in pair.columns.items() if name not in ANSWERS))
 
 
 def encode_pairs(
@@ -67,7 +68,7 @@ def encode_pairs(
     kept = [pair for pair in pairs if pair.prompt in by_text]
     chosen, rejected = (
         [end_answer(ids, eos_id, max_new_tokens) for ids in tokenize(tokenizer, answers)]
-        for answers in ([pair.chosen for pair in kept], [pair.rejected for pair in kept])
+        for answers in ([pair.chosen or "" for pair in kept], [pair.rejected or "" for pair in kept])
     )
     found = [PreferencePair(by_text[pair.prompt], a, b) for pair, a, b in zip(kept, chosen, rejected, strict=True)]
     return [pair for pair in found if pair.chosen_ids != pair.rejected_ids]
@@ -87,10 +88,12 @@ def make_chat_assets(
     *,
     max_prompt_tokens: int,
     max_new_tokens: int,
-    reward_model: RewardFunction,
+    reward_model: RewardFunction | None,
     gold_reward_model: RewardFunction | None,
     versions: Mapping[str, str],
     log: Log,
+    data: str = "",
+    prompt_format: PromptFormat = AS_GIVEN,
 ) -> LanguageAssets:
     """The assets of a chat model; prompts too long for the limit or the model's context are left out and counted.
 
@@ -104,7 +107,7 @@ def make_chat_assets(
     turn_end = find_turn_end(tokenizer)
     eos_id = tokenizer.eos_token_id if turn_end is None else turn_end
     (train_prompts, train_dropped), (heldout_prompts, heldout_dropped) = (
-        encode_prompts(tokenizer, part, limit) for part in (train, heldout)
+        encode_prompts(tokenizer, part, limit, prompt_format) for part in (train, heldout)
     )
     dropped = train_dropped + heldout_dropped
     kept = f"{len(train_prompts)} for training, {len(heldout_prompts)} held out"
@@ -117,8 +120,9 @@ def make_chat_assets(
 
     @cache
     def preference_pairs(max_new_tokens: int) -> Sequence[PreferencePair]:
-        pairs = encode_pairs(tokenizer, train, train_prompts, max_new_tokens, eos_id)
-        log(f"preference pairs: {len(pairs)} of {len(train)} for training")
+        answered = require_pairs(train, data, "which the algorithm learns from")
+        pairs = encode_pairs(tokenizer, answered, train_prompts, max_new_tokens, eos_id)
+        log(f"preference pairs: {len(pairs)} of {len(answered)} for training")
         return pairs
 
     return LanguageAssets(

@@ -48,6 +48,7 @@ class Sampling:
     reduction: str  # token_mean or sequence_mean
     micro_batch_size: int  # completions per forward pass in learning
     num_kl_tokens: int  # tokens whose whole distributions are stored
+    mask_truncated: bool = False  # completions cut by the length limit are left out of the loss
 
 
 class TokenOutputs(NamedTuple):
@@ -246,7 +247,7 @@ class LanguageModel:
             to_tokens(advantage, completions),
             to_tokens(value_target, completions),
             old.value_N,
-            token_weights(completions, old.minibatches, self.sampling.reduction),
+            token_weights(completions, old.minibatches, self.sampling.reduction, self.sampling.mask_truncated),
             rollout.correction_N,
         )
         micro_batches = self._micro_batches(completions, old.minibatches, old.stored)
@@ -256,7 +257,7 @@ class LanguageModel:
         """The completions index (b,) as a batch of one minibatch."""
         assert isinstance(batch, TokenBatch)
         minibatches = self._split(batch.completions, [index])
-        weight = token_weights(batch.completions, minibatches, self.sampling.reduction)
+        weight = token_weights(batch.completions, minibatches, self.sampling.reduction, self.sampling.mask_truncated)
         micro_batches = self._micro_batches(batch.completions, minibatches, batch.stored)
         samples = batch.samples._replace(weight=weight)
         return TokenBatch(batch.completions, micro_batches, batch.stored, batch.sequence_ratio, samples)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from rgpo import distributed
 from rgpo.core.ranges import FRACTION, MANY, accept, check_fields, count
 from rgpo.errors import ConfigError, require
+from rgpo.language.policy.adapter import MERGED
 from rgpo.language.policy.pretrained import require_packages
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ class VLLM:
         require(distributed.world_size() == 1, "task.sampler", "vllm", "runs in one process; use own under torchrun.")
 
     def prompts(self, assets: LanguageAssets, max_new_tokens: int) -> Sequence[Prompt]:
+        adapter = getattr(assets.model, MERGED, None)
+        require(adapter is None, "task.source.adapter", adapter, "vLLM would sample without it; merge it and save the model.")
         return assets.train_prompts
 
     def collect(

@@ -78,14 +78,20 @@ class TokenBatch:
         return replace(self, samples=self.samples._replace(advantage=advantage))
 
 
-def token_weights(completions: Completions, minibatches: list[list[Tensor]], reduction: str) -> Tensor:
-    """(N,): the weight of each token in the reduction (a key of REDUCTIONS) over its minibatch."""
+def token_weights(
+    completions: Completions, minibatches: list[list[Tensor]], reduction: str, mask_truncated: bool = False
+) -> Tensor:
+    """(N,): the weight of each token in the reduction (a key of REDUCTIONS) over its minibatch; with mask_truncated, tokens of
+    completions that were cut by the length limit have weight 0, and count as no tokens.
+    """
     mask_BT = completions.completion_mask_BT.to(torch.float32)
+    if mask_truncated:
+        mask_BT = mask_BT * completions.finished_B[:, None]
     weight_BT = torch.zeros_like(mask_BT)
     for parts in minibatches:
         index = torch.cat(parts)
-        weight_BT[index] = REDUCTIONS[reduction](mask_BT[index])
-    return weight_BT[mask_BT.bool()]
+        weight_BT[index] = REDUCTIONS[reduction](mask_BT[index]).nan_to_num()  # 0/0 of a row or minibatch without tokens
+    return weight_BT[completions.completion_mask_BT.bool()]
 
 
 def to_tokens(x_TB: Array, completions: Completions) -> Tensor:

@@ -17,8 +17,9 @@ from scipy.special import expit
 
 from rgpo.core.rollout import Array
 from rgpo.language.assets import Log, require_finite_scores
-from rgpo.language.data.chat import apply_chat_template, tokenize
-from rgpo.language.data.hh_rlhf import Pair, to_messages
+from rgpo.language.data.chat import tokenize
+from rgpo.language.data.dialogue import Pair, to_messages
+from rgpo.language.data.template import apply_chat_template
 from rgpo.language.policy.pretrained import load_model, load_pretrained, resolve_device
 from rgpo.language.rewards.reward_model import Accuracy, GoldRewardModel, train_gold_reward_model
 
@@ -81,8 +82,14 @@ def compute_features(features: CompletionFeatures, pairs: Sequence[Pair], log: L
     for i, pair in enumerate(pairs):
         if i % 200 == 0:
             log(f"{what}: {i} of {len(pairs)} pairs done")
-        out.append(features([pair.prompt] * 2, [pair.chosen, pair.rejected]))
+        out.append(features([pair.prompt] * 2, answers_of(pair)))
     return np.stack(out)
+
+
+def answers_of(pair: Pair) -> list[str]:
+    """The chosen and the rejected answer of a pair that has them."""
+    assert pair.chosen is not None and pair.rejected is not None
+    return [pair.chosen, pair.rejected]
 
 
 def train_head(features_P2H: Array, l2: float, folder: Path) -> None:
@@ -140,7 +147,7 @@ class PairwiseGoldRewardModel:
 
 def train_pairwise_gold_reward_model(pairs: Sequence[Pair], ridge: float, folder: Path) -> None:
     """Ridge regression of 1 for chosen and -1 for rejected answers on tf-idf features."""
-    answers = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    answers = [answer for pair in pairs for answer in answers_of(pair)]
     train_gold_reward_model(answers, np.tile([1.0, -1.0], len(pairs)), ridge, folder)
 
 

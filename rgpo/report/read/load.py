@@ -25,10 +25,11 @@ from rgpo.report.read.reduce import Detail, reduce
 from rgpo.report.read.run import Problem, Provenance, Run
 from rgpo.report.read.workers import Map
 from rgpo.runtime import manifest, reader
+from rgpo.runtime.own_metrics import glossary
 from rgpo.runtime.provenance import Provenance as Stored
 from rgpo.runtime.reader import Missing, Unreadable, printable
 from rgpo.runtime.run_folder import RunState
-from rgpo.runtime.schema import GLOSSARY, NOT_IDENTITY, Metric, canonical_config, glossary
+from rgpo.runtime.schema import GLOSSARY, NOT_IDENTITY, Metric, canonical_config
 
 RUN_FOLDER = re.compile(r".+-s\d+-[0-9a-f]{8}")
 STATUSES = ("running", "completed", "interrupted", "failed")

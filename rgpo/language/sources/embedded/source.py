@@ -19,14 +19,14 @@ HELDOUT_SEED = 0  # the held-out prompts are shuffled once, the same way for eve
 class Embedded:
     """Has no settings; the artifacts are in the folder RGPO_CACHE."""
 
-    def check(self) -> None:
+    def check(self, reward_model: bool = True) -> None:
         """Check the packages; the sentences are downloaded when they are needed.
 
         Raises: ConfigError if a package is missing.
         """
         require_packages("task.source", "transformers", "tokenizers", "safetensors")
 
-    def load(self, log: Log) -> LanguageAssets:
+    def load(self, log: Log, reward_model: bool = True) -> LanguageAssets:
         """Build the artifacts if the cache has none, and load them.
 
         Raises: ConfigError if the cache is not writable or the sentences cannot be downloaded.
@@ -38,7 +38,7 @@ class Embedded:
 
         artifacts = load_artifacts(cache_dir(), log)
         model, tokenizer = load_causal_lm(artifacts.model, dtype="float32", device="cpu")
-        reward_model, gold_reward_model = RewardModel(artifacts.reward_model), GoldRewardModel(artifacts.gold_reward_model)
+        judge, gold_judge = RewardModel(artifacts.reward_model), GoldRewardModel(artifacts.gold_reward_model)
         order = np.random.default_rng(HELDOUT_SEED).permutation(len(artifacts.heldout_prompts))
         report = artifacts.report
         accuracies = ", ".join(
@@ -51,10 +51,10 @@ class Embedded:
             return [Prompt(text, ids) for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True)]
 
         def score(prompts: Sequence[str], completions: Sequence[str]) -> Array:
-            return reward_model([a + b for a, b in zip(prompts, completions, strict=True)])
+            return judge([a + b for a, b in zip(prompts, completions, strict=True)])
 
         def score_gold(prompts: Sequence[str], completions: Sequence[str]) -> Array:
-            return gold_reward_model([a + b for a, b in zip(prompts, completions, strict=True)])
+            return gold_judge([a + b for a, b in zip(prompts, completions, strict=True)])
 
         train_prompts = encode(artifacts.train_prompts)
 
@@ -74,8 +74,8 @@ class Embedded:
             train_prompts=train_prompts,
             heldout_prompts=encode([artifacts.heldout_prompts[i] for i in order]),
             num_dropped=0,
-            reward_model=score,
-            gold_reward_model=score_gold,
+            reward_model=score if reward_model else None,
+            gold_reward_model=score_gold if reward_model else None,
             preference_pairs=preference_pairs,
             versions={"embedded": report["fingerprint"]},
         )

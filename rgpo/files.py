@@ -1,0 +1,103 @@
+"""Opening files of which nothing is known: regular ones of limited size that hold bytes, UTF-8 or parquet."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from rgpo.errors import printable
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+MAX_TEXT = 4 << 20  # bytes of a text file
+MAX_PARQUET = 64 << 30  # bytes
+MAX_VALUES = 250_000_000  # of all columns of a parquet file
+_TOO_LARGE = "larger than {} bytes"
+
+
+class Unreadable(Exception):
+    """A file or run that cannot be used; the text is the reason, such as "state.json cannot be read (not valid JSON)"."""
+
+    @classmethod
+    def file(cls, path: Path, why: str) -> Unreadable:
+        """The error of a file."""
+        return cls(f"{printable(path.name)} cannot be read ({why})")
+
+
+class Missing(Unreadable):
+    """A file that does not exist."""
+
+
+def opened(path: Path, limit: int = MAX_TEXT) -> IO[bytes]:
+    """Open a regular file, or a link to one; a pipe or device does not block.
+
+    Raises: Unreadable if it is anything else, larger than the limit or cannot be opened; Missing if it does not exist.
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise Missing(f"{printable(path.name)} is missing") from None
+    except IsADirectoryError:
+        raise Unreadable.file(path, "it is a folder") from None
+    except (OSError, ValueError) as error:
+        raise Unreadable.file(path, getattr(error, "strerror", None) or str(error)) from None
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+        file.close()
+        raise Unreadable.file(path, _TOO_LARGE.format(limit) if stat.S_ISREG(found.st_mode) else "it is not a regular file")
+    return file
+
+
+def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
+    """The contents of a regular file.
+
+    Raises: Unreadable if it cannot be read or is larger than the limit; Missing if it does not exist.
+    """
+    with opened(path, limit) as file:
+        try:
+            data = file.read(limit + 1)  # files of /proc have no size
+        except OSError as error:
+            raise Unreadable.file(path, str(error.strerror)) from None
+    if data is None:  # a device that has nothing yet
+        raise Unreadable.file(path, "it has no contents")
+    if len(data) > limit:
+        raise Unreadable.file(path, _TOO_LARGE.format(limit))
+    return data
+
+
+def read_text(path: Path, limit: int = MAX_TEXT) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Raises: Unreadable if it cannot be read or has another encoding; Missing if it does not exist.
+    """
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Unreadable.file(path, "not UTF-8 text") from None
+
+
+@contextmanager
+def parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a parquet file, whose pages are verified as they are read.
+
+    Raises: Unreadable if it is damaged, also for any error while it is read; Missing if it does not exist.
+    """
+    import pyarrow.parquet as pq
+
+    with opened(path, MAX_PARQUET) as raw:
+        try:
+            with pq.ParquetFile(raw, pre_buffer=False, page_checksum_verification=True) as file:
+                facts = file.metadata
+                if facts.num_rows * facts.num_columns > MAX_VALUES:  # facts of single columns abort on a damaged footer
+                    raise Unreadable.file(path, "it has too many rows")
+                yield file
+        except Unreadable:
+            raise
+        except Exception as error:  # whatever pyarrow raises for a damaged file
+            why = printable(" ".join(str(error).split()), 80).rstrip(". ")
+            raise Unreadable.file(path, why or type(error).__name__) from None

@@ -1,0 +1,77 @@
+"""Dialogues: turns of system, user and assistant, as the text that rewards and samples show, and as messages for a template.
+
+Anthropic's HH-RLHF (Bai et al., arXiv 2204.05862) writes them as "\\n\\nHuman: ...\\n\\nAssistant: ...". Consecutive turns of one
+speaker are merged into one for the chat template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+ANSWER = "\n\nAssistant:"
+ROLES = {"Human": "user", "Assistant": "assistant"}
+SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+Message = dict[str, str]  # role and content
+
+
+class Dialogue(str):
+    """A prompt's text that keeps its turns: a single question is its own text, several turns are named by their speakers."""
+
+    __slots__ = ("messages", "standard")
+    messages: tuple[Message, ...]
+    standard: bool  # True for a prompt that was given as text, without turns
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], standard: bool = False) -> Dialogue:
+        """The dialogue of some turns."""
+        single = len(messages) == 1
+        text = messages[0]["content"] if single else write_turns(messages)
+        made = cls(text)
+        made.messages, made.standard = tuple(messages), standard
+        return made
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt, and two answers where the data have them; columns is the row that it was read from."""
+
+    prompt: str
+    chosen: str | None = None
+    rejected: str | None = None
+    heldout: bool = False  # from a test file
+    columns: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
+
+
+def write_turns(messages: Sequence[Message]) -> str:
+    """Turns in HH-RLHF's format, without the empty line in front."""
+    return "\n\n".join(f"{SPEAKERS[turn['role']]}: {turn['content']}" for turn in messages)
+
+
+def to_messages(prompt: str, *answer: str) -> list[Message]:
+    """The turns of a dialogue, or of a text in HH-RLHF's format, and an answer if given, as a chat template takes them."""
+    if isinstance(prompt, Dialogue):
+        messages = [dict(turn) for turn in prompt.messages]
+    else:
+        parts = TURN.split(prompt)
+        turns = zip(parts[1::2], parts[2::2], strict=True)
+        messages = merge_turns({"role": ROLES[speaker], "content": text.strip()} for speaker, text in turns)
+    return messages + [{"role": "assistant", "content": text} for text in answer]
+
+
+def merge_turns(turns: Iterable[Message]) -> list[Message]:
+    """The turns, with consecutive ones of one speaker as one."""
+    messages: list[Message] = []
+    for turn in turns:
+        if messages and messages[-1]["role"] == turn["role"]:
+            messages[-1]["content"] += f"\n\n{turn['content']}"
+        else:
+            messages.append(dict(turn))
+    return messages
+
+
+def to_text(prompt: str) -> str:
+    """A prompt in HH-RLHF's format, without the empty line in front."""
+    return write_turns(prompt.messages) if isinstance(prompt, Dialogue) else prompt

@@ -1,0 +1,35 @@
+"""Metrics of a rollout: scores, lengths, KL(policy || reference) and the sampler's rounding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rgpo.core.advantages import zero_variance_groups
+from rgpo.core.rollout import Array
+from rgpo.language.policy.token_batch import reference_kl, sampler_gap
+
+if TYPE_CHECKING:
+    from rgpo.language.policy.generation import Completions
+    from rgpo.language.policy.token_batch import OldLogprobs
+
+
+def describe_rollout(
+    score: Array, completions: Completions, old: OldLogprobs, *, group_size: int, on_policy: bool
+) -> dict[str, float]:
+    """Metrics of completions with scores (B,); on_policy: whether they are samples of the policy."""
+    metrics = {
+        "reward/train_mean": float(score.mean()),
+        "reward/train_std": float(score.std()),
+        "language/num_tokens": float(completions.completion_mask_BT.sum()),
+        "language/num_prompt_tokens": float(completions.prompt_lengths_B.sum()),
+        "language/length_mean": float(completions.completion_mask_BT.sum(-1).double().mean()),
+        "language/truncated_share": float((~completions.finished_B).double().mean()),
+    }
+    gap = sampler_gap(old.logp_old_N, completions).abs()
+    if not bool(gap.isnan().any()):  # stored completions have no sampler
+        metrics |= {"sampler/log_ratio_abs_mean": float(gap.mean()), "sampler/log_ratio_abs_max": float(gap.max())}
+    if group_size > 1:
+        metrics["language/zero_variance_group_share"] = float(zero_variance_groups(score, group_size).mean())
+    if on_policy:
+        metrics |= reference_kl(old, completions)
+    return metrics
