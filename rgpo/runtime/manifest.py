@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Mapping
 from io import BufferedReader
@@ -74,7 +75,7 @@ def damage(run_dir: Path, names: Collection[str] = FILES) -> dict[str, str]:
     except reader.Unreadable as error:
         return {NAME: str(error)}
     digests, sizes = expected["files"], expected["sizes"]
-    found = {name: _damage(run_dir / name, digests[name], sizes[name]) for name in digests if name in names}
+    found = {name: _damage(run_dir / name, digests[name], MAX_BYTES, sizes[name]) for name in digests if name in names}
     return {name: why for name, why in found.items() if why}
 
 
@@ -101,8 +102,13 @@ def digest(path: Path, limit: int = MAX_BYTES) -> str:
             raise reader.Unreadable(f"{path.name} cannot be read ({error.strerror})") from None
 
 
-def _damage(path: Path, sha256: str, limit: int) -> str:
+def _damage(path: Path, sha256: str, limit: int, recorded: int = MAX_BYTES) -> str:
+    """A clause if a file has another digest, "" if not; one with more bytes than were recorded is not read."""
     try:
+        with reader.opened(path, limit) as file:
+            size = os.fstat(file.fileno()).st_size
+        if size > recorded:
+            return f"{path.name} is damaged ({size:,} bytes, {recorded:,} were recorded)"
         return "" if digest(path, limit).startswith(sha256) else f"{path.name} is damaged (checksum)"
     except reader.Unreadable as error:
         return str(error)

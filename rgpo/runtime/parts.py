@@ -141,6 +141,11 @@ class PartFiles:
         place = {key: i for i, key in enumerate(keys)}
         return table.take(pa.array((place[key] for key in sorted(place)), pa.int64())).combine_chunks()
 
+    @property
+    def num_later(self) -> int:
+        """Rows after those of this attempt."""
+        return len(self._later)
+
     def read_until(self, iteration: int) -> set[tuple[object, ...]]:
         """The keys of the rows of earlier attempts up to an iteration."""
         return _keys(self._later.filter(pc.field("iteration") <= iteration), self.key)
