@@ -112,8 +112,11 @@ class Run:
         self.folder = user_path(os.fspath(folder)).absolute()
         try:
             self._stored = reader.read_yaml(self.folder / "config.yaml")
+            damaged = manifest.problems(self.folder, ("config.yaml",))
         except Unreadable as error:
             raise ConfigError(f"{self.folder}: {error}; give the folder of a run.") from error
+        if damaged:
+            raise ConfigError(f"{self.folder}: {damaged[0]}; repeat the run with force=true.")
         self.config = canonical_config(self._stored)
         if not isinstance(self.config.get("choices"), Mapping) or type(self.config.get("seed")) is not int:
             raise ConfigError(f"{self.folder}: config.yaml has no choices and seed; give the folder of a run.")
