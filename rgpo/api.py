@@ -154,6 +154,8 @@ class Run:
                 raise Unreadable("; ".join(damaged))
             names = glossary(self.config)
             found = rows.read(self.folder, names)
+            if not all(reader.same_identity(self._stored, text) for text in set(found.configs)):
+                raise Unreadable("config.yaml is not the configuration that its rows were measured with")
         except (Unreadable, ConfigError) as error:
             raise ConfigError(f"{self.folder}: {str(error).rstrip('.')}.") from error
         for problem in found.problems:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_runner import Line, run
+from test_runner import CONFIG, Line, run
 
 from rgpo.errors import ConfigError, OutOfMemory
+from rgpo.report.read import load
+from rgpo.report.read.reduce import Detail
 from rgpo.runtime import checkpoint, manifest, run_folder
+from rgpo.runtime.reader import Unreadable
 from rgpo.runtime.signals import Interrupted
 
 CONTENTS = {"config.yaml": b"a: 1\n", "metrics.parquet": b"PAR1", "checkpoint.pt": b"weights"}
@@ -198,6 +201,24 @@ def test_rows_of_a_lost_checkpoint_stay_until_they_are_measured_again(half: Path
     frame = pd.read_parquet(half / "metrics").sort_values("iteration")
     assert frame.iteration.tolist() == [1, 2, 3, 4, 5, 6] and frame.attempt.tolist() == [2, 2, 1, 1, 1, 1]
     run(half)
+    pd.testing.assert_frame_equal(rows(half), rows(whole))
+
+
+def test_a_part_of_another_run_is_set_aside(
+    half: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setitem(CONFIG, "seed", 4)
+        run(tmp_path / "other", Line(fails_at=7))
+    part(half, 1).unlink()
+    foreign = Path(shutil.copy(part(tmp_path / "other", 1), half / "metrics"))
+    with pytest.raises(Unreadable, match="not the configuration that its rows were measured with"):
+        load.read_run(half, (), Detail(0.1, (), 20))
+    capsys.readouterr()
+    assert run(half) == "completed"
+    out = capsys.readouterr().out
+    assert f"{foreign.name} is of another run; it was renamed to {foreign.name}.damaged\n" in out
+    assert "the metrics of iteration 2 are missing; the run continues from the beginning" in out
     pd.testing.assert_frame_equal(rows(half), rows(whole))
 
 
