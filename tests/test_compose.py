@@ -144,6 +144,7 @@ MISLEADING = {
     ("task=gym", "task.env_kwargs.kind=plain"): r"task\.env_kwargs\.kind=plain: is a new entry of task\.env_kwargs; "
     r"write \+task\.env_kwargs\.kind=plain\.",
     ("task=gym", "task.env_kwargs={kind: plain}"): r"task\.env_kwargs={kind: plain}: .* write \+task\.env_kwargs={kind: plain}\.",
+    ("~task",): r"^~task: leaves out what every run needs; choose an option of the group task\.",
     ("metrics={a: 1}",): r"metrics={a: 1}: is a new entry of metrics; write \+metrics={a: 1}\.",
     ("task=gym", "task.env_kwarg=1"): r"task\.env_kwarg=1: is not a known key\. Did you mean task\.env_kwargs",
     ("num_iterations=1e20",): r"whole number or null\.",

@@ -39,7 +39,8 @@ def make(key: str, node: object, hint: object = object) -> Any:
     """
     if not is_node(node):
         group = GROUPS.get(key) or CHOOSE_WITH.get(key, key)
-        raise ConfigError(f"{key}={shown(node)}: needs a _target_; choose an option of the group {group}.")
+        given = f"~{key}: leaves out what every run needs" if node is None else f"{key}={shown(node)}: needs a _target_"
+        raise ConfigError(f"{given}; choose an option of the group {group}.")
     return _construct(key, node, {}, hint)
 
 
