@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MAX_TEXT = 4 << 20  # bytes of a text file
 MAX_PARQUET = 64 << 30  # bytes
 MAX_VALUES = 250_000_000  # of all columns of a parquet file
+MAX_LIST = 100_000  # entries of its lists, on average
 _TOO_LARGE = "larger than {} bytes"
 
 
@@ -95,9 +96,21 @@ def parquet(path: Path) -> Iterator[pq.ParquetFile]:
                 facts = file.metadata
                 if facts.num_rows * facts.num_columns > MAX_VALUES:  # facts of single columns abort on a damaged footer
                     raise Unreadable.file(path, "it has too many rows")
+                if _num_entries(file) > min(MAX_VALUES, facts.num_rows * facts.num_columns * MAX_LIST):
+                    raise Unreadable.file(path, "its lists are too long")
                 yield file
         except Unreadable:
             raise
         except Exception as error:  # whatever pyarrow raises for a damaged file
             why = printable(" ".join(str(error).split()), 80).rstrip(". ")
             raise Unreadable.file(path, why or type(error).__name__) from None
+
+
+def _num_entries(file: pq.ParquetFile) -> int:
+    """Entries of all lists; they are scanned first, in little memory, because facts of damaged columns abort."""
+    lists = [i for i in range(file.metadata.num_columns) if file.schema.column(i).max_repetition_level]
+    if not lists:
+        return 0
+    file.scan_contents([file.schema.column(i).path for i in lists])
+    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+    return sum(group.column(i).num_values for group in groups for i in lists)

@@ -139,7 +139,7 @@ WRONG = {  # in this process; the sentence must hold each text
     "gate=null": ("gate=null: ", "~gate"),
     "~gate": ("gate=null: algo=rgpo needs one",),
     "~gate@ref_gate": ("gate@ref_gate=null: algo=rgpo needs one", "group gate."),
-    "~task": ("task=null: ",),
+    "~task": ("~task: leaves out", "group task"),
     "~seed": ("~seed: ",),
     "~update.lr": ("update.lr: is missing", "SGD"),
     "sampler=vllm task=qwen_rlhf": ("sampler=vllm: ", "sampler@task.sampler=vllm"),

@@ -138,3 +138,26 @@ def test_an_option_may_set_nothing(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "nothing.yaml").write_text(f"{GLOBAL}# as it is\n")
     assert compose_jobs(["experiment=nothing"], False, str(tmp_path))
+
+
+MISLEADING = {
+    ("task=gym", "task.env_kwargs.kind=plain"): r"task\.env_kwargs\.kind=plain: is a new entry of task\.env_kwargs; "
+    r"write \+task\.env_kwargs\.kind=plain\.",
+    ("task=gym", "task.env_kwargs={kind: plain}"): r"task\.env_kwargs={kind: plain}: .* write \+task\.env_kwargs={kind: plain}\.",
+    ("~task",): r"^~task: leaves out what every run needs; choose an option of the group task\.",
+    ("metrics={a: 1}",): r"metrics={a: 1}: is a new entry of metrics; write \+metrics={a: 1}\.",
+    ("task=gym", "task.env_kwarg=1"): r"task\.env_kwarg=1: is not a known key\. Did you mean task\.env_kwargs",
+    ("num_iterations=1e20",): r"whole number or null\.",
+    ("num_iterations=1e8",): r"whole number or null\.",
+    ("num_iterations=-0.0",): r"whole number or null\.",
+    ("memory_gb=1e30",): r"whole number\.",
+    ("task.num_steps=1e3",): r"write 1000\.",
+    ("gate=/algo/ppo",): r"gate=/algo/ppo: must be the name of an option, without folders; .*\.",
+    ("experiment=../algo/ppo",): r"experiment=\.\./algo/ppo: must be the name of an option, without folders; .*\.",
+}
+
+
+@pytest.mark.parametrize("words", MISLEADING, ids=" ".join)
+def test_a_refusal_shows_what_was_typed_and_a_remedy_that_works(words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=MISLEADING[words] + "$" if words[-1] != "task.env_kwarg=1" else MISLEADING[words]):
+        compose_jobs([*words], False, None)

@@ -500,3 +500,10 @@ def test_nothing_of_a_results_folder_is_imported(victim: Path) -> None:
     script = Path(sys.executable).with_name("rgpo-report")
     done = subprocess.run([script, *WORDS], capture_output=True, text=True)
     assert done.returncode == 0 and not Path("PWNED").exists(), done.stderr
+
+
+def test_lists_that_are_too_long_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    entries = pa.array([np.zeros(reader.MAX_LIST * 3, dtype=np.float32)], type=pa.list_(pa.float32()))
+    pq.write_table(pa.table({"iteration": [1], "epoch/kl_old_exact": entries}), tmp_path / "long.parquet", compression="zstd")
+    with pytest.raises(reader.Unreadable, match="its lists are too long"), reader.parquet(tmp_path / "long.parquet"):
+        pass

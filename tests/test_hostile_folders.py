@@ -142,6 +142,18 @@ def test_a_deleted_folder_is_named(tmp_path: Path) -> None:
     assert "kept" not in str(error.value) and not run_dir.exists()
 
 
+def test_a_folder_whose_contents_were_deleted_is_named(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+
+    def empty() -> None:
+        shutil.rmtree(run_dir)
+        run_dir.mkdir()
+
+    with pytest.raises(StorageError, match="was deleted or moved while the run was using it; repeat the command") as error:
+        run(run_dir, algorithm=Deleting(empty))
+    assert "kept" not in str(error.value) and not any(run_dir.iterdir())
+
+
 def test_a_folder_that_another_process_created_anew_is_left_alone(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
 

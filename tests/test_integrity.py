@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_runner import Line, run
+from test_runner import CONFIG, Line, run
 
-from rgpo.errors import ConfigError
+from rgpo.errors import ConfigError, OutOfMemory
+from rgpo.report.read import load
+from rgpo.report.read.reduce import Detail
 from rgpo.runtime import checkpoint, manifest, run_folder
+from rgpo.runtime.reader import Unreadable
 from rgpo.runtime.signals import Interrupted
 
 CONTENTS = {"config.yaml": b"a: 1\n", "metrics.parquet": b"PAR1", "checkpoint.pt": b"weights"}
@@ -52,7 +55,10 @@ def test_a_flipped_bit_of_the_manifest_is_found(tmp_path: Path) -> None:
         (lambda path: path.mkdir(), "folder"),
         (lambda path: os.mkfifo(path), "not a regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
-        (lambda path: (path.touch(), os.truncate(path, 1 << 40)), "larger than"),  # at once, without reading a terabyte
+        (
+            lambda path: (path.touch(), os.truncate(path, 1 << 40)),
+            "bytes, 4 were recorded",
+        ),  # at once, without reading a terabyte
     ],
 )
 def test_odd_files_are_named(plant, why: str, tmp_path: Path) -> None:
@@ -198,6 +204,24 @@ def test_rows_of_a_lost_checkpoint_stay_until_they_are_measured_again(half: Path
     pd.testing.assert_frame_equal(rows(half), rows(whole))
 
 
+def test_a_part_of_another_run_is_set_aside(
+    half: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setitem(CONFIG, "seed", 4)
+        run(tmp_path / "other", Line(fails_at=7))
+    part(half, 1).unlink()
+    foreign = Path(shutil.copy(part(tmp_path / "other", 1), half / "metrics"))
+    with pytest.raises(Unreadable, match="not the configuration that its rows were measured with"):
+        load.read_run(half, (), Detail(0.1, (), 20))
+    capsys.readouterr()
+    assert run(half) == "completed"
+    out = capsys.readouterr().out
+    assert f"{foreign.name} is of another run; it was renamed to {foreign.name}.damaged\n" in out
+    assert "the metrics of iteration 2 are missing; the run continues from the beginning" in out
+    pd.testing.assert_frame_equal(rows(half), rows(whole))
+
+
 def test_lost_samples_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from test_crash_points import Sampling
 
@@ -270,6 +294,46 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_used(
     damage = "checkpoint.pt is damaged (checksum); it was renamed to checkpoint.pt.damaged"
     assert f"  {damage}\n  the run continues after iteration 5\n" in out
     pd.testing.assert_frame_equal(rows(half), rows(whole))
+
+
+def test_a_checkpoint_larger_than_memory_is_named_before_it_is_read(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.truncate(half / checkpoint.NAME, 1 << 42)  # 4 TiB, sparse
+    found = checkpoint.find(half, "0" * 8)
+    assert found.checkpoint is not None and found.checkpoint["iteration"] == 5
+    assert found.damage == {"checkpoint.pt": "checkpoint.pt is damaged (checksum)"}
+
+    def exhaust(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint, "find", exhaust)
+    with pytest.raises(OutOfMemory, match=r"checkpoint\.pt of an earlier attempt is kept"):
+        run(half)
+
+
+def test_lost_checkpoints_are_named(half: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (checkpoint.NAME, checkpoint.PREVIOUS):
+        (half / name).unlink()
+    capsys.readouterr()
+    assert run(half) == "completed"
+    assert (
+        "there is no checkpoint of the 6 iteration(s) measured before; the run continues from the beginning\n"
+        in capsys.readouterr().out
+    )
+    pd.testing.assert_frame_equal(rows(half), rows(whole))
+
+
+def test_the_folder_of_another_run_is_not_this_run(whole: Path, tmp_path: Path) -> None:
+    """A copied folder, finished or not, is refused; another name without a hash, and force=true, are not."""
+    for name in ("line-mine-s3-00000000", "copy"):
+        run_folder.prepare(Path(shutil.copytree(whole, tmp_path / name)), force=False)
+    other = Path(shutil.copytree(whole, tmp_path / "line-mine-s4-12345678"))
+    for lost in (None, "manifest.json", "state.json"):
+        if lost:
+            (other / lost).unlink()
+        with pytest.raises(ConfigError, match=r"s4-12345678 holds the files of the run run; move the folder away, or use force"):
+            run_folder.prepare(other, force=False)
+    run_folder.prepare(other, force=True)
+    assert run_folder.status(other) == "missing"
 
 
 def test_two_damaged_checkpoints_are_refused(half: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 from rgpo.cli.functions import find_function
 from rgpo.cli.hints import Node, Parameters, accepts, describe, is_node, missing_members, parameters_of, shown, takes_function
 from rgpo.cli.targets import entry_hint, find_target, lacking_methods, refuse_foreign_environment, takes_object
 from rgpo.cli.words import CHOOSE_WITH
+from rgpo.core.ranges import Range, declared_range
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.learning.types import Algorithm, Task
 from rgpo.runtime.schema import AXES, canonical_target
@@ -38,7 +40,8 @@ def make(key: str, node: object, hint: object = object) -> Any:
     """
     if not is_node(node):
         group = GROUPS.get(key) or CHOOSE_WITH.get(key, key)
-        raise ConfigError(f"{key}={shown(node)}: needs a _target_; choose an option of the group {group}.")
+        given = f"~{key}: leaves out what every run needs" if node is None else f"{key}={shown(node)}: needs a _target_"
+        raise ConfigError(f"{given}; choose an option of the group {group}.")
     return _construct(key, node, {}, hint)
 
 
@@ -80,8 +83,9 @@ def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) 
     for name in parameters.required:
         if name not in entries and name not in given:
             raise ConfigError(f"{key}.{name}: is missing; {node['_target_']} needs it.")
+    ranges = declared_ranges(target)
     for name, value in entries.items():
-        check_type(f"{key}.{name}", value, parameters.hints.get(name, object))
+        check_type(f"{key}.{name}", value, parameters.hints.get(name, object), ranges.get(name))
     _refuse_other_kind(key, node, hint, lacking_methods(hint, target))
     parts = {name: _built(f"{key}.{name}", value, parameters.hints.get(name, object)) for name, value in entries.items()}
     try:
@@ -129,12 +133,18 @@ def present_name(target: str) -> str:
     return canonical_target(target) if "." in target else target
 
 
-def check_type(key: str, value: object, hint: object) -> None:
+def declared_ranges(target: object) -> dict[str, Range | None]:
+    """The ranges of a dataclass's fields."""
+    return {entry.name: declared_range(entry) for entry in fields(target)} if is_dataclass(target) else {}
+
+
+def check_type(key: str, value: object, hint: object, declared: Range | None = None) -> None:
     """Raises: ConfigError if a value does not have the type of a hint."""
     if not accepts(hint, value):
         chosen = f"; choose one with {CHOOSE_WITH[key]}={value if isinstance(value, str) else ''}" if key in CHOOSE_WITH else ""
         if isinstance(value, float) and value.is_integer() and accepts(hint, int(value)):
-            chosen = f"; write {int(value)}"
+            fits = abs(value) < 2**53 and (declared is None or declared.contains(int(value)))
+            chosen = f"; write {int(value)}" if fits else ""
         raise ConfigError(f"{key}={shown(value)}: must be {describe(hint)}{chosen}.")
 
 

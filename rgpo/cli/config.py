@@ -14,7 +14,7 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from rgpo.cli.build import GROUPS, build, check_type, make, present_name, refuse_unknown
+from rgpo.cli.build import GROUPS, build, check_type, declared_ranges, make, present_name, refuse_unknown
 from rgpo.cli.functions import with_reward_nodes
 from rgpo.cli.hints import Node, parameters_of, shown
 from rgpo.cli.overrides import Choices, Composer, hydra_on
@@ -211,8 +211,9 @@ def _check_keys(config: Node) -> None:
 
 def _check_values(config: Node) -> None:
     """Types and ranges of top-level keys."""
+    ranges = declared_ranges(LaunchSettings)
     for key, hint in parameters_of(LaunchSettings).hints.items():
-        check_type(key, config[key], hint)
+        check_type(key, config[key], hint, ranges.get(key))
     LaunchSettings.of(config)
     if config["total_env_steps"] is None and config["num_iterations"] is None:
         raise ConfigError("num_iterations=null: gives the run no length; set num_iterations or total_env_steps.")

@@ -221,6 +221,8 @@ class Composer:
             if not by_name and not item.is_hydra_override() and not self._sets_a_value(item):
                 key = item.get_key_element().lstrip("+")
                 raise ConfigError(f"{word}: must be the name of one option; ~{key} leaves the group out.")
+            if by_name and "/" in str(item.value()) and not item.is_hydra_override() and not self._sets_a_value(item):
+                raise ConfigError(f"{word}: must be the name of an option, without folders; rgpo-run --help lists them.")
 
     def _explain_missing(self, error: MissingConfigException) -> str:
         match = re.search(r"[Cc]ould not find '([^']+)'", str(error))
@@ -249,23 +251,28 @@ class Composer:
             file = re.search(r"In '([^']+)'", text)
             option = "=".join(file.group(1).rsplit("/", 1)) if file else "yaml"
             return f"{option}: overrides {key}, which no other option of this run has; choose a task that has it."
-        value = typed[0].partition("=")[2]
+        word = max(typed, key=lambda word: len(_key(word)))  # task.env_kwargs.kind=plain, not task=gym
+        value = word.partition("=")[2]
         if (conf_dir() / key).is_dir():
-            word = next((word for word in CHOOSE_WITH.values() if word.partition("@")[0] == key), key)
-            return f"{key}={value}: is no group of this task; write {word}={value} with a language task."
-        return f"{key}={value}: is not a known key.{self._similar(key, words)}"
+            group = next((group for group in CHOOSE_WITH.values() if group.partition("@")[0] == key), key)
+            return f"{key}={value}: is no group of this task; write {group}={value} with a language task."
+        return f"{key}={value}: {self._similar(key, word, words)}"
 
-    def _similar(self, key: str, words: list[str]) -> str:
-        others = [word for word in words if not f"{key}.".startswith(f"{_key(word)}.")]
+    def _similar(self, key: str, typed: str, words: list[str]) -> str:
+        others = [word for word in words if word != typed]
         base, choices = self(
             [word for word, item in zip(others, self.parse(others), strict=True) if not self._sets_a_value(item)]
         )
+        for name in (key, key.rpartition(".")[0]):
+            mapping = OmegaConf.select(base, name) if name else None
+            if isinstance(mapping, DictConfig) and "_target_" not in mapping:
+                return f"is a new entry of {name}; write +{typed.lstrip('+')}."
         names = sorted({*flat(OmegaConf.to_container(base)), *(group for group in choices if not group.startswith("hydra/"))})
         near = close_matches(key, names)
         if not near and "." in key:
             head, _, tail = key.rpartition(".")
             near = close_matches(tail, [name.rpartition(".")[2] for name in names if name.startswith(head)])
-        return near or " `rgpo-run --cfg job` lists the keys."
+        return f"is not a known key.{near or ' `rgpo-run --cfg job` lists the keys.'}"
 
 
 def group_options(group: str, config_dir: str | None = None) -> list[str]:

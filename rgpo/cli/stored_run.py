@@ -46,8 +46,11 @@ def open_run(folder: Path) -> StoredRun:
     """
     try:
         stored = reader.read_yaml(folder / "config.yaml")
+        damaged = manifest.problems(folder, ("config.yaml",))
     except reader.Unreadable as error:
         raise ConfigError(f"{folder}: {error}; give the folder of a run.") from error
+    if damaged:
+        raise ConfigError(f"{folder}: {damaged[0]}; repeat the run with force=true.")
     config = canonical_config(stored)
     if not isinstance(config.get("choices"), dict) or type(config.get("seed")) is not int:
         raise ConfigError(f"{folder}: config.yaml has no choices and seed; give the folder of a run.")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import warnings
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple, TypedDict, cast
+from typing import IO, NamedTuple, TypedDict, cast
 
 from rgpo import atomic
 from rgpo.errors import ConfigError
@@ -21,6 +23,7 @@ HEADER = "rgpo checkpoint, sha256 {}\n"  # of what follows, which torch.save wro
 HEADER_BYTES = len(HEADER.format(64 * "0"))
 VALID_HEADER = re.compile(HEADER.format("([0-9a-f]{64})").encode())
 EARLIER = b"PK\x03\x04"  # first bytes of formats before 6, which had no header
+END, END_BYTES = b"PK\x05\x06", 22  # of the archive that torch.save writes
 MAX_BYTES = 1 << 50
 REMEDY = "use force=true to start again (the old folder is moved aside) or another results_dir."
 
@@ -101,6 +104,20 @@ def find(run_dir: Path, config_hash: str, usable: Callable[[Checkpoint], bool] =
     return Found(None, "", damage)
 
 
+def _is_intact(file: IO[bytes], header: bytes) -> bool:
+    """True if what follows a header has its digest, which is computed in pieces: a damaged file may be larger than memory."""
+    stored = VALID_HEADER.fullmatch(header)
+    if stored is None or file.seek(0, os.SEEK_END) < HEADER_BYTES + END_BYTES:
+        return False
+    file.seek(-END_BYTES, os.SEEK_END)
+    if not file.read().startswith(END):  # at once, whatever was appended
+        return False
+    file.seek(HEADER_BYTES)
+    intact = hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest() == stored[1].decode()
+    file.seek(HEADER_BYTES)
+    return intact
+
+
 def read(path: Path, config_hash: str) -> Checkpoint:
     """One checkpoint file.
 
@@ -110,14 +127,15 @@ def read(path: Path, config_hash: str) -> Checkpoint:
 
     with reader.opened(path, MAX_BYTES) as file:
         try:
-            header, payload = file.read(HEADER_BYTES), file.read()
+            header = file.read(HEADER_BYTES)
+            earlier = header.startswith(EARLIER)
+            if not earlier and not _is_intact(file, header):
+                raise reader.Unreadable(f"{path.name} is damaged (checksum)")
+            payload = b"" if earlier else file.read()
         except OSError as error:
             raise reader.Unreadable(f"{path.name} cannot be read ({error.strerror})") from error
     found: object = None
-    if not header.startswith(EARLIER):
-        stored = VALID_HEADER.fullmatch(header)
-        if stored is None or hashlib.sha256(payload).hexdigest() != stored[1].decode():
-            raise reader.Unreadable(f"{path.name} is damaged (checksum)")
+    if not earlier:
         try:
             found = torch.load(io.BytesIO(payload), weights_only=True)
         except Exception as error:  # of another version of torch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Mapping
 from io import BufferedReader
@@ -79,7 +80,7 @@ def damage(run_dir: Path, names: Collection[str] | None = None) -> dict[str, str
         return {NAME: str(error)}
     digests, sizes = expected["files"], expected["sizes"]
     chosen = [name for name in digests if names is None or name in names]
-    found = {name: _damage(run_dir / name, digests[name], sizes[name]) for name in chosen}
+    found = {name: _damage(run_dir / name, digests[name], MAX_BYTES, sizes[name]) for name in chosen}
     return {name: why for name, why in found.items() if why}
 
 
@@ -121,8 +122,13 @@ def _is_name(name: str) -> bool:
     return name in FILES or (len(parts) > 1 and parts[0] in EXPORTS and ".." not in parts)
 
 
-def _damage(path: Path, sha256: str, limit: int) -> str:
+def _damage(path: Path, sha256: str, limit: int, recorded: int = MAX_BYTES) -> str:
+    """A clause if a file has another digest, "" if not; one with more bytes than were recorded is not read."""
     try:
+        with reader.opened(path, limit) as file:
+            size = os.fstat(file.fileno()).st_size
+        if size > recorded:
+            return f"{path.name} is damaged ({size:,} bytes, {recorded:,} were recorded)"
         return "" if digest(path, limit).startswith(sha256) else f"{path.name} is damaged (checksum)"
     except reader.Unreadable as error:
         return str(error)

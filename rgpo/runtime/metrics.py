@@ -99,6 +99,11 @@ class MetricsWriter:
         clauses = [f"the metrics of {word} {_ranges(missing)} are missing"] if missing else []
         return clauses + ([f"{lost} of {num_samples} samples are missing"] if lost > 0 else [])
 
+    @property
+    def num_earlier(self) -> int:
+        """Rows of earlier attempts that wait to be continued or measured again."""
+        return self.metrics.num_later
+
     def resume(self, iteration: int) -> None:
         """Continue after an iteration, 0 for a new run; must be called before rows are added."""
         self.metrics.resume(iteration)

@@ -69,13 +69,16 @@ def _encode(table: pa.Table) -> bytes:
 def _read_rows(path: Path, schema: pa.Schema, key: Sequence[str]) -> pa.Table:
     """The rows of a file of this schema, which may have further columns; numbers that it lacks are NaN.
 
-    Raises: Unreadable if it is damaged, or has columns of other types or incomplete keys.
+    Raises: Unreadable if it is damaged, of another configuration, or has columns of other types or incomplete keys.
     """
     damage = manifest.part_damage(path)
     if damage:
         raise reader.Unreadable(damage)
     with reader.parquet(path) as file:
         table = file.read()
+    own, stored = (_config(metadata) for metadata in (schema.metadata, table.schema.metadata))
+    if own and own != stored and not reader.same_identity(reader.parse_yaml(path, own), stored):
+        raise reader.Unreadable(f"{path.name} is of another run")
     names, known = table.column_names, set(schema.names)
     fits = len(set(names)) == len(names) and set(key) <= set(names)
     fits = fits and all(table.schema.field(name).type.equals(schema.field(name).type) for name in names if name in known)
@@ -85,6 +88,10 @@ def _read_rows(path: Path, schema: pa.Schema, key: Sequence[str]) -> pa.Table:
         if field.name not in names and pa.types.is_float32(field.type):
             table = table.append_column(field, pa.repeat(pa.scalar(math.nan, field.type), len(table)))
     return table
+
+
+def _config(metadata: Mapping[bytes, bytes] | None) -> str:
+    return (metadata or {}).get(b"config", b"").decode(errors="replace")
 
 
 def _keys(table: pa.Table, key: Sequence[str]) -> set[tuple[object, ...]]:
@@ -149,6 +156,11 @@ class PartFiles:
         keys = zip(*(table[name].to_pylist() for name in self.key), strict=True)
         place = {key: i for i, key in enumerate(keys)}
         return table.take(pa.array((place[key] for key in sorted(place)), pa.int64())).combine_chunks()
+
+    @property
+    def num_later(self) -> int:
+        """Rows after those of this attempt."""
+        return len(self._later)
 
     def read_until(self, iteration: int) -> set[tuple[object, ...]]:
         """The keys of the rows of earlier attempts up to an iteration."""

@@ -24,6 +24,7 @@ from rgpo.files import opened as opened
 from rgpo.files import parquet as parquet
 from rgpo.files import read_bytes as read_bytes
 from rgpo.files import read_text as read_text
+from rgpo.runtime.schema import NOT_IDENTITY
 
 MAX_DEPTH, MAX_NODES = 50, 100_000  # of JSON and YAML, with aliases expanded
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -76,6 +77,17 @@ def parse_yaml(path: Path, text: str) -> dict[str, object]:
     if not isinstance(found, dict):
         raise Unreadable.file(path, "empty or not a mapping")
     return found
+
+
+def same_identity(config: Mapping[str, object], text: str) -> bool:
+    """True if a text is the same configuration, apart from what changes no number; "", of early versions, is."""
+    if not text:
+        return True
+    try:
+        stored = parse_yaml(Path("config.yaml"), text)
+    except Unreadable:
+        return False
+    return all(config.get(key) == stored.get(key) for key in {*config, *stored} - set(NOT_IDENTITY))
 
 
 def user_path(text: str) -> Path:

@@ -68,6 +68,11 @@ class Recorder:
         return self._writer.lost(iteration, num_samples) if self._writer is not None else []
 
     @property
+    def num_earlier(self) -> int:
+        """Iterations of which earlier attempts left a row; 0 on other ranks."""
+        return self._writer.num_earlier if self._writer is not None else 0
+
+    @property
     def num_samples(self) -> int:
         """Rows of samples so far; 0 on other ranks."""
         return self._writer.num_samples if self._writer is not None else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,11 @@ class RunState(TypedDict, total=False):
 
 class _Attempt(TypedDict):
     attempt: int
+
+
+class _Origin(TypedDict):
+    run_id: str
+    config_hash: str
 
 
 def read_state(run_dir: Path) -> RunState:
@@ -180,11 +186,23 @@ def lock_file(run_dir: Path) -> os.stat_result | None:
 
 
 def require_same(run_dir: Path, held: os.stat_result | None) -> None:
-    """Raises: StorageError if the folder whose lock file this process holds was deleted, or replaced by another process."""
+    """Raises: StorageError if the folder whose lock file this process holds was deleted, emptied or replaced."""
     found = lock_file(run_dir)
-    if not run_dir.is_dir() or (held and found and not os.path.samestat(held, found)):
+    if not run_dir.is_dir() or (held and not (found and os.path.samestat(held, found))):
         what = "was deleted or moved while the run was using it"
         raise StorageError(f"results_dir: {run_dir} {what}; repeat the command to start it again.")
+
+
+def _require_own(run_dir: Path) -> None:
+    """Raises: ConfigError if the folder is a copy of another run's, which its name, ending in the config's hash, does not fit."""
+    named = re.search("-s[0-9]+-([0-9a-f]{8})$", run_dir.name)
+    try:
+        origin = reader.read_json(run_dir / "provenance.json", _Origin)
+    except reader.Unreadable:  # it is written anew by the next attempt
+        return
+    if named and origin.get("config_hash", named[1]) != named[1]:
+        holds = f"holds the files of the run {reader.printable(origin.get('run_id', origin['config_hash']), 200)}"
+        raise ConfigError(f"results_dir: {run_dir} {holds}; move the folder away, or use force=true, which moves it aside.")
 
 
 def move_aside(run_dir: Path) -> Path | None:
@@ -202,7 +220,7 @@ def move_aside(run_dir: Path) -> Path | None:
 def prepare(run_dir: Path, force: bool) -> None:
     """Create the run's folder and correct its state; with force, move an earlier run aside unless it is running.
 
-    Raises: ConfigError if the folder cannot be written or moved.
+    Raises: ConfigError if the folder cannot be written or moved, or holds another run.
     """
     with lock(run_dir) as mine:
         if mine and force and any(file.name != LOCK for file in run_dir.iterdir()):  # the lock itself creates the folder
@@ -212,6 +230,7 @@ def prepare(run_dir: Path, force: bool) -> None:
                 raise ConfigError(f"force=true: cannot move {run_dir} aside ({error.strerror}).") from error
             print(f"moved the earlier run to {aside}")
         elif mine:
+            _require_own(run_dir)
             try:
                 settle(run_dir)
             except StorageError as error:

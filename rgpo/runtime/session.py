@@ -140,6 +140,8 @@ class Session:
             if found.damage and found.name == checkpoint.PREVIOUS:
                 atomic.rename(self.run_dir / found.name, self.run_dir / checkpoint.NAME)
                 atomic.sync_folder(self.run_dir)
+        if not lost and not found.damage and found.checkpoint is None and (measured := self.recorder.num_earlier):
+            lost.append(f"there is no checkpoint of the {measured:,} iteration(s) measured before")
         if lost or found.damage:
             self.recorder.notes.append("; ".join([*lost, f"the run continues {where}"]))
         return found.checkpoint
@@ -274,9 +276,13 @@ class Session:
 
     def _kept(self) -> list[str]:
         """Clauses about what a resumed run starts from."""
-        if not self.run_dir.is_dir():
+        try:
+            run_folder.require_same(self.run_dir, self._lock_file)
+        except StorageError:
             return []
-        good = (
-            f"the last good checkpoint is after iteration {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
-        )
+        if self.last_checkpoint:
+            good = f"the last good checkpoint is after iteration {self.last_checkpoint}"
+        else:  # none yet, or none was loaded yet
+            found = [name for name in (checkpoint.NAME, checkpoint.PREVIOUS) if (self.run_dir / name).exists()]
+            good = f"{found[0]} of an earlier attempt is kept" if found else "no checkpoint yet"
         return [good, f"metrics flushed before are kept in {self.run_dir}"]

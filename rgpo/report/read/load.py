@@ -29,7 +29,7 @@ from rgpo.runtime.own_metrics import glossary
 from rgpo.runtime.provenance import Provenance as Stored
 from rgpo.runtime.reader import Missing, Unreadable, printable
 from rgpo.runtime.run_folder import RunState
-from rgpo.runtime.schema import GLOSSARY, NOT_IDENTITY, Metric, canonical_config
+from rgpo.runtime.schema import GLOSSARY, Metric, canonical_config
 
 RUN_FOLDER = re.compile(r".+-s\d+-[0-9a-f]{8}")
 STATUSES = ("running", "completed", "interrupted", "failed")
@@ -126,7 +126,7 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
         found = rows.read(folder, {*columns, *metrics})
     except Unreadable as error:
         raise Unreadable(f"{error}{remedy}") from None
-    if not _same_identity(written, found.words.get("config")):
+    if not all(reader.same_identity(written, text) for text in set(found.configs)):
         raise Unreadable("config.yaml is not the configuration that its rows were measured with")
     problems += [Problem(where, problem) for problem in found.problems]
     num_iterations = state.get("num_iterations") or config.get("num_iterations")
@@ -162,17 +162,6 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     if gap and run.status != "completed":
         problems.append(Problem(where, f"{gap} iterations before its last one have no row"))
     return run, problems + _doubts(run, remedy)
-
-
-def _same_identity(config: Mapping[str, object], text: str | None) -> bool:
-    """True if a text has the same configuration, apart from what changes no number; there may be none."""
-    if not text:
-        return True
-    try:
-        stored = reader.parse_yaml(Path("config.yaml"), text)
-    except Unreadable:
-        return False
-    return all(config.get(key) == stored.get(key) for key in {*config, *stored} - set(NOT_IDENTITY))
 
 
 def _doubts(run: Run, remedy: str) -> list[Problem]:

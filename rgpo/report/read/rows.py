@@ -29,7 +29,8 @@ class Rows(NamedTuple):
     """Columns (I,), or (I, K) under epoch/, nan where not measured; only those that the files have, by their present names."""
 
     columns: dict[str, Floats]
-    words: dict[str, str]  # WORDS, and config, the configuration of the last part, of an unfinished run
+    words: dict[str, str]  # WORDS
+    configs: list[str]  # the configuration that each part of an unfinished run was written with
     problems: list[str]
 
 
@@ -41,12 +42,13 @@ def read(folder: Path, columns: Collection[str]) -> Rows:
     wanted = [*INDEX_COLUMNS, *sorted(set(columns) - set(INDEX_COLUMNS))]
     for final in (False, True):  # a second try if the runner joined the parts between listing and reading
         words: dict[str, str] = {}
-        tables, problems, vanished = [], [], False
+        tables, problems, configs, vanished = [], [], [], False
         for path in files(folder):
             place = f"{path.parent.relative_to(folder)}/" if path.parent != folder else ""
             try:
                 table, found, more = _read_file(path, wanted)
                 tables.append(table)
+                configs += [found.pop("config")] if "config" in found else []
                 words |= found
                 problems += [f"{place}{path.name}: {problem}" for problem in more]
             except Missing:
@@ -58,7 +60,7 @@ def read(folder: Path, columns: Collection[str]) -> Rows:
     tables = [table for table in tables if len(table["iteration"])]
     if not tables:
         raise Unreadable("; ".join(problems) or "it has no metrics yet")
-    return Rows(_join(tables, wanted), words, problems)
+    return Rows(_join(tables, wanted), words, configs, problems)
 
 
 def files(folder: Path) -> list[Path]:
