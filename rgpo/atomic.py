@@ -204,7 +204,7 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
     Raises: OSError if the file cannot be opened for writing, or is a link, pipe or folder.
     """
     while True:
-        descriptor = _open_lock(path, os.O_RDWR | os.O_CREAT)
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -222,7 +222,7 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
 def is_locked(path: Path) -> bool:
     """True if a living process holds the lock on a file."""
     try:
-        descriptor = _open_lock(path, os.O_RDONLY)
+        descriptor = open_regular(path, os.O_RDONLY)
     except OSError:
         return False
     try:
@@ -234,7 +234,11 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _open_lock(path: Path, flags: int) -> int:
+def open_regular(path: Path, flags: int) -> int:
+    """A descriptor of a regular file, which neither waits for a pipe nor follows a link.
+
+    Raises: OSError if the file cannot be opened, or is a link, pipe or folder.
+    """
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -319,3 +319,49 @@ def test_a_signal_while_the_compiler_runs_stops_cleanly(tmp_path: Path, number: 
     assert json.loads(state.read_bytes())["status"] == "interrupted"
     done = subprocess.run(RUN, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "resumes after iteration 1 of 2" in done.stdout and "not bit for bit" not in done.stdout
+
+
+ODD = {
+    "fifo crash-1-x": lambda folder: os.mkfifo(folder / "crash-1-x"),
+    "folder crash-1-x": lambda folder: (folder / "crash-1-x").mkdir(),
+    "empty crash-abc": lambda folder: (folder / "crash-abc").touch(),
+    "huge process number": lambda folder: (folder / f"crash-{10**30}-x").touch(),
+    "link crash-1-x": lambda folder: (folder / "crash-1-x").symlink_to("nowhere"),
+    "fifo digests.json": lambda folder: os.mkfifo(emptied(folder / "digests.json")),
+    "folder digests.json": lambda folder: emptied(folder / "digests.json").mkdir(),
+    "link digests.json": lambda folder: emptied(folder / "digests.json").symlink_to("nowhere"),
+    "nested digests.json": lambda folder: (folder / "digests.json").write_text("[" * 100_000),
+    "fifo in the code": lambda folder: os.mkfifo(next(folder.glob("code-*")) / "pipe"),
+    "fifo code-x": lambda folder: os.mkfifo(folder / "code-x"),
+    "linked folder": lambda folder: (next(folder.glob("code-*")) / "ab" / "more").symlink_to(folder),
+    "huge file": lambda folder: os.truncate(next(folder.rglob("kernel.so")), 2**40),
+}
+LOCKS = {
+    "fifo": os.mkfifo,
+    "folder": os.mkdir,
+    "dangling link": lambda path: path.symlink_to("target"),
+}
+
+
+def emptied(path: Path) -> Path:
+    path.unlink()
+    return path
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_is_no_regular_file_is_deleted_with_the_code(cache: Path, odd: str) -> None:
+    use()
+    ODD[odd](folder_of(cache))
+    with pytest.warns(UserWarning, match=DELETED):
+        assert len(use()) == 3
+    assert use() == []
+
+
+@pytest.mark.parametrize("kind", LOCKS)
+def test_a_lock_that_is_no_regular_file_is_refused(cache: Path, kind: str) -> None:
+    use()
+    folder = folder_of(cache)
+    LOCKS[kind](emptied(folder / "lock"))
+    with pytest.raises(ConfigError, match=r"lock cannot be used \(.+\); delete it to compile anew\.$"):
+        use()
+    assert not (folder / "target").exists()

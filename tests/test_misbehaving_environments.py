@@ -109,6 +109,7 @@ def train(kind: str, normalize: bool = False, num_evaluations: int = 0) -> Metri
         env_kwargs={"kind": kind},
     )
     update = SGD(
+        clip_jointly=True,
         num_epochs=2,
         num_minibatches=2,
         lr=1e-3,

@@ -195,7 +195,7 @@ def test_a_world_size_without_a_launcher_is_refused(
         ([*RUN, "task.num_prompts=1"], "task.num_prompts=1: leaves some of 2 processes without a prompt"),
         (["task=qwen_rlhf", "task.num_eval_prompts=1"], "task.num_eval_prompts=1: leaves some of 2 processes"),
         (["task=qwen_rlhf", "algo=trpo", "task.parallel=fsdp"], "task.parallel=fsdp: this update needs whole parameters"),
-        (["task=qwen_rlhf", "task.parallel=none"], "task.parallel=none: choose ddp or fsdp"),
+        (["task=qwen_rlhf", "task.parallel=none"], "task.parallel=none: must be ddp or fsdp"),
     ],
 )
 def test_what_many_processes_cannot_run_is_refused(rest: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -192,3 +193,35 @@ def test_compare_two_commits_and_what_only_one_has(here: Path, capsys: pytest.Ca
 def test_compare_refuses_settings_that_it_does_not_read(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "a", "b", "out=elsewhere"]) == 2
     assert "compare=out=elsewhere: it reads only results_dir, experiment" in capsys.readouterr().err
+
+
+def test_compare_runs_no_program_that_the_repository_names(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)
+
+    git("init", "-q")
+    for seed in (1, 2, 3):
+        fixtures.write_run(here / "results", seed=seed)
+    (here / ".gitattributes").write_text("* filter=evil\n")
+    git("add", "."), git("commit", "-qm", "one")
+    git("config", "filter.evil.smudge", "touch PWNED; cat")
+    git("config", "core.fsmonitor", "touch PWNED; false")
+    assert main(["compare", "HEAD", "HEAD"]) == 0
+    assert "3 identical" in capsys.readouterr().out and not list(here.rglob("PWNED"))
+
+
+@pytest.mark.parametrize(("kind", "why"), [("latin-1", "not UTF-8 text"), ("fifo", "not a regular file"), ("zero", "regular")])
+def test_a_ledger_that_is_no_text_is_refused_before_the_work(
+    kind: str, why: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixtures.write_run(here / "results")
+    path = here / "README.md"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "zero":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(b"caf\xe9")
+    assert main([*FAST, "ledger=README.md"]) == 2
+    error = capsys.readouterr().err
+    assert "ledger=README.md: cannot be used" in error and why in error and not (here / "report").exists()

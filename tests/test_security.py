@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from cli import rgpo_run, the_run
 import rgpo
 from rgpo.cli import targets
 from rgpo.cli.build import make
-from rgpo.cli.config import compose_jobs
+from rgpo.cli.config import Job, compose_jobs
 from rgpo.core.gate import Gate, GateLike
 from rgpo.errors import ConfigError
 from rgpo.runtime.provenance import REDACTED, collect, redact, redact_values
@@ -220,6 +221,9 @@ SECRETS = {
     "'+task.env_kwargs={api_key: abc, size: 3}'": f"'+task.env_kwargs={{api_key: {REDACTED}, size: 3}}'",
     '{"accessKey": "a b c", "n": 1}': f'{{"accessKey": {REDACTED}, "n": 1}}',
     "+task.env_kwargs.password='a b' seed=3": f"+task.env_kwargs.password={REDACTED} seed=3",
+    "+task.env_kwargs.secrets=[LISTSEC66] seed=3": f"+task.env_kwargs.secrets={REDACTED} seed=3",
+    "{cookies: {a: [x, {b: y}]}, n: 1}": f"{{cookies: {REDACTED}, n: 1}}",
+    "+task.env_kwargs.db_pass=x": f"+task.env_kwargs.db_pass={REDACTED}",
     "+task.env_kwargs.MY_SECRET=x": f"+task.env_kwargs.MY_SECRET={REDACTED}",
     "+task.env_kwargs.auth=x": f"+task.env_kwargs.auth={REDACTED}",
     "task.source.data=https://me:pa:ss@host/x.jsonl": f"task.source.data=https://{REDACTED}@host/x.jsonl",
@@ -241,6 +245,16 @@ HARMLESS = [
 def test_secrets_of_a_command_line_are_not_recorded(text: str) -> None:
     assert redact(text) == SECRETS[text] and redact(SECRETS[text]) == SECRETS[text]
     assert collect("run", "hash", text, 1, 1, {})["command"] == SECRETS[text]
+
+
+@pytest.mark.parametrize("value", ["'two words SECOND'", "\"two 'words' SECOND\"", "[first, 'SECOND']", "{a: {b: SECOND}}"])
+@pytest.mark.parametrize("key", ["passphrase", "pass", "cookie", "credentials", "secrets", "tokens.inner"])
+def test_a_secret_is_redacted_before_it_is_quoted_for_the_shell(key: str, value: str) -> None:
+    word = f"+task.env_kwargs.{key}={value}"
+    job = Job((word, "seed=3"), {}, Path("x-1"))
+    assert job.command == f"rgpo-run '+task.env_kwargs.{key}={REDACTED}' seed=3"
+    assert collect("run", "hash", job.command, 1, 1, {})["command"] == job.command
+    assert "SECOND" not in str(redact_values({"env_kwargs": {key: {"a": ["SECOND"]}}}))
 
 
 @pytest.mark.parametrize("text", HARMLESS)
@@ -332,3 +346,11 @@ def test_a_run_records_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert job.run_dir.name == run_dir.name and TOKEN in str(job.config)
     rgpo_run(words, tmp_path)
     assert rgpo.results(tmp_path / "results").iteration.tolist() == [1, 2]
+
+
+def test_the_recorded_commit_is_of_the_package_whatever_git_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = collect("run", "hash", "rgpo-run", 1, 1, {})["commit"]
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
+    assert collect("run", "hash", "rgpo-run", 1, 1, {})["commit"] == before

@@ -25,6 +25,7 @@ from rgpo.errors import ConfigError, close_matches, first_line, require, shell_w
 from rgpo.learning.types import Task
 from rgpo.paths import conf_dir
 from rgpo.runtime import continuation
+from rgpo.runtime.provenance import redact_word
 from rgpo.runtime.reader import user_path
 from rgpo.runtime.schema import AXES, NOT_IDENTITY, glossary
 from rgpo.runtime.settings import MOST_ITERATIONS, Settings
@@ -58,9 +59,9 @@ class Job:
 
     @property
     def command(self) -> str:
-        """The command line of this run alone."""
+        """The command line of this run alone, without secrets."""
         own = [f"--config-dir={self.config_dir}"] if self.config_dir else []
-        return " ".join(map(shell_word, ["rgpo-run", *own, *self.overrides]))
+        return " ".join(map(shell_word, ["rgpo-run", *own, *map(redact_word, self.overrides)]))
 
     @property
     def plan(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from rgpo.atomic import remove_temporary, replacing, write_bytes
 from rgpo.errors import ConfigError, close_matches
 from rgpo.report.claims.claims import Evidence, read_theory
-from rgpo.report.claims.ledger import ledger, renew
+from rgpo.report.claims.ledger import around, ledger, renew
 from rgpo.report.figures import gates, speed, style
 from rgpo.report.figures.render import FigureModule, Job, load, render
 from rgpo.report.figures.style import Line
@@ -47,6 +47,8 @@ def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
     """
     if settings.ledger and settings.experiment:
         raise ConfigError(f"ledger={settings.ledger}: it covers all experiments; leave out experiment={settings.experiment}")
+    if settings.ledger:
+        around(Path(settings.ledger))
     results_dir, out = Path(settings.results_dir), Path(settings.out)
     folders = [results_dir / name for name in experiments(results_dir, settings.experiment)]
     modules = {name: load(name) for name in settings.wanted_figures if name not in WITHOUT_RUNS}

@@ -17,17 +17,21 @@ from rgpo.version import __version__
 
 REDACTED = "[redacted]"
 _NAME = (
-    "token|secret|passw(?:or)?d|passphrase|credential|(?:api|access|private|auth)[_-]?key|(?<![a-z])(?:keys?|auth|pwd)(?![a-z])"
+    "token|secret|passw(?:or)?d|passphrase|credential|cookie|(?:api|access|private|auth)[_-]?key"
+    "|(?<![a-z])(?:keys?|auth|pwd|pass)(?![a-z])"
 )
-_NUMBER = r"(?:null|none|true|false|[-+]?[\d._]+(?:e[-+]?\d+)?)(?![\w-])"  # task.max_new_tokens=32 is a count
+_NUMBER = r"(?:(?:null|none|true|false|[-+]?[\d._]+(?:e[-+]?\d+)?)(?![\w-])|\[[\d\s,.]*\])"  # task.max_new_tokens=32 is a count
+_INNER = r"[\[{][^\[\]{}]*[\]}]"
+_NODE = rf"[\[{{](?:[^\[\]{{}}]|[\[{{](?:[^\[\]{{}}]|{_INNER})*[\]}}])*[\]}}]|[\[{{].*"  # or what does not close
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _ASSIGNMENT = re.compile(
-    rf"((?:{_NAME})\w*['\"]?\s*[=:]\s*)(?!{_NUMBER}|\$\{{)(?:'[^']*'|\"[^\"]*\"|[^\s,;'\"{{}}()\[\]]+)", re.IGNORECASE
+    rf"((?:{_NAME})\w*['\"]?\s*[=:]\s*)(?!{_NUMBER}|\$\{{)(?:'[^']*'|\"[^\"]*\"|{_NODE}|[^\s,;'\"{{}}()\[\]]+)", re.IGNORECASE
 )
 _SECRET = re.compile(  # by the form that those who issue them gave them
     r"\b(?:hf_|sk-|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|AKIA|AIza)[\w-]{8,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*|(?<=://)[^\s/@'\"]+(?=@)"
     r"|(?<=[Bb]earer )[\w.~+/-]{8,}=*"
 )
+NO_HOOKS = ("-c", "core.fsmonitor=", "-c", "core.hooksPath=/dev/null")  # options of git
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf", "pyarrow", "transformers")
 
 
@@ -74,10 +78,20 @@ def redact(text: str) -> str:
     return _SECRET.sub(REDACTED, _ASSIGNMENT.sub(rf"\1{REDACTED}", text))
 
 
+def redact_word(word: str) -> str:
+    """A word key=value of a command line without the same; spaces and quotes belong to the value."""
+    key, equals, value = word.partition("=")
+    if not equals or not _SECRET_NAME.search(key) or re.fullmatch(rf"{_NUMBER}|\$\{{.*|", value, re.IGNORECASE):
+        return redact(word)
+    return f"{key}={REDACTED}"
+
+
 def redact_values(node: object, key: str = "") -> object:
     """A configuration without the same; numbers stay."""
     if isinstance(node, Mapping):
-        return {name: redact_values(value, str(name)) for name, value in node.items()}
+        return {
+            name: redact_values(value, key if key == "metrics" else f"{key}.{name}".lstrip(".")) for name, value in node.items()
+        }
     if isinstance(node, list):
         return [redact_values(value, key) for value in node]
     if not isinstance(node, str):
@@ -98,6 +112,12 @@ def git_sha(facts: Provenance) -> str:
     return facts["commit"][:10] + ("-dirty" if facts["dirty"] else "")
 
 
+def git_environment() -> dict[str, str]:
+    """The environment without what makes git use another repository or configuration; and git shall fetch nothing."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return kept | {"GIT_ALLOW_PROTOCOL": "none", "GIT_OPTIONAL_LOCKS": "0"}
+
+
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
@@ -112,8 +132,9 @@ def _commit() -> tuple[str | None, bool]:
     def git(*words: str) -> str | None:
         try:
             out = subprocess.run(  # noqa: S603  # the words below
-                ["git", "-C", str(root), *words],  # noqa: S607  # the user's own git
+                ["git", *NO_HOOKS, "-C", str(root), *words],  # noqa: S607  # the user's own git
                 capture_output=True,
+                env=git_environment(),
                 text=True,
                 timeout=10,
             )
@@ -123,7 +144,7 @@ def _commit() -> tuple[str | None, bool]:
 
     if not (root / ".git").exists():
         return None, False
-    return git("rev-parse", "HEAD"), bool(git("--no-optional-locks", "status", "--porcelain", "--", "rgpo", "conf"))
+    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "rgpo", "conf"))
 
 
 def _cpu() -> str:

@@ -8,11 +8,13 @@ FOLDER/crash-PID-*   the stack of a process that crashed in a compiled call; emp
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -32,6 +34,8 @@ from rgpo.paths import compiler_cache_dir
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 DIGESTS = "digests.json"
 PATIENCE_S = 300.0  # a compilation takes about 15 s on an idle machine
+LARGEST = 2**30  # bytes of a file that is read
+CRASH_NAME = re.compile(r"crash-[1-9]\d{0,8}-.*", re.DOTALL)
 UNMAPPED = 65534  # owner of files from outside a container
 
 Digests = dict[str, str]  # path in the folder -> sha256
@@ -72,10 +76,13 @@ def verified(graph: str) -> Iterator[CrashRecord]:
     Raises: ConfigError if others can write to the folder, code from it crashed, or another process compiles for too long.
     """
     folder = private_dir() / f"rgpo-{hashlib.sha256(graph.encode()).hexdigest()[:16]}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with _refusing(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
     refuse_writable_by_others(folder)
     folder.chmod(0o700)  # so that the modes of the files in it do not matter
-    with (folder / "lock").open("a") as lock:
+    with _refusing(folder):
+        descriptor = atomic.open_regular(folder / "lock", os.O_RDWR | os.O_CREAT)
+    with os.fdopen(descriptor, "r+") as lock:
         loads = _lock(lock, folder)
         _refuse_crashed(folder)
         if not loads:
@@ -154,10 +161,13 @@ def _locked(lock: IO[str], kind: int) -> bool:
 def _problem(folder: Path) -> str | None:
     """A clause if some code is not as recorded; "" if there is none, None if all is well."""
     try:
-        recorded = json.loads((folder / DIGESTS).read_bytes())
-    except (OSError, ValueError):
+        recorded = json.loads(_read(folder / DIGESTS))
+    except (OSError, ValueError, RecursionError):
         recorded = {}
     found = _digests(folder)
+    odd = sorted(path.name for path in folder.glob("crash-*") if not _is_record(path))
+    if odd:
+        return f"{odd[0]} is not a record of a crash"
     if found and recorded == found:
         return None
     if not recorded or not isinstance(recorded, dict):
@@ -167,26 +177,60 @@ def _problem(folder: Path) -> str | None:
 
 
 def _digests(folder: Path) -> Digests:
-    """The sha256 of every file of the code; of anything that is no regular file, a note that no digest equals."""
+    """The sha256 of every file of the code; of anything that cannot be read as one, a note that no digest equals."""
     found = {}
     for name in _files(folder):
-        path = folder / name
-        regular = stat.S_ISREG(path.lstat().st_mode)
-        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if regular else "not a regular file"
+        try:
+            found[name] = hashlib.sha256(_read(folder / name)).hexdigest()
+        except OSError as error:
+            found[name] = str(error.strerror)
     return found
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Everything in the code but folders and torch's own locks, which are empty."""
+    """Everything in the code but real folders and torch's own locks, which are empty."""
     for code in folder.glob("code-*"):
-        for parent, _, names in os.walk(code):
+        if code.is_symlink() or not code.is_dir():
+            yield code.name
+            continue
+        for parent, folders, files in os.walk(code):
+            names = [*files, *(name for name in folders if Path(parent, name).is_symlink())]
             yield from (Path(parent, name).relative_to(folder).as_posix() for name in names if not name.endswith(".lock"))
+
+
+def _read(path: Path) -> bytes:
+    """Raises: OSError if there is no regular file of a usual size that can be read."""
+    with os.fdopen(atomic.open_regular(path, os.O_RDONLY), "rb") as file:
+        if os.fstat(file.fileno()).st_size > LARGEST:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+        return file.read()
+
+
+@contextmanager
+def _refusing(folder: Path) -> Iterator[None]:
+    """Raises: ConfigError if something in a graph's folder cannot be opened."""
+    try:
+        yield
+    except OSError as error:
+        name = Path(error.filename or folder).name
+        raise ConfigError(f"{folder}: {name} cannot be used ({error.strerror}); delete it to compile anew.") from error
+
+
+def _is_record(path: Path) -> bool:
+    """True if a crashed or living process left the file, or it was removed in between."""
+    with suppress(FileNotFoundError):
+        return stat.S_ISREG((found := path.lstat()).st_mode) and (found.st_size > 0 or bool(CRASH_NAME.fullmatch(path.name)))
+    return True
 
 
 def _refuse_crashed(folder: Path) -> None:
     """Raises: ConfigError if a process crashed in code from the folder."""
-    for path in folder.glob("crash-*"):
-        lines = path.read_text(errors="replace").splitlines()
+    for path in filter(_is_record, folder.glob("crash-*")):
+        with _refusing(folder):
+            try:
+                lines = _read(path).decode(errors="replace").splitlines()
+            except FileNotFoundError:  # its process has ended in order
+                continue
         if lines:
             raise ConfigError(f"{folder}: compiled code from it crashed ({lines[0][:80]}); delete the folder to compile anew.")
         with suppress(PermissionError):  # a living process of another user's
@@ -201,12 +245,11 @@ def _delete_code(folder: Path) -> None:
     problem = _problem(folder)
     if problem:
         warnings.warn(f"{folder}: {problem}; the code is deleted and compiled anew.", stacklevel=2)
-    (folder / DIGESTS).unlink(missing_ok=True)
-    for path in (*folder.glob("code-*"), *folder.glob("crash-*")):
+    for path in (*folder.glob(DIGESTS), *folder.glob("code-*"), *folder.glob("crash-*")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

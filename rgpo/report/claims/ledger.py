@@ -8,6 +8,7 @@ from rgpo.atomic import write_text
 from rgpo.errors import ConfigError
 from rgpo.report.claims.claims import CLAIMS, Evidence
 from rgpo.report.tables.table import Table, word
+from rgpo.runtime.reader import Unreadable, read_text
 
 START, END = "<!-- ledger -->", "<!-- /ledger -->"
 
@@ -38,17 +39,28 @@ def ledger(evidence: Evidence) -> Table:
     return Table("ledger", "Ledger", caption, columns, tuple(rows))
 
 
+def around(path: Path) -> tuple[str, str]:
+    """The text before and after the table of a file.
+
+    Raises: ConfigError if the file cannot be read, or has no markers.
+    """
+    try:
+        before, found, rest = read_text(path).partition(START)
+    except Unreadable as error:
+        raise ConfigError(f"ledger={path}: cannot be used ({error}); give an existing markdown file") from None
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise ConfigError(f"ledger={path}: it has no lines {START} and {END}; put them where the table belongs")
+    return before, after
+
+
 def renew(path: Path, table: Table) -> None:
     """Replace the text between the file's markers by the table.
 
     Raises: ConfigError if the file cannot be read or written, or has no markers.
     """
+    before, after = around(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        before, found, rest = text.partition(START)
-        _, ended, after = rest.partition(END)
-        if not found or not ended:
-            raise ConfigError(f"ledger={path}: it has no lines {START} and {END}; put them where the table belongs")
         write_text(path, f"{before}{START}\n{table.markdown()}\n{table.caption}\n{END}{after}")
     except OSError as error:
         raise ConfigError(f"ledger={path}: cannot be used ({error.strerror}); give an existing markdown file") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -245,9 +246,18 @@ def _provenance(stored: Mapping[str, object]) -> Provenance:
         versions=printable(", ".join(f"{name} {v}" for name, v in versions.items())) or "unknown",
         host=printable(f"{host}; threads per run: {stored.get('num_threads', '?')}"),
         started=printable(str(stored.get("started") or "")),
-        command=command if printable(command, MAX_COMMAND) == command else "",
+        command=_typed_again(command) if printable(command, MAX_COMMAND) == command else "",
         attempt=cast(int, stored.get("attempt", 1)),
     )
+
+
+def _typed_again(command: str) -> str:
+    """A command of rgpo-run with every word quoted anew, so that a shell does nothing else; "" for any other text."""
+    try:
+        words = shlex.split(command) if "$'" not in command else []
+    except ValueError:
+        words = []
+    return " ".join(map(shell_word, words)) if words[:1] == ["rgpo-run"] and "`" not in command else ""
 
 
 def _mapping(value: object) -> Mapping[str, object]:
