@@ -62,13 +62,13 @@ class Odd(gymnasium.Env):
         return self._seen(), float(np.sum(action)), bool(self.np_random.random() < 0.1), False, {}
 
 
-gymnasium.register("Odd-v0", Odd)
+gymnasium.register("Shapes-v0", Odd)
 CASES = {
     "cartpole": ("algo=ppo", "task=cartpole", "update.num_minibatches=4"),
     "hopper": ("algo=a2c", "task=hopper"),
     "relu": ("algo=trpo", "task=pendulum", "task.policy.activation=relu", "task.policy.hidden_sizes=[8]"),
-    "odd box": ("algo=ppo", "task=gym", "task.env_id=Odd-v0", "update.num_minibatches=4"),
-    "odd discrete": ("algo=ppo", "task=gym", "task.env_id=Odd-v0", "+task.env_kwargs.discrete=true", "update.num_minibatches=4"),
+    "odd box": ("algo=ppo", "task=gym", "task.env_id=Shapes-v0", "update.num_minibatches=4"),
+    "odd discrete": ("algo=ppo", "task=gym", "task.env_id=Shapes-v0", "+task.env_kwargs.discrete=true", "update.num_minibatches=4"),
 }
 
 
