@@ -68,7 +68,10 @@ CASES = {
     "hopper": ("algo=a2c", "task=hopper"),
     "relu": ("algo=trpo", "task=pendulum", "task.policy.activation=relu", "task.policy.hidden_sizes=[8]"),
     "odd box": ("algo=ppo", "task=gym", "task.env_id=Shapes-v0", "update.num_minibatches=4"),
-    "odd discrete": ("algo=ppo", "task=gym", "task.env_id=Shapes-v0", "+task.env_kwargs.discrete=true", "update.num_minibatches=4"),
+    "odd discrete": (
+        *("algo=ppo", "task=gym", "task.env_id=Shapes-v0"),
+        *("+task.env_kwargs.discrete=true", "update.num_minibatches=4"),
+    ),
 }
 
 
