@@ -42,7 +42,7 @@ TABLE = [  # hint, accepted, refused, in words
     (Gate, [NODE], [1, "sigmoid", None, {}, {"a": 1}, []], "a node with a _target_ of type Gate"),
     (Gate | None, [NODE, None], [5, "x"], "a node with a _target_ of type Gate or null"),
     (list[Gate], [[], [NODE]], [[1], NODE], "a list of nodes with a _target_ of type Gate"),
-    (Callable[[int], int], [NODE], [1, "x"], "a node with a _target_ of type Callable"),
+    (Callable[[int], int], [NODE, "my.py:f"], [1, None], "a function, written file.py:function or module:function"),
     (Annotated[int, "nats"], [1], ["a"], "a whole number"),
     (Width, [1], ["a"], "a whole number"),
     (InitVar[int], [1], ["a"], "a whole number"),

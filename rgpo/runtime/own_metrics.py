@@ -14,7 +14,7 @@ def glossary(config: Mapping[str, object]) -> dict[str, Metric]:
 
     Raises: ConfigError if a declaration is malformed or redefines a packaged metric.
     """
-    own = config.get("metrics") or {}
+    own = {} if config.get("metrics") is None else config["metrics"]
     if not isinstance(own, Mapping):
         raise ConfigError(f"metrics={own}: must map names to {{unit: ..., meaning: ...}}.")
     found = GLOSSARY | _reward_metrics(config)

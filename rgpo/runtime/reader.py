@@ -15,6 +15,7 @@ from typing import Literal, TypeVar, Union, cast, get_args, get_origin
 import yaml
 
 from rgpo.errors import printable as printable
+from rgpo.files import MAX_LIST as MAX_LIST
 from rgpo.files import MAX_PARQUET as MAX_PARQUET
 from rgpo.files import MAX_TEXT as MAX_TEXT
 from rgpo.files import MAX_VALUES as MAX_VALUES

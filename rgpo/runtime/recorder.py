@@ -138,7 +138,7 @@ class Recorder:
     def _standstill(self) -> list[str]:
         """A sentence if the policy no longer changed at the end, from the stored rows, which a resumed run has too."""
         with reader.parquet(self.run_dir / "metrics.parquet") as file:
-            table = file.read([name for name in STANDSTILL if name in file.schema_arrow.names])
+            table = file.read([name for name in STANDSTILL if name in file.schema_arrow.names], use_threads=False)
             unmeasured = np.full(file.metadata.num_rows, np.nan)
         columns = (table[name].to_numpy() if name in table.column_names else unmeasured for name in STANDSTILL)
         sentence = standstill(*columns)

@@ -40,9 +40,9 @@ class Signals:
             if time.monotonic() - self._at < ECHO_S:
                 return
             raise KeyboardInterrupt
-        if not self.iterating:
-            raise Interrupted(number)
         self.received, self._at = number, time.monotonic()
+        if not self.iterating:
+            raise Interrupted(number)  # the loop stops too, should a destructor swallow it
         with suppress(RuntimeError):  # the signal arrived while the loop was printing
             print("stopping after this iteration; send the signal again to stop immediately", flush=True)
 

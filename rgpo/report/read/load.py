@@ -129,7 +129,8 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     if not all(reader.same_identity(written, text) for text in set(found.configs)):
         raise Unreadable("config.yaml is not the configuration that its rows were measured with")
     problems += [Problem(where, problem) for problem in found.problems]
-    num_iterations = state.get("num_iterations") or config.get("num_iterations")
+    planned = _planned(folder)
+    num_iterations = planned or state.get("num_iterations") or config.get("num_iterations")
     if type(num_iterations) is not int:
         why = problems[0].why if problems else "state.json has no num_iterations"
         raise Unreadable(f"{why}, and config.yaml has none either; rerun its rgpo-run command with force=true")
@@ -152,7 +153,7 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
         config=flat,
         metrics=metrics,
         provenance=provenance,
-        status=str(state["status"]) if state.get("status") in STATUSES else "unknown",
+        status="completed" if planned else str(state["status"]) if state.get("status") in STATUSES else "unknown",
         reason=printable(state.get("reason") or ""),
         num_iterations=num_iterations,
         reached=len(iteration),
@@ -162,6 +163,14 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     if gap and run.status != "completed":
         problems.append(Problem(where, f"{gap} iterations before its last one have no row"))
     return run, problems + _doubts(run, remedy)
+
+
+def _planned(folder: Path) -> int:
+    """The iterations of a finished run by its manifest; 0 without one."""
+    try:
+        return manifest.read(folder)["num_iterations"]
+    except Missing:
+        return 0
 
 
 def _doubts(run: Run, remedy: str) -> list[Problem]:
