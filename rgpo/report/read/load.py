@@ -154,7 +154,7 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
         metrics=metrics,
         provenance=provenance,
         status="completed" if planned else str(state["status"]) if state.get("status") in STATUSES else "unknown",
-        reason=printable(state.get("reason") or ""),
+        reason="" if planned else printable(state.get("reason") or ""),
         num_iterations=num_iterations,
         reached=len(iteration),
         reduced=reduce(found.columns, detail),
