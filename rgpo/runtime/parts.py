@@ -48,10 +48,11 @@ def _replace(path: Path, data: bytes, table: pa.Table, key: Sequence[str]) -> No
 
 
 def write_part(folder: Path, table: pa.Table) -> None:
-    """Write rows as the first part of a folder, before any attempt's own.
+    """Write rows as the first part of a folder, before any attempt's own, without the configuration that they came with.
 
     Raises: Unreadable if something else was read back; OSError if the file cannot be written.
     """
+    table = table.replace_schema_metadata(None)
     data = _encode(table)
     _replace(folder / manifest.part_name(0, 0, data), data, table, ())
 
