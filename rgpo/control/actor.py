@@ -174,14 +174,16 @@ class Actor:
         space = self.description["action_space"]
         if space["type"] == "Discrete":
             return action + space["start"]
-        low, high = (bound(space, key) for key in ("low", "high"))
+        low, high = bounds(space)
         clipped = np.minimum(np.maximum(action, low), high)
         return clipped.astype(space["dtype"], copy=False).reshape(len(action), *space["shape"])
 
 
-def bound(space: Space, key: str) -> Array:
-    """The lower or upper bounds of a flattened Box, (A,) or (1,) float64, infinite where there is none."""
-    given = space[key]  # type: ignore[literal-required]
+def bounds(space: Space) -> tuple[Array, Array]:
+    """Lower and upper bounds of a flattened Box, each (A,) or (1,) float64, infinite where there is none."""
+    return _filled(space["low"], -np.inf), _filled(space["high"], np.inf)
+
+
+def _filled(given: float | list[float | None] | None, missing: float) -> Array:
     values = given if isinstance(given, list) else [given]
-    missing = -np.inf if key == "low" else np.inf
     return np.array([missing if x is None else x for x in values], np.float64)

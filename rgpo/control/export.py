@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rgpo.control.actor import FORMAT, Actor, Description, Moments, Network, Space, bound
+from rgpo.control.actor import FORMAT, Actor, Description, Moments, Network, Space, bounds
 from rgpo.control.actor_critic import ActorCritic
 from rgpo.control.envs.vector_env import VectorEnv
 from rgpo.control.normalize import EPSILON, ObservationNormalizer
@@ -119,7 +119,7 @@ class PolicyModule(nn.Module):
         self.register_buffer("scale", (torch.tensor(variance, dtype=torch.float64) + epsilon).sqrt())
         self.discrete = space["type"] == "Discrete"
         self.start = space["start"] if self.discrete else 0
-        low, high = ([0.0], [0.0]) if self.discrete else (bound(space, "low"), bound(space, "high"))
+        low, high = ([0.0], [0.0]) if self.discrete else bounds(space)
         self.register_buffer("low", torch.tensor(np.asarray(low, np.float32)))
         self.register_buffer("high", torch.tensor(np.asarray(high, np.float32)))
 

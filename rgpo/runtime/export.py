@@ -70,9 +70,9 @@ def facts_of(run_dir: Path, config: Mapping[str, object], iteration: int, env_st
     """The records in the run's files about its policy after an iteration."""
     settings = Settings.of(config)
     try:
-        known = reader.read_json(run_dir / "provenance.json", Provenance)
-    except reader.Unreadable:
-        known = {}  # type: ignore[typeddict-item]
+        known: Mapping[str, object] = reader.read_json(run_dir / "provenance.json", Provenance)
+    except reader.Unreadable:  # the policy is worth more than the record of its origin
+        known = {}
     return Facts(
         run_id=run_dir.name,
         task=settings.task,
