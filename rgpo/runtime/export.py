@@ -67,12 +67,15 @@ def finish(task: Task, policy: Policy, state: State, run_dir: Path, facts: Facts
 
 
 def facts_of(run_dir: Path, config: Mapping[str, object], iteration: int, env_steps: int) -> Facts:
-    """The records in the run's files about its policy after an iteration."""
+    """The records in the run's files about its policy after an iteration.
+
+    Raises: NoExport if provenance.json cannot be read.
+    """
     settings = Settings.of(config)
     try:
-        known: Mapping[str, object] = reader.read_json(run_dir / "provenance.json", Provenance)
-    except reader.Unreadable:  # the policy is worth more than the record of its origin
-        known = {}
+        known = reader.read_json(run_dir / "provenance.json", Provenance)
+    except reader.Unreadable as error:
+        raise NoExport(f"{error}, from which its origin is taken") from error
     return Facts(
         run_id=run_dir.name,
         task=settings.task,
@@ -94,7 +97,7 @@ def latest_metrics(run_dir: Path, iteration: int) -> dict[str, float]:
         try:
             with reader.parquet(path) as file:
                 names = [name for name in file.schema_arrow.names if METRICS.fullmatch(name) and not is_list(name)]
-                columns = file.read(["iteration", *names]).to_pydict()
+                columns = file.read(["iteration", *names], use_threads=False).to_pydict()
         except (reader.Unreadable, OSError):
             continue
         at = columns.pop("iteration")

@@ -14,6 +14,7 @@ import numpy as np
 
 from rgpo import atomic, distributed
 from rgpo.errors import MAX_LINE, ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, printable, require
+from rgpo.learning.export import NoExport
 from rgpo.learning.types import Algorithm, Metrics, Policy, State, Task
 from rgpo.runtime import checkpoint, continuation, export, manifest, provenance, reader, run_folder
 from rgpo.runtime.metrics import number
@@ -229,7 +230,11 @@ class Session:
     def _export(self, state: State) -> None:
         """Write policy/ or model/; a policy that cannot be exported is a sentence and no failure."""
         with atomic.storing(self.run_dir):
-            facts = export.facts_of(self.run_dir, self.recorder.config, self.iteration, self.env_steps)
+            try:
+                facts = export.facts_of(self.run_dir, self.recorder.config, self.iteration, self.env_steps)
+            except NoExport as error:
+                self.recorder.notice(f"no policy/ or model/: {error}")
+                return
             if why := export.finish(self.task, self.policy, state, self.run_dir, facts):
                 self.recorder.notice(why)
 
