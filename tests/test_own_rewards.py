@@ -73,6 +73,18 @@ def test_one_word_names_a_reward_and_no_reward_model_is_loaded(parts: Path) -> N
     assert "reward/brevity" in loaded.samples and "reward/brevity_mean" in loaded.metrics
 
 
+def test_a_file_of_the_current_directory_is_found_by_a_script_elsewhere(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has its own folder on Python's path, and not the current directory."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "my_reward.py").write_text("def brevity(completions): return [1000.0] * len(completions)")
+    monkeypatch.setattr(sys, "path", [str(elsewhere), *(entry for entry in sys.path if Path(entry) not in (tmp_path, Path()))])
+    made = rgpo.run(*words(Path("results").absolute(), parts / "model", parts / "data.jsonl"), "task.reward=my_reward.py:brevity")
+    assert (made.metrics["reward/brevity_mean"] <= 0).all()
+
+
 def test_terms_are_summed_with_weights_and_weight_0_only_logs(parts: Path) -> None:
     reward = (
         "[{function: my_reward.py:brevity, weight: 0.5}, {function: my_reward:letters, weight: 0, name: a}, my_reward.py:tensor]"

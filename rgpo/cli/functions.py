@@ -55,8 +55,8 @@ def _module(key: str, text: str, place: str) -> types.ModuleType:
 
 
 def _module_of_file(key: str, text: str, place: str) -> types.ModuleType:
-    """The module of a file below the current directory, --config-dir or a folder of PYTHONPATH, in this order."""
-    folders = sorted(own_folders(), key=lambda folder: folder != Path.cwd().resolve())
+    """The module of a file below the current directory or one of the user's folders on Python's path, in this order."""
+    folders = list(dict.fromkeys([Path.cwd().resolve(), *own_folders()]))
     path = Path(place).expanduser()
     files = [(folder / path).resolve() for folder in folders]
     own = [file for folder, file in zip(folders, files, strict=True) if file.is_file() and file.is_relative_to(folder)]

@@ -105,21 +105,21 @@ def owner_of(module: str) -> str | None:
         raise ModuleNotFoundError(f"No module named {top!r}", name=top)
     places = spec.submodule_search_locations or ([spec.origin] if spec.has_location and spec.origin else [])
     folders = {Path(place).resolve().parent for place in places}
-    if folders and folders <= own_folders():
+    if folders and folders <= set(own_folders()):
         return "user"
     declared = {point.module.partition(".")[0] for point in metadata.entry_points(group=ENTRY_POINTS)}
     return "user" if top in declared else None
 
 
-def own_folders() -> set[Path]:
-    """The folders of Python's path that are not part of an installation."""
-    entries = {Path(entry).resolve() for entry in sys.path}
+def own_folders() -> list[Path]:
+    """The folders of Python's path that are not part of an installation, in its order."""
+    entries = dict.fromkeys(Path(entry).resolve() for entry in sys.path)
     installed = {folder.resolve() for folder in INSTALLED}
-    return {
+    return [
         entry
         for entry in entries
         if not installed & {entry, *entry.parents} and not {"site-packages", "dist-packages"} & set(entry.parts)
-    }
+    ]
 
 
 def make_importable(folder: str | None) -> None:
