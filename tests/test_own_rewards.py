@@ -76,7 +76,7 @@ def test_one_word_names_a_reward_and_no_reward_model_is_loaded(parts: Path) -> N
 def test_a_file_of_the_current_directory_is_found_by_a_script_elsewhere(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which has its own folder on Python's path, and not the current directory."""
+    """A script has its own folder on the path, and not the current directory."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "my_reward.py").write_text("def brevity(completions): return [1000.0] * len(completions)")
