@@ -20,7 +20,7 @@ from rgpo.errors import ConfigError, close_matches, require
 from rgpo.paths import cache_dir
 from rgpo.report.read import rows
 from rgpo.report.read.load import CHECKED, queued, run_folders
-from rgpo.runtime import manifest, reader, run_folder
+from rgpo.runtime import manifest, run_folder
 from rgpo.runtime.own_metrics import glossary, sample_columns
 from rgpo.runtime.reader import Unreadable, printable, user_path
 from rgpo.runtime.resources import limited_threads
@@ -150,8 +150,7 @@ class Run:
                 raise Unreadable("; ".join(damaged))
             names = glossary(self.config)
             found = rows.read(self.folder, names)
-            if not all(reader.same_identity(self._run.stored, text) for text in set(found.configs)):
-                raise Unreadable("config.yaml is not the configuration that its rows were measured with")
+            rows.require_own(found, self._run.stored)
         except (Unreadable, ConfigError) as error:
             raise ConfigError(f"{self.folder}: {str(error).rstrip('.')}.") from error
         for problem in found.problems:

@@ -35,6 +35,32 @@ class Raising:
             signal.signal(number, _exit)
 
 
+class Deferred:
+    """In a ``with`` block, a signal waits for the end of the block: an exception within C++ code would end the process."""
+
+    def __enter__(self) -> None:
+        self._received: list[int] = []
+        handlers = {number: signal.getsignal(number) for number in NUMBERS}
+        self._before = {number: handler for number, handler in handlers.items() if callable(handler)} if _in_main_thread() else {}
+        for number in self._before:
+            signal.signal(number, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        for received in self._received[:1]:
+            signal.raise_signal(received)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received.append(number)
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
 def _exit(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 

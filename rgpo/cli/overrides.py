@@ -22,7 +22,6 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
@@ -209,9 +208,8 @@ class Composer:
             return False
         key = item.key_or_group
         if key not in self._is_group:
-            loader = GlobalHydra.instance().config_loader()
-            options = [loader.get_group_options(key, kind, "config", self.search) for kind in ObjectType]
-            self._is_group[key] = any(options)
+            options = GlobalHydra.instance().config_loader().get_group_options(key, None, overrides=self.search)
+            self._is_group[key] = bool(options)
         return not self._is_group[key] or isinstance(item.value(), dict)
 
     def _refuse_nameless(self, words: list[str]) -> None:

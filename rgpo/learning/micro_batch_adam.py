@@ -55,8 +55,7 @@ class MicroBatchAdam:
         for _ in range(num_epochs):
             rows.append(self._epoch(batch, lr, kl_coef))
             shifts.append(self.policy.measure_shift(batch))
-        columns = zip(*shifts, strict=True)
-        return torch.stack(rows), PolicyShift(*(None if x[0] is None else torch.stack(x) for x in columns))  # type: ignore[arg-type]
+        return torch.stack(rows), PolicyShift.stack(shifts)
 
     def _epoch(self, batch: Batch, lr: float, kl_coef: float) -> Tensor:
         for group in self.adam.param_groups:

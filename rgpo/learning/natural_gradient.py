@@ -130,9 +130,8 @@ class NaturalGradient:
         Raises: NonFiniteStep if the gradient or the value loss is NaN or infinite.
         """
         metrics = self._actor_step(policy, batch)
-        shift = policy.measure_shift(batch)
-        stacked = PolicyShift(*(None if x is None else x[None] for x in shift))  # type: ignore[arg-type]
-        return metrics | {"loss/value": self._fit_critic(policy, batch)}, stacked
+        shift = PolicyShift.stack([policy.measure_shift(batch)])
+        return metrics | {"loss/value": self._fit_critic(policy, batch)}, shift
 
     def _fit_critic(self, policy: Policy, batch: Batch) -> float:
         """Mean value loss over critic_epochs passes; 0 without a critic."""

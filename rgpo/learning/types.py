@@ -36,6 +36,19 @@ class Samples(NamedTuple):
     sequence_mask: Tensor | None = None  # (b, t) bool whose True entries are the samples, row by row: the gate sees each row's
     # mean log ratio; None: the gate sees each sample's own
 
+    def at(self, index: Tensor, sequence_mask: Tensor | None) -> Samples:
+        """The samples index (n,), with the mask of their rows."""
+        return Samples(
+            self.logp_old[index],
+            None if self.logp_ref is None else self.logp_ref[index],
+            self.advantage[index],
+            self.value_target[index],
+            self.value_old[index],
+            None if self.weight is None else self.weight[index],
+            None if self.correction is None else self.correction[index],
+            sequence_mask,
+        )
+
 
 class PolicyOutput(NamedTuple):
     """A forward pass at each sample, with gradients where they are enabled; None for what was not computed."""
@@ -54,6 +67,30 @@ class PolicyShift(NamedTuple):
     entropy: Tensor  # (N,) of the new policy
     gate_log_ratio: Tensor | None = None  # (N,) what the gate sees where that is not log_ratio
     kl_ref: Tensor | None = None  # (M,) exact KL(new || reference) where there is a reference
+
+    @staticmethod
+    def stack(epochs: Sequence[PolicyShift]) -> PolicyShift:
+        """The shifts after each epoch as one."""
+        return PolicyShift(
+            _stack([shift.log_ratio for shift in epochs]),
+            _stack([shift.kl for shift in epochs]),
+            _stack([shift.entropy for shift in epochs]),
+            _stack_known([shift.gate_log_ratio for shift in epochs]),
+            _stack_known([shift.kl_ref for shift in epochs]),
+        )
+
+
+def _stack(columns: list[Tensor]) -> Tensor:
+    import torch
+
+    return torch.stack(columns)
+
+
+def _stack_known(columns: list[Tensor | None]) -> Tensor | None:
+    """The stacked columns; None if all are None."""
+    known = [x for x in columns if x is not None]
+    assert len(known) in (0, len(columns))
+    return _stack(known) if known else None
 
 
 class View(Protocol):

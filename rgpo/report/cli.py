@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 TEXTS = ("results_dir", "out", "experiment", "baseline", "ledger")  # taken as typed, without a grammar
 PATHS = ("results_dir", "out", "ledger")
-MAX_LINE = 4000  # characters on a terminal
 VERIFIED = ("results_dir", "experiment")  # settings of `verify`
 COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # settings of `compare`
 USAGE = """rgpo-report [key=value ...]
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"rgpo-report {__version__}")
         return 0
-    from rgpo.errors import ConfigError, printable
+    from rgpo.errors import MAX_LINE, ConfigError, printable
 
     try:
         return _main(words)
@@ -114,7 +113,7 @@ def _compare(words: Sequence[str]) -> int:
 
 def _print(summary: str, problems: Sequence[Problem]) -> int:
     """Print problems to stderr and the summary to stdout, and return the exit code."""
-    from rgpo.errors import printable
+    from rgpo.errors import MAX_LINE, printable
 
     for problem in problems:
         print(f"rgpo-report: {printable(str(problem), MAX_LINE)}", file=sys.stderr)

@@ -13,7 +13,7 @@ from rgpo import atomic
 from rgpo.errors import ConfigError
 from rgpo.runtime import checkpoint, manifest, reader, run_folder
 from rgpo.runtime.provenance import Provenance
-from rgpo.runtime.schema import NOT_IDENTITY, canonical_config
+from rgpo.runtime.schema import NOT_IDENTITY, canonical_config, flat_config
 
 LENGTH = ("total_env_steps", "num_iterations", "resume_from")  # keys in which the two runs differ
 ANNEALED = ("anneal_lr",)
@@ -100,29 +100,19 @@ def _copy_rows(path: Path, run_dir: Path, kind: str, config_hash: str) -> None:
 
 
 def _differences(config: Mapping[str, object], earlier: Mapping[str, object]) -> Iterator[tuple[str, object, object]]:
-    mine, theirs = _entries(config), _entries(earlier)
+    mine, theirs = flat_config(config), flat_config(earlier)
     for key in sorted(mine.keys() | theirs.keys()):
         top = key.partition(".")[0]
         if top not in (*NOT_IDENTITY, *LENGTH) and mine.get(key) != theirs.get(key):
             yield key, mine.get(key), theirs.get(key)
 
 
-def _entries(node: object, key: str = "") -> dict[str, object]:
-    """Dotted key -> value of everything that is no mapping."""
-    if not isinstance(node, Mapping):
-        return {key: list(node) if isinstance(node, tuple) else node}
-    found: dict[str, object] = {}
-    for name, value in node.items():
-        found |= _entries(value, f"{key}.{name}" if key else str(name))
-    return found
-
-
 def _anneals(config: Mapping[str, object]) -> bool:
-    return any(key.rpartition(".")[2] in ANNEALED and value is True for key, value in _entries(config).items())
+    return any(key.rpartition(".")[2] in ANNEALED and value is True for key, value in flat_config(config).items())
 
 
 def _shown(value: object) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    return {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else str(value)
 
 
 def _refusal(config: Mapping[str, object], why: str) -> ConfigError:

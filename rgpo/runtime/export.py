@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rgpo import atomic
 from rgpo.errors import first_line, is_out_of_memory
 from rgpo.learning.export import ExportingPolicy, ExportingTask, Facts, NoExport
 from rgpo.learning.types import Policy, State, Task
-from rgpo.runtime import reader
+from rgpo.runtime import manifest, reader
+from rgpo.runtime.parts import part_files
 from rgpo.runtime.provenance import Provenance
 from rgpo.runtime.schema import is_list
 from rgpo.runtime.settings import Settings
@@ -91,18 +93,33 @@ def facts_of(run_dir: Path, config: Mapping[str, object], iteration: int, env_st
 
 
 def latest_metrics(run_dir: Path, iteration: int) -> dict[str, float]:
-    """The last value up to an iteration of each metric that describes the policy; files that cannot be read are left out."""
+    """The last value up to an iteration of each metric that describes the policy; a damaged file is left out with a warning."""
     found: dict[str, tuple[int, float]] = {}
-    for path in [run_dir / "metrics.parquet", *sorted((run_dir / "metrics").glob("part-*.parquet"))]:
+    for path in [run_dir / "metrics.parquet", *part_files(run_dir / "metrics")]:
         try:
-            with reader.parquet(path) as file:
-                names = [name for name in file.schema_arrow.names if METRICS.fullmatch(name) and not is_list(name)]
-                columns = file.read(["iteration", *names], use_threads=False).to_pydict()
-        except (reader.Unreadable, OSError):
+            rows = list(_rows(run_dir, path, iteration))
+        except reader.Missing:  # of an unfinished run, or joined meanwhile
             continue
-        at = columns.pop("iteration")
-        for name, values in columns.items():
-            for i, value in zip(at, values, strict=True):
-                if i <= iteration and isinstance(value, float) and math.isfinite(value) and i >= found.get(name, (0, 0.0))[0]:
-                    found[name] = (i, value)
+        except reader.Unreadable as error:
+            warnings.warn(f"{run_dir}: {error}; the metrics recorded with the policy lack its rows.", stacklevel=2)
+            continue
+        for i, name, value in rows:
+            if i >= found.get(name, (0, 0.0))[0]:
+                found[name] = (i, value)
     return {name: value for name, (_, value) in sorted(found.items())}
+
+
+def _rows(run_dir: Path, path: Path, iteration: int) -> Iterator[tuple[int, str, float]]:
+    """Iteration, name and value of each finite number up to an iteration.
+
+    Raises: Unreadable if the file is damaged; Missing if it does not exist.
+    """
+    if damage := manifest.part_damage(path) or manifest.damage(run_dir, (path.name,)).get(path.name):
+        raise reader.Unreadable(damage)
+    with reader.parquet(path) as file:
+        names = [name for name in file.schema_arrow.names if METRICS.fullmatch(name) and not is_list(name)]
+        columns = file.read(["iteration", *names], use_threads=False).to_pydict()
+        for name in names:
+            for i, value in zip(columns["iteration"], columns[name], strict=True):
+                if i <= iteration and isinstance(value, float) and math.isfinite(value):
+                    yield i, name, value

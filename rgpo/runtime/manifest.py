@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Mapping
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import TypedDict, cast
+from typing import IO, TypedDict, cast
 
 from rgpo import atomic
 from rgpo.runtime import reader
@@ -104,16 +104,13 @@ def part_name(attempt: int, number: int, data: bytes | memoryview) -> str:
     return f"part-{attempt:04d}-{number:06d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
 
 
-def digest(path: Path, limit: int = MAX_BYTES) -> str:
+def digest(path: Path) -> str:
     """The sha256 of a file's contents, in hexadecimal.
 
-    Raises: Unreadable if it cannot be read, is larger than the limit or is not a regular file; Missing if it does not exist.
+    Raises: Unreadable if it cannot be read or is not a regular file; Missing if it does not exist.
     """
-    with reader.opened(path, limit) as file:
-        try:
-            return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
-        except OSError as error:
-            raise reader.Unreadable(f"{path.name} cannot be read ({error.strerror})") from None
+    with reader.opened(path, MAX_BYTES) as file:
+        return _digest_of_file(path, file)
 
 
 def _is_name(name: str) -> bool:
@@ -127,11 +124,18 @@ def _damage(path: Path, sha256: str, limit: int, recorded: int = MAX_BYTES) -> s
     try:
         with reader.opened(path, limit) as file:
             size = os.fstat(file.fileno()).st_size
-        if size > recorded:
-            return f"{path.name} is damaged ({size:,} bytes, {recorded:,} were recorded)"
-        return "" if digest(path, limit).startswith(sha256) else f"{path.name} is damaged (checksum)"
+            if size > recorded:
+                return f"{path.name} is damaged ({size:,} bytes, {recorded:,} were recorded)"
+            return "" if _digest_of_file(path, file).startswith(sha256) else f"{path.name} is damaged (checksum)"
     except reader.Unreadable as error:
         return str(error)
+
+
+def _digest_of_file(path: Path, file: IO[bytes]) -> str:
+    try:
+        return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
+    except OSError as error:
+        raise reader.Unreadable.file(path, str(error.strerror)) from None
 
 
 def _digest_of(facts: Mapping[str, object]) -> str:

@@ -41,7 +41,7 @@ def last_attempt(run_dir: Path, joined: bool) -> int:
     names = [manifest.PART.fullmatch(part.name) for kind in KINDS for part in part_files(run_dir / kind)]
     found = [int(name[1]) for name in names if name]
     if joined:
-        with suppress(reader.Unreadable, KeyError), reader.parquet(run_dir / "metrics.parquet") as file:
+        with suppress(reader.Unreadable), reader.parquet(run_dir / "metrics.parquet") as file:
             found += [x for x in file.read(columns=["attempt"])["attempt"].unique().to_pylist() if isinstance(x, int)]
     return max(found, default=0)
 
@@ -51,7 +51,7 @@ def has_rows(run_dir: Path, num_iterations: int) -> bool:
     try:
         with reader.parquet(run_dir / "metrics.parquet") as file:
             found = file.read(columns=["iteration"])["iteration"].unique().to_pylist()
-    except (reader.Unreadable, KeyError):
+    except reader.Unreadable:
         return False
     return len(found) >= num_iterations and set(range(1, num_iterations + 1)) <= set(found)
 

@@ -126,7 +126,7 @@ def _version(name: str) -> str:
 
 
 def _commit() -> tuple[str | None, bool]:
-    """The commit of the checkout that contains this package, and whether rgpo/ or conf/ differ from it."""
+    """The commit of the checkout that contains this package, and whether rgpo/ or conf/ differ from it, or may differ."""
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str | None:
@@ -144,7 +144,8 @@ def _commit() -> tuple[str | None, bool]:
 
     if not (root / ".git").exists():
         return None, False
-    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "rgpo", "conf"))
+    commit = git("rev-parse", "HEAD")
+    return commit, commit is not None and git("status", "--porcelain", "--", "rgpo", "conf") != ""
 
 
 def _cpu() -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Literal, TypeVar, Union, cast, get_args, get_origin
@@ -32,6 +33,11 @@ _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Typed = TypeVar("_Typed")
 
 
+@functools.cache
+def _hints(kind: Hashable) -> dict[str, object]:
+    return typing.get_type_hints(kind)  # compiled each time
+
+
 def read_json(path: Path, kind: type[_Typed]) -> _Typed:
     """A JSON object with the entries that a TypedDict declares; unknown entries are kept, and entries may be absent.
 
@@ -48,7 +54,7 @@ def read_json(path: Path, kind: type[_Typed]) -> _Typed:
         raise Unreadable.file(path, printable(str(error))) from None
     if not isinstance(found, dict):
         raise Unreadable.file(path, "not a mapping")
-    for key, hint in typing.get_type_hints(kind).items():
+    for key, hint in _hints(cast(Hashable, kind)).items():
         if key in found and not _fits(found[key], hint):
             raise Unreadable.file(path, f"{key}={printable(json.dumps(found[key]), 60)} has the wrong type")
     return cast(_Typed, found)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rgpo import interrupt
+
 MEMINFO = Path("/proc/meminfo")
 
 
@@ -32,7 +34,8 @@ def jobs_that_fit(threads: int, memory_gb: float) -> int:
 @contextmanager
 def limited_threads(number: int) -> Iterator[None]:
     """Compute with that many threads of torch and of numpy's BLAS, which would take every core and wait for work by spinning."""
-    import torch
+    with interrupt.Deferred():
+        import torch
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()

@@ -54,7 +54,7 @@ def status(run_dir: Path) -> str:
     """Status missing, running, completed, failed or interrupted; a running state whose process has ended is interrupted."""
     found = read_state(run_dir).get("status")
     if found is None:  # a lost or damaged state.json of a finished run
-        return "completed" if os.path.lexists(run_dir / manifest.NAME) and not manifest.damage(run_dir, ROWS) else "missing"
+        return "completed" if os.path.lexists(run_dir / manifest.NAME) and not manifest.problems(run_dir, ROWS) else "missing"
     return "interrupted" if found == "running" and not is_locked(run_dir) else found
 
 
@@ -73,7 +73,7 @@ def last_attempt(run_dir: Path) -> int:
     """The highest attempt that any file of the run mentions; 0 for a new run."""
     from rgpo.runtime import metrics
 
-    found = [metrics.last_attempt(run_dir, joined=not manifest.damage(run_dir, ROWS))]
+    found = [metrics.last_attempt(run_dir, joined=not manifest.problems(run_dir, ROWS))]
     for name in ("state.json", "provenance.json", manifest.NAME):
         try:
             found.append(reader.read_json(run_dir / name, _Attempt).get("attempt", 0))
@@ -91,8 +91,8 @@ def settle(run_dir: Path) -> bool:
     """
     from rgpo.runtime import metrics
 
-    state, problems = read_state(run_dir), [*manifest.damage(run_dir, ROWS).values()]
-    claimed, complete = state.get("status") == "completed", False
+    state, problems = read_state(run_dir), manifest.problems(run_dir, ROWS)
+    claimed = state.get("status") == "completed"
     counts: dict[str, object] = {key: state.get(key, 0) for key in ("attempt", "iteration", "num_iterations")}
     try:
         done = manifest.read(run_dir)
@@ -101,7 +101,7 @@ def settle(run_dir: Path) -> bool:
             problems = ["metrics.parquet cannot be read or has not all rows"]
         complete = claimed and not problems
     except reader.Unreadable:
-        pass
+        complete = False  # and the manifest is among the problems
     else:
         complete = not problems
         counts = {"attempt": done["attempt"], "iteration": done["num_iterations"], "num_iterations": done["num_iterations"]}

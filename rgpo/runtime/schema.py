@@ -251,6 +251,17 @@ def canonical_config(config: Mapping[str, object]) -> dict[str, object]:
     return node
 
 
+def flat_config(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Dotted key -> value of everything that is no mapping, or an empty one."""
+    flat: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flat_config(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def _canonical_node(node: Mapping[str, object], added: Mapping[str, object]) -> dict[str, object]:
     found = {key: _canonical(value) for key, value in node.items()}
     return {key: value for key, value in added.items() if key not in found} | found

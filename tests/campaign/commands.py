@@ -16,9 +16,9 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
-from .outcomes import HANG, HELD, REFUSED, TRACEBACK, WRONG, Result
+from .outcomes import HANG, REFUSED, TRACEBACK, WRONG, Result
 
 PATIENCE_S = 60.0
 MEMORY = 6 * 2**30  # bytes that a command may allocate beyond what is imported
@@ -28,6 +28,20 @@ WARM = ["gymnasium.envs.classic_control.cartpole", "hydra_plugins.hydra_joblib_l
 WARM += ["torch._dynamo", "rgpo.api", "rgpo.cli.run", "rgpo.cli.sweep", "rgpo.control.task", "rgpo.language.task"]
 WARM += ["rgpo.report.build", "rgpo.report.cli", "rgpo.runtime.runner"]
 _libc = ctypes.CDLL(None)
+
+
+class Beginning(TypedDict, total=False):
+    """Settings of a forked process."""
+
+    env: Mapping[str, str]  # added to the environment
+    first: Callable[[], None] | None  # called in that process before main
+
+
+class Options(Beginning, total=False):
+    """Settings of a command."""
+
+    meanwhile: Callable[[int], None] | None  # called here with its process id while it runs
+    patience_s: float
 
 
 class Ended(NamedTuple):
@@ -96,18 +110,18 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def rgpo_run(words: Sequence[str], cwd: Path, **settings: object) -> Ended:
-    """`rgpo-run words` in the folder cwd; settings: those of `command`."""
+def rgpo_run(words: Sequence[str], cwd: Path, **options: Unpack[Options]) -> Ended:
+    """`rgpo-run words` in the folder cwd."""
     from rgpo.cli.run import main
 
-    return command(main, ("rgpo-run", *words), cwd, **settings)  # type: ignore[arg-type]
+    return command(main, ("rgpo-run", *words), cwd, **options)
 
 
-def rgpo_report(words: Sequence[str], cwd: Path, **settings: object) -> Ended:
-    """`rgpo-report 'figures=[]' words` in the folder cwd; settings: those of `command`."""
+def rgpo_report(words: Sequence[str], cwd: Path, **options: Unpack[Options]) -> Ended:
+    """`rgpo-report 'figures=[]' words` in the folder cwd."""
     from rgpo.report.cli import main
 
-    return command(main, ("rgpo-report", "figures=[]", *words), cwd, **settings)  # type: ignore[arg-type]
+    return command(main, ("rgpo-report", "figures=[]", *words), cwd, **options)
 
 
 class Started(NamedTuple):
@@ -118,22 +132,15 @@ class Started(NamedTuple):
     outputs: Path
 
 
-def start(
-    main: Callable[[], int | None],
-    words: Sequence[str],
-    cwd: Path,
-    *,
-    env: Mapping[str, str] = {},  # never changed
-    first: Callable[[], None] | None = None,
-) -> Started:
-    """Start main() in a forked process as the command `words`; first is called in that process before main."""
+def start(main: Callable[[], int | None], words: Sequence[str], cwd: Path, **beginning: Unpack[Beginning]) -> Started:
+    """Start main() in a forked process as the command `words`."""
     outputs = cwd.parent / f".out-{time.monotonic_ns()}"
     outputs.mkdir()
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _become(main, words, cwd, env, first, outputs)
+        _become(main, words, cwd, beginning, outputs)
     return Started(tuple(words), pid, outputs)
 
 
@@ -151,16 +158,12 @@ def command(
     words: Sequence[str],
     cwd: Path,
     *,
-    env: Mapping[str, str] = {},  # never changed
-    first: Callable[[], None] | None = None,
     meanwhile: Callable[[int], None] | None = None,
     patience_s: float = PATIENCE_S,
+    **beginning: Unpack[Beginning],
 ) -> Ended:
-    """Run main() in a forked process as the command `words`, and kill what it leaves running.
-
-    first: called in that process before main. meanwhile: called here with its process id while it runs.
-    """
-    started = start(main, words, cwd, env=env, first=first)
+    """Run main() in a forked process as the command `words`, and kill what it leaves running."""
+    started = start(main, words, cwd, **beginning)
     if meanwhile is not None:
         meanwhile(started.pid)
     ended = finish(started, patience_s)
@@ -179,14 +182,7 @@ def _wait(pid: int, patience_s: float) -> int | None:
     return None
 
 
-def _become(
-    main: Callable[[], int | None],
-    words: Sequence[str],
-    cwd: Path,
-    env: Mapping[str, str],
-    first: Callable[[], None] | None,
-    outputs: Path,
-) -> None:
+def _become(main: Callable[[], int | None], words: Sequence[str], cwd: Path, beginning: Beginning, outputs: Path) -> None:
     """Be the command until it ends, as a new Python process would."""
     code: object = 1
     try:
@@ -205,9 +201,9 @@ def _become(
         sys.argv = list(words)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-        os.environ.update(env)
+        os.environ.update(beginning.get("env", {}))
         os.chdir(cwd)
-        if first is not None:
+        if (first := beginning.get("first")) is not None:
             first()
         code = main()
     except SystemExit as stop:
@@ -254,6 +250,3 @@ def refused(ended: Ended) -> Result:
     if len(lines) != 1:
         return Result(WRONG, f"{ended.shown}: {len(lines)} lines for a refusal: {ended}")
     return Result(REFUSED, lines[0])
-
-
-__all__ = ["HELD", "Ended", "Result", "command", "fault", "refused", "rgpo_report", "rgpo_run", "warm_up"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import operations, store
 from .commands import Ended, fault, finish, kill_descendants, refused, rgpo_report, rgpo_run, start
 from .compare import equal
-from .outcomes import HELD, WRONG, Case, Kind, Result
+from .outcomes import HANG, WRONG, Case, Kind, Result
 
 MOST_REPEATS = 3
 STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
@@ -152,7 +152,7 @@ def new_process(case: Case) -> Result:
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
-        return fault(Ended(tuple(words), None, out, err)) or Result(HELD)
+        return Result(HANG, f"a new process did not end: {Ended(tuple(words), None, out, err)}")
     kill_descendants()
     ended = Ended(("rgpo-run", *words), process.returncode, out, err)
     if found := improper(ended):

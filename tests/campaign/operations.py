@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import errno
 import io
 import os
 import random
@@ -105,9 +104,6 @@ def failing(folder: Path, k: int, number: int, times: int) -> Callable[[], None]
             raise OSError(number, os.strerror(number), "")
 
     return lambda: Operations(folder, fail).install()
-
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 def losing_power(folder: Path, graveyard: Path, k: int, rng: random.Random) -> Callable[[], None]:

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,13 +34,13 @@ def test_no_case_of_the_share_ends_badly(name: str) -> None:
     assert done.returncode == 0 and "| **all** |" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
 
 
-def in_child(act: object, folder: Path, kind: operations.Operations) -> int:
+def in_child(act: Callable[[], None], folder: Path, kind: operations.Operations) -> int:
     """The exit code of a forked process that acts on a folder under this kind of operations."""
     pid = os.fork()
     if pid == 0:
         os.chdir(folder)
         kind.install()
-        act()  # type: ignore[operator]
+        act()
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 

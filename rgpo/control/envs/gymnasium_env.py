@@ -45,7 +45,8 @@ class GymnasiumVector:
         self._terminated, self._truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
         self._rows = list(self._observation)
         box = isinstance(self.observation_space, spaces.Box)
-        self._shaped = [row.reshape(self.observation_space.shape) for row in self._rows] if box else []
+        self._shape, self._dtype = self.observation_space.shape or (), self.observation_space.dtype
+        self._shaped = [row.reshape(self._shape) for row in self._rows] if box else []
         self._row_bytes = [row.data for row in self._rows]
         self._reward_bytes = [self._reward[i : i + 1].data for i in range(num_envs)]
 
@@ -168,10 +169,9 @@ class GymnasiumVector:
     def _write(self, i: int, observation: Any) -> None:
         """Box: flattened and cast to float64. Discrete: one-hot."""
         if self._shaped:
-            row = self._shaped[i]
-            if not isinstance(observation, np.ndarray) or observation.shape != row.shape or observation.dtype.kind not in "fiub":
-                observation = self._numbers(observation, row.shape)
-            row[...] = observation
+            if not (type(observation) is np.ndarray and observation.dtype is self._dtype and observation.shape == self._shape):
+                observation = self._numbers(observation)
+            self._shaped[i][...] = observation
             return
         space = self.observation_space
         try:
@@ -183,16 +183,16 @@ class GymnasiumVector:
         self._rows[i][:] = 0.0
         self._rows[i][place] = 1.0
 
-    def _numbers(self, observation: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """An observation that is a list or the like as an array.
+    def _numbers(self, observation: Any) -> npt.NDArray[Any]:
+        """An observation that is a list or the like, or of another type than the space, as an array.
 
         Raises: ValueError unless it has the shape and consists of numbers.
         """
         with suppress(ValueError):  # rows of different lengths
             found = np.asarray(observation)
-            if found.shape == shape and found.dtype.kind in "fiub":
+            if found.shape == self._shape and found.dtype.kind in "fiub":
                 return found
-        raise self._fault(f"an observation must be numbers of shape {shape}", observation)
+        raise self._fault(f"an observation must be numbers of shape {self._shape}", observation)
 
     def _fault(self, must: str, returned: Any) -> ValueError:
         array = isinstance(returned, np.ndarray)

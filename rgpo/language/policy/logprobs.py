@@ -47,8 +47,7 @@ def token_statistics(
         raise ValueError(f"targets_N.shape={tuple(targets_N.shape)}: needs one target per token, {len(hidden_ND)} in all.")
     linear = _linear_terms(head, hidden_ND)
     if linear is not None and len(targets_N) > 0:
-        logp, entropy = _Blocked.apply(targets_N, temperature, linear[1], *linear[0])  # type: ignore[no-untyped-call]
-        return TokenStatistics(logp, entropy)
+        return TokenStatistics(*_blocked(targets_N, temperature, linear[1], *linear[0]))
     parts = [
         checkpoint(_plain, hidden_ND[rows], head, targets_N[rows], temperature, use_reentrant=False)
         for rows in _row_slices(hidden_ND, head, max_bytes)
@@ -177,3 +176,6 @@ class _Blocked(torch.autograd.Function):
                 if grad_weight is not None:
                     grad_weight[columns].addmm_(slope_z.T, terms[i][rows])
         return None, None, *grads
+
+
+_blocked: Callable[..., tuple[Tensor, Tensor]] = _Blocked.apply  # torch declares no types of it

@@ -70,8 +70,7 @@ class TokenBatch:
     def at(self, view: View) -> Samples:
         """The samples of one micro-batch."""
         assert isinstance(view, MicroBatch)
-        columns = (None if x is None else x[view.tokens_n] for x in self.samples)
-        return Samples(*columns)._replace(sequence_mask=view.live_bt if self.sequence_ratio else None)  # type: ignore[arg-type]
+        return self.samples.at(view.tokens_n, view.live_bt if self.sequence_ratio else None)
 
     def with_advantage(self, advantage: Tensor) -> TokenBatch:
         """The same tokens with another advantage (N,)."""

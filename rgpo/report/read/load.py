@@ -29,7 +29,7 @@ from rgpo.runtime.own_metrics import glossary
 from rgpo.runtime.provenance import Provenance as Stored
 from rgpo.runtime.reader import Missing, Unreadable, printable
 from rgpo.runtime.run_folder import RunState
-from rgpo.runtime.schema import GLOSSARY, Metric, canonical_config
+from rgpo.runtime.schema import GLOSSARY, Metric, canonical_config, flat_config
 
 RUN_FOLDER = re.compile(r".+-s\d+-[0-9a-f]{8}")
 STATUSES = ("running", "completed", "interrupted", "failed")
@@ -126,8 +126,7 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
         found = rows.read(folder, {*columns, *metrics})
     except Unreadable as error:
         raise Unreadable(f"{error}{remedy}") from None
-    if not all(reader.same_identity(written, text) for text in set(found.configs)):
-        raise Unreadable("config.yaml is not the configuration that its rows were measured with")
+    rows.require_own(found, written)
     problems += [Problem(where, problem) for problem in found.problems]
     planned = _planned(folder)
     num_iterations = planned or state.get("num_iterations") or config.get("num_iterations")
@@ -137,7 +136,7 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     iteration = found.columns["iteration"]
     if not 1 <= iteration.min() <= iteration.max() <= num_iterations:
         raise Unreadable(f"its rows are of iterations {iteration.min():g} to {iteration.max():g}, but it has {num_iterations}")
-    flat, scale = _flatten(config), found.words.get("scale", "none")
+    flat, scale = flat_config(config), found.words.get("scale", "none")
     if not all(map(_is_name, flat)):
         raise Unreadable(f"config.yaml has a key of more than {MAX_NAME} characters, or with invisible ones")
     task, algo, seed = (flat.get(key) for key in ("choices.task", "choices.algo", "seed"))
@@ -261,13 +260,3 @@ def _typed_again(command: str) -> str:
 
 def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime import manifest, reader
+from rgpo.runtime.parts import part_files
 from rgpo.runtime.reader import Missing, Unreadable
 from rgpo.runtime.schema import RENAMED_COLUMNS, SAMPLES, is_list
 
@@ -30,7 +31,7 @@ class Rows(NamedTuple):
 
     columns: dict[str, Floats]
     words: dict[str, str]  # WORDS
-    configs: list[str]  # the configuration that each part of an unfinished run was written with
+    configs: set[str]  # with which the parts of an unfinished run were written
     problems: list[str]
 
 
@@ -42,13 +43,14 @@ def read(folder: Path, columns: Collection[str]) -> Rows:
     wanted = [*INDEX_COLUMNS, *sorted(set(columns) - set(INDEX_COLUMNS))]
     for final in (False, True):  # a second try if the runner joined the parts between listing and reading
         words: dict[str, str] = {}
-        tables, problems, configs, vanished = [], [], [], False
+        configs: set[str] = set()
+        tables, problems, vanished = [], [], False
         for path in files(folder):
             place = f"{path.parent.relative_to(folder)}/" if path.parent != folder else ""
             try:
                 table, found, more = _read_file(path, wanted)
                 tables.append(table)
-                configs += [found.pop("config")] if "config" in found else []
+                configs |= {found.pop("config")} if "config" in found else set()
                 words |= found
                 problems += [f"{place}{path.name}: {problem}" for problem in more]
             except Missing:
@@ -63,15 +65,16 @@ def read(folder: Path, columns: Collection[str]) -> Rows:
     return Rows(_join(tables, wanted), words, configs, problems)
 
 
+def require_own(found: Rows, config: Mapping[str, object]) -> None:
+    """Raises: Unreadable unless rows were measured with this configuration, that of config.yaml."""
+    if not all(reader.same_identity(config, text) for text in found.configs):
+        raise Unreadable("config.yaml is not the configuration that its rows were measured with")
+
+
 def files(folder: Path) -> list[Path]:
     """metrics.parquet of a finished run, the parts of a running one, or both of one that was killed between."""
     joined = folder / "metrics.parquet"
-    return [*([joined] if joined.exists() else []), *parts(folder / "metrics")]
-
-
-def parts(folder: Path) -> list[Path]:
-    """The part files of an unfinished run, in order."""
-    return sorted(folder.glob("part-*.parquet"))
+    return [*([joined] if joined.exists() else []), *part_files(folder / "metrics")]
 
 
 def read_records(path: Path, columns: Mapping[str, type]) -> list[dict[str, Any]]:
@@ -101,7 +104,7 @@ def read_records(path: Path, columns: Mapping[str, type]) -> list[dict[str, Any]
 def sample_files(folder: Path) -> list[Path]:
     """samples.parquet of a finished run, the parts of a running one."""
     joined = folder / SAMPLES_FILE
-    return [joined] if joined.exists() else parts(folder / "samples")
+    return [joined] if joined.exists() else part_files(folder / "samples")
 
 
 def read_samples(folder: Path, columns: Mapping[str, type]) -> list[dict[str, Any]]:

@@ -63,15 +63,11 @@ def _damage(folder: Path) -> list[str]:
             return [*clauses, str(error)]
         iteration = read_rows.columns["iteration"]
         gap = int(iteration.max()) - len(iteration)
-        clauses += read_rows.problems + _foreign(folder, read_rows.configs)
+        clauses += read_rows.problems
+        if "config.yaml" not in found:
+            try:
+                rows.require_own(read_rows, reader.read_yaml(folder / "config.yaml"))
+            except Unreadable as error:
+                clauses.append(str(error))
         clauses += [f"{gap} of the iterations up to {iteration.max():g} have no row"] if gap > 0 else []
     return clauses
-
-
-def _foreign(folder: Path, configs: list[str]) -> list[str]:
-    try:
-        written = reader.read_yaml(folder / "config.yaml")
-    except Unreadable:  # a clause of its own
-        return []
-    same = all(reader.same_identity(written, text) for text in set(configs))
-    return [] if same else ["config.yaml is not the configuration that its rows were measured with"]

@@ -7,7 +7,6 @@ was much the same within one.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rgpo.errors import shell_word
 from rgpo.report.read.rows import read_records
 from rgpo.report.read.run import Problem
 from rgpo.report.stats.bootstrap import NAN, Interval
@@ -97,7 +97,7 @@ def read(results_dir: Path) -> tuple[list[Case], list[Problem]]:
 
 def command(kind: BenchFile, results_dir: Path) -> str:
     """The shell line that measures a file again."""
-    return f"python benchmarks/{kind.name}.py 5 {shlex.quote(f'{results_dir / FOLDER / kind.name}.parquet')}"
+    return f"python benchmarks/{kind.name}.py 5 {shell_word(f'{results_dir / FOLDER / kind.name}.parquet')}"
 
 
 def _add(cases: dict[str, Case], kind: BenchFile, record: Mapping[str, Any]) -> None:
