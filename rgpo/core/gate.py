@@ -48,11 +48,11 @@ class GateLike(Curve, Protocol):
 
     @property
     def needs_logp_old(self) -> bool:
-        """Whether g depends on the old probability of a sample besides the ratio and the sign of the advantage."""
+        """True if g depends on the old probability of a sample besides its ratio and advantage."""
 
     @property
     def needs_batch(self) -> bool:
-        """Whether g has bounds that are computed from all samples of a gradient step."""
+        """True if g has bounds that are computed from all samples of a gradient step."""
 
     def prepare(self, batch: GateBatch) -> Curve:
         """The gate with the bounds of a batch; the gate itself if it has none."""

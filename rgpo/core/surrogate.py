@@ -126,7 +126,7 @@ class GateObjective:
 
     @property
     def needs_batch(self) -> bool:
-        """Whether the gate has bounds that are computed from all samples of a gradient step."""
+        """True if the gate has bounds that are computed from all samples of a gradient step."""
         return self.gate.needs_batch
 
     def __call__(

@@ -63,7 +63,7 @@ class GateInputs(NamedTuple):
 
 
 def gate_inputs(out: PolicyOutput, samples: Samples) -> GateInputs:
-    """What the gates see; a sampler's correction multiplies advantages."""
+    """Numbers of the samples as the gates see them; a sampler's correction multiplies advantages."""
     logp_old = samples.logp_old
     d_old = out.logp - logp_old
     d_ref = d_old if samples.logp_ref is None else out.logp - samples.logp_ref
