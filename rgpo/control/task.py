@@ -278,7 +278,7 @@ class Control:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Restore everything; episodes that cannot be restored begin anew, and ``inexact`` says why."""
+        """Restore everything; episodes that cannot be restored begin anew for the reason in ``inexact``."""
         restarts = self.env.load_state_dict(cast(State, state["env"]))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.normalize.load_state_dict(cast(State, state["observation_moments"]))

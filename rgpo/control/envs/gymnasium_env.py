@@ -220,7 +220,7 @@ class GymnasiumVector:
         return EnvironmentFault(f"task.env_id={self.env_id}: {must}, but the environment returned {kind}.")
 
     def _raised(self, call: str, error: BaseException) -> EnvironmentFault:
-        """What a call of the environment raised; sys.exit() must not end the sweep that its run is part of."""
+        """The fault of a call that raised an error; sys.exit() must not end the sweep that its run is part of."""
         what = f"raised {type(error).__name__}: {first_line(error)}"
         if isinstance(error, SystemExit):
             what = f"called sys.exit({error.code!r})"

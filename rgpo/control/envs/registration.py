@@ -62,7 +62,7 @@ def make(env_id: str, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _import_module(env_id: str) -> None:
-    """Import the module of module:id, as gymnasium would, to tell its own errors from gymnasium's."""
+    """Import the module of module:id, as gymnasium would, but with its own errors apart from gymnasium's."""
     module, colon, _ = env_id.partition(":")
     if not colon:
         return
@@ -89,7 +89,7 @@ def _is_wrong_call(error: Exception) -> bool:
 
 
 def _remedy(env_id: str) -> str:
-    """What to type for an unknown id."""
+    """The correction of an unknown id."""
     module, colon, name = env_id.rpartition(":")
     names = {known.lower(): known for known in gymnasium.registry}
     near = [f"{module}{colon}{names[key]}" for key in difflib.get_close_matches(name.lower(), names, n=3)]
