@@ -56,6 +56,11 @@ def on_post_page(output: str, *, page: Any, config: MkDocsConfig) -> str:
     return output.replace(SHIM, "")
 
 
+def on_post_template(output_content: str, *, template_name: str, config: MkDocsConfig) -> str:
+    """The same for 404.html."""
+    return output_content.replace(SHIM, "")
+
+
 def link(text: str, target: str, anchor: str, source: str, name: str) -> str:
     """The markdown of one link of the repository's file `source`, which is the page `name` of the site."""
     path = PurePosixPath(*_normal((PurePosixPath(source).parent / target).parts))
