@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 
 torch.set_num_threads(1)
 
-SLOW = frozenset(  # modules that train for long, start many processes or build packages; single tests are marked where they are
-    "test_campaign test_cli test_resume test_launchers test_commands test_language_cli test_language_learning test_compiler_cache"
-    " test_processes test_policy_folder test_install test_docker test_learns test_compiled test_embedded test_families"
-    " test_crash_points test_smollm2 test_other_algorithms test_torch_versions test_report test_report_page test_report_claims"
-    " test_evaluate_command test_exports test_reward_invariance test_security test_cost test_model_folder test_misbehaving_environments"
-    " test_hostile_folders".split()
-)
+SLOW = {line.split()[0] for line in (Path(__file__).parent / "slow.txt").read_text().splitlines()}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
