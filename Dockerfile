@@ -29,6 +29,7 @@ RUN mkdir conf rgpo \
     && echo '__version__ = "0"' > rgpo/version.py \
     && pip install --constraint constraints.txt ".[$EXTRAS]"
 COPY conf conf
+COPY claims claims
 COPY rgpo rgpo
 RUN pip install --no-deps --force-reinstall .
 
