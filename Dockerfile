@@ -24,7 +24,7 @@ RUN uv="$(mktemp -d)" \
 
 WORKDIR /opt/rgpo
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN mkdir conf rgpo \
+RUN mkdir conf claims rgpo \
     && touch rgpo/__init__.py \
     && echo '__version__ = "0"' > rgpo/version.py \
     && pip install --constraint constraints.txt ".[$EXTRAS]"
