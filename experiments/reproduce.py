@@ -108,7 +108,7 @@ def plan(target: str, results: str) -> Iterator[Step]:
 
 
 def _docs(results: str) -> list[str]:
-    """Where the theory's page goes: docs/ for the committed results, else beside the results."""
+    """Words for the folder of the theory's page: docs/ for the committed results, else beside the results."""
     return [] if results == "results" else ["--docs", f"{results}/docs"]
 
 

@@ -1,4 +1,4 @@
-"""The plans of make run and make reproduce-*: what runs, what has finished, and the expected time, printed before anything starts."""
+"""Plans of make run and make reproduce-*: commands, finished runs, and the expected time, printed before anything starts."""
 
 from __future__ import annotations
 
