@@ -57,6 +57,7 @@ class Language:
     num_kl_tokens: int = field(metadata=count(MANY))
     staleness: int = field(metadata=count(100, least=0))
     gradient_checkpointing: bool
+    trained_layers: int | None = field(default=None, metadata=or_null(count(MANY)))  # without lora; null: all
     reward: list[Reward] | None = None  # null: the source's reward model
     missing_eos_penalty: float | None = field(default=None, metadata=or_null(POSITIVE))
     mask_truncated_completions: bool = False
@@ -68,6 +69,8 @@ class Language:
     def __post_init__(self) -> None:
         check_fields(self, "task")
         check_terms(self.reward or ())
+        alone = self.trained_layers is None or self.lora is None
+        require(alone, "task.trained_layers", self.trained_layers, "is read with task.lora=null only; use one of them.")
         nothing = self.stop_tokens is not None and not self.stop_tokens and not self.stop_strings
         require(not nothing, "task.stop_tokens", "[]", "would let no completion end; name a token, or use null.")
         tokens = self.batch_size * self.max_new_tokens
@@ -160,7 +163,7 @@ class Language:
         """
         from rgpo.language.policy.consistency import Consistency
         from rgpo.language.policy.language_model import LanguageModel, Sampling
-        from rgpo.language.policy.pretrained import add_lora, checkpoint_layers
+        from rgpo.language.policy.pretrained import add_lora, checkpoint_layers, train_last_layers
 
         model = self.assets.model
         if self.gradient_checkpointing:
@@ -169,7 +172,7 @@ class Language:
             targets = self.lora.target_modules
             model = add_lora(model, rank=self.lora.rank, alpha=self.lora.alpha, dropout=0.0, target_modules=targets, seed=seed)
         else:
-            model.requires_grad_(True)
+            train_last_layers(model, self.trained_layers)
         sampling = Sampling(
             temperature=self.temperature,
             max_new_tokens=self.max_new_tokens,

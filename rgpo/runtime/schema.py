@@ -200,13 +200,15 @@ FORMER_KL = {  # what they penalized before it was a choice; on language tasks: 
 NO_PENALTY, REWARD_KL = "rgpo.core.kl_penalty.NoPenalty", "rgpo.core.kl_penalty.RewardKL"
 DROPPED = ("published", "presets", "kl_spike_threshold")  # keys whose values reach a run through other keys, or not at all
 LANGUAGE = "rgpo.language.task.Language"
+ADDED_TO_CHAT = dict.fromkeys(("adapter", "chat_template", "chat_template_kwargs", "eval_data", "system_prompt")) | {
+    "first_turn": False
+}
 ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since and the values that keep its behavior
     "": {"algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"}, "resume_from": None, "save_model": False},
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
     "rgpo.learning.sgd.SGD": {"clip_jointly": True},
-    "rgpo.language.sources.hub.Hub": dict.fromkeys(
-        ("adapter", "chat_template", "chat_template_kwargs", "eval_data", "system_prompt"), None
-    ),
+    "rgpo.language.sources.hub.Hub": ADDED_TO_CHAT,
+    "rgpo.language.sources.smollm2.SmolLM2": ADDED_TO_CHAT,
     LANGUAGE: {
         "center_scores": False,
         "parallel": "ddp",
@@ -217,6 +219,7 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
         "skip_special_tokens": True,
         "stop_tokens": None,
         "stop_strings": [],
+        "trained_layers": None,
     },
 }
 
