@@ -136,7 +136,7 @@ def test_trlx_hh_1b_is_the_published_script() -> None:
 
 
 def test_paper_shares_the_lora_of_nanorlhf_and_the_kl_target_of_trlx() -> None:
-    """Its other values are our choice, and its first lines say so."""
+    """Its other values are our choice."""
     paper, nanorlhf = (composed("algo=ppo", f"scale={scale}") for scale in ("paper", "nanorlhf"))
     for key in ("task.lora.rank", "task.lora.alpha", "update.lr", "task.source.model"):
         assert paper[key] == nanorlhf[key]

@@ -1,4 +1,4 @@
-"""What the sources of chat models share: data, chat template and adapter, in one way whatever model they are for."""
+"""Common parts of the sources of chat models: data, chat template and adapter, in one way whatever model they are for."""
 
 from __future__ import annotations
 
