@@ -136,10 +136,15 @@ def step_seconds(shape: Shape) -> dict[str, float]:
     }
 
 
+def adapter_parameters(shape: Shape, rank: int) -> int:
+    """Of LoRA on every matrix of one layer."""
+    d, kv, i = shape.hidden, shape.kv_width, shape.intermediate
+    return rank * (4 * d + 2 * (d + kv) + 3 * (d + i))
+
+
 def lora_bytes(shape: Shape, rank: int = 16) -> float:
     """The same with rank-16 adapters on every matrix of a layer; the reference is the model with its adapters switched off."""
-    d, kv, i = shape.hidden, shape.kv_width, shape.intermediate
-    adapters = shape.layers * rank * (4 * d + 2 * (d + kv) + 3 * (d + i))
+    adapters = shape.layers * adapter_parameters(shape, rank)
     held = training_bytes(shape)
     return held["weights"] + 4 * FP32 * adapters + held["activations"] + held["KV cache"]
 

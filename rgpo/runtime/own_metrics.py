@@ -24,7 +24,11 @@ def glossary(config: Mapping[str, object]) -> dict[str, Metric]:
 def reward_names(config: Mapping[str, object]) -> list[str]:
     """Names of the terms of a run's reward; [] for the reward model alone."""
     task = config.get("task")
-    terms = task.get("reward") if isinstance(task, Mapping) else None
+    return term_names(task.get("reward")) if isinstance(task, Mapping) else []
+
+
+def term_names(terms: object) -> list[str]:
+    """Names of the terms in a config's task.reward."""
     return [str(term.get("name")) for term in terms if isinstance(term, Mapping)] if isinstance(terms, list) else []
 
 

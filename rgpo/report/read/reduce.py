@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -34,10 +34,13 @@ class Reduced(NamedTuple):
     ratio_quantiles: Floats  # of the largest ratio of each update
 
 
-def reduce(columns: Mapping[str, Floats], detail: Detail) -> Reduced:
-    """Reduce the columns of a run: numbers are over all rows; curves are unchanged if there are at most num_points rows."""
+def reduce(columns: Mapping[str, Floats], detail: Detail, own: Collection[str] = ()) -> Reduced:
+    """Reduce the columns of a run: numbers are over all rows; curves are unchanged if there are at most num_points rows.
+
+    own: metrics of this run alone, whose final values are kept, too.
+    """
     numbers = {}
-    for column, name in NUMBERS:
+    for column, name in (*NUMBERS, *((column, "final") for column in own if not is_list(column))):
         if column in columns:
             values = columns[column][~np.isnan(columns[column])]
             numbers[column, name] = _STATISTICS[name](values, detail) if values.size else float("nan")
