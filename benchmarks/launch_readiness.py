@@ -129,7 +129,7 @@ def command(model: Path, here: Path, lora: bool) -> list[str]:
     task |= {"source.model": model, "source.data": data, "source.dtype": "float32", "source.device": "cpu"}
     task |= {"source.heldout_share": 0.2, **({} if lora else {"lora": "null"})}
     words = [f"task.{key}={value}" for key, value in task.items()] + [f"results_dir={here}/{model.name}-{lora}"]
-    words += ["algo=ppo", "task=qwen_rlhf", "scale=paper", "num_iterations=1", "eval_every=0", "save_model=false"]
+    words += ["algo=ppo", "task=qwen_rlhf", "scale=paper", "num_iterations=1", "eval_every=1", "save_model=false"]
     words += ["update.num_epochs=1", "update.num_minibatches=1"]
     return [sys.executable, "-m", "rgpo.cli.run", *words]
 

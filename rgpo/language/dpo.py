@@ -19,6 +19,7 @@ from rgpo import distributed
 from rgpo.core.ranges import MANY, POSITIVE, check_fields, count, or_null
 from rgpo.core.rollout import Array, Rollout
 from rgpo.errors import require
+from rgpo.language.policy.pretrained import as_language_model
 from rgpo.learning.algorithm import Clock, describe_part
 from rgpo.learning.types import Metrics, Policy, Requirements, State
 
@@ -219,14 +220,6 @@ class DPO:
         self.adam.load_state_dict(cast(dict[str, object], state["adam"]))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.num_updates = cast(int, state["num_updates"])
-
-
-def as_language_model(policy: Policy) -> LanguageModel:
-    """The policy that language tasks make; they alone have pairs."""
-    from rgpo.language.policy.language_model import LanguageModel
-
-    assert isinstance(policy, LanguageModel)
-    return policy
 
 
 def concatenate(parts: list[PairTerms]) -> PairTerms:

@@ -17,7 +17,7 @@ from rgpo.errors import ConfigError, StorageError
 from rgpo.runtime import manifest, reader
 
 LOCK, ERROR = ".lock", "error.txt"
-ROWS = ("metrics.parquet", "samples.parquet")
+ROWS = ("metrics.parquet", "samples.parquet", "rollouts.parquet")
 MAX_ATTEMPT = 10**8
 
 

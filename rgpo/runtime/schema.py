@@ -43,6 +43,22 @@ SAMPLES = {  # columns of samples.parquet, completions of held-out prompts: text
     "finished": "yes/no",  # false: cut by the length limit
 }
 
+ROLLOUTS = {  # columns of rollouts.parquet, completions that were learned from
+    "run_id": "text",
+    "algo": "text",
+    "scale": "text",
+    "seed": "whole",
+    "iteration": "whole",
+    "completion_id": "whole",  # place in the rollout; those of a prompt side by side
+    "prompt": "text",
+    "completion": "text",  # with special tokens and what ended it
+    "reward": "number",  # without any KL
+    "advantage": "number",  # mean over its tokens, before any normalization; NaN for an algorithm without
+    "kl_ref": "number",  # log pi(y)/pi_ref(y), nats per completion
+    "length": "whole",  # tokens
+    "finished": "yes/no",  # false: cut by the length limit
+}
+
 _SIDES = {"pos": "samples with advantage >= 0", "neg": "samples with advantage < 0"}
 
 
@@ -220,6 +236,7 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
         "stop_tokens": None,
         "stop_strings": [],
         "trained_layers": None,
+        "log_rollouts_every": 0,
     },
 }
 

@@ -6,6 +6,7 @@ torch is imported on loading only.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +20,15 @@ from rgpo.core.ranges import POSITIVE, accept, check_fields, count
 from rgpo.errors import ConfigError, first_line, is_out_of_memory, require
 from rgpo.language.assets import Prompt
 from rgpo.language.policy.model_files import ATTENTIONS, resolve_folder
+from rgpo.paths import compiler_cache_dir
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from rgpo.language.policy.language_model import LanguageModel
+    from rgpo.learning.types import Policy
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICE = accept(
@@ -37,6 +42,22 @@ def require_packages(key: str, *names: str, extra: str = "llm") -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"{key}: needs the package {', '.join(missing)}; install it with `pip install rgpo[{extra}]`.")
+
+
+def forget_unusable_compiler_cache() -> None:
+    """Unset torch's compiler cache if it cannot be used; torch would make it when transformers is imported."""
+    try:
+        compiler_cache_dir()
+    except ConfigError:
+        os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+
+
+def as_language_model(policy: Policy) -> LanguageModel:
+    """The policy, which is the one that language tasks make."""
+    from rgpo.language.policy.language_model import LanguageModel
+
+    assert isinstance(policy, LanguageModel)
+    return policy
 
 
 def resolve_device(name: str) -> torch.device:

@@ -110,7 +110,7 @@ def reward_terms(groups: Sequence[Group], settings: Settings) -> Table:
     )
     caption = (
         "Unweighted scores of the reward's terms (task.reward), mean over the last "
-        f"{100 * settings.final_fraction:g} % of a run's iterations (training) or evaluations (held-out prompts), then over n seeds. "
+        f"{100 * settings.final_fraction:g} % of a run's iterations (training) or evaluations (held out), then over n seeds. "
         f"Δ: policy minus reference on the same prompts. {_intervals(settings)}"
     )
     return Table("reward_terms", "Terms of the reward", caption, columns, tuple(rows), "task")
