@@ -159,7 +159,8 @@ class Language:
         Raises: ConfigError if the model's log-probabilities are not the same however its tokens are read.
         """
         from rgpo.language.policy.consistency import Consistency
-        from rgpo.language.policy.language_model import LanguageModel, Sampling
+        from rgpo.language.policy.generation import Sampling
+        from rgpo.language.policy.language_model import LanguageModel
         from rgpo.language.policy.pretrained import add_lora, checkpoint_layers, train_last_layers
 
         model = self.assets.model
