@@ -11,15 +11,20 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import metadata
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from rgpo.core.gate import GateLike
 from rgpo.core.gates import Open
 from rgpo.core.kl_penalty import NoPenalty, Penalty
-from rgpo.core.surrogate import Combination, Detached, Geometric, check_combination
+from rgpo.core.surrogate import Combination, Detached, GateObjective, Geometric, check_combination
 from rgpo.errors import ConfigError
 from rgpo.learning.algorithm import describe_part
-from rgpo.learning.types import State
+from rgpo.learning.types import PolicyOutput, Samples, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rgpo.learning.loss import GateInputs
 
 AXES = ("gate", "ref_gate", "gate_combination", "penalty")
 GROUPS = ("algo", *AXES)  # of the words; the trainer's own arguments set everything else
@@ -41,7 +46,7 @@ class GateParts:
     config: Mapping[str, object] = field(default_factory=dict)  # the nodes that the parts were made from, and ``choices``
 
     def __post_init__(self) -> None:
-        check_combination(self.gate_combination, self.ref_gate)
+        check_combination(self.gate_combination, self.gate, self.ref_gate)
         if isinstance(self.gate, Open):
             raise ConfigError("gate=open: has zero gradient; use it only for gate@ref_gate.")
 
@@ -54,6 +59,31 @@ class GateParts:
             return "gate_combination"
         divergence = self.penalty.divergence
         return "penalty.anchor" if divergence is not None and divergence.anchor == "reference" else ""
+
+    def losses(
+        self,
+        logp: Tensor,
+        logp_old: Tensor,
+        advantage: Tensor,
+        *,
+        logp_ref: Tensor | None = None,
+        correction: Tensor | None = None,
+        sequence_mask: Tensor | None = None,
+        kl_old: Tensor | None = None,
+    ) -> tuple[Tensor, GateInputs]:
+        """-g A + coef KL of each sample, and what the gates saw; all (n,), as the fields of ``rgpo.learning.types.Samples``."""
+        from rgpo.learning.loss import sample_losses
+
+        samples = Samples(
+            logp_old, logp_ref, advantage, advantage, advantage, correction=correction, sequence_mask=sequence_mask
+        )  # no critic
+        return sample_losses(
+            PolicyOutput(logp, None, None, kl_old),
+            samples,
+            objective=GateObjective(gate=self.gate, ref_gate=self.ref_gate, combine=self.gate_combination),
+            divergence=self.penalty.divergence,
+            kl_coef=self.penalty.loss_coef,
+        )
 
     def describe(self) -> dict[str, str]:
         """Axis -> class and knobs."""

@@ -21,12 +21,9 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from rgpo import atomic
-from rgpo.core.divergences import k3, reweighted_kl
 from rgpo.core.kl_penalty import Divergence, FixedPenalty
-from rgpo.core.sequence import sequence_log_ratio
-from rgpo.core.surrogate import surrogate
 from rgpo.engines.parts import GateParts, field_defaults, parts_of, refuse_ignored, warn_untried
-from rgpo.engines.statistics import Window, step_statistics
+from rgpo.engines.statistics import Window
 from rgpo.errors import ConfigError, require
 
 TRIED = ("1.16.0",)
@@ -82,15 +79,11 @@ class _Gated:
 
     def _measure(self, trainer: Any) -> None:
         """Log the diagnostics of a gradient step, over its micro-batches and processes."""
-        d_old, seen, d_ref, advantage, entropy = self._window.take(trainer.accelerator)
-        metrics = trainer._metrics["train"]
-        for name, value in step_statistics(d_old, advantage, entropy, self.parts.gate, seen).items():
-            metrics[name].append(value)
-        metrics["kl/coef"].append(self.parts.penalty.loss_coef)
-        kl_ref = reweighted_kl(d_old.double(), d_ref.double()).mean().item()
-        if self.parts.reference_key:
-            metrics["kl/ref_unbiased"].append(kl_ref)
-        self._observed = k3(d_old.double()).mean().item(), kl_ref
+        parts = self.parts
+        found = self._window.take(parts.gate, reference=bool(parts.reference_key), accelerator=trainer.accelerator)
+        for name, value in (found | {"kl/coef": parts.penalty.loss_coef}).items():
+            trainer._metrics["train"][name].append(value)
+        self._observed = found["kl/old_k3"], found.get("kl/ref_unbiased", 0.0)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         """Completions; gate and penalty first adapt to the KL of the last gradient step on the earlier ones."""
@@ -164,32 +157,20 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):  # type: ignore[misc]
         live = mask.bool()
         old = inputs.get("old_per_token_logps", logps.detach())
         advantages = inputs["advantages"]
-        advantage = (advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(logps)[live]
-        d_old = (logps - old)[live]
-        d_ref = (logps - inputs["ref_per_token_logps"])[live] if "ref_per_token_logps" in inputs else d_old
-        scale = self._correction(inputs, logps, old, mask)
-        seen_old, seen_ref = d_old, d_ref
-        if self.importance_sampling_level == "sequence":
-            seen_old, seen_ref = sequence_log_ratio(d_old, live), sequence_log_ratio(d_ref, live)
-        kl, kl_coef, divergence = torch.zeros_like(d_old), self.parts.penalty.loss_coef, self.parts.penalty.divergence
-        if divergence is not None:
-            kl = divergence(d_old, d_ref, None)
-            if scale is not None and divergence.estimator == "unbiased":
-                kl = kl * scale
-        loss, _ = surrogate(
-            seen_old,
-            seen_ref,
-            advantage if scale is None else advantage * scale,
-            kl,
-            gate=self.parts.gate,
-            ref_gate=self.parts.ref_gate,
-            combine=self.parts.gate_combination,
-            kl_coef=kl_coef,
+        reference = inputs.get("ref_per_token_logps")
+        loss, seen = self.parts.losses(
+            logps[live],
+            old[live],
+            (advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(logps)[live],
+            logp_ref=None if reference is None else reference[live],
+            correction=self._correction(inputs, logps, old, mask),
+            sequence_mask=live if self.importance_sampling_level == "sequence" else None,
         )
         inputs["advantages"] = torch.zeros_like(logps).masked_scatter(live, -loss)
         inputs["old_per_token_logps"] = logps.detach()
         if self.model.training:
-            self._window.add(d_old, seen_old, d_ref, advantage, entropies[live])
+            d_old = (logps - old)[live]
+            self._window.add(d_old, d_old if reference is None else (logps - reference)[live], entropies[live], seen)
 
     def _correction(self, inputs: dict[str, Any], logps: Tensor, old: Tensor, mask: Tensor) -> Tensor | None:
         """TRL's factor of each token (n,): its correction for vLLM and its mask of stale completions; None where it has none."""
@@ -238,21 +219,12 @@ class GatedRLOOTrainer(_Gated, RLOOTrainer):  # type: ignore[misc]
         """Put -(loss of each completion) where TRL reads advantages, and its log-probabilities where it reads the old ones."""
         mask = inputs["completion_mask"]
         logp = (logps * mask).sum(1)
-        advantage, d_old = inputs["advantages"], logp - inputs["old_logps"]
-        loss, _ = surrogate(
-            d_old,
-            d_old,
-            advantage,
-            torch.zeros_like(d_old),
-            gate=self.parts.gate,
-            ref_gate=self.parts.ref_gate,
-            combine=self.parts.gate_combination,
-            kl_coef=0.0,
-        )
+        old = inputs["old_logps"]
+        loss, seen = self.parts.losses(logp, old, inputs["advantages"])
         inputs["advantages"], inputs["old_logps"] = -loss, logp.detach()
         if self.model.training:
             entropy = (entropies * mask).sum(1) / mask.sum(1).clamp(min=1)
-            self._window.add(d_old, d_old, d_old, advantage, entropy)
+            self._window.add(logp - old, logp - old, entropy, seen)
 
 
 def _with_beta(parts: GateParts, args: GRPOConfig) -> GateParts:
