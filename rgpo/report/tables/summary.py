@@ -103,7 +103,8 @@ def reward_terms(groups: Sequence[Group], settings: Settings) -> Table:
             row: dict[str, Cell] = {**_start(group, len(train) or len(group.used)), "term": name}
             row |= _estimate("train", group, train, settings)
             row |= _estimate("eval", group, group.values(f"reward/eval_{name}_mean", "final"), settings)
-            rows.append(row | _estimate("change", group, group.values(f"reward/eval_{name}_change", "final"), settings))
+            row |= _estimate("change", group, group.values(f"reward/eval_{name}_change", "final"), settings)
+            rows.append(row)
     columns = (
         *START,
         word("term", "term"),
