@@ -172,7 +172,7 @@ def update() -> Figure:
     axes.set_xlabel("gradient steps on the same batch")
     axes.set_ylabel("KL(old || new), nats")
     style.log_axis(axes)
-    axes.set_ylim(1e-5, 10)
+    axes.set_ylim(1e-3, 10)
     style.legend_below(figure, lines)
     return figure
 
