@@ -99,12 +99,14 @@ class Recorder:
         self._writer.resume(iteration)
         config = cast(Mapping[str, object], provenance.redact_values(self.config))
         self._trackers = Trackers(self.settings.exports, self.run_dir, config, iteration)
-        print(console.banner(self.run_dir, self.settings, facts, num_iterations, note), flush=True)
+        print(
+            console.banner(self.run_dir, self.settings, facts, num_iterations, note, getattr(self.task, "facts", {})), flush=True
+        )
         if iteration:
             print(f"  attempt {facts['attempt']} resumes after iteration {iteration:,} of {num_iterations:,}", flush=True)
         if inexact:
             self.notice(f"not bit for bit: {inexact}")
-        for text in self.notes:
+        for text in (*getattr(self.task, "findings", ()), *self.notes):
             self.notice(text)
         self._progress = console.Progress(num_iterations, iteration)
 

@@ -28,7 +28,7 @@ from rgpo.runtime import manifest, reader
 from rgpo.runtime.own_metrics import glossary
 from rgpo.runtime.provenance import Provenance as Stored
 from rgpo.runtime.reader import Missing, Unreadable, printable
-from rgpo.runtime.run_folder import RunState
+from rgpo.runtime.run_folder import ERROR, RunState
 from rgpo.runtime.schema import GLOSSARY, Metric, canonical_config, flat_config
 
 RUN_FOLDER = re.compile(r".+-s\d+-[0-9a-f]{8}")
@@ -79,9 +79,9 @@ def run_folders(experiment_dir: Path) -> list[Path]:
 
 
 def queued(folder: Path) -> bool:
-    """True for the folder of a run that a sweep has not started yet, which holds no more than a lock."""
+    """True for the folder of a run that has not started, which holds no more than a lock and the reason why it cannot."""
     try:
-        return all(file.name.startswith(".") for file in folder.iterdir())
+        return all(file.name.startswith(".") or file.name == ERROR for file in folder.iterdir())
     except OSError:
         return False
 

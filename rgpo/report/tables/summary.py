@@ -59,7 +59,8 @@ def returns(groups: Sequence[Group], settings: Settings) -> Table:
     caption = (
         f"Return (train): mean raw return over the last {100 * settings.final_fraction:g} % of a run's iterations in which an "
         "episode ended, then over n seeds. IQM: interquartile mean over seeds (equal to the mean for 3 seeds). Return (eval): "
-        "last deterministic evaluation. CV: standard deviation over |mean| of return (train), with Vangel's interval (10 seeds). "
+        "last deterministic evaluation. CV: standard deviation over |mean| of return (train), with Vangel's interval from 10 "
+        "seeds. "
         f"{_intervals(settings)}"
     )
     return Table("returns", "Returns", caption, columns, tuple(rows), "task")
