@@ -27,7 +27,7 @@ from rgpo.runtime.reader import Unreadable
 from rgpo.runtime.schema import CLOCK_PREFIXES, COUNTERS, PROVENANCE, RENAMED_COLUMNS
 
 COMMIT, HEAD = "commit", "head"
-DROPPED = ("results_dir", "force", "plan", "exports", "hydra/launcher", "tags")  # words that only say where and how a run is kept
+DROPPED = ("results_dir", "force", "plan", "exports", "hydra/launcher", "tags")  # words about the place and form of results
 ROUNDING = 1e-5  # relative difference of float32 numbers
 MAX_SHOWN = 4  # columns named
 
@@ -164,7 +164,7 @@ def _read(folder: Path) -> dict[str, Floats]:
 
 
 def _notes(facts: Provenance, found: Difference) -> list[str]:
-    """What differs between the two runs apart from numbers."""
+    """One clause for each thing but numbers that differs between the two runs."""
     now, then = versions(), facts.get("versions", {})
     changed = [
         f"{name} {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name] and name != "rgpo"
