@@ -36,7 +36,7 @@ REPORT = {
     "rgpo.version",
 }  # all of ours that the report imports
 ONLY = {  # who may import a package of others
-    "transformers": {"language"},
+    "transformers": {"engines", "language"},
     "tokenizers": {"language"},
     "peft": {"language"},
     "huggingface_hub": {"language"},
