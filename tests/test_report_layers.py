@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[1]
 ORDER = [["settings"], ["stats"], ["read"], ["tables"], ["figures", "claims"], ["page"], ["build"], ["cli"]]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 OURS = ("rgpo.atomic", "rgpo.errors", "rgpo.files", "rgpo.interrupt", "rgpo.paths", "rgpo.version")
-OURS += tuple(f"rgpo.runtime.{name}" for name in ("manifest", "own_metrics", "provenance", "reader", "run_folder", "schema"))
+OURS += tuple(
+    f"rgpo.runtime.{name}"
+    for name in ("code_digest", "manifest", "own_metrics", "parts", "provenance", "reader", "run_folder", "schema")
+)
 MODULES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted((ROOT / "rgpo/report").rglob("*.py"))

@@ -16,6 +16,8 @@ import numpy as np
 from gymnasium import spaces
 
 from rgpo.control import finite
+from rgpo.control.envs import check
+from rgpo.control.envs.facts import describe
 from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.envs.vector_env import Step, VectorEnv
 from rgpo.control.episodes import OpenEpisodes
@@ -75,9 +77,9 @@ class Control:
         return self.num_envs * self.num_steps
 
     def check(self) -> None:
-        """Raises: ConfigError for an id that is not installed, a space that is not supported, or more than one process."""
+        """Raises: ConfigError for an unknown id, an unsupported space or many processes; EnvironmentFault, as check.try_out."""
         refuse_many("control")
-        self.make_env(1).close()
+        check.try_out(repr(self), self.make_env)
 
     def validate(self, requirements: Requirements) -> None:
         """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
@@ -100,6 +102,7 @@ class Control:
         """Make and seed the environments; the reward normalizer has the algorithm's discount."""
         streams = np.random.SeedSequence(seed).spawn(2)
         self.env = self.make_env(self.num_envs)
+        self.facts, self.findings = describe(self.env, self.full_id), check.findings(repr(self))
         self._action_shape = self.env.action_space.shape or ()
         self.eval_env: VectorEnv | None = None
         self.rng = np.random.default_rng(streams[0])

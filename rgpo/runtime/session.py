@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -271,8 +270,7 @@ class Session:
             self.write_state("failed", reason)
             with atomic.storing(self.run_dir):
                 if mine and (isinstance(error, EnvironmentFault) or not known):
-                    text = provenance.redact("".join(traceback.format_exception(error)))
-                    atomic.write_text(self.run_dir / run_folder.ERROR, text, fsync=True)
+                    atomic.write_text(self.run_dir / run_folder.ERROR, run_folder.traceback_of(error), fsync=True)
                 elif mine:
                     atomic.remove([self.run_dir / run_folder.ERROR])  # of an earlier attempt
             self.recorder.flush()

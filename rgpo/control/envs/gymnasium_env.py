@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import operator
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
@@ -41,6 +43,8 @@ class GymnasiumVector:
         self.env_id = env_id
         self.num_envs = num_envs
         self._envs = [registration.make(env_id, kwargs) for _ in range(num_envs)]
+        self.time_limit = getattr(self._envs[0].spec, "max_episode_steps", None)
+        self.layers = tuple(type(layer).__name__ for layer in _layers(self._envs[0]))
         self.action_space = self._envs[0].action_space
         self.observation_space = self._envs[0].observation_space
         self.observation_size = _flat_size(env_id, self.observation_space)
@@ -232,6 +236,13 @@ class GymnasiumVector:
         if isinstance(space, spaces.Discrete):
             return list(np.asarray(actions) + space.start)  # numpy integers, the type that the space samples
         return list(np.minimum(np.maximum(actions, space.low), space.high).astype(space.dtype, copy=False))
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    """The environment and what it wraps, from the outside in."""
+    while env is not None:
+        yield env
+        env = env.env if isinstance(env, gymnasium.Wrapper) else None
 
 
 def _flat_size(env_id: str, space: spaces.Space[Any]) -> int:

@@ -29,6 +29,7 @@ class Provenance(NamedTuple):
 
     commit: str
     dirty: bool  # uncommitted changes
+    code: str  # digest of the code that determines numbers; empty for runs from before there was one
     versions: str
     host: str
     started: str
@@ -62,6 +63,12 @@ class Run:
     @property
     def where(self) -> str:
         return f"{self.experiment}/{self.run_id}"
+
+    @property
+    def version(self) -> str:
+        """The code that the run was measured with: its digest, or the commit for runs from before there were digests."""
+        commit, changed = self.provenance.commit[:10], "-dirty" if self.provenance.dirty else ""
+        return self.provenance.code or (f"{commit}{changed}" if commit else "unknown")
 
     @property
     def complete(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -38,6 +39,7 @@ def returns(groups: Sequence[Group], settings: Settings) -> Table:
     for group in groups:
         final = group.values(TRAIN, "final")
         cv = Interval(*small_samples.coefficient_of_variation(final, settings.confidence))
+        cv = cv if math.isfinite(cv.high) else Interval(cv.value, NAN, NAN)
         rows.append(
             _start(group, len(final) or len(group.used))
             | _estimate("return", group, final, settings)
@@ -57,7 +59,8 @@ def returns(groups: Sequence[Group], settings: Settings) -> Table:
     caption = (
         f"Return (train): mean raw return over the last {100 * settings.final_fraction:g} % of a run's iterations in which an "
         "episode ended, then over n seeds. IQM: interquartile mean over seeds (equal to the mean for 3 seeds). Return (eval): "
-        "last deterministic evaluation. CV: standard deviation over |mean| of return (train), with Vangel's interval. "
+        "last deterministic evaluation. CV: standard deviation over |mean| of return (train), with Vangel's interval from 10 "
+        "seeds. "
         f"{_intervals(settings)}"
     )
     return Table("returns", "Returns", caption, columns, tuple(rows), "task")
