@@ -18,11 +18,12 @@ from pathlib import Path
 
 import yaml
 
-from rgpo import atomic
+from rgpo import atomic, gates
 from rgpo.cli.config import config_hash
 from rgpo.engines.parts import AXES, GateParts
 from rgpo.errors import ConfigError, require, shell_word
 from rgpo.runtime import manifest, provenance, run_folder
+from rgpo.runtime.code_digest import code_digest
 from rgpo.runtime.metrics import MetricsWriter
 from rgpo.runtime.own_metrics import glossary
 from rgpo.runtime.parts import storing
@@ -99,6 +100,7 @@ class RunRecord:
             1,
             self._attempt,
             {} if self.parts is None else self.parts.describe(),
+            provenance.with_earlier_code(self.run_dir, code_digest({}, f"rgpo.engines.{self.engine}")),
         )
         facts["versions"][_package(self.engine)] = metadata.version(_package(self.engine))
         text = yaml.safe_dump(provenance.redact_values(self.config), sort_keys=False)
@@ -172,7 +174,9 @@ def _node(part: object) -> dict[str, object]:
     """A part as a yaml would name it: its class and knobs."""
     assert is_dataclass(part)
     knobs = {entry.name: getattr(part, entry.name) for entry in fields(part) if entry.init}
-    target = f"{type(part).__module__}.{type(part).__qualname__}".replace("rgpo.core.gates.", "rgpo.gates.")
+    name = type(part).__name__
+    public = getattr(gates, name, None) is type(part) if name in gates.__all__ else False
+    target = f"rgpo.gates.{name}" if public else f"{type(part).__module__}.{type(part).__qualname__}"
     return {"_target_": target, **{key: _node(x) if is_dataclass(x) else x for key, x in knobs.items()}}
 
 

@@ -163,7 +163,7 @@ class RecordRun(BaseCallback):  # type: ignore[misc]
 
     def __init__(self, *, task: str, algo: str, **options: Any) -> None:
         super().__init__()
-        self._names, self._options = {"task": task, "algo": algo}, options
+        self._options = {"task": task, "algo": algo, **options}
         self._returns: list[tuple[float, float]] = []  # and lengths
         self._env_steps = 0
 
@@ -172,10 +172,9 @@ class RecordRun(BaseCallback):  # type: ignore[misc]
         settings = {key: x for key in SETTINGS if isinstance(x := getattr(model, key), int | float | None)}
         policy = {"policy": type(model.policy).__name__, "learning_rate": float(model.lr_schedule(1.0))}
         rollout = model.n_steps * model.n_envs
-        own = {"seed": model.seed or 0, "num_iterations": -(-self.locals["total_timesteps"] // rollout)}
-        parts = getattr(model, "parts", None)
-        options = {"settings": settings | policy, "parts": parts, **own, **self._options}
-        self.record = RunRecord(engine="sb3", **self._names, **options)
+        options: dict[str, Any] = {"seed": model.seed or 0, "num_iterations": -(-self.locals["total_timesteps"] // rollout)}
+        options |= {"settings": settings | policy, "parts": getattr(model, "parts", None)}
+        self.record = RunRecord(engine="sb3", **(options | self._options))
         self.record.start()
 
     def _on_step(self) -> bool:
@@ -195,7 +194,8 @@ class RecordRun(BaseCallback):  # type: ignore[misc]
 
     def _write(self) -> None:
         """The row of the last rollout, once its update is logged."""
-        found = {NAMES.get(key, key): x for key, x in self.logger.name_to_value.items() if isinstance(x, float | np.floating)}
+        logged = self.logger.name_to_value.items()
+        found = {NAMES.get(key, key): float(x) for key, x in logged if isinstance(x, float | np.floating)}
         if "loss/policy" not in found or not self._env_steps:
             return
         found["return/num_episodes"] = float(len(self._returns))
