@@ -43,7 +43,7 @@ ONLY = {  # who may import a package of others
     "tokenizers": {"language"},
     "peft": {"language"},
     "huggingface_hub": {"language"},
-    "gymnasium": {"control"},
+    "gymnasium": {"control", "engines"},
     "mujoco": {"control"},
     "hydra": {"cli"},
     "omegaconf": {"cli", "report"},
