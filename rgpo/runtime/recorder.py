@@ -79,8 +79,8 @@ class Recorder:
         row |= {"run_id": self.run_dir.name, "config_hash": facts["config_hash"], "git_sha": provenance.git_sha(facts)}
         metadata = {"config": self._config_text(), "versions": json.dumps(facts["versions"]), "code": facts["code"]}
         glossary = own_metrics.glossary(self.config)
-        samples = own_metrics.sample_columns(self.config)
-        self._writer = MetricsWriter(self.run_dir, row, seed, facts["attempt"], metadata, glossary, samples)
+        texts = own_metrics.sample_columns(self.config), own_metrics.rollout_columns(self.config)
+        self._writer = MetricsWriter(self.run_dir, row, seed, facts["attempt"], metadata, glossary, *texts)
         self.notes += self._writer.damage
 
     def lost(self, iteration: int, num_samples: int) -> list[str]:
@@ -94,7 +94,7 @@ class Recorder:
 
     @property
     def num_samples(self) -> int:
-        """Rows of samples so far; 0 on other ranks."""
+        """Rows of samples and rollouts so far; 0 on other ranks."""
         return self._writer.num_samples if self._writer is not None else 0
 
     @on_first
@@ -125,12 +125,15 @@ class Recorder:
         print(f"  {text}", flush=True)
 
     @on_first
-    def record(self, iteration: int, env_steps: int, metrics: Metrics, samples: Iterable[Row]) -> None:
-        """Add one iteration to metrics, dashboards, samples and the progress line."""
+    def record(
+        self, iteration: int, env_steps: int, metrics: Metrics, samples: Iterable[Row], rollout: Iterable[Row] = ()
+    ) -> None:
+        """Add one iteration to metrics, dashboards, samples, rollouts and the progress line."""
         assert self._writer is not None
         self._writer.log(iteration, env_steps, metrics)
         self._trackers.log(iteration, metrics)
         self._writer.log_samples(iteration, samples)
+        self._writer.log_rollout(iteration, rollout)
         self._progress.update(iteration, env_steps, metrics, self.task.headline(metrics))
 
     @on_first
@@ -147,7 +150,7 @@ class Recorder:
 
     @on_first
     def join_parts(self) -> None:
-        """Write metrics.parquet and samples.parquet."""
+        """Write metrics.parquet, samples.parquet and rollouts.parquet."""
         assert self._writer is not None
         self._writer.finish()
 

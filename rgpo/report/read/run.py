@@ -13,6 +13,7 @@ import numpy as np
 from rgpo.report.read.columns import RESTARTED
 from rgpo.report.read.reduce import Reduced
 from rgpo.report.stats.bootstrap import Floats
+from rgpo.runtime.own_metrics import term_names
 from rgpo.runtime.schema import Metric
 
 
@@ -50,7 +51,7 @@ class Run:
     algo: str
     seed: int
     config: Mapping[str, object]  # dotted key -> value, with present names
-    metrics: Mapping[str, Metric]  # declared by the run's own config, beyond the packaged ones
+    metrics: Mapping[str, Metric]  # of the run's own config, beyond the packaged ones: declared ones and terms of the reward
     provenance: Provenance
     status: str  # of state.json, or "unknown"
     reason: str
@@ -81,6 +82,12 @@ class Run:
     def exact(self) -> bool:
         """False if a resume could not restore open episodes, so that the run is not equal to an uninterrupted one bit for bit."""
         return math.isnan(self.number(RESTARTED, "last"))
+
+    @property
+    def reward_terms(self) -> list[str]:
+        """Names of the terms of the reward; [] for the reward model alone."""
+        names = term_names(self.config.get("task.reward"))
+        return [name for name in names if f"reward/{name}_mean" in self.metrics]
 
     def curve(self, column: str) -> Floats:
         """Points (P,) of a column; nan where it was not measured."""

@@ -103,6 +103,32 @@ def rewards(groups: Sequence[Group], settings: Settings) -> Table:
     return Table("rewards", "Rewards and KL", caption, columns, tuple(rows), "task")
 
 
+def reward_terms(groups: Sequence[Group], settings: Settings) -> Table:
+    """Language: each named term of the reward, without its weight."""
+    rows = []
+    for group in groups:
+        for name in dict.fromkeys(name for run in group.used for name in run.reward_terms):
+            train = group.values(f"reward/{name}_mean", "final")
+            row: dict[str, Cell] = {**_start(group, len(train) or len(group.used)), "term": name}
+            row |= _estimate("train", group, train, settings)
+            row |= _estimate("eval", group, group.values(f"reward/eval_{name}_mean", "final"), settings)
+            row |= _estimate("change", group, group.values(f"reward/eval_{name}_change", "final"), settings)
+            rows.append(row)
+    columns = (
+        *START,
+        word("term", "term"),
+        estimate("train", "training"),
+        estimate("eval", "held out"),
+        estimate("change", "Δ held out", sign=True),
+    )
+    caption = (
+        "Unweighted scores of the reward's terms (task.reward), mean over the last "
+        f"{100 * settings.final_fraction:g} % of a run's iterations (training) or evaluations (held out), then over n seeds. "
+        f"Δ: policy minus reference on the same prompts. {_intervals(settings)}"
+    )
+    return Table("reward_terms", "Terms of the reward", caption, columns, tuple(rows), "task")
+
+
 def spikes(groups: Sequence[Group], settings: Settings) -> Table:
     """Share of updates whose KL exceeds each threshold."""
     rows = []
