@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import yaml
@@ -40,13 +40,11 @@ class Recorder:
         """Write config.yaml and provenance.json."""
         task = cast(Mapping[str, object], self.config.get("task", {}))  # there is none where the runner is used on its own
         code = code_digest(cast(Mapping[str, object], self.config["choices"]), str(task.get("_target_", "")))
-        earlier = self._earlier()
-        every = earlier.get("code", "unknown") if earlier else code  # of all attempts, whose rows are kept
-        every = every if code in every.split("+") else f"{every}+{code}"
+        earlier, every = self._earlier_attempts(), provenance.with_earlier_code(self.run_dir, code)
         num_threads = self.settings.num_threads
         self._facts = provenance.collect(self.run_dir.name, config_hash, command, num_threads, attempt, algorithm, every)
         mine = provenance.attempt_of(self._facts, code, own_code.digests())
-        self._facts["attempts"] = [*earlier.get("attempts", []), mine]
+        self._facts["attempts"] = [*earlier, mine]
         with atomic.storing(self.run_dir):
             atomic.write_text(self.run_dir / "config.yaml", self._config_text(), fsync=True)
         self._write_facts()
@@ -55,12 +53,12 @@ class Recorder:
         with atomic.storing(self.run_dir):
             atomic.write_text(self.run_dir / "provenance.json", json.dumps(self._facts, indent=1) + "\n", fsync=True)
 
-    def _earlier(self) -> provenance.Provenance | Mapping[str, Any]:
-        """The facts of earlier attempts; {} for a new run, or one whose provenance is written anew."""
+    def _earlier_attempts(self) -> list[provenance.Attempt]:
+        """Entries of provenance.json; [] for a new run, or one whose provenance is written anew."""
         try:
-            return reader.read_json(self.run_dir / "provenance.json", provenance.Provenance)
+            return reader.read_json(self.run_dir / "provenance.json", provenance.Provenance).get("attempts", [])
         except reader.Unreadable:
-            return {}
+            return []
 
     def _config_text(self) -> str:
         return yaml.safe_dump(provenance.redact_values(dict(self.config)), sort_keys=False)
