@@ -69,7 +69,7 @@ class GatedPolicyLossConfig(PolicyLossConfig):  # type: ignore[misc]
         _parts(self.parts)
 
 
-@register_policy_loss(NAME)
+@register_policy_loss(NAME)  # type: ignore[untyped-decorator]
 def gated_policy_loss(
     old_log_prob: Tensor,
     log_prob: Tensor,

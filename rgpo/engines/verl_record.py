@@ -42,8 +42,16 @@ def convert(log: Path, *, task: str, algo: str, seed: int, results_dir: str = "r
     rows = [(step, row) for step, row in _rows(log) if "loss/policy" in row]
     if not rows:
         raise ConfigError(f"{log}: has no training steps; log them with trainer.logger=[console,file].")
-    options = {"task": task, "algo": algo, "results_dir": results_dir, "name": name}
-    record = RunRecord(engine="verl", seed=seed, settings={"log": log.stem}, num_iterations=len(rows), **options)
+    record = RunRecord(
+        engine="verl",
+        task=task,
+        algo=algo,
+        seed=seed,
+        settings={"log": log.stem},
+        num_iterations=len(rows),
+        results_dir=results_dir,
+        name=name,
+    )
     record.start()
     for step, row in rows:
         record.log(step, row)
