@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from experiments.theory.common import load, start
-from rgpo.control.actor_critic import ActorCritic, ControlBatch, Observations
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.policy import ControlBatch, Observations
+from rgpo.control.spaces import Head
 from rgpo.control.task import Control
 from rgpo.learning.types import Samples
 
@@ -42,7 +44,8 @@ def load_batch(path: Path = FILE) -> tuple[ActorCritic, ControlBatch]:
     observation, action = arrays["observation"], arrays["action"]
     task, _ = load("task=hopper", "algo=ppo")
     assert isinstance(task, Control)
-    policy = ActorCritic(task.policy, observation.shape[1], action.shape[1], False, torch.Generator().manual_seed(0))
+    heads = (Head("gaussian", action.shape[1]),)
+    policy = ActorCritic(task.policy, observation.shape[1], heads, torch.Generator().manual_seed(0))
     policy.load_state_dict({"flat": arrays["parameters"]})
     with torch.no_grad():
         old = policy.distribution(policy.flat, observation)

@@ -1,39 +1,27 @@
 """A trained control policy as a function of raw observations, from the files in a run's policy/.
 
 policy.safetensors holds weights by the names of torch.nn.Sequential (actor.0.weight (out, in), actor.0.bias, actor.2.weight and
-so on, the same for critic) and log_std of Gaussian policies; policy.json holds everything else.
+so on, the same for critic) and log_std of Gaussian actions; policy.json holds everything else.
 Shapes: N observations of D numbers, A action numbers.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from rgpo import atomic
+from rgpo.control.spaces import Rescale, Space, choose, draw_noise, flatten, heads, row, to_env
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, first_line, require
 
 DESCRIPTION, WEIGHTS = "policy.json", "policy.safetensors"
 FORMAT = 1
 ACTIVATIONS: dict[str, Callable[..., Array]] = {"tanh": np.tanh, "relu": lambda x, out: np.maximum(x, 0.0, out=out)}
-
-
-class Space(TypedDict, total=False):
-    """A gymnasium Box, whose bounds are one number for all or a flat list, null where there is none, or a Discrete."""
-
-    type: str
-    shape: list[int]
-    dtype: str
-    low: float | list[float | None] | None
-    high: float | list[float | None] | None
-    n: int
-    start: int
 
 
 class Moments(TypedDict):
@@ -48,10 +36,10 @@ class Moments(TypedDict):
 class Network(TypedDict):
     """Actor and critic: linear layers with an activation between them."""
 
-    distribution: str  # categorical over logits, or gaussian with a mean and log_std
+    distribution: str  # categorical over logits, gaussian with a mean and log_std, bernoulli over logits, or a product of these
     observation_size: int
     hidden_sizes: list[int]
-    action_size: int
+    action_size: int  # outputs of the actor, for the factors of the action space one after the other
     activation: str
 
 
@@ -62,6 +50,7 @@ class Description(TypedDict):
     env_id: str
     observation_space: Space
     action_space: Space
+    action_bounds: NotRequired[str]  # clip, or rescale from [-1, 1]; clip if it is missing
     observation_normalizer: Moments | None
     network: Network
     run: dict[str, object]  # rgpo.learning.export.Facts
@@ -78,7 +67,10 @@ class Actor:
         self._layers = [
             (np.ascontiguousarray(weights[f"actor.{2 * i}.weight"].T), weights[f"actor.{2 * i}.bias"]) for i in range(count)
         ]
-        self._std = np.exp(weights["log_std"]) if network["distribution"] == "gaussian" else None
+        self._std = np.exp(weights["log_std"]) if "log_std" in weights else None
+        space = description["action_space"]
+        self._heads = heads(space)
+        self.rescale = Rescale(space) if description.get("action_bounds") == "rescale" else None
         moments = description["observation_normalizer"]
         if moments is not None:
             self._mean = np.array(moments["mean"])[None]
@@ -114,27 +106,28 @@ class Actor:
         atomic.write_bytes(folder / WEIGHTS, save({name: np.ascontiguousarray(x) for name, x in self.weights.items()}))
         atomic.write_text(folder / DESCRIPTION, json.dumps(self.description, indent=1, allow_nan=False) + "\n")
 
-    def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Array:
+    def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Any:
         """Action of one observation of the environment, or actions (N, ...) of a batch (N, ...), as the environment takes them.
 
-        deterministic: the mode of the distribution; else a draw, with rng or a generator of the policy's own.
+        Every array of a Dict or Tuple has N in front in a batch. deterministic: the mode of the distribution; else a draw, with
+        rng or a generator of the policy's own.
 
         Raises: ValueError for observations of another shape, or that are not finite.
         """
-        seen, single = self._flatten(observation)
-        found = self._to_env(self.draw(seen, None if deterministic else rng or self._rng))
-        result: Array = found[0] if single else found
-        return result
+        seen, single = flatten(self.description["observation_space"], observation)
+        if not np.isfinite(seen).all():
+            raise ValueError("observation: contains NaN or infinity.")
+        space = self.description["action_space"]
+        found = to_env(space, self.draw(seen, None if deterministic else rng or self._rng))
+        return row(space, found, 0) if single else found
 
     def draw(self, observation: Array, rng: np.random.Generator | None) -> Array:
         """For flat raw observations (N, D): indices (N,) from 0, or unbounded actions (N, A); the mode without rng."""
-        action = self.output(observation)
-        if self._std is not None:
-            return action if rng is None else action + self._std * rng.standard_normal(action.shape).astype(np.float32)
+        output = self.output(observation)
         if rng is not None:
-            action += rng.gumbel(size=action.shape).astype(np.float32)
-        choice: Array = action.argmax(-1)
-        return choice
+            output += draw_noise(self._heads, output.shape[:1], self._std, rng)
+        action = choose(self._heads, output)
+        return action if self.rescale is None else self.rescale(action)
 
     def output(self, observation: Array) -> Array:
         """Logits or Gaussian means (N, A) float32 of flat raw observations (N, D)."""
@@ -148,42 +141,3 @@ class Actor:
             if i + 1 < len(self._layers):
                 self._act(x, out=x)
         return x
-
-    def _flatten(self, observation: object) -> tuple[Array, bool]:
-        """(N, D) float64, and whether it was a single observation."""
-        space = self.description["observation_space"]
-        shape = tuple(space["shape"]) if space["type"] == "Box" else ()
-        found = np.asarray(observation)
-        single = found.shape == shape
-        if found.dtype.kind not in "fiub" or not (single or (found.ndim and found.shape[1:] == shape)):
-            is_array = f"an array of shape {found.shape} and type {found.dtype}"
-            batch = ", ".join(["N", *map(str, shape)])
-            raise ValueError(f"observation: is {is_array}; give one of shape {shape}, or a batch ({batch}).")
-        if space["type"] == "Box":
-            flat = found.reshape(1 if single else len(found), math.prod(shape)).astype(np.float64)
-            if not np.isfinite(flat).all():
-                raise ValueError("observation: contains NaN or infinity.")
-            return flat, single
-        place = found.reshape(-1).astype(np.int64) - space["start"]
-        if not ((place >= 0) & (place < space["n"])).all():
-            raise ValueError(f"observation: must be from {space['start']} to {space['start'] + space['n'] - 1}.")
-        return np.eye(space["n"])[place], single
-
-    def _to_env(self, action: Array) -> Array:
-        """The result of ``draw`` as the action space has it: indices from its start, or numbers clipped to the bounds."""
-        space = self.description["action_space"]
-        if space["type"] == "Discrete":
-            return action + space["start"]
-        low, high = bounds(space)
-        clipped = np.minimum(np.maximum(action, low), high)
-        return clipped.astype(space["dtype"], copy=False).reshape(len(action), *space["shape"])
-
-
-def bounds(space: Space) -> tuple[Array, Array]:
-    """Lower and upper bounds of a flattened Box, each (A,) or (1,) float64, infinite where there is none."""
-    return _filled(space["low"], -np.inf), _filled(space["high"], np.inf)
-
-
-def _filled(given: float | list[float | None] | None, missing: float) -> Array:
-    values = given if isinstance(given, list) else [given]
-    return np.array([missing if x is None else x for x in values], np.float64)

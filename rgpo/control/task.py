@@ -7,19 +7,23 @@ bootstraps (advantage.bootstrap_truncated); the reward normalizer's discounted r
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
-from gymnasium import spaces
 
+from rgpo.control.advice import advice
 from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.envs.vector_env import VectorEnv
+from rgpo.control.episodes import Episodes
+from rgpo.control.late import Wrapper
 from rgpo.control.mlp import MLP
 from rgpo.control.normalize import ObservationNormalizer, RewardNormalizer
-from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, or_null
+from rgpo.control.spaces import Rescale, describe, heads
+from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, one_of, or_null
 from rgpo.core.rollout import Array
 from rgpo.distributed import refuse_many
 from rgpo.errors import ConfigError, NonFiniteError, require
@@ -28,7 +32,7 @@ from rgpo.learning.types import Policy, Requirements, State
 
 if TYPE_CHECKING:
     from rgpo.control.actor import Actor
-    from rgpo.control.actor_critic import ActorCritic, ControlRollout
+    from rgpo.control.policy import ControlPolicy, ControlRollout
 
 REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, or fixed or adaptive with penalty.anchor=old."
 VERSION = accept(lambda name: re.fullmatch(r"v[0-9]{1,9}", name) is not None, "must be a version such as v4 or v5.")
@@ -51,6 +55,8 @@ class Control:
     num_eval_episodes: int = field(metadata=count(100_000))
     backend: str  # auto steps MuJoCo directly where the id is known; gymnasium or mujoco force one
     env_kwargs: Mapping[str, object]  # of gymnasium.make
+    wrappers: list[Wrapper]  # around each environment, the first one inside
+    action_bounds: str = field(metadata=one_of("clip", "rescale"))  # clip, or [-1, 1] onto the finite bounds of a Box
 
     def __post_init__(self) -> None:
         require(isinstance(self.env_id, str) and self.env_id != "???", "task.env_id", self.env_id, "give a gymnasium id.")
@@ -75,7 +81,13 @@ class Control:
     def check(self) -> None:
         """Raises: ConfigError for an id that is not installed, a space that is not supported, or more than one process."""
         refuse_many("control")
-        self.make_env(1).close()
+        env = self.make_env(1)
+        try:
+            log_std = self.policy.log_std_init
+            for text in advice(self.full_id, env, action_bounds=self.action_bounds, log_std=log_std, images=False):
+                warnings.warn(text, stacklevel=2)
+        finally:
+            env.close()
 
     def validate(self, requirements: Requirements) -> None:
         """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
@@ -92,45 +104,41 @@ class Control:
 
     def make_env(self, num_envs: int) -> VectorEnv:
         """Copies of the environment."""
-        return make_vector_env(self.full_id, num_envs, self.backend, **self.env_kwargs)
+        return make_vector_env(self.full_id, num_envs, self.backend, self.wrappers, **self.env_kwargs)
 
     def setup(self, seed: int, requirements: Requirements) -> None:
         """Make and seed the environments; the reward normalizer has the algorithm's discount."""
         streams = np.random.SeedSequence(seed).spawn(2)
         self.env = self.make_env(self.num_envs)
-        self._action_shape = self.env.action_space.shape or ()
+        space = describe(self.env.action_space, "action")
+        self.heads = heads(space)
+        self._rescale = Rescale(space) if self.action_bounds == "rescale" else None
         self.eval_env: VectorEnv | None = None
         self.rng = np.random.default_rng(streams[0])
         env_seed, self.eval_seed = (int(x) for x in streams[1].generate_state(2) >> 2)
         self.normalize = ObservationNormalizer(self.num_envs, self.env.observation_size, self.clip_observation)
         self.scale_reward = RewardNormalizer(self.num_envs, requirements.gamma, self.clip_reward)
         self.observation = self._prepare(self.env.reset(env_seed))
-        self.episode_return = np.zeros(self.num_envs)
-        self.episode_length = np.zeros(self.num_envs, np.int64)
+        self.episodes = Episodes(self.num_envs)
         self.latest_return = float("nan")
 
-    def make_policy(self, seed: int) -> ActorCritic:
+    def make_policy(self, seed: int) -> ControlPolicy:
         """A fresh actor-critic for the environment's spaces."""
         import torch
 
         from rgpo.control.actor_critic import ActorCritic
 
-        space = self.env.action_space
-        discrete = isinstance(space, spaces.Discrete)
-        action_size = int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (1,)))
-        generator = torch.Generator().manual_seed(seed)
-        return ActorCritic(self.policy, self.env.observation_size, action_size, discrete, generator)
+        return ActorCritic(self.policy, self.env.observation_size, self.heads, torch.Generator().manual_seed(seed))
 
     def _prepare(self, observation: Array, learn: bool = True) -> Array:
         """Observations (E, D) as the policy sees them, normalized if normalize_observation is set."""
         if self.normalize_observation:
             return self.normalize(observation, learn)
-        return observation.astype(np.float32)
+        return observation.copy() if observation.dtype == np.uint8 else observation.astype(np.float32)
 
-    def _shape_action(self, action: Array) -> Array:
-        """(E, A) -> (E, *shape), the shape of the environment's action space."""
-        shape = self._action_shape
-        return action if action.shape[1:] == shape else action.reshape(len(action), *shape)
+    def _to_env(self, action: Array) -> Array:
+        """Action numbers (E, A), or (E,) indices, as the environments take them: rescaled if that was chosen."""
+        return action if self._rescale is None else self._rescale(action)
 
     @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
     def collect(self, policy: Policy) -> ControlRollout:
@@ -138,19 +146,19 @@ class Control:
 
         Raises: NonFiniteError if an observation or a reward is NaN or infinite.
         """
-        from rgpo.control.actor_critic import ActorCritic, ControlRollout
+        from rgpo.control.policy import ControlPolicy, ControlRollout
 
-        assert isinstance(policy, ActorCritic)
+        assert isinstance(policy, ControlPolicy)
         shape = (self.num_steps, self.num_envs)
         noise = policy.draw_noise(shape, self.rng)
-        seen = np.empty((*shape, self.env.observation_size), np.float32)
+        seen = np.empty((*shape, self.env.observation_size), self.observation.dtype)
         actions = np.empty(shape, np.int64) if policy.discrete else np.empty((*shape, policy.action_size), np.float32)
         terminated, truncated = np.zeros(shape, bool), np.zeros(shape, bool)
         finals: dict[tuple[int, int], Array] = {}  # (step, environment) of an end: the last observation as the policy sees it
         for t in range(self.num_steps):
             seen[t] = self.observation
             actions[t] = action = policy.act(self.observation, noise[t])
-            step = self.env.step(self._shape_action(action))
+            step = self.env.step(self._to_env(action))
             self.observation = self._prepare(step.observation)
             if step.final_observation is not step.observation:  # an episode ended
                 terminated[t], truncated[t] = step.terminated, step.truncated
@@ -170,27 +178,8 @@ class Control:
             done=done,
             value=value,
             next_value=next_value,
-            metrics=self._episodes(raw_reward, done),
+            metrics=self.episodes(raw_reward, done),
         )
-
-    def _episodes(self, reward: Array, done: Array) -> dict[str, float]:
-        """Number, returns and lengths (steps) of the episodes that ended in the rollout; open episodes continue in the next."""
-        returns: list[float] = []
-        lengths: list[int] = []
-        for e in range(self.num_envs):
-            begin = 0
-            for end in (np.flatnonzero(done[:, e]) + 1).tolist():
-                returns.append(float(self.episode_return[e] + reward[begin:end, e].sum()))
-                lengths.append(int(self.episode_length[e]) + end - begin)
-                self.episode_return[e], self.episode_length[e], begin = 0.0, 0, end
-            self.episode_return[e] += reward[begin:, e].sum()
-            self.episode_length[e] += len(reward) - begin
-        metrics = {"return/num_episodes": float(len(returns))}
-        if returns:
-            metrics["return/train_mean"] = float(np.mean(returns))
-            metrics["return/train_std"] = float(np.std(returns))
-            metrics["return/length_mean"] = float(np.mean(lengths))
-        return metrics
 
     def _refuse_non_finite(self, reward: Array, seen: Array, finals: Mapping[tuple[int, int], Array]) -> None:
         """seen: observations before each step and after the last one, (T + 1, E, D)."""
@@ -208,7 +197,7 @@ class Control:
                 what = f"{key.removeprefix('normalize_')}s of {self.full_id}"
                 raise NonFiniteError(f"{what} are too large for the running variance of task.{key}; scale them.")
 
-    def _values(self, policy: ActorCritic, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
+    def _values(self, policy: ControlPolicy, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
         """V of every observation and of every true next observation, (T, E) each, in one forward pass."""
         rows = [seen.reshape(-1, seen.shape[-1]), self.observation, *(final[None] for final in finals.values())]
         flat = policy.values(np.concatenate(rows)).astype(np.float64)
@@ -224,16 +213,16 @@ class Control:
 
         Raises: NonFiniteError if a reward is NaN or infinite.
         """
-        from rgpo.control.actor_critic import ActorCritic
+        from rgpo.control.policy import ControlPolicy
 
-        assert isinstance(policy, ActorCritic)
+        assert isinstance(policy, ControlPolicy)
         if self.eval_env is None:
             self.eval_env = self.make_env(self.num_eval_episodes)
         seen = self._prepare(self.eval_env.reset(self.eval_seed), learn=False)
-        silence = np.zeros((self.num_eval_episodes, policy.action_size), np.float32)
+        silence = np.zeros((self.num_eval_episodes, policy.output_size), np.float32)
         running = [np.ones(self.num_eval_episodes, bool)]  # which episodes each step belongs to
         while running[-1].any() and len(running) <= LONGEST_EVALUATION:
-            step = self.eval_env.step(self._shape_action(policy.act(seen, silence)))
+            step = self.eval_env.step(self._to_env(policy.act(seen, silence)))
             running.append(running[-1] & ~(step.terminated | step.truncated))
             seen = self._prepare(step.observation, learn=False)
         reward = np.where(running[:-1], self.eval_env.rewards(), 0.0)
@@ -260,7 +249,7 @@ class Control:
     def export(self, policy: Policy, state: State, folder: Path, facts: Facts) -> None:
         """Write policy.json and policy.safetensors.
 
-        Raises: NoExport for another policy than an actor-critic, or a space that is neither Box nor Discrete.
+        Raises: NoExport for another policy than an actor-critic.
         """
         self.make_actor(policy, state, facts).save(folder)
 
@@ -272,7 +261,8 @@ class Control:
         from rgpo.control.export import make_actor
 
         normalizer = self.normalize if self.normalize_observation else None
-        return make_actor(policy, state, facts, env=self.env, env_id=self.full_id, normalizer=normalizer)
+        facts_of_env = {"env_id": self.full_id, "action_bounds": self.action_bounds}
+        return make_actor(policy, state, facts, env=self.env, normalizer=normalizer, **facts_of_env)
 
     def state_dict(self) -> State:
         return {
@@ -281,8 +271,7 @@ class Control:
             "observation_moments": self.normalize.state_dict(),
             "reward_scale": self.scale_reward.state_dict(),
             "observation": self.observation.tolist(),
-            "episode_return": self.episode_return.tolist(),
-            "episode_length": self.episode_length.tolist(),
+            **self.episodes.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -290,6 +279,5 @@ class Control:
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.normalize.load_state_dict(cast(State, state["observation_moments"]))
         self.scale_reward.load_state_dict(cast(State, state["reward_scale"]))
-        self.observation = np.array(state["observation"], np.float32)
-        self.episode_return = np.array(state["episode_return"])
-        self.episode_length = np.array(state["episode_length"], np.int64)
+        self.observation = np.array(state["observation"], self.observation.dtype)
+        self.episodes.load_state_dict(state)

@@ -202,6 +202,7 @@ DROPPED = ("published", "presets", "kl_spike_threshold")  # keys whose values re
 LANGUAGE = "rgpo.language.task.Language"
 ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since and the values that keep its behavior
     "": {"algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"}, "resume_from": None, "save_model": False},
+    "rgpo.control.task.Control": {"wrappers": [], "action_bounds": "clip"},
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
     "rgpo.learning.sgd.SGD": {"clip_jointly": True},
     "rgpo.language.sources.hub.Hub": dict.fromkeys(
