@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test campaign check report clean
+.PHONY: run test coverage campaign check docs report clean
 
 run: $(VENV)/installed
 	$(BIN)/rgpo-run algo=rgpo task=hopper total_env_steps=100000
@@ -12,6 +12,9 @@ run: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
+
+coverage: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 SEED ?= 1
 campaign: $(VENV)/installed
@@ -23,6 +26,10 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/python tests/prose.py
 
+docs: $(VENV)/installed
+	$(BIN)/python -m experiments.pages
+	$(BIN)/mkdocs build --strict
+
 report: $(VENV)/installed
 	$(BIN)/rgpo-report
 
@@ -32,4 +39,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist report
+	rm -rf $(VENV) build dist report site

@@ -13,7 +13,18 @@
 from __future__ import annotations
 
 from rgpo.core.adaptive_gate import AdaptiveSharpness
-from rgpo.core.gate import Gate, GateLike, bounded, capped_ratio, ratio, ratio_minus_one, weight
+from rgpo.core.gate import (
+    BatchGate,
+    Gate,
+    GateBatch,
+    GateLike,
+    OldProbabilityGate,
+    bounded,
+    capped_ratio,
+    ratio,
+    ratio_minus_one,
+    weight,
+)
 from rgpo.core.gates import (
     Arctan,
     Budget,
@@ -37,7 +48,8 @@ from rgpo.core.gates import (
 )
 from rgpo.core.ranges import ABOVE_ONE, FRACTION, POSITIVE, accept, one_of
 
-__all__ = ["Gate", "GateLike", "bounded", "capped_ratio", "ratio", "ratio_minus_one", "weight"]
+__all__ = ["BatchGate", "Gate", "GateBatch", "GateLike", "OldProbabilityGate"]
+__all__ += ["bounded", "capped_ratio", "ratio", "ratio_minus_one", "weight"]
 __all__ += ["ABOVE_ONE", "FRACTION", "POSITIVE", "accept", "one_of"]
 __all__ += ["AdaptiveSharpness", "Arctan", "Budget", "Cispo", "Clip", "Erf", "GaussianLog", "Identity", "Log", "Open", "Power"]
 __all__ += ["Rational", "Sapo", "Sigmoid", "SigmoidLog", "SigmoidMatched", "SignAwareSigmoid", "Softsign", "Spo", "Tanh"]

@@ -193,7 +193,7 @@ class Halved(gymnasium.ActionWrapper):
 
 
 gymnasium.register("Parts-v0", Parts)
-gymnasium.register("Valve-v0", Valve, max_episode_steps=50)
+gymnasium.register("Opening-v0", Valve, max_episode_steps=50)
 SMALL = ["task=gym", "task.num_envs=2", "task.num_steps=32", "update.num_minibatches=4", "task.num_eval_episodes=1"]
 
 
@@ -244,7 +244,7 @@ def test_a_replayed_state_continues_bit_for_bit_with_composite_actions() -> None
 
 
 def test_rescaled_actions_learn_where_clipped_ones_do_not(tmp_path: Path) -> None:
-    words = ["algo=ppo", *SMALL, "task.num_steps=256", "task.env_id=Valve-v0", "total_env_steps=5120"]
+    words = ["algo=ppo", *SMALL, "task.num_steps=256", "task.env_id=Opening-v0", "total_env_steps=5120"]
     with pytest.warns(UserWarning, match=r"\[0, 100\], of which a new policy reaches 2 %; task.action_bounds=rescale"):
         clipped = rgpo.run(*words, f"results_dir={tmp_path}")
     scaled = rgpo.run(*words, "task.action_bounds=rescale", f"results_dir={tmp_path}")

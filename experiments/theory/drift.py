@@ -27,7 +27,7 @@ from rgpo.control.policy import ControlBatch
 from rgpo.core.gate import Gate, GateLike, ratio, ratio_minus_one, weight
 from rgpo.core.gates import Open
 from rgpo.core.kl_penalty import Divergence
-from rgpo.core.surrogate import Detached, surrogate
+from rgpo.core.surrogate import Detached, GateObjective
 from rgpo.learning.adam import clip_by_norm
 from rgpo.learning.flat_adam import select
 from rgpo.learning.loss import loss, standardize
@@ -105,7 +105,7 @@ def measure(smoke: bool) -> dict[str, pd.DataFrame]:
 
 def objective(gate: GateLike) -> Objective:
     """The surrogate with one gate."""
-    return partial(surrogate, gate=gate, ref_gate=Open(), combine=Detached())
+    return GateObjective(gate=gate, ref_gate=Open(), combine=Detached())
 
 
 def divergence(arm: Arm) -> Divergence | None:

@@ -1,8 +1,9 @@
-"""Warnings about an environment that can be trained in, but not well with the chosen settings."""
+"""Algorithms that control tasks cannot serve, and warnings about environments that the settings do not suit."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,10 +11,28 @@ from gymnasium import spaces
 
 from rgpo.control.envs.vector_env import VectorEnv
 from rgpo.control.spaces import column_bounds, describe
-from rgpo.errors import require
+from rgpo.errors import ConfigError, require
+from rgpo.learning.types import Requirements
 
+REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, or fixed or adaptive with penalty.anchor=old."
 SMALL_SHARE = 0.1  # of the bounds that new policies reach, or of their actions that lie within
 LARGE_IMAGE = 32  # pixels of a side from which bytes of three axes are taken for a picture
+
+
+def refuse_unserved(requirements: Requirements) -> None:
+    """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
+    if requirements.pairs:
+        raise ConfigError("algorithm: learns from stored pairs of answers, which control tasks lack; use task=qwen_rlhf.")
+    if requirements.groups:
+        raise ConfigError("advantage: group_relative and leave_one_out compare completions; use gae on control tasks.")
+    if requirements.reference:
+        raise ConfigError(f"{requirements.reference}: control tasks have no reference policy; {REFERENCE_REMEDY}")
+
+
+def warn(env_id: str, env: VectorEnv, *, action_bounds: str, log_std: float, images: bool) -> None:
+    """Warn of each sentence of ``advice``."""
+    for text in advice(env_id, env, action_bounds=action_bounds, log_std=log_std, images=images):
+        warnings.warn(text, stacklevel=3)
 
 
 def advice(env_id: str, env: VectorEnv, *, action_bounds: str, log_std: float, images: bool) -> Iterator[str]:
@@ -38,10 +57,10 @@ def advice(env_id: str, env: VectorEnv, *, action_bounds: str, log_std: float, i
 
 
 def _misfit(low: float, high: float, std: float) -> tuple[bool, str]:
-    """Whether actions of mean 0 and this deviation miss most of the bounds, with a clause; comparable, the worst last."""
+    """True if actions of mean 0 and this deviation miss most of the bounds, and a clause; comparable, the worst last."""
     reached = max(0.0, min(high, 2 * std) - max(low, -2 * std)) / max(high - low, 1e-300)
     inside = (math.erf(high / std / math.sqrt(2)) - math.erf(low / std / math.sqrt(2))) / 2
     span = f"has actions in [{low:g}, {high:g}]"
     if inside < SMALL_SHARE:
-        return True, f"{span}, where {100 * inside:.2g} % of a new policy's actions lie"
+        return True, f"{span}, where {100 * inside:.2g} % of a new policy's actions fall"
     return reached < SMALL_SHARE, f"{span}, of which a new policy reaches {100 * reached:.2g} %"

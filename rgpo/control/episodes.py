@@ -1,8 +1,8 @@
-"""Statistics of training episodes, which may begin in one rollout and end in another."""
+"""Returns and lengths of episodes, which may span several rollouts."""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,15 +10,15 @@ from rgpo.core.rollout import Array
 from rgpo.learning.types import State
 
 
-class Episodes:
-    """Returns and lengths (steps) of the open episode of each of E environments."""
+class OpenEpisodes:
+    """Raw, undiscounted returns (E,) and lengths (E,) in steps of the open episodes."""
 
     def __init__(self, num_envs: int) -> None:
         self.returns = np.zeros(num_envs)
         self.lengths = np.zeros(num_envs, np.int64)
 
-    def __call__(self, reward: Array, done: Array) -> dict[str, float]:
-        """Metrics of the episodes that ended in a rollout (T, E); open ones continue in the next."""
+    def metrics(self, reward: Array, done: Array) -> dict[str, float]:
+        """Number, returns and lengths of the episodes that ended in a rollout (T, E); open ones continue in the next."""
         returns: list[float] = []
         lengths: list[int] = []
         for e in range(reward.shape[1]):
@@ -36,11 +36,13 @@ class Episodes:
             metrics["return/length_mean"] = float(np.mean(lengths))
         return metrics
 
+    def forget(self, envs: Sequence[int]) -> None:
+        """Restart the count of environments whose episodes begin anew."""
+        self.returns[envs], self.lengths[envs] = 0.0, 0
+
     def state_dict(self) -> State:
-        """As the keys of a task's state."""
         return {"episode_return": self.returns.tolist(), "episode_length": self.lengths.tolist()}
 
-    def load_state_dict(self, state: State) -> None:
-        """Read the keys of a task's state."""
-        self.returns = np.array(cast(list[float], state["episode_return"]))
-        self.lengths = np.array(cast(list[int], state["episode_length"]), np.int64)
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        self.returns = np.array(state["episode_return"], np.float64)
+        self.lengths = np.array(state["episode_length"], np.int64)

@@ -7,18 +7,19 @@ bootstraps (advantage.bootstrap_truncated); the reward normalizer's discounted r
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
-from rgpo.control.advice import advice
+from rgpo.control import finite
+from rgpo.control.advice import refuse_unserved, warn
 from rgpo.control.envs.make_env import make_vector_env
-from rgpo.control.envs.vector_env import VectorEnv
-from rgpo.control.episodes import Episodes
+from rgpo.control.envs.vector_env import Step, VectorEnv
+from rgpo.control.episodes import OpenEpisodes
 from rgpo.control.late import Wrapper
 from rgpo.control.mlp import MLP
 from rgpo.control.normalize import ObservationNormalizer, RewardNormalizer
@@ -26,7 +27,7 @@ from rgpo.control.spaces import Rescale, describe, heads
 from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, one_of, or_null
 from rgpo.core.rollout import Array
 from rgpo.distributed import refuse_many
-from rgpo.errors import ConfigError, NonFiniteError, require
+from rgpo.errors import EnvironmentFault, require
 from rgpo.learning.export import Facts
 from rgpo.learning.types import Policy, Requirements, State
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from rgpo.control.actor import Actor
     from rgpo.control.policy import ControlPolicy, ControlRollout
 
-REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, or fixed or adaptive with penalty.anchor=old."
 VERSION = accept(lambda name: re.fullmatch(r"v[0-9]{1,9}", name) is not None, "must be a version such as v4 or v5.")
 LONGEST_EVALUATION = 10_000  # steps after which an evaluation episode without a time limit is cut
 
@@ -81,22 +81,12 @@ class Control:
     def check(self) -> None:
         """Raises: ConfigError for an id that is not installed, a space that is not supported, or more than one process."""
         refuse_many("control")
-        env = self.make_env(1)
-        try:
-            log_std = self.policy.log_std_init
-            for text in advice(self.full_id, env, action_bounds=self.action_bounds, log_std=log_std, images=False):
-                warnings.warn(text, stacklevel=2)
-        finally:
-            env.close()
+        with closing(self.make_env(1)) as env:
+            warn(self.full_id, env, action_bounds=self.action_bounds, log_std=self.policy.log_std_init, images=False)
 
     def validate(self, requirements: Requirements) -> None:
         """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
-        if requirements.pairs:
-            raise ConfigError("algorithm: learns from stored pairs of answers, which control tasks lack; use task=qwen_rlhf.")
-        if requirements.groups:
-            raise ConfigError("advantage: group_relative and leave_one_out compare completions; use gae on control tasks.")
-        if requirements.reference:
-            raise ConfigError(f"{requirements.reference}: control tasks have no reference policy; {REFERENCE_REMEDY}")
+        refuse_unserved(requirements)
 
     def plan_iterations(self, total_env_steps: int) -> int:
         """The number of whole iterations that collect at least total_env_steps."""
@@ -119,8 +109,10 @@ class Control:
         self.normalize = ObservationNormalizer(self.num_envs, self.env.observation_size, self.clip_observation)
         self.scale_reward = RewardNormalizer(self.num_envs, requirements.gamma, self.clip_reward)
         self.observation = self._prepare(self.env.reset(env_seed))
-        self.episodes = Episodes(self.num_envs)
+        self.episodes = OpenEpisodes(self.num_envs)
         self.latest_return = float("nan")
+        self.inexact = ""
+        self._num_restarted = 0
 
     def make_policy(self, seed: int) -> ControlPolicy:
         """A fresh actor-critic for the environment's spaces."""
@@ -158,18 +150,26 @@ class Control:
         for t in range(self.num_steps):
             seen[t] = self.observation
             actions[t] = action = policy.act(self.observation, noise[t])
-            step = self.env.step(self._to_env(action))
+            step = self._step(action, seen[: t + 1])
             self.observation = self._prepare(step.observation)
             if step.final_observation is not step.observation:  # an episode ended
                 terminated[t], truncated[t] = step.terminated, step.truncated
                 final = self._prepare(step.final_observation, learn=False)
+                final[step.terminated & ~np.isfinite(final).all(1)] = 0.0  # its value is not used
                 finals |= {(t, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
         raw_reward = self.env.rewards()
-        self._refuse_non_finite(raw_reward, np.concatenate([seen, self.observation[None]]), finals)
+        finite.require_observations(self.full_id, [*seen, self.observation], finals)
+        finite.require_rewards(self.full_id, raw_reward)
         done = terminated | truncated
         reward = self.scale_reward(raw_reward, done) if self.normalize_reward else raw_reward
-        self._refuse_overflow(raw_reward)
+        for key, normalizer in (("normalize_observation", self.normalize), ("normalize_reward", self.scale_reward)):
+            if getattr(self, key):
+                finite.require_moments(self.full_id, key, normalizer.overflowed)
         value, next_value = self._values(policy, seen, finals)
+        metrics = self.episodes.metrics(raw_reward, done)
+        if self._num_restarted:
+            metrics["return/num_restarted"] = float(self._num_restarted)
+            self._num_restarted = 0
         return ControlRollout(
             observation=seen,
             action=actions,
@@ -178,24 +178,16 @@ class Control:
             done=done,
             value=value,
             next_value=next_value,
-            metrics=self.episodes(raw_reward, done),
+            metrics=metrics,
         )
 
-    def _refuse_non_finite(self, reward: Array, seen: Array, finals: Mapping[tuple[int, int], Array]) -> None:
-        """seen: observations before each step and after the last one, (T + 1, E, D)."""
-        bad = [("reward", np.flatnonzero(~np.isfinite(reward).all(1)))]
-        bad += [("observation", np.flatnonzero(~np.isfinite(seen).all((1, 2))))]
-        bad += [("last observation of an episode", np.array([t for (t, _), x in finals.items() if not np.isfinite(x).all()]))]
-        for name, steps in bad:
-            if steps.size:
-                raise NonFiniteError(f"{name} of {self.full_id} became NaN or infinite at step {steps[0]} of the rollout.")
-
-    def _refuse_overflow(self, reward: Array) -> None:
-        """Numbers that are finite, but whose squares are not, would silently be normalized to 0."""
-        for key, normalizer in (("normalize_observation", self.normalize), ("normalize_reward", self.scale_reward)):
-            if getattr(self, key) and normalizer.overflowed:
-                what = f"{key.removeprefix('normalize_')}s of {self.full_id}"
-                raise NonFiniteError(f"{what} are too large for the running variance of task.{key}; scale them.")
+    def _step(self, action: Array, seen: Array) -> Step:
+        """One step of every environment; seen: the observations (t, E, D) that led to the actions."""
+        try:
+            return self.env.step(self._to_env(action))
+        except EnvironmentFault:
+            finite.require_observations(self.full_id, list(seen), {})  # an action that follows from NaN is no fault of the call
+            raise
 
     def _values(self, policy: ControlPolicy, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
         """V of every observation and of every true next observation, (T, E) each, in one forward pass."""
@@ -222,14 +214,15 @@ class Control:
         silence = np.zeros((self.num_eval_episodes, policy.output_size), np.float32)
         running = [np.ones(self.num_eval_episodes, bool)]  # which episodes each step belongs to
         while running[-1].any() and len(running) <= LONGEST_EVALUATION:
+            finite.require_evaluated("observation", self.full_id, seen[running[-1]])
             step = self.eval_env.step(self._to_env(policy.act(seen, silence)))
             running.append(running[-1] & ~(step.terminated | step.truncated))
             seen = self._prepare(step.observation, learn=False)
         reward = np.where(running[:-1], self.eval_env.rewards(), 0.0)
-        if not np.isfinite(reward).all():
-            raise NonFiniteError(f"reward of {self.full_id} became NaN or infinite in an evaluation episode.")
-        total = reward.sum(0)
-        return {"return/eval_mean": float(total.mean()), "return/eval_std": float(total.std())}
+        finite.require_evaluated("reward", self.full_id, reward)
+        total, num_cut = reward.sum(0), int(running[-1].sum())
+        cut = {"return/eval_num_cut": float(num_cut)} if num_cut else {}
+        return {"return/eval_mean": float(total.mean()), "return/eval_std": float(total.std()), **cut}
 
     def headline(self, metrics: Mapping[str, float | list[float]]) -> str:
         """Return of the latest episodes that ended."""
@@ -238,7 +231,15 @@ class Control:
 
     def summary(self, metrics: Mapping[str, float | list[float]]) -> list[str]:
         """The last deterministic return, if there was an evaluation."""
-        return [f"deterministic return {metrics['return/eval_mean']:.4g}"] if "return/eval_mean" in metrics else []
+        if "return/eval_mean" not in metrics:
+            return []
+        num_cut = cast(float, metrics.get("return/eval_num_cut", 0.0))
+        cut = (
+            f" ({num_cut:.0f} of {self.num_eval_episodes} episodes were cut after {LONGEST_EVALUATION:,} steps)"
+            if num_cut
+            else ""
+        )
+        return [f"deterministic return {metrics['return/eval_mean']:.4g}{cut}"]
 
     def take_samples(self) -> list[Mapping[str, object]]:
         """No rows: episodes leave no samples."""
@@ -275,9 +276,18 @@ class Control:
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.env.load_state_dict(cast(State, state["env"]))
+        """Restore everything; episodes that cannot be restored begin anew for the reason in ``inexact``."""
+        restarts = self.env.load_state_dict(cast(State, state["env"]))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.normalize.load_state_dict(cast(State, state["observation_moments"]))
         self.scale_reward.load_state_dict(cast(State, state["reward_scale"]))
         self.observation = np.array(state["observation"], self.observation.dtype)
         self.episodes.load_state_dict(state)
+        self._num_restarted, self.inexact = len(restarts), ""
+        if restarts:
+            places = [restart.env for restart in restarts]
+            self.observation[places] = self._prepare(np.stack([restart.observation for restart in restarts]), learn=False)
+            self.scale_reward.discounted[places] = 0.0
+            self.episodes.forget(places)
+            count = f"{len(restarts)} of {self.num_envs} episodes begin anew"
+            self.inexact = f"{count}, because {' or '.join(sorted({restart.why for restart in restarts}))}"

@@ -78,8 +78,11 @@ class Recorder:
         return self._writer.num_samples if self._writer is not None else 0
 
     @on_first
-    def open(self, iteration: int, num_iterations: int, note: str) -> None:
-        """Continue after an iteration: open metrics and dashboards, print the banner and what was found of earlier attempts."""
+    def open(self, iteration: int, num_iterations: int, note: str, inexact: str) -> None:
+        """Continue after an iteration: open metrics and dashboards, print the banner and what was found of earlier attempts.
+
+        inexact: why the run does not continue bit for bit, "" if it does.
+        """
         assert self._writer is not None
         facts = self._facts
         self._writer.resume(iteration)
@@ -88,6 +91,8 @@ class Recorder:
         print(console.banner(self.run_dir, self.settings, facts, num_iterations, note), flush=True)
         if iteration:
             print(f"  attempt {facts['attempt']} resumes after iteration {iteration:,} of {num_iterations:,}", flush=True)
+        if inexact:
+            self.notice(f"not bit for bit: {inexact}")
         for text in self.notes:
             self.notice(text)
         self._progress = console.Progress(num_iterations, iteration)

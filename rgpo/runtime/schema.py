@@ -65,8 +65,14 @@ GLOSSARY: dict[str, Metric] = {
     "return/train_std": Metric("reward", "standard deviation of the same returns"),
     "return/num_episodes": Metric("episodes", "episodes that ended in this rollout"),
     "return/length_mean": Metric("steps", "mean length of the same episodes"),
+    "return/num_restarted": Metric(
+        "episodes", "begun anew because a resume could not restore them: not bit for bit; NaN if none"
+    ),
     "return/eval_mean": Metric("reward", "mean raw return of deterministic evaluation episodes (after the update)"),
     "return/eval_std": Metric("reward", "standard deviation of the evaluation returns over episodes"),
+    "return/eval_num_cut": Metric(
+        "episodes", "evaluation episodes that were cut after 10,000 steps, so far from their end; NaN if none"
+    ),
     "reward/train_mean": Metric("score", "mean score of the iteration's completions by the reward model, without any KL"),
     "reward/train_std": Metric("score", "standard deviation of the same scores"),
     "reward/offset": Metric("score", "mean score of the first rollout, which is subtracted from all scores before values"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rgpo import atomic, distributed
-from rgpo.errors import MAX_LINE, ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, printable, require
+from rgpo.errors import EXPLAINED, MAX_LINE, ConfigError, EnvironmentFault, StorageError, first_line, printable, require
 from rgpo.learning.export import NoExport
 from rgpo.learning.types import Algorithm, Metrics, Policy, State, Task
 from rgpo.runtime import checkpoint, continuation, export, manifest, provenance, reader, run_folder
@@ -72,6 +72,7 @@ class Session:
         self.last_checkpoint = 0  # iteration; 0: none
         self._lock_file = run_folder.lock_file(run_dir)
         self.ratio_moved = 0.0  # nats; largest |log ratio| at which a gradient was taken; infinite if it is not measured
+        self.inexact = ""  # why the resumed run does not continue bit for bit
         self.informative = False  # whether rewards differed between completions of a prompt in any iteration
 
     def start(self) -> None:
@@ -90,7 +91,7 @@ class Session:
         require(
             alike, "results_dir", settings.results_dir, "the processes see different files; use a folder that all of them share."
         )
-        self.recorder.open(self.iteration, self.num_iterations, self.algorithm.note)
+        self.recorder.open(self.iteration, self.num_iterations, self.algorithm.note, self.inexact)
         if saved is not None:
             self._compare_machines(saved)
 
@@ -153,6 +154,7 @@ class Session:
         self.ratio_moved = saved["ratio_moved"]
         self.informative = saved["informative"]
         restore(saved, self.task, self.policy, self.algorithm)
+        self.inexact = str(getattr(self.task, "inexact", ""))
 
     def _compare_machines(self, saved: checkpoint.Checkpoint) -> None:
         """Print a notice if the checkpoint was written by another number of processes or threads."""
@@ -258,8 +260,7 @@ class Session:
 
     def fail(self, error: BaseException) -> None:
         """Keep everything measured so far and record what happened, where, and from which iteration the run can resume."""
-        explained = isinstance(error, NonFiniteError | StorageError | OutOfMemory)
-        if explained:
+        if explained := isinstance(error, EXPLAINED):
             clauses = [str(error.args[0]).rstrip("."), *self._kept()]
             error.args = (f"iteration {self.iteration + 1}: {'; '.join(clauses)}.",)
         known = explained or isinstance(error, ConfigError)
@@ -269,7 +270,7 @@ class Session:
             self._require_folder()
             self.write_state("failed", reason)
             with atomic.storing(self.run_dir):
-                if mine and not known:
+                if mine and (isinstance(error, EnvironmentFault) or not known):
                     text = provenance.redact("".join(traceback.format_exception(error)))
                     atomic.write_text(self.run_dir / run_folder.ERROR, text, fsync=True)
                 elif mine:

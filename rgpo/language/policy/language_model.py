@@ -266,19 +266,22 @@ class LanguageModel:
     def measure_shift(self, batch: Batch) -> PolicyShift:
         """The present policy compared with the one that collected the batch, and with the reference at the stored tokens."""
         assert isinstance(batch, TokenBatch)
-        log_ratio, entropy, seen = torch.zeros(3, len(batch.samples.logp_old), device=batch.samples.logp_old.device)
+        logp_old = batch.samples.logp_old
+        log_ratio, entropy, seen, seen_old = torch.zeros(4, len(logp_old), device=logp_old.device)
         kl_old, kl_ref = torch.zeros(2, batch.num_kl, device=log_ratio.device)
         for view in (view for minibatch in batch.minibatches() for view in minibatch.views):
             assert isinstance(view, MicroBatch) and view.stored is not None
             out = self._outputs(view)
-            d = out.logp_n.float() - batch.samples.logp_old[view.tokens_n]
+            old = logp_old[view.tokens_n]
+            d = out.logp_n.float() - old
             log_ratio[view.tokens_n], entropy[view.tokens_n] = d, out.entropy_n.float()
-            seen[view.tokens_n] = sequence_log_ratio(d, view.live_bt) if batch.sequence_ratio else d
+            for column, x in ((seen, d), (seen_old, old)):
+                column[view.tokens_n] = sequence_log_ratio(x, view.live_bt) if batch.sequence_ratio else x
             at, kl, new = self._stored_kl(view, out.hidden_nD)
             held = torch.searchsorted(view.stored.tokens_K, view.stored.tokens_M[at])
             kl_old[at] = kl
             kl_ref[at] = (new.exp() * (new - view.stored.logp_ref_KV[held])).sum(-1)
-        return PolicyShift(*(distributed.all_reduce_sum(x.cpu()) for x in (log_ratio, kl_old, entropy, seen, kl_ref)))
+        return PolicyShift(*(distributed.all_reduce_sum(x.cpu()) for x in (log_ratio, kl_old, entropy, seen, kl_ref, seen_old)))
 
     def _read_features(self, batch: Batch) -> Tensor:
         """Hidden states (N, D) that predict the batch's tokens."""
