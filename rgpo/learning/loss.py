@@ -73,7 +73,7 @@ def gate_inputs(out: PolicyOutput, samples: Samples) -> GateInputs:
     return GateInputs(d_old, d_ref, advantage, logp_old)
 
 
-def policy_loss(
+def sample_losses(
     out: PolicyOutput,
     samples: Samples,
     *,
@@ -81,8 +81,8 @@ def policy_loss(
     divergence: Divergence | None = None,
     kl_coef: Tensor | float = 0.0,
     batch: GateBatch | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Mean surrogate, and the log ratios (n,) that the gate saw.
+) -> tuple[Tensor, GateInputs]:
+    """Surrogate of each sample (n,), and what the gates saw.
 
     kl_coef multiplies the divergence of each sample, whatever ratio the gates see; None: no KL term. A sampler's correction
     multiplies advantages, and the divergence if that is reweighted. batch: all samples of the gradient step, None: these.
@@ -105,7 +105,21 @@ def policy_loss(
         logp_old=seen.logp_old,
         batch=batch or seen.batch(samples.weight),
     )
-    return average(loss, samples.weight), seen.d_old
+    return loss, seen
+
+
+def policy_loss(
+    out: PolicyOutput,
+    samples: Samples,
+    *,
+    objective: Objective,
+    divergence: Divergence | None = None,
+    kl_coef: Tensor | float = 0.0,
+    batch: GateBatch | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mean of ``sample_losses``, and the log ratios (n,) that the gate saw."""
+    losses, seen = sample_losses(out, samples, objective=objective, divergence=divergence, kl_coef=kl_coef, batch=batch)
+    return average(losses, samples.weight), seen.d_old
 
 
 def loss(
