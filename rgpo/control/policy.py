@@ -6,6 +6,7 @@ Shapes: T steps of E environments, N samples, D observation numbers, A action nu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self, cast
 
@@ -211,6 +212,20 @@ class ControlPolicy(ABC):
         columns = [torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (advantage, value_target, rollout.value)]
         view = Observations(*self._inputs(rollout), old.parameters)
         return ControlBatch(view, Samples(old.logp, None, *columns)._replace(correction=old.correction))
+
+    def values_around(self, seen: Array, last: Array, finals: Mapping[tuple[int, int], Array]) -> tuple[Array, Array]:
+        """V of every observation (T, E, D) and of every true next observation, (T, E) float64 each, in one forward pass.
+
+        last (E, D) follows the rollout; finals: the last observations of the episodes that ended, by step and environment.
+        """
+        rows = [seen.reshape(-1, seen.shape[-1]), last, *(final[None] for final in finals.values())]
+        flat = self.values(np.concatenate(rows)).astype(np.float64)
+        steps, num_envs = seen.shape[0] + 1, seen.shape[1]
+        table = flat[: steps * num_envs].reshape(steps, num_envs)
+        next_value = table[1:].copy()
+        for place, final_value in zip(finals, flat[steps * num_envs :], strict=True):
+            next_value[place] = final_value
+        return table[:-1].copy(), next_value
 
     def subset(self, batch: Batch, index: Array) -> ControlBatch:
         """The samples index (b,) as a batch."""

@@ -7,6 +7,7 @@ bootstraps (advantage.bootstrap_truncated); the reward normalizer's discounted r
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from rgpo.control import finite
 from rgpo.control.advice import refuse_unserved, warn
 from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.envs.vector_env import Step, VectorEnv
-from rgpo.control.episodes import OpenEpisodes
+from rgpo.control.episodes import OpenEpisodes, evaluated
 from rgpo.control.late import Wrapper
 from rgpo.control.mlp import MLP
 from rgpo.control.normalize import ObservationNormalizer, RewardNormalizer
@@ -57,10 +58,14 @@ class Control:
     env_kwargs: Mapping[str, object]  # of gymnasium.make
     wrappers: list[Wrapper]  # around each environment, the first one inside
     action_bounds: str = field(metadata=one_of("clip", "rescale"))  # clip, or [-1, 1] onto the finite bounds of a Box
+    staleness: int = field(metadata=count(100, least=0))
+    correction_cap: float | None = field(metadata=or_null(POSITIVE))  # null: ratios to the policy that drew the actions
 
     def __post_init__(self) -> None:
         require(isinstance(self.env_id, str) and self.env_id != "???", "task.env_id", self.env_id, "give a gymnasium id.")
         check_fields(self, "task")
+        useless = self.correction_cap is not None and not self.staleness
+        require(not useless, "task.correction_cap", self.correction_cap, "corrects stale rollouts only; set task.staleness.")
         samples = self.batch_size
         require(
             samples <= MANY, "task.num_steps", self.num_steps, f"makes rollouts of {samples:,} samples, over {MANY:,}; lower it."
@@ -110,6 +115,7 @@ class Control:
         self.scale_reward = RewardNormalizer(self.num_envs, requirements.gamma, self.clip_reward)
         self.observation = self._prepare(self.env.reset(env_seed))
         self.episodes = OpenEpisodes(self.num_envs)
+        self.waiting: deque[ControlRollout] = deque()  # collected and not yet learned from
         self.latest_return = float("nan")
         self.inexact = ""
         self._num_restarted = 0
@@ -134,13 +140,24 @@ class Control:
 
     @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
     def collect(self, policy: Policy) -> ControlRollout:
-        """T steps of every environment.
+        """T steps of every environment, of the present policy, or with staleness s of the one of s iterations ago.
 
         Raises: NonFiniteError if an observation or a reward is NaN or infinite.
         """
-        from rgpo.control.policy import ControlPolicy, ControlRollout
+        from rgpo.control import stale
+        from rgpo.control.policy import ControlPolicy
 
         assert isinstance(policy, ControlPolicy)
+        if not self.staleness:
+            return self._collect(policy)
+        while len(self.waiting) <= self.staleness:
+            self.waiting.append(stale.kept(policy, self._collect(policy)))
+        rollout = self.waiting.popleft()
+        return rollout if self.correction_cap is None else stale.decoupled(policy, rollout, self.correction_cap)
+
+    def _collect(self, policy: ControlPolicy) -> ControlRollout:
+        from rgpo.control.policy import ControlRollout
+
         shape = (self.num_steps, self.num_envs)
         noise = policy.draw_noise(shape, self.rng)
         seen = np.empty((*shape, self.env.observation_size), self.observation.dtype)
@@ -165,7 +182,7 @@ class Control:
         for key, normalizer in (("normalize_observation", self.normalize), ("normalize_reward", self.scale_reward)):
             if getattr(self, key):
                 finite.require_moments(self.full_id, key, normalizer.overflowed)
-        value, next_value = self._values(policy, seen, finals)
+        value, next_value = policy.values_around(seen, self.observation, finals)
         metrics = self.episodes.metrics(raw_reward, done)
         if self._num_restarted:
             metrics["return/num_restarted"] = float(self._num_restarted)
@@ -188,17 +205,6 @@ class Control:
         except EnvironmentFault:
             finite.require_observations(self.full_id, list(seen), {})  # an action that follows from NaN is no fault of the call
             raise
-
-    def _values(self, policy: ControlPolicy, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
-        """V of every observation and of every true next observation, (T, E) each, in one forward pass."""
-        rows = [seen.reshape(-1, seen.shape[-1]), self.observation, *(final[None] for final in finals.values())]
-        flat = policy.values(np.concatenate(rows)).astype(np.float64)
-        steps = seen.shape[0] + 1
-        table = flat[: steps * self.num_envs].reshape(steps, self.num_envs)
-        next_value = table[1:].copy()
-        for place, final_value in zip(finals, flat[steps * self.num_envs :], strict=True):
-            next_value[place] = final_value
-        return table[:-1].copy(), next_value
 
     def evaluate(self, policy: Policy) -> dict[str, float]:
         """Raw returns of num_eval_episodes with the mode of the policy, always from the same starting seeds.
@@ -231,15 +237,7 @@ class Control:
 
     def summary(self, metrics: Mapping[str, float | list[float]]) -> list[str]:
         """The last deterministic return, if there was an evaluation."""
-        if "return/eval_mean" not in metrics:
-            return []
-        num_cut = cast(float, metrics.get("return/eval_num_cut", 0.0))
-        cut = (
-            f" ({num_cut:.0f} of {self.num_eval_episodes} episodes were cut after {LONGEST_EVALUATION:,} steps)"
-            if num_cut
-            else ""
-        )
-        return [f"deterministic return {metrics['return/eval_mean']:.4g}{cut}"]
+        return evaluated(metrics, self.num_eval_episodes, LONGEST_EVALUATION)
 
     def take_samples(self) -> list[Mapping[str, object]]:
         """No rows: episodes leave no samples."""
@@ -266,7 +264,10 @@ class Control:
         return make_actor(policy, state, facts, env=self.env, normalizer=normalizer, **facts_of_env)
 
     def state_dict(self) -> State:
+        from rgpo.control.stale import rollout_state
+
         return {
+            "waiting": [rollout_state(rollout) for rollout in self.waiting],
             "env": self.env.state_dict(),
             "rng": self.rng.bit_generator.state,
             "observation_moments": self.normalize.state_dict(),
@@ -277,6 +278,9 @@ class Control:
 
     def load_state_dict(self, state: State) -> None:
         """Restore everything; episodes that cannot be restored begin anew for the reason in ``inexact``."""
+        from rgpo.control.stale import restore_rollout
+
+        self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state.get("waiting", [])))
         restarts = self.env.load_state_dict(cast(State, state["env"]))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.normalize.load_state_dict(cast(State, state["observation_moments"]))
