@@ -1,4 +1,4 @@
-"""Stale rollouts of control tasks, the decoupled objective, clip_fraction and the early stop, against what they are written out."""
+"""Stale rollouts of control tasks, the decoupled objective, clip_fraction and the early stop, each against its definition."""
 
 from __future__ import annotations
 

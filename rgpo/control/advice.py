@@ -29,7 +29,7 @@ def refuse_unserved(requirements: Requirements) -> None:
         raise ConfigError(f"{requirements.reference}: control tasks have no reference policy; {REFERENCE_REMEDY}")
 
 
-def warn(env_id: str, env: VectorEnv, *, action_bounds: str, log_std: float, images: bool) -> None:
+def warn(env_id: str, env: VectorEnv, action_bounds: str, log_std: float, images: bool) -> None:
     """Warn of each sentence of ``advice``."""
     for text in advice(env_id, env, action_bounds=action_bounds, log_std=log_std, images=images):
         warnings.warn(text, stacklevel=3)

@@ -18,6 +18,8 @@ import numpy as np
 
 from rgpo.control import finite
 from rgpo.control.advice import refuse_unserved, warn
+from rgpo.control.cnn import NatureCNN, OwnNetwork
+from rgpo.control.envs.described import observation_shape
 from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.envs.vector_env import Step, VectorEnv
 from rgpo.control.episodes import OpenEpisodes, evaluated
@@ -45,7 +47,7 @@ class Control:
     """Fixed-length rollouts of num_envs copies of one environment; setup() makes them."""
 
     env_id: str  # gymnasium id; with `version` its name alone
-    policy: MLP
+    policy: MLP | NatureCNN | OwnNetwork
     version: str | None = field(metadata=or_null(VERSION))  # v4 (the paper's) or v5 of MuJoCo's four, else null
     num_envs: int = field(metadata=count(100_000))
     num_steps: int = field(metadata=count(MANY))
@@ -86,8 +88,9 @@ class Control:
     def check(self) -> None:
         """Raises: ConfigError for an id that is not installed, a space that is not supported, or more than one process."""
         refuse_many("control")
+        reads_pictures = not isinstance(self.policy, MLP)
         with closing(self.make_env(1)) as env:
-            warn(self.full_id, env, action_bounds=self.action_bounds, log_std=self.policy.log_std_init, images=False)
+            warn(self.full_id, env, self.action_bounds, self.policy.log_std_init, reads_pictures)
 
     def validate(self, requirements: Requirements) -> None:
         """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
@@ -122,11 +125,10 @@ class Control:
 
     def make_policy(self, seed: int) -> ControlPolicy:
         """A fresh actor-critic for the environment's spaces."""
-        import torch
+        from rgpo.control.module_policy import make_policy
 
-        from rgpo.control.actor_critic import ActorCritic
-
-        return ActorCritic(self.policy, self.env.observation_size, self.heads, torch.Generator().manual_seed(seed))
+        pixels = self.observation.dtype == np.uint8
+        return make_policy(self.policy, observation_shape(self.env), self.heads, pixels=pixels, seed=seed)
 
     def _prepare(self, observation: Array, learn: bool = True) -> Array:
         """Observations (E, D) as the policy sees them, normalized if normalize_observation is set."""

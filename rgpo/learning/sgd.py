@@ -113,7 +113,7 @@ class SGD:
                 max_grad_norm=self.max_grad_norm,
                 num_apart=num_apart,
                 adam_eps=self.adam_eps,
-                compile=self.compile,
+                compile=self.compile if getattr(policy, "compilable", True) else False,
                 num_steps=num_iterations * self.num_epochs * self.num_minibatches,
                 seed=seed,
             )

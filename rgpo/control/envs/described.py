@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from rgpo.control.envs.vector_env import VectorEnv
 from rgpo.control.spaces import Space, describe, heads, observation_size
 from rgpo.errors import ConfigError
 
@@ -26,6 +27,12 @@ def wrapped(env: Any, wrappers: Sequence[Callable[[Any], Any]]) -> Any:
 def is_pixels(space: spaces.Space[Any]) -> bool:
     """True for bytes, which are kept as such."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8
+
+
+def observation_shape(env: VectorEnv) -> tuple[int, ...]:
+    """The shape of a Box; (D,) for other spaces, which are flattened."""
+    space = env.observation_space
+    return tuple(space.shape) if isinstance(space, spaces.Box) else (env.observation_size,)
 
 
 def describe_spaces(env_id: str, observation: spaces.Space[Any], action: spaces.Space[Any]) -> tuple[Space, Space]:
