@@ -18,8 +18,8 @@ def test_the_wheel_runs_by_itself(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
-    for file in (ROOT / "conf").rglob("*.yaml"):
-        assert f"rgpo/conf/{file.relative_to(ROOT / 'conf')}" in names
+    for file in [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "claims").rglob("*.yaml")]:
+        assert f"rgpo/{file.relative_to(ROOT)}" in names
     for file in (ROOT / "rgpo").rglob("template/*"):
         assert str(file.relative_to(ROOT)) in names
     assert any("/template/" in name for name in names) and "rgpo/py.typed" in names

@@ -32,7 +32,10 @@ REPORT = {
     "rgpo.files",
     "rgpo.interrupt",
     "rgpo.paths",
-    *(f"rgpo.runtime.{name}" for name in ("manifest", "own_metrics", "parts", "provenance", "reader", "run_folder", "schema")),
+    *(
+        f"rgpo.runtime.{name}"
+        for name in ("code_digest", "manifest", "own_metrics", "parts", "provenance", "reader", "run_folder", "schema")
+    ),
     "rgpo.version",
 }  # all of ours that the report imports
 ONLY = {  # who may import a package of others

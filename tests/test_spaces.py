@@ -15,6 +15,7 @@ import rgpo
 from rgpo.control.advice import advice
 from rgpo.control.distributions import Bernoulli, Product, make_distribution
 from rgpo.control.envs.make_env import make_vector_env
+from rgpo.control.mlp import MLP
 from rgpo.control.spaces import (
     Head,
     Rescale,
@@ -194,6 +195,7 @@ class Halved(gymnasium.ActionWrapper):
 
 gymnasium.register("Parts-v0", Parts)
 gymnasium.register("Opening-v0", Valve, max_episode_steps=50)
+DESIGN = MLP(hidden_sizes=(8,), activation="tanh", orthogonal_init=True, policy_gain=0.01, value_gain=1.0, log_std_init=0.0)
 SMALL = ["task=gym", "task.num_envs=2", "task.num_steps=32", "update.num_minibatches=4", "task.num_eval_episodes=1"]
 
 
@@ -245,8 +247,9 @@ def test_a_replayed_state_continues_bit_for_bit_with_composite_actions() -> None
 
 def test_rescaled_actions_learn_where_clipped_ones_do_not(tmp_path: Path) -> None:
     words = ["algo=ppo", *SMALL, "task.num_steps=256", "task.env_id=Opening-v0", "total_env_steps=5120"]
-    with pytest.warns(UserWarning, match=r"\[0, 100\], of which a new policy reaches 2 %; task.action_bounds=rescale"):
-        clipped = rgpo.run(*words, f"results_dir={tmp_path}")
+    clipped = rgpo.run(*words, f"results_dir={tmp_path}")
+    (text,) = clipped.task.findings  # type: ignore[attr-defined]
+    assert "has actions in [0, 100], of which a new policy reaches 2 %; task.action_bounds=rescale maps" in text
     scaled = rgpo.run(*words, "task.action_bounds=rescale", f"results_dir={tmp_path}")
     last = [float(run.metrics["return/train_mean"].iloc[-1]) for run in (clipped, scaled)]
     assert last[0] < -48 and last[1] > -30
@@ -254,9 +257,9 @@ def test_rescaled_actions_learn_where_clipped_ones_do_not(tmp_path: Path) -> Non
 
 def test_bounds_that_fit_give_no_advice_and_none_cannot_be_rescaled() -> None:
     for env_id in ("Pendulum-v1", "MountainCarContinuous-v0", "CartPole-v1", "Hopper-v5"):
-        assert not list(advice(env_id, make_vector_env(env_id, 1, "auto"), action_bounds="clip", log_std=0.0, images=False))
+        assert not list(advice(env_id, make_vector_env(env_id, 1, "auto"), "clip", DESIGN))
     with pytest.raises(ConfigError, match=r"^task\.action_bounds=rescale: CartPole-v1 has no actions with finite bounds"):
-        list(advice("CartPole-v1", make_vector_env("CartPole-v1", 1, "auto"), action_bounds="rescale", log_std=0.0, images=False))
+        list(advice("CartPole-v1", make_vector_env("CartPole-v1", 1, "auto"), "rescale", DESIGN))
 
 
 WRAPPERS = "task.wrappers=[{_target_:gymnasium.wrappers.ClipAction},{_target_:test_spaces.Halved,factor:0.5}]"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
 from gymnasium import spaces
 
+from rgpo.control.cnn import NatureCNN, OwnNetwork
 from rgpo.control.envs.vector_env import VectorEnv
+from rgpo.control.mlp import MLP
 from rgpo.control.spaces import column_bounds, describe
 from rgpo.errors import ConfigError, require
 from rgpo.learning.types import Requirements
@@ -29,23 +30,21 @@ def refuse_unserved(requirements: Requirements) -> None:
         raise ConfigError(f"{requirements.reference}: control tasks have no reference policy; {REFERENCE_REMEDY}")
 
 
-def warn(env_id: str, env: VectorEnv, action_bounds: str, log_std: float, images: bool) -> None:
-    """Warn of each sentence of ``advice``."""
-    for text in advice(env_id, env, action_bounds=action_bounds, log_std=log_std, images=images):
-        warnings.warn(text, stacklevel=3)
-
-
-def advice(env_id: str, env: VectorEnv, *, action_bounds: str, log_std: float, images: bool) -> Iterator[str]:
-    """Sentences; images: whether the policy reads pictures.
+def advice(env_id: str, env: VectorEnv, action_bounds: str, policy: MLP | NatureCNN | OwnNetwork) -> tuple[str, ...]:
+    """Sentences about settings that are allowed but do not suit the environment.
 
     Raises: ConfigError for a rescaling of actions without finite bounds.
     """
+    return tuple(_advice(env_id, env, action_bounds, math.exp(policy.log_std_init), not isinstance(policy, MLP)))
+
+
+def _advice(env_id: str, env: VectorEnv, action_bounds: str, std: float, images: bool) -> Iterator[str]:
     low, high = column_bounds(describe(env.action_space, "action"))
     finite = np.isfinite(high - low)
     usable = bool(finite.any()) or action_bounds == "clip"
     require(usable, "task.action_bounds", action_bounds, f"{env_id} has no actions with finite bounds; use clip.")
     if action_bounds == "clip":
-        worst = max((_misfit(*pair, math.exp(log_std)) for pair in zip(low[finite], high[finite], strict=True)), default=None)
+        worst = max((_misfit(*pair, std) for pair in zip(low[finite], high[finite], strict=True)), default=None)
         if worst is not None and worst[0]:
             yield f"task.action_bounds=clip: {env_id} {worst[1]}; task.action_bounds=rescale maps [-1, 1] to the bounds."
     space = env.observation_space

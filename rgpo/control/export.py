@@ -28,7 +28,6 @@ def make_actor(
     policy: Policy,
     state: State,
     facts: Facts,
-    *,
     env: VectorEnv,
     env_id: str,
     action_bounds: str,

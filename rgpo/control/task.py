@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import numpy as np
 
 from rgpo.control import finite
-from rgpo.control.advice import refuse_unserved, warn
+from rgpo.control.advice import advice, refuse_unserved
 from rgpo.control.cnn import NatureCNN, OwnNetwork
+from rgpo.control.envs import check, facts
 from rgpo.control.envs.described import observation_shape
 from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.envs.vector_env import Step, VectorEnv
@@ -86,11 +87,11 @@ class Control:
         return self.num_envs * self.num_steps
 
     def check(self) -> None:
-        """Raises: ConfigError for an id that is not installed, a space that is not supported, or more than one process."""
+        """Raises: ConfigError for an unknown id, an unsupported space or many processes; EnvironmentFault, as check.try_out."""
         refuse_many("control")
-        reads_pictures = not isinstance(self.policy, MLP)
+        check.try_out(repr(self), self.make_env)
         with closing(self.make_env(1)) as env:
-            warn(self.full_id, env, self.action_bounds, self.policy.log_std_init, reads_pictures)
+            advice(self.full_id, env, self.action_bounds, self.policy)
 
     def validate(self, requirements: Requirements) -> None:
         """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
@@ -108,6 +109,8 @@ class Control:
         """Make and seed the environments; the reward normalizer has the algorithm's discount."""
         streams = np.random.SeedSequence(seed).spawn(2)
         self.env = self.make_env(self.num_envs)
+        self.facts = facts.describe(self.env, self.full_id)
+        self.findings = check.findings(repr(self)) + advice(self.full_id, self.env, self.action_bounds, self.policy)
         space = describe(self.env.action_space, "action")
         self.heads = heads(space)
         self._rescale = Rescale(space) if self.action_bounds == "rescale" else None
@@ -262,8 +265,7 @@ class Control:
         from rgpo.control.export import make_actor
 
         normalizer = self.normalize if self.normalize_observation else None
-        facts_of_env = {"env_id": self.full_id, "action_bounds": self.action_bounds}
-        return make_actor(policy, state, facts, env=self.env, normalizer=normalizer, **facts_of_env)
+        return make_actor(policy, state, facts, self.env, self.full_id, self.action_bounds, normalizer)
 
     def state_dict(self) -> State:
         from rgpo.control.stale import rollout_state

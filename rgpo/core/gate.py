@@ -229,3 +229,8 @@ def capped_ratio(d: Tensor, cap: float) -> Tensor:
     """r up to cap, then cap (1 + log(r/cap)): slope min(r, cap)."""
     log_cap = math.log(cap)
     return d.clamp(max=log_cap).exp() + cap * (d - log_cap).relu()
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), finite for every finite x."""
+    return x.logaddexp(x * 0)

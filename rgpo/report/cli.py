@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rgpo.report.read.run import Problem
     from rgpo.report.settings import Settings
 
-TEXTS = ("results_dir", "out", "experiment", "baseline", "ledger")  # taken as typed, without a grammar
-PATHS = ("results_dir", "out", "ledger")
+TEXTS = ("results_dir", "out", "experiment", "baseline", "claims", "ledger")  # taken as typed, without a grammar
+PATHS = ("results_dir", "out", "claims", "ledger")
 VERIFIED = ("results_dir", "experiment")  # settings of `verify`
 COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # settings of `compare`
 USAGE = """rgpo-report [key=value ...]
@@ -29,6 +29,7 @@ Reads results/<experiment>/<run>/ (running experiments too) and writes report/in
   rgpo-report experiment=first_evidence baseline=ppo 'figures=[learning_curves,kl]' out=report
   rgpo-report watch=true
   rgpo-report 'figures=[]' ledger=experiments/README.md
+  rgpo-report claims=mine/
   rgpo-report compare results other/results
 
 compare lists the changes beyond noise between two results folders, or between results_dir as committed at two commits.

@@ -42,6 +42,7 @@ class Provenance(TypedDict):
     config_hash: str
     commit: str | None
     dirty: bool
+    code: str  # digest of the code that determines numbers, of every attempt that measured a part: "first+second"
     versions: dict[str, str]
     algorithm: dict[str, str]  # its parts, as it describes them
     command: str
@@ -53,7 +54,7 @@ class Provenance(TypedDict):
 
 
 def collect(
-    run_id: str, config_hash: str, command: str, num_threads: int, attempt: int, algorithm: Mapping[str, str]
+    run_id: str, config_hash: str, command: str, num_threads: int, attempt: int, algorithm: Mapping[str, str], code: str
 ) -> Provenance:
     """The facts of an attempt that starts now."""
     commit, dirty = _commit()
@@ -62,6 +63,7 @@ def collect(
         "config_hash": config_hash,
         "commit": commit,
         "dirty": dirty,
+        "code": code,
         "versions": versions(),
         "algorithm": dict(algorithm),
         "command": redact(command),

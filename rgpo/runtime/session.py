@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from rgpo import atomic, distributed
 from rgpo.errors import EXPLAINED, MAX_LINE, ConfigError, EnvironmentFault, StorageError, first_line, printable, require
+from rgpo.learning.algorithm import rows_with_advantage
 from rgpo.learning.export import NoExport
 from rgpo.learning.types import Algorithm, Metrics, Policy, State, Task
 from rgpo.runtime import checkpoint, continuation, export, manifest, provenance, reader, run_folder
@@ -186,7 +186,8 @@ class Session:
         busy = sum(number(metrics, f"time/{phase}_s", 0.0) for phase in ("collect", "update", "diagnostics"))
         metrics["speed/env_steps_per_s"] = num_steps / busy
         metrics["time/iteration_s"] = time.perf_counter() - start
-        self.recorder.record(self.iteration, self.env_steps, metrics, self.task.take_samples())
+        rows = rows_with_advantage(rollout, getattr(self.algorithm, "advantage", None))
+        self.recorder.record(self.iteration, self.env_steps, metrics, self.task.take_samples(), rows)
         return metrics
 
     def save(self) -> None:
@@ -271,8 +272,7 @@ class Session:
             self.write_state("failed", reason)
             with atomic.storing(self.run_dir):
                 if mine and (isinstance(error, EnvironmentFault) or not known):
-                    text = provenance.redact("".join(traceback.format_exception(error)))
-                    atomic.write_text(self.run_dir / run_folder.ERROR, text, fsync=True)
+                    atomic.write_text(self.run_dir / run_folder.ERROR, run_folder.traceback_of(error), fsync=True)
                 elif mine:
                     atomic.remove([self.run_dir / run_folder.ERROR])  # of an earlier attempt
             self.recorder.flush()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
@@ -43,6 +44,8 @@ class GymnasiumVector:
         self.env_id = env_id
         self.num_envs = num_envs
         self._envs = [wrapped(registration.make(env_id, kwargs), wrappers) for _ in range(num_envs)]
+        self.time_limit = getattr(self._envs[0].spec, "max_episode_steps", None)
+        self.layers = tuple(type(layer).__name__ for layer in _layers(self._envs[0]))
         self.action_space = self._envs[0].action_space
         self.observation_space = self._envs[0].observation_space
         self._seen, self._acted = describe_spaces(env_id, self.observation_space, self.action_space)
@@ -242,3 +245,10 @@ class GymnasiumVector:
             return list(np.asarray(actions) + space.start)  # numpy integers, the type that the space samples
         shaped = np.asarray(actions).reshape(len(actions), *space.shape)
         return list(np.minimum(np.maximum(shaped, space.low), space.high).astype(space.dtype, copy=False))
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    """The environment and what it wraps, from the outside in."""
+    while env is not None:
+        yield env
+        env = env.env if isinstance(env, gymnasium.Wrapper) else None

@@ -36,6 +36,8 @@ class MujocoVector:
     def __init__(self, env_id: str, num_envs: int) -> None:
         self.env_id = env_id
         self.num_envs = num_envs
+        self.time_limit: int | None = EPISODE_STEPS
+        self.layers: tuple[str, ...] = ("MuJoCo stepped directly",)
         self._task = task = TASKS[env_id]
         self._model = model = load_model(task.xml)
         self._data = [mujoco.MjData(model) for _ in range(num_envs)]

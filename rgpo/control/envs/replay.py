@@ -19,7 +19,7 @@ from rgpo.core.rollout import Array
 MAX_ACTIONS = 10_000  # of an episode that are kept, so that checkpoints do not grow with an endless one
 TOO_LONG = f"its open episode had more than {MAX_ACTIONS:,} steps, whose actions are not kept"
 NO_STATE = "its np_random is of a kind whose state cannot be saved"
-NOT_REPRODUCED = "playing its open episode again gives other numbers: it depends on more than np_random and the actions"
+NOT_REPRODUCED = "its open episode, played again, gives other numbers: it depends on more than np_random and the actions"
 EARLIER = "the checkpoint was written by an earlier version"
 
 RngState = dict[str, Any]

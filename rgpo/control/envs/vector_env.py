@@ -45,6 +45,8 @@ class VectorEnv(Protocol):
     observation_size: int  # D
     observation_space: spaces.Space[Any]  # of one environment
     action_space: spaces.Space[Any]  # of one environment
+    time_limit: int | None  # steps after which gymnasium's TimeLimit truncates
+    layers: tuple[str, ...]  # classes of wrappers and environment, the outermost first
 
     def reset(self, seed: int) -> Floats:
         """Start an episode in every environment, environment i seeded with seed + i; (E, D)."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -21,12 +20,19 @@ from rgpo import distributed
 from rgpo.core.rollout import Array, Rollout
 from rgpo.core.sequence import sequence_log_ratio
 from rgpo.language.policy import attention_masks, packing, sharding
-from rgpo.language.policy.generation import Batching, Completions, base_model, concatenate, default_batching, generate
+from rgpo.language.policy.generation import (
+    Batching,
+    Completions,
+    Sampling,
+    base_model,
+    concatenate,
+    default_batching,
+    generate,
+)
 from rgpo.language.policy.heads import Parts, find_parts
 from rgpo.language.policy.logprobs import Head, token_statistics
 from rgpo.language.policy.packing import Layout, MicroBatch, StoredDistributions
 from rgpo.language.policy.rounding import accepted
-from rgpo.language.policy.stopping import StopRule
 from rgpo.language.policy.token_batch import CompletionRollout, OldLogprobs, TokenBatch, to_rows, to_tokens, token_weights
 from rgpo.language.policy.value_head import ValueHead
 from rgpo.learning import sharded
@@ -34,21 +40,6 @@ from rgpo.learning.types import Batch, PolicyOutput, PolicyShift, Samples, State
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Settings of drawing completions and of computing their tokens' log-probabilities."""
-
-    temperature: float
-    max_new_tokens: int
-    stop: StopRule
-    pad_id: int
-    ratio: str  # token or sequence: the log ratio that the gate sees
-    reduction: str  # token_mean or sequence_mean
-    micro_batch_size: int  # completions per forward pass in learning
-    num_kl_tokens: int  # tokens whose whole distributions are stored
-    mask_truncated: bool = False  # completions cut by the length limit are left out of the loss
 
 
 class TokenOutputs(NamedTuple):

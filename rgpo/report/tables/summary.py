@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -38,6 +39,7 @@ def returns(groups: Sequence[Group], settings: Settings) -> Table:
     for group in groups:
         final = group.values(TRAIN, "final")
         cv = Interval(*small_samples.coefficient_of_variation(final, settings.confidence))
+        cv = cv if math.isfinite(cv.high) else Interval(cv.value, NAN, NAN)
         rows.append(
             _start(group, len(final) or len(group.used))
             | _estimate("return", group, final, settings)
@@ -57,7 +59,8 @@ def returns(groups: Sequence[Group], settings: Settings) -> Table:
     caption = (
         f"Return (train): mean raw return over the last {100 * settings.final_fraction:g} % of a run's iterations in which an "
         "episode ended, then over n seeds. IQM: interquartile mean over seeds (equal to the mean for 3 seeds). Return (eval): "
-        "last deterministic evaluation. CV: standard deviation over |mean| of return (train), with Vangel's interval. "
+        "last deterministic evaluation. CV: standard deviation over |mean| of return (train), with Vangel's interval from 10 "
+        "seeds. "
         f"{_intervals(settings)}"
     )
     return Table("returns", "Returns", caption, columns, tuple(rows), "task")
@@ -89,6 +92,32 @@ def rewards(groups: Sequence[Group], settings: Settings) -> Table:
         f"completion on held-out prompts. {_intervals(settings)}"
     )
     return Table("rewards", "Rewards and KL", caption, columns, tuple(rows), "task")
+
+
+def reward_terms(groups: Sequence[Group], settings: Settings) -> Table:
+    """Language: each named term of the reward, without its weight."""
+    rows = []
+    for group in groups:
+        for name in dict.fromkeys(name for run in group.used for name in run.reward_terms):
+            train = group.values(f"reward/{name}_mean", "final")
+            row: dict[str, Cell] = {**_start(group, len(train) or len(group.used)), "term": name}
+            row |= _estimate("train", group, train, settings)
+            row |= _estimate("eval", group, group.values(f"reward/eval_{name}_mean", "final"), settings)
+            row |= _estimate("change", group, group.values(f"reward/eval_{name}_change", "final"), settings)
+            rows.append(row)
+    columns = (
+        *START,
+        word("term", "term"),
+        estimate("train", "training"),
+        estimate("eval", "held out"),
+        estimate("change", "Δ held out", sign=True),
+    )
+    caption = (
+        "Unweighted scores of the reward's terms (task.reward), mean over the last "
+        f"{100 * settings.final_fraction:g} % of a run's iterations (training) or evaluations (held out), then over n seeds. "
+        f"Δ: policy minus reference on the same prompts. {_intervals(settings)}"
+    )
+    return Table("reward_terms", "Terms of the reward", caption, columns, tuple(rows), "task")
 
 
 def spikes(groups: Sequence[Group], settings: Settings) -> Table:
