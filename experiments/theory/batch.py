@@ -12,6 +12,7 @@ import torch
 
 from experiments.theory.common import load, start
 from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.mlp import MLP
 from rgpo.control.policy import ControlBatch, Observations
 from rgpo.control.spaces import Head
 from rgpo.control.task import Control
@@ -43,7 +44,7 @@ def load_batch(path: Path = FILE) -> tuple[ActorCritic, ControlBatch]:
         arrays = {name: torch.from_numpy(saved[name]) for name in saved.files if name != "train_return"}
     observation, action = arrays["observation"], arrays["action"]
     task, _ = load("task=hopper", "algo=ppo")
-    assert isinstance(task, Control)
+    assert isinstance(task, Control) and isinstance(task.policy, MLP)
     heads = (Head("gaussian", action.shape[1]),)
     policy = ActorCritic(task.policy, observation.shape[1], heads, torch.Generator().manual_seed(0))
     policy.load_state_dict({"flat": arrays["parameters"]})

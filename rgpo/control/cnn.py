@@ -12,7 +12,7 @@ from rgpo.core.ranges import NOT_NEGATIVE, check_fields, count
 from rgpo.errors import ConfigError, require
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 SMALLEST_SIDE = 36  # pixels; smaller pictures leave the last convolution nothing
 
@@ -100,14 +100,15 @@ def _check(module: nn.Module, network: OwnNetwork, shape: Sequence[int], output_
     found = _shapes(returned)
     if found not in ([(2, output_size), (2,)], [(2, output_size), (2, 1)]):
         wanted = f"outputs (n, {output_size}) and values (n,)"
-        got = " and ".join(map(str, found)) or type(returned).__name__
+        got = " and ".join(map(str, found))
         require(False, "task.policy", repr(network), f"must return {wanted}, not {got} for n = 2.")
 
 
 def _shapes(returned: object) -> list[tuple[int, ...]]:
-    parts = returned if isinstance(returned, tuple | list) else [returned]
-    tensors: list[Tensor] = [x for x in parts if hasattr(x, "shape")]
-    return [tuple(x.shape) for x in tensors] if len(tensors) == len(parts) else []
+    import torch
+
+    parts = list(returned) if isinstance(returned, tuple | list) else [returned]
+    return [tuple(x.shape) if isinstance(x, torch.Tensor) else () for x in parts]
 
 
 def _list(shape: Sequence[int]) -> str:

@@ -31,10 +31,11 @@ class Convolutions(nn.Module):
         )
         self.actor = nn.Linear(design.hidden_size, output_size)
         self.critic = nn.Linear(design.hidden_size, 1)
-        gains = {self.actor: design.policy_gain, self.critic: design.value_gain}
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
-                nn.init.orthogonal_(layer.weight, gains.get(layer, math.sqrt(2)))  # type: ignore[call-overload]
+                gain = design.policy_gain if layer is self.actor else design.value_gain if layer is self.critic else math.sqrt(2)
+                nn.init.orthogonal_(layer.weight, gain)
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ class ModulePolicy(ControlPolicy):
     @torch.no_grad()
     def values(self, observation: Array) -> Array:
         """V (N,) of observation (N, D)."""
-        parts = torch.from_numpy(np.ascontiguousarray(observation)).split(ROWS)
+        parts = torch.split(torch.from_numpy(np.ascontiguousarray(observation)), ROWS)
         found: Array = torch.cat([self.module(self._shaped(part))[1].reshape(-1) for part in parts]).numpy()
         return found
 

@@ -59,20 +59,20 @@ class Control:
     num_eval_episodes: int = field(metadata=count(100_000))
     backend: str  # auto steps MuJoCo directly where the id is known; gymnasium or mujoco force one
     env_kwargs: Mapping[str, object]  # of gymnasium.make
-    wrappers: list[Wrapper]  # around each environment, the first one inside
-    action_bounds: str = field(metadata=one_of("clip", "rescale"))  # clip, or [-1, 1] onto the finite bounds of a Box
-    staleness: int = field(metadata=count(100, least=0))
-    correction_cap: float | None = field(metadata=or_null(POSITIVE))  # null: ratios to the policy that drew the actions
+    wrappers: list[Wrapper] = field(default_factory=list)  # around each environment, the first one inside
+    action_bounds: str = field(default="clip", metadata=one_of("clip", "rescale"))  # rescale: [-1, 1] onto finite bounds of a Box
+    staleness: int = field(default=0, metadata=count(100, least=0))
+    correction_cap: float | None = field(
+        default=None, metadata=or_null(POSITIVE)
+    )  # null: ratios to the policy that drew the actions
 
     def __post_init__(self) -> None:
         require(isinstance(self.env_id, str) and self.env_id != "???", "task.env_id", self.env_id, "give a gymnasium id.")
         check_fields(self, "task")
-        useless = self.correction_cap is not None and not self.staleness
-        require(not useless, "task.correction_cap", self.correction_cap, "corrects stale rollouts only; set task.staleness.")
-        samples = self.batch_size
-        require(
-            samples <= MANY, "task.num_steps", self.num_steps, f"makes rollouts of {samples:,} samples, over {MANY:,}; lower it."
-        )
+        fits = self.correction_cap is None or self.staleness > 0
+        require(fits, "task.correction_cap", self.correction_cap, "corrects stale rollouts only; set task.staleness.")
+        remedy = f"makes rollouts of {self.batch_size:,} samples, over {MANY:,}; lower it."
+        require(self.batch_size <= MANY, "task.num_steps", self.num_steps, remedy)
 
     memory_advice: ClassVar[str] = "lower task.num_steps or task.num_envs"
 
