@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 torch.set_num_threads(1)
 
+SLOW = {line.split()[0] for line in (Path(__file__).parent / "slow.txt").read_text().splitlines()}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of a slow module."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture
 def make_policy() -> Callable[..., ActorCritic]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from rgpo import distributed
+from rgpo.runtime import reader
 from rgpo.version import __version__
 
 REDACTED = "[redacted]"
@@ -73,6 +74,15 @@ def collect(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "attempt": attempt,
     }
+
+
+def with_earlier_code(run_dir: Path, code: str) -> str:
+    """A digest of code after those of the run's earlier attempts with other code."""
+    try:
+        earlier = reader.read_json(run_dir / "provenance.json", Provenance).get("code", "unknown")
+    except reader.Unreadable:  # a new run, or one whose provenance is written anew
+        return code
+    return earlier if code in earlier.split("+") else f"{earlier}+{code}"
 
 
 def redact(text: str) -> str:

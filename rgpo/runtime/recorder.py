@@ -48,11 +48,7 @@ class Recorder:
         """The digest of the code, after those of earlier attempts with other code, whose rows are kept."""
         task = cast(Mapping[str, object], self.config["task"])
         now = code_digest(cast(Mapping[str, object], self.config["choices"]), str(task["_target_"]))
-        try:
-            earlier = reader.read_json(self.run_dir / "provenance.json", provenance.Provenance).get("code", "unknown")
-        except reader.Unreadable:  # a new run, or one whose provenance is written anew
-            return now
-        return earlier if now in earlier.split("+") else f"{earlier}+{now}"
+        return provenance.with_earlier_code(self.run_dir, now)
 
     def _config_text(self) -> str:
         return yaml.safe_dump(provenance.redact_values(dict(self.config)), sort_keys=False)
