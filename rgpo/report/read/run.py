@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rgpo.report.read.columns import RESTARTED
 from rgpo.report.read.reduce import Reduced
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime.own_metrics import term_names
@@ -75,6 +77,11 @@ class Run:
     def complete(self) -> bool:
         """True if the run ended as planned and every iteration has a row."""
         return self.status in ("completed", "unknown") and self.reached >= self.num_iterations
+
+    @property
+    def exact(self) -> bool:
+        """False if a resume could not restore open episodes, so that the run is not equal to an uninterrupted one bit for bit."""
+        return math.isnan(self.number(RESTARTED, "last"))
 
     @property
     def reward_terms(self) -> list[str]:
