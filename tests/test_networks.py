@@ -21,7 +21,7 @@ from rgpo.errors import ConfigError
 
 
 class Pictures(gymnasium.Env):
-    """A bright half of a 40 x 44 picture tells which of two actions earns 1."""
+    """The action that earns 1 is the bright half of a picture."""
 
     observation_space: Any = spaces.Box(0, 255, (40, 44, 3), np.uint8)
     action_space: Any = spaces.Discrete(2)
