@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from rgpo import atomic
 from rgpo.control.spaces import Rescale, Space, choose, draw_noise, flatten, heads, row, to_env
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, first_line, require
+
+if TYPE_CHECKING:
+    from rgpo.control.torch_network import TorchNetwork
 
 DESCRIPTION, WEIGHTS = "policy.json", "policy.safetensors"
 FORMAT = 1
@@ -34,8 +37,12 @@ class Moments(TypedDict):
 
 
 class Network(TypedDict):
-    """Actor and critic: linear layers with an activation between them."""
+    """mlp: actor and critic of linear layers with an activation between; cnn: rgpo.control.convolutions; module: network.pt2."""
 
+    kind: NotRequired[str]  # mlp, cnn or module; mlp if it is missing
+    shape: NotRequired[list[int]]  # of an observation as a cnn or module reads it
+    picture: NotRequired[list[int]]  # of a cnn: channels, height, width
+    scale: NotRequired[float]  # of a cnn: factor of the observations
     distribution: str  # categorical over logits, gaussian with a mean and log_std, bernoulli over logits, or a product of these
     observation_size: int
     hidden_sizes: list[int]
@@ -59,14 +66,9 @@ class Description(TypedDict):
 class Actor:
     """policy(observation) -> action; see ``__call__``."""
 
-    def __init__(self, description: Description, weights: Mapping[str, Array]) -> None:
+    def __init__(self, description: Description, weights: Mapping[str, Array], network: TorchNetwork | None = None) -> None:
         self.description, self.weights = description, dict(weights)
-        network = description["network"]
-        self._act = ACTIVATIONS[network["activation"]]
-        count = len(network["hidden_sizes"]) + 1
-        self._layers = [
-            (np.ascontiguousarray(weights[f"actor.{2 * i}.weight"].T), weights[f"actor.{2 * i}.bias"]) for i in range(count)
-        ]
+        self.network: Callable[[Array], Array] = network or make_network(description["network"], weights)
         self._std = np.exp(weights["log_std"]) if "log_std" in weights else None
         space = description["action_space"]
         self._heads = heads(space)
@@ -89,7 +91,12 @@ class Actor:
         try:
             description: Description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             require(description.get("format") == FORMAT, f"{folder}", DESCRIPTION, f"is not of format {FORMAT}; export it again.")
-            return cls(description, load((folder / WEIGHTS).read_bytes()))
+            weights = load((folder / WEIGHTS).read_bytes())
+            if description["network"].get("kind") == "module":
+                from rgpo.control.torch_network import load_program
+
+                return cls(description, weights, load_program(folder, description["network"]))
+            return cls(description, weights)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -97,12 +104,17 @@ class Actor:
             raise ConfigError(f"{folder}: cannot be used as a policy ({why}); export it again.") from error
 
     def save(self, folder: Path) -> None:
-        """Write both files.
+        """Write the files.
 
-        Raises: OSError if one cannot be written.
+        Raises: OSError if one cannot be written; NoExport for a module that torch.export cannot trace.
         """
         from safetensors.numpy import save
 
+        if self.description["network"].get("kind") == "module":
+            from rgpo.control.torch_network import TorchNetwork
+
+            assert isinstance(self.network, TorchNetwork)
+            self.network.save(folder)
         atomic.write_bytes(folder / WEIGHTS, save({name: np.ascontiguousarray(x) for name, x in self.weights.items()}))
         atomic.write_text(folder / DESCRIPTION, json.dumps(self.description, indent=1, allow_nan=False) + "\n")
 
@@ -134,10 +146,31 @@ class Actor:
         moments = self.description["observation_normalizer"]
         if moments is not None:
             observation = np.clip((observation - self._mean) / self._scale, -moments["clip"], moments["clip"])
-        x: Array = observation.astype(np.float32)
+        return self.network(observation.astype(np.float32))
+
+
+class LinearLayers:
+    """The actor of an MLP in numpy."""
+
+    def __init__(self, network: Network, weights: Mapping[str, Array]) -> None:
+        self._act = ACTIVATIONS[network["activation"]]
+        names = [f"actor.{2 * i}" for i in range(len(network["hidden_sizes"]) + 1)]
+        self._layers = [(np.ascontiguousarray(weights[f"{name}.weight"].T), weights[f"{name}.bias"]) for name in names]
+
+    def __call__(self, x: Array) -> Array:
+        """Outputs (N, O) of observations (N, D) float32."""
         for i, (weight, bias) in enumerate(self._layers):
             x = x.dot(weight)
             x += bias
             if i + 1 < len(self._layers):
                 self._act(x, out=x)
         return x
+
+
+def make_network(network: Network, weights: Mapping[str, Array]) -> Callable[[Array], Array]:
+    """The actor's network from its weights; torch is imported for convolutions alone."""
+    if network.get("kind", "mlp") == "mlp":
+        return LinearLayers(network, weights)
+    from rgpo.control.torch_network import convolutions
+
+    return convolutions(network, weights)

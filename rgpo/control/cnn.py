@@ -44,7 +44,15 @@ class NatureCNN:
         remedy = f"enlarge them with gymnasium.wrappers.ResizeObservation to at least {SMALLEST_SIDE} x {SMALLEST_SIDE}"
         if min(height, width) < SMALLEST_SIDE:
             raise ConfigError(f"task.policy: pictures of {height} x {width} are too small for the convolutions; {remedy}.")
-        return Convolutions(self, (channels, height, width), tuple(shape), pixels, output_size)
+        return Convolutions(
+            tuple(shape),
+            (channels, height, width),
+            output_size,
+            hidden_size=self.hidden_size,
+            policy_gain=self.policy_gain,
+            value_gain=self.value_gain,
+            scale=1 / 255 if pixels else 1.0,
+        )
 
 
 def picture(shape: Sequence[int]) -> tuple[int, int, int]:

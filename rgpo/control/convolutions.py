@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from rgpo.control.cnn import NatureCNN
 
 
 class Convolutions(nn.Module):
     """Three convolutions and a linear layer, with a linear layer each for the outputs (n, O) and the value (n,)."""
 
     def __init__(
-        self, design: NatureCNN, sizes: tuple[int, int, int], shape: tuple[int, ...], pixels: bool, output_size: int
+        self,
+        shape: tuple[int, ...],
+        sizes: tuple[int, int, int],
+        output_size: int,
+        *,
+        hidden_size: int,
+        policy_gain: float,
+        value_gain: float,
+        scale: float,
     ) -> None:
         super().__init__()
         channels, height, width = sizes
         self.shape, self.sizes = shape, sizes
-        self.scale = 1 / 255 if pixels else 1.0
+        self.scale = scale
         for kernel, stride in ((8, 4), (4, 2), (3, 1)):
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
         self.trunk = nn.Sequential(
             *(nn.Conv2d(channels, 32, 8, stride=4), nn.ReLU()),
             *(nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()),
             *(nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(), nn.Flatten()),
-            *(nn.Linear(64 * height * width, design.hidden_size), nn.ReLU()),
+            *(nn.Linear(64 * height * width, hidden_size), nn.ReLU()),
         )
-        self.actor = nn.Linear(design.hidden_size, output_size)
-        self.critic = nn.Linear(design.hidden_size, 1)
+        self.actor = nn.Linear(hidden_size, output_size)
+        self.critic = nn.Linear(hidden_size, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
-                gain = design.policy_gain if layer is self.actor else design.value_gain if layer is self.critic else math.sqrt(2)
+                gain = policy_gain if layer is self.actor else value_gain if layer is self.critic else math.sqrt(2)
                 nn.init.orthogonal_(layer.weight, gain)
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
@@ -41,7 +45,7 @@ class Convolutions(nn.Module):
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs (n, O) and values (n,) of observations (n, *shape)."""
         x = self._channels_first(observation) * self.scale
-        hidden = self.trunk(x.reshape(len(x), *self.sizes))
+        hidden = self.trunk(x.reshape(-1, *self.sizes))
         return self.actor(hidden), self.critic(hidden).squeeze(-1)
 
     def _channels_first(self, x: Tensor) -> Tensor:

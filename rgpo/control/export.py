@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -14,9 +13,13 @@ from torch import Tensor, nn
 
 from rgpo.control.actor import FORMAT, Actor, Description, Moments, Network
 from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.convolutions import Convolutions
 from rgpo.control.envs.vector_env import VectorEnv
+from rgpo.control.module_policy import ModulePolicy
 from rgpo.control.normalize import EPSILON, ObservationNormalizer
+from rgpo.control.policy import ControlPolicy
 from rgpo.control.spaces import Rescale, column_bounds, column_starts, describe, heads
+from rgpo.control.torch_network import TorchNetwork
 from rgpo.core.rollout import Array
 from rgpo.learning.export import Facts, NoExport
 from rgpo.learning.types import Policy, State
@@ -37,15 +40,14 @@ def make_actor(
 
     Raises: NoExport for another kind of policy.
     """
-    if not isinstance(policy, ActorCritic):
-        raise NoExport(f"{type(policy).__name__} is no actor-critic of rgpo and has no method export")
-    network: Network = {
-        "distribution": policy.heads[0].kind if len(policy.heads) == 1 else "product",
-        "observation_size": policy.observation_size,
-        "hidden_sizes": list(policy.mlp.hidden_sizes),
-        "action_size": policy.output_size,
-        "activation": policy.mlp.activation,
-    }
+    flat = cast(Tensor, state["flat"])
+    if isinstance(policy, ActorCritic):
+        weights, network, module = _weights(policy, flat), _describe_layers(policy), None
+    elif isinstance(policy, ModulePolicy):
+        weights = {name: x.numpy() for name, x in zip(policy.names, policy.unflatten(flat), strict=True)}
+        network, module = _describe_module(policy), TorchNetwork(policy.module, policy.shape)
+    else:
+        raise NoExport(f"{type(policy).__name__} is no policy of rgpo and has no method export")
     description: Description = {
         "format": FORMAT,
         "env_id": env_id,
@@ -56,7 +58,37 @@ def make_actor(
         "network": network,
         "run": asdict(facts),
     }
-    return Actor(description, _weights(policy, cast(Tensor, state["flat"])))
+    return Actor(description, weights, module)
+
+
+def _describe_layers(policy: ActorCritic) -> Network:
+    return {
+        "distribution": _distribution(policy),
+        "observation_size": policy.observation_size,
+        "hidden_sizes": list(policy.mlp.hidden_sizes),
+        "action_size": policy.output_size,
+        "activation": policy.mlp.activation,
+    }
+
+
+def _describe_module(policy: ModulePolicy) -> Network:
+    found: Network = {
+        "kind": "module",
+        "shape": list(policy.shape),
+        "distribution": _distribution(policy),
+        "observation_size": policy.observation_size,
+        "hidden_sizes": [],
+        "action_size": policy.output_size,
+        "activation": "relu",
+    }
+    if isinstance(policy.module, Convolutions):
+        found |= {"kind": "cnn", "picture": list(policy.module.sizes), "scale": policy.module.scale}
+        found["hidden_sizes"] = [policy.module.actor.in_features]
+    return found
+
+
+def _distribution(policy: ControlPolicy) -> str:
+    return policy.heads[0].kind if len(policy.heads) == 1 else "product"
 
 
 def _weights(policy: ActorCritic, flat: Tensor) -> dict[str, Array]:
@@ -72,6 +104,38 @@ def _weights(policy: ActorCritic, flat: Tensor) -> dict[str, Array]:
 def _moments(normalizer: ObservationNormalizer) -> Moments:
     mean, variance = normalizer.mean[0], normalizer.squares[0] / normalizer.count
     return {"mean": mean.tolist(), "variance": variance.tolist(), "epsilon": EPSILON, "clip": float(normalizer.high[0, 0])}
+
+
+class Outputs(nn.Module):
+    """The outputs of a network that returns values, too."""
+
+    def __init__(self, network: TorchNetwork) -> None:
+        super().__init__()
+        self.module, self.shape = network.module, network.shape
+
+    def train(self, mode: bool = True) -> Self:
+        """No-op: networks act in eval mode, and exported programs refuse the call."""
+        return self
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Flat observations (N, D) float32 -> outputs (N, O)."""
+        output: Tensor = self.module(observation.reshape(-1, *self.shape))[0]
+        return output
+
+
+def _network_module(actor: Actor) -> nn.Module:
+    """The actor's network: flat observations (N, D) float32 -> outputs (N, O)."""
+    if isinstance(actor.network, TorchNetwork):
+        return Outputs(actor.network)
+    network = actor.description["network"]
+    sizes = [network["observation_size"], *network["hidden_sizes"], network["action_size"]]
+    layers: list[nn.Module] = []
+    for size, following in pairwise(sizes):
+        layers += [nn.Linear(size, following), nn.Tanh() if network["activation"] == "tanh" else nn.ReLU()]
+    module = nn.Sequential(*layers[:-1])
+    named = {name: torch.from_numpy(np.array(x)) for name, x in actor.weights.items() if name.startswith("actor.")}
+    module.load_state_dict({name.removeprefix("actor."): x for name, x in named.items()})
+    return module
 
 
 class PolicyModule(nn.Module):
@@ -91,15 +155,8 @@ class PolicyModule(nn.Module):
 
     def __init__(self, actor: Actor) -> None:
         super().__init__()
-        network, space = actor.description["network"], actor.description["action_space"]
-        sizes = [network["observation_size"], *network["hidden_sizes"], network["action_size"]]
-        layers: list[nn.Module] = []
-        for size, following in pairwise(sizes):
-            layers += [nn.Linear(size, following), nn.Tanh() if network["activation"] == "tanh" else nn.ReLU()]
-        self.actor = nn.Sequential(*layers[:-1])
-        weights: Mapping[str, Array] = actor.weights
-        named = {name: torch.from_numpy(np.array(x)) for name, x in weights.items() if name.startswith("actor.")}
-        self.actor.load_state_dict({name.removeprefix("actor."): x for name, x in named.items()})
+        space = actor.description["action_space"]
+        self.actor = _network_module(actor)
         moments = actor.description["observation_normalizer"]
         self.normalized, self.clip = moments is not None, 0.0 if moments is None else moments["clip"]
         mean, variance, epsilon = (

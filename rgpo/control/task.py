@@ -62,19 +62,18 @@ class Control:
     wrappers: list[Wrapper] = field(default_factory=list)  # around each environment, the first one inside
     action_bounds: str = field(default="clip", metadata=one_of("clip", "rescale"))  # rescale: [-1, 1] onto finite bounds of a Box
     staleness: int = field(default=0, metadata=count(100, least=0))
-    correction_cap: float | None = field(
-        default=None, metadata=or_null(POSITIVE)
-    )  # null: ratios to the policy that drew the actions
+    correction_cap: float | None = field(default=None, metadata=or_null(POSITIVE))  # null: ratios to the drawing policy
 
     def __post_init__(self) -> None:
         require(isinstance(self.env_id, str) and self.env_id != "???", "task.env_id", self.env_id, "give a gymnasium id.")
         check_fields(self, "task")
         fits = self.correction_cap is None or self.staleness > 0
         require(fits, "task.correction_cap", self.correction_cap, "corrects stale rollouts only; set task.staleness.")
-        remedy = f"makes rollouts of {self.batch_size:,} samples, over {MANY:,}; lower it."
-        require(self.batch_size <= MANY, "task.num_steps", self.num_steps, remedy)
+        fits, remedy = self.batch_size <= MANY, f"makes rollouts of {self.batch_size:,} samples, over {MANY:,}; lower it."
+        require(fits, "task.num_steps", self.num_steps, remedy)
 
     memory_advice: ClassVar[str] = "lower task.num_steps or task.num_envs"
+    export_name: ClassVar[str] = "policy"
 
     @property
     def full_id(self) -> str:
@@ -247,8 +246,6 @@ class Control:
     def take_samples(self) -> list[Mapping[str, object]]:
         """No rows: episodes leave no samples."""
         return []
-
-    export_name: ClassVar[str] = "policy"
 
     def export(self, policy: Policy, state: State, folder: Path, facts: Facts) -> None:
         """Write policy.json and policy.safetensors.
