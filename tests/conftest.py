@@ -29,9 +29,9 @@ SLOW = {line.split()[0] for line in (Path(__file__).parent / "slow.txt").read_te
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of a slow module."""
+    """Mark the slow modules and the slow tests of others."""
     for item in items:
-        if item.path.stem in SLOW:
+        if SLOW & {item.path.stem, f"{item.path.stem}::{item.name.partition('[')[0]}"}:
             item.add_marker(pytest.mark.slow)
 
 
