@@ -19,6 +19,7 @@ from rgpo import distributed
 from rgpo.core.advantages import token_rewards, token_steps
 from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, one_of, or_null
 from rgpo.core.rollout import Array
+from rgpo.core.sequence import RATIOS, REDUCTIONS, UNCORRECTED, Correction, RatioLevel
 from rgpo.errors import ConfigError, require
 from rgpo.language.assets import AssetLoader, LanguageAssets, log_line, require_same_versions
 from rgpo.language.evaluation import Evaluator, decode_completions
@@ -50,8 +51,11 @@ class Language:
     stop_tokens: list[str | int] | None
     stop_strings: list[str] = field(metadata=accept(all, "must not contain an empty text, which would end every completion."))
     temperature: float = field(metadata=TEMPERATURE)
-    ratio: str = field(metadata=one_of("token", "sequence"))
-    reduction: str = field(metadata=one_of("token_mean", "sequence_mean"))
+    ratio: str = field(metadata=one_of(*RATIOS))
+    ratio_clip: list[float] | None = None
+    reduction: str = field(metadata=one_of(*REDUCTIONS))
+    correction: Correction = UNCORRECTED
+    decoupled: bool = False  # whether the policy at the update's start is the old one, whichever drew the rollout
     micro_batch_size: int = field(metadata=count(MANY))
     parallel: str = field(metadata=one_of("ddp", "fsdp"))
     num_kl_tokens: int = field(metadata=count(MANY))
@@ -68,6 +72,8 @@ class Language:
     def __post_init__(self) -> None:
         check_fields(self, "task")
         check_terms(self.reward or ())
+        RatioLevel(self.ratio, self.ratio_clip)
+        require(self.staleness > 0 or not self.decoupled, "task.decoupled", True, "needs stale rollouts; set task.staleness.")
         nothing = self.stop_tokens is not None and not self.stop_tokens and not self.stop_strings
         require(not nothing, "task.stop_tokens", "[]", "would let no completion end; name a token, or use null.")
         tokens = self.batch_size * self.max_new_tokens
@@ -107,6 +113,7 @@ class Language:
             require(value >= size, f"task.{key}", value, f"leaves some of {size} processes without a prompt; start fewer.")
         self.source.check(**self.without_model)
         self.sampler.check(self.group_size)
+        self.correction.check_cap(self.sampler.correction_cap)
 
     def validate(self, requirements: Requirements) -> None:
         """Raises: ConfigError for an algorithm that cannot learn from these rollouts."""
@@ -159,27 +166,24 @@ class Language:
         Raises: ConfigError if the model's log-probabilities are not the same however its tokens are read.
         """
         from rgpo.language.policy.consistency import Consistency
-        from rgpo.language.policy.language_model import LanguageModel, Sampling
-        from rgpo.language.policy.pretrained import add_lora, checkpoint_layers
+        from rgpo.language.policy.language_model import LanguageModel
+        from rgpo.language.policy.pretrained import trainable
+        from rgpo.language.policy.token_batch import Sampling
 
-        model = self.assets.model
-        if self.gradient_checkpointing:
-            checkpoint_layers(model)
-        if self.lora is not None:
-            targets = self.lora.target_modules
-            model = add_lora(model, rank=self.lora.rank, alpha=self.lora.alpha, dropout=0.0, target_modules=targets, seed=seed)
-        else:
-            model.requires_grad_(True)
+        model = trainable(self.assets.model, self.lora, self.gradient_checkpointing, seed)
+        lengths = {"max_new_tokens": self.max_new_tokens, "micro_batch_size": self.micro_batch_size}
         sampling = Sampling(
+            **lengths,
             temperature=self.temperature,
-            max_new_tokens=self.max_new_tokens,
             stop=self.stop_rule,
             pad_id=self.assets.pad_id,
             ratio=self.ratio,
             reduction=self.reduction,
-            micro_batch_size=self.micro_batch_size,
             num_kl_tokens=self.num_kl_tokens,
             mask_truncated=self.mask_truncated_completions,
+            ratio_clip=self.ratio_clip,
+            correction=self.correction,
+            correction_cap=self.sampler.correction_cap,
         )
         policy = LanguageModel(model, sampling, self.requirements.critic)
         Consistency(policy).run(log_line)
@@ -197,7 +201,8 @@ class Language:
         assert isinstance(policy, LanguageModel)
         while len(self.waiting) <= self.staleness:
             self.waiting.append(self._collect(policy))
-        return self.waiting.popleft()
+        rollout = self.waiting.popleft()
+        return policy.decouple(rollout, self.requirements.num_minibatches, self.rng) if self.decoupled else rollout
 
     def _collect(self, policy: LanguageModel) -> CompletionRollout:
         from rgpo.language.policy.token_batch import CompletionRollout, sampler_correction, to_rows
@@ -229,7 +234,7 @@ class Language:
             group_size=self.group_size,
             completions=completions,
             old=old,
-            correction_N=sampler_correction(old.logp_old_N, completions, self.sampler.correction_cap),
+            correction_N=sampler_correction(old.logp_old_N, completions, policy.sampling),
         )
 
     def _centered(self, score_B: Array) -> Array:

@@ -208,6 +208,16 @@ def add_lora(
             raise ConfigError(f"task.lora.target_modules={target_modules}: {first_line(error)}.") from error
 
 
+def trainable(model: PreTrainedModel, lora: LoRA | None, gradient_checkpointing: bool, seed: int) -> PreTrainedModel:
+    """The model with fresh adapters, or all of it, set to be trained."""
+    if gradient_checkpointing:
+        checkpoint_layers(model)
+    if lora is not None:
+        return add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=0.0, target_modules=lora.target_modules, seed=seed)
+    model.requires_grad_(True)
+    return model
+
+
 def checkpoint_layers(model: nn.Module) -> None:
     """Compute the layers' activations again in the backward pass instead of storing them.
 

@@ -6,6 +6,7 @@ them in a micro-batch; M of them with stored distributions over the vocabulary V
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -16,10 +17,37 @@ from torch import Tensor
 from rgpo import distributed
 from rgpo.core.divergences import k1, k2, k3
 from rgpo.core.rollout import Array, Rollout
-from rgpo.core.sequence import REDUCTIONS
+from rgpo.core.sequence import REDUCTIONS, UNCORRECTED, Correction
 from rgpo.language.policy.generation import Completions
 from rgpo.language.policy.packing import MicroBatch, StoredDistributions, local_micro_batches
+from rgpo.language.policy.stopping import StopRule
 from rgpo.learning.types import Minibatch, Samples, State, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings of drawing completions and of computing their tokens' log-probabilities."""
+
+    temperature: float
+    max_new_tokens: int
+    stop: StopRule
+    pad_id: int
+    ratio: str  # one of RATIOS: the log ratio that the gate sees
+    reduction: str  # a key of REDUCTIONS
+    micro_batch_size: int  # completions per forward pass in learning
+    num_kl_tokens: int  # tokens whose whole distributions are stored
+    mask_truncated: bool = False  # completions cut by the length limit are left out of the loss
+    ratio_clip: Sequence[float] | None = None  # of ratio=sequence_clipped, nats
+    correction: Correction = UNCORRECTED
+    correction_cap: float | None = None  # the sampler's own, where correction is none
+
+
+class TokenOutputs(NamedTuple):
+    """A forward pass at a micro-batch's n tokens."""
+
+    logp_n: Tensor
+    entropy_n: Tensor
+    hidden_nD: Tensor
 
 
 class OldLogprobs(NamedTuple):
@@ -55,7 +83,7 @@ class TokenBatch:
     completions: Completions
     micro_batches: list[list[MicroBatch]]  # of each minibatch, over all processes
     stored: StoredDistributions
-    sequence_ratio: bool  # whether the gate sees each completion's mean log ratio
+    sequence_ratio: bool  # whether the loss of a token depends on the others of its completion
     samples: Samples
 
     @property
@@ -77,12 +105,12 @@ class TokenBatch:
         return replace(self, samples=self.samples._replace(advantage=advantage))
 
 
-def token_weights(
-    completions: Completions, minibatches: list[list[Tensor]], reduction: str, mask_truncated: bool = False
-) -> Tensor:
-    """(N,): the weight of each token in the reduction (a key of REDUCTIONS) over its minibatch; with mask_truncated, tokens of
-    completions that were cut by the length limit have weight 0, and count as no tokens.
+def token_weights(completions: Completions, minibatches: list[list[Tensor]], sampling: Sampling) -> Tensor:
+    """(N,): the weight of each token in the reduction over its minibatch.
+
+    With mask_truncated, tokens of completions that were cut by the length limit have weight 0, and count as no tokens.
     """
+    reduction, mask_truncated = sampling.reduction, sampling.mask_truncated
     mask_BT = completions.completion_mask_BT.to(torch.float32)
     if mask_truncated:
         mask_BT = mask_BT * completions.finished_B[:, None]
@@ -90,6 +118,8 @@ def token_weights(
     for parts in minibatches:
         index = torch.cat(parts)
         weight_BT[index] = REDUCTIONS[reduction](mask_BT[index]).nan_to_num()  # 0/0 of a row or minibatch without tokens
+    if reduction == "constant":
+        weight_BT /= sampling.max_new_tokens
     return weight_BT[completions.completion_mask_BT.bool()]
 
 
@@ -111,9 +141,12 @@ def sampler_gap(logp_old_N: Tensor, completions: Completions) -> Tensor:
     return logp_old_N - completions.logp_BT[completions.completion_mask_BT.bool()]
 
 
-def sampler_correction(logp_old_N: Tensor, completions: Completions, cap: float | None) -> Tensor:
-    """(N,) min(pi_old/pi_sampler, cap) of the tokens; 1 without a cap."""
-    return torch.ones_like(logp_old_N) if cap is None else sampler_gap(logp_old_N, completions).exp().clamp(max=cap)
+def sampler_correction(logp_old_N: Tensor, completions: Completions, sampling: Sampling) -> Tensor:
+    """(N,) the tokens' weights of the correction; min(pi_old/pi_sampler, cap) with a cap of the sampler alone."""
+    gap_N = sampler_gap(logp_old_N, completions)
+    if sampling.correction_cap is not None:
+        return gap_N.exp().clamp(max=sampling.correction_cap)
+    return sampling.correction.weights(gap_N, completions.completion_mask_BT.bool())
 
 
 def reference_kl(old: OldLogprobs, completions: Completions) -> dict[str, float]:
