@@ -18,7 +18,7 @@ from rgpo.errors import ConfigError
 from rgpo.paths import conf_dir
 from rgpo.runtime.schema import AXES, canonical_config
 
-LANGUAGE_ALGOS = ("dapo", "dpo", "grpo", "gspo", "rloo")
+LANGUAGE_ALGOS = ("dapo", "dpo", "dppo", "dr_grpo", "dro", "gmpo", "grpo", "gspo", "gspo_token", "luspo", "rloo", "vespo")
 CONTROL_ALGOS = ("a2c",)
 FAMILY = [name for name in group_options("algo") if name not in ("a2c", "dpo")]
 ALONE = {  # words that an option needs beside it, "" for none; None: it is tested elsewhere
