@@ -4,11 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test coverage campaign check docs report clean
+.PHONY: run test coverage campaign check docs report clean reproduce-quick reproduce-control reproduce-language reproduce-theory
 
 run: $(VENV)/installed
-	$(BIN)/rgpo-run algo=rgpo task=hopper total_env_steps=100000
-	$(BIN)/rgpo-report
+	$(BIN)/python -m experiments.reproduce run
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
@@ -29,6 +28,10 @@ check: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python -m experiments.pages
 	$(BIN)/mkdocs build --strict
+
+RESULTS ?=
+reproduce-quick reproduce-control reproduce-language reproduce-theory: reproduce-%: $(VENV)/installed
+	$(BIN)/python -m experiments.reproduce $* $(if $(RESULTS),--results $(RESULTS))
 
 report: $(VENV)/installed
 	$(BIN)/rgpo-report

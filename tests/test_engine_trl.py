@@ -13,10 +13,13 @@ trl = pytest.importorskip("trl", reason="TRL is not installed (pip install 'rgpo
 
 import tiny_trl
 
+import rgpo
 from rgpo import gates
 from rgpo.engines.parts import GateParts
 from rgpo.engines.trl import STATE, GatedGRPOTrainer, GatedRLOOTrainer
+from rgpo.engines.trl_record import RecordRun
 from rgpo.errors import ConfigError
+from rgpo.report.cli import main as report
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -26,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_trl.save_model(tmp_path_factory.mktemp("model"))
 
 
-def make(kind: Any, folder: str, out: Path, parts: Any = None, **change: Any) -> Any:
+def make(kind: Any, folder: str, out: Path, parts: Any = None, eval_dataset: Any = None, **change: Any) -> Any:
     config = trl.RLOOConfig if issubclass(kind, trl.RLOOTrainer) else trl.GRPOConfig
     own = {} if parts is None else {"parts": parts}
     return kind(
@@ -34,6 +37,7 @@ def make(kind: Any, folder: str, out: Path, parts: Any = None, **change: Any) ->
         tiny_trl.reward,
         config(str(out), **(tiny_trl.PINNED | change)),
         train_dataset=tiny_trl.prompts(),
+        eval_dataset=eval_dataset,
         processing_class=tiny_trl.tokenizer(),
         **own,
     )
@@ -141,6 +145,30 @@ def test_rgpo_learns_saves_and_resumes(folder: str, tmp_path: Path) -> None:
     later = [row for row in resumed.state.log_history if "loss" in row and row["step"] > 12]
     for name in ("kl/coef", "loss", "kl/ref_unbiased"):
         assert [row[name] for row in later] == [row[name] for row in rows[12:]]
+
+
+def test_a_run_is_on_the_frontier(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows, and rewards against KL of the evaluations, of our loss; TRL's own measures no KL per completion."""
+    evaluated = {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "per_device_eval_batch_size": 8}
+    for kind, parts, algo in ((GatedGRPOTrainer, "algo=rgpo", "rgpo"), (trl.GRPOTrainer, None, "dapo")):
+        trainer = make(kind, folder, tmp_path / algo, parts, max_steps=4, eval_dataset=tiny_trl.prompts(4), **evaluated)
+        trainer.add_callback(RecordRun(trainer, task="words", algo=algo, results_dir=str(tmp_path / "results")))
+        trainer.train()
+    for run in map(rgpo.load, sorted((tmp_path / "results" / "engines").iterdir())):
+        table = run.metrics
+        assert run.status == "completed" and len(table) == 4
+        assert table["loss/policy"].notna().all() and table["reward/train_mean"].notna().sum() == 2
+        assert list(table["reward/eval_proxy_change"].notna()) == [False, True, False, True]
+        own = run.identity["algo"] == "rgpo"
+        assert ("kl/eval_ref_sequence" in table) == own
+        assert not own or (table["kl/eval_ref_sequence"].dropna() != 0).all()
+        assert run.config["engine"]["settings"]["num_iterations"] == 2  # type: ignore[index]
+    out = tmp_path / "report"
+    capsys.readouterr()
+    assert report([f"results_dir={tmp_path / 'results'}", f"out={out}", "formats=[svg]"]) == 1
+    (problem,) = capsys.readouterr().err.splitlines()
+    assert "/words-dapo-s0-" in problem and "kl/eval_ref_sequence was never measured" in problem
+    assert any("frontier" in path.name for path in out.rglob("*"))
 
 
 @pytest.mark.parametrize(

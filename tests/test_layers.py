@@ -39,11 +39,11 @@ REPORT = {
     "rgpo.version",
 }  # all of ours that the report imports
 ONLY = {  # who may import a package of others
-    "transformers": {"language"},
+    "transformers": {"engines", "language"},
     "tokenizers": {"language"},
     "peft": {"language"},
     "huggingface_hub": {"language"},
-    "gymnasium": {"control"},
+    "gymnasium": {"control", "engines"},
     "mujoco": {"control"},
     "hydra": {"cli"},
     "omegaconf": {"cli", "report"},

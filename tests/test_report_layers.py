@@ -79,7 +79,7 @@ def test_every_figure_is_a_module_with_axes(name: str) -> None:
 
 
 def test_every_column_that_is_read_is_one_that_runs_write() -> None:
-    assert set(GLOSSARY) >= columns.COLUMNS and set(Sample._fields) <= set(SAMPLES)
+    assert set(GLOSSARY) >= columns.COLUMNS and set(Sample._fields) - {"terms"} <= set(SAMPLES)
 
 
 def test_the_template_is_part_of_the_package() -> None:

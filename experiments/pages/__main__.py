@@ -64,13 +64,13 @@ def _texts(results: Results, check: bool) -> Iterator[Path]:
 
 
 def _pictures(results: Results, check: bool) -> Iterator[Path]:
-    for name, content in pictures(results):
-        path = ROOT / "docs" / "figures" / f"{name}.svg"
-        if not path.exists() or not same_picture(path.read_bytes(), content):
-            if not check:
+    for name, made in pictures(results):
+        paths = {kind: ROOT / "docs" / "figures" / f"{name}.{kind}" for kind in made}
+        if not (all(path.exists() for path in paths.values()) and same_picture(paths["svg"].read_bytes(), made["svg"])):
+            for kind, path in paths.items() if not check else ():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-            yield path
+                path.write_bytes(made[kind])
+            yield paths["svg"]
 
 
 def same_picture(one: bytes, other: bytes) -> bool:

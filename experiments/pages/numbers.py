@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from rgpo.report.read.groups import Group
 from rgpo.report.tables import summary
 from rgpo.report.tables.table import Table
 
+VERDICTS = ("reproduced", "contradicted", "undecided", "not tested")
 CONTROL = ("task", "label", "n", "return", "kl", "spikes")  # columns that are shown
 LANGUAGE = ("label", "n", "proxy", "gold", "kl_ref", "length")
 
@@ -64,19 +66,22 @@ def gate_of(algo: str) -> str | None:
     return found[1] if found and found[1] != "null" else None
 
 
+def verdict(found: Results) -> str:
+    """One sentence: how many claims of the paper have which verdict."""
+    counts = Counter(claim.verdict for claim in found.claims)
+    listed = [f"{counts[word]} {word}" for word in VERDICTS if counts[word]]
+    return f"**Does it reproduce?** Of the paper's {len(found.claims)} claims, {', '.join(listed[:-1])} and {listed[-1]}."
+
+
 def verdicts(found: Results) -> str:
-    """The counts of the verdicts on the paper's claims, from the statements of the theory."""
-    table = found.verdicts()
-    theirs = table[~table.claim.str.endswith("(ours)")]
-    rows = ["| claim | statements | reproduced | not reproduced | undecided |", "| :-- | --: | --: | --: | --: |"]
-    for claim, members in theirs.groupby("claim", sort=True, observed=True):
-        counts = [int((members.verdict == verdict).sum()) for verdict in ("reproduced", "not reproduced", "undecided")]
-        rows.append(f"| {claim} | {len(members)} | {' | '.join(map(str, counts))} |")
-    return "\n".join(rows)
+    """A row per claim of the paper."""
+    rows = [f"| {claim.id} | {claim.claim} | {claim.verdict} |" for claim in found.claims]
+    return "\n".join(["| id | claim | verdict |", "| :-- | :-- | :-- |", *rows])
 
 
 RENDERERS: Mapping[str, Callable[..., str]] = {
     "results": results,
     "curve": curve,
+    "verdict": verdict,
     "verdicts": verdicts,
 }

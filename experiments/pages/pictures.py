@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -10,8 +11,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pages.numbers import gate_of
-from experiments.pages.results import Results
+from experiments.pages.numbers import VERDICTS, gate_of
+from experiments.pages.results import Judged, Results
 from experiments.theory.common import load_gate
 from rgpo import gates, surrogate
 from rgpo.cli.overrides import group_options
@@ -26,9 +27,10 @@ GATES = {"identity": "trpo", "clip": "ppo", "sigmoid": "rgpo", "sign_aware_sigmo
 RATIOS = np.linspace(0.02, 2.0, 200)
 
 
-def pictures(results: Results) -> Iterator[tuple[str, bytes]]:
-    """(name, SVG) of every picture."""
+def pictures(results: Results) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(name, content by format) of every picture; the README's one also as PNG, at least 1,400 pixels wide."""
     drawn: dict[str, Callable[[], Figure]] = {
+        "verdict": partial(verdict, results.claims),
         "concept_gate": partial(_curves, "gate value g(r)", lambda gate, d, sign: gate(d, sign)),
         "concept_weight": partial(_curves, "weight w(r) = r g'(r)", gates.weight),
         "concept_penalty": penalty,
@@ -45,7 +47,26 @@ def pictures(results: Results) -> Iterator[tuple[str, bytes]]:
         with style.context():
             figure = draw()
             style.settle(figure)
-            yield name, style.save(figure, name, ("svg",), 160)["svg"]
+            yield name, style.save(figure, name, ("svg", "png") if name == "verdict" else ("svg",), 220)
+
+
+def verdict(claims: Sequence[Judged]) -> Figure:
+    """A row per claim of the paper, with a mark in the column of its verdict."""
+    figure = Figure(figsize=(style.WIDTH, 0.24 * len(claims) + 0.5), layout="constrained")
+    axes = figure.subplots()
+    looks = dict(
+        zip(VERDICTS, ((style.GREEN, "o"), (style.VERMILLION, "X"), (style.ORANGE, "s"), (style.GRAY, "D")), strict=True)
+    )
+    for place, claim in enumerate(claims):
+        color, marker = looks[claim.verdict]
+        axes.plot(VERDICTS.index(claim.verdict), place, marker=marker, color=color, markersize=8)
+    axes.set_yticks(range(len(claims)), [f"{claim.id}  {textwrap.shorten(claim.claim, 80)}" for claim in claims])
+    axes.set_xticks(range(len(VERDICTS)), VERDICTS)
+    axes.set_xlim(-0.5, len(VERDICTS) - 0.5)
+    axes.set_ylim(len(claims) - 0.4, -0.6)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    return figure
 
 
 def _curves(label: str, values: Callable[[GateLike, torch.Tensor, torch.Tensor], torch.Tensor]) -> Figure:
@@ -151,7 +172,7 @@ def update() -> Figure:
     axes.set_xlabel("gradient steps on the same batch")
     axes.set_ylabel("KL(old || new), nats")
     style.log_axis(axes)
-    axes.set_ylim(1e-5, 10)
+    axes.set_ylim(1e-3, 10)
     style.legend_below(figure, lines)
     return figure
 

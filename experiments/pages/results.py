@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache, cached_property
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
-import pandas as pd
-
+from rgpo.report.claims.ledger import START
 from rgpo.report.cli import parse
 from rgpo.report.figures import learning_curves
 from rgpo.report.read.columns import GOLD, KL, KL_REF, LENGTH, PROXY, TRAIN, TRUNCATED
@@ -16,7 +17,16 @@ from rgpo.report.read.load import experiments, read_runs
 from rgpo.report.read.workers import workers
 from rgpo.report.settings import Settings
 
+LEDGER = Path(__file__).parents[1] / "README.md"
 COLUMNS = {*learning_curves.COLUMNS, TRAIN, KL, PROXY, GOLD, KL_REF, LENGTH, TRUNCATED}
+
+
+class Judged(NamedTuple):
+    """A claim of the paper, and what became of it."""
+
+    id: str
+    claim: str
+    verdict: str
 
 
 class Results:
@@ -46,7 +56,13 @@ class Results:
                 found[name] = chosen
         return found
 
-    @cache  # noqa: B019  # one object for a whole command
-    def verdicts(self) -> pd.DataFrame:
-        """The verdicts on the statements of the theory."""
-        return pd.read_parquet(self.folder / "theory" / "verdicts.parquet")
+    @cached_property
+    def claims(self) -> list[Judged]:
+        """The paper's claims with their verdicts, from the table that `rgpo-report ledger=` made of these results."""
+        _, _, text = LEDGER.read_text(encoding="utf-8").partition(START)
+        first = [
+            line.strip("| ").split(" | ") for line in takewhile(lambda line: line.startswith("|"), text.strip().splitlines())
+        ]
+        head, found = first[0], first[2:]
+        places = [head.index(name) for name in ("id", "claim", "verdict")]
+        return [Judged(*(row[place] for place in places)) for row in found]

@@ -193,7 +193,8 @@ class SignAwareSigmoid(Gate):
     """The pessimistic gate min(r A, h(r) A), h = 1 + (2/k) tanh(k (r-1)/2): PPO's min with a smooth knee (our choice).
 
     Where the step makes progress (A>=0 and r>1, A<0 and r<1) the gate closes smoothly; on the other side the correcting
-    gradient stays whole, its weight capped at min(r, cap) so that it is bounded.
+    gradient stays whole, its weight capped at min(r, cap) so that it is bounded; where A<0 and r > cap the capped curve is not
+    the pessimistic one (docs/theory.md, section 4).
     """
 
     sharpness: float = field(metadata=POSITIVE)

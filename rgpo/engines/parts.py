@@ -125,9 +125,16 @@ def compose_parts(words: str | Sequence[str], *, kind: str, config_dir: str | No
     from rgpo.cli.words import typed_keys
     from rgpo.learning.types import Requirements
 
-    own = shlex.split(words) if isinstance(words, str) else list(words)
+    try:
+        own = shlex.split(words) if isinstance(words, str) else list(words)
+    except ValueError as error:
+        raise ConfigError(f"{words}: cannot be split into words ({error}); give a list of words.") from error
     with hydra_on(config_dir) as composer:
-        typed = typed_keys(own, composer.parse(own))
+        parsed = composer.parse(own)
+        for word, item in zip(own, parsed, strict=True):
+            if item.is_sweep_override():
+                raise ConfigError(f"{word}: is a sweep; an engine trains with one objective.")
+        typed = typed_keys(own, parsed)
         for key, value in typed.items():
             if key.partition(".")[0].partition("@")[0] not in GROUPS:
                 raise ConfigError(f"{key}={value}: is the trainer's own to set; here the words are {', '.join(GROUPS)}.")

@@ -171,6 +171,9 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):  # type: ignore[misc]
         if self.model.training:
             d_old = (logps - old)[live]
             self._window.add(d_old, d_old if reference is None else (logps - reference)[live], entropies[live], seen)
+        elif reference is not None:
+            kl_B = self.accelerator.gather(((logps - reference) * mask).sum(1))
+            self._metrics["eval"]["kl/ref_sequence"].append(kl_B.mean().item())  # log pi(y)/pi_ref(y), nats
 
     def _correction(self, inputs: dict[str, Any], logps: Tensor, old: Tensor, mask: Tensor) -> Tensor | None:
         """TRL's factor of each token (n,): its correction for vLLM and its mask of stale completions; None where it has none."""

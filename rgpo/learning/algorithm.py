@@ -166,6 +166,15 @@ def estimate(advantage: Advantage, rollout: Rollout) -> tuple[Array, Array]:
     return found
 
 
+def rows_with_advantage(rollout: Rollout, advantage: Advantage | None) -> list[dict[str, object]]:
+    """The rollout's rows with each environment's mean advantage over its live steps; NaN without an estimator."""
+    if not rollout.rows or advantage is None:
+        return [{"advantage": math.nan, **row} for row in rollout.rows]
+    live = rollout.live()
+    means = (estimate(advantage, rollout)[0] * live).sum(0) / live.sum(0)
+    return [{"advantage": float(mean), **row} for mean, row in zip(means, rollout.rows, strict=True)]
+
+
 def describe_part(part: object) -> str:
     """Class name and constructor knobs: Sigmoid(sharpness=10)."""
     if isinstance(part, float):

@@ -23,6 +23,7 @@ from rgpo.learning.types import Policy, PolicyOutput, Samples, View
 
 HUGE = 1e15  # its square times the largest batches nears the limit of float32, 3e38
 SCALE_REWARDS = "scale the rewards (control tasks: task.normalize_reward=true)"
+CHECK_REFERENCE = "look for NaN in the weights of the starting model, or load it with dtype=float32"
 SCALE_OBSERVATIONS = "scale the observations (control tasks: task.normalize_observation=true)"
 
 
@@ -111,8 +112,9 @@ def _at_step(error: NonFiniteStep, policy: Policy, rollout: Rollout, gates: dict
 def _in_samples(samples: Samples, rollout: Rollout) -> Iterator[str]:
     for name, x in samples._asdict().items():
         if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all():
-            drawn = name in ("logp_old", "value_old")
-            remedy = _overflow(getattr(rollout, "observation", None)) if drawn else "check the task's rewards"
+            remedy = CHECK_REFERENCE if name == "logp_ref" else "check the task's rewards"
+            if name in ("logp_old", "value_old"):
+                remedy = _overflow(getattr(rollout, "observation", None))
             yield f"{name} of a sample is NaN or infinite; {remedy}"
 
 

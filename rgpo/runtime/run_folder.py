@@ -19,7 +19,7 @@ from rgpo.runtime import manifest, reader
 from rgpo.runtime.provenance import redact
 
 LOCK, ERROR = ".lock", "error.txt"
-ROWS = ("metrics.parquet", "samples.parquet")
+ROWS = ("metrics.parquet", "samples.parquet", "rollouts.parquet")
 MAX_ATTEMPT = 10**8
 
 

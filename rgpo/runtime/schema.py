@@ -43,6 +43,22 @@ SAMPLES = {  # columns of samples.parquet, completions of held-out prompts: text
     "finished": "yes/no",  # false: cut by the length limit
 }
 
+ROLLOUTS = {  # columns of rollouts.parquet, completions that were learned from
+    "run_id": "text",
+    "algo": "text",
+    "scale": "text",
+    "seed": "whole",
+    "iteration": "whole",
+    "completion_id": "whole",  # place in the rollout; those of a prompt side by side
+    "prompt": "text",
+    "completion": "text",  # with special tokens and what ended it
+    "reward": "number",  # without any KL
+    "advantage": "number",  # mean over its tokens, before any normalization; NaN for an algorithm without
+    "kl_ref": "number",  # log pi(y)/pi_ref(y), nats per completion
+    "length": "whole",  # tokens
+    "finished": "yes/no",  # false: cut by the length limit
+}
+
 _SIDES = {"pos": "samples with advantage >= 0", "neg": "samples with advantage < 0"}
 
 
@@ -206,13 +222,15 @@ FORMER_KL = {  # what they penalized before it was a choice; on language tasks: 
 NO_PENALTY, REWARD_KL = "rgpo.core.kl_penalty.NoPenalty", "rgpo.core.kl_penalty.RewardKL"
 DROPPED = ("published", "presets", "kl_spike_threshold")  # keys whose values reach a run through other keys, or not at all
 LANGUAGE = "rgpo.language.task.Language"
+ADDED_TO_CHAT = dict.fromkeys(("adapter", "chat_template", "chat_template_kwargs", "eval_data", "system_prompt")) | {
+    "first_turn": False
+}
 ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since and the values that keep its behavior
     "": {"algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"}, "resume_from": None, "save_model": False},
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
     "rgpo.learning.sgd.SGD": {"clip_jointly": True},
-    "rgpo.language.sources.hub.Hub": dict.fromkeys(
-        ("adapter", "chat_template", "chat_template_kwargs", "eval_data", "system_prompt"), None
-    ),
+    "rgpo.language.sources.hub.Hub": ADDED_TO_CHAT,
+    "rgpo.language.sources.smollm2.SmolLM2": ADDED_TO_CHAT,
     LANGUAGE: {
         "center_scores": False,
         "parallel": "ddp",
@@ -227,6 +245,8 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
         "skip_special_tokens": True,
         "stop_tokens": None,
         "stop_strings": [],
+        "trained_layers": None,
+        "log_rollouts_every": 0,
     },
 }
 

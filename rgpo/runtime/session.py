@@ -13,6 +13,7 @@ import numpy as np
 
 from rgpo import atomic, distributed
 from rgpo.errors import EXPLAINED, MAX_LINE, ConfigError, EnvironmentFault, StorageError, first_line, printable, require
+from rgpo.learning.algorithm import rows_with_advantage
 from rgpo.learning.export import NoExport
 from rgpo.learning.types import Algorithm, Metrics, Policy, State, Task
 from rgpo.runtime import checkpoint, continuation, export, manifest, provenance, reader, run_folder
@@ -185,7 +186,8 @@ class Session:
         busy = sum(number(metrics, f"time/{phase}_s", 0.0) for phase in ("collect", "update", "diagnostics"))
         metrics["speed/env_steps_per_s"] = num_steps / busy
         metrics["time/iteration_s"] = time.perf_counter() - start
-        self.recorder.record(self.iteration, self.env_steps, metrics, self.task.take_samples())
+        rows = rows_with_advantage(rollout, getattr(self.algorithm, "advantage", None))
+        self.recorder.record(self.iteration, self.env_steps, metrics, self.task.take_samples(), rows)
         return metrics
 
     def save(self) -> None:

@@ -8,6 +8,7 @@ ended leaves the batch, and masks are made once. A row's random numbers depend o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from rgpo.core.sequence import UNCORRECTED, Correction
 from rgpo.errors import NonFiniteError, require
 from rgpo.language.policy import attention_masks
 from rgpo.language.policy.rounding import accepted
@@ -26,6 +28,24 @@ if TYPE_CHECKING:
 Batching = Literal["additive", "padded", "equal_length", "uncached"]  # how prompts share a batch, the fastest first
 BATCHINGS: tuple[Batching, ...] = get_args(Batching)
 Choose = Callable[[Tensor, Tensor, int], Tensor]  # logits (b, V), their rows of B (b,), step -> tokens (b,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings of drawing completions and of computing their tokens' log-probabilities."""
+
+    temperature: float
+    max_new_tokens: int
+    stop: StopRule
+    pad_id: int
+    ratio: str  # one of RATIOS: the log ratio that the gate sees
+    reduction: str  # a key of REDUCTIONS
+    micro_batch_size: int  # completions per forward pass in learning
+    num_kl_tokens: int  # tokens whose whole distributions are stored
+    mask_truncated: bool = False  # completions cut by the length limit are left out of the loss
+    ratio_clip: Sequence[float] | None = None  # of ratio=sequence_clipped, nats
+    correction: Correction = UNCORRECTED
+    correction_cap: float | None = None  # the sampler's own, where correction is none
 
 
 class Completions(NamedTuple):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,7 +20,15 @@ from rgpo import distributed
 from rgpo.core.rollout import Array, Rollout
 from rgpo.core.sequence import RatioLevel
 from rgpo.language.policy import attention_masks, packing, sharding
-from rgpo.language.policy.generation import Batching, Completions, base_model, concatenate, default_batching, generate
+from rgpo.language.policy.generation import (
+    Batching,
+    Completions,
+    Sampling,
+    base_model,
+    concatenate,
+    default_batching,
+    generate,
+)
 from rgpo.language.policy.heads import Parts, find_parts
 from rgpo.language.policy.logprobs import Head, token_statistics
 from rgpo.language.policy.packing import Layout, MicroBatch, StoredDistributions
@@ -29,10 +36,8 @@ from rgpo.language.policy.rounding import accepted
 from rgpo.language.policy.token_batch import (
     CompletionRollout,
     OldLogprobs,
-    Sampling,
     TokenBatch,
     TokenOutputs,
-    sampler_correction,
     sampler_gap,
     to_rows,
     to_tokens,
@@ -195,11 +200,6 @@ class LanguageModel:
         numbers = distributed.all_reduce_sum(torch.stack([logp_old, logp_ref, value]))
         stored = StoredDistributions(chosen, tokens[order], old_table[order], ref_table[order])
         return OldLogprobs(minibatches, numbers[0], numbers[1], numbers[2], stored)
-
-    def decouple(self, rollout: CompletionRollout, num_minibatches: int, rng: np.random.Generator) -> CompletionRollout:
-        """The rollout with the present policy as its old one, and the correction for the one that drew it (arXiv 2110.00641)."""
-        old = self.compute_old_logprobs(rollout.completions, num_minibatches, rng)._replace(value_N=rollout.old.value_N)
-        return replace(rollout, old=old, correction_N=sampler_correction(old.logp_old_N, rollout.completions, self.sampling))
 
     @torch.no_grad()
     def completion_kl(self, completions: Completions) -> Array:

@@ -6,7 +6,6 @@ them in a micro-batch; M of them with stored distributions over the vocabulary V
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -17,29 +16,10 @@ from torch import Tensor
 from rgpo import distributed
 from rgpo.core.divergences import k1, k2, k3
 from rgpo.core.rollout import Array, Rollout
-from rgpo.core.sequence import REDUCTIONS, UNCORRECTED, Correction
-from rgpo.language.policy.generation import Completions
+from rgpo.core.sequence import REDUCTIONS
+from rgpo.language.policy.generation import Completions, Sampling
 from rgpo.language.policy.packing import MicroBatch, StoredDistributions, local_micro_batches
-from rgpo.language.policy.stopping import StopRule
 from rgpo.learning.types import Minibatch, Samples, State, View
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Settings of drawing completions and of computing their tokens' log-probabilities."""
-
-    temperature: float
-    max_new_tokens: int
-    stop: StopRule
-    pad_id: int
-    ratio: str  # one of RATIOS: the log ratio that the gate sees
-    reduction: str  # a key of REDUCTIONS
-    micro_batch_size: int  # completions per forward pass in learning
-    num_kl_tokens: int  # tokens whose whole distributions are stored
-    mask_truncated: bool = False  # completions cut by the length limit are left out of the loss
-    ratio_clip: Sequence[float] | None = None  # of ratio=sequence_clipped, nats
-    correction: Correction = UNCORRECTED
-    correction_cap: float | None = None  # the sampler's own, where correction is none
 
 
 class TokenOutputs(NamedTuple):
@@ -67,6 +47,11 @@ class CompletionRollout(Rollout):
     completions: Completions
     old: OldLogprobs
     correction_N: Tensor  # truncated weight of a token that another engine than the learner drew, else 1
+
+    def with_old(self, old: OldLogprobs, sampling: Sampling) -> CompletionRollout:
+        """With another old policy, and the correction for the one that drew the completions (decoupled PPO, arXiv 2110.00641)."""
+        correction_N = sampler_correction(old.logp_old_N, self.completions, sampling)
+        return replace(self, old=old._replace(value_N=self.old.value_N), correction_N=correction_N)
 
     def groups(self) -> Array:
         """Completions (M, b) of at least 2 and at most 32 disjoint groups of whole prompts, for the gradient's variance."""
@@ -185,6 +170,7 @@ def rollout_state(rollout: CompletionRollout) -> State:
         "steps": {name: torch.from_numpy(getattr(rollout, name)) for name in STEPS},
         "group_size": rollout.group_size,
         "metrics": rollout.metrics,
+        "rows": list(rollout.rows),
         "completions": list(rollout.completions),
         "minibatches": old.minibatches,
         "tokens": [old.logp_old_N, old.logp_ref_N, old.value_N, rollout.correction_N],
@@ -201,6 +187,7 @@ def restore_rollout(state: State) -> CompletionRollout:
         **steps,
         group_size=cast(int, state["group_size"]),
         metrics=cast(dict[str, float], state["metrics"]),
+        rows=cast(list[dict[str, object]], state.get("rows", [])),
         completions=Completions(*cast(list[Tensor], state["completions"])),
         old=OldLogprobs(minibatches, logp_old, logp_ref, value, StoredDistributions(*cast(list[Tensor], state["stored"]))),
         correction_N=correction,

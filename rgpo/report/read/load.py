@@ -163,7 +163,7 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
         reason="" if planned else printable(state.get("reason") or ""),
         num_iterations=num_iterations,
         reached=len(iteration),
-        reduced=reduce(found.columns, detail),
+        reduced=reduce(found.columns, detail, metrics),
     )
     gap = int(iteration.max()) - len(iteration)
     if gap and run.status != "completed":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -37,10 +37,13 @@ class Reduced(NamedTuple):
     ratio_quantiles: Floats  # of the largest ratio of each update
 
 
-def reduce(columns: Mapping[str, Floats], detail: Detail) -> Reduced:
-    """Reduce the columns of a run: numbers are over all rows; curves are unchanged if there are at most num_points rows."""
+def reduce(columns: Mapping[str, Floats], detail: Detail, own: Collection[str] = ()) -> Reduced:
+    """Reduce the columns of a run: numbers are over all rows; curves are unchanged if there are at most num_points rows.
+
+    own: metrics of this run alone, whose final values are kept, too.
+    """
     numbers = {}
-    for column, name in dict.fromkeys((*NUMBERS, *detail.numbers)):
+    for column, name in dict.fromkeys((*NUMBERS, *detail.numbers, *((column, "final") for column in own))):
         if column in columns and not is_list(column):
             values = columns[column][~np.isnan(columns[column])]
             numbers[column, name] = _statistic(name)(values, detail) if values.size else float("nan")
