@@ -209,9 +209,9 @@ class ControlPolicy(ABC):
         """Flatten a rollout (T, E) to N samples."""
         assert isinstance(rollout, ControlRollout)
         old = rollout.old or self.old(rollout)
-        columns = [torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (advantage, value_target, rollout.value)]
+        a, target, value = (torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (advantage, value_target, rollout.value))
         view = Observations(*self._inputs(rollout), old.parameters)
-        return ControlBatch(view, Samples(old.logp, None, *columns)._replace(correction=old.correction))
+        return ControlBatch(view, Samples(old.logp, None, a, target, value, correction=old.correction))
 
     def values_around(self, seen: Array, last: Array, finals: Mapping[tuple[int, int], Array]) -> tuple[Array, Array]:
         """V of every observation (T, E, D) and of every true next observation, (T, E) float64 each, in one forward pass.
