@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import rgpo
 from rgpo import gates
 from rgpo.core.kl_penalty import AdaptivePenalty, NoPenalty
+from rgpo.engines import verl_record
 from rgpo.engines.parts import GateParts, compose_parts, refuse_ignored, warn_untried
 from rgpo.engines.record import RunRecord
 from rgpo.errors import ConfigError
@@ -120,3 +122,35 @@ def test_names_and_settings_are_checked(tmp_path: Path) -> None:
         record(tmp_path, settings={"model": object()})
     assert record(tmp_path).run_dir != record(tmp_path, settings={"learning_rate": 2e-3}).run_dir
     assert record(tmp_path).run_dir == record(tmp_path, num_iterations=9).run_dir
+
+
+def test_a_log_of_verl_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "gsm8k.jsonl"
+    steps = [{"actor/pg_loss": 0.1, "actor/kl/old_k3": 0.01 * i, "critic/score/mean": float(i), "perf/x": 1} for i in range(3)]
+    lines = [{"step": 0, "data": {"val-core/acc": 0.2}}, *({"step": i + 1, "data": row} for i, row in enumerate(steps))]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = [str(log), "task=gsm8k", "algo=rgpo", "seed=3", f"results_dir={tmp_path / 'results'}"]
+    assert verl_record.main(words) == 0
+    found = rgpo.load(capsys.readouterr().out.strip())
+    assert list(found.metrics["reward/train_mean"]) == [0, 1, 2] and found.identity["seed"] == 3
+    assert list(found.metrics["kl/old_k3"]) == pytest.approx([0, 0.01, 0.02])
+
+
+@pytest.mark.parametrize(
+    "text, words, sentence",
+    [
+        ("", ["task=a", "algo=b", "seed=1"], "has no training steps"),
+        ("{}\n", ["task=a", "algo=b", "seed=1"], "line 1 is no step"),
+        ("", ["task=a"], "give FILE.jsonl task=NAME"),
+        ("", ["task=a", "algo=b", "seed=x"], "give FILE.jsonl task=NAME"),
+        (None, ["task=a", "algo=b", "seed=1"], "cannot be read"),
+    ],
+)
+def test_a_log_that_is_none(
+    text: str | None, words: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.jsonl"
+    if text is not None:
+        log.write_text(text)
+    assert verl_record.main([str(log), *words]) == 2
+    assert sentence in capsys.readouterr().err

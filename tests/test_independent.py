@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_ind
 
+from rgpo.report.cli import parse
 from rgpo.report.stats.bootstrap import Interval
 from rgpo.report.stats.independent import (
     MAX_RUNS,
     Summary,
     deciding_size,
     intraclass_correlation,
+    noise,
     relative_change,
     simultaneous,
     student,
     summarize,
     welch,
 )
+from rgpo.report.tables.overall import aggregates
 
 
 def test_welch_is_scipys() -> None:
@@ -80,3 +83,28 @@ def test_simultaneous_intervals_hold_together() -> None:
         all(i.low <= 0 <= i.high for i in (student(summarize(x), each) for x in draw)) for draw in rng.normal(size=(1500, 4, 6))
     ]
     assert 0.94 <= np.mean(hits) <= 0.975
+
+
+def test_scores_over_tasks_count_the_baselines_own_uncertainty() -> None:
+    """Two tasks, ten seeds, a true score of 1.2: with the baseline's mean taken as known the interval covers far less."""
+    rng, settings = np.random.default_rng(3), parse(["num_resamples=200"])[0]
+    hits, known, values = [], [], []
+    for _ in range(300):
+        raw = {label: {task: rng.normal(mean, 0.2, 10) for task in "ab"} for label, mean in (("ppo", 1.0), ("rgpo", 1.2))}
+        found = {label: {t: x / raw["ppo"][t].mean() for t, x in by_task.items()} for label, by_task in raw.items()}
+        joint, alone = (aggregates(found, baseline, settings)["rgpo"]["mean"] for baseline in ("ppo", "nobody"))
+        hits.append(joint.low <= 1.2 <= joint.high)
+        known.append(alone.low <= 1.2 <= alone.high)
+        values.append(joint.value)
+    assert np.mean(values) == pytest.approx(1.2, abs=0.02)
+    assert np.mean(hits) > 0.89 and np.mean(known) < 0.85
+    (unit,) = {round(x, 9) for x in aggregates(found, "ppo", settings)["ppo"]["mean"]}
+    assert unit == 1.0
+
+
+def test_noise_is_what_two_halves_of_one_arm_show() -> None:
+    rng = np.random.default_rng(4)
+    draws = rng.normal(100, 20, (2000, 2, 5))
+    exceeds = [abs(x.mean() - y.mean()) > noise(summarize(rng.normal(100, 20, 5)), 0.95) for x, y in draws]
+    assert noise(Summary(100, 20, 5), 0.95) == pytest.approx(35.12, abs=0.01)
+    assert np.mean(exceeds) == pytest.approx(0.05, abs=0.015)

@@ -9,7 +9,6 @@ variances, approximate otherwise (tests/test_independent.py has the coverage).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -113,9 +112,11 @@ def simultaneous(confidence: float, num_levels: int) -> float:
     return 1 - (1 - confidence) / num_levels
 
 
-def mean_of(values: Sequence[float]) -> float:
-    """Mean of numbers, nan of none."""
-    return float(np.mean(values)) if len(values) else NAN
+def noise(x: Summary, confidence: float) -> float:
+    """Percent of |mean| that the means of two further samples like x differ by at most, with the given confidence (A/A noise)."""
+    if x.n < MIN_RUNS or x.mean == 0:
+        return NAN
+    return 100 * _quantile(x.n - 1, confidence) * math.sqrt(2) * x.error / abs(x.mean)
 
 
 def _freedom(vx: float, nx: int, vy: float, ny: int) -> float:
