@@ -3,8 +3,8 @@
     pip install 'rgpo[engines]'
     python benchmarks/engine_overhead.py [steps]
 
-A step is one optimizer step of GatedGRPOTrainer with num_iterations=2 (16 completions of 16 tokens), generation included. The gate
-is the computation of the loss of each token from its log-probabilities; diagnostics are computed once per optimizer step.
+A step is one optimizer step of GatedGRPOTrainer with num_iterations=2 (16 completions of 16 tokens), generation included. Gate:
+the computation of the loss of each token from its log-probabilities; diagnostics are computed once per optimizer step.
 """
 
 from __future__ import annotations
