@@ -23,6 +23,7 @@ from rgpo.report.read import rows
 from rgpo.report.read.columns import COLUMNS, SCORES
 from rgpo.report.read.reduce import Detail, reduce
 from rgpo.report.read.run import Problem, Provenance, Run
+from rgpo.report.read.task_name import task_name
 from rgpo.report.read.workers import Map
 from rgpo.runtime import manifest, reader
 from rgpo.runtime.own_metrics import glossary
@@ -152,7 +153,7 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     run = Run(
         experiment=folder.parent.name,
         folder=folder,
-        task=task if scale == "none" else f"{task} ({scale})",
+        task=printable(task_name(flat, scale), MAX_NAME),
         scale=scale,
         algo=algo,
         seed=seed,

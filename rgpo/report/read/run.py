@@ -46,7 +46,7 @@ class Run:
 
     experiment: str
     folder: Path
-    task: str  # with its scale in parentheses if there are several: "qwen_rlhf (embedded)"
+    task: str  # with what makes it another task in parentheses: "qwen_rlhf (embedded)", "hopper (v5)"
     scale: str  # embedded, smollm2, paper; none for control
     algo: str
     seed: int

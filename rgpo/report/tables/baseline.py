@@ -119,7 +119,7 @@ def _row(measure: str, group: Group, base: Group, column: str, confidence: float
     row |= {"baseline": base.label, "scale": group.scale, "setting": setting(group.used[0]), "n": min(x.n, y.n)}
     row |= interval_cells("difference", difference)
     row |= interval_cells("percent", relative_change(x, y, confidence))
-    paper = PAPER.get((group.task.split(" ")[0], group.algo, base.algo, measure), "")
+    paper = PAPER.get((group.task.split(" ")[0] if group.language else group.task, group.algo, base.algo, measure), "")
     return row | {"noise": noise(y, confidence), "p": p, "paper": paper}, p
 
 
