@@ -89,14 +89,15 @@ def _curves(label: str, values: Callable[[GateLike, torch.Tensor, torch.Tensor],
 
 
 def gate_and_weight(name: str) -> Figure:
-    """g and w of one gate over d = log r, for both signs of A."""
+    """g and w of one gate over d = log r, for both signs of A, at pi_old = 1/2 if it reads that."""
     figure, panels = style.grid(2, columns=2, height=2.0)
     lines = {"A ≥ 0": style.KNOWN["rgpo_sign_aware"], "A < 0": style.KNOWN["rgpo_literal"]}
     d = torch.linspace(-1.5, 1.5, 121, dtype=torch.float64)
+    half = torch.full_like(d, 0.5).log()
     gate = load_gate(name)
     for sign, (label, line) in zip((1.0, -1.0), lines.items(), strict=True):
         side = torch.full_like(d, sign)
-        for axes, y in zip(panels, (gate(d, side), gates.weight(gate, d, side)), strict=True):
+        for axes, y in zip(panels, (gate(d, side, half), gates.weight(gate, d, side, half)), strict=True):
             axes.plot(
                 d,
                 y,
