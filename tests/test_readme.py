@@ -76,7 +76,7 @@ def test_an_algorithm_without_axes_names_every_axis() -> None:
     assert groups == set(schema.AXES)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", sorted({*PAGES} - {"docs/engines.md"}))  # whose words are also those of other trainers
 def test_named_options_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     named = re.findall(rf"(?<![\w.@])({GROUPS})=([a-z0-9_][\w,|]*)", text)
