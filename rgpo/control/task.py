@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from rgpo.control import finite
 from rgpo.control.envs import check
-from rgpo.control.envs.facts import describe
+from rgpo.control.envs.facts import describe, package_versions
 from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.envs.vector_env import Step, VectorEnv
 from rgpo.control.episodes import OpenEpisodes
@@ -103,6 +103,7 @@ class Control:
         streams = np.random.SeedSequence(seed).spawn(2)
         self.env = self.make_env(self.num_envs)
         self.facts, self.findings = describe(self.env, self.full_id), check.findings(repr(self))
+        self.versions = package_versions(self.env)
         self._action_shape = self.env.action_space.shape or ()
         self.eval_env: VectorEnv | None = None
         self.rng = np.random.default_rng(streams[0])
@@ -164,7 +165,7 @@ class Control:
                 final[step.terminated & ~np.isfinite(final).all(1)] = 0.0  # its value is not used
                 finals |= {(t, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
         raw_reward = self.env.rewards()
-        finite.require_observations(self.full_id, [*seen, self.observation], finals)
+        finite.require_observations(self.full_id, seen, self.observation, finals)
         finite.require_rewards(self.full_id, raw_reward)
         done = terminated | truncated
         reward = self.scale_reward(raw_reward, done) if self.normalize_reward else raw_reward
@@ -192,7 +193,7 @@ class Control:
         try:
             return self.env.step(self._shape_action(action))
         except EnvironmentFault:
-            finite.require_observations(self.full_id, list(seen), {})  # an action that follows from NaN is no fault of the call
+            finite.require_observations(self.full_id, seen, None, {})  # an action that follows from NaN is no fault of the call
             raise
 
     def _values(self, policy: ActorCritic, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
