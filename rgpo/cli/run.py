@@ -31,10 +31,12 @@ rgpo-run [-m] [key=value ...]     run one experiment, or with -m a sweep over co
   experiment=        {experiment} (run with -m)
 
   hydra/launcher=    joblib ray submitit_slurm (with -m: several runs at once)
+  hydra/sweeper=     optuna (with -m: search ranges of values)
 
   seed num_iterations total_env_steps results_dir name num_threads memory_gb
   resume_from=RUN    continue a finished run for longer: give a greater total_env_steps or num_iterations
   save_model=false   write neither policy/ nor model/ at the end; rgpo-export does it later
+  on_failure=stop    with -m: start no further run once one has failed
   plan=true          list the runs, their state and their parts without starting any
   force=true         move existing run folders aside and start again
   --config-dir D     add options from your own folder D/gate, D/algo, ...
@@ -188,7 +190,7 @@ def _plan(jobs: Sequence[Job]) -> str:
 def _help() -> str:
     import textwrap
 
-    from rgpo.cli.overrides import group_options
+    from rgpo.cli.config_dir import group_options
 
     indent = " " * len(HELP[: HELP.index("{algo}")].rpartition("\n")[2])
     options = {

@@ -13,7 +13,7 @@ from typing import NamedTuple
 AXES = ("gate", "ref_gate", "gate_combination", "advantage", "penalty", "update")  # config groups of the gate family
 NOT_IDENTITY = (  # config keys that do not change which experiment a run belongs to; num_threads changes rounding only
     *("name", "results_dir", "num_threads", "memory_gb", "plan", "force", "checkpoint_every_s", "exports", "metrics", "tags"),
-    "save_model",
+    *("save_model", "on_failure"),
 )
 
 PROVENANCE = ("run_id", "task", "scale", "algo", "gate", "config_hash", "git_sha")  # dictionary-encoded strings
@@ -201,7 +201,12 @@ NO_PENALTY, REWARD_KL = "rgpo.core.kl_penalty.NoPenalty", "rgpo.core.kl_penalty.
 DROPPED = ("published", "presets", "kl_spike_threshold")  # keys whose values reach a run through other keys, or not at all
 LANGUAGE = "rgpo.language.task.Language"
 ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since and the values that keep its behavior
-    "": {"algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"}, "resume_from": None, "save_model": False},
+    "": {
+        "algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"},
+        "resume_from": None,
+        "save_model": False,
+        "on_failure": "continue",
+    },
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
     "rgpo.learning.sgd.SGD": {"clip_jointly": True},
     "rgpo.language.sources.hub.Hub": dict.fromkeys(
