@@ -64,7 +64,8 @@ class Job:
     def command(self) -> str:
         """The command line of this run alone, without secrets."""
         own = [f"--config-dir={self.config_dir}"] if self.config_dir else []
-        return " ".join(map(shell_word, ["rgpo-run", *own, *map(redact_word, self.overrides)]))
+        words = (word for word in self.overrides if not word.startswith("pause_at="))
+        return " ".join(map(shell_word, ["rgpo-run", *own, *map(redact_word, words)]))
 
     @property
     def plan(self) -> bool:

@@ -12,7 +12,7 @@ from rgpo.errors import ConfigError
 
 SWEEPERS = ("basic", "optuna")
 SETTABLE = ("hydra.launcher.", "hydra.sweeper.")
-GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")
+GROUPS = ("hydra/launcher", "hydra/sweeper")
 SWEEPER_PARAMS = "hydra.sweeper.params"
 FOLDERS = "files are written to results_dir/name; set those"
 INSTEAD = {  # keys of hydra's that would have no effect -> what to write
@@ -26,6 +26,7 @@ INSTEAD = {  # keys of hydra's that would have no effect -> what to write
     "hydra/job_logging": "runs print to stdout; leave it out",
     "hydra/hydra_logging": "runs print to stdout; leave it out",
     "hydra/output": FOLDERS,
+    "hydra/sweeper/sampler": "write hydra.sweeper.sampler=tpe with hydra/sweeper=optuna",
     "hydra/help": "see rgpo-run --help",
 }
 FLAGS = {  # options of hydra's command line

@@ -134,11 +134,7 @@ class Composer:
 
         Raises: ConfigError if a word cannot be parsed or expanded.
         """
-        parsed = self.parse(words, sweep=True)
-        fixed = [word for word, item in zip(words, parsed, strict=True) if not item.is_sweep_override()]
-        params = self.whole(fixed).hydra.sweeper.params or {}
-        swept = [*self.parse_hydra([f"{key}={value}" for key, value in params.items()]), *parsed]
-        own = [item for item in swept if not item.is_hydra_override()]
+        own = self.swept(words)
         try:
             empty = next((item for item in own if isinstance(item.value(), Glob) and not any(item.sweep_iterator())), None)
             if empty is not None:
@@ -152,11 +148,16 @@ class Composer:
             raise ConfigError(f"command line {' '.join(words)}: {first_line(error)}; separate the values by commas.") from error
         return [[user_form(item) for item in self.parse_hydra(cell)] for batch in batches for cell in batch]
 
-    def unfolded(self, words: list[str]) -> list[str]:
-        """The words with those of hydra.sweeper.params as sweeps of their own.
+    def swept(self, words: list[str]) -> list[Override]:
+        """The words of a sweep without hydra's own, after those of the experiment's grid; raises as ``parse``."""
+        parsed = self.parse(words, sweep=True)
+        fixed = [word for word, item in zip(words, parsed, strict=True) if not item.is_sweep_override()]
+        params = self.whole(fixed).hydra.sweeper.params or {}
+        swept = [*self.parse_hydra([f"{key}={value}" for key, value in params.items()]), *parsed]
+        return [item for item in swept if not item.is_hydra_override()]
 
-        Raises: ConfigError if one of these cannot be parsed.
-        """
+    def unfolded(self, words: list[str]) -> list[str]:
+        """The words with those of hydra.sweeper.params as sweeps of their own; raises as ``parse``."""
         return without_sweeper_params(words, lambda word: self.parse([word])[0])
 
     def parse(self, words: list[str], sweep: bool = False) -> list[Override]:

@@ -87,6 +87,8 @@ def _main(words: list[str]) -> int:
         distributed.start()
         size = distributed.world_size()
         require(not multirun or size == 1, "WORLD_SIZE", size, "-m starts runs of its own; give torchrun one run at a time.")
+        if multirun and (code := _tuned(overrides, config_dir)) is not None:
+            return code
         jobs = compose_jobs(overrides, multirun, config_dir)
         if jobs[0].plan:
             print(_plan(jobs))
@@ -99,6 +101,16 @@ def _main(words: list[str]) -> int:
         distributed.report_error(str(error), error)
         return 2
     return sweep.start(jobs[0])
+
+
+def _tuned(words: list[str], config_dir: str | None) -> int | None:
+    """The exit code of hydra/sweeper=optuna; None for any other sweep."""
+    from rgpo.cli import tune
+    from rgpo.cli.overrides import hydra_on
+
+    with hydra_on(config_dir) as composer:
+        words = composer.unfolded(words)
+        return tune.search(composer, words) if tune.wanted(composer, words) else None
 
 
 def _split(words: Sequence[str]) -> tuple[bool, str | None, list[str]]:

@@ -189,12 +189,12 @@ class Launcher:
             if self.stops:
                 break
             starts = {job.run_dir: run_folder.last_attempt(job.run_dir) - before[job.run_dir] for job in group}
-            lost = [job for job in group if starts[job.run_dir] and run_folder.status(job.run_dir) == "interrupted"]
+            lost = [job for job in group if starts[job.run_dir] and _is_lost(job.run_dir)]
             again = [job for job in lost if starts[job.run_dir] == 1]
             waiting = [job for job in group if not starts[job.run_dir]] if not whole and lost else []
             groups += [again] if whole and again else [[job] for job in again]  # a pool is broken by one run: each alone
             groups += [waiting] if waiting else []
-        return {folder: why for folder, why in broken.items() if run_folder.status(folder) == "interrupted"}
+        return {folder: why for folder, why in broken.items() if _is_lost(folder)}
 
     def _launch(self, jobs: Sequence[Job], cell: Cell) -> Sequence[JobReturn]:
         engine = Plugins.instance().instantiate_launcher(hydra_context=self.context, task_function=cell, config=self.config)
@@ -204,6 +204,11 @@ class Launcher:
 def _is_complete(run_dir: Path) -> bool:
     """True if a run has ended as planned and its rows are whole; one that is not is repeated or resumed."""
     return run_folder.status(run_dir) == "completed" and not manifest.problems(run_dir, run_folder.ROWS)
+
+
+def _is_lost(run_dir: Path) -> bool:
+    """True if the process of a run ended without a word of its own."""
+    return run_folder.read_state(run_dir).get("status") == "running" and not run_folder.is_locked(run_dir)
 
 
 def _failure(end: JobReturn) -> str:

@@ -19,10 +19,11 @@ from rgpo.control.actor_critic import ActorCritic
 from rgpo.control.envs.vector_env import VectorEnv
 from rgpo.control.normalize import EPSILON, ObservationNormalizer
 from rgpo.core.rollout import Array
+from rgpo.errors import ConfigError
 from rgpo.learning.export import Facts, NoExport
 from rgpo.learning.types import Policy, State
 
-EXPORTED_PROGRAM, TORCHSCRIPT = "policy.pt2", "policy.ts"
+EXPORTED_PROGRAM, TORCHSCRIPT, ONNX = "policy.pt2", "policy.ts", "policy.onnx"
 
 
 def make_actor(
@@ -134,10 +135,12 @@ class PolicyModule(nn.Module):
         return torch.minimum(torch.maximum(output, self.low), self.high)
 
 
-def write_modules(actor: Actor, folder: Path) -> None:
+def write_modules(actor: Actor, folder: Path, onnx: bool = False) -> None:
     """Write policy.pt2 (torch.export.load) and policy.ts (torch.jit.load), both of which take float32 batches of any size.
 
-    Raises: OSError if one cannot be written.
+    onnx: also policy.onnx, with the input "observation" and the output "action".
+
+    Raises: OSError if one cannot be written; ConfigError if a package for ONNX is not installed.
     """
     import warnings
 
@@ -147,4 +150,17 @@ def write_modules(actor: Actor, folder: Path) -> None:
         warnings.simplefilter("ignore")  # torch recommends torch.export in place of TorchScript; here are both
         program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
         torch.export.save(program, folder / EXPORTED_PROGRAM)
+        if onnx:
+            _write_onnx(program, folder / ONNX)
         torch.jit.trace(module, example).save(str(folder / TORCHSCRIPT))  # type: ignore[no-untyped-call]
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401  # which torch.onnx needs
+    except ImportError as error:
+        raise ConfigError("onnx=true: needs packages that are not installed; pip install 'rgpo[onnx]'.") from error
+    names = {"input_names": ["observation"], "output_names": ["action"]}
+    found = torch.onnx.export(program, (), dynamo=True, verbose=False, **names)
+    assert found is not None
+    found.save(str(path))
