@@ -55,9 +55,8 @@ def space_of(composer: Composer, words: list[str]) -> Space:
     if seeds is None:
         return Space(fixed, ("",), ranges)
     swept = seeds.is_discrete_sweep()
-    require(
-        swept or not seeds.is_sweep_override(), "seed", str(seeds.input_line), "is not searched; give seeds, such as seed=1,2,3."
-    )
+    if seeds.is_sweep_override() and not swept:
+        raise ConfigError(f"{seeds.input_line}: is not searched; give seeds, such as seed=1,2,3.")
     return Space(fixed, tuple(seeds.sweep_string_iterator()) if swept else (str(seeds.value()),), ranges)
 
 
