@@ -21,6 +21,7 @@ METRICS = {"mine/loss": {"unit": "1", "meaning": "squared distance to the goal"}
 CONFIG: dict[str, Any] = {
     "save_model": False,
     "resume_from": None,
+    "pause_at": None,
     **{"name": "default", "seed": 3, "total_env_steps": 100, "num_iterations": None, "results_dir": "results", "num_threads": 1},
     **{"eval_every": 2, "gradvar_every": 0, "checkpoint_every_s": 0, "exports": [], "metrics": METRICS},
     "choices": {"task": "line", "scale": "none", "algo": "mine", "gate": None},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from hydra.core.singleton import Singleton
@@ -76,7 +77,7 @@ def _ray(engine: Any, cells: Cells, lost: Lost) -> list[JobReturn]:
     found: dict[int, JobReturn] = {}
     while pending:
         (done,), _ = ray.wait(list(pending), num_returns=1)
-        found[pending.pop(done)] = _outcome(lambda done=done: ray.get(done), lost)
+        found[pending.pop(done)] = _outcome(partial(ray.get, done), lost)
     return [found[number] for number in range(len(cells))]
 
 
@@ -94,7 +95,7 @@ def _submitit(engine: Any, cells: Cells, lost: Lost) -> list[JobReturn]:
     rows = [(list(cell), "hydra.sweep.dir", k, f"job_id_for_{k}", state) for k, cell in enumerate(cells)]
     jobs = executor.map_array(engine, *zip(*rows, strict=True))
     number = {job: k for k, job in enumerate(jobs)}
-    found = {number[job]: _outcome(lambda job=job: job.results()[0], lost) for job in submitit.helpers.as_completed(jobs)}
+    found = {number[job]: _outcome(job.result, lost) for job in submitit.helpers.as_completed(jobs)}
     return [found[k] for k in range(len(cells))]
 
 

@@ -1,4 +1,4 @@
-"""What a search with Optuna varies: hydra's sweeps as Optuna's distributions."""
+"""The ranges that a search with Optuna varies: hydra's sweeps as Optuna's distributions."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ class Space:
         from optuna.distributions import CategoricalDistribution
 
         options = {
-            key: list(x.choices) if isinstance(x, CategoricalDistribution) else [x.low, x.high]  # type: ignore[attr-defined]
-            for key, x in self.ranges.items()
+            key: list(x.choices) if isinstance(x, CategoricalDistribution) else [x.low, x.high] for key, x in self.ranges.items()
         }
         return [{key: x[k % len(x)] for key, x in options.items()} for k in range(max(map(len, options.values())))]
 

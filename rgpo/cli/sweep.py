@@ -207,7 +207,7 @@ def _is_complete(run_dir: Path) -> bool:
 
 
 def _is_lost(run_dir: Path) -> bool:
-    """True if the process of a run ended without a word of its own."""
+    """True if the process of a run was killed: state.json still has it as running."""
     return run_folder.read_state(run_dir).get("status") == "running" and not run_folder.is_locked(run_dir)
 
 

@@ -157,10 +157,9 @@ def write_modules(actor: Actor, folder: Path, onnx: bool = False) -> None:
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     try:
-        import onnxscript  # noqa: F401  # which torch.onnx needs
+        import onnxscript  # noqa: F401  # torch.onnx needs it
     except ImportError as error:
         raise ConfigError("onnx=true: needs packages that are not installed; pip install 'rgpo[onnx]'.") from error
-    names = {"input_names": ["observation"], "output_names": ["action"]}
-    found = torch.onnx.export(program, (), dynamo=True, verbose=False, **names)
+    found = torch.onnx.export(program, (), dynamo=True, verbose=False, input_names=["observation"], output_names=["action"])
     assert found is not None
     found.save(str(path))
