@@ -152,7 +152,7 @@ def test_the_report_shows_the_film_in_its_page(
     page = (tmp_path / "index.html").read_text()
     kind = {".gif": "image/gif", ".mp4": "video/mp4"}[film.suffix]
     assert f"data:{kind};base64,{base64.b64encode(film.read_bytes()).decode()}" in page
-    assert "img-src data:; media-src data:" in page and "default-src 'none'" in page
+    assert "img-src data:; media-src data:" in page and "default-src &#39;none&#39;" in page
     monkeypatch.setattr(films, "MAX_BYTES", 10)
     (section, problems) = films.films([SimpleNamespace(label="rgpo", runs=[SimpleNamespace(**RUN, folder=run.folder)])])
     assert section[0].data == "" and not problems

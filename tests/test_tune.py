@@ -99,7 +99,7 @@ def test_a_worse_trial_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return 0, {}
 
     def value(job: Any, settings: Any, iteration: int) -> float:
-        return -float(len(list(Path("results/default").glob("cartpole-*"))))
+        return -float(len(list(Path("results/default").glob("cartpole-*-s*"))))
 
     monkeypatch.setattr(tune.Launcher, "run", launch)
     monkeypatch.setattr(tune, "value_of", value)
