@@ -24,11 +24,12 @@ RUN uv="$(mktemp -d)" \
 
 WORKDIR /opt/rgpo
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN mkdir conf rgpo \
+RUN mkdir conf claims rgpo \
     && touch rgpo/__init__.py \
     && echo '__version__ = "0"' > rgpo/version.py \
     && pip install --constraint constraints.txt ".[$EXTRAS]"
 COPY conf conf
+COPY claims claims
 COPY rgpo rgpo
 RUN pip install --no-deps --force-reinstall .
 

@@ -4,14 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test campaign check report clean
+.PHONY: run test coverage campaign check docs report clean reproduce-quick reproduce-control reproduce-language reproduce-theory
 
 run: $(VENV)/installed
-	$(BIN)/rgpo-run algo=rgpo task=hopper total_env_steps=100000
-	$(BIN)/rgpo-report
+	$(BIN)/python -m experiments.reproduce run
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
+
+coverage: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 SEED ?= 1
 campaign: $(VENV)/installed
@@ -23,6 +25,14 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/python tests/prose.py
 
+docs: $(VENV)/installed
+	$(BIN)/python -m experiments.pages
+	$(BIN)/mkdocs build --strict
+
+RESULTS ?=
+reproduce-quick reproduce-control reproduce-language reproduce-theory: reproduce-%: $(VENV)/installed
+	$(BIN)/python -m experiments.reproduce $* $(if $(RESULTS),--results $(RESULTS))
+
 report: $(VENV)/installed
 	$(BIN)/rgpo-report
 
@@ -32,4 +42,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist report
+	rm -rf $(VENV) build dist report site

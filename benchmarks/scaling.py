@@ -3,8 +3,8 @@
     python benchmarks/scaling.py             prints the tables of docs/scaling.md
     OMP_NUM_THREADS=1 python benchmarks/scaling.py measure    measures the constants on this machine's CPU
 
-Names: P parameters, L layers, D hidden size, N tokens of a step, V vocabulary. GB are 1e9 bytes. bf16 weights and activations,
-float32 Adam. Quantities that are assumed, not measured, are in ASSUMED.
+Names: P parameters, L layers, D hidden size, N tokens of a step, V vocabulary. GB are 1e9 bytes. bf16 activations, and bf16
+weights under LoRA; all else is float32. Quantities that are assumed, not measured, are in ASSUMED.
 """
 
 from __future__ import annotations
@@ -100,13 +100,14 @@ MICROBATCH = 8 * (ASSUMED.prompt + ASSUMED.completion)  # tokens that are in the
 
 
 def training_bytes(shape: Shape) -> dict[str, float]:
-    """Memory of full training: bf16 weights and gradients, float32 master weights and two moments, a bf16 reference."""
+    """Memory of full training: float32 weights, gradients and two moments, autocast's bf16 copies, a float32 reference."""
     p, n = shape.parameters, MICROBATCH
     return {
-        "weights": BF16 * p,
-        "gradients": BF16 * p,
-        "Adam": 3 * FP32 * p,
-        "reference": BF16 * p,
+        "weights": FP32 * p,
+        "bf16 copies": BF16 * p,
+        "gradients": FP32 * p,
+        "Adam": 2 * FP32 * p,
+        "reference": FP32 * p,
         "activations": n * (shape.layers * shape.hidden * BF16 + shape.saved_bytes),  # the input of each layer, one layer in full
         "KV cache": ASSUMED.batch * (ASSUMED.prompt + ASSUMED.completion) * shape.kv_bytes,
     }
@@ -136,12 +137,17 @@ def step_seconds(shape: Shape) -> dict[str, float]:
     }
 
 
-def lora_bytes(shape: Shape, rank: int = 16) -> float:
-    """The same with rank-16 adapters on every matrix of a layer; the reference is the model with its adapters switched off."""
+def adapter_parameters(shape: Shape, rank: int) -> int:
+    """Of LoRA on every matrix of one layer."""
     d, kv, i = shape.hidden, shape.kv_width, shape.intermediate
-    adapters = shape.layers * rank * (4 * d + 2 * (d + kv) + 3 * (d + i))
+    return rank * (4 * d + 2 * (d + kv) + 3 * (d + i))
+
+
+def lora_bytes(shape: Shape, rank: int = 16) -> float:
+    """bf16 weights, float32 rank-16 adapters on every matrix of a layer; the reference is the model without its adapters."""
+    adapters = shape.layers * adapter_parameters(shape, rank)
     held = training_bytes(shape)
-    return held["weights"] + 4 * FP32 * adapters + held["activations"] + held["KV cache"]
+    return BF16 * shape.parameters + 4 * FP32 * adapters + held["activations"] + held["KV cache"]
 
 
 def gpus(shape: Shape) -> int:

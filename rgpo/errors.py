@@ -26,18 +26,27 @@ class NonFiniteError(ArithmeticError):
     """A loss, gradient, observation or reward that is NaN or infinite; the run stops and keeps what it has."""
 
 
+class EnvironmentFault(RuntimeError):
+    """A call of an environment that raised or returned what it must not, as a sentence; its own error is the cause."""
+
+
 class OutOfMemory(Exception):
     """The machine or its GPU ran out of memory."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """True if an allocation failed, for which torch raises a plain RuntimeError on a CPU."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
-
-
 class StorageError(RuntimeError):
     """The run folder can no longer be written; the run stops and keeps what it has."""
+
+
+EXPLAINED = (EnvironmentFault, NonFiniteError, OutOfMemory, StorageError)  # errors of a run whose sentence is enough
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if an allocation failed, for which torch raises a plain RuntimeError on a CPU, here or in an environment."""
+    if isinstance(error, EnvironmentFault) and error.__cause__ is not None:
+        return is_out_of_memory(error.__cause__)
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 def require(ok: bool, key: str, value: object, remedy: str) -> None:

@@ -13,20 +13,41 @@
 from __future__ import annotations
 
 from rgpo.core.adaptive_gate import AdaptiveSharpness
-from rgpo.core.gate import Gate, GateLike, bounded, capped_ratio, ratio, ratio_minus_one, weight
+from rgpo.core.batch_gates import Bapo, ClipCov, KlCov, M2po, R2vpo
+from rgpo.core.gate import (
+    BatchGate,
+    Gate,
+    GateBatch,
+    GateLike,
+    OldProbabilityGate,
+    bounded,
+    capped_ratio,
+    ratio,
+    ratio_minus_one,
+    softplus,
+    weight,
+)
 from rgpo.core.gates import (
+    Ano,
     Arctan,
     Budget,
+    BySign,
+    Cdf,
     Cispo,
+    Clamped,
     Clip,
     Erf,
+    Flipped,
     GaussianLog,
     Identity,
+    KLip,
     Log,
     Open,
     Power,
+    Pspo,
     Rational,
     Sapo,
+    Sided,
     Sigmoid,
     SigmoidLog,
     SigmoidMatched,
@@ -35,12 +56,16 @@ from rgpo.core.gates import (
     Spo,
     Tanh,
 )
+from rgpo.core.old_probability import DppoKL, DppoTV, Ipo
 from rgpo.core.ranges import ABOVE_ONE, FRACTION, POSITIVE, accept, one_of
 
-__all__ = ["Gate", "GateLike", "bounded", "capped_ratio", "ratio", "ratio_minus_one", "weight"]
+__all__ = ["BatchGate", "Gate", "GateBatch", "GateLike", "OldProbabilityGate", "Sided"]
+__all__ += ["bounded", "capped_ratio", "ratio", "ratio_minus_one", "softplus", "weight"]
 __all__ += ["ABOVE_ONE", "FRACTION", "POSITIVE", "accept", "one_of"]
-__all__ += ["AdaptiveSharpness", "Arctan", "Budget", "Cispo", "Clip", "Erf", "GaussianLog", "Identity", "Log", "Open", "Power"]
-__all__ += ["Rational", "Sapo", "Sigmoid", "SigmoidLog", "SigmoidMatched", "SignAwareSigmoid", "Softsign", "Spo", "Tanh"]
+__all__ += ["AdaptiveSharpness", "Ano", "Arctan", "Bapo", "Budget", "BySign", "Cdf", "Cispo", "Clamped", "Clip", "ClipCov"]
+__all__ += ["DppoKL", "DppoTV", "Erf", "Flipped", "GaussianLog", "Identity", "Ipo", "KLip", "KlCov", "Log", "M2po", "Open"]
+__all__ += ["Power", "Pspo", "R2vpo", "Rational", "Sapo", "Sigmoid", "SigmoidLog", "SigmoidMatched", "SignAwareSigmoid"]
+__all__ += ["Softsign", "Spo", "Tanh"]
 
 RENAMED = {"Curve": "Gate", "SigmoidSigned": "SignAwareSigmoid"}
 

@@ -11,8 +11,17 @@ from rgpo.errors import ConfigError
 
 def conf_dir() -> Path:
     """The conf/ folder: inside the package when installed from a wheel, beside it in a checkout."""
-    packaged = Path(__file__).parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "conf"
+    return _beside_package("conf")
+
+
+def claims_dir() -> Path:
+    """The claims/ folder, likewise."""
+    return _beside_package("claims")
+
+
+def _beside_package(name: str) -> Path:
+    packaged = Path(__file__).parent / name
+    return packaged if packaged.is_dir() else Path(__file__).parents[1] / name
 
 
 def compiler_cache_dir() -> Path:

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
 torch.set_num_threads(1)
 
+SLOW = {line.split()[0] for line in (Path(__file__).parent / "slow.txt").read_text().splitlines()}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow modules and the slow tests of others."""
+    for item in items:
+        if SLOW & {item.path.stem, f"{item.path.stem}::{item.name.partition('[')[0]}"}:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture
 def make_policy() -> Callable[..., ActorCritic]:

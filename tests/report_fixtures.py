@@ -27,6 +27,8 @@ ALGOS: dict[str, tuple[str, tuple[float, float], float, float, float, float]] = 
 }
 LANGUAGE_ALGOS = {"ppo": (0.8, 0.25), "grpo": (1.0, 0.6), "rgpo": (0.7, 0.1)}  # pace, how far gold falls behind
 TASKS = ("hopper", "halfcheetah")
+ENV_IDS = {"hopper": "Hopper", "halfcheetah": "HalfCheetah", "walker2d": "Walker2d", "ant": "Ant"}
+ENVIRONMENTS = {task: {"env_id": env_id, "version": "v4"} for task, env_id in ENV_IDS.items()}
 STEPS = 2048
 
 
@@ -41,7 +43,7 @@ def config_of(task: str, algo: str, seed: int, iterations: int, **changes: Any) 
         "num_iterations": iterations,
         "total_env_steps": iterations * STEPS,
         "choices": choices,
-        "task": {"env_id": task, "num_steps": STEPS, "env_kwargs": {}},
+        "task": {**ENVIRONMENTS.get(task, {}), "num_steps": STEPS, "env_kwargs": {}},
         "gate": {"_target_": f"rgpo.gates.{gate}", "sharpness": 10.0},
         "update": {"lr": 3e-4, "num_epochs": 10},
     }

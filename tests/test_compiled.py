@@ -10,7 +10,6 @@ import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from rgpo.core import gates
 from rgpo.core.adaptive_gate import AdaptiveSharpness
 from rgpo.core.gate import Gate
 from rgpo.core.kl_penalty import Divergence
-from rgpo.core.surrogate import Detached, surrogate
+from rgpo.core.surrogate import Detached, GateObjective
 from rgpo.errors import ConfigError
 from rgpo.learning.accel import compiled_adam
 from rgpo.learning.accel.compiled_adam import MOST_GRAPHS
@@ -48,7 +47,7 @@ def sgd(policy: ActorCritic, gate: Gate, compile: bool | str, *, divergence: Div
     knobs = {"num_epochs": 2, "num_minibatches": 2, "lr": 1e-2, "anneal_lr": False, "adam_eps": 1e-5, "max_grad_norm": 0.5}
     knobs |= {"clip_jointly": True, "vf_coef": 0.5, "ent_coef": 0.0, "value_clip": 0.2}
     update = SGD(**(knobs | change), compile=compile)
-    objective = partial(surrogate, gate=gate, ref_gate=gates.Open(), combine=Detached())
+    objective = GateObjective(gate=gate, ref_gate=gates.Open(), combine=Detached())
     update.setup(policy, objective, divergence=divergence, normalize="minibatch", num_iterations=2, seed=0)
     return update
 
@@ -96,7 +95,7 @@ def test_a_compiled_critic_equals_the_eager_one(make_policy: MakePolicy, make_ba
         batch = make_batch(policy, 64)
         knobs = {"kl_max": 0.01, "cg_iterations": 10, "cg_damping": 0.1, "line_search_shrink": 0.8, "line_search_tries": 10}
         update = NaturalGradient(**knobs, critic_epochs=3, critic_minibatches=8, critic_lr=1e-2, compile=compile)
-        objective = partial(surrogate, gate=gates.Identity(), ref_gate=gates.Open(), combine=Detached())
+        objective = GateObjective(gate=gates.Identity(), ref_gate=gates.Open(), combine=Detached())
         update.setup(policy, objective, divergence=None, normalize="minibatch", num_iterations=1, seed=0)
         before = policy.flat.clone()
         loss = update(policy, batch, 0.0)[0]["loss/value"]

@@ -19,7 +19,7 @@ from rgpo.core.kl_penalty import AdaptivePenalty, FixedPenalty, NoPenalty
 from rgpo.core.rollout import disjoint_groups
 from rgpo.learning import diagnostics
 from rgpo.learning.gradients import group_gradients
-from rgpo.learning.types import PolicyShift
+from rgpo.learning.types import PolicyShift, Samples
 from rgpo.runtime import schema
 
 
@@ -27,6 +27,11 @@ def shift(*log_ratios: Tensor, kl: Sequence[float] = (0.01,)) -> PolicyShift:
     """Epochs that ended at log_ratios, with these KL."""
     d = torch.stack(log_ratios)
     return PolicyShift(d, torch.tensor(kl)[:, None].expand_as(d), torch.full_like(d, 1.4))
+
+
+def samples(advantage: Tensor) -> Samples:
+    """Samples with these advantages."""
+    return Samples(advantage * 0 - 1, None, advantage, advantage, advantage)
 
 
 # the variance of the policy gradient
@@ -111,7 +116,7 @@ def test_update_statistics_are_their_definitions() -> None:
     generator = torch.Generator().manual_seed(0)
     d, a = 0.3 * torch.randn(1000, generator=generator), torch.randn(1000, generator=generator)
     gate = gates.Sigmoid(sharpness=4.0)
-    row = diagnostics.update_statistics(shift(d), gate, a)
+    row = diagnostics.update_statistics(shift(d), gate, samples(a))
     r, z = np.exp(d.double().numpy()), d.double().numpy()
     w = r / np.cosh(2 * (r - 1)) ** 2
     g = 1 / (1 + np.exp(-4 * (r - 1)))
@@ -154,18 +159,18 @@ def test_curves_over_epochs_divide_by_the_weight_at_one() -> None:
     """Two epochs with both signs of advantage, the second with nothing moved."""
     d, a = torch.linspace(-0.5, 0.5, 101), torch.linspace(1, -1, 101)
     for gate in (gates.Sigmoid(sharpness=10.0), gates.Sigmoid(sharpness=10.0, scale="unit")):
-        rows = diagnostics.update_statistics(shift(d, d * 0, kl=[0.01, 0.02]), gate, a)
+        rows = diagnostics.update_statistics(shift(d, d * 0, kl=[0.01, 0.02]), gate, samples(a))
         r = np.exp(d.double().numpy())
         assert rows["epoch/weight_relative_mean"] == pytest.approx([(r / np.cosh(5 * (r - 1)) ** 2).mean(), 1.0], rel=1e-4)
         assert rows["epoch/ess_ratio"] == pytest.approx([r.sum() ** 2 / (r**2).sum() / 101, 1.0], rel=1e-5)
         assert rows["epoch/kl_old_exact"] == pytest.approx([0.01, 0.02])
-    still = diagnostics.update_statistics(shift(d * 0), gates.Open(), a)  # w(1) = 0 divides nothing
+    still = diagnostics.update_statistics(shift(d * 0), gates.Open(), samples(a))  # w(1) = 0 divides nothing
     assert still["epoch/weight_relative_mean"] == [0]
     assert still["epoch/ess_ratio"] == pytest.approx([1.0])
 
 
 def test_a_side_without_samples_is_nan_and_no_other() -> None:
-    row = diagnostics.update_statistics(shift(torch.linspace(-1, 1, 50)), load_gate("clip"), torch.ones(50))
+    row = diagnostics.update_statistics(shift(torch.linspace(-1, 1, 50)), load_gate("clip"), samples(torch.ones(50)))
     assert {key for key, value in row.items() if np.isnan(value).any()} == {
         *(f"{name}/neg_{key}" for name in ("gate", "weight") for key in ("mean", "q05", "q50", "q95")),
         "gate/sharpness",
@@ -176,7 +181,7 @@ def test_a_side_without_samples_is_nan_and_no_other() -> None:
 def test_statistics_of_a_policy_that_ran_away_are_numbers(furthest: float) -> None:
     d = torch.linspace(-1, 1, 100)
     d[0], d[1] = furthest, -furthest
-    row = diagnostics.update_statistics(shift(d), load_gate("sigmoid"), torch.ones(100).cumsum(0) - 50)
+    row = diagnostics.update_statistics(shift(d), load_gate("sigmoid"), samples(torch.ones(100).cumsum(0) - 50))
     assert row["ess/ratio"] == pytest.approx(0.01)  # one sample has all the weight
     assert row["epoch/ess_ratio"] == [row["ess/ratio"]]
     assert not np.isnan(np.hstack(list(row.values()))).any()

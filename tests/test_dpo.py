@@ -232,16 +232,25 @@ def test_the_gradients_variance_is_that_of_single_pairs(make_language_model: Mak
     assert metrics["gradvar/before_relative"] == pytest.approx(trace / 6 / single.mean(0).square().sum().item(), rel=1e-3)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(make_language_model: Make) -> None:
+def test_a_step_that_is_not_finite_is_not_taken_and_its_cause_is_named(make_language_model: Make) -> None:
     policy = make_language_model(critic=False)
     rollout = roll(policy)
-    rollout.old.logp_ref_N[3] = math.nan
     before = [p.clone() for p in policy.parameters()]
     algorithm = make()
     algorithm.setup(policy, 10, 0)
-    with pytest.raises(NonFiniteError, match=r"gradient step 1 of the iteration; lower algorithm\.lr=0\.01 or set"):
+    rollout.old.logp_ref_N[3] = math.nan
+    where = r"\(gradient step 1 of the iteration\)\."
+    with pytest.raises(NonFiniteError, match=rf"logp_ref of a sample is NaN or infinite; look for NaN in the weights .* {where}"):
         algorithm.learn(policy, rollout, False)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+    rollout = roll(policy)
+    algorithm.beta = 1e38  # the gradients exceed float32
+    with pytest.raises(NonFiniteError, match=rf"; lower algorithm\.lr=0\.01 {where}"):
+        algorithm.learn(policy, rollout, False)
+    with torch.no_grad():
+        next(iter(policy.parameters())).fill_(math.nan)
+    with pytest.raises(NonFiniteError, match=rf"parameters became NaN or infinite by the step before; lower .* {where}"):
+        algorithm.learn(policy, roll(make_language_model(critic=False)), False)
 
 
 def test_what_cannot_run_is_refused(make_language_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:

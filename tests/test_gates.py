@@ -19,8 +19,9 @@ from rgpo.gates import AdaptiveSharpness, Gate, weight
 every_gate = pytest.mark.parametrize("name", NAMES)
 both_signs = pytest.mark.parametrize("sign", [1.0, -1.0])
 IN_UNIT_INTERVAL = ["sigmoid", "sigmoid_log", "sigmoid_matched", "gaussian_log", "erf", "arctan", "softsign", "tanh"]
-IN_UNIT_INTERVAL += ["power", "rational", "open", "p3o"]
-KINKS = [math.log(x) for x in (0.8, 1.2, 3.0)] + [0.0]
+IN_UNIT_INTERVAL += ["power", "rational", "open", "p3o", "cdf"]
+KINKS = [math.log(x) for x in (1 / 3, 0.6, 7 / 9, 0.8, 1.2, 11 / 9, 1.4, 3.0, 20.0)] + [0.0]
+LOGP_OLD = math.log(0.5)
 
 
 def unit(gate: Any) -> Any:
@@ -34,8 +35,14 @@ def grid(low: float, high: float, num: int = 4001) -> Tensor:
     return torch.linspace(low, high, num, dtype=torch.float64)
 
 
+def value_of(gate: Any, d: Tensor, sign: float = 1.0) -> Tensor:
+    """g with the old probability 1/2."""
+    value: Tensor = gate(d, torch.full_like(d, sign), torch.full_like(d, LOGP_OLD))
+    return value
+
+
 def weights(gate: Any, d: Tensor, sign: float = 1.0) -> Tensor:
-    return weight(gate, d, torch.full_like(d, sign))
+    return weight(gate, d, torch.full_like(d, sign), torch.full_like(d, LOGP_OLD))
 
 
 def sech2(x: Tensor) -> Tensor:
@@ -46,11 +53,12 @@ def sech2(x: Tensor) -> Tensor:
 @both_signs
 def test_weight_is_the_slope_of_the_value(name: str, sign: float) -> None:
     gate, h = load_gate(name), 1e-5
+    if gate.needs_batch or name == "dppo_kl":  # bounds move with the batch; a mask without a closed form
+        return
     d = grid(-4.0, 4.0, 397)
     d = d[(d[:, None] - torch.tensor(KINKS)).abs().amin(1) > 1e-3]
-    a = torch.full_like(d, sign)
-    central = (gate(d + h, a) - gate(d - h, a)) / (2 * h)
-    torch.testing.assert_close(weight(gate, d, a), central, rtol=1e-6, atol=2e-8)
+    central = (value_of(gate, d + h, sign) - value_of(gate, d - h, sign)) / (2 * h)
+    torch.testing.assert_close(weights(gate, d, sign), central, rtol=1e-6, atol=2e-8)
 
 
 @every_gate
@@ -65,7 +73,7 @@ def test_scale_unit_gives_weight_one_at_one_or_is_refused(name: str) -> None:
     scaled, d = unit(gate), grid(-2.0, 2.0, 101)
     assert scaled.weight_at_one() == pytest.approx(1.0, rel=1e-6)
     assert weights(scaled, torch.zeros((), dtype=torch.float64)).item() == pytest.approx(1.0, rel=1e-6)
-    torch.testing.assert_close(scaled(d, d * 0 + 1) * at_one, gate(d, d * 0 + 1), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(value_of(scaled, d) * at_one, value_of(gate, d), rtol=1e-6, atol=1e-12)
 
 
 @every_gate
@@ -74,8 +82,7 @@ def test_scale_unit_gives_weight_one_at_one_or_is_refused(name: str) -> None:
 def test_value_and_slope_are_finite_and_keep_their_dtype(name: str, sign: float, dtype: torch.dtype) -> None:
     gate = load_gate(name)
     d = torch.cat([grid(-300, 300, 2401), grid(-3, 3, 601), torch.tensor([88.0, 88.8, 89.0, -104.0])]).to(dtype)
-    a = torch.full_like(d, sign)
-    value, slope = gate(d, a), weight(gate, d, a)
+    value, slope = value_of(gate, d, sign), weights(gate, d, sign)
     assert value.dtype == slope.dtype == dtype
     assert value.shape == slope.shape == d.shape
     assert value.isfinite().all()
@@ -120,7 +127,7 @@ def test_an_extreme_parameter_is_refused_or_leaves_value_and_slope_finite(name: 
         for dtype in (torch.float32, torch.float64):
             d = torch.cat([grid(-1e4, 1e4, 801), grid(-300, 300, 801), grid(-45, 45, 801), grid(-1, 1, 81)]).to(dtype)
             for sign in (1.0, -1.0):
-                assert gate(d, torch.full_like(d, sign)).isfinite().all(), (key, dtype)
+                assert value_of(gate, d, sign).isfinite().all(), (key, dtype)
                 assert weights(gate, d, sign).isfinite().all(), (key, dtype)
         assert isinstance(gate.weight_at_one(), float) and math.isfinite(gate.weight_at_one())
 

@@ -7,6 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pandas as pd
+import pytest
+
+import rgpo
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,8 +21,8 @@ def test_the_wheel_runs_by_itself(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
-    for file in (ROOT / "conf").rglob("*.yaml"):
-        assert f"rgpo/conf/{file.relative_to(ROOT / 'conf')}" in names
+    for file in [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "claims").rglob("*.yaml")]:
+        assert f"rgpo/{file.relative_to(ROOT)}" in names
     for file in (ROOT / "rgpo").rglob("template/*"):
         assert str(file.relative_to(ROOT)) in names
     assert any("/template/" in name for name in names) and "rgpo/py.typed" in names
@@ -31,3 +34,33 @@ def test_the_wheel_runs_by_itself(tmp_path: Path) -> None:
     assert out.returncode == 0, out.stderr
     assert "no repository" in out.stdout  # it runs from the wheel, not from the checkout
     assert len(pd.read_parquet(next(tmp_path.rglob("metrics.parquet")))) == 2
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", folder], cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("archive", ["*.whl", "*.tar.gz"])
+def test_an_archive_installs_and_runs_in_a_clean_environment(archive: str, built: Path, tmp_path: Path) -> None:
+    """A new environment that has the dependencies of this one, but neither rgpo nor the checkout."""
+    (file,) = built.glob(f"rgpo-{rgpo.__version__}{'-*' if 'whl' in archive else ''}{archive.removeprefix('*')}")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "clean"], check=True)
+    python = tmp_path / "clean" / "bin" / "python"
+    (site,) = (tmp_path / "clean" / "lib").glob("python*/site-packages")
+    (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed", file]
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], env=env, check=True)
+    where = subprocess.run(
+        [python, "-c", "import rgpo; print(rgpo.__file__)"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert where.stdout.startswith(str(site)), where.stderr
+    words = ["task=cartpole", "num_iterations=2", "task.num_steps=32"]
+    for command in ([python.parent / "rgpo-run", *words], [python.parent / "rgpo-report", "figures=[kl]", "formats=[svg]"]):
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "report" / "index.html").is_file()

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from test_hh_rlhf import line, write
 from test_resume import wait_for_iteration
 from tiny_models import write_model, write_reward_model
+
+from rgpo.runtime import schema
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +45,7 @@ CASES = {
         "task.staleness=1",
         "task.micro_batch_size=3",
         "gradvar_every=2",
+        "task.log_rollouts_every=2",
     ],
     "trpo-lora": ["algo=trpo", "task.lora.rank=2", "task.gradient_checkpointing=true"],
     "grpo-checkpointing": ["algo=grpo", "update.lr=1e-2", "task.lora.rank=2", "task.gradient_checkpointing=true"],
@@ -67,9 +71,29 @@ def test_killed_run_equals_uninterrupted(name: str, parts: Path, tmp_path: Path)
     pd.testing.assert_frame_equal(*samples)
     assert samples[0].groupby("iteration").prompt_id.apply(list).to_dict() == {i: [0, 1, 2] for i in (0, 2, 4)}
     frame = rows(whole)
+    if "task.log_rollouts_every=2" in command:
+        ours, theirs = (pd.read_parquet(run / "rollouts.parquet") for run in (killed, whole))
+        pd.testing.assert_frame_equal(ours.drop(columns="run_id"), theirs.drop(columns="run_id"))
+        assert_rollouts_are_those_learned_from(theirs, frame)
     assert set(frame["scale"]) == {"paper"} and (frame["env_steps"].diff().dropna() == frame["language/num_tokens"][1:]).all()
     assert frame["kl/ref_exact"].iloc[-1] > 0 and frame["kl/ref_k1"].iloc[0] == 0
     assert frame["reward/eval_proxy_mean"].notna().tolist() == [False, True, False, True]
+
+
+def assert_rollouts_are_those_learned_from(rollouts: pd.DataFrame, frame: pd.DataFrame) -> None:
+    """Iterations 2 and 4 of four, 4 prompts x 2 completions each, and their means are the iteration's metrics."""
+    assert set(rollouts) == set(schema.ROLLOUTS)
+    assert rollouts.groupby("iteration").completion_id.apply(list).to_dict() == {i: [*range(8)] for i in (2, 4)}
+    assert rollouts.groupby(["iteration", rollouts.completion_id // 2]).prompt.nunique().eq(1).all()
+    metrics = frame.set_index("iteration").loc[[2, 4]]
+    means = rollouts.groupby("iteration")[["reward", "length", "finished"]].mean()
+    np.testing.assert_allclose(means["reward"], metrics["reward/train_mean"], rtol=1e-5)
+    np.testing.assert_allclose(means["length"], metrics["language/length_mean"], rtol=1e-6)
+    np.testing.assert_allclose(1 - means["finished"], metrics["language/truncated_share"], atol=1e-6)
+    tokens = rollouts.groupby("iteration")[["kl_ref", "length"]].sum()
+    np.testing.assert_allclose(tokens["kl_ref"] / tokens["length"], metrics["kl/ref_k1"], rtol=1e-4, atol=1e-6)
+    weighted = (rollouts["advantage"] * rollouts["length"]).groupby(rollouts["iteration"]).sum() / tokens["length"]
+    np.testing.assert_allclose(weighted, metrics["advantage/mean"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_reward_that_is_not_a_number_ends_the_run_with_a_sentence(parts: Path, tmp_path: Path) -> None:

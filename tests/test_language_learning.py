@@ -185,7 +185,7 @@ def test_the_reference_gate_sees_the_ratio_to_the_reference(make_language_model:
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     gate, ref_gate = load_gate("sigmoid"), load_gate("budget", budget=0.05)
 
-    def spy(d_old: Tensor, d_ref: Tensor, advantage: Tensor, kl: Tensor, *, kl_coef: Tensor | float) -> Any:
+    def spy(d_old: Tensor, d_ref: Tensor, advantage: Tensor, kl: Tensor, *, kl_coef: Tensor | float, **more: Any) -> Any:
         seen.append((d_old, d_ref, advantage, kl))
         return surrogate(d_old, d_ref, advantage, kl, gate=gate, ref_gate=ref_gate, combine=Detached(), kl_coef=kl_coef)
 

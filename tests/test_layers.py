@@ -13,7 +13,8 @@ FILES = sorted((ROOT / "rgpo").rglob("*.py"))
 MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES}
 LAYERS = [  # a room imports from itself and from the lines below it only
     ["api"],
-    ["cli", "engines"],
+    ["engines"],
+    ["cli"],
     ["runtime"],
     ["bandit", "control", "language"],
     ["learning"],
@@ -31,18 +32,24 @@ REPORT = {
     "rgpo.files",
     "rgpo.interrupt",
     "rgpo.paths",
-    *(f"rgpo.runtime.{name}" for name in ("manifest", "own_metrics", "provenance", "reader", "run_folder", "schema")),
+    *(
+        f"rgpo.runtime.{name}"
+        for name in ("code_digest", "manifest", "own_metrics", "parts", "provenance", "reader", "run_folder", "schema")
+    ),
     "rgpo.version",
 }  # all of ours that the report imports
 ONLY = {  # who may import a package of others
-    "transformers": {"language"},
+    "transformers": {"engines", "language"},
     "tokenizers": {"language"},
     "peft": {"language"},
     "huggingface_hub": {"language"},
-    "gymnasium": {"control"},
+    "gymnasium": {"control", "engines"},
     "mujoco": {"control"},
     "hydra": {"cli"},
     "omegaconf": {"cli", "report"},
+    "trl": {"engines"},
+    "stable_baselines3": {"engines"},
+    "verl": {"engines"},
 }
 
 

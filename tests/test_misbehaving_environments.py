@@ -19,12 +19,12 @@ from rgpo.core.advantages import GAE
 from rgpo.core.gates import Clip, Open
 from rgpo.core.kl_penalty import NoPenalty
 from rgpo.core.surrogate import Detached
-from rgpo.errors import ConfigError, NonFiniteError
+from rgpo.errors import EnvironmentFault, NonFiniteError
 from rgpo.learning.algorithm import GateAlgorithm
 from rgpo.learning.sgd import SGD
 from rgpo.learning.types import Metrics
 
-LATE = 20  # steps before which every environment behaves
+LATE = 36  # steps before which every environment behaves, more than the check takes
 
 
 class Odd(gymnasium.Env):
@@ -60,7 +60,7 @@ class Odd(gymnasium.Env):
         self.elapsed, self.total = self.elapsed + 1, self.total + 1
         late = self.total >= LATE
         ended = self.elapsed >= {"one step": 1}.get(self.kind, 10)
-        observation = np.full(3, math.nan) if self.kind == "nan at the end" and ended and late else self.observe()
+        observation = np.full(3, math.nan) if self.kind.startswith("nan at the ") and ended and late else self.observe()
         rewards: dict[str, Any] = {
             "nan reward": math.nan,
             "infinite reward": -math.inf,
@@ -71,7 +71,9 @@ class Odd(gymnasium.Env):
         reward = rewards[self.kind] if self.kind in rewards and late else 1.0
         if late and self.kind in RAISES:
             RAISES[self.kind]()
-        returned = observation, reward, ended, False, {}
+        flags = (False, ended) if self.kind == "nan at the cut" else ("no" if late and self.kind == "text flag" else ended, False)
+        info: Any = None if late and self.kind == "no info" else {}
+        returned = observation, reward, *flags, info
         return returned[:4] if late and self.kind == "four values" else returned
 
     def close(self) -> None:
@@ -143,7 +145,7 @@ def train(kind: str, normalize: bool = False, num_evaluations: int = 0) -> Metri
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("kind", ["", "constant", "list", "one step", "one action", "zero reward", "huge"])
+@pytest.mark.parametrize("kind", ["", "constant", "list", "one step", "one action", "zero reward", "huge", "nan at the end"])
 def test_what_can_be_learned_from_gives_finite_numbers(kind: str, normalize: bool) -> None:
     metrics = train(kind, normalize)
     for name in ("kl/old_exact", "loss/policy", "loss/value", "grad/norm_max", "policy/entropy", "ratio/max"):
@@ -157,31 +159,39 @@ def test_huge_rewards_can_be_learned_from_when_normalized() -> None:
 SHAPE = r"task\.env_id=Odd-v0: an observation must be numbers of shape \(3,\), but the environment returned "
 REWARD = r"task\.env_id=Odd-v0: the reward must be a number, but the environment returned "
 NAMED: dict[str, tuple[type[Exception], str]] = {
-    "matrix": (ValueError, SHAPE + r"an array of shape \(3, 3\)"),
-    "row": (ValueError, SHAPE + r"an array of shape \(1, 3\)"),
-    "scalar": (ValueError, SHAPE + r"1\.0\."),
-    "short list": (ValueError, SHAPE + r"\[\[0\.0\], \[1\.0, 2\.0\]\]"),
-    "text": (ValueError, SHAPE + r"an array of shape \(3,\) and type <U1"),
-    "complex": (ValueError, SHAPE + r"an array of shape \(3,\) and type complex128"),
-    "none": (ValueError, SHAPE + "None"),
-    "bare reset": (ValueError, r"reset\(\) must return an observation and a dict"),
-    "four values": (ValueError, r"step\(\) must return observation, reward, terminated, truncated and a dict"),
-    "no reward": (ValueError, REWARD + "None"),
-    "array reward": (ValueError, REWARD + r"an array of shape \(1,\)"),
-    "text reward": (ValueError, REWARD + "'1'"),
-    "complex reward": (ValueError, REWARD + "1j"),
-    "nan": (NonFiniteError, r"^observation of Odd-v0 became NaN or infinite at step 4 of the rollout\.$"),
-    "nan at the end": (
+    "matrix": (EnvironmentFault, SHAPE + r"an array of shape \(3, 3\)"),
+    "row": (EnvironmentFault, SHAPE + r"an array of shape \(1, 3\)"),
+    "scalar": (EnvironmentFault, SHAPE + r"1\.0\."),
+    "short list": (EnvironmentFault, SHAPE + r"\[\[0\.0\], \[1\.0, 2\.0\]\]"),
+    "text": (EnvironmentFault, SHAPE + r"an array of shape \(3,\) and type <U1"),
+    "complex": (EnvironmentFault, SHAPE + r"an array of shape \(3,\) and type complex128"),
+    "none": (EnvironmentFault, SHAPE + "None"),
+    "bare reset": (EnvironmentFault, r"reset\(\) must return an observation and a dict"),
+    "four values": (EnvironmentFault, r"step\(\) must return observation, reward, terminated, truncated and a dict"),
+    "no reward": (EnvironmentFault, REWARD + "None"),
+    "array reward": (EnvironmentFault, REWARD + r"an array of shape \(1,\)"),
+    "text reward": (EnvironmentFault, REWARD + "'1'"),
+    "complex reward": (EnvironmentFault, REWARD + "1j"),
+    "nan": (NonFiniteError, r"^observation of Odd-v0 became NaN, infinite or too large for float32 at step 4 of the rollout\.$"),
+    "nan at the cut": (
         NonFiniteError,
-        r"^last observation of an episode of Odd-v0 became NaN or infinite at step 3 of the rollout",
+        r"^last observation of an episode of Odd-v0 became NaN, infinite or too large for float32 at step 7 of the rollout",
     ),
+    "text flag": (EnvironmentFault, r"terminated must be true or false, but the environment returned 'no'"),
+    "no info": (EnvironmentFault, r"step\(\) must return observation, reward, terminated, truncated and a dict"),
     "nan reward": (NonFiniteError, r"^reward of Odd-v0 became NaN or infinite at step 3 of the rollout"),
     "infinite reward": (NonFiniteError, r"^reward of Odd-v0 became NaN or infinite at step 3 of the rollout"),
     "largest reward": (NonFiniteError, r"scale the rewards"),
-    "raises": (ValueError, "^the simulator is broken$"),
-    "raises OSError": (FileNotFoundError, r"simulator\.bin"),
-    "exits": (RuntimeError, r"task\.env_id=Odd-v0: the environment called sys\.exit\('bye'\) in step\(\)"),
-    "constructor raises": (ConfigError, r"task\.env_id=Odd-v0: cannot be made, its constructor failed \(FileNotFoundError: "),
+    "raises": (
+        EnvironmentFault,
+        r"^task\.env_id=Odd-v0: the environment raised ValueError: the simulator is broken in step\(\)\.$",
+    ),
+    "raises OSError": (EnvironmentFault, r"raised FileNotFoundError: .*simulator\.bin.* in step\(\)"),
+    "exits": (EnvironmentFault, r"task\.env_id=Odd-v0: the environment called sys\.exit\('bye'\) in step\(\)"),
+    "constructor raises": (
+        EnvironmentFault,
+        r"task\.env_id=Odd-v0: cannot be made, its constructor failed \(FileNotFoundError: ",
+    ),
 }
 
 

@@ -54,6 +54,16 @@ def full(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> rgpo.Run:
     return rgpo.run(*words(parts, "algo=ppo", *SHORT, *FULL, f"results_dir={here}"))
 
 
+def test_frozen_layers_are_exported_as_they_were(parts: Path, tmp_path: Path) -> None:
+    """task.trained_layers=1 of two: only the last layer and the norm after it differ from the model that training began with."""
+    run = rgpo.run(*words(parts, "algo=ppo", *SHORT, *FULL, "task.trained_layers=1", f"results_dir={tmp_path}"))
+    loaded = AutoModelForCausalLM.from_pretrained(run.folder / "model")
+    assert torch.equal(logits(loaded), logits_of(run))
+    before, after = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (parts / "model", run.folder / "model"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith(("model.layers.1.", "model.norm.")) for name in changed)
+
+
 def test_an_adapter_gives_the_policys_logits_exactly(lora: rgpo.Run, parts: Path) -> None:
     folder = lora.folder / "model"
     loaded = AutoPeftModelForCausalLM.from_pretrained(folder)

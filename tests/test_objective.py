@@ -210,10 +210,10 @@ def test_the_product_pushes_bad_actions_up_and_the_detached_join_never_does() ->
 
 def test_a_geometric_anchor_refuses_what_it_would_ignore() -> None:
     budget = load_gate("budget")
-    check_combination(Geometric(anchor=0.5), gates.Open())
-    check_combination(Minimum(), budget)
+    check_combination(Geometric(anchor=0.5), gates.Log(), gates.Open())
+    check_combination(Minimum(), gates.Log(), budget)
     with pytest.raises(ConfigError, match=r"gate_combination=geometric: .*leave gate@ref_gate=open"):
-        check_combination(Geometric(anchor=0.5), budget)
+        check_combination(Geometric(anchor=0.5), gates.Log(), budget)
     for anchor in (0.0, 1.0, math.nan):
         with pytest.raises(ConfigError, match=rf"gate_combination\.anchor={anchor}: must lie strictly between 0 and 1"):
             Geometric(anchor=anchor)

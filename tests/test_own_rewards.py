@@ -13,6 +13,8 @@ from paper_runs import Ran, jsonl, run, words
 from tiny_models import write_model, write_reward_model
 
 import rgpo
+from rgpo.cli import evaluate
+from rgpo.report import cli as report
 
 CODE = """
 import numpy, torch
@@ -94,6 +96,28 @@ def test_terms_are_summed_with_weights_and_weight_0_only_logs(parts: Path) -> No
     frame = pd.read_parquet(ran.folder / "metrics.parquet")
     np.testing.assert_allclose(frame["reward/train_mean"], 0.5 * frame["reward/brevity_mean"] + 1, rtol=1e-5)
     assert "reward/a_mean" in frame and (frame["reward/tensor_mean"] == 1).all()
+
+
+def test_report_and_evaluation_show_every_term(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = go(parts, "task.reward=[my_reward.py:brevity, {function: my_reward.py:letters, weight: 0, name: vowels}]")
+    samples = pd.read_parquet(ran.folder / "samples.parquet")
+    assert report.main(["results_dir=results", f"out={tmp_path}/report", "figures=[own_metrics]", "formats=[svg]"]) == 0
+    page = " ".join((tmp_path / "report/index.html").read_text().split())
+    last = samples[samples["iteration"] == 2].iloc[0]
+    assert f"vowels {last['reward/vowels']:.3f}" in page and "reward/vowels_mean [score]" in page
+    table = pd.read_csv(tmp_path / "report/default/tables/reward_terms.csv").set_index("term")
+    frame = pd.read_parquet(ran.folder / "metrics.parquet")
+    for name in ("brevity", "vowels"):
+        assert table.loc[name, "eval"] == pytest.approx(frame[f"reward/eval_{name}_mean"].iloc[-1], rel=1e-4)
+        assert table.loc[name, "change"] == pytest.approx(frame[f"reward/eval_{name}_change"].iloc[-1], rel=1e-4, abs=1e-6)
+    capsys.readouterr()
+    assert evaluate.main([str(ran.folder)]) == 0, capsys.readouterr().err
+    assert f"vowels on 4 held-out prompts: {frame['reward/eval_vowels_mean'].iloc[-1]:+.3f}"[:28] in capsys.readouterr().out
+    again = pd.read_parquet(ran.folder / "evaluation/completions.parquet")
+    pd.testing.assert_frame_equal(
+        again[again["iteration"] == 2].reset_index(drop=True)[samples.columns],
+        samples[samples["iteration"] == 2].reset_index(drop=True),
+    )
 
 
 def test_a_reward_model_can_be_one_of_the_terms(parts: Path) -> None:

@@ -16,7 +16,15 @@ from transformers import OPTConfig, OPTForCausalLM, Qwen2ForCausalLM, Qwen2ForSe
 from rgpo.errors import ConfigError
 from rgpo.language.policy import pretrained
 from rgpo.language.policy.model_files import check_path
-from rgpo.language.policy.pretrained import LoRA, add_lora, checkpoint_layers, load_causal_lm, load_model, require_packages
+from rgpo.language.policy.pretrained import (
+    LoRA,
+    add_lora,
+    checkpoint_layers,
+    load_causal_lm,
+    load_model,
+    require_packages,
+    train_last_layers,
+)
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +250,25 @@ def test_checkpointing_leaves_the_model_in_eval_mode(saved: Path) -> None:
 def test_checkpointing_without_marked_layers_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^task.gradient_checkpointing=True: a Linear has no layers .*; set it to false\.$"):
         checkpoint_layers(nn.Linear(2, 2))
+
+
+def test_the_last_layers_alone_are_trained(saved: Path) -> None:
+    """A tied head is the embeddings, which are not trained; gradients reach what is trained, and nothing below it."""
+    model, _ = load_causal_lm(saved, dtype="float32", device="cpu")
+    every = {name for name, _ in model.named_parameters()}
+    for count, expected in ((2, {"layers.0", "layers.1", "norm"}), (1, {"layers.1", "norm"}), (None, None)):
+        train_last_layers(model, count)
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        if expected is None:
+            assert trained == every
+        else:
+            assert {".".join(name.split(".")[1 : 3 if "layers" in name else 2]) for name in trained} == expected
+        model.zero_grad()
+        checkpoint_layers(model)
+        model(torch.tensor([[5, 6, 7]])).logits.sum().backward()
+        assert {name for name, p in model.named_parameters() if p.grad is not None} == trained
+    with pytest.raises(ConfigError, match=r"task\.trained_layers=3: a Qwen2ForCausalLM has 2 layers; lower it, or use null\."):
+        train_last_layers(model, 3)
+    with pytest.raises(ConfigError, match=r"task\.trained_layers=1: the layers of a Linear cannot be told apart; use null\."):
+        other: Any = nn.Linear(1, 1)
+        train_last_layers(other, 1)

@@ -14,14 +14,22 @@ import torch
 from torch import Tensor
 
 from rgpo import gates
+from rgpo.core import batch_gates, cdf, old_probability
 from rgpo.core import gates as all_gates
 from rgpo.core.ranges import declared_range
 from rgpo.core.surrogate import Detached, surrogate
 from rgpo.errors import ConfigError
 from rgpo.gates import POSITIVE, AdaptiveSharpness, Gate
 
-CLASSES = [c for _, c in inspect.getmembers(all_gates, inspect.isclass) if issubclass(c, Gate) and c is not Gate]
+MODULES = (all_gates, batch_gates, cdf, old_probability)
+CLASSES = [
+    c
+    for c in {c for m in MODULES for _, c in inspect.getmembers(m, inspect.isclass)}
+    if issubclass(c, Gate) and not inspect.isabstract(c)
+]
+CLASSES.sort(key=lambda cls: cls.__name__)
 VALID = {"sharpness": 4.0, "sharpness_neg": 4.0, "center": 1.5, "cap": 3.0, "eps_low": 0.2, "eps_high": 0.2, "budget": 0.75}
+VALID |= {"floor": 0.5, "softness": 0.1, "nu": 0.1, "delta_low": 0.2, "delta_high": 0.2, "second_moment": 0.04}
 BAD: list[tuple[type[Gate], str, Any]] = []
 BAD += [(gates.Sigmoid, "sharpness", value) for value in (0.0, -1.0, math.nan, math.inf, "steep", None)]
 BAD += [(gates.Clip, key, value) for key in ("eps_low", "eps_high") for value in (0.0, 1.0, -0.2, math.nan)]
@@ -30,6 +38,8 @@ BAD += [(gates.Budget, "budget", -1.0), (gates.Log, "scale", "foo")]
 CAPPED = (gates.Clip, gates.Cispo, gates.SignAwareSigmoid)
 BAD += [(cls, "cap", value) for cls in CAPPED for value in (1.0, 0.5, math.nan, math.inf)]
 BAD += [(cls, "cap", None) for cls in (gates.Cispo, gates.SignAwareSigmoid)]
+BAD += [(gates.Clamped, "cap", 0.9), (gates.Clamped, "floor", 1.1), (gates.Ano, "nu", 1.0), (gates.KLip, "softness", 0.0)]
+BAD += [(gates.DppoTV, "delta_low", 1.0), (gates.DppoKL, "delta_high", 0.0), (gates.M2po, "second_moment", 0.0)]
 BAD += [(gates.SigmoidMatched, "sharpness", value) for value in (1.0, 0.5, math.nan, math.inf)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +62,11 @@ def test_summary_by_hand(tmp_path: Path) -> None:
     assert (ppo["return"], ppo["iqm"], ppo["eval"], ppo["n"]) == (20.0, 20.0, 25.0, 3)
     assert (ppo["cv"], ppo["kl"], ppo["kl_median"], ppo["spikes"]) == (50.0, 0.5, 0.5, 100.0)
     assert 10 <= ppo["return_low"] < 20 < ppo["return_high"] <= 30
-    (rgpo,) = comparisons(groups, SETTINGS).rows  # + 20 on every seed: Student's interval is a point
+    (rgpo,) = comparisons(groups, SETTINGS).rows  # Welch: 20 -+ t(4) 10 sqrt(2/3)
     assert (rgpo["baseline"], rgpo["difference"], rgpo["percent"], rgpo["n"]) == ("ppo", 20.0, 100.0, 3)
-    assert (rgpo["difference_low"], rgpo["difference_high"], rgpo["p_holm"]) == (20.0, 20.0, 0.0)
+    assert (rgpo["difference_low"], rgpo["difference_high"]) == pytest.approx((20 - 22.670, 20 + 22.670), abs=1e-3)
+    assert rgpo["p_holm"] == pytest.approx(0.0705, abs=1e-3)
+    assert rgpo["noise"] == pytest.approx(100 * 4.3027 * math.sqrt(2 / 3) / 2, rel=1e-3)
 
 
 def test_spikes_are_swept_over_thresholds(tmp_path: Path) -> None:
@@ -83,7 +86,7 @@ def test_too_few_seeds_are_marked(tmp_path: Path) -> None:
     text = returns(groups, SETTINGS).markdown()
     assert text.count("(n = 2 < 3)") == 2 * 6  # return, IQM, evaluation, CV, KL, spikes
     assert comparisons(groups, SETTINGS).markdown().count("(n = 2 < 3)") == 2
-    assert overall(groups, SETTINGS).markdown().count("(n = 2 < 3)") == 2 * 4 + 1
+    assert overall(groups, SETTINGS).markdown().count("(n = 2 < 3)") == 2 * 3 + 1
 
 
 def test_scores_are_0_untrained_and_1_at_the_baseline(tmp_path: Path) -> None:

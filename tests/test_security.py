@@ -244,7 +244,7 @@ HARMLESS = [
 @pytest.mark.parametrize("text", SECRETS)
 def test_secrets_of_a_command_line_are_not_recorded(text: str) -> None:
     assert redact(text) == SECRETS[text] and redact(SECRETS[text]) == SECRETS[text]
-    assert collect("run", "hash", text, 1, 1, {})["command"] == SECRETS[text]
+    assert collect("run", "hash", text, 1, 1, {}, "code")["command"] == SECRETS[text]
 
 
 @pytest.mark.parametrize("value", ["'two words SECOND'", "\"two 'words' SECOND\"", "[first, 'SECOND']", "{a: {b: SECOND}}"])

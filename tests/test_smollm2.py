@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from paper_runs import jsonl
 from test_hh_rlhf import line, write
 from tiny_models import TEMPLATE, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -257,6 +258,23 @@ def test_the_source_trains_both_reward_models_once(
     assert (other.reward_model(*texts) != got.reward_model(*texts)).all()
     with pytest.raises(TypeError):  # another split needs other features
         make(split_seed=1).load(quiet)
+
+
+def test_data_template_and_system_prompt_are_those_of_every_chat_model(make: Callable[..., SmolLM2], tmp_path: Path) -> None:
+    """Held-out prompts alone are enough; the reward models read the model's own template."""
+    tests = jsonl(tmp_path / "own.jsonl", [{"prompt": f"TEST {i}?"} for i in range(5)])
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}")
+    words = {"eval_data": str(tests), "chat_template": str(template), "system_prompt": "Be nice."}
+    before, got = make().load(quiet), make(**words).load(quiet)
+    assert {prompt.text for prompt in got.heldout_prompts} == {f"TEST {i}?" for i in range(5)}
+    assert all(got.tokenizer.decode(p.ids).startswith("<system>Be nice.<user>") for p in got.train_prompts)
+    assert set(got.versions) == {*before.versions, str(tests), str(template)}
+    for key, value, found in (("eval_data", "/none.jsonl", "there is no"), ("chat_template", "/none", "is neither hh nor plain")):
+        with pytest.raises(ConfigError, match=rf"task\.source\.{key}={value}: {found}"):
+            make(**{key: value}).check()
+    with pytest.raises(ConfigError, match=r"task\.source\.adapter=/none: is not a folder"):
+        make(adapter="/none").check()
 
 
 def test_preference_pairs_are_those_of_the_policys_own_part(make: Callable[..., SmolLM2]) -> None:

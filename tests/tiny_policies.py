@@ -11,8 +11,8 @@ from torch import Tensor
 from update_parts import K3, setup, sgd
 
 from rgpo.core.advantages import token_steps
-from rgpo.language.policy.generation import Completions
-from rgpo.language.policy.language_model import LanguageModel, Sampling
+from rgpo.language.policy.generation import Completions, Sampling
+from rgpo.language.policy.language_model import LanguageModel
 from rgpo.language.policy.stopping import StopRule
 from rgpo.language.policy.token_batch import CompletionRollout, TokenBatch
 from rgpo.learning.micro_batch_adam import MicroBatchAdam

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from rgpo.control.actor_critic import ActorCritic, ControlBatch
 from rgpo.core import gates
 from rgpo.core.advantages import GAE
 from rgpo.core.kl_penalty import Divergence, NoPenalty
-from rgpo.core.surrogate import Detached, surrogate
+from rgpo.core.surrogate import Detached, GateObjective
 from rgpo.learning.algorithm import GateAlgorithm
 from rgpo.learning.natural_gradient import NaturalGradient
 from rgpo.learning.sgd import SGD
@@ -27,7 +26,7 @@ both_kinds = pytest.mark.parametrize("discrete", [False, True], ids=["gaussian",
 
 
 def objective(gate: Any) -> Objective:
-    return partial(surrogate, gate=gate, ref_gate=gates.Open(), combine=Detached())
+    return GateObjective(gate=gate, ref_gate=gates.Open(), combine=Detached())
 
 
 def sgd(**change: Any) -> SGD:

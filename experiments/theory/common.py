@@ -70,9 +70,10 @@ def load_gate(name: str, **change: object) -> GateLike:
 
 
 def gate_names() -> list[str]:
-    """Every gate on the old ratio in conf/gate, without those that adapt the sharpness of another."""
+    """Every gate of the old ratio and the sign of A alone in conf/gate, without those that adapt the sharpness of another."""
     left_out = ("open", "budget")  # meant for the reference's ratio
-    return [name for name in group_options("gate") if name not in left_out and not name.startswith("adaptive")]
+    names = [name for name in group_options("gate") if name not in left_out and not name.startswith("adaptive")]
+    return [name for name in names if not ((gate := load_gate(name)).needs_logp_old or gate.needs_batch)]
 
 
 def load(*overrides: str) -> tuple[Task, GateAlgorithm]:

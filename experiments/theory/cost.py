@@ -144,9 +144,9 @@ def verdicts(tables: Tables) -> list[Verdict]:
             rows.append(Verdict("C5", where, *found, num, "PPO's cost", at_most(TOLERANCE, found), rule, COMMAND))
         if "trpo" in set(tables["time"].algo[tables["time"].task == task]):
             found = relative(tables, task, "trpo")
-            rule_trpo = "reproduced if TRPO's update takes longer than PPO's: the second-order step that RGPO is said to save"
+            rule_trpo = "reproduced if TRPO's update takes longer than PPO's: the second-order step that RGPO is meant to save"
             where = f"trpo / ppo, {task} (ratio of CPU time)"
-            rows.append(Verdict("C5", where, *found, num, "TRPO costs more", judge(found[1] > 1), rule_trpo, COMMAND))
+            rows.append(Verdict("C5 (ours)", where, *found, num, "not stated", judge(found[1] > 1), rule_trpo, COMMAND))
     return rows
 
 

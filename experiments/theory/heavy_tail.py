@@ -174,7 +174,7 @@ def verdicts(tables: Tables) -> list[Verdict]:
     flat = growth(table, "heavy score", SCORE_INDEX, "RGPO, sigmoid in r")
     rule = "reproduced if the slope stays within ±0.05 of 0 when A s itself has the tail index 1.5 (bounded w, no second moment)"
     where = "RGPO, sigmoid in r; log-normal ratios, heavy-tailed A s (growth exponent)"
-    rows.append(Verdict("C1", where, *flat, num_seeds, "finite", judge(abs(flat[0]) < 0.05), rule, COMMAND))
+    rows.append(Verdict("C1 (ours)", where, *flat, num_seeds, "not stated", judge(abs(flat[0]) < 0.05), rule, COMMAND))
     gaps = [abs(p[0] - i[0]) for p, i in zip(slopes["PPO, A < 0"], slopes["importance sampling"], strict=True)]
     rule = "reproduced if its slope is within 0.05 of importance sampling's at every index (largest gap shown)"
     where = "PPO's half A < 0 is as heavy-tailed as importance sampling (gap of exponents)"

@@ -163,13 +163,13 @@ def verdicts(tables: Tables) -> list[Verdict]:
     cosine = float(table.step_cosine["trpo"])
     rule = "reproduced if the cosine between the step taken and w A grad log pi is above 0.95: then w determines the algorithm"
     where = "trpo: its step on the fixed Hopper batch (cosine with w A s)"
-    rows.append(Verdict("C2", where, cosine, math.nan, math.nan, 2048, "a choice of w", judge(cosine > 0.95), rule, COMMAND))
+    rows.append(Verdict("C2 (ours)", where, cosine, math.nan, math.nan, 2048, "not stated", judge(cosine > 0.95), rule, COMMAND))
     gates = tables["gates"].set_index(["gate", "advantage"])
     halves = [("log", 1.0), ("identity", 1.0), ("clip", 1.0), ("clip", -1.0)]
     count = sum(bool(gates.representable[half]) for half in halves)
     rule = "reproduced if all four weights (REINFORCE, TRPO, PPO A >= 0 and A < 0) have a finite integral over log r"
     where = "of these four weights, those of gates with values in an interval (count)"
-    rows.append(Verdict("C2", where, count, math.nan, math.nan, 4, "instances of the gate", judge(count == 4), rule, COMMAND))
+    rows.append(Verdict("C2 (ours)", where, count, math.nan, math.nan, 4, "not stated", judge(count == 4), rule, COMMAND))
     return rows
 
 

@@ -147,6 +147,9 @@ def load(group: str, name: str, changes: Mapping[str, Any], config_dir: str | No
 def _run(settings: Settings, gate: Any, law: Any) -> None:
     from rgpo.bandit.measure import growing_sizes, measure
 
+    reads = "the batch of a gradient step" if gate.needs_batch else "old probabilities"
+    needless = not (gate.needs_batch or gate.needs_logp_old)
+    require(needless, "gate", settings.gate, f"reads {reads}, which a law of the ratio alone does not have; choose another gate.")
     sizes = growing_sizes(settings.num_samples, settings.growth, settings.num_sizes)
     if settings.out is not None:
         folder = user_path(settings.out).absolute().parent

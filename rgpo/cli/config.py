@@ -22,10 +22,10 @@ from rgpo.cli.targets import make_importable
 from rgpo.cli.unused import refuse_unused
 from rgpo.cli.words import flat, former_name, preset_of, typed_keys
 from rgpo.core.ranges import count
-from rgpo.errors import ConfigError, close_matches, first_line, require, shell_word
+from rgpo.errors import ConfigError, EnvironmentFault, close_matches, first_line, require, shell_word
 from rgpo.learning.types import Task
 from rgpo.paths import conf_dir
-from rgpo.runtime import continuation
+from rgpo.runtime import continuation, run_folder
 from rgpo.runtime.own_metrics import glossary
 from rgpo.runtime.provenance import redact_word
 from rgpo.runtime.reader import user_path
@@ -135,10 +135,15 @@ def make_job(
     task, algorithm = build(config)
     continuation.check(config, _check_length(config, task))
     refuse_unused(typed or {}, config, algorithm.requirements)
-    check_task(json.dumps(config["task"]))
     digest = config_hash(config)
     name = "-".join(str(part or "none") for part in (choices.get("task"), choices.get("algo"), f"s{config['seed']}", digest))
-    return Job(overrides, config, Path(str(config["results_dir"])) / str(config["name"]) / name, config_dir)
+    job = Job(overrides, config, Path(str(config["results_dir"])) / str(config["name"]) / name, config_dir)
+    try:
+        check_task(json.dumps(config["task"]))
+    except EnvironmentFault as fault:
+        where = "" if job.plan else run_folder.record_fault(job.run_dir, fault)
+        raise ConfigError(f"{fault}{where}") from fault
+    return job
 
 
 def plain(composed: DictConfig) -> dict[str, object]:
@@ -266,7 +271,7 @@ def _known_keys() -> tuple[str, ...]:
 def check_task(node: str) -> None:
     """Check what a task, given as JSON, reads outside the configuration, once for all jobs that share it.
 
-    Raises: ConfigError if packages, files or environments are missing.
+    Raises: ConfigError if packages, files or environments are missing; EnvironmentFault if an environment cannot be used.
     """
     task: Task = make("task", json.loads(node), Task)
     task.check()

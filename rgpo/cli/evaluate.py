@@ -110,15 +110,16 @@ def _score(run: StoredRun, parts: Parts, count: int) -> int:
     from rgpo.language.evaluation import Evaluator
     from rgpo.language.task import Language
     from rgpo.runtime.metrics import ARROW_TYPES
+    from rgpo.runtime.own_metrics import sample_columns
     from rgpo.runtime.parts import storing, write_atomically
-    from rgpo.runtime.schema import SAMPLES
     from rgpo.runtime.settings import Settings
 
     task = parts.task
     assert isinstance(task, Language)
     have = len(task.assets.heldout_prompts)
     require(count <= have, "prompts", count, f"there are only {have} held-out prompts; lower it.")
-    evaluator = Evaluator(task.assets, count, count, task.evaluator.seed)
+    keep = task.skip_special_tokens
+    evaluator = Evaluator(task.assets, count, count, task.evaluator.seed, rewards=task.rewards, skip_special_tokens=keep)
     task.evaluator = evaluator
     metrics = task.evaluate(parts.policy)
     print(f"{run.folder.name}: iteration {parts.iteration:,}")
@@ -130,12 +131,13 @@ def _score(run: StoredRun, parts: Parts, count: int) -> int:
         {**constants, "seed": settings.seed, **row, "iteration": 0 if row["reference"] else parts.iteration}
         for row in evaluator.take_samples()
     ]
-    columns = pa.schema([pa.field(name, ARROW_TYPES[kind]) for name, kind in SAMPLES.items()])
+    kinds = sample_columns(run.config)
+    columns = pa.schema([pa.field(name, ARROW_TYPES[kind]) for name, kind in kinds.items()])
     path = run.folder / FOLDER / "completions.parquet"
     with storing(run.folder):
         atomic.make_folder(path.parent)
         atomic.remove_temporary(path.parent)
-        write_atomically(pa.Table.from_pylist([{name: row[name] for name in SAMPLES} for row in rows], schema=columns), path)
+        write_atomically(pa.Table.from_pylist([{name: row[name] for name in kinds} for row in rows], schema=columns), path)
     print(f"  {path}: {count} completions of the policy and {count} of the reference")
     return 0
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from rgpo.cli.hints import Node, shown
-from rgpo.cli.targets import OWN, own_folders, owner_of
+from rgpo.cli.targets import OWN, owner_of
 from rgpo.errors import ConfigError, close_matches, first_line
+from rgpo.runtime.own_code import own_folders
 
 REWARD = "rgpo.language.rewards.function.Reward"
 MODEL = "reward_model"  # in place of a function: the source's reward model

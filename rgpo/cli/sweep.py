@@ -27,7 +27,7 @@ from rgpo.cli import engines
 from rgpo.cli.config import Job, build, make_job
 from rgpo.cli.overrides import Composer, hydra_on
 from rgpo.cli.words import hydra_form, user_form
-from rgpo.errors import MAX_LINE, ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, printable
+from rgpo.errors import EXPLAINED, MAX_LINE, ConfigError, EnvironmentFault, first_line, printable
 from rgpo.paths import cache_dir
 from rgpo.runtime import manifest, run_folder
 from rgpo.runtime.resources import available_gb, jobs_that_fit, num_cpus
@@ -66,8 +66,9 @@ def start(job: Job) -> int:
         return stop.exit_code
     except KeyboardInterrupt:
         return 130
-    except (ConfigError, NonFiniteError, OutOfMemory, StorageError) as error:
-        distributed.report_error(str(error), error)
+    except (ConfigError, *EXPLAINED) as error:
+        where = f" (traceback in {job.run_dir / run_folder.ERROR})" if isinstance(error, EnvironmentFault) else ""
+        distributed.report_error(f"{error}{where}", error)
         return 2 if isinstance(error, ConfigError) else 1
     except Exception as error:
         log = job.run_dir / "error.txt"

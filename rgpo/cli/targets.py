@@ -12,7 +12,6 @@ import importlib.util
 import inspect
 import re
 import sys
-import sysconfig
 import types
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -21,11 +20,11 @@ from typing import Union, get_args, get_origin
 
 from rgpo.cli.hints import MAPPINGS, SCALARS, SEQUENCES, plain_hint
 from rgpo.errors import ConfigError, first_line
+from rgpo.runtime.own_code import own_folders
 from rgpo.runtime.schema import MOVED_MODULES
 
 OWN = "a module of rgpo, of the current directory or of --config-dir"
 ENTRY_POINTS = "rgpo"  # group in which an installed package declares that configurations may name its classes
-INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
 
 PLUGINS = {  # node of hydra's that is instantiated -> where its class may be
     "hydra.launcher": ("hydra_plugins.", "hydra._internal.core_plugins.basic_launcher."),
@@ -107,17 +106,6 @@ def owner_of(module: str) -> str | None:
         return "user"
     declared = {point.module.partition(".")[0] for point in metadata.entry_points(group=ENTRY_POINTS)}
     return "user" if top in declared else None
-
-
-def own_folders() -> list[Path]:
-    """The folders of Python's path that are not part of an installation, in its order."""
-    entries = dict.fromkeys(Path(entry).resolve() for entry in sys.path)
-    installed = {folder.resolve() for folder in INSTALLED}
-    return [
-        entry
-        for entry in entries
-        if not installed & {entry, *entry.parents} and not {"site-packages", "dist-packages"} & set(entry.parts)
-    ]
 
 
 def make_importable(folder: str | None) -> None:

@@ -42,7 +42,7 @@ def a2c_loss(out: PolicyOutput, samples: Samples, *, vf_coef: float, ent_coef: f
 
 
 def policy_gradient(
-    d_old: Tensor, d_ref: Tensor, advantage: Tensor, kl: Tensor, *, kl_coef: Tensor | float
+    d_old: Tensor, d_ref: Tensor, advantage: Tensor, kl: Tensor, *, kl_coef: Tensor | float, **unused: object
 ) -> tuple[Tensor, Tensor]:
     """The first term as an objective of rgpo.learning.gradients: -A d_old has the gradient -A grad log pi."""
     return -advantage * d_old, d_old

@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import numpy as np
 from gymnasium import spaces
 
+from rgpo.control import finite
+from rgpo.control.envs import check
+from rgpo.control.envs.facts import describe
 from rgpo.control.envs.make_env import make_vector_env
-from rgpo.control.envs.vector_env import VectorEnv
+from rgpo.control.envs.vector_env import Step, VectorEnv
+from rgpo.control.episodes import OpenEpisodes
 from rgpo.control.mlp import MLP
 from rgpo.control.normalize import ObservationNormalizer, RewardNormalizer
 from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, or_null
 from rgpo.core.rollout import Array
 from rgpo.distributed import refuse_many
-from rgpo.errors import ConfigError, NonFiniteError, require
+from rgpo.errors import ConfigError, EnvironmentFault, require
 from rgpo.learning.export import Facts
 from rgpo.learning.types import Policy, Requirements, State
 
@@ -73,9 +77,9 @@ class Control:
         return self.num_envs * self.num_steps
 
     def check(self) -> None:
-        """Raises: ConfigError for an id that is not installed, a space that is not supported, or more than one process."""
+        """Raises: ConfigError for an unknown id, an unsupported space or many processes; EnvironmentFault, as check.try_out."""
         refuse_many("control")
-        self.make_env(1).close()
+        check.try_out(repr(self), self.make_env)
 
     def validate(self, requirements: Requirements) -> None:
         """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
@@ -98,6 +102,7 @@ class Control:
         """Make and seed the environments; the reward normalizer has the algorithm's discount."""
         streams = np.random.SeedSequence(seed).spawn(2)
         self.env = self.make_env(self.num_envs)
+        self.facts, self.findings = describe(self.env, self.full_id), check.findings(repr(self))
         self._action_shape = self.env.action_space.shape or ()
         self.eval_env: VectorEnv | None = None
         self.rng = np.random.default_rng(streams[0])
@@ -105,9 +110,10 @@ class Control:
         self.normalize = ObservationNormalizer(self.num_envs, self.env.observation_size, self.clip_observation)
         self.scale_reward = RewardNormalizer(self.num_envs, requirements.gamma, self.clip_reward)
         self.observation = self._prepare(self.env.reset(env_seed))
-        self.episode_return = np.zeros(self.num_envs)
-        self.episode_length = np.zeros(self.num_envs, np.int64)
+        self.episodes = OpenEpisodes(self.num_envs)
         self.latest_return = float("nan")
+        self.inexact = ""
+        self._num_restarted = 0
 
     def make_policy(self, seed: int) -> ActorCritic:
         """A fresh actor-critic for the environment's spaces."""
@@ -150,18 +156,26 @@ class Control:
         for t in range(self.num_steps):
             seen[t] = self.observation
             actions[t] = action = policy.act(self.observation, noise[t])
-            step = self.env.step(self._shape_action(action))
+            step = self._step(action, seen[: t + 1])
             self.observation = self._prepare(step.observation)
             if step.final_observation is not step.observation:  # an episode ended
                 terminated[t], truncated[t] = step.terminated, step.truncated
                 final = self._prepare(step.final_observation, learn=False)
+                final[step.terminated & ~np.isfinite(final).all(1)] = 0.0  # its value is not used
                 finals |= {(t, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
         raw_reward = self.env.rewards()
-        self._refuse_non_finite(raw_reward, np.concatenate([seen, self.observation[None]]), finals)
+        finite.require_observations(self.full_id, [*seen, self.observation], finals)
+        finite.require_rewards(self.full_id, raw_reward)
         done = terminated | truncated
         reward = self.scale_reward(raw_reward, done) if self.normalize_reward else raw_reward
-        self._refuse_overflow(raw_reward)
+        for key, normalizer in (("normalize_observation", self.normalize), ("normalize_reward", self.scale_reward)):
+            if getattr(self, key):
+                finite.require_moments(self.full_id, key, normalizer.overflowed)
         value, next_value = self._values(policy, seen, finals)
+        metrics = self.episodes.metrics(raw_reward, done)
+        if self._num_restarted:
+            metrics["return/num_restarted"] = float(self._num_restarted)
+            self._num_restarted = 0
         return ControlRollout(
             observation=seen,
             action=actions,
@@ -170,43 +184,16 @@ class Control:
             done=done,
             value=value,
             next_value=next_value,
-            metrics=self._episodes(raw_reward, done),
+            metrics=metrics,
         )
 
-    def _episodes(self, reward: Array, done: Array) -> dict[str, float]:
-        """Number, returns and lengths (steps) of the episodes that ended in the rollout; open episodes continue in the next."""
-        returns: list[float] = []
-        lengths: list[int] = []
-        for e in range(self.num_envs):
-            begin = 0
-            for end in (np.flatnonzero(done[:, e]) + 1).tolist():
-                returns.append(float(self.episode_return[e] + reward[begin:end, e].sum()))
-                lengths.append(int(self.episode_length[e]) + end - begin)
-                self.episode_return[e], self.episode_length[e], begin = 0.0, 0, end
-            self.episode_return[e] += reward[begin:, e].sum()
-            self.episode_length[e] += len(reward) - begin
-        metrics = {"return/num_episodes": float(len(returns))}
-        if returns:
-            metrics["return/train_mean"] = float(np.mean(returns))
-            metrics["return/train_std"] = float(np.std(returns))
-            metrics["return/length_mean"] = float(np.mean(lengths))
-        return metrics
-
-    def _refuse_non_finite(self, reward: Array, seen: Array, finals: Mapping[tuple[int, int], Array]) -> None:
-        """seen: observations before each step and after the last one, (T + 1, E, D)."""
-        bad = [("reward", np.flatnonzero(~np.isfinite(reward).all(1)))]
-        bad += [("observation", np.flatnonzero(~np.isfinite(seen).all((1, 2))))]
-        bad += [("last observation of an episode", np.array([t for (t, _), x in finals.items() if not np.isfinite(x).all()]))]
-        for name, steps in bad:
-            if steps.size:
-                raise NonFiniteError(f"{name} of {self.full_id} became NaN or infinite at step {steps[0]} of the rollout.")
-
-    def _refuse_overflow(self, reward: Array) -> None:
-        """Numbers that are finite, but whose squares are not, would silently be normalized to 0."""
-        for key, normalizer in (("normalize_observation", self.normalize), ("normalize_reward", self.scale_reward)):
-            if getattr(self, key) and normalizer.overflowed:
-                what = f"{key.removeprefix('normalize_')}s of {self.full_id}"
-                raise NonFiniteError(f"{what} are too large for the running variance of task.{key}; scale them.")
+    def _step(self, action: Array, seen: Array) -> Step:
+        """One step of every environment; seen: the observations (t, E, D) that led to the actions."""
+        try:
+            return self.env.step(self._shape_action(action))
+        except EnvironmentFault:
+            finite.require_observations(self.full_id, list(seen), {})  # an action that follows from NaN is no fault of the call
+            raise
 
     def _values(self, policy: ActorCritic, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
         """V of every observation and of every true next observation, (T, E) each, in one forward pass."""
@@ -233,14 +220,15 @@ class Control:
         silence = np.zeros((self.num_eval_episodes, policy.action_size), np.float32)
         running = [np.ones(self.num_eval_episodes, bool)]  # which episodes each step belongs to
         while running[-1].any() and len(running) <= LONGEST_EVALUATION:
+            finite.require_evaluated("observation", self.full_id, seen[running[-1]])
             step = self.eval_env.step(self._shape_action(policy.act(seen, silence)))
             running.append(running[-1] & ~(step.terminated | step.truncated))
             seen = self._prepare(step.observation, learn=False)
         reward = np.where(running[:-1], self.eval_env.rewards(), 0.0)
-        if not np.isfinite(reward).all():
-            raise NonFiniteError(f"reward of {self.full_id} became NaN or infinite in an evaluation episode.")
-        total = reward.sum(0)
-        return {"return/eval_mean": float(total.mean()), "return/eval_std": float(total.std())}
+        finite.require_evaluated("reward", self.full_id, reward)
+        total, num_cut = reward.sum(0), int(running[-1].sum())
+        cut = {"return/eval_num_cut": float(num_cut)} if num_cut else {}
+        return {"return/eval_mean": float(total.mean()), "return/eval_std": float(total.std()), **cut}
 
     def headline(self, metrics: Mapping[str, float | list[float]]) -> str:
         """Return of the latest episodes that ended."""
@@ -249,7 +237,15 @@ class Control:
 
     def summary(self, metrics: Mapping[str, float | list[float]]) -> list[str]:
         """The last deterministic return, if there was an evaluation."""
-        return [f"deterministic return {metrics['return/eval_mean']:.4g}"] if "return/eval_mean" in metrics else []
+        if "return/eval_mean" not in metrics:
+            return []
+        num_cut = cast(float, metrics.get("return/eval_num_cut", 0.0))
+        cut = (
+            f" ({num_cut:.0f} of {self.num_eval_episodes} episodes were cut after {LONGEST_EVALUATION:,} steps)"
+            if num_cut
+            else ""
+        )
+        return [f"deterministic return {metrics['return/eval_mean']:.4g}{cut}"]
 
     def take_samples(self) -> list[Mapping[str, object]]:
         """No rows: episodes leave no samples."""
@@ -281,15 +277,22 @@ class Control:
             "observation_moments": self.normalize.state_dict(),
             "reward_scale": self.scale_reward.state_dict(),
             "observation": self.observation.tolist(),
-            "episode_return": self.episode_return.tolist(),
-            "episode_length": self.episode_length.tolist(),
+            **self.episodes.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.env.load_state_dict(cast(State, state["env"]))
+        """Restore everything; episodes that cannot be restored begin anew for the reason in ``inexact``."""
+        restarts = self.env.load_state_dict(cast(State, state["env"]))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.normalize.load_state_dict(cast(State, state["observation_moments"]))
         self.scale_reward.load_state_dict(cast(State, state["reward_scale"]))
         self.observation = np.array(state["observation"], np.float32)
-        self.episode_return = np.array(state["episode_return"])
-        self.episode_length = np.array(state["episode_length"], np.int64)
+        self.episodes.load_state_dict(state)
+        self._num_restarted, self.inexact = len(restarts), ""
+        if restarts:
+            places = [restart.env for restart in restarts]
+            self.observation[places] = self._prepare(np.stack([restart.observation for restart in restarts]), learn=False)
+            self.scale_reward.discounted[places] = 0.0
+            self.episodes.forget(places)
+            count = f"{len(restarts)} of {self.num_envs} episodes begin anew"
+            self.inexact = f"{count}, because {' or '.join(sorted({restart.why for restart in restarts}))}"

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from rgpo.core.gate import Gate
+from rgpo.core.gate import Curve, Gate, GateBatch
 from rgpo.core.ranges import POSITIVE, check_fields, declared_range
 from rgpo.errors import ConfigError, require
 
@@ -67,8 +67,19 @@ class AdaptiveSharpness:
             replace(self.gate, **changes)  # scale=unit needs a slope at both
         return float(vars(self.gate)["sharpness"])
 
-    def __call__(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        return self._live(log_ratio, advantage)
+    @property
+    def needs_logp_old(self) -> bool:
+        return self.gate.needs_logp_old
+
+    @property
+    def needs_batch(self) -> bool:
+        return self.gate.needs_batch
+
+    def prepare(self, batch: GateBatch) -> Curve:
+        return self._live.prepare(batch)
+
+    def __call__(self, log_ratio: Tensor, advantage: Tensor, logp_old: Tensor | None = None) -> Tensor:
+        return self._live(log_ratio, advantage, logp_old)
 
     @property
     def scale(self) -> str:

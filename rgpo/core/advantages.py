@@ -69,7 +69,7 @@ def generalized_advantage(
 
     All arrays (T, E); next_value is V of the true next observation. Schulman et al. 2016, Eq. 16.
     """
-    delta = reward + gamma * next_value * ~terminated - value
+    delta = reward + gamma * np.where(terminated, 0.0, next_value) - value  # a value that is not used may be NaN
     carry = gamma * lam * ~done
     return recurrence(carry[::-1], delta[::-1], np.zeros(delta.shape[1]))[::-1].copy()  # a reversed view is no tensor to torch
 

@@ -9,22 +9,53 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from rgpo.core.ranges import SMALLEST, check_fields, one_of
-from rgpo.errors import require
+from rgpo.errors import ConfigError, require
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 D_MAX, D_MAX_DOUBLE = 40.0, 300.0  # nats; e^d squared is finite in float32 and bfloat16, and in float64
 
 
-class GateLike(Protocol):
+class GateBatch(NamedTuple):
+    """All samples of a gradient step, (n,) each and without gradient: what bounds of a batch are computed from."""
+
+    log_ratio: Tensor  # nats, as the gate sees it
+    advantage: Tensor
+    logp_old: Tensor | None = None
+    weight: Tensor | None = None  # in the loss; samples of weight 0 are left out, None: all count the same
+
+    def to(self, device: torch.device | str) -> GateBatch:
+        """The same on another device."""
+        logp_old, weight = (x if x is None else x.to(device) for x in (self.logp_old, self.weight))
+        return GateBatch(self.log_ratio.to(device), self.advantage.to(device), logp_old, weight)
+
+
+class Curve(Protocol):
+    """A gate on known bounds."""
+
+    def __call__(self, log_ratio: Tensor, advantage: Tensor, logp_old: Tensor | None = None) -> Tensor:
+        """Gate value g for d = log_ratio (any shape, nats); logp_old = log pi_old of the same samples, read by some gates."""
+
+
+class GateLike(Curve, Protocol):
     """The interface of a gate that the objective and the algorithm use."""
 
-    def __call__(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        """Gate value g for d = log_ratio (any shape, nats); only sign-aware gates read the sign of advantage."""
+    @property
+    def needs_logp_old(self) -> bool:
+        """True if g depends on the old probability of a sample besides its ratio and advantage."""
+
+    @property
+    def needs_batch(self) -> bool:
+        """True if g has bounds that are computed from all samples of a gradient step."""
+
+    def prepare(self, batch: GateBatch) -> Curve:
+        """The gate with the bounds of a batch; the gate itself if it has none."""
 
     def weight_at_one(self) -> float:
         """w(1) after scaling."""
@@ -42,7 +73,8 @@ class Gate(ABC):
     """Base class of all gates: a frozen dataclass that defines ``curve``.
 
     `scale: none` leaves g as it is, `scale: unit` divides it by w(1). Parameters are fields; the range that a field declares
-    (``sharpness: float = field(metadata=POSITIVE)``) is checked at construction.
+    (``sharpness: float = field(metadata=POSITIVE)``) is checked at construction. A gate that reads more than d and the sign of
+    A is an ``OldProbabilityGate`` or a ``BatchGate``.
     """
 
     scale: str = field(default="none", metadata=one_of("none", "unit"))
@@ -60,21 +92,40 @@ class Gate(ABC):
             require(slope >= SMALLEST, "gate.scale", self.scale, f"{lacks}; use scale=none.")
             object.__setattr__(self, "_divisor", slope)
 
+    @property
+    def needs_logp_old(self) -> bool:
+        return False
+
+    @property
+    def needs_batch(self) -> bool:
+        return False
+
     @abstractmethod
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         """The gate value before scaling, at log ratio d."""
 
-    def __call__(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        value = self.curve(log_ratio, advantage)
+    def curve_at(self, d: Tensor, advantage: Tensor, logp_old: Tensor | None) -> Tensor:
+        """The gate value before scaling, at log ratio d and old log-probability logp_old."""
+        return self.curve(d, advantage)
+
+    def prepare(self, batch: GateBatch) -> Curve:
+        """The gate itself: it has no bounds of a batch."""
+        return self
+
+    def __call__(self, log_ratio: Tensor, advantage: Tensor, logp_old: Tensor | None = None) -> Tensor:
+        return self._scaled(self.curve_at(log_ratio, advantage, logp_old))
+
+    def _scaled(self, value: Tensor) -> Tensor:
         return value if self.scale == "none" else value / self._divisor
 
     def _slope_at_one(self) -> float:
         import torch
 
-        return weight(self.curve, torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)).item()
+        d = torch.zeros((), dtype=torch.float64)
+        return weight(self.curve_at, d, d + 1, d - math.log(2)).item()
 
     def weight_at_one(self) -> float:
-        """w(1) after scaling, on the side A >= 0."""
+        """w(1) after scaling, on the side A >= 0; at pi_old = 1/2 if the gate reads that."""
         return self._slope_at_one() / self._divisor
 
     def observe(self, kl: float) -> None:
@@ -88,13 +139,74 @@ class Gate(ABC):
         return None
 
 
-def weight(gate: Callable[[Tensor, Tensor], Tensor], log_ratio: Tensor, advantage: Tensor) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class OldProbabilityGate(Gate):
+    """Base class of gates that also read logp_old = log pi_old of each sample: they define ``curve_from`` instead of ``curve``.
+
+    Densities, of continuous actions, may exceed 1.
+    """
+
+    @property
+    def needs_logp_old(self) -> bool:
+        return True
+
+    @abstractmethod
+    def curve_from(self, d: Tensor, advantage: Tensor, logp_old: Tensor) -> Tensor:
+        """The gate value before scaling, at log ratio d and old log-probability logp_old."""
+
+    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+        return self.curve_at(d, advantage, None)
+
+    def curve_at(self, d: Tensor, advantage: Tensor, logp_old: Tensor | None) -> Tensor:
+        """Raises: ConfigError without logp_old."""
+        if logp_old is None:
+            name = type(self).__name__
+            raise ConfigError(f"gate={name}: reads each sample's old probability, which is not known here; choose another gate.")
+        return self.curve_from(d, advantage, logp_old)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchGate(Gate):
+    """Base class of gates whose bounds are computed from all samples of a gradient step, by ``bounds``.
+
+    Called without ``prepare``, the samples themselves are the batch. They define ``bounds`` and ``curve_within``.
+    """
+
+    @property
+    def needs_batch(self) -> bool:
+        return True
+
+    @abstractmethod
+    def bounds(self, batch: GateBatch) -> tuple[Tensor, ...]:
+        """Scalars of the batch, without gradient."""
+
+    @abstractmethod
+    def curve_within(self, bounds: tuple[Tensor, ...], d: Tensor, advantage: Tensor, logp_old: Tensor | None) -> Tensor:
+        """The gate value before scaling, on the bounds of a batch."""
+
+    def prepare(self, batch: GateBatch) -> Curve:
+        return partial(self._prepared, self.bounds(batch))
+
+    def _prepared(
+        self, bounds: tuple[Tensor, ...], log_ratio: Tensor, advantage: Tensor, logp_old: Tensor | None = None
+    ) -> Tensor:
+        return self._scaled(self.curve_within(bounds, log_ratio, advantage, logp_old))
+
+    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+        return self.curve_at(d, advantage, None)
+
+    def curve_at(self, d: Tensor, advantage: Tensor, logp_old: Tensor | None) -> Tensor:
+        return self.curve_within(self.bounds(GateBatch(d.detach(), advantage, logp_old)), d, advantage, logp_old)
+
+
+def weight(gate: Callable[..., Tensor], log_ratio: Tensor, advantage: Tensor, logp_old: Tensor | None = None) -> Tensor:
     """w = dg/dd, detached, from the curve by autograd; shapes as log_ratio."""
     import torch
 
     with torch.enable_grad():
         d = log_ratio.detach().clone().requires_grad_()
-        (slope,) = torch.autograd.grad(gate(d, advantage).sum(), d)
+        value = gate(d, advantage) if logp_old is None else gate(d, advantage, logp_old)
+        (slope,) = torch.autograd.grad(value.sum(), d)
     return slope
 
 
@@ -117,3 +229,8 @@ def capped_ratio(d: Tensor, cap: float) -> Tensor:
     """r up to cap, then cap (1 + log(r/cap)): slope min(r, cap)."""
     log_cap = math.log(cap)
     return d.clamp(max=log_cap).exp() + cap * (d - log_cap).relu()
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), finite for every finite x."""
+    return x.logaddexp(x * 0)

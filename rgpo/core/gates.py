@@ -5,26 +5,25 @@
     Identity         r                                                r                               1
     Clip  A>=0       min(r, 1+eps_high)                               r 1[r < 1+eps_high]             1
           A<0        min(max(r, 1-eps_low), c)                        r 1[1-eps_low < r < c]          1
-    Sigmoid          sigma(k (r-1))                                   (k/4) r sech2(k (r-1)/2)        k/4
-    SigmoidLog       sigma(k d)                                       (k/4) sech2(k d/2)              k/4
-    SigmoidMatched   sigma(k d - 2 artanh(1/k))                       (k/4) sech2(k d/2 - artanh 1/k) (k^2-1)/(4k)
     SignAwareSigmoid A h, h = 1 + (2/k) tanh(k (r-1)/2) where the     r sech2(k (r-1)/2), else        1
                      step makes progress, else r, capped              min(r, c)
-    GaussianLog      Phi(k d)                                         k phi(k d)                      k/sqrt(2 pi)
-    Erf              (1 + erf(k (r-1)))/2                             (k/sqrt pi) r exp(-k^2 (r-1)^2) k/sqrt pi
-    Arctan           1/2 + arctan(k (r-1))/pi                         (k/pi) r/(1 + k^2 (r-1)^2)      k/pi
-    Softsign         (1 + k (r-1)/(1 + k|r-1|))/2                     (k/2) r/(1 + k|r-1|)^2          k/2
-    Tanh             (1 + tanh(k (r-1)))/2                            (k/2) r sech2(k (r-1))          k/2
-    Power            1 - (1 + r/c)^-k                                 (k r/c) (1 + r/c)^(-k-1)        k/c (1+1/c)^(-k-1)
-    Rational         r^k/(c^k + r^k)                                  k g (1-g)                       k c^k/(1+c^k)^2
     Cispo            r up to c, then c (1 + log(r/c))                 min(r, c)                       1
     Sapo             (4/k) sigma(k (r-1)), k by the sign of A         r sech2(k (r-1)/2)              1
+    Clamped          min(r, c), below f f (1 + log(r/f))              clamp(r, f, c)                  1
+    Flipped          -1/r, below 1/c c (1 + log(c r))                 min(1/r, c)                     1
+    Pspo             (1-a) r + a, clipped to [1-eps_low, 1+eps_high]  (1-a) r inside, on Clip's sides 1-a
+    KLip  A>=0       1+eps_high - s softplus((1+eps_high-r)/s)        r sigma((1+eps_high-r)/s)
+          A<0        1-eps_low + s softplus((r-1+eps_low)/s)          r sigma((r-1+eps_low)/s)
+    Ano              G(r) for A>=0, -G(2-r) for A<0                   r G'(r), r G'(2-r)
+    BySign           g_+ for A>=0, g_- for A<0                        of the gate on that side
     Spo              r - sign(A) (r-1)^2/(2 eps)                      r (1 - sign(A) (r-1)/eps)       1
     Budget           sigma(k (b - sign(A) d))/sigma(k b)              fades where d leaves its budget
     Open             1                                                0                               0
 
-The weight is never written a second time: ``rgpo.core.gate.weight`` takes it by autograd. Everything is finite in value and
-slope for |d| <= 10,000 in float32 and bfloat16, because no exponential ever sees an unclamped d.
+Distribution functions of an acceptance threshold are in rgpo.core.cdf, gates that read the old probability or the batch in
+rgpo.core.old_probability and rgpo.core.batch_gates. The weight is never written a second time: ``rgpo.core.gate.weight`` takes
+it by autograd. Everything is finite in value and slope for |d| <= 10,000 in float32 and bfloat16, because no exponential ever
+sees an unclamped d.
 
 Parameters have no defaults here; those of an experiment are in conf/gate. To add a gate: one frozen dataclass with a ``curve``
 here, or in any module of yours, and one yaml in conf/gate.
@@ -33,14 +32,35 @@ here, or in any module of yours, and one yaml in conf/gate.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from rgpo.core.gate import Gate, capped_ratio, ratio, ratio_minus_one
+from rgpo.core.cdf import (
+    Arctan,
+    Cdf,
+    Erf,
+    GaussianLog,
+    Power,
+    Rational,
+    Sigmoid,
+    SigmoidLog,
+    SigmoidMatched,
+    Softsign,
+    Tanh,
+)
+from rgpo.core.gate import Gate, capped_ratio, ratio, ratio_minus_one, softplus
 from rgpo.core.ranges import ABOVE_ONE, FRACTION, POSITIVE, accept, or_null
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+__all__ = ["Ano", "Arctan", "Budget", "BySign", "Cdf", "Cispo", "Clamped", "Clip", "Erf", "Flipped", "GaussianLog", "Identity"]
+__all__ += ["KLip", "Log", "Open", "Power", "Pspo", "Rational", "Sapo", "Sided", "Sigmoid", "SigmoidLog", "SigmoidMatched"]
+__all__ += ["SignAwareSigmoid", "Softsign", "Spo", "Tanh"]
+
+HALF = accept(lambda gate: isinstance(gate, Gate) and not gate.needs_batch, "must be a gate without state or bounds of a batch.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,50 +80,112 @@ class Identity(Gate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip(Gate):
+class Sided(Gate):
+    """Base class of gates with one curve for each sign of the advantage."""
+
+    @abstractmethod
+    def curves(self, d: Tensor) -> tuple[Tensor, Tensor]:
+        """The gate values for A >= 0 and for A < 0."""
+
+    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+        positive, negative = self.curves(d)
+        return positive.where(advantage >= 0, negative)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BySign(Gate):
+    """One gate for A >= 0 and another for A < 0; `scale: unit` divides both by the first one's w(1).
+
+    TOPR (arXiv 2503.14286): w = 1 and min(r, 1). VESPO (arXiv 2602.10693): two Gamma thresholds.
+    """
+
+    positive: Gate = field(metadata=HALF)
+    negative: Gate = field(metadata=HALF)
+
+    @property
+    def needs_logp_old(self) -> bool:
+        return self.positive.needs_logp_old or self.negative.needs_logp_old
+
+    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+        return self.curve_at(d, advantage, None)
+
+    def curve_at(self, d: Tensor, advantage: Tensor, logp_old: Tensor | None) -> Tensor:
+        negative = self.negative(d, advantage, logp_old)
+        return self.positive(d, advantage, logp_old).where(advantage >= 0, negative)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Sided):
     """PPO-clip (Schulman et al. 2017, Eq. 7) as a gate; `cap` is dual-clip's c (Ye et al. 2020, Eq. 5), null for none."""
 
     eps_low: float = field(metadata=FRACTION)
     eps_high: float = field(metadata=FRACTION)
     cap: float | None = field(metadata=or_null(ABOVE_ONE))
 
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+    def curves(self, d: Tensor) -> tuple[Tensor, Tensor]:
         upper = d.clamp(max=math.log1p(self.eps_high)).exp()
         lower = ratio(d.clamp(min=math.log1p(-self.eps_low), max=None if self.cap is None else math.log(self.cap)))
-        return upper.where(advantage >= 0, lower)
+        return upper, lower
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sigmoid(Gate):
-    """g = sigma(k (r-1)): the paper's gate, read as a sigmoid in r (whether r or log r is not known)."""
+class Pspo(Sided):
+    """PPO-clip of the smoothed ratio (1-a) r + a, the ratio of (1-a) pi + a pi_old to pi_old (PSPO).
 
-    sharpness: float = field(metadata=POSITIVE)
+    w = (1-a) r while (1-a) r + a < 1 + eps_high for A >= 0, and > 1 - eps_low for A < 0.
+    """
 
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return (self.sharpness * ratio_minus_one(d)).sigmoid()
+    smoothing: float = field(metadata=FRACTION)  # a
+    eps_low: float = field(metadata=FRACTION)
+    eps_high: float = field(metadata=FRACTION)
+
+    def curves(self, d: Tensor) -> tuple[Tensor, Tensor]:
+        keep = 1 - self.smoothing
+        low = 1 - self.eps_low / keep
+        upper = d.clamp(max=math.log1p(self.eps_high / keep)).exp()
+        lower = ratio(d) if low <= 0 else ratio(d.clamp(min=math.log(low)))
+        return keep * upper + self.smoothing, keep * lower + self.smoothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigmoidLog(Gate):
-    """g = sigma(k log r): the other reading of the paper's gate."""
+class KLip(Sided):
+    """A soft clip, w = r (1 - sigma(dist/s)) with dist = r - (1+eps_high) for A >= 0, (1-eps_low) - r for A < 0.
 
-    sharpness: float = field(metadata=POSITIVE)
+    KLip-PPO (arXiv 2606.23932); s -> 0 is PPO's clip.
+    """
 
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return (self.sharpness * d).sigmoid()
+    eps_low: float = field(metadata=FRACTION)
+    eps_high: float = field(metadata=FRACTION)
+    softness: float = field(metadata=accept(lambda s: 1e-4 <= s <= 1e4, "must lie in [1e-4, 1e4]."))  # s
+
+    def curves(self, d: Tensor) -> tuple[Tensor, Tensor]:
+        u, s = ratio_minus_one(d), self.softness
+        upper = 1 + self.eps_high - s * softplus((self.eps_high - u) / s)
+        return upper, 1 - self.eps_low + s * softplus((u + self.eps_low) / s)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigmoidMatched(Gate):
-    """g = sigma(k d - 2 artanh(1/k)), k > 1: a sigmoid in log r shifted so that dw/dr(1) = w(1), as IS has (our choice)."""
+class Ano(Sided):
+    """w = r G'(r) for A >= 0, r G'(2-r) for A < 0, G'(x) = nu (1-E)/((1+E)(E+nu)), E = e^(k (x-1-eps)) (arXiv 2605.02320).
 
-    sharpness: float = field(metadata=ABOVE_ONE)
+    It pulls samples beyond 1 + eps back, the less the further they are. With z = k (x-1-eps), partial fractions give
+    G = (nu/k) (B softplus(-z) + C softplus(log nu - z)), B = 2/(1-nu), C = -(1+nu)/(nu (1-nu)), whose terms vanish for large z;
+    the other form grows linearly in each term and cancels in single precision.
+    """
 
-    constants_depend_on_sharpness: ClassVar[bool] = True
+    sharpness: float = field(metadata=accept(lambda k: 1e-4 <= k <= 1e4, "must lie in [1e-4, 1e4]."))
+    nu: float = field(metadata=accept(lambda x: 1e-4 <= x <= 0.9, "must lie in [1e-4, 0.9]."))
+    eps_high: float = field(metadata=FRACTION)
 
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        k = self.sharpness
-        return (k * d - math.log((k + 1) / (k - 1))).sigmoid()
+    def curves(self, d: Tensor) -> tuple[Tensor, Tensor]:
+        u = ratio_minus_one(d)
+        return self._integral(u), -self._integral(-u)
+
+    def _integral(self, u: Tensor) -> Tensor:
+        """G at x = 1 + u."""
+        nu, z = self.nu, self.sharpness * (u - self.eps_high)
+        terms = 2 * softplus(-z) - (1 + nu) / nu * softplus(math.log(nu) - z)
+        return nu / (1 - nu) / self.sharpness * terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +193,8 @@ class SignAwareSigmoid(Gate):
     """The pessimistic gate min(r A, h(r) A), h = 1 + (2/k) tanh(k (r-1)/2): PPO's min with a smooth knee (our choice).
 
     Where the step makes progress (A>=0 and r>1, A<0 and r<1) the gate closes smoothly; on the other side the correcting
-    gradient stays whole, its weight capped at min(r, cap) so that it is bounded.
+    gradient stays whole, its weight capped at min(r, cap) so that it is bounded; where A<0 and r > cap the capped curve is not
+    the pessimistic one (docs/theory.md, section 4).
     """
 
     sharpness: float = field(metadata=POSITIVE)
@@ -120,80 +203,6 @@ class SignAwareSigmoid(Gate):
     def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
         closing = 1 + (2 / self.sharpness) * (self.sharpness / 2 * ratio_minus_one(d)).tanh()
         return closing.where((d > 0) == (advantage >= 0), capped_ratio(d, self.cap))
-
-
-@dataclass(frozen=True, kw_only=True)
-class GaussianLog(Gate):
-    """g = Phi(k d): a Gaussian weight of width 1/k in log r (GIPO's shape)."""
-
-    sharpness: float = field(metadata=POSITIVE)
-
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return ((self.sharpness / math.sqrt(2)) * d).erf() / 2 + 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Erf(Gate):
-    """g = (1 + erf(k (r-1)))/2 (the gate study, arXiv 2602.19345, mapped to [0, 1])."""
-
-    sharpness: float = field(metadata=POSITIVE)
-
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return (self.sharpness * ratio_minus_one(d)).erf() / 2 + 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arctan(Gate):
-    """g = 1/2 + arctan(k (r-1))/pi (the gate study, arXiv 2602.19345, mapped to [0, 1])."""
-
-    sharpness: float = field(metadata=POSITIVE)
-
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return (self.sharpness * ratio_minus_one(d)).atan() / math.pi + 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Softsign(Gate):
-    """g = (1 + z/(1 + |z|))/2, z = k (r-1) (the gate study, arXiv 2602.19345, mapped to [0, 1])."""
-
-    sharpness: float = field(metadata=accept(lambda k: 0 < k <= 1e20, "must be positive and at most 1e20."))  # z is finite
-
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        z = self.sharpness * ratio_minus_one(d)
-        return z / (1 + z.abs()) / 2 + 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tanh(Gate):
-    """g = (1 + tanh(k (r-1)))/2: the sigmoid of twice the sharpness."""
-
-    sharpness: float = field(metadata=POSITIVE)
-
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return (self.sharpness * ratio_minus_one(d)).tanh() / 2 + 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Power(Gate):
-    """g = 1 - (1 + r/c)^-k (our choice)."""
-
-    sharpness: float = field(metadata=POSITIVE)
-    center: float = field(metadata=POSITIVE)
-
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        z = d - math.log(self.center)
-        return -(-self.sharpness * z.logaddexp(z * 0)).expm1()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rational(Gate):
-    """g = r^k/(c^k + r^k), Hill's curve; c = 1 is the sigmoid in log r (our choice)."""
-
-    sharpness: float = field(metadata=POSITIVE)
-    center: float = field(metadata=POSITIVE)
-
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
-        return (self.sharpness * (d - math.log(self.center))).sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,17 +216,41 @@ class Cispo(Gate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sapo(Gate):
+class Clamped(Gate):
+    """w = clamp(r, floor, cap): CISPO's weight with both bounds (MiniMax-M1, arXiv 2506.13585, Eq. 5)."""
+
+    floor: float | None = field(metadata=or_null(accept(lambda x: 1e-6 <= x <= 1, "must be positive and at most 1.")))
+    cap: float = field(metadata=accept(lambda x: 1 <= x < math.inf, "must be a finite number, at least 1."))
+
+    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+        if self.floor is None:
+            return capped_ratio(d, self.cap)
+        low = math.log(self.floor)
+        return capped_ratio(d.clamp(min=low), self.cap) - self.floor * (low - d).relu()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flipped(Gate):
+    """w = min(1/r, c): the weight that ASPO (arXiv 2510.06062) gives to A >= 0, larger where the policy has lost probability."""
+
+    cap: float = field(metadata=ABOVE_ONE)
+
+    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+        return -capped_ratio(-d, self.cap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sapo(Sided):
     """g = (4/k) sigma(k (r-1)), k = sharpness for A >= 0, sharpness_neg for A < 0 (SAPO, arXiv 2511.20347; P3O: both 4)."""
 
     sharpness: float = field(metadata=POSITIVE)
     sharpness_neg: float = field(metadata=POSITIVE)
 
-    def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
+    def curves(self, d: Tensor) -> tuple[Tensor, Tensor]:
         u = ratio_minus_one(d)
         pos = (4 / self.sharpness) * (self.sharpness * u).sigmoid()
         neg = (4 / self.sharpness_neg) * (self.sharpness_neg * u).sigmoid()
-        return pos.where(advantage >= 0, neg)
+        return pos, neg
 
 
 @dataclass(frozen=True, kw_only=True)

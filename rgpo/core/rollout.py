@@ -5,6 +5,7 @@ Shapes: T steps of E environments (or completions), N = T E samples in time-majo
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ class Rollout:
     value: Array  # (T, E) float64, V of the observation
     next_value: Array  # (T, E) float64, V of the true next observation, before any reset
     metrics: dict[str, float]  # measured by the task while collecting
+    rows: Sequence[Mapping[str, object]] = ()  # one per environment for rollouts.parquet, where the task writes this rollout
     mask: Array | None = None  # (T, E) bool, True at real steps; None: no padding
     group_size: int = 1  # consecutive environments that share a prompt
 

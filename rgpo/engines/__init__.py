@@ -1,1 +1,1 @@
-"""Gates inside the trainers of other frameworks; nothing here yet."""
+"""Gates inside the trainers of other frameworks: ``rgpo.engines.trl``, ``sb3`` and ``verl``; see docs/engines.md."""

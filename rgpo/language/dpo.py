@@ -18,7 +18,8 @@ import numpy as np
 from rgpo import distributed
 from rgpo.core.ranges import MANY, POSITIVE, check_fields, count, or_null
 from rgpo.core.rollout import Array, Rollout
-from rgpo.errors import NonFiniteError, require
+from rgpo.errors import require
+from rgpo.language.policy.pretrained import as_language_model
 from rgpo.learning.algorithm import Clock, describe_part
 from rgpo.learning.types import Metrics, Policy, Requirements, State
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rgpo.language.policy.language_model import LanguageModel
+    from rgpo.language.policy.packing import MicroBatch
     from rgpo.language.policy.token_batch import TokenBatch
 
 
@@ -98,8 +100,9 @@ class DPO:
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:
         """num_epochs passes over the iteration's pairs.
 
-        Raises: NonFiniteError if a loss or a gradient is NaN or infinite.
+        Raises: NonFiniteError if a loss, a gradient or the KL is NaN or infinite; it names what was so first.
         """
+        from rgpo.learning import culprits
         from rgpo.learning.diagnostics import gradient_variance
 
         clock, model = Clock(), as_language_model(policy)
@@ -112,10 +115,16 @@ class DPO:
             metrics["gradvar/num_groups"] = len(groups)
             metrics |= gradient_variance("before", self.gradients(model, batch, groups), groups.shape[1])
             clock.add("time/gradvar_s")
-        metrics |= self._run_epochs(model, batch)
+        remedy = f"lower algorithm.lr={self.lr:g}"
+        try:
+            metrics |= self._run_epochs(model, batch)
+        except culprits.NonFiniteStep as error:
+            raise culprits.explain(error, policy, rollout, culprits.Credit("none", nothing, nothing), {}, remedy) from error
         clock.add("time/update_s")
         shift = model.measure_shift(batch)
-        metrics["kl/old_exact"] = shift.kl.mean().item()
+        metrics["kl/old_exact"] = kl = shift.kl.mean().item()
+        if not math.isfinite(kl):
+            raise culprits.explain_shift(kl, policy, remedy)
         if shift.kl_ref is not None:
             metrics["kl/ref_exact"] = shift.kl_ref.mean().item()
         clock.add("time/diagnostics_s")
@@ -127,6 +136,8 @@ class DPO:
     def _run_epochs(self, model: LanguageModel, batch: TokenBatch) -> Metrics:
         import torch
         from torch.nn.utils import clip_grad_norm_
+
+        from rgpo.learning.culprits import NonFiniteStep
 
         lr = self.lr * (1 - self.num_updates / self.num_iterations) if self.anneal_lr else self.lr
         for group in self.adam.param_groups:
@@ -140,10 +151,9 @@ class DPO:
                 terms.append(self.backward(model, batch, pairs))
                 norms.append(clip_grad_norm_(self.parameters, limit).cpu())
                 if not (norms[-1].isfinite() and terms[-1].loss.isfinite().all()):
-                    raise NonFiniteError(
-                        f"loss or gradient became NaN or infinite at gradient step {len(norms)} of the iteration; "
-                        f"lower algorithm.lr={self.lr} or set algorithm.max_grad_norm."
-                    )
+                    views = [self.view(model, batch, part) for part in self.split(model, pairs)]
+                    where = f"gradient step {len(norms)} of the iteration"
+                    raise NonFiniteStep(where, [(view, batch.at(view)) for view in views])
                 self.adam.step()
         self.num_updates += 1
         found, norm = concatenate(terms), torch.stack(norms)
@@ -164,22 +174,33 @@ class DPO:
         import torch
 
         self.adam.zero_grad()
-        size = model.sampling.micro_batch_size // 2
         found: list[PairTerms] = []
-        for start in range(0, len(pairs), size):
-            terms = self.evaluate(model, batch, pairs[start : start + size])
+        for part in self.split(model, pairs):
+            terms = self.evaluate(model, batch, part)
             torch.autograd.backward(terms.loss.sum() / len(pairs))
             found.append(PairTerms(*(x.detach().cpu() for x in terms)))
         return concatenate(found)
 
-    def evaluate(self, model: LanguageModel, batch: TokenBatch, pairs: Array) -> PairTerms:
-        """The numbers of a few pairs from one forward pass, with gradients."""
+    def split(self, model: LanguageModel, pairs: Array) -> list[Array]:
+        """The pairs of each forward pass."""
+        size = model.sampling.micro_batch_size // 2
+        return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+    def view(self, model: LanguageModel, batch: TokenBatch, pairs: Array) -> MicroBatch:
+        """The forward pass of both answers of each pair."""
         from rgpo.language.policy.packing import MicroBatch
-        from rgpo.language.policy.token_batch import to_rows
 
         ((view,),) = (m.views for m in model.subset(batch, np.stack([2 * pairs, 2 * pairs + 1], -1).ravel()).minibatches())
+        assert isinstance(view, MicroBatch)
+        return view
+
+    def evaluate(self, model: LanguageModel, batch: TokenBatch, pairs: Array) -> PairTerms:
+        """The numbers of a few pairs from one forward pass, with gradients."""
+        from rgpo.language.policy.token_batch import to_rows
+
+        view = self.view(model, batch, pairs)
         logp_n, logp_ref_N = model.forward(view, entropy=False, value=False).logp, batch.samples.logp_ref
-        assert isinstance(view, MicroBatch) and logp_ref_N is not None
+        assert logp_ref_N is not None
         d_N = logp_n.new_zeros(len(logp_ref_N)).index_copy(0, view.tokens_n, logp_n - logp_ref_N[view.tokens_n])
         d_B = to_rows(d_N, batch.completions).sum(-1)
         return dpo(d_B[2 * pairs], d_B[2 * pairs + 1], beta=self.beta)
@@ -199,14 +220,6 @@ class DPO:
         self.adam.load_state_dict(cast(dict[str, object], state["adam"]))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.num_updates = cast(int, state["num_updates"])
-
-
-def as_language_model(policy: Policy) -> LanguageModel:
-    """The policy that language tasks make; they alone have pairs."""
-    from rgpo.language.policy.language_model import LanguageModel
-
-    assert isinstance(policy, LanguageModel)
-    return policy
 
 
 def concatenate(parts: list[PairTerms]) -> PairTerms:

@@ -56,7 +56,7 @@ class Evaluator:
         self.skip_special_tokens = skip_special_tokens
         self.prompts = assets.heldout_prompts[:num_prompts]
         self.reference_scores: dict[str, Array] = {}  # (num_prompts,) by reward model
-        self.samples: list[SampleRow] = []  # since the last take_samples
+        self.samples: list[Mapping[str, object]] = []  # since the last take_samples: rows, with the parts of the reward
         self.before: list[SampleRow] = []  # completions of the reference and the latest ones of the policy, for the summary
         self.after: list[SampleRow] = []
 
@@ -101,7 +101,9 @@ class Evaluator:
             )
             for i in range(min(self.num_samples, len(prompts)))
         ]
-        self.samples += [row | {f"reward/{name}": float(parts[name][i]) for name in parts} for i, row in enumerate(rows)]  # type: ignore[misc]
+        self.samples += [
+            {**row, **{f"reward/{name}": float(part[i]) for name, part in parts.items()}} for i, row in enumerate(rows)
+        ]
         return scores, kl, rows
 
     def summary(self, metrics: Mapping[str, float | list[float]]) -> list[str]:
@@ -134,7 +136,7 @@ class Evaluator:
     def _title(self, name: str) -> str:
         return "reward" if name == "proxy" and self.rewards.named else TITLES.get(name, name)
 
-    def take_samples(self) -> list[SampleRow]:
+    def take_samples(self) -> list[Mapping[str, object]]:
         """Rows of samples.parquet since the last call."""
         taken, self.samples = self.samples, []
         return taken

@@ -1,7 +1,8 @@
-"""Metrics of a rollout: scores, lengths, KL(policy || reference) and the sampler's rounding."""
+"""Metrics of a rollout (scores, lengths, KL(policy || reference) and the sampler's rounding) and its rows of rollouts.parquet."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rgpo.core.advantages import zero_variance_groups
@@ -9,6 +10,9 @@ from rgpo.core.rollout import Array
 from rgpo.language.policy.token_batch import reference_kl, sampler_gap
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rgpo.language.assets import Prompt
     from rgpo.language.policy.generation import Completions
     from rgpo.language.policy.token_batch import OldLogprobs
 
@@ -33,3 +37,31 @@ def describe_rollout(
     if on_policy:
         metrics |= reference_kl(old, completions)
     return metrics
+
+
+def rollout_rows(
+    prompts: Sequence[Prompt],
+    score: Array,
+    parts: Mapping[str, Array],
+    completions: Completions,
+    kl_BT: Array,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[dict[str, object]]:
+    """A row for each completion, whose text has its special tokens and what ended it; kl_BT: log pi/pi_ref of its tokens."""
+    from rgpo.language.policy.generation import completion_ids
+
+    texts: list[str] = tokenizer.batch_decode(completion_ids(completions), skip_special_tokens=False)
+    lengths, finished = completions.completion_mask_BT.sum(-1).tolist(), completions.finished_B.tolist()
+    return [
+        {
+            "completion_id": i,
+            "prompt": str(prompts[i].text),
+            "completion": text,
+            "reward": float(score[i]),
+            **{f"reward/{name}": float(part[i]) for name, part in parts.items()},
+            "kl_ref": float(kl_BT[i].sum()),
+            "length": lengths[i],
+            "finished": finished[i],
+        }
+        for i, text in enumerate(texts)
+    ]

@@ -6,7 +6,6 @@ Names: B completions, T tokens; rgpo.language.policy.token_batch.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -19,16 +18,15 @@ from rgpo import distributed
 from rgpo.core.advantages import token_rewards, token_steps
 from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, one_of, or_null
 from rgpo.core.rollout import Array
-from rgpo.errors import ConfigError, require
+from rgpo.errors import require
 from rgpo.language.assets import AssetLoader, LanguageAssets, log_line, require_same_versions
 from rgpo.language.evaluation import Evaluator, decode_completions
 from rgpo.language.export import export_model
-from rgpo.language.policy.pretrained import LoRA, require_context
+from rgpo.language.policy.pretrained import LoRA, as_language_model, forget_unusable_compiler_cache, require_context
 from rgpo.language.policy.samplers import Sampler
 from rgpo.language.policy.stopping import StopRule, make_stop_rule
 from rgpo.language.rewards.function import Reward, Rewards, check_terms, describe, needs_reward_model
 from rgpo.learning.types import Policy, Requirements, State
-from rgpo.paths import compiler_cache_dir
 
 if TYPE_CHECKING:
     from rgpo.language.policy.language_model import LanguageModel
@@ -57,6 +55,7 @@ class Language:
     num_kl_tokens: int = field(metadata=count(MANY))
     staleness: int = field(metadata=count(100, least=0))
     gradient_checkpointing: bool
+    trained_layers: int | None = field(default=None, metadata=or_null(count(MANY)))  # without lora; null: all
     reward: list[Reward] | None = None  # null: the source's reward model
     missing_eos_penalty: float | None = field(default=None, metadata=or_null(POSITIVE))
     mask_truncated_completions: bool = False
@@ -64,10 +63,13 @@ class Language:
     center_scores: bool  # subtract the mean score of the first rollout where values are learned
     num_eval_prompts: int = field(metadata=count(MANY))
     num_samples: int = field(metadata=count(MANY, least=0))
+    log_rollouts_every: int = field(default=0, metadata=count(MANY, least=0))  # iterations; 0: never
 
     def __post_init__(self) -> None:
         check_fields(self, "task")
         check_terms(self.reward or ())
+        alone = self.trained_layers is None or self.lora is None
+        require(alone, "task.trained_layers", self.trained_layers, "is read with task.lora=null only; use one of them.")
         nothing = self.stop_tokens is not None and not self.stop_tokens and not self.stop_strings
         require(not nothing, "task.stop_tokens", "[]", "would let no completion end; name a token, or use null.")
         tokens = self.batch_size * self.max_new_tokens
@@ -128,10 +130,7 @@ class Language:
 
     def setup(self, seed: int, requirements: Requirements) -> None:
         """Load model, prompts and reward models, and seed the draws."""
-        try:
-            compiler_cache_dir()
-        except ConfigError:  # torch would make it when transformers is imported, although nothing is compiled
-            os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+        forget_unusable_compiler_cache()
         import torch
 
         self.requirements = requirements
@@ -151,6 +150,7 @@ class Language:
         self.evaluator = Evaluator(self.assets, *counts, rewards=self.rewards, skip_special_tokens=keep)
         self.order: list[int] = []  # prompts left in this pass over them
         self.waiting: deque[CompletionRollout] = deque()  # collected and not yet learned from
+        self.num_collected = 0  # rollouts: the iteration that the last of them is learned from
         self.score_offset: float | None = None  # subtracted from scores; None before the first rollout and without a critic
 
     def make_policy(self, seed: int) -> LanguageModel:
@@ -159,8 +159,9 @@ class Language:
         Raises: ConfigError if the model's log-probabilities are not the same however its tokens are read.
         """
         from rgpo.language.policy.consistency import Consistency
-        from rgpo.language.policy.language_model import LanguageModel, Sampling
-        from rgpo.language.policy.pretrained import add_lora, checkpoint_layers
+        from rgpo.language.policy.generation import Sampling
+        from rgpo.language.policy.language_model import LanguageModel
+        from rgpo.language.policy.pretrained import add_lora, checkpoint_layers, train_last_layers
 
         model = self.assets.model
         if self.gradient_checkpointing:
@@ -169,7 +170,7 @@ class Language:
             targets = self.lora.target_modules
             model = add_lora(model, rank=self.lora.rank, alpha=self.lora.alpha, dropout=0.0, target_modules=targets, seed=seed)
         else:
-            model.requires_grad_(True)
+            train_last_layers(model, self.trained_layers)
         sampling = Sampling(
             temperature=self.temperature,
             max_new_tokens=self.max_new_tokens,
@@ -192,16 +193,13 @@ class Language:
 
         Raises: NonFiniteError if a reward is NaN or infinite.
         """
-        from rgpo.language.policy.language_model import LanguageModel
-
-        assert isinstance(policy, LanguageModel)
         while len(self.waiting) <= self.staleness:
-            self.waiting.append(self._collect(policy))
+            self.waiting.append(self._collect(as_language_model(policy)))
         return self.waiting.popleft()
 
     def _collect(self, policy: LanguageModel) -> CompletionRollout:
         from rgpo.language.policy.token_batch import CompletionRollout, sampler_correction, to_rows
-        from rgpo.language.rollout_metrics import describe_rollout
+        from rgpo.language.rollout_metrics import describe_rollout, rollout_rows
 
         started = time.perf_counter()
         indices = self._next_prompts()
@@ -223,9 +221,13 @@ class Language:
         on_policy = self.sampler.on_policy
         metrics = describe_rollout(score, completions, old, group_size=self.group_size, on_policy=on_policy) | describe(parts)
         metrics |= {} if self.score_offset is None else {"reward/offset": self.score_offset}
+        self.num_collected += 1
+        due = self.log_rollouts_every > 0 and self.num_collected % self.log_rollouts_every == 0
+        rows = rollout_rows(prompts, score, parts, completions, kl_BT, self.assets.tokenizer) if due else []
         return CompletionRollout(
             **steps,
             metrics=metrics | times,
+            rows=rows,
             group_size=self.group_size,
             completions=completions,
             old=old,
@@ -249,17 +251,14 @@ class Language:
 
     def evaluate(self, policy: Policy) -> dict[str, float]:
         """Scores on held-out prompts beside the reference's, and the KL to the reference."""
-        from rgpo.language.policy.language_model import LanguageModel
-
-        assert isinstance(policy, LanguageModel)
-        return self.evaluator.evaluate(policy)
+        return self.evaluator.evaluate(as_language_model(policy))
 
     def summary(self, metrics: Mapping[str, float | list[float]]) -> list[str]:
         """Scores before and after, the KL, and some completions."""
         return self.evaluator.summary(metrics)
 
     def take_samples(self) -> Iterable[Mapping[str, object]]:
-        """Rows for samples.parquet since the last call."""
+        """Rows of samples.parquet since the last call."""
         return self.evaluator.take_samples()
 
     def headline(self, metrics: Mapping[str, float | list[float]]) -> str:
@@ -275,6 +274,7 @@ class Language:
             "generator": self.generator.get_state(),
             "order": self.order,
             "score_offset": self.score_offset,
+            "num_collected": self.num_collected,
             "waiting": [rollout_state(rollout) for rollout in self.waiting],
             "versions": dict(self.versions),
             "evaluator": self.evaluator.state_dict(),
@@ -291,5 +291,6 @@ class Language:
         self.generator.set_state(cast(torch.Tensor, state["generator"]))
         self.order = list(cast(list[int], state["order"]))
         self.score_offset = cast(float | None, state["score_offset"])
+        self.num_collected = cast(int, state.get("num_collected", 0))
         self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state["waiting"]))
         self.evaluator.load_state_dict(cast(State, state["evaluator"]))

@@ -15,7 +15,7 @@ from rgpo.core.gate import GateLike
 from rgpo.core.gates import Open
 from rgpo.core.kl_penalty import Penalty
 from rgpo.core.rollout import Array, Rollout
-from rgpo.core.surrogate import Combination, check_combination, surrogate
+from rgpo.core.surrogate import Combination, GateObjective, check_combination
 from rgpo.errors import ConfigError
 from rgpo.learning.types import Metrics, Policy, Requirements, State, Update
 
@@ -35,7 +35,7 @@ class GateAlgorithm:
     update: Update
 
     def __post_init__(self) -> None:
-        check_combination(self.gate_combination, self.ref_gate)
+        check_combination(self.gate_combination, self.gate, self.ref_gate)
         if isinstance(self.gate, Open):
             raise ConfigError("gate=open: has zero gradient; use it only for gate@ref_gate.")
         if self.update.trust_region and self.penalty.loss_coef > 0:
@@ -84,7 +84,7 @@ class GateAlgorithm:
 
     def setup(self, policy: Policy, num_iterations: int, seed: int) -> None:
         """Prepare to train policy for num_iterations."""
-        self.objective = partial(surrogate, gate=self.gate, ref_gate=self.ref_gate, combine=self.gate_combination)
+        self.objective = GateObjective(gate=self.gate, ref_gate=self.ref_gate, combine=self.gate_combination)
         self.update.setup(
             policy,
             self.objective,
@@ -130,7 +130,7 @@ class GateAlgorithm:
             raise culprits.explain(error, policy, rollout, credit, gates, remedy) from error
         metrics |= learned
         clock.add("time/update_s")
-        metrics |= diagnostics.update_statistics(shift, self.gate, advantage)
+        metrics |= diagnostics.update_statistics(shift, self.gate, standardized.samples)
         clock.add("time/diagnostics_s")
         if measure_variance:
             metrics |= diagnostics.gradient_variance("after", gradients(), groups.shape[1])
@@ -164,6 +164,15 @@ def estimate(advantage: Advantage, rollout: Rollout) -> tuple[Array, Array]:
         wanted = f"advantage and value target of the reward's shape {rollout.reward.shape}"
         raise ValueError(f"advantage={type(advantage).__name__}: must return {wanted}, not {shapes}.")
     return found
+
+
+def rows_with_advantage(rollout: Rollout, advantage: Advantage | None) -> list[dict[str, object]]:
+    """The rollout's rows with each environment's mean advantage over its live steps; NaN without an estimator."""
+    if not rollout.rows or advantage is None:
+        return [{"advantage": math.nan, **row} for row in rollout.rows]
+    live = rollout.live()
+    means = (estimate(advantage, rollout)[0] * live).sum(0) / live.sum(0)
+    return [{"advantage": float(mean), **row} for mean, row in zip(means, rollout.rows, strict=True)]
 
 
 def describe_part(part: object) -> str:

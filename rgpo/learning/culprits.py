@@ -7,6 +7,7 @@ KL, loss, gradient. Only for the last ones is the step size to blame.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -16,12 +17,13 @@ from torch import Tensor
 from rgpo import distributed
 from rgpo.core.gate import GateLike, weight
 from rgpo.core.rollout import Array, Rollout
-from rgpo.core.sequence import sequence_log_ratio
 from rgpo.errors import NonFiniteError
+from rgpo.learning.loss import gate_inputs
 from rgpo.learning.types import Policy, PolicyOutput, Samples, View
 
 HUGE = 1e15  # its square times the largest batches nears the limit of float32, 3e38
 SCALE_REWARDS = "scale the rewards (control tasks: task.normalize_reward=true)"
+CHECK_REFERENCE = "look for NaN in the weights of the starting model, or load it with dtype=float32"
 SCALE_OBSERVATIONS = "scale the observations (control tasks: task.normalize_observation=true)"
 
 
@@ -110,8 +112,9 @@ def _at_step(error: NonFiniteStep, policy: Policy, rollout: Rollout, gates: dict
 def _in_samples(samples: Samples, rollout: Rollout) -> Iterator[str]:
     for name, x in samples._asdict().items():
         if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all():
-            drawn = name in ("logp_old", "value_old")
-            remedy = _overflow(getattr(rollout, "observation", None)) if drawn else "check the task's rewards"
+            remedy = CHECK_REFERENCE if name == "logp_ref" else "check the task's rewards"
+            if name in ("logp_old", "value_old"):
+                remedy = _overflow(getattr(rollout, "observation", None))
             yield f"{name} of a sample is NaN or infinite; {remedy}"
 
 
@@ -126,16 +129,16 @@ def _in_output(out: PolicyOutput, rollout: Rollout, remedy: str) -> Iterator[str
 
 
 def _in_gates(out: PolicyOutput, samples: Samples, gates: dict[str, GateLike]) -> Iterator[str]:
-    d_old = out.logp - samples.logp_old
-    d_ref = d_old if samples.logp_ref is None else out.logp - samples.logp_ref
-    if samples.sequence_mask is not None:
-        d_old, d_ref = (sequence_log_ratio(d, samples.sequence_mask) for d in (d_old, d_ref))
-    for (name, gate), d in zip(gates.items(), (d_old, d_ref), strict=False):
-        for what, x in (("value", gate(d, samples.advantage)), ("slope", weight(gate, d, samples.advantage))):
+    seen = gate_inputs(out, samples)
+    logp_ref = seen.logp_old + seen.d_old - seen.d_ref
+    at = ((seen.d_old, seen.logp_old), (seen.d_ref, logp_ref))
+    for (name, gate), (d, logp_old) in zip(gates.items(), at, strict=False):
+        value, slope = (f(d, samples.advantage, logp_old) for f in (gate, partial(weight, gate)))
+        for what, x in (("value", value), ("slope", slope)):
             bad = ~x.isfinite()
             if bad.any():
-                at = f"log ratio {d[bad][0]:.3g} and advantage {samples.advantage[bad][0]:.3g}"
-                yield f"{name}: its {what} is {x[bad][0]:.3g} at {at}; it must be finite at every log ratio"
+                at_one = f"log ratio {d[bad][0]:.3g} and advantage {samples.advantage[bad][0]:.3g}"
+                yield f"{name}: its {what} is {x[bad][0]:.3g} at {at_one}; it must be finite at every log ratio"
 
 
 def _in_losses(out: PolicyOutput, samples: Samples, remedy: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rgpo.core.divergences import effective_sample_size, k1, k2, k3, reweighted_kl, tail_index
-from rgpo.core.gate import GateLike, weight
+from rgpo.core.gate import GateBatch, GateLike, weight
 from rgpo.core.rollout import Array, Rollout
 from rgpo.learning.types import Metrics, PolicyShift, Samples
 
@@ -28,13 +28,27 @@ def credit_statistics(rollout: Rollout, advantage: Array, value_target: Array, c
     }
 
 
-def update_statistics(shift: PolicyShift, gate: GateLike, advantage: Tensor) -> Metrics:
+def gate_statistics(shift: PolicyShift, gate: GateLike, samples: Samples) -> tuple[Tensor, Tensor]:
+    """The gate's weights (E, N), and its values (N,) after the last epoch; bounds of a batch are those of all N samples."""
+    seen = shift.log_ratio if shift.gate_log_ratio is None else shift.gate_log_ratio
+    advantage = samples.advantage.expand_as(seen)
+    logp_old = samples.logp_old.to(seen.device).expand_as(seen) if shift.gate_logp_old is None else shift.gate_logp_old
+    if gate.needs_batch:
+        rows = list(zip(seen, advantage, logp_old, strict=True))
+        curves = [gate.prepare(GateBatch(*row, samples.weight)) for row in rows]
+        return torch.stack([weight(f, *row) for f, row in zip(curves, rows, strict=True)]), curves[-1](*rows[-1])
+    if gate.needs_logp_old:
+        return weight(gate, seen, advantage, logp_old), gate(seen[-1], advantage[-1], logp_old[-1])
+    return weight(gate, seen, advantage), gate(seen[-1], advantage[-1])
+
+
+def update_statistics(shift: PolicyShift, gate: GateLike, samples: Samples) -> Metrics:
     """The columns epoch/, one number per epoch, and those of the whole update, taken after the last epoch.
 
-    kl/, ratio/, gate/, weight/, ess/ and policy/entropy. shift has the epochs in front, advantage (N,) is as the gate sees it.
+    kl/, ratio/, gate/, weight/, ess/ and policy/entropy. shift has the epochs in front, samples are all N of the update.
     """
-    seen = shift.log_ratio if shift.gate_log_ratio is None else shift.gate_log_ratio
-    w = weight(gate, seen, advantage.expand_as(seen))
+    advantage = samples.advantage
+    w, value = gate_statistics(shift, gate, samples)
     ratio = shift.log_ratio.double().clamp(max=700.0).exp()
     ess = effective_sample_size(ratio).tolist()
     kl = shift.kl.mean(-1).tolist()
@@ -53,7 +67,7 @@ def update_statistics(shift: PolicyShift, gate: GateLike, advantage: Tensor) -> 
         "ratio/min": ratio[-1].min().item(),
         "ratio/max": ratio[-1].max().item(),
     }
-    sides = torch.stack([gate(seen[-1], advantage), w[-1]])
+    sides = torch.stack([value, w[-1]])
     for side, chosen in (("pos", advantage >= 0), ("neg", advantage < 0)):
         for name, summary in zip(("gate", "weight"), _summaries(sides[:, chosen]), strict=True):
             metrics |= {f"{name}/{side}_{key}": number for key, number in summary.items()}

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rgpo import distributed
+from rgpo.core.gate import GateBatch
 from rgpo.core.rollout import Array
+from rgpo.core.surrogate import GateObjective
 from rgpo.learning import sharded
-from rgpo.learning.loss import policy_loss
+from rgpo.learning.loss import gate_inputs, policy_loss
 from rgpo.learning.types import Batch, Objective, Policy, View
 
 
@@ -35,9 +37,11 @@ def group_gradients(policy: Policy, batch: Batch, objective: Objective, groups: 
         for p in leaves:
             p.grad = None
         part = policy.subset(batch, index)
+        whole = gate_batch(policy, part, local_views(part), objective)
         for view in local_views(part):
             out = policy.forward(view, flat=flat, entropy=False, value=False)
-            torch.autograd.backward(policy_loss(out, part.at(view), objective=objective)[0])  # FSDP has no torch.autograd.grad
+            loss, _ = policy_loss(out, part.at(view), objective=objective, batch=whole)
+            torch.autograd.backward(loss)  # FSDP has no torch.autograd.grad
         sharded.sum_gradients(leaves)
         yield sharded.flatten([p.grad for p in leaves if p.grad is not None])[: policy.num_actor_parameters]
 
@@ -45,6 +49,37 @@ def group_gradients(policy: Policy, batch: Batch, objective: Objective, groups: 
 def local_views(batch: Batch) -> list[View]:
     """This process's forward passes of a whole batch."""
     return [view for minibatch in batch.minibatches() for view in minibatch.views]
+
+
+@torch.no_grad()
+def gate_batch(policy: Policy, batch: Batch, views: Sequence[View], objective: Objective) -> GateBatch | None:
+    """All samples of a gradient step as its gate sees them, from forward passes of all processes without gradient.
+
+    views: this process's forward passes of the step. None where each forward pass has all that the gate needs.
+    """
+    alone = len(views) == 1 and distributed.world_size() == 1
+    if alone or not isinstance(objective, GateObjective) or not objective.needs_batch:
+        return None
+    parts = []
+    for view in views:
+        samples = batch.at(view)
+        seen = gate_inputs(policy.forward(view, entropy=False, value=False), samples)
+        parts.append(seen.batch(samples.weight))
+    device = batch.samples.logp_old.device
+    return _concatenated(distributed.all_gather(_concatenated(parts).to("cpu"))).to(device)
+
+
+def _concatenated(parts: Sequence[GateBatch]) -> GateBatch:
+    def column(values: Sequence[Tensor | None]) -> Tensor | None:
+        known = [x for x in values if x is not None]
+        return torch.cat(known) if known else None
+
+    return GateBatch(
+        torch.cat([part.log_ratio for part in parts]),
+        torch.cat([part.advantage for part in parts]),
+        column([part.logp_old for part in parts]),
+        column([part.weight for part in parts]),
+    )
 
 
 class TrustRegionProblem:
@@ -62,6 +97,7 @@ class TrustRegionProblem:
         gradient = torch.zeros(self.size, device=self.leaves[0].device)
         total = torch.zeros((), dtype=torch.float64)
         with sdpa_kernel(SDPBackend.MATH):
+            self._whole = gate_batch(policy, batch, local_views(batch), objective)  # bounds stay those of the start
             for view in local_views(batch):
                 loss, kl = self._shares(view, self.flat)
                 total += loss.detach().cpu()
@@ -74,7 +110,7 @@ class TrustRegionProblem:
     def _shares(self, view: View, flat: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """This forward pass's share of the mean loss and of the mean KL; None if it has no sample with a KL."""
         out = self.policy.forward(view, flat=flat, kl=True, entropy=False, value=False)
-        loss, _ = policy_loss(out, self.batch.at(view), objective=self.objective)
+        loss, _ = policy_loss(out, self.batch.at(view), objective=self.objective, batch=self._whole)
         assert out.kl_old is not None
         return loss, out.kl_old.sum() / self.batch.num_kl if len(out.kl_old) else None
 

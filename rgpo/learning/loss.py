@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from rgpo.core.gate import GateBatch
 from rgpo.core.kl_penalty import Divergence
 from rgpo.core.sequence import sequence_log_ratio
 from rgpo.learning.types import Objective, PolicyOutput, Samples
@@ -15,7 +16,9 @@ from rgpo.learning.types import Objective, PolicyOutput, Samples
 class Loss(Protocol):
     """``loss`` with the objective, the divergence and its own coefficients bound."""
 
-    def __call__(self, out: PolicyOutput, samples: Samples, *, kl_coef: Tensor | float) -> tuple[Tensor, LossParts]: ...
+    def __call__(
+        self, out: PolicyOutput, samples: Samples, *, kl_coef: Tensor | float, batch: GateBatch | None = None
+    ) -> tuple[Tensor, LossParts]: ...
 
 
 class LossParts(NamedTuple):
@@ -46,6 +49,65 @@ def value_loss(value: Tensor, target: Tensor, old: Tensor, clip: float | None) -
     return squared / 2
 
 
+class GateInputs(NamedTuple):
+    """Numbers of each sample that gates see, (n,) each."""
+
+    d_old: Tensor  # nats
+    d_ref: Tensor  # nats, d_old where there is no reference policy
+    advantage: Tensor
+    logp_old: Tensor  # nats
+
+    def batch(self, weight: Tensor | None) -> GateBatch:
+        """These samples as those of a whole gradient step."""
+        return GateBatch(self.d_old.detach(), self.advantage, self.logp_old, weight)
+
+
+def gate_inputs(out: PolicyOutput, samples: Samples) -> GateInputs:
+    """Numbers of the samples as the gates see them; a sampler's correction multiplies advantages."""
+    logp_old = samples.logp_old
+    d_old = out.logp - logp_old
+    d_ref = d_old if samples.logp_ref is None else out.logp - samples.logp_ref
+    if samples.sequence_mask is not None:
+        d_old, d_ref, logp_old = (sequence_log_ratio(x, samples.sequence_mask) for x in (d_old, d_ref, logp_old))
+    advantage = samples.advantage if samples.correction is None else samples.advantage * samples.correction
+    return GateInputs(d_old, d_ref, advantage, logp_old)
+
+
+def sample_losses(
+    out: PolicyOutput,
+    samples: Samples,
+    *,
+    objective: Objective,
+    divergence: Divergence | None = None,
+    kl_coef: Tensor | float = 0.0,
+    batch: GateBatch | None = None,
+) -> tuple[Tensor, GateInputs]:
+    """Surrogate of each sample (n,), and what the gates saw.
+
+    kl_coef multiplies the divergence of each sample, whatever ratio the gates see; None: no KL term. A sampler's correction
+    multiplies advantages, and the divergence if that is reweighted. batch: all samples of the gradient step, None: these.
+    """
+    d_old = out.logp - samples.logp_old
+    if divergence is None:
+        kl, kl_coef = torch.zeros_like(d_old), 0.0
+    else:
+        d_ref = d_old if samples.logp_ref is None else out.logp - samples.logp_ref
+        kl = divergence(d_old, d_ref, out.kl_old)
+        if divergence.estimator == "unbiased" and samples.correction is not None:
+            kl = kl * samples.correction
+    seen = gate_inputs(out, samples)
+    loss, _ = objective(
+        seen.d_old,
+        seen.d_ref,
+        seen.advantage,
+        kl,
+        kl_coef=kl_coef,
+        logp_old=seen.logp_old,
+        batch=batch or seen.batch(samples.weight),
+    )
+    return loss, seen
+
+
 def policy_loss(
     out: PolicyOutput,
     samples: Samples,
@@ -53,25 +115,11 @@ def policy_loss(
     objective: Objective,
     divergence: Divergence | None = None,
     kl_coef: Tensor | float = 0.0,
+    batch: GateBatch | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean surrogate, and the log ratios (n,) that the gate saw.
-
-    kl_coef multiplies the divergence of each sample, whatever ratio the gates see; None: no KL term. A sampler's correction
-    multiplies advantages, and the divergence if that is reweighted.
-    """
-    d_old = out.logp - samples.logp_old
-    d_ref = d_old if samples.logp_ref is None else out.logp - samples.logp_ref
-    if divergence is None:
-        kl, kl_coef = torch.zeros_like(d_old), 0.0
-    else:
-        kl = divergence(d_old, d_ref, out.kl_old)
-        if divergence.estimator == "unbiased" and samples.correction is not None:
-            kl = kl * samples.correction
-    if samples.sequence_mask is not None:
-        d_old, d_ref = (sequence_log_ratio(d, samples.sequence_mask) for d in (d_old, d_ref))
-    advantage = samples.advantage if samples.correction is None else samples.advantage * samples.correction
-    loss, _ = objective(d_old, d_ref, advantage, kl, kl_coef=kl_coef)
-    return average(loss, samples.weight), d_old
+    """Mean of ``sample_losses``, and the log ratios (n,) that the gate saw."""
+    losses, seen = sample_losses(out, samples, objective=objective, divergence=divergence, kl_coef=kl_coef, batch=batch)
+    return average(losses, samples.weight), seen.d_old
 
 
 def loss(
@@ -84,9 +132,10 @@ def loss(
     vf_coef: float,
     ent_coef: float,
     value_clip: float | None,
+    batch: GateBatch | None = None,
 ) -> tuple[Tensor, LossParts]:
     """policy loss + vf_coef value loss - ent_coef entropy, and its parts; without a critic the value loss is 0."""
-    actor, log_ratio = policy_loss(out, samples, objective=objective, divergence=divergence, kl_coef=kl_coef)
+    actor, log_ratio = policy_loss(out, samples, objective=objective, divergence=divergence, kl_coef=kl_coef, batch=batch)
     total, critic = actor, torch.zeros_like(actor)
     if out.value is not None:
         critic = average(value_loss(out.value, samples.value_target, samples.value_old, value_clip), samples.weight)

@@ -14,8 +14,9 @@ from rgpo import distributed
 from rgpo.learning import sharded
 from rgpo.learning.culprits import NonFiniteStep
 from rgpo.learning.flat_adam import Statistics
+from rgpo.learning.gradients import gate_batch
 from rgpo.learning.loss import Loss, standardize
-from rgpo.learning.types import Batch, Minibatch, Policy, PolicyShift, State
+from rgpo.learning.types import Batch, Minibatch, Objective, Policy, PolicyShift, State
 
 
 class MicroBatchAdam:
@@ -29,6 +30,7 @@ class MicroBatchAdam:
     def __init__(
         self,
         policy: Policy,
+        objective: Objective,
         loss: Loss,
         *,
         normalize: bool,
@@ -37,7 +39,7 @@ class MicroBatchAdam:
         adam_eps: float,
         seed: int,
     ) -> None:
-        self.policy, self.loss, self.normalize = policy, loss, normalize
+        self.policy, self.objective, self.loss, self.normalize = policy, objective, loss, normalize
         self.limit = math.inf if max_grad_norm is None else max_grad_norm
         self.parameters = list(policy.parameters())
         ends = np.cumsum([p.numel() for p in self.parameters])
@@ -77,8 +79,9 @@ class MicroBatchAdam:
             own = standardize(advantage[minibatch.indices])
             batch = batch.with_advantage(advantage.index_copy(0, minibatch.indices, own))
         policy_loss, value_loss, largest = torch.zeros(3)
+        whole = gate_batch(self.policy, batch, minibatch.views, self.objective)
         for view in minibatch.views:
-            total, parts = self.loss(self.policy.forward(view), batch.at(view), kl_coef=kl_coef)
+            total, parts = self.loss(self.policy.forward(view), batch.at(view), kl_coef=kl_coef, batch=whole)
             torch.autograd.backward(total)
             policy_loss += parts.policy.cpu()
             value_loss += parts.value.cpu()

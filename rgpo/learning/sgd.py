@@ -85,6 +85,7 @@ class SGD:
 
             self.optimizer = MicroBatchAdam(
                 policy,
+                objective,
                 bound,
                 normalize=normalize == "minibatch",
                 max_grad_norm=self.max_grad_norm,

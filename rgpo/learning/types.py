@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
+from rgpo.core.gate import GateBatch
 from rgpo.core.kl_penalty import Divergence
 from rgpo.core.rollout import Array, Rollout
 
@@ -67,6 +68,7 @@ class PolicyShift(NamedTuple):
     entropy: Tensor  # (N,) of the new policy
     gate_log_ratio: Tensor | None = None  # (N,) what the gate sees where that is not log_ratio
     kl_ref: Tensor | None = None  # (M,) exact KL(new || reference) where there is a reference
+    gate_logp_old: Tensor | None = None  # (N,) what the gate sees where that is not the samples' logp_old
 
     @staticmethod
     def stack(epochs: Sequence[PolicyShift]) -> PolicyShift:
@@ -77,6 +79,7 @@ class PolicyShift(NamedTuple):
             _stack([shift.entropy for shift in epochs]),
             _stack_known([shift.gate_log_ratio for shift in epochs]),
             _stack_known([shift.kl_ref for shift in epochs]),
+            _stack_known([shift.gate_logp_old for shift in epochs]),
         )
 
 
@@ -245,10 +248,18 @@ class Update(Protocol):
 
 
 class Objective(Protocol):
-    """``rgpo.core.surrogate.surrogate`` with its gates and their combination bound."""
+    """``rgpo.core.surrogate.GateObjective``, or a function."""
 
     def __call__(
-        self, d_old: Tensor, d_ref: Tensor, advantage: Tensor, kl: Tensor, *, kl_coef: Tensor | float
+        self,
+        d_old: Tensor,
+        d_ref: Tensor,
+        advantage: Tensor,
+        kl: Tensor,
+        *,
+        kl_coef: Tensor | float,
+        logp_old: Tensor | None = None,
+        batch: GateBatch | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and gate value of each sample, (n,)."""
         ...

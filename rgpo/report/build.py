@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 
 from rgpo.atomic import remove_temporary, replacing, write_bytes
 from rgpo.errors import ConfigError, close_matches
-from rgpo.report.claims.claims import Evidence, read_theory
-from rgpo.report.claims.ledger import around, ledger, renew
+from rgpo.paths import claims_dir
+from rgpo.report.claims.claim import Loaded, read_claims
+from rgpo.report.claims.external import read_external
+from rgpo.report.claims.ledger import Evidence, around, ledger, renew
+from rgpo.report.claims.theory import read_theory
 from rgpo.report.figures import gates, speed, style
 from rgpo.report.figures.render import FigureModule, Job, load, render
 from rgpo.report.figures.style import Line
@@ -20,7 +23,7 @@ from rgpo.report.page import completions, films
 from rgpo.report.page.index import PageFigure, Section, render_page
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import experiments, queued, read_runs, run_folders
-from rgpo.report.read.run import Problem
+from rgpo.report.read.run import Problem, Run
 from rgpo.report.read.workers import Map, workers
 from rgpo.report.settings import NEED_BASELINE, WITHOUT_RUNS, Settings, command
 from rgpo.report.tables import bench, summary
@@ -35,6 +38,7 @@ Made = TypeVar("Made")
 @dataclass
 class _Loaded:
     name: str
+    runs: list[Run]
     groups: list[Group]
     problems: list[Problem]
     num_queued: int = 0  # runs that a sweep has not started yet
@@ -51,22 +55,28 @@ def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
         around(Path(settings.ledger))
     results_dir, out = Path(settings.results_dir), Path(settings.out)
     folders = [results_dir / name for name in experiments(results_dir, settings.experiment)]
+    anchors, damaged = read_external(results_dir)
+    claims, more = read_claims(
+        Path(settings.claims) if settings.claims else claims_dir() / "rgpo", [folder.name for folder in folders], anchors
+    )
     modules = {name: load(name) for name in settings.wanted_figures if name not in WITHOUT_RUNS}
     columns = {column for module in modules.values() for column in module.COLUMNS}
+    columns |= {column for claim in claims for column in claim.columns}
     num_folders = sum(sum(1 for _ in folder.iterdir()) for folder in folders if os.access(folder, os.R_OK))
     with workers(num_folders) as distribute:
-        loaded = [_load(folder, columns, settings, distribute) for folder in folders]
+        loaded = [_load(folder, columns, claims, settings, distribute) for folder in folders]
     everything = [group for experiment in loaded for group in experiment.groups]
-    theory, damaged = read_theory(results_dir)
-    judged = ledger(Evidence({experiment.name: experiment.groups for experiment in loaded}, settings, theory))
+    theory, lost = read_theory(results_dir)
+    every_run = [run for experiment in loaded for run in experiment.runs]
+    judged, unjudged = ledger(claims, Evidence(every_run, theory, anchors, settings.confidence))
     try:
         out.mkdir(parents=True, exist_ok=True)
         remove_temporary(out)
         base = style.algorithm_lines(group.algo for group in everything)
         with workers(num_folders) as distribute:  # new processes, so that the memory of reading is free
             sections = [_section(i, e, modules, base, settings, defaults, distribute) for i, e in enumerate(loaded, start=1)]
-        general = Section("", [], _baseline_unknown(everything, settings) + damaged)
-        general.tables += [] if settings.experiment else [judged]  # it covers all experiments
+        general = Section("", [], _baseline_unknown(everything, settings) + damaged + more + lost + unjudged)
+        general.tables += [] if settings.experiment else judged  # it covers all experiments
         _speed(general, results_dir, settings, defaults)
         if "gates" in settings.wanted_figures:
             _gates(general, results_dir, settings, defaults)
@@ -87,15 +97,16 @@ def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
     return f"{out / 'index.html'}: {num_runs} runs{waiting}, {num_figures} figures{left_out}", problems
 
 
-def _load(folder: Path, columns: set[str], settings: Settings, distribute: Map) -> _Loaded:
-    """One experiment's groups and the problems of its runs."""
+def _load(folder: Path, columns: set[str], claims: Sequence[Loaded], settings: Settings, distribute: Map) -> _Loaded:
+    """One experiment's runs and groups, and the problems of its runs."""
+    numbers = dict.fromkeys(number for claim in claims for number in claim.numbers)
     try:
-        runs, problems = read_runs(folder, columns, settings.final_fraction, settings.thresholds, distribute)
+        runs, problems = read_runs(folder, columns, settings.final_fraction, settings.thresholds, distribute, numbers)
         num_queued = sum(map(queued, run_folders(folder)))
     except Unreadable as error:
-        return _Loaded(folder.name, [], [Problem(folder.name, f"{error}; the experiment is left out")])
+        return _Loaded(folder.name, [], [], [Problem(folder.name, f"{error}; the experiment is left out")])
     groups, more = group_runs(runs)
-    return _Loaded(folder.name, groups, problems + more + summary.missing_metrics(groups), num_queued)
+    return _Loaded(folder.name, runs, groups, problems + more + summary.missing_metrics(groups), num_queued)
 
 
 def _tables(section: Section, settings: Settings) -> list[Table]:
@@ -106,6 +117,7 @@ def _tables(section: Section, settings: Settings) -> list[Table]:
     makers: dict[str, Callable[[], Table | None]] = {
         **({"returns": partial(summary.returns, control, settings)} if control else {}),
         **({"rewards": partial(summary.rewards, language, settings)} if language else {}),
+        **({"reward_terms": partial(summary.reward_terms, language, settings)} if language else {}),
         "comparisons": partial(comparisons, groups, settings),
         "overall": partial(overall, groups, settings),
         "spikes": partial(summary.spikes, groups, settings),

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from rgpo.report.read.run import Problem
     from rgpo.report.settings import Settings
 
-TEXTS = ("results_dir", "out", "experiment", "baseline", "ledger")  # taken as typed, without a grammar
-PATHS = ("results_dir", "out", "ledger")
+TEXTS = ("results_dir", "out", "experiment", "baseline", "claims", "ledger")  # taken as typed, without a grammar
+PATHS = ("results_dir", "out", "claims", "ledger")
 VERIFIED = ("results_dir", "experiment")  # settings of `verify`
 COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # settings of `compare`
 USAGE = """rgpo-report [key=value ...]
 rgpo-report compare A B [key=value ...]
 rgpo-report verify [results_dir=...] [experiment=...]
+rgpo-report verify RUN [at=commit|head]
 
 Reads results/<experiment>/<run>/ (running experiments too) and writes report/index.html, one self-contained page, with figures
 (svg, png, pdf) and tables (md, tex, csv) beside it.
@@ -29,10 +30,12 @@ Reads results/<experiment>/<run>/ (running experiments too) and writes report/in
   rgpo-report experiment=first_evidence baseline=ppo 'figures=[learning_curves,kl]' out=report
   rgpo-report watch=true
   rgpo-report 'figures=[]' ledger=experiments/README.md
+  rgpo-report claims=mine/
   rgpo-report compare results other/results
 
 compare lists the changes beyond noise between two results folders, or between results_dir as committed at two commits.
-verify reads every file of every run and compares it with the run's manifest of digests.
+verify reads every file of every run and compares it with the run's manifest of digests. verify RUN, a run's folder, repeats that
+run at its commit (in a temporary checkout) or with the present code, and compares all columns but those that read a clock.
 A narrower command (experiment=, figures=) writes a narrower index.html; other files in report/ are kept.
 
 exit code: 0 all fine; 1 written, except what stderr and index.html list as left out; 2 wrong usage or no results
@@ -94,10 +97,24 @@ def _verify(words: Sequence[str]) -> int:
     from rgpo.errors import require
     from rgpo.report.read.verify import verify
 
+    if words and "=" not in words[0]:
+        return _verify_run(words)
     unread = [word for word in words if word.partition("=")[0] not in VERIFIED]
     require(not unread, "verify", " ".join(unread), f"it reads only {' and '.join(VERIFIED)}; leave it out")
     with interrupt.Raising():
         return _print(*verify(parse(words)[0]))
+
+
+def _verify_run(words: Sequence[str]) -> int:
+    from rgpo.errors import require
+    from rgpo.report.read.rerun import COMMIT, verify_run
+    from rgpo.runtime.reader import user_path
+
+    unread = [word for word in words[1:] if not word.startswith("at=")]
+    require(not unread, "verify", " ".join(unread), "it reads one run's folder and at=; leave it out")
+    at = words[-1].removeprefix("at=") if len(words) > 1 else COMMIT
+    with interrupt.Raising():
+        return _print(*verify_run(user_path(words[0]), at))
 
 
 def _compare(words: Sequence[str]) -> int:

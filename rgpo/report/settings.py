@@ -53,6 +53,7 @@ class Settings:
     num_resamples: int
     seed: int
     max_completions: int
+    claims: str | None
     ledger: str | None
     watch: bool
     watch_every_s: float

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 30.0
 
 
-def banner(run_dir: Path, settings: Settings, facts: Provenance, num_iterations: int, note: str) -> str:
-    """Task, algorithm and its parts, size, folder and versions of a run; note: one clause about how updates are computed."""
+def banner(run_dir: Path, settings: Settings, facts: Provenance, num_iterations: int, note: str, found: Mapping[str, str]) -> str:
+    """Task, algorithm and its parts, size, folder and versions of a run.
+
+    note: one clause about how updates are computed; found: of the task, outside the configuration.
+    """
     commit = facts["commit"][:10] + (" with changes" if facts["dirty"] else "") if facts["commit"] else "no repository"
     versions, threads, size = facts["versions"], facts["num_threads"], facts["num_processes"]
-    width = max(map(len, facts["algorithm"]), default=0)
+    parts = {**found, **facts["algorithm"]}
+    width = max(map(len, parts), default=0)
     clauses = [
         f"{num_iterations:,} iterations",
         f"{threads} thread{'s' * (threads > 1)}" + (f" in each of {size} processes" if size > 1 else ""),
@@ -32,7 +36,7 @@ def banner(run_dir: Path, settings: Settings, facts: Provenance, num_iterations:
     return "\n".join(
         [
             f"{settings.task} | {settings.choice('algo')}, seed {settings.seed}",
-            *(f"  {part:{width}}  {text}" for part, text in facts["algorithm"].items()),
+            *(f"  {part:{width}}  {text}" for part, text in parts.items()),
             f"  {', '.join(clauses)}",
             f"  results in {printable(str(run_dir), MAX_LINE)}",
             f"  rgpo {versions['rgpo']} ({commit}), torch {versions['torch']}, mujoco {versions['mujoco']}",

@@ -66,8 +66,10 @@ def begin(config: Mapping[str, object], run_dir: Path, config_hash: str, num_ite
         raise _refusal(config, f"{error}; restore the files of the run") from error
     if saved is None:
         raise _refusal(config, f"has no {checkpoint.NAME}; give another run")
+    from rgpo.runtime.parts import KINDS
+
     done = saved["iteration"]
-    for kind in ("metrics", "samples"):
+    for kind in KINDS:
         _copy_rows(source / f"{kind}.parquet", run_dir, kind, config_hash)
     checkpoint.save(run_dir, cast(checkpoint.Checkpoint, {**saved, "config_hash": config_hash}))
     left = 1 - done / num_iterations

@@ -19,7 +19,10 @@ from rgpo import atomic
 from rgpo.runtime import reader
 
 NAME = "manifest.json"
-FILES = ("config.yaml", "provenance.json", "metrics.parquet", "samples.parquet", "checkpoint.pt", "checkpoint-previous.pt")
+FILES = (
+    *("config.yaml", "provenance.json", "metrics.parquet", "samples.parquet", "rollouts.parquet"),
+    *("checkpoint.pt", "checkpoint-previous.pt"),
+)
 EXPORTS = ("policy", "model")  # folders for use outside rgpo, whose files have digests, too
 PART = re.compile(r"part-(\d{4,9})-\d{6,}(?:-([0-9a-f]{16}))?\.parquet")  # attempt, digest (version 0.1 wrote none)
 MAX_BYTES, MAX_PART = 1 << 50, 1 << 30  # of a file that is hashed, and of a part, which has at most 1,000 rows

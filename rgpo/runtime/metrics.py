@@ -37,6 +37,11 @@ def arrow_schema(metadata: Mapping[str, str], glossary: Mapping[str, Metric] = G
     return pa.schema(fields, metadata=dict(metadata))
 
 
+def table_schema(columns: Mapping[str, str], metadata: Mapping[str, str]) -> pa.Schema:
+    """A file of columns name -> text, whole, number or yes/no."""
+    return pa.schema([pa.field(name, ARROW_TYPES[kind]) for name, kind in columns.items()], metadata=dict(metadata))
+
+
 def last_attempt(run_dir: Path, joined: bool) -> int:
     """The highest attempt that the names of parts and, if joined, the rows of metrics.parquet mention; 0 if there are none."""
     names = [manifest.PART.fullmatch(part.name) for kind in KINDS for part in part_files(run_dir / kind)]
@@ -83,7 +88,10 @@ def measured(run_dir: Path, name: str, iteration: int) -> list[float]:
 
 
 class MetricsWriter:
-    """One run's metrics.parquet with one row per iteration, and samples.parquet for tasks that provide samples."""
+    """One run's metrics.parquet with one row per iteration, and samples.parquet and rollouts.parquet of tasks that provide them.
+
+    rollout_columns: {} if the run writes no rollouts.
+    """
 
     def __init__(
         self,
@@ -94,23 +102,26 @@ class MetricsWriter:
         metadata: Mapping[str, str],
         glossary: Mapping[str, Metric] = GLOSSARY,
         sample_columns: Mapping[str, str] = SAMPLES,
+        rollout_columns: Mapping[str, str] | None = None,
     ) -> None:
         self.run_dir = run_dir
         self.glossary = glossary
         self._constants = {**provenance, "seed": seed, "attempt": attempt}
         schema = arrow_schema(metadata, glossary)
         self.metrics = PartFiles(run_dir, "metrics", schema, ("iteration",), attempt)
-        columns = [pa.field(name, ARROW_TYPES[kind]) for name, kind in sample_columns.items()]
-        self.sample_columns = tuple(sample_columns)
-        keys = ("iteration", "prompt_id")
-        self.samples = PartFiles(run_dir, "samples", pa.schema(columns, metadata=dict(metadata)), keys, attempt)
-        self.damage = self.metrics.damage + self.samples.damage
+        texts = {"samples": (sample_columns, "prompt_id"), "rollouts": (rollout_columns or {}, "completion_id")}
+        self.texts = {
+            kind: PartFiles(run_dir, kind, table_schema(columns, metadata), ("iteration", key), attempt)
+            for kind, (columns, key) in texts.items()
+            if columns
+        }
+        self.damage = self.metrics.damage + [why for table in self.texts.values() for why in table.damage]
 
     def lost(self, iteration: int, num_samples: int) -> list[str]:
         """One clause for each kind of rows of which earlier attempts left fewer than a checkpoint after the iteration counted."""
         found = {int(str(key)) for (key,) in self.metrics.read_until(iteration)}
         missing = [i for i in range(1, iteration + 1) if i not in found]
-        lost = num_samples - len(self.samples.read_until(iteration))
+        lost = num_samples - sum(len(table.read_until(iteration)) for table in self.texts.values())
         word = "iteration" if len(missing) == 1 else "iterations"
         clauses = [f"the metrics of {word} {_ranges(missing)} are missing"] if missing else []
         return clauses + ([f"{lost} of {num_samples} samples are missing"] if lost > 0 else [])
@@ -123,7 +134,8 @@ class MetricsWriter:
     def resume(self, iteration: int) -> None:
         """Continue after an iteration, 0 for a new run; must be called before rows are added."""
         self.metrics.resume(iteration)
-        self.samples.resume(iteration)
+        for table in self.texts.values():
+            table.resume(iteration)
 
     def log(self, iteration: int, env_steps: int, metrics: Mapping[str, float | list[float]]) -> None:
         """Add one row.
@@ -142,30 +154,40 @@ class MetricsWriter:
     def log_samples(self, iteration: int, samples: Iterable[Row]) -> None:
         """Add completions; those of the reference policy get iteration 0."""
         for sample in samples:
-            row = {**self._constants, **sample, "iteration": 0 if sample["reference"] else iteration}
-            self.samples.add({name: row[name] for name in self.sample_columns})
+            self._add("samples", sample, 0 if sample["reference"] else iteration)
+
+    def log_rollout(self, iteration: int, rows: Iterable[Row]) -> None:
+        """Add completions that were learned from."""
+        for row in rows:
+            self._add("rollouts", row, iteration)
+
+    def _add(self, kind: str, given: Row, iteration: int) -> None:
+        table, row = self.texts[kind], {**self._constants, **given, "iteration": iteration}
+        table.add({name: row[name] for name in table.schema.names})
 
     @property
     def num_samples(self) -> int:
-        """Rows of samples so far."""
-        return len(self.samples.keys)
+        """Rows of samples and rollouts so far."""
+        return sum(len(table.keys) for table in self.texts.values())
 
     def flush(self) -> None:
         """Write all buffered rows."""
         self.metrics.flush()
-        self.samples.flush()
+        for table in self.texts.values():
+            table.flush()
 
     def finish(self) -> Path:
         """Flush, and join all parts into metrics.parquet without the columns that were never measured.
 
         Raises: StorageError if rows were lost or a file cannot be written.
         """
-        table, samples = self.metrics.join(), self.samples.join()
+        table, texts = self.metrics.join(), [(part, part.join()) for part in self.texts.values()]
         measured = [name for name in table.column_names if name not in self.glossary or _has_value(table[name])]
         with storing(self.run_dir):
             write_atomically(table.select(measured), self.metrics.path, self.metrics.key)
-            if len(samples):
-                write_atomically(samples, self.samples.path, self.samples.key)
+            for part, rows in texts:
+                if len(rows):
+                    write_atomically(rows, part.path, part.key)
         return self.metrics.path
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from rgpo.errors import ConfigError, require
-from rgpo.runtime.schema import EVALUATED, GLOSSARY, SAMPLES, Metric
+from rgpo.runtime.schema import EVALUATED, GLOSSARY, ROLLOUTS, SAMPLES, Metric
 
 
 def glossary(config: Mapping[str, object]) -> dict[str, Metric]:
@@ -24,13 +24,24 @@ def glossary(config: Mapping[str, object]) -> dict[str, Metric]:
 def reward_names(config: Mapping[str, object]) -> list[str]:
     """Names of the terms of a run's reward; [] for the reward model alone."""
     task = config.get("task")
-    terms = task.get("reward") if isinstance(task, Mapping) else None
+    return term_names(task.get("reward")) if isinstance(task, Mapping) else []
+
+
+def term_names(terms: object) -> list[str]:
+    """Names of the terms in a config's task.reward."""
     return [str(term.get("name")) for term in terms if isinstance(term, Mapping)] if isinstance(terms, list) else []
 
 
 def sample_columns(config: Mapping[str, object]) -> dict[str, str]:
     """Columns of a run's samples.parquet: the packaged ones and the terms of its reward."""
     return SAMPLES | {f"reward/{name}": "number" for name in reward_names(config)}
+
+
+def rollout_columns(config: Mapping[str, object]) -> dict[str, str]:
+    """Columns of a run's rollouts.parquet: the packaged ones and the terms of its reward; {} if it writes none."""
+    task = config.get("task")
+    wanted = isinstance(task, Mapping) and bool(task.get("log_rollouts_every"))
+    return ROLLOUTS | {f"reward/{name}": "number" for name in reward_names(config)} if wanted else {}
 
 
 def _reward_metrics(config: Mapping[str, object]) -> dict[str, Metric]:

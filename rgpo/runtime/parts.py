@@ -22,7 +22,7 @@ from rgpo.runtime import manifest, reader
 
 FLUSH_ROWS = 1_000
 FLUSH_SECONDS = 30.0
-KINDS = ("metrics", "samples")
+KINDS = ("metrics", "samples", "rollouts")
 Row = Mapping[str, object]
 
 

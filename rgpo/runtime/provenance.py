@@ -6,13 +6,14 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
 from rgpo import distributed
+from rgpo.runtime import reader
 from rgpo.version import __version__
 
 REDACTED = "[redacted]"
@@ -35,6 +36,21 @@ NO_HOOKS = ("-c", "core.fsmonitor=", "-c", "core.hooksPath=/dev/null")  # option
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf", "pyarrow", "transformers")
 
 
+class Attempt(TypedDict):
+    """One start of a run."""
+
+    attempt: int
+    started: str  # UTC
+    commit: str | None
+    dirty: bool
+    code: str  # digest of the code that determines numbers
+    own_code: dict[str, str]  # file of the user's -> digest
+    versions: dict[str, str]
+    host: dict[str, str | int | None]
+    num_threads: int
+    num_processes: int
+
+
 class Provenance(TypedDict):
     """The contents of provenance.json."""
 
@@ -42,6 +58,7 @@ class Provenance(TypedDict):
     config_hash: str
     commit: str | None
     dirty: bool
+    code: str  # digest of the code that determines numbers, of every attempt that measured a part: "first+second"
     versions: dict[str, str]
     algorithm: dict[str, str]  # its parts, as it describes them
     command: str
@@ -50,10 +67,11 @@ class Provenance(TypedDict):
     num_processes: int
     started: str  # UTC
     attempt: int
+    attempts: list[Attempt]
 
 
 def collect(
-    run_id: str, config_hash: str, command: str, num_threads: int, attempt: int, algorithm: Mapping[str, str]
+    run_id: str, config_hash: str, command: str, num_threads: int, attempt: int, algorithm: Mapping[str, str], code: str
 ) -> Provenance:
     """The facts of an attempt that starts now."""
     commit, dirty = _commit()
@@ -62,6 +80,7 @@ def collect(
         "config_hash": config_hash,
         "commit": commit,
         "dirty": dirty,
+        "code": code,
         "versions": versions(),
         "algorithm": dict(algorithm),
         "command": redact(command),
@@ -70,7 +89,53 @@ def collect(
         "num_processes": distributed.world_size(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "attempt": attempt,
+        "attempts": [],
     }
+
+
+def attempt_of(facts: Provenance, code: str, own_code: dict[str, str]) -> Attempt:
+    """The entry of the present attempt; code: its own digest."""
+    return {
+        "attempt": facts["attempt"],
+        "started": facts["started"],
+        "commit": facts["commit"],
+        "dirty": facts["dirty"],
+        "code": code,
+        "own_code": own_code,
+        "versions": facts["versions"],
+        "host": facts["host"],
+        "num_threads": facts["num_threads"],
+        "num_processes": facts["num_processes"],
+    }
+
+
+def changes(attempts: Sequence[Attempt]) -> str:
+    """A clause about code and packages that differ between the last two attempts; "" if none do."""
+    if len(attempts) < 2:
+        return ""
+    before, now = attempts[-2], attempts[-1]
+    old, new = before.get("own_code", {}), now["own_code"]
+    clauses = ["the code of rgpo"] if before.get("code") != now["code"] else []
+    clauses += [file for file in sorted(old.keys() | new.keys()) if old.get(file) != new.get(file)]
+    old, new = before.get("versions", {}), now["versions"]
+    clauses += [
+        f"{name} ({old.get(name, 'not recorded')}, now {new.get(name, 'not recorded')})"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if not clauses:
+        return ""
+    since = f"changed since attempt {before.get('attempt', '?')}: {', '.join(clauses)}"
+    return f"{since}; iterations before and after may not be comparable"
+
+
+def with_earlier_code(run_dir: Path, code: str) -> str:
+    """A digest of code after those of the run's earlier attempts with other code."""
+    try:
+        earlier = reader.read_json(run_dir / "provenance.json", Provenance).get("code", "unknown")
+    except reader.Unreadable:  # a new run, or one whose provenance is written anew
+        return code
+    return earlier if code in earlier.split("+") else f"{earlier}+{code}"
 
 
 def redact(text: str) -> str:

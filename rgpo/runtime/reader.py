@@ -11,7 +11,7 @@ import typing
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Literal, TypeVar, Union, cast, get_args, get_origin, is_typeddict
 
 import yaml
 
@@ -169,6 +169,9 @@ def _fits(value: object, hint: object) -> bool:
         return value in arguments
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, dict) and all(_fits(entry, arguments[1]) for entry in value.values())
+    if is_typeddict(hint):
+        kinds = _hints(hint)
+        return isinstance(value, dict) and all(_fits(value[key], kind) for key, kind in kinds.items() if key in value)
     if origin is list:
         return isinstance(value, list) and all(_fits(entry, arguments[0]) for entry in value)
     if hint is float:

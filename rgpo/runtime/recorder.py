@@ -16,7 +16,8 @@ from rgpo.distributed import on_first
 from rgpo.errors import MAX_LINE, printable, shell_word
 from rgpo.learning.standstill import standstill
 from rgpo.learning.types import Metrics, Task
-from rgpo.runtime import console, own_metrics, provenance, reader
+from rgpo.runtime import console, own_code, own_metrics, provenance, reader
+from rgpo.runtime.code_digest import code_digest
 from rgpo.runtime.metrics import MetricsWriter, number
 from rgpo.runtime.parts import Row
 from rgpo.runtime.settings import Settings
@@ -37,11 +38,27 @@ class Recorder:
     @on_first
     def write_facts(self, config_hash: str, command: str, attempt: int, algorithm: Mapping[str, str]) -> None:
         """Write config.yaml and provenance.json."""
+        task = cast(Mapping[str, object], self.config.get("task", {}))  # there is none where the runner is used on its own
+        code = code_digest(cast(Mapping[str, object], self.config["choices"]), str(task.get("_target_", "")))
+        earlier, every = self._earlier_attempts(), provenance.with_earlier_code(self.run_dir, code)
         num_threads = self.settings.num_threads
-        self._facts = provenance.collect(self.run_dir.name, config_hash, command, num_threads, attempt, algorithm)
+        self._facts = provenance.collect(self.run_dir.name, config_hash, command, num_threads, attempt, algorithm, every)
+        mine = provenance.attempt_of(self._facts, code, own_code.digests())
+        self._facts["attempts"] = [*earlier, mine]
         with atomic.storing(self.run_dir):
             atomic.write_text(self.run_dir / "config.yaml", self._config_text(), fsync=True)
+        self._write_facts()
+
+    def _write_facts(self) -> None:
+        with atomic.storing(self.run_dir):
             atomic.write_text(self.run_dir / "provenance.json", json.dumps(self._facts, indent=1) + "\n", fsync=True)
+
+    def _earlier_attempts(self) -> list[provenance.Attempt]:
+        """Entries of provenance.json; [] for a new run, or one whose provenance is written anew."""
+        try:
+            return reader.read_json(self.run_dir / "provenance.json", provenance.Provenance).get("attempts", [])
+        except reader.Unreadable:
+            return []
 
     def _config_text(self) -> str:
         return yaml.safe_dump(provenance.redact_values(dict(self.config)), sort_keys=False)
@@ -52,15 +69,16 @@ class Recorder:
         facts, seed = self._facts, self.settings.seed
         loaded: Mapping[str, str] = getattr(self.task, "versions", {})
         if loaded:
-            facts["versions"] |= loaded
-            with atomic.storing(self.run_dir):
-                atomic.write_text(self.run_dir / "provenance.json", json.dumps(facts, indent=1) + "\n", fsync=True)
+            facts["versions"] |= loaded  # those of the attempt, too
+            self._write_facts()
+        if changed := provenance.changes(facts["attempts"]):
+            self.notes.append(changed)
         row = {group: self.settings.choice(group) for group in ("task", "scale", "algo", "gate")}
         row |= {"run_id": self.run_dir.name, "config_hash": facts["config_hash"], "git_sha": provenance.git_sha(facts)}
-        metadata = {"config": self._config_text(), "versions": json.dumps(facts["versions"])}
+        metadata = {"config": self._config_text(), "versions": json.dumps(facts["versions"]), "code": facts["code"]}
         glossary = own_metrics.glossary(self.config)
-        samples = own_metrics.sample_columns(self.config)
-        self._writer = MetricsWriter(self.run_dir, row, seed, facts["attempt"], metadata, glossary, samples)
+        texts = own_metrics.sample_columns(self.config), own_metrics.rollout_columns(self.config)
+        self._writer = MetricsWriter(self.run_dir, row, seed, facts["attempt"], metadata, glossary, *texts)
         self.notes += self._writer.damage
 
     def lost(self, iteration: int, num_samples: int) -> list[str]:
@@ -74,21 +92,28 @@ class Recorder:
 
     @property
     def num_samples(self) -> int:
-        """Rows of samples so far; 0 on other ranks."""
+        """Rows of samples and rollouts so far; 0 on other ranks."""
         return self._writer.num_samples if self._writer is not None else 0
 
     @on_first
-    def open(self, iteration: int, num_iterations: int, note: str) -> None:
-        """Continue after an iteration: open metrics and dashboards, print the banner and what was found of earlier attempts."""
+    def open(self, iteration: int, num_iterations: int, note: str, inexact: str) -> None:
+        """Continue after an iteration: open metrics and dashboards, print the banner and what was found of earlier attempts.
+
+        inexact: why the run does not continue bit for bit, "" if it does.
+        """
         assert self._writer is not None
         facts = self._facts
         self._writer.resume(iteration)
         config = cast(Mapping[str, object], provenance.redact_values(self.config))
         self._trackers = Trackers(self.settings.exports, self.run_dir, config, iteration)
-        print(console.banner(self.run_dir, self.settings, facts, num_iterations, note), flush=True)
+        print(
+            console.banner(self.run_dir, self.settings, facts, num_iterations, note, getattr(self.task, "facts", {})), flush=True
+        )
         if iteration:
             print(f"  attempt {facts['attempt']} resumes after iteration {iteration:,} of {num_iterations:,}", flush=True)
-        for text in self.notes:
+        if inexact:
+            self.notice(f"not bit for bit: {inexact}")
+        for text in (*getattr(self.task, "findings", ()), *self.notes):
             self.notice(text)
         self._progress = console.Progress(num_iterations, iteration)
 
@@ -98,12 +123,15 @@ class Recorder:
         print(f"  {text}", flush=True)
 
     @on_first
-    def record(self, iteration: int, env_steps: int, metrics: Metrics, samples: Iterable[Row]) -> None:
-        """Add one iteration to metrics, dashboards, samples and the progress line."""
+    def record(
+        self, iteration: int, env_steps: int, metrics: Metrics, samples: Iterable[Row], rollout: Iterable[Row] = ()
+    ) -> None:
+        """Add one iteration to metrics, dashboards, samples, rollouts and the progress line."""
         assert self._writer is not None
         self._writer.log(iteration, env_steps, metrics)
         self._trackers.log(iteration, metrics)
         self._writer.log_samples(iteration, samples)
+        self._writer.log_rollout(iteration, rollout)
         self._progress.update(iteration, env_steps, metrics, self.task.headline(metrics))
 
     @on_first
@@ -120,7 +148,7 @@ class Recorder:
 
     @on_first
     def join_parts(self) -> None:
-        """Write metrics.parquet and samples.parquet."""
+        """Write metrics.parquet, samples.parquet and rollouts.parquet."""
         assert self._writer is not None
         self._writer.finish()
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from rgpo import atomic
-from rgpo.errors import ConfigError, StorageError
+from rgpo.errors import ConfigError, EnvironmentFault, StorageError
 from rgpo.runtime import manifest, reader
+from rgpo.runtime.provenance import redact
 
 LOCK, ERROR = ".lock", "error.txt"
-ROWS = ("metrics.parquet", "samples.parquet")
+ROWS = ("metrics.parquet", "samples.parquet", "rollouts.parquet")
 MAX_ATTEMPT = 10**8
 
 
@@ -121,6 +123,25 @@ def settle(run_dir: Path) -> bool:
     if claimed and not complete:
         write_state(run_dir, status="interrupted", **counts, reason="; ".join(problems))
     return complete
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an error; of an environment's fault, that of the environment's own error."""
+    cause = error.__cause__ if isinstance(error, EnvironmentFault) else None
+    return redact("".join(traceback.format_exception(cause or error)))
+
+
+def record_fault(run_dir: Path, fault: BaseException) -> str:
+    """Write the traceback of a run that cannot start; returns a clause with its place, "" if it cannot be written."""
+    path = run_dir / ERROR
+    try:
+        if manifest.problems(run_dir, ROWS) or not os.path.lexists(run_dir / manifest.NAME):  # not into a finished run
+            atomic.make_folder(run_dir)
+            atomic.write_text(path, traceback_of(fault))
+            return f" (traceback in {path})"
+    except OSError:
+        pass
+    return ""
 
 
 def tidy(run_dir: Path) -> None:

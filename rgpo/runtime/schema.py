@@ -43,6 +43,22 @@ SAMPLES = {  # columns of samples.parquet, completions of held-out prompts: text
     "finished": "yes/no",  # false: cut by the length limit
 }
 
+ROLLOUTS = {  # columns of rollouts.parquet, completions that were learned from
+    "run_id": "text",
+    "algo": "text",
+    "scale": "text",
+    "seed": "whole",
+    "iteration": "whole",
+    "completion_id": "whole",  # place in the rollout; those of a prompt side by side
+    "prompt": "text",
+    "completion": "text",  # with special tokens and what ended it
+    "reward": "number",  # without any KL
+    "advantage": "number",  # mean over its tokens, before any normalization; NaN for an algorithm without
+    "kl_ref": "number",  # log pi(y)/pi_ref(y), nats per completion
+    "length": "whole",  # tokens
+    "finished": "yes/no",  # false: cut by the length limit
+}
+
 _SIDES = {"pos": "samples with advantage >= 0", "neg": "samples with advantage < 0"}
 
 
@@ -65,8 +81,14 @@ GLOSSARY: dict[str, Metric] = {
     "return/train_std": Metric("reward", "standard deviation of the same returns"),
     "return/num_episodes": Metric("episodes", "episodes that ended in this rollout"),
     "return/length_mean": Metric("steps", "mean length of the same episodes"),
+    "return/num_restarted": Metric(
+        "episodes", "begun anew because a resume could not restore them: not bit for bit; NaN if none"
+    ),
     "return/eval_mean": Metric("reward", "mean raw return of deterministic evaluation episodes (after the update)"),
     "return/eval_std": Metric("reward", "standard deviation of the evaluation returns over episodes"),
+    "return/eval_num_cut": Metric(
+        "episodes", "evaluation episodes that were cut after 10,000 steps, so far from their end; NaN if none"
+    ),
     "reward/train_mean": Metric("score", "mean score of the iteration's completions by the reward model, without any KL"),
     "reward/train_std": Metric("score", "standard deviation of the same scores"),
     "reward/offset": Metric("score", "mean score of the first rollout, which is subtracted from all scores before values"),
@@ -200,6 +222,9 @@ FORMER_KL = {  # what they penalized before it was a choice; on language tasks: 
 NO_PENALTY, REWARD_KL = "rgpo.core.kl_penalty.NoPenalty", "rgpo.core.kl_penalty.RewardKL"
 DROPPED = ("published", "presets", "kl_spike_threshold")  # keys whose values reach a run through other keys, or not at all
 LANGUAGE = "rgpo.language.task.Language"
+ADDED_TO_CHAT = dict.fromkeys(("adapter", "chat_template", "chat_template_kwargs", "eval_data", "system_prompt")) | {
+    "first_turn": False
+}
 ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since and the values that keep its behavior
     "": {
         "algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"},
@@ -210,9 +235,8 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
     },
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
     "rgpo.learning.sgd.SGD": {"clip_jointly": True},
-    "rgpo.language.sources.hub.Hub": dict.fromkeys(
-        ("adapter", "chat_template", "chat_template_kwargs", "eval_data", "system_prompt"), None
-    ),
+    "rgpo.language.sources.hub.Hub": ADDED_TO_CHAT,
+    "rgpo.language.sources.smollm2.SmolLM2": ADDED_TO_CHAT,
     LANGUAGE: {
         "center_scores": False,
         "parallel": "ddp",
@@ -223,6 +247,8 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
         "skip_special_tokens": True,
         "stop_tokens": None,
         "stop_strings": [],
+        "trained_layers": None,
+        "log_rollouts_every": 0,
     },
 }
 

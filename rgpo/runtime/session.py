@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from rgpo import atomic, distributed
-from rgpo.errors import MAX_LINE, ConfigError, NonFiniteError, OutOfMemory, StorageError, first_line, printable, require
+from rgpo.errors import EXPLAINED, MAX_LINE, ConfigError, EnvironmentFault, StorageError, first_line, printable, require
+from rgpo.learning.algorithm import rows_with_advantage
 from rgpo.learning.export import NoExport
 from rgpo.learning.types import Algorithm, Metrics, Policy, State, Task
 from rgpo.runtime import checkpoint, continuation, export, manifest, provenance, reader, run_folder
@@ -72,6 +72,7 @@ class Session:
         self.last_checkpoint = 0  # iteration; 0: none
         self._lock_file = run_folder.lock_file(run_dir)
         self.ratio_moved = 0.0  # nats; largest |log ratio| at which a gradient was taken; infinite if it is not measured
+        self.inexact = ""  # why the resumed run does not continue bit for bit
         self.informative = False  # whether rewards differed between completions of a prompt in any iteration
 
     def start(self) -> None:
@@ -90,7 +91,7 @@ class Session:
         require(
             alike, "results_dir", settings.results_dir, "the processes see different files; use a folder that all of them share."
         )
-        self.recorder.open(self.iteration, self.num_iterations, self.algorithm.note)
+        self.recorder.open(self.iteration, self.num_iterations, self.algorithm.note, self.inexact)
         if saved is not None:
             self._compare_machines(saved)
 
@@ -153,6 +154,7 @@ class Session:
         self.ratio_moved = saved["ratio_moved"]
         self.informative = saved["informative"]
         restore(saved, self.task, self.policy, self.algorithm)
+        self.inexact = str(getattr(self.task, "inexact", ""))
 
     def _compare_machines(self, saved: checkpoint.Checkpoint) -> None:
         """Print a notice if the checkpoint was written by another number of processes or threads."""
@@ -184,7 +186,8 @@ class Session:
         busy = sum(number(metrics, f"time/{phase}_s", 0.0) for phase in ("collect", "update", "diagnostics"))
         metrics["speed/env_steps_per_s"] = num_steps / busy
         metrics["time/iteration_s"] = time.perf_counter() - start
-        self.recorder.record(self.iteration, self.env_steps, metrics, self.task.take_samples())
+        rows = rows_with_advantage(rollout, getattr(self.algorithm, "advantage", None))
+        self.recorder.record(self.iteration, self.env_steps, metrics, self.task.take_samples(), rows)
         return metrics
 
     def save(self) -> None:
@@ -258,8 +261,7 @@ class Session:
 
     def fail(self, error: BaseException) -> None:
         """Keep everything measured so far and record what happened, where, and from which iteration the run can resume."""
-        explained = isinstance(error, NonFiniteError | StorageError | OutOfMemory)
-        if explained:
+        if explained := isinstance(error, EXPLAINED):
             clauses = [str(error.args[0]).rstrip("."), *self._kept()]
             error.args = (f"iteration {self.iteration + 1}: {'; '.join(clauses)}.",)
         known = explained or isinstance(error, ConfigError)
@@ -269,9 +271,8 @@ class Session:
             self._require_folder()
             self.write_state("failed", reason)
             with atomic.storing(self.run_dir):
-                if mine and not known:
-                    text = provenance.redact("".join(traceback.format_exception(error)))
-                    atomic.write_text(self.run_dir / run_folder.ERROR, text, fsync=True)
+                if mine and (isinstance(error, EnvironmentFault) or not known):
+                    atomic.write_text(self.run_dir / run_folder.ERROR, run_folder.traceback_of(error), fsync=True)
                 elif mine:
                     atomic.remove([self.run_dir / run_folder.ERROR])  # of an earlier attempt
             self.recorder.flush()

@@ -26,14 +26,15 @@ def results(folder: Path) -> dict[str, Columns]:
 
 
 def iterations(folder: Path) -> set[tuple[str, int]]:
-    """(run, iteration) of each row in each file below a folder that can be read, set-aside folders included."""
+    """(run, iteration) of each row in each readable file below a folder, also in set-aside folders; no damaged values."""
     found: set[tuple[str, int]] = set()
     for file in folder.rglob("*.parquet"):
         if file.is_symlink() or not file.is_file():
             continue
         try:
             table = pq.read_table(file, partitioning=None, use_threads=False, columns=["run_id", "iteration"])
-            found |= set(zip(table["run_id"].to_pylist(), table["iteration"].to_pylist(), strict=True))
+            rows = zip(table["run_id"].to_pylist(), table["iteration"].to_pylist(), strict=True)
+            found |= {(run, i) for run, i in rows if isinstance(run, str) and isinstance(i, int)}
         except (pa.ArrowException, OSError, KeyError, UnicodeError):
             continue
     return found

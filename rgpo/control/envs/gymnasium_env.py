@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
-from zlib import crc32
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from rgpo.control.envs.vector_env import Floats, Step, check_saved
-from rgpo.errors import ConfigError, first_line
+from rgpo.control.envs import registration
+from rgpo.control.envs.replay import (
+    EARLIER,
+    NOT_REPRODUCED,
+    Recording,
+    from_plain,
+    plain,
+    rng_state,
+    same_bits,
+    set_rng_state,
+)
+from rgpo.control.envs.vector_env import Floats, Restart, Step, check_saved
+from rgpo.errors import ConfigError, EnvironmentFault, first_line
 
 REAL = (float, int, np.floating, np.integer, np.bool_)
+FLAGS = (bool, np.bool_)
+STEP_RETURNS = "step() must return observation, reward, terminated, truncated and a dict"
 
 
 class GymnasiumVector:
     """E copies of a gymnasium environment in a plain loop.
 
-    gymnasium cannot save an environment, so a state holds the seed, np_random's state at the start of the open episode and
-    the actions since. Loading replays them and compares np_random, the last observation and a checksum of all observations
-    and rewards; state that an environment carries over from earlier episodes is detected only if it changes one of these.
-    Memory grows by one action per step of the open episode.
+    gymnasium cannot save an environment, so a state holds a recording of each open episode, which loading plays again; where that
+    does not reproduce it, a fresh episode begins.
     """
 
     def __init__(self, env_id: str, num_envs: int, **kwargs: Any) -> None:
         self.env_id = env_id
         self.num_envs = num_envs
-        self._envs = [_make(env_id, kwargs) for _ in range(num_envs)]
+        self._envs = [registration.make(env_id, kwargs) for _ in range(num_envs)]
+        self.time_limit = getattr(self._envs[0].spec, "max_episode_steps", None)
+        self.layers = tuple(type(layer).__name__ for layer in _layers(self._envs[0]))
         self.action_space = self._envs[0].action_space
         self.observation_space = self._envs[0].observation_space
         self.observation_size = _flat_size(env_id, self.observation_space)
@@ -50,20 +62,18 @@ class GymnasiumVector:
         self._row_bytes = [row.data for row in self._rows]
         self._reward_bytes = [self._reward[i : i + 1].data for i in range(num_envs)]
 
-        self._seed = -1  # of environment 0; -1 before the first reset
-        self._episode_rng: list[dict[str, Any] | None] = [None] * num_envs  # None: the episode began with the seed
-        self._actions: list[list[Any]] = [[] for _ in range(num_envs)]  # of the open episodes
-        self._checksum = [0] * num_envs
+        self._recordings = [Recording() for _ in range(num_envs)]
 
     def reset(self, seed: int) -> Floats:
-        self._seed = int(seed)
         for i in range(self.num_envs):
-            self._begin(i, self._seed + i)
+            self._begin(i, int(seed) + i)
         return self._observation
 
     def step(self, actions: npt.NDArray[Any]) -> Step:
+        kept = np.array(actions)  # a copy: an environment may keep or change its action
         for i, action in enumerate(self._to_env(actions)):
             self._advance(i, action)
+            self._record(i, kept[i])
         self._paid.append(self._reward.copy())
         ended = np.flatnonzero(self._terminated | self._truncated)
         if not ended.size:
@@ -78,54 +88,49 @@ class GymnasiumVector:
         return np.array(paid)
 
     def state_dict(self) -> dict[str, Any]:
-        """Raises: ConfigError if an environment replaced gymnasium's np_random by another generator."""
-        assert self._seed >= 0, "state_dict before reset"
         envs = []
         for i, env in enumerate(self._envs):
-            rng, episode_rng = _rng_state(env), self._episode_rng[i]
-            if rng.get("bit_generator") != "PCG64" or (episode_rng is not None and not episode_rng):
-                raise ConfigError(
-                    f"task.env_id={self.env_id}: cannot be resumed exactly, because its np_random is not gymnasium's PCG64 "
-                    "generator; run it without checkpoints."
-                )
-            envs.append(
-                {
-                    "seed": self._seed + i,
-                    "episode_rng": episode_rng,
-                    "rng": rng,
-                    "actions": [a.tolist() for a in self._actions[i]],
-                    "observation": self._rows[i].tolist(),
-                    "checksum": self._checksum[i],
-                }
-            )
+            rng = rng_state(env)
+            now = {"rng_now": rng and plain(rng), "observation": self._rows[i].tolist()}
+            envs.append(self._recordings[i].state_dict() | now)
         return {"backend": "gymnasium", "env_id": self.env_id, "envs": envs}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises: ConfigError if the replayed episode differs from the saved one in any bit."""
+    def load_state_dict(self, state: dict[str, Any]) -> list[Restart]:
         check_saved(state, "gymnasium", self.env_id, self.num_envs)
-        self._seed = state["envs"][0]["seed"]
-        for i, (env, saved) in enumerate(zip(self._envs, state["envs"], strict=True)):
+        restarts = []
+        for i, saved in enumerate(state["envs"]):
+            if why := self._replay(i, saved):
+                recording = self._recordings[i]
+                recording.seed, recording.num_steps = saved["seed"], saved.get("num_steps", 0)
+                self._begin(i, recording.fresh_seed())
+                restarts.append(Restart(i, self._rows[i].copy(), why))
+        return restarts
+
+    def _replay(self, i: int, saved: dict[str, Any]) -> str:
+        """Play a saved open episode again; returns why that did not reproduce it, or ""."""
+        if "rng_now" not in saved:
+            return EARLIER
+        if saved["obstacle"]:
+            return str(saved["obstacle"])
+        actions = np.array(saved["actions"], saved["dtype"])
+        self._terminated[i] = self._truncated[i] = False
+        try:
             self._begin(i, saved["seed"])
-            if saved["episode_rng"] is not None:
-                env.unwrapped.np_random.bit_generator.state = saved["episode_rng"]
+            if not saved["seeded"]:
+                set_rng_state(self._envs[i], from_plain(saved["rng"]))
                 self._begin(i, None)
-            for action in saved["actions"]:
-                self._advance(i, np.asarray(action, self.action_space.dtype)[()])
+            for action in actions:
                 if self._terminated[i] or self._truncated[i]:
-                    break
-            if (
-                len(self._actions[i]) != len(saved["actions"])
-                or self._terminated[i]
-                or self._truncated[i]
-                or self._checksum[i] != saved["checksum"]
-                or self._rows[i].tobytes() != np.asarray(saved["observation"], np.float64).tobytes()
-                or _rng_state(env) != saved["rng"]
-            ):
-                raise ConfigError(
-                    f"task.env_id={self.env_id}: cannot be resumed exactly, because replaying the {len(saved['actions'])} "
-                    f"actions of its open episode (copy {i}) did not reproduce the saved observations and rewards (it depends "
-                    "on more than its np_random and its actions); start a new run."
-                )
+                    return NOT_REPRODUCED
+                self._advance(i, self._to_env(action[None])[0])
+                self._record(i, action)
+        except (EnvironmentFault, TypeError, ValueError):  # of an environment that needs what is not there, or another generator
+            return NOT_REPRODUCED
+        recording, rng = self._recordings[i], rng_state(self._envs[i])
+        recording.num_steps = saved["num_steps"]
+        agree = recording.checksum == saved["checksum"] and (rng and plain(rng)) == saved["rng_now"]
+        agree = agree and same_bits(self._rows[i], np.array(saved["observation"], np.float64))
+        return "" if agree and not (self._terminated[i] or self._truncated[i]) else NOT_REPRODUCED
 
     def close(self) -> None:
         for env in self._envs:
@@ -137,34 +142,53 @@ class GymnasiumVector:
     def _begin(self, i: int, seed: int | None) -> None:
         """Start an episode; with seed None, np_random keeps its state."""
         env = self._envs[i]
-        self._episode_rng[i] = None if seed is not None else _rng_state(env)
+        rng = rng_state(env) if seed is None else None
         try:
             returned = env.reset(seed=seed)
-        except SystemExit as error:
-            raise self._exited("reset", error) from error
-        try:
-            observation, _ = returned
-        except (TypeError, ValueError) as error:
-            raise self._fault("reset() must return an observation and a dict", returned) from error
-        self._write(i, observation)
-        self._actions[i] = []
-        self._checksum[i] = crc32(self._row_bytes[i])
+        except (Exception, SystemExit) as error:
+            raise self._raised("reset", error) from error
+        if not (isinstance(returned, tuple | list) and len(returned) == 2 and isinstance(returned[1], dict)):
+            raise self._fault("reset() must return an observation and a dict", returned)
+        self._write(i, returned[0])
+        self._recordings[i].begin(seed, rng, self._row_bytes[i])
 
     def _advance(self, i: int, action: Any) -> None:
         try:
             returned = self._envs[i].step(action)
-        except SystemExit as error:
-            raise self._exited("step", error) from error
+        except (Exception, SystemExit) as error:
+            raise self._raised("step", error) from error
         try:
-            observation, reward, self._terminated[i], self._truncated[i], _ = returned
+            observation, reward, terminated, truncated, info = returned
         except (TypeError, ValueError) as error:
-            raise self._fault("step() must return observation, reward, terminated, truncated and a dict", returned) from error
-        if not isinstance(reward, REAL):
-            raise self._fault("the reward must be a number", reward)
-        self._reward[i] = reward
+            raise self._fault(STEP_RETURNS, returned) from error
+        if not isinstance(info, dict):
+            raise self._fault(STEP_RETURNS, returned)
+        self._terminated[i] = terminated if isinstance(terminated, FLAGS) else self._flag("terminated", terminated)
+        self._truncated[i] = truncated if isinstance(truncated, FLAGS) else self._flag("truncated", truncated)
+        self._reward[i] = reward if isinstance(reward, REAL) else self._number(reward)
         self._write(i, observation)
-        self._actions[i].append(action)
-        self._checksum[i] = crc32(self._reward_bytes[i], crc32(self._row_bytes[i], self._checksum[i]))
+
+    def _record(self, i: int, action: npt.NDArray[Any]) -> None:
+        self._recordings[i].add(action, self._reward_bytes[i], self._row_bytes[i])
+
+    def _number(self, reward: Any) -> float:
+        """A reward that is a single number of another library.
+
+        Raises: EnvironmentFault for any other.
+        """
+        with suppress(Exception):  # of the other library
+            found = np.asarray(reward)
+            if found.shape == () and found.dtype.kind in "fiub":
+                return float(found)
+        raise self._fault("the reward must be a number", reward)
+
+    def _flag(self, name: str, flag: Any) -> bool:
+        """Raises: EnvironmentFault unless a flag is true, false, 0 or 1."""
+        with suppress(Exception):
+            found = np.asarray(flag)
+            if found.shape == () and found.dtype.kind in "iub" and found in (0, 1):
+                return bool(found)
+        raise self._fault(f"{name} must be true or false", flag)
 
     def _write(self, i: int, observation: Any) -> None:
         """Box: flattened and cast to float64. Discrete: one-hot."""
@@ -186,7 +210,7 @@ class GymnasiumVector:
     def _numbers(self, observation: Any) -> npt.NDArray[Any]:
         """An observation that is a list or the like, or of another type than the space, as an array.
 
-        Raises: ValueError unless it has the shape and consists of numbers.
+        Raises: EnvironmentFault unless it has the shape and consists of numbers.
         """
         with suppress(ValueError):  # rows of different lengths
             found = np.asarray(observation)
@@ -194,14 +218,17 @@ class GymnasiumVector:
                 return found
         raise self._fault(f"an observation must be numbers of shape {self._shape}", observation)
 
-    def _fault(self, must: str, returned: Any) -> ValueError:
+    def _fault(self, must: str, returned: Any) -> EnvironmentFault:
         array = isinstance(returned, np.ndarray)
         kind = f"an array of shape {returned.shape} and type {returned.dtype}" if array else repr(returned)[:80]
-        return ValueError(f"task.env_id={self.env_id}: {must}, but the environment returned {kind}.")
+        return EnvironmentFault(f"task.env_id={self.env_id}: {must}, but the environment returned {kind}.")
 
-    def _exited(self, call: str, error: SystemExit) -> RuntimeError:
-        """An environment must not end the sweep that its run is part of."""
-        return RuntimeError(f"task.env_id={self.env_id}: the environment called sys.exit({error.code!r}) in {call}().")
+    def _raised(self, call: str, error: BaseException) -> EnvironmentFault:
+        """The fault of a call that raised an error; sys.exit() must not end the sweep that its run is part of."""
+        what = f"raised {type(error).__name__}: {first_line(error)}"
+        if isinstance(error, SystemExit):
+            what = f"called sys.exit({error.code!r})"
+        return EnvironmentFault(f"task.env_id={self.env_id}: the environment {what} in {call}().")
 
     def _to_env(self, actions: npt.NDArray[Any]) -> list[Any]:
         """One action per environment, in fresh memory (an environment may keep or change its action)."""
@@ -211,41 +238,11 @@ class GymnasiumVector:
         return list(np.minimum(np.maximum(actions, space.low), space.high).astype(space.dtype, copy=False))
 
 
-def _make(env_id: str, kwargs: dict[str, Any]) -> Any:
-    """``gymnasium.make``.
-
-    Raises: ConfigError if gymnasium cannot make it, with similar ids or gymnasium's own remedy.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # the v4 environments are used on purpose
-            return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    except gymnasium.error.NamespaceNotFound as error:
-        raise ConfigError(
-            f"task.env_id={env_id}: not registered with gymnasium; install the package that provides it and prefix its "
-            f"module with a colon (pip install ale-py, then ale_py:ALE/Pong-v5){_near(env_id)}."
-        ) from error
-    except (gymnasium.error.DependencyNotInstalled, ImportError, TypeError) as error:
-        given = f" with env_kwargs {kwargs}" if kwargs else ""
-        raise ConfigError(f"task.env_id={env_id}: gymnasium cannot make it{given}; {str(error).rstrip('.')}.") from error
-    except gymnasium.error.Error as error:
-        raise ConfigError(f"task.env_id={env_id}: unknown to this gymnasium installation{_near(env_id)}.") from error
-    except Exception as error:  # the environment's own
-        why = f"{type(error).__name__}: {first_line(error)}"
-        raise ConfigError(f"task.env_id={env_id}: cannot be made, its constructor failed ({why}).") from error
-
-
-def _near(env_id: str) -> str:
-    """The remedy for an unknown id."""
-    names = {name.lower(): name for name in gymnasium.registry}
-    near = [names[key] for key in difflib.get_close_matches(env_id.lower(), names, n=3)]
-    return f"; did you mean {' or '.join(near)}?" if near else "; gymnasium.pprint_registry() lists all ids"
-
-
-def _rng_state(env: Any) -> dict[str, Any]:
-    """State of the environment's np_random; empty if it is not a numpy Generator."""
-    rng = env.unwrapped.np_random
-    return dict(rng.bit_generator.state) if isinstance(rng, np.random.Generator) else {}
+def _layers(env: Any) -> Iterator[Any]:
+    """The environment and what it wraps, from the outside in."""
+    while env is not None:
+        yield env
+        env = env.env if isinstance(env, gymnasium.Wrapper) else None
 
 
 def _flat_size(env_id: str, space: spaces.Space[Any]) -> int:

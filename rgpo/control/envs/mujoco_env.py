@@ -21,7 +21,7 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 
 from rgpo.control.envs.mujoco_tasks import EPISODE_STEPS, TASKS, bounds
-from rgpo.control.envs.vector_env import Flags, Floats, Step, check_saved
+from rgpo.control.envs.vector_env import Flags, Floats, Restart, Step, check_saved
 
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # every input of mj_step, the solver's warm start included
 
@@ -36,6 +36,8 @@ class MujocoVector:
     def __init__(self, env_id: str, num_envs: int) -> None:
         self.env_id = env_id
         self.num_envs = num_envs
+        self.time_limit: int | None = EPISODE_STEPS
+        self.layers: tuple[str, ...] = ("MuJoCo stepped directly",)
         self._task = task = TASKS[env_id]
         self._model = model = load_model(task.xml)
         self._data = [mujoco.MjData(model) for _ in range(num_envs)]
@@ -143,7 +145,7 @@ class MujocoVector:
             )
         return {"backend": "mujoco", "env_id": self.env_id, "envs": envs}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> list[Restart]:
         """Raises: ConfigError if another task, backend or number of environments wrote the state."""
         check_saved(state, "mujoco", self.env_id, self.num_envs)
         self._rngs = [seeding.np_random(0)[0] for _ in range(self.num_envs)]
@@ -156,6 +158,7 @@ class MujocoVector:
             for target, source in self._views[i]:
                 target[:] = source
             self._x[i] = saved["x"]
+        return []
 
     def close(self) -> None:
         """Nothing to release: MuJoCo frees a model with its last reference."""

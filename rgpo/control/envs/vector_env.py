@@ -1,4 +1,4 @@
-"""The protocol of vector environments: E copies of one environment, stepped in one process, whose state can be saved exactly.
+"""The protocol of vector environments: E copies of one environment, stepped in one process, whose state can be saved.
 
 Shapes: E environments, D numbers per observation, A the shape of one action. Observations are flat float64, rewards are raw.
 
@@ -29,6 +29,14 @@ class Step(NamedTuple):
     final_observation: Floats  # (E, D) the true next observation; `observation` itself if no episode ended
 
 
+class Restart(NamedTuple):
+    """An environment whose open episode could not be restored, so that a fresh one began."""
+
+    env: int
+    observation: Floats  # (D,) the first of the fresh episode
+    why: str
+
+
 class VectorEnv(Protocol):
     """E copies of an environment. **Copy** any returned array that is kept beyond the next call."""
 
@@ -36,6 +44,8 @@ class VectorEnv(Protocol):
     observation_size: int  # D
     observation_space: spaces.Space[Any]  # of one environment
     action_space: spaces.Space[Any]  # of one environment
+    time_limit: int | None  # steps after which gymnasium's TimeLimit truncates
+    layers: tuple[str, ...]  # classes of wrappers and environment, the outermost first
 
     def reset(self, seed: int) -> Floats:
         """Start an episode in every environment, environment i seeded with seed + i; (E, D)."""
@@ -53,8 +63,8 @@ class VectorEnv(Protocol):
         """Everything later steps depend on, as lists, dicts, strings, ints and floats only (exact in float64)."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state: the following steps equal the uninterrupted ones bitwise."""
+    def load_state_dict(self, state: dict[str, Any]) -> list[Restart]:
+        """Continue from a saved state: the following steps equal the uninterrupted ones bitwise, except after restarts."""
         ...
 
     def close(self) -> None:

@@ -217,9 +217,14 @@ def require_pairs(pairs: Sequence[Pair], data: str, why: str) -> list[Pair]:
 
     Raises: ConfigError if there is none.
     """
-    found = [pair for pair in pairs if pair.chosen is not None and pair.rejected is not None]
+    found = [pair for pair in pairs if has_answers(pair)]
     require(bool(found), KEY, data, f"contains prompts but no pairs of answers (chosen and rejected), {why}.")
     return found
+
+
+def has_answers(pair: Pair) -> bool:
+    """True for a row with two answers to compare."""
+    return pair.chosen is not None and pair.rejected is not None
 
 
 def split_by_dialogue(pairs: Iterable[Pair], shares: Sequence[float], seed: int) -> list[list[Pair]]:

@@ -72,6 +72,13 @@ def merge_turns(turns: Iterable[Message]) -> list[Message]:
     return messages
 
 
+def first_turn(prompt: str) -> Dialogue:
+    """A dialogue up to its first question, with a system prompt if it has one."""
+    messages = to_messages(prompt)
+    end = next(i for i, turn in enumerate(messages) if turn["role"] == "user") + 1
+    return Dialogue.of(messages[:end], standard=isinstance(prompt, Dialogue) and prompt.standard)
+
+
 def to_text(prompt: str) -> str:
     """A prompt in HH-RLHF's format, without the empty line in front."""
     return write_turns(prompt.messages) if isinstance(prompt, Dialogue) else prompt

@@ -8,6 +8,7 @@ ended leaves the batch, and masks are made once. A row's random numbers depend o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -26,6 +27,21 @@ if TYPE_CHECKING:
 Batching = Literal["additive", "padded", "equal_length", "uncached"]  # how prompts share a batch, the fastest first
 BATCHINGS: tuple[Batching, ...] = get_args(Batching)
 Choose = Callable[[Tensor, Tensor, int], Tensor]  # logits (b, V), their rows of B (b,), step -> tokens (b,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings of drawing completions and of computing their tokens' log-probabilities."""
+
+    temperature: float
+    max_new_tokens: int
+    stop: StopRule
+    pad_id: int
+    ratio: str  # token or sequence: the log ratio that the gate sees
+    reduction: str  # token_mean or sequence_mean
+    micro_batch_size: int  # completions per forward pass in learning
+    num_kl_tokens: int  # tokens whose whole distributions are stored
+    mask_truncated: bool = False  # completions cut by the length limit are left out of the loss
 
 
 class Completions(NamedTuple):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -21,12 +20,19 @@ from rgpo import distributed
 from rgpo.core.rollout import Array, Rollout
 from rgpo.core.sequence import sequence_log_ratio
 from rgpo.language.policy import attention_masks, packing, sharding
-from rgpo.language.policy.generation import Batching, Completions, base_model, concatenate, default_batching, generate
+from rgpo.language.policy.generation import (
+    Batching,
+    Completions,
+    Sampling,
+    base_model,
+    concatenate,
+    default_batching,
+    generate,
+)
 from rgpo.language.policy.heads import Parts, find_parts
 from rgpo.language.policy.logprobs import Head, token_statistics
 from rgpo.language.policy.packing import Layout, MicroBatch, StoredDistributions
 from rgpo.language.policy.rounding import accepted
-from rgpo.language.policy.stopping import StopRule
 from rgpo.language.policy.token_batch import CompletionRollout, OldLogprobs, TokenBatch, to_rows, to_tokens, token_weights
 from rgpo.language.policy.value_head import ValueHead
 from rgpo.learning import sharded
@@ -34,21 +40,6 @@ from rgpo.learning.types import Batch, PolicyOutput, PolicyShift, Samples, State
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Settings of drawing completions and of computing their tokens' log-probabilities."""
-
-    temperature: float
-    max_new_tokens: int
-    stop: StopRule
-    pad_id: int
-    ratio: str  # token or sequence: the log ratio that the gate sees
-    reduction: str  # token_mean or sequence_mean
-    micro_batch_size: int  # completions per forward pass in learning
-    num_kl_tokens: int  # tokens whose whole distributions are stored
-    mask_truncated: bool = False  # completions cut by the length limit are left out of the loss
 
 
 class TokenOutputs(NamedTuple):
@@ -266,19 +257,22 @@ class LanguageModel:
     def measure_shift(self, batch: Batch) -> PolicyShift:
         """The present policy compared with the one that collected the batch, and with the reference at the stored tokens."""
         assert isinstance(batch, TokenBatch)
-        log_ratio, entropy, seen = torch.zeros(3, len(batch.samples.logp_old), device=batch.samples.logp_old.device)
+        logp_old = batch.samples.logp_old
+        log_ratio, entropy, seen, seen_old = torch.zeros(4, len(logp_old), device=logp_old.device)
         kl_old, kl_ref = torch.zeros(2, batch.num_kl, device=log_ratio.device)
         for view in (view for minibatch in batch.minibatches() for view in minibatch.views):
             assert isinstance(view, MicroBatch) and view.stored is not None
             out = self._outputs(view)
-            d = out.logp_n.float() - batch.samples.logp_old[view.tokens_n]
+            old = logp_old[view.tokens_n]
+            d = out.logp_n.float() - old
             log_ratio[view.tokens_n], entropy[view.tokens_n] = d, out.entropy_n.float()
-            seen[view.tokens_n] = sequence_log_ratio(d, view.live_bt) if batch.sequence_ratio else d
+            for column, x in ((seen, d), (seen_old, old)):
+                column[view.tokens_n] = sequence_log_ratio(x, view.live_bt) if batch.sequence_ratio else x
             at, kl, new = self._stored_kl(view, out.hidden_nD)
             held = torch.searchsorted(view.stored.tokens_K, view.stored.tokens_M[at])
             kl_old[at] = kl
             kl_ref[at] = (new.exp() * (new - view.stored.logp_ref_KV[held])).sum(-1)
-        return PolicyShift(*(distributed.all_reduce_sum(x.cpu()) for x in (log_ratio, kl_old, entropy, seen, kl_ref)))
+        return PolicyShift(*(distributed.all_reduce_sum(x.cpu()) for x in (log_ratio, kl_old, entropy, seen, kl_ref, seen_old)))
 
     def _read_features(self, batch: Batch) -> Tensor:
         """Hidden states (N, D) that predict the batch's tokens."""

@@ -6,6 +6,7 @@ torch is imported on loading only.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,17 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rgpo.core.ranges import POSITIVE, accept, check_fields, count
 from rgpo.errors import ConfigError, first_line, is_out_of_memory, require
 from rgpo.language.assets import Prompt
 from rgpo.language.policy.model_files import ATTENTIONS, resolve_folder
+from rgpo.paths import compiler_cache_dir
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from rgpo.language.policy.language_model import LanguageModel
+    from rgpo.learning.types import Policy
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICE = accept(
@@ -37,6 +42,22 @@ def require_packages(key: str, *names: str, extra: str = "llm") -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"{key}: needs the package {', '.join(missing)}; install it with `pip install rgpo[{extra}]`.")
+
+
+def forget_unusable_compiler_cache() -> None:
+    """Unset torch's compiler cache if it cannot be used; torch would make it when transformers is imported."""
+    try:
+        compiler_cache_dir()
+    except ConfigError:
+        os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+
+
+def as_language_model(policy: Policy) -> LanguageModel:
+    """The policy, which is the one that language tasks make."""
+    from rgpo.language.policy.language_model import LanguageModel
+
+    assert isinstance(policy, LanguageModel)
+    return policy
 
 
 def resolve_device(name: str) -> torch.device:
@@ -192,7 +213,7 @@ def add_lora(
     names = target_modules if isinstance(target_modules, str) else list(target_modules)
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # declared as int, but peft only divides it
+        lora_alpha=cast(int, alpha),  # declared as int, but peft only divides it
         lora_dropout=dropout,
         target_modules=names,
         task_type="CAUSAL_LM",
@@ -208,6 +229,28 @@ def add_lora(
             raise ConfigError(f"task.lora.target_modules={target_modules}: {first_line(error)}.") from error
 
 
+def train_last_layers(model: PreTrainedModel, num_layers: int | None) -> None:
+    """Train the last num_layers layers and what follows them, not the embeddings; None: everything.
+
+    Raises: ConfigError if the model has fewer layers, or transformers does not mark them.
+    """
+    model.requires_grad_(True)
+    if num_layers is not None:
+        key, layers = "task.trained_layers", find_layers(model)
+        name = type(model).__name__
+        require(bool(layers), key, num_layers, f"the layers of a {name} cannot be told apart; use null.")
+        require(num_layers <= len(layers), key, num_layers, f"a {name} has {len(layers)} layers; lower it, or use null.")
+        for module in (model.get_input_embeddings(), *layers[: len(layers) - num_layers]):
+            module.requires_grad_(False)
+
+
+def find_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model as transformers marks them, in order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def checkpoint_layers(model: nn.Module) -> None:
     """Compute the layers' activations again in the backward pass instead of storing them.
 
@@ -216,14 +259,13 @@ def checkpoint_layers(model: nn.Module) -> None:
     """
     import torch
     from torch.utils.checkpoint import checkpoint
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     def recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = find_layers(model)
     remedy = f"a {type(model).__name__} has no layers that transformers can checkpoint; set it to false."
     require(bool(layers), "task.gradient_checkpointing", True, remedy)
     for layer in layers:

@@ -24,18 +24,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, one_of
+from rgpo.core.ranges import MANY, POSITIVE, accept, count
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, require
 from rgpo.language.assets import LanguageAssets, Log
 from rgpo.language.data.build_cache import BuildReport, artifact_folder, build_once
-from rgpo.language.data.chat import make_chat_assets
-from rgpo.language.data.dataset import check_data, load_dataset, require_pairs, split_by_dialogue
+from rgpo.language.data.dataset import has_answers, require_pairs, split_by_dialogue
 from rgpo.language.data.dialogue import Pair
 from rgpo.language.data.pypi_archive import Archive, fetch, sha256_of
-from rgpo.language.policy.model_files import version_of
-from rgpo.language.policy.pretrained import DEVICE, DTYPES, load_causal_lm, quiet, require_packages
+from rgpo.language.policy.pretrained import quiet, require_packages
 from rgpo.language.rewards import pairwise
+from rgpo.language.sources.chat_source import ChatSource
 from rgpo.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -56,73 +55,62 @@ MAX_TEST_PAIRS = 1000  # that the reward models are tested on
 
 
 @dataclass(kw_only=True)
-class SmolLM2:
+class SmolLM2(ChatSource):
     """Needs only ``data``; the fields are explained in conf/scale/smollm2.yaml."""
 
-    data: str | None
-    max_prompt_tokens: int = field(metadata=count(MANY))
-    max_new_tokens: int = field(metadata=count(MANY))
     prompt_share: float = field(metadata=SHARE)
     reward_share: float = field(metadata=SHARE)
     gold_share: float = field(metadata=SHARE)
     heldout_share: float = field(metadata=SHARE)
-    split_seed: int
     max_pairs: int = field(metadata=count(MANY))
     reward_layers: int = field(metadata=count(30))
     reward_max_tokens: int = field(metadata=count(MANY))
     reward_l2: float = field(metadata=POSITIVE)
     gold_ridge: float = field(metadata=POSITIVE)
-    dtype: str = field(metadata=one_of(*DTYPES))
-    device: str = field(metadata=DEVICE)
 
     def __post_init__(self) -> None:
-        check_fields(self, "task.source")
+        super().__post_init__()
         for key in ("max_prompt_tokens", "max_new_tokens"):
             limit = f"task.source.reward_max_tokens={self.reward_max_tokens}"
             remedy = f"must not exceed {limit}, or the reward model would not see all of it."
             require(getattr(self, key) <= self.reward_max_tokens, f"task.source.{key}", getattr(self, key), remedy)
 
     def check(self, reward_model: bool = True) -> None:
-        """Raises: ConfigError if a package or the data are missing."""
+        """Raises: ConfigError if a package, the data or another file is missing."""
         require_packages("task.source", "transformers", "tokenizers", "safetensors", "gguf")
-        check_data(self.data)
+        self.check_paths()
 
     def load(self, log: Log, reward_model: bool = True) -> LanguageAssets:
         """Load everything; once: download and convert the model, compute the pairs' features, train both reward models.
 
         Raises: ConfigError if something cannot be downloaded, read or used, or a part of the split is empty.
         """
-        assert self.data is not None
         cache = cache_dir()
-        data = load_dataset(self.data, None, log)
-        pairs, files = data.pairs, data.files
+        data, versions = self.load_data(log)
         if reward_model:
-            pairs = require_pairs(pairs, self.data, "on which both reward models are trained; give a task.reward instead")
-        parts = split_by_dialogue(pairs, [getattr(self, name) for name in SHARES], self.split_seed)
+            require_pairs(data.pairs, str(self.data), "on which both reward models are trained; give a task.reward instead")
+        parts = split_by_dialogue(data.pairs, [getattr(self, name) for name in SHARES], self.split_seed)
+        if reward_model:
+            parts[1:3] = [[pair for pair in part if has_answers(pair)] for part in parts[1:3]]
         for name, part in zip(SHARES, parts, strict=True):
-            require(len(part) > 0, f"task.source.{name}", getattr(self, name), f"leaves none of {len(pairs)} pairs; raise it.")
+            remedy = f"leaves none of {len(data.pairs)} pairs; raise it."
+            require(len(part) > 0, f"task.source.{name}", getattr(self, name), remedy)
         folder = convert(cache, log)
-        versions = {self.data.partition("@")[0]: version_of(*files)}
         judges: tuple[pairwise.PairwiseRewardModel, pairwise.PairwiseGoldRewardModel] | tuple[None, None] = (None, None)
         if reward_model:
-            trained, versions["smollm2"] = self._train_reward_models(
-                cache, folder, parts, [sha256_of(file) for file in files], log
-            )
+            digests = [sha256_of(file) for file in (*data.files, *data.eval_files)]
+            trained, versions["smollm2"] = self._train_reward_models(cache, folder, parts, digests, log)
             head = pairwise.PairwiseRewardModel(self._load_features(folder), pairwise.RewardHead(trained))
             judges = head, pairwise.PairwiseGoldRewardModel(trained / "gold")
-        model, tokenizer = load_causal_lm(folder, dtype=self.dtype, device=self.device)
-        return make_chat_assets(
-            model,
-            tokenizer,
+        return self.load_assets(
+            folder,
+            "SmolLM2-135M-Instruct",
             parts[0],
             parts[3],
-            max_prompt_tokens=self.max_prompt_tokens,
-            max_new_tokens=self.max_new_tokens,
             reward_model=judges[0],
             gold_reward_model=judges[1],
             versions=versions,
             log=log,
-            data=self.data,
         )
 
     def _load_features(self, model: Path) -> pairwise.CompletionFeatures:
@@ -135,9 +123,10 @@ class SmolLM2:
     ) -> tuple[Path, str]:
         """The folder of the reward head and the gold reward model, and its fingerprint; data: sha256 of the files."""
         reward_pairs, gold_pairs = parts[1][: self.max_pairs], parts[2][: self.max_pairs]
-        test_pairs = (parts[0] + parts[3])[:MAX_TEST_PAIRS]
+        test_pairs = [pair for pair in parts[0] + parts[3] if has_answers(pair)][:MAX_TEST_PAIRS]
         shares = [getattr(self, name) for name in SHARES]
         settings = {"version": VERSION, "model": model.name, "data": data, "shares": shares, "seed": self.split_seed}
+        settings |= {"first_turn": True} if self.first_turn else {}
         settings |= {"layers": self.reward_layers, "max_tokens": self.reward_max_tokens, "max_pairs": self.max_pairs}
         features_folder = artifact_folder(cache, "smollm2-features", settings)
 

@@ -2,41 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rgpo.atomic import write_text
 from rgpo.errors import ConfigError
-from rgpo.report.claims.claims import CLAIMS, Evidence
-from rgpo.report.tables.table import Table, word
-from rgpo.runtime.reader import Unreadable, read_text
+from rgpo.report.claims.claim import Loaded
+from rgpo.report.claims.theory import Theory
+from rgpo.report.claims.verdict import UNTESTED, Anchors, Verdict, judge
+from rgpo.report.read.run import Problem, Run
+from rgpo.report.tables.table import NOTHING, Table, word
+from rgpo.runtime.reader import Unreadable, printable, read_text
 
 START, END = "<!-- ledger -->", "<!-- /ledger -->"
+OURS = "ours"
 
 
-def ledger(evidence: Evidence) -> Table:
-    """One row per claim."""
-    rows = []
-    for claim in CLAIMS:
-        verdict = claim.judge(evidence)
-        row = {"id": claim.id, "claim": claim.claim, "setting": verdict.setting, "ours": verdict.ours}
-        rows.append(row | {"paper": claim.paper, "verdict": verdict.outcome, "rule": claim.rule})
-    columns = (
-        word("id", "id"),
-        word("claim", "claim"),
-        word("setting", "our setting"),
-        word("ours", "our number"),
-        word("paper", "paper"),
-        word("verdict", "verdict"),
-        word("rule", "rule"),
-    )
-    caption = (
-        "Verdicts at our scale and settings, which are not the paper's. Our numbers: relative changes of algo=rgpo against "
-        f"algo=ppo, paired by seed, unless the claim says otherwise, with {100 * evidence.settings.confidence:g} % Student or "
-        "Fieller intervals (Vangel's for the coefficient of variation); 'not testable here' where there are no data or the "
-        "interval allows both. No adjustment over claims; a claim about several tasks needs all of them. [P] abstract, [Q] a "
-        "reader of the full text."
-    )
-    return Table("ledger", "Ledger", caption, columns, tuple(rows))
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that was read: runs of all experiments, the theory's tables, and published numbers."""
+
+    runs: Sequence[Run]
+    theory: Theory
+    anchors: Anchors
+    confidence: float
+
+
+def ledger(claims: Sequence[Loaded], evidence: Evidence) -> tuple[list[Table], list[Problem]]:
+    """A table of the paper's claims and one of our own statements; a problem for each claim that cannot be judged."""
+    rows: dict[bool, list[dict[str, str | float]]] = {False: [], True: []}
+    problems = []
+    for loaded in claims:
+        claim = loaded.claim
+        try:
+            verdict = judge(loaded, evidence.runs, evidence.theory, evidence.anchors, evidence.confidence)
+        except (ArithmeticError, ValueError) as error:  # of odd numbers, which must cost this claim alone
+            problems.append(Problem(f"claims/{loaded.path.name}", f"cannot be judged ({printable(str(error))})"))
+            verdict = Verdict(UNTESTED, "its numbers cannot be judged", NOTHING)
+        rule = loaded.rule or loaded.theory
+        assert rule is not None
+        row: dict[str, str | float] = {"id": claim.id, "claim": claim.claim, "setting": verdict.setting, "ours": verdict.ours}
+        row |= {"paper": claim.paper, "verdict": verdict.outcome, "rule": f"reproduced if {rule.sentence()}"}
+        row |= {"version": verdict.version, "quote": claim.quote, "source": claim.source, "changes": claim.changes_our_mind}
+        rows[claim.stated_by == OURS].append(row)
+    shown = [("ledger", "Ledger", rows[False], _CAPTION), ("own_statements", "Our own statements", rows[True], _OWN)]
+    tables = [
+        Table(name, title, caption.format(100 * evidence.confidence), _COLUMNS, tuple(found))
+        for name, title, found, caption in shown
+        if found
+    ]
+    return tables, problems
+
+
+_COLUMNS = (
+    word("id", "id"),
+    word("claim", "claim"),
+    word("setting", "our setting"),
+    word("ours", "our number"),
+    word("paper", "paper"),
+    word("verdict", "verdict"),
+    word("rule", "rule"),
+    word("version", "evidence"),
+)
+_CAPTION = (
+    "Verdicts at our scale and settings, which are not the paper's, from the runs that each claim names (claims/*.yaml). Changes "
+    "are against the claim's baseline, as independent samples, with {:g} % Welch or Fieller intervals; 'undecided' where an "
+    "interval allows both, a task or seed is missing, or the null arm was not run or passes too; A/A: the null arm through the "
+    "same rule. Evidence: the digest of the code that determines numbers, or the commit, with which the runs were made. No "
+    "adjustment over claims; a claim about several tasks needs all of them. [P] abstract, [Q] a reader of the full text."
+)
+_OWN = "What we state ourselves; none of it decides a verdict about the paper. Intervals of {:g} %, as above."
 
 
 def around(path: Path) -> tuple[str, str]:
@@ -54,13 +90,15 @@ def around(path: Path) -> tuple[str, str]:
     return before, after
 
 
-def renew(path: Path, table: Table) -> None:
-    """Replace the text between the file's markers by the table.
+def renew(path: Path, tables: Sequence[Table]) -> None:
+    """Replace the text between the file's markers by the tables.
 
     Raises: ConfigError if the file cannot be read or written, or has no markers.
     """
     before, after = around(path)
+    heads = ["", *(f"{table.title}:\n\n" for table in tables[1:])]
+    text = "\n".join(f"{head}{table.markdown()}\n{table.caption}\n" for head, table in zip(heads, tables, strict=True))
     try:
-        write_text(path, f"{before}{START}\n{table.markdown()}\n{table.caption}\n{END}{after}")
+        write_text(path, f"{before}{START}\n{text}{END}{after}")
     except OSError as error:
         raise ConfigError(f"ledger={path}: cannot be used ({error.strerror}); give an existing markdown file") from error

@@ -1,4 +1,4 @@
-"""Mean, interquartile mean, median and optimality gap over all tasks, with intervals."""
+"""Mean, interquartile mean and median over all tasks, with intervals."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from rgpo.report.figures.style import Line
 from rgpo.report.read.columns import PROXY, TRAIN
 from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
-from rgpo.report.stats.bootstrap import AGGREGATES, MIN_RUNS, Interval
+from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.tables.baseline import scores
-from rgpo.report.tables.overall import SCORE, aggregates, baseline_name
+from rgpo.report.tables.overall import SCORE, SHOWN, aggregates, baseline_name
 
 COLUMNS = (TRAIN, PROXY)
 SCALES = ("linear x axis",)
-LEVELS = {"optimality gap": 0.0}
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,16 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Aggregate, ...
     found = scores(groups, settings)
     if not found:
         return ()
-    by_label, name = aggregates(found, settings), baseline_name(groups, settings)
-    return tuple(Aggregate(key, {label: each[key] for label, each in by_label.items()}, name) for key in AGGREGATES)
+    name = baseline_name(groups, settings)
+    by_label = aggregates(found, name, settings)
+    return tuple(Aggregate(key, {label: each[key] for label, each in by_label.items()}, name) for key in SHOWN)
 
 
 def draw(panels: Sequence[Aggregate], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
-    """Four panels in a row."""
-    figure, all_axes = style.grid(len(panels), columns=4, height=0.5 + 0.2 * len(panels[0].found))
+    """Three panels in a row."""
+    figure, all_axes = style.grid(len(panels), columns=3, height=0.5 + 0.2 * len(panels[0].found))
     for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
-        draw_intervals(axes, panel.found, lines, level=LEVELS.get(panel.name, 1.0), names=i == 0)
+        draw_intervals(axes, panel.found, lines, level=1.0, names=i == 0)
         axes.set_title(panel.name)
         axes.set_xlabel("normalized score")
     return figure
@@ -52,5 +52,5 @@ def draw(panels: Sequence[Aggregate], lines: Mapping[str, Line], scale: str = SC
 
 def caption(panels: Sequence[Aggregate], settings: Settings) -> str:
     """The figure's caption."""
-    what = f"{SCORE.format(baseline=panels[0].baseline).capitalize()} (gray line; 0 for the gap). Bars:"
-    return f"{what} {100 * settings.confidence:g} % bootstrap stratified by task, none below {MIN_RUNS} seeds."
+    what = f"{SCORE.format(baseline=panels[0].baseline).capitalize()} (gray line). Bars:"
+    return f"{what} {100 * settings.confidence:g} % bootstrap stratified by task and arm, none below {MIN_RUNS} seeds."

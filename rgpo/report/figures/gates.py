@@ -94,5 +94,7 @@ def caption(curves: Sequence[Curve]) -> str:
     """The figure's caption."""
     low, high = Y_LIMITS
     what = "Every gate of conf/gate with its default values: the gate value g and its slope w, the weight on A grad log pi,"
-    signs = "over d = log r. Dashed (A < 0) only where the sign of A matters;"
+    signs = (
+        "over d = log r (at an old probability of 1/2, and in an example batch). Dashed (A < 0) only where the sign of A matters;"
+    )
     return f"{what} {signs} curves are cut off at {low:g} and {high:g}."

@@ -1,4 +1,4 @@
-"""Metrics that the runs' own configs declare, beyond the packaged ones."""
+"""Metrics of the runs' own configs, beyond the packaged ones: declared ones and the terms of the reward."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
     """The figure's caption."""
-    what = "Metrics declared under `metrics` in the runs' own configs, with their units."
+    what = "Terms of the reward and metrics declared under `metrics` in the runs' own configs, with their units."
     return f"{what} {series.interval_text(panels, settings, settings.smoothing)}"

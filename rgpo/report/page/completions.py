@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, get_type_hints
 
 from rgpo.report.read.groups import Group
@@ -16,7 +16,7 @@ _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069
 
 
 class Sample(NamedTuple):
-    """A row of samples.parquet, with some of the columns in rgpo.runtime.schema.SAMPLES."""
+    """A row of samples.parquet, with some of the columns in rgpo.runtime.schema.SAMPLES and the terms of the reward."""
 
     iteration: int
     prompt_id: int
@@ -26,6 +26,7 @@ class Sample(NamedTuple):
     gold: float
     kl_ref: float
     length: int
+    terms: Mapping[str, float]  # name -> unweighted score; {} for the reward model alone
 
 
 class Pair(NamedTuple):
@@ -54,7 +55,13 @@ def pairs(groups: Sequence[Group], limit: int) -> tuple[list[Pair], list[Problem
 
 
 def _of_run(label: str, run: Run, limit: int) -> list[Pair]:
-    samples = [Sample(**record) for record in read_samples(run.folder, get_type_hints(Sample))]
+    terms = {name: f"reward/{name}" for name in run.reward_terms}
+    shared = {name: kind for name, kind in get_type_hints(Sample).items() if name != "terms"}
+    records = read_samples(run.folder, shared | dict.fromkeys(terms.values(), float))
+    samples = [
+        Sample(**{key: record[key] for key in shared}, terms={name: record[key] for name, key in terms.items()})
+        for record in records
+    ]
     last = max((sample.iteration for sample in samples), default=0)
     at = {(sample.iteration, sample.prompt_id): sample for sample in samples}
     prompts = sorted(prompt for i, prompt in at if i == 0 and (last, prompt) in at) if last else []

@@ -125,10 +125,12 @@ def provenance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Distinct values with the number of runs that have them."""
     status = Counter(run.status for run in runs)
     resumed = sum(run.provenance.attempt > 1 for run in runs)
+    inexact = sum(not run.exact for run in runs)
+    clause = f" ({inexact} of them not bit for bit: open episodes began anew)" if inexact else ""
     states = ", ".join(f"{n} {name}" for name, n in sorted(status.items()))
     started = sorted(run.provenance.started for run in runs if run.provenance.started)
     return [
-        ("runs", [f"{len(runs)} ({states}), {resumed} resumed"]),
+        ("runs", [f"{len(runs)} ({states}), {resumed} resumed{clause}"]),
         ("scale", _counted(run.scale for run in runs)),
         ("commit", _counted(map(_commit, runs))),
         ("versions", _counted(run.provenance.versions for run in runs)),

@@ -6,6 +6,7 @@ Units and meanings are in rgpo.runtime.schema.GLOSSARY. A figure names the furth
 from __future__ import annotations
 
 TRAIN, EVAL = "return/train_mean", "return/eval_mean"
+RESTARTED, CUT = "return/num_restarted", "return/eval_num_cut"
 REWARD, PROXY, GOLD = "reward/train_mean", "reward/eval_proxy_change", "reward/eval_gold_change"
 KL, KL_REF = "kl/old_exact", "kl/eval_ref_sequence"
 RATIO_MAX = "ratio/max"
@@ -19,6 +20,8 @@ FINAL = (*SCORES, KL_REF, LENGTH, TRUNCATED)
 NUMBERS: tuple[tuple[str, str], ...] = (  # (column, statistic over a run's measured rows)
     (TRAIN, "first"),
     (EVAL, "last"),
+    (CUT, "last"),
+    (RESTARTED, "last"),
     *((column, "final") for column in FINAL),
     (KL, "mean"),
     (KL, "median"),

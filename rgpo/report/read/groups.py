@@ -69,7 +69,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[Problem]]:
             unique, found = _one_per_seed(variant)
             used, more = _usable(unique)
             problems += found + more
-            label = " ".join([algo, *(f"{_short(key, keys)}={_shown(variant[0], key)}" for key in keys)])
+            label = " ".join([algo, *filter(None, [short_label(variant[0], keys)])])
             groups.append(Group(variant[0].task, algo, label, tuple(unique), tuple(used)))
     return sorted(groups, key=lambda g: (g.task, g.algo, _natural(g.label))), problems
 
@@ -91,6 +91,16 @@ def distinguishing_keys(runs: Sequence[Run]) -> list[str]:
             keys.append(key)
             cells = dict(finer)
     return keys
+
+
+def identity(run: Run) -> Hashable:
+    """The values of every key that identifies a run, which are equal for runs that differ in the seed only."""
+    return tuple(sorted((key, repr(_value(run, key))) for key in run.config if _identifies(key)))
+
+
+def short_label(run: Run, keys: Sequence[str]) -> str:
+    """The values of distinguishing keys: "update.lr=0.001 gate=clip"."""
+    return " ".join(f"{_short(key, keys)}={_shown(run, key)}" for key in keys)
 
 
 def _identifies(key: str) -> bool:

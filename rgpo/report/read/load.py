@@ -23,12 +23,13 @@ from rgpo.report.read import rows
 from rgpo.report.read.columns import COLUMNS, SCORES
 from rgpo.report.read.reduce import Detail, reduce
 from rgpo.report.read.run import Problem, Provenance, Run
+from rgpo.report.read.task_name import task_name
 from rgpo.report.read.workers import Map
 from rgpo.runtime import manifest, reader
 from rgpo.runtime.own_metrics import glossary
 from rgpo.runtime.provenance import Provenance as Stored
 from rgpo.runtime.reader import Missing, Unreadable, printable
-from rgpo.runtime.run_folder import RunState
+from rgpo.runtime.run_folder import ERROR, RunState
 from rgpo.runtime.schema import GLOSSARY, Metric, canonical_config, flat_config
 
 RUN_FOLDER = re.compile(r".+-s\d+-[0-9a-f]{8}")
@@ -79,23 +80,30 @@ def run_folders(experiment_dir: Path) -> list[Path]:
 
 
 def queued(folder: Path) -> bool:
-    """True for the folder of a run that a sweep has not started yet, which holds no more than a lock."""
+    """True for the folder of a run that has not started, which holds no more than a lock and the reason why it cannot."""
     try:
-        return all(file.name.startswith(".") for file in folder.iterdir())
+        return all(file.name.startswith(".") or file.name == ERROR for file in folder.iterdir())
     except OSError:
         return False
 
 
 def read_runs(
-    experiment_dir: Path, columns: Collection[str], final_fraction: float, thresholds: Collection[float], distribute: Map
+    experiment_dir: Path,
+    columns: Collection[str],
+    final_fraction: float,
+    thresholds: Collection[float],
+    distribute: Map,
+    numbers: Collection[tuple[str, str]] = (),
 ) -> tuple[list[Run], list[Problem]]:
     """Read every run of an experiment with the given metric columns; unreadable runs become problems, queued ones do not.
+
+    numbers: further (column, statistic) to keep of each run.
 
     Raises: Unreadable if the experiment's folder cannot be read.
     """
     folders = [folder for folder in run_folders(experiment_dir) if not queued(folder)]
     num_points = min(MAX_POINTS, max(MIN_POINTS, DRAWN_POINTS // max(len(folders), 1)))
-    detail = Detail(final_fraction, tuple(thresholds), num_points)
+    detail = Detail(final_fraction, tuple(thresholds), num_points, tuple(numbers))
     read = partial(_read_or_report, columns={*columns, *COLUMNS}, detail=detail)
     runs, problems = [], []
     for run, found in distribute(read, folders, CHUNK):
@@ -145,7 +153,7 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     run = Run(
         experiment=folder.parent.name,
         folder=folder,
-        task=task if scale == "none" else f"{task} ({scale})",
+        task=printable(task_name(flat, scale), MAX_NAME),
         scale=scale,
         algo=algo,
         seed=seed,
@@ -156,7 +164,7 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
         reason="" if planned else printable(state.get("reason") or ""),
         num_iterations=num_iterations,
         reached=len(iteration),
-        reduced=reduce(found.columns, detail),
+        reduced=reduce(found.columns, detail, metrics),
     )
     gap = int(iteration.max()) - len(iteration)
     if gap and run.status != "completed":
@@ -241,6 +249,7 @@ def _provenance(stored: Mapping[str, object]) -> Provenance:
     return Provenance(
         commit=printable(str(stored.get("commit") or "")),
         dirty=bool(stored.get("dirty")),
+        code=printable(str(stored.get("code") or ""), MAX_NAME),
         versions=printable(", ".join(f"{name} {v}" for name, v in versions.items())) or "unknown",
         host=printable(f"{host}; threads per run: {stored.get('num_threads', '?')}"),
         started=printable(str(stored.get("started") or "")),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime.schema import is_list
 
 LARGEST_KL = f"{KL}:max"  # a curve of the reduction: the largest KL of each block of rows
+SHARE = "share above "  # a statistic: the share of rows above the number that follows
 MAX_QUANTILES = 200  # of ratio/max over a run's updates
 
 
@@ -22,6 +24,7 @@ class Detail(NamedTuple):
     final_fraction: float  # "final" is the mean over this share of a run's measured rows, at its end
     thresholds: tuple[float, ...]  # nats; the rate of updates above each is kept
     num_points: int  # per curve
+    numbers: tuple[tuple[str, str], ...] = ()  # (column, statistic) kept beyond those of the tables
 
 
 class Reduced(NamedTuple):
@@ -34,13 +37,16 @@ class Reduced(NamedTuple):
     ratio_quantiles: Floats  # of the largest ratio of each update
 
 
-def reduce(columns: Mapping[str, Floats], detail: Detail) -> Reduced:
-    """Reduce the columns of a run: numbers are over all rows; curves are unchanged if there are at most num_points rows."""
+def reduce(columns: Mapping[str, Floats], detail: Detail, own: Collection[str] = ()) -> Reduced:
+    """Reduce the columns of a run: numbers are over all rows; curves are unchanged if there are at most num_points rows.
+
+    own: metrics of this run alone, whose final values are kept, too.
+    """
     numbers = {}
-    for column, name in NUMBERS:
-        if column in columns:
+    for column, name in dict.fromkeys((*NUMBERS, *detail.numbers, *((column, "final") for column in own))):
+        if column in columns and not is_list(column):
             values = columns[column][~np.isnan(columns[column])]
-            numbers[column, name] = _STATISTICS[name](values, detail) if values.size else float("nan")
+            numbers[column, name] = _statistic(name)(values, detail) if values.size else float("nan")
     kl = columns.get(KL, np.empty(0))
     kl = kl[~np.isnan(kl)]
     rates = [np.mean(kl > threshold) if kl.size else np.nan for threshold in detail.thresholds]
@@ -77,6 +83,21 @@ def _block_means(values: Floats, starts: NDArray[np.int64]) -> Floats:
     totals = np.add.reduceat(np.where(measured, values, 0.0), starts)
     counts = np.add.reduceat(measured, starts, dtype=np.int64)
     return np.asarray(np.divide(totals, counts, out=np.full(len(starts), np.nan), where=counts > 0))
+
+
+def is_statistic(name: str) -> bool:
+    """True for the name of a statistic over the rows of a run: final, mean, ..., or "share above 0.04"."""
+    try:
+        return name in _STATISTICS or (name.startswith(SHARE) and math.isfinite(float(name.removeprefix(SHARE))))
+    except ValueError:
+        return False
+
+
+def _statistic(name: str) -> Callable[[Floats, Detail], float]:
+    if not name.startswith(SHARE):
+        return _STATISTICS[name]
+    threshold = float(name.removeprefix(SHARE))
+    return lambda values, _: float(np.mean(values > threshold))
 
 
 def _final(values: Floats, detail: Detail) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rgpo.report.read.columns import RESTARTED
 from rgpo.report.read.reduce import Reduced
 from rgpo.report.stats.bootstrap import Floats
+from rgpo.runtime.own_metrics import term_names
 from rgpo.runtime.schema import Metric
 
 
@@ -29,6 +32,7 @@ class Provenance(NamedTuple):
 
     commit: str
     dirty: bool  # uncommitted changes
+    code: str  # digest of the code that determines numbers; empty for runs from before there was one
     versions: str
     host: str
     started: str
@@ -42,12 +46,12 @@ class Run:
 
     experiment: str
     folder: Path
-    task: str  # with its scale in parentheses if there are several: "qwen_rlhf (embedded)"
+    task: str  # with what makes it another task in parentheses: "qwen_rlhf (embedded)", "hopper (v5)"
     scale: str  # embedded, smollm2, paper; none for control
     algo: str
     seed: int
     config: Mapping[str, object]  # dotted key -> value, with present names
-    metrics: Mapping[str, Metric]  # declared by the run's own config, beyond the packaged ones
+    metrics: Mapping[str, Metric]  # of the run's own config, beyond the packaged ones: declared ones and terms of the reward
     provenance: Provenance
     status: str  # of state.json, or "unknown"
     reason: str
@@ -64,9 +68,26 @@ class Run:
         return f"{self.experiment}/{self.run_id}"
 
     @property
+    def version(self) -> str:
+        """The code that the run was measured with: its digest, or the commit for runs from before there were digests."""
+        commit, changed = self.provenance.commit[:10], "-dirty" if self.provenance.dirty else ""
+        return self.provenance.code or (f"{commit}{changed}" if commit else "unknown")
+
+    @property
     def complete(self) -> bool:
         """True if the run ended as planned and every iteration has a row."""
         return self.status in ("completed", "unknown") and self.reached >= self.num_iterations
+
+    @property
+    def exact(self) -> bool:
+        """False if a resume could not restore open episodes, so that the run is not equal to an uninterrupted one bit for bit."""
+        return math.isnan(self.number(RESTARTED, "last"))
+
+    @property
+    def reward_terms(self) -> list[str]:
+        """Names of the terms of the reward; [] for the reward model alone."""
+        names = term_names(self.config.get("task.reward"))
+        return [name for name in names if f"reward/{name}_mean" in self.metrics]
 
     def curve(self, column: str) -> Floats:
         """Points (P,) of a column; nan where it was not measured."""

@@ -1,4 +1,4 @@
-"""Every algorithm against the baseline of its task, paired by seed, beside the change that the paper reports."""
+"""Every algorithm against the baseline of its task, as independent samples, beside A/A noise and the paper's change."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from rgpo.report.read.columns import GOLD, KL_REF, PROXY, TRAIN
 from rgpo.report.read.groups import Group
 from rgpo.report.read.run import Problem
 from rgpo.report.settings import DEFAULT_BASELINE, Settings
-from rgpo.report.stats.bootstrap import NAN, Floats, Interval
-from rgpo.report.stats.small_samples import Change, change, holm
+from rgpo.report.stats.bootstrap import NAN, Floats
+from rgpo.report.stats.independent import noise, relative_change, summarize, welch
+from rgpo.report.stats.small_samples import holm
 from rgpo.report.tables.summary import setting
 from rgpo.report.tables.table import NOTHING, Cell, Column, Row, Table, estimate, interval_cells, number, word
 
@@ -38,9 +39,9 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
             base = baseline_of(group.task, groups, settings.baseline)
             if base is None or base is group or not group.by_seed(column, "final") or not base.by_seed(column, "final"):
                 continue
-            found = change(group.by_seed(column, "final"), base.by_seed(column, "final"), settings.confidence)
-            rows.append(_row(measure, group, base, found))
-            p_values.append(found.p)
+            row, p = _row(measure, group, base, column, settings.confidence)
+            rows.append(row)
+            p_values.append(p)
     for row, p in zip(rows, holm(p_values), strict=True):
         row["p_holm"] = p
     num_tested = int(np.sum(~np.isnan(p_values)))
@@ -50,16 +51,18 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
         word("label", "algorithm"),
         word("baseline", "against"),
         word("setting", "setting"),
-        number("n", "pairs"),
+        number("n", "n"),
         estimate("difference", "difference", 3, sign=True),
         estimate("percent", "change, %", 3, sign=True),
+        number("noise", "A/A noise, ±%", 2),
         Column("p, Holm", _p_text, key="p_holm"),
         word("paper", "paper says"),
     )
     caption = (
-        "Algorithm minus baseline on the same seeds (n pairs); for rewards, the change against the reference policy is compared. "
-        f"Brackets: {100 * settings.confidence:g} % Student interval of the paired difference, Fieller interval of the relative "
-        "change (∞: the baseline's own mean is not distinguishable from 0); none for n < 3. The intervals are not adjusted; p is "
+        "Algorithm minus baseline, as independent samples (n: the fewer seeds of the two); for rewards, the change against the "
+        f"reference policy is compared. Brackets: {100 * settings.confidence:g} % Welch interval of the difference, Fieller's "
+        "of the relative change (∞: the baseline's own mean is not distinguishable from 0); none for n < 3. A/A noise: what two "
+        "further sets of n runs of the baseline itself may differ by. The intervals are not adjusted; p is "
         f"adjusted after Holm for the {num_tested} comparisons of this table. Paper: its own scale and settings, which are not "
         "ours; [P] abstract, [Q] a reader of the full text."
     )
@@ -108,13 +111,16 @@ def scores(groups: Sequence[Group], settings: Settings) -> dict[str, dict[str, F
     return found
 
 
-def _row(measure: str, group: Group, base: Group, found: Change) -> dict[str, Cell]:
+def _row(measure: str, group: Group, base: Group, column: str, confidence: float) -> tuple[dict[str, Cell], float]:
+    """A row, and its p."""
+    x, y = (summarize(arm.values(column, "final")) for arm in (group, base))
+    difference, p = welch(x, y, confidence)
     row: dict[str, Cell] = {"measure": measure, "task": group.task, "label": group.label, "algo": group.algo}
-    row |= {"baseline": base.label, "scale": group.scale, "setting": setting(group.used[0]), "n": found.num_pairs}
-    row |= interval_cells("difference", Interval(found.difference, found.low, found.high))
-    row |= interval_cells("percent", Interval(found.percent, found.percent_low, found.percent_high))
-    paper = PAPER.get((group.task.split(" ")[0], group.algo, base.algo, measure), "")
-    return row | {"p": found.p, "paper": paper}
+    row |= {"baseline": base.label, "scale": group.scale, "setting": setting(group.used[0]), "n": min(x.n, y.n)}
+    row |= interval_cells("difference", difference)
+    row |= interval_cells("percent", relative_change(x, y, confidence))
+    paper = PAPER.get((group.task.split(" ")[0] if group.language else group.task, group.algo, base.algo, measure), "")
+    return row | {"noise": noise(y, confidence), "p": p, "paper": paper}, p
 
 
 def _p_text(row: Row) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rgpo.errors import MAX_LINE, ConfigError, require
+from rgpo.errors import ConfigError, require
 from rgpo.report.read.columns import GOLD, KL, KL_REF, PROXY, SPEED, TRAIN
+from rgpo.report.read.committed import extract
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import experiments, read_runs, run_folders
 from rgpo.report.read.run import Problem, Run
@@ -23,7 +21,6 @@ from rgpo.report.settings import Settings
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.stats.small_samples import Change, change, holm
 from rgpo.report.tables.table import Cell, Table, estimate, interval_cells, number, word
-from rgpo.runtime.provenance import NO_HOOKS, git_environment
 from rgpo.runtime.reader import user_path
 
 MEASURES = {
@@ -35,8 +32,6 @@ MEASURES = {
     "steps/s": (SPEED, "median"),
 }
 CHANGED, TOO_FEW, NOISE, SAME = "changed", f"differs, n < {MIN_RUNS}", "within noise", "identical"
-MAX_COMMITTED = 1 << 30  # bytes of the results at a commit
-_FILE = re.compile(rb"100(?:644|755) blob ([0-9a-f]+)\t([^\0]+)\0")  # neither links nor submodules
 ORDER = (CHANGED, TOO_FEW, NOISE, SAME)
 
 
@@ -80,58 +75,11 @@ def _folder(name: str, settings: Settings, stack: ExitStack) -> Path:
     results = Path(settings.results_dir)
     above = results.resolve().parent
     try:
-        commit = _git(above, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").decode().strip()
-        listed = _git(above, "ls-tree", "-r", "-z", commit, "--", results.name)
-        found = _FILE.findall(listed)
-        if not found:
-            raise OSError(f"it has no {results.name}")
-        contents = _git(above, "cat-file", "--batch", given=b"".join(digest + b"\n" for digest, _ in found))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        _write(folder, [os.fsdecode(path) for _, path in found], contents)
+        extract(above, name, [results.name], folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"compare={name}: it is neither a folder nor a commit that contains {results} ({error})") from None
     return folder / results.name
-
-
-def _git(folder: Path, *words: str, given: bytes = b"") -> bytes:
-    """The output of git in a folder, for commands that run no program which the repository names.
-
-    Its arguments are ours or hashes of commits, and paths are no patterns.
-
-    Raises: OSError, with the reason, if git fails or its output is larger than MAX_COMMITTED.
-    """
-    command = ["git", *NO_HOOKS, "--no-replace-objects", "--literal-pathspecs", "-C", str(folder), *words]
-    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stderr:
-        stdin.write(given)
-        stdin.seek(0)
-        with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, env=git_environment()) as process:  # noqa: S603  # no shell; see above
-            output = process.stdout.read(MAX_COMMITTED + 1) if process.stdout else b""
-            if len(output) > MAX_COMMITTED:
-                process.kill()
-                raise OSError(f"it has more than {MAX_COMMITTED} bytes")
-        stderr.seek(0)
-        if process.returncode:
-            why = stderr.read(MAX_LINE).decode(errors="replace").strip().splitlines()
-            raise OSError(why[0] if why else "no such commit")
-    return output
-
-
-def _write(folder: Path, paths: Sequence[str], contents: bytes) -> None:
-    """Write files into a folder, from the answers of git cat-file: a line that ends in the size, the contents, a newline.
-
-    Raises: OSError or ValueError if a path leads elsewhere or something is missing.
-    """
-    start = 0
-    for path in paths:
-        if path.startswith("/") or {"", ".", ".."} & set(path.split("/")):
-            raise ValueError("it has a path that leads elsewhere")
-        end = contents.index(b"\n", start)
-        _, kind, size = contents[start:end].split(b" ")
-        if kind != b"blob":
-            raise ValueError("it has a file that is none")
-        start = end + 1 + int(size) + 1
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(contents[end + 1 : start - 1])
 
 
 def _groups(folders: Sequence[Path], settings: Settings) -> tuple[list[dict[tuple[str, str], Group]], list[Problem]]:

@@ -1,16 +1,20 @@
-"""Aggregates over all tasks of an experiment: mean, IQM, median, optimality gap and probability of improvement."""
+"""Aggregates over all tasks of an experiment: mean, IQM, median and probability of improvement."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
 
 from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
 from rgpo.report.stats import bootstrap
-from rgpo.report.stats.bootstrap import AGGREGATES, NAN, Floats, Interval, Strata
+from rgpo.report.stats.bootstrap import AGGREGATES, MIN_RUNS, NAN, Floats, Interval, Strata
 from rgpo.report.tables.baseline import baseline_of, scores
 from rgpo.report.tables.table import Cell, Table, estimate, interval_cells, number, word
 
+SHOWN = ("mean", "IQM", "median")  # no optimality gap: 1 is the baseline's own mean and not an optimum
 SCORE = "normalized score: 0 is the untrained policy, 1 the mean of {baseline} on the task"
 
 
@@ -20,13 +24,27 @@ def baseline_name(groups: Sequence[Group], settings: Settings) -> str:
     return next((group.label for group in found if group), "the baseline")
 
 
-def aggregates(found: Mapping[str, Mapping[str, Floats]], settings: Settings) -> dict[str, dict[str, Interval]]:
-    """label -> aggregate -> estimate over every task that the label has, with stratified bootstrap intervals."""
+def aggregates(found: Mapping[str, Mapping[str, Floats]], baseline: str, settings: Settings) -> dict[str, dict[str, Interval]]:
+    """label -> aggregate -> estimate over every task that the label has.
+
+    The bootstrap is stratified by task and arm, and resamples the baseline too: each resample of scores is divided by the
+    baseline's mean in that resample, so that the unit of the score is not taken as known.
+    """
     made = {}
     for label, by_task in found.items():
-        strata, names = list(by_task.values()), (label, "aggregates")
-        made[label] = {name: _estimate(strata, aggregate, settings, *names) for name, aggregate in AGGREGATES.items()}
+        units = [found.get(baseline, {}).get(task, np.ones(MIN_RUNS)) for task in by_task]
+        strata = list(by_task.values()) + ([] if label == baseline else units)
+        made[label] = {
+            name: _estimate(strata, partial(_in_units, AGGREGATES[name], len(by_task)), settings, label, "aggregates")
+            for name in SHOWN
+        }
     return made
+
+
+def _in_units(aggregate: Callable[[Strata], Floats], num_tasks: int, strata: Strata) -> Floats:
+    """The aggregate of scores (..., S) over the baseline's means; strata: the label's, then the baseline's if it is another."""
+    units = strata[num_tasks:] or strata
+    return aggregate([x / unit.mean(axis=-1, keepdims=True) for x, unit in zip(strata[:num_tasks], units, strict=True)])
 
 
 def improvements(found: Mapping[str, Mapping[str, Floats]], baseline: str, settings: Settings) -> dict[str, Interval]:
@@ -51,7 +69,7 @@ def overall(groups: Sequence[Group], settings: Settings) -> Table | None:
     if not found:
         return None
     baseline = baseline_name(groups, settings)
-    improved, summed = improvements(found, baseline, settings), aggregates(found, settings)
+    improved, summed = improvements(found, baseline, settings), aggregates(found, baseline, settings)
     rows = []
     for label, by_task in found.items():
         row: dict[str, Cell] = {"label": label, "tasks": len(by_task), "runs": sum(map(len, by_task.values()))}
@@ -61,13 +79,13 @@ def overall(groups: Sequence[Group], settings: Settings) -> Table | None:
         row |= interval_cells("better", improved.get(label, Interval(NAN, NAN, NAN)))
         rows.append(row)
     columns = [word("label", "algorithm"), number("tasks", "tasks"), number("runs", "runs"), number("n", "n")]
-    columns += [estimate(name.replace(" ", "_"), name) for name in AGGREGATES]
+    columns += [estimate(name.replace(" ", "_"), name) for name in SHOWN]
     columns.append(estimate("better", f"P(better than {baseline})"))
     caption = (
         f"{SCORE.format(baseline=baseline).capitalize()}. Mean and median over tasks of the mean over runs; IQM over all runs; "
-        "optimality gap: mean of max(0, 1 - score), lower is better; P: probability that a run beats a run of the baseline; ties "
+        "P: probability that a run beats a run of the baseline; ties "
         f"count half. Brackets: {100 * settings.confidence:g} % bootstrap stratified by task ({settings.num_resamples} "
-        "resamples), the baseline's mean taken as known; n: the fewest seeds of a task. Not adjusted for multiple algorithms."
+        "resamples) and arm, the baseline included; n: the fewest seeds of a task. Not adjusted for multiple algorithms."
     )
     return Table("overall", "Over all tasks", caption, tuple(columns), tuple(rows))
 

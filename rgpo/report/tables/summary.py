@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from rgpo.report.read.columns import (
+    CUT,
     EVAL,
     GOLD,
     ITERATION,
@@ -38,6 +40,7 @@ def returns(groups: Sequence[Group], settings: Settings) -> Table:
     for group in groups:
         final = group.values(TRAIN, "final")
         cv = Interval(*small_samples.coefficient_of_variation(final, settings.confidence))
+        cv = cv if math.isfinite(cv.high) else Interval(cv.value, NAN, NAN)
         rows.append(
             _start(group, len(final) or len(group.used))
             | _estimate("return", group, final, settings)
@@ -57,10 +60,19 @@ def returns(groups: Sequence[Group], settings: Settings) -> Table:
     caption = (
         f"Return (train): mean raw return over the last {100 * settings.final_fraction:g} % of a run's iterations in which an "
         "episode ended, then over n seeds. IQM: interquartile mean over seeds (equal to the mean for 3 seeds). Return (eval): "
-        "last deterministic evaluation. CV: standard deviation over |mean| of return (train), with Vangel's interval. "
-        f"{_intervals(settings)}"
+        "last deterministic evaluation. CV: standard deviation over |mean| of return (train), with Vangel's interval from 10 "
+        "seeds. "
+        f"{_cut(groups)}{_intervals(settings)}"
     )
     return Table("returns", "Returns", caption, columns, tuple(rows), "task")
+
+
+def _cut(groups: Sequence[Group]) -> str:
+    """A sentence about evaluations that were cut."""
+    tasks = dict.fromkeys(group.task for group in groups if group.values(CUT, "last").size)
+    if not tasks:
+        return ""
+    return f"Evaluation episodes of {', '.join(tasks)} were cut after 10,000 steps: return (eval) is not that of whole episodes. "
 
 
 def rewards(groups: Sequence[Group], settings: Settings) -> Table:
@@ -89,6 +101,32 @@ def rewards(groups: Sequence[Group], settings: Settings) -> Table:
         f"completion on held-out prompts. {_intervals(settings)}"
     )
     return Table("rewards", "Rewards and KL", caption, columns, tuple(rows), "task")
+
+
+def reward_terms(groups: Sequence[Group], settings: Settings) -> Table:
+    """Language: each named term of the reward, without its weight."""
+    rows = []
+    for group in groups:
+        for name in dict.fromkeys(name for run in group.used for name in run.reward_terms):
+            train = group.values(f"reward/{name}_mean", "final")
+            row: dict[str, Cell] = {**_start(group, len(train) or len(group.used)), "term": name}
+            row |= _estimate("train", group, train, settings)
+            row |= _estimate("eval", group, group.values(f"reward/eval_{name}_mean", "final"), settings)
+            row |= _estimate("change", group, group.values(f"reward/eval_{name}_change", "final"), settings)
+            rows.append(row)
+    columns = (
+        *START,
+        word("term", "term"),
+        estimate("train", "training"),
+        estimate("eval", "held out"),
+        estimate("change", "Δ held out", sign=True),
+    )
+    caption = (
+        "Unweighted scores of the reward's terms (task.reward), mean over the last "
+        f"{100 * settings.final_fraction:g} % of a run's iterations (training) or evaluations (held out), then over n seeds. "
+        f"Δ: policy minus reference on the same prompts. {_intervals(settings)}"
+    )
+    return Table("reward_terms", "Terms of the reward", caption, columns, tuple(rows), "task")
 
 
 def spikes(groups: Sequence[Group], settings: Settings) -> Table:
@@ -150,7 +188,7 @@ def run_table(groups: Sequence[Group]) -> Table:
         for run in group.runs:
             row: dict[str, Cell] = {"task": run.task, "algo": run.algo, "label": group.label, "seed": run.seed}
             row |= {key: printable(str(run.config.get(key, "")), MAX_SHOWN) for key in keys}
-            row |= {"status": run.status + (" *" if run in group.used else ""), "progress": f"{run.reached}/{run.num_iterations}"}
+            row |= {"status": _status(run, run in group.used), "progress": f"{run.reached}/{run.num_iterations}"}
             row |= {"final": run.number(column, "final"), "kl": run.number(KL, "mean")}
             row |= {"hours": run.number(ITERATION, "sum") / 3600}
             row |= {"commit": run.provenance.commit[:10] + ("-dirty" if run.provenance.dirty else ""), "reason": run.reason}
@@ -160,7 +198,13 @@ def run_table(groups: Sequence[Group]) -> Table:
     columns += [word("status", "status"), word("progress", "iterations"), number("final", title, 4), number("kl", "KL, nats")]
     columns += [number("hours", "hours"), word("commit", "commit"), word("run_id", "run")]
     caption = "Every readable run with the settings that vary; * marks the runs that enter means."
+    if not all(run.exact for run in runs):
+        caption += " Not bit for bit: a resume could not restore open episodes, which began anew."
     return Table("runs", "Runs", caption, tuple(columns), tuple(rows), "task")
+
+
+def _status(run: Run, used: bool) -> str:
+    return run.status + " *" * used + ", not bit for bit" * (not run.exact)
 
 
 def missing_metrics(groups: Sequence[Group]) -> list[Problem]:

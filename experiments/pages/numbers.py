@@ -1,0 +1,87 @@
+"""The rendered texts of the pages; each is a function of the results and of the words after its name."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from experiments.pages.results import Results
+from rgpo.cli.overrides import group_options
+from rgpo.paths import conf_dir
+from rgpo.report.read.groups import Group
+from rgpo.report.tables import summary
+from rgpo.report.tables.table import Table
+
+VERDICTS = ("reproduced", "contradicted", "undecided", "not tested")
+CONTROL = ("task", "label", "n", "return", "kl", "spikes")  # columns that are shown
+LANGUAGE = ("label", "n", "proxy", "gold", "kl_ref", "length")
+
+
+def results(found: Results, algo: str) -> str:
+    """Tables of every experiment with the algorithm, beside PPO, and the picture of its curves on control tasks."""
+    parts = []
+    for name, groups in found.of(algo).items():
+        for language, make, shown in ((False, summary.returns, CONTROL), (True, summary.rewards, LANGUAGE)):
+            members = [group for group in groups if group.language is language]
+            if members:
+                table = make(members, found.settings)
+                parts += [_title(name, members), _chosen(table, shown)]
+    if not parts:
+        return "There is no evidence in `results/` yet. A first impression, in a few minutes: see how to run it, above."
+    if any(not group.language for groups in found.of(algo).values() for group in groups):
+        parts.append(f"![Learning curves](../figures/results_{algo}.svg)")
+    return "\n\n".join(part.strip() for part in [*parts, _brackets(found)])
+
+
+def _title(name: str, groups: list[Group]) -> str:
+    settings = sorted({summary.setting(group.runs[0]) for group in groups})
+    repeat = f", `rgpo-run -m experiment={name}`" if name in group_options("experiment") else ""
+    return f"**{name}** ({', '.join(settings)}{repeat}):"
+
+
+def _chosen(table: Table, keys: tuple[str, ...]) -> str:
+    return replace(table, columns=tuple(column for column in table.columns if column.key in keys)).markdown()
+
+
+def _brackets(found: Results) -> str:
+    return (
+        f"*Brackets: {100 * found.settings.confidence:g} % bootstrap over seeds, which covers too little for three to five; "
+        "fewer than three seeds have none. Commits and versions are in each run's `provenance.json`.*"
+    )
+
+
+def curve(found: Results, algo: str) -> str:
+    """The picture of an algorithm's gate and weight, or a sentence if it has none."""
+    gate = gate_of(algo)
+    if gate is None:
+        return "This algorithm has no gate."
+    return f"![g and w of gate={gate}](../figures/gate_{gate}.svg)\n\n*`gate={gate}`: g (left) and w = dg/dd (right).*"
+
+
+def gate_of(algo: str) -> str | None:
+    """The gate that conf/algo/<algo>.yaml selects, None if the algorithm has none."""
+    found = re.search(r"override /gate: (\w+)", (conf_dir() / "algo" / f"{algo}.yaml").read_text(encoding="utf-8"))
+    return found[1] if found and found[1] != "null" else None
+
+
+def verdict(found: Results) -> str:
+    """One sentence: how many claims of the paper have which verdict."""
+    counts = Counter(claim.verdict for claim in found.claims)
+    listed = [f"{counts[word]} {word}" for word in VERDICTS if counts[word]]
+    return f"**Does it reproduce?** Of the paper's {len(found.claims)} claims, {', '.join(listed[:-1])} and {listed[-1]}."
+
+
+def verdicts(found: Results) -> str:
+    """A row per claim of the paper."""
+    rows = [f"| {claim.id} | {claim.claim} | {claim.verdict} |" for claim in found.claims]
+    return "\n".join(["| id | claim | verdict |", "| :-- | :-- | :-- |", *rows])
+
+
+RENDERERS: Mapping[str, Callable[..., str]] = {
+    "results": results,
+    "curve": curve,
+    "verdict": verdict,
+    "verdicts": verdicts,
+}

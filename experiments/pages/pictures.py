@@ -1,0 +1,208 @@
+"""The pictures of the documentation, drawn from the classes that they explain and from results/."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.pages.numbers import VERDICTS, gate_of
+from experiments.pages.results import Judged, Results
+from experiments.theory.common import load_gate
+from rgpo import gates, surrogate
+from rgpo.cli.overrides import group_options
+from rgpo.core.advantages import GAE
+from rgpo.core.gate import GateLike
+from rgpo.core.kl_penalty import AdaptivePenalty
+from rgpo.core.rollout import Rollout
+from rgpo.core.surrogate import Detached
+from rgpo.report.figures import learning_curves, style
+
+GATES = {"identity": "trpo", "clip": "ppo", "sigmoid": "rgpo", "sign_aware_sigmoid": "rgpo_sign_aware"}  # gate -> whose line
+RATIOS = np.linspace(0.02, 2.0, 200)
+
+
+def pictures(results: Results) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(name, content by format) of every picture; the README's one also as PNG, at least 1,400 pixels wide."""
+    drawn: dict[str, Callable[[], Figure]] = {
+        "verdict": partial(verdict, results.claims),
+        "concept_gate": partial(_curves, "gate value g(r)", lambda gate, d, sign: gate(d, sign)),
+        "concept_weight": partial(_curves, "weight w(r) = r g'(r)", gates.weight),
+        "concept_penalty": penalty,
+        "concept_advantage": advantage,
+        "concept_update": update,
+    }
+    for algo in group_options("algo"):
+        gate = gate_of(algo)
+        if gate is not None:
+            drawn[f"gate_{gate}"] = partial(gate_and_weight, gate)
+        if any(not group.language for groups in results.of(algo).values() for group in groups):
+            drawn[f"results_{algo}"] = partial(learning, results, algo)
+    for name, draw in drawn.items():
+        with style.context():
+            figure = draw()
+            style.settle(figure)
+            yield name, style.save(figure, name, ("svg", "png") if name == "verdict" else ("svg",), 220)
+
+
+def verdict(claims: Sequence[Judged]) -> Figure:
+    """A row per claim of the paper, with a mark in the column of its verdict."""
+    figure = Figure(figsize=(style.WIDTH, 0.24 * len(claims) + 0.5), layout="constrained")
+    axes = figure.subplots()
+    looks = dict(
+        zip(VERDICTS, ((style.GREEN, "o"), (style.VERMILLION, "X"), (style.ORANGE, "s"), (style.GRAY, "D")), strict=True)
+    )
+    for place, claim in enumerate(claims):
+        color, marker = looks[claim.verdict]
+        axes.plot(VERDICTS.index(claim.verdict), place, marker=marker, color=color, markersize=8)
+    axes.set_yticks(range(len(claims)), [f"{claim.id}  {textwrap.shorten(claim.claim, 80)}" for claim in claims])
+    axes.set_xticks(range(len(VERDICTS)), VERDICTS)
+    axes.set_xlim(-0.5, len(VERDICTS) - 0.5)
+    axes.set_ylim(len(claims) - 0.4, -0.6)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    return figure
+
+
+def _curves(label: str, values: Callable[[GateLike, torch.Tensor, torch.Tensor], torch.Tensor]) -> Figure:
+    """A panel per sign of the advantage with the gates of GATES over r."""
+    figure, panels = style.grid(2, columns=2, height=2.3)
+    looks = style.algorithm_lines(GATES.values())
+    lines = {name: looks[algo] for name, algo in GATES.items()}
+    d = torch.as_tensor(RATIOS).log()
+    for axes, sign in zip(panels, (1.0, -1.0), strict=True):
+        for name, line in lines.items():
+            y = values(load_gate(name), d, torch.full_like(d, sign))
+            axes.plot(RATIOS, y, color=line.color, linestyle=line.dashes, marker=line.marker, markevery=40)
+        _at_one(axes, 1.0)
+        axes.set_ylim(-0.1, 2.7)
+        axes.set_title("A ≥ 0" if sign > 0 else "A < 0")
+        axes.set_xlabel("ratio r = new/old")
+        axes.set_ylabel(label)
+    style.legend_below(figure, lines)
+    return figure
+
+
+def gate_and_weight(name: str) -> Figure:
+    """g and w of one gate over d = log r, for both signs of A."""
+    figure, panels = style.grid(2, columns=2, height=2.0)
+    lines = {"A ≥ 0": style.KNOWN["rgpo_sign_aware"], "A < 0": style.KNOWN["rgpo_literal"]}
+    d = torch.linspace(-1.5, 1.5, 121, dtype=torch.float64)
+    gate = load_gate(name)
+    for sign, (label, line) in zip((1.0, -1.0), lines.items(), strict=True):
+        side = torch.full_like(d, sign)
+        for axes, y in zip(panels, (gate(d, side), gates.weight(gate, d, side)), strict=True):
+            axes.plot(
+                d,
+                y,
+                color=line.color,
+                linestyle=line.dashes,
+                marker=line.marker,
+                markevery=(0 if sign > 0 else 10, 20),
+                label=label,
+            )
+    for axes, what in zip(panels, ("g", "w = dg/dd"), strict=True):
+        _at_one(axes, 0.0)
+        axes.set_xlabel("log ratio d, nats")
+        axes.set_ylabel(what)
+    style.legend_below(figure, lines)
+    return figure
+
+
+def penalty() -> Figure:
+    """The adaptive coefficient where an update would move by 0.5 nats without it and by 0.5/(1 + coef) with it."""
+    rule = AdaptivePenalty(
+        coef=1.0, estimator="exact", anchor="old", kl_target=0.02, factor=2.0, tolerance=1.5, min_coef=1e-3, max_coef=1e3
+    )
+    coefs, kls = [], []
+    for _ in range(16):
+        coefs.append(rule.coef)
+        kls.append(0.5 / (1 + rule.coef))
+        rule.observe(kls[-1])
+    figure, panels = style.grid(2, columns=2, height=2.0)
+    line = style.KNOWN["rgpo"]
+    for axes, y, label in zip(panels, (coefs, kls), ("coefficient", "KL of the update, nats"), strict=True):
+        axes.step(range(1, 17), y, where="mid", color=line.color)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel(label)
+        style.log_axis(axes)
+    for level in (rule.kl_target / rule.tolerance, rule.kl_target, rule.kl_target * rule.tolerance):
+        panels[1].axhline(level, color=style.GRAY, linewidth=0.8, linestyle=style.DASHED)
+    return figure
+
+
+def advantage() -> Figure:
+    """GAE of an episode whose only reward is at its end, for three values of lam."""
+    steps = 20
+    reward, value = np.zeros((steps, 1)), np.full((steps, 1), 0.3)
+    reward[-1] = 1.0
+    ended = np.zeros((steps, 1), bool)
+    ended[-1] = True
+    rollout = Rollout(
+        reward=reward, terminated=ended, done=ended, value=value, next_value=np.where(ended, 0.0, value), metrics={}
+    )
+    figure, (axes,) = style.grid(1, columns=1, height=2.2)
+    lines = {
+        f"lam = {lam:g}": line
+        for lam, line in zip((0.0, 0.9, 1.0), (style.KNOWN[name] for name in ("ppo", "rgpo", "rgpo_sign_aware")), strict=True)
+    }
+    for line, lam in zip(lines.values(), (0.0, 0.9, 1.0), strict=True):
+        found, _ = GAE(gamma=1.0, lam=lam, bootstrap_truncated=True, normalize="none")(rollout)
+        axes.plot(range(1, steps + 1), found[:, 0], color=line.color, linestyle=line.dashes, marker=line.marker, markevery=4)
+    axes.set_xlabel("step of the episode; reward 1 at step 20, V = 0.3 at every step")
+    axes.set_ylabel("advantage")
+    style.legend_below(figure, lines)
+    return figure
+
+
+def update() -> Figure:
+    """KL(old || new) of a policy of five actions over gradient steps on one batch, by gate and with a penalty."""
+    figure, (axes,) = style.grid(1, columns=1, height=2.4)
+    looks = style.algorithm_lines([*GATES.values(), "ppo_kl"])
+    lines = {name: looks[algo] for name, algo in GATES.items()} | {"sigmoid + 1 KL": looks["ppo_kl"]}
+    for label, line in lines.items():
+        name, _, penalized = label.partition(" + ")
+        kls = divergences(load_gate(name), kl_coef=1.0 if penalized else 0.0)
+        axes.plot(kls, color=line.color, linestyle=line.dashes, marker=line.marker, markevery=25)
+    axes.set_xlabel("gradient steps on the same batch")
+    axes.set_ylabel("KL(old || new), nats")
+    style.log_axis(axes)
+    axes.set_ylim(1e-3, 10)
+    style.legend_below(figure, lines)
+    return figure
+
+
+def divergences(gate: GateLike, kl_coef: float, num_steps: int = 150, lr: float = 0.5) -> Sequence[float]:
+    """KL(old || new) after each gradient step on the expected surrogate of five actions with fixed advantages."""
+    old = torch.tensor([0.1, 0.1, 0.2, 0.3, 0.3], dtype=torch.float64)
+    reward = torch.tensor([1.0, 0.0, 0.5, -0.5, 0.0], dtype=torch.float64)
+    gap = reward - (old * reward).sum()
+    logits = old.log().clone().requires_grad_()
+    found = []
+    for _ in range(num_steps):
+        d = logits.log_softmax(0) - old.log()
+        kl = (old * -d).sum()
+        loss = surrogate(d, d, gap, torch.zeros_like(d), gate=gate, ref_gate=gates.Open(), combine=Detached(), kl_coef=0.0).loss
+        (grad,) = torch.autograd.grad((old * loss).sum() + kl_coef * kl, logits)
+        logits = (logits - lr * grad).detach().requires_grad_()
+        found.append((old * (old.log() - logits.log_softmax(0))).sum().item())
+    return found
+
+
+def learning(results: Results, algo: str) -> Figure:
+    """Learning curves of an algorithm beside PPO's on every control task, of the experiment with the most seeds."""
+    found = {name: [group for group in groups if not group.language] for name, groups in results.of(algo).items()}
+    name = max(found, key=lambda one: (sum(len(group.used) for group in found[one]), one))
+    lines: Mapping[str, style.Line] = style.assign(
+        [(group.algo, group.label) for group in found[name]], style.algorithm_lines(group.algo for group in found[name])
+    )
+    return learning_curves.draw(learning_curves.compute(found[name], results.settings), lines)
+
+
+def _at_one(axes: Axes, place: float) -> None:
+    axes.axvline(place, color=style.GRAY, linewidth=0.6, zorder=1)

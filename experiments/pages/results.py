@@ -1,0 +1,68 @@
+"""The runs of a results folder, read once for all pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import NamedTuple
+
+from rgpo.report.claims.ledger import START
+from rgpo.report.cli import parse
+from rgpo.report.figures import learning_curves
+from rgpo.report.read.columns import GOLD, KL, KL_REF, LENGTH, PROXY, TRAIN, TRUNCATED
+from rgpo.report.read.groups import Group, group_runs
+from rgpo.report.read.load import experiments, read_runs
+from rgpo.report.read.workers import workers
+from rgpo.report.settings import Settings
+
+LEDGER = Path(__file__).parents[1] / "README.md"
+COLUMNS = {*learning_curves.COLUMNS, TRAIN, KL, PROXY, GOLD, KL_REF, LENGTH, TRUNCATED}
+
+
+class Judged(NamedTuple):
+    """A claim of the paper, and what became of it."""
+
+    id: str
+    claim: str
+    verdict: str
+
+
+class Results:
+    """Groups of runs by experiment, and the report's settings with which they are summarized."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings: Settings = parse([f"results_dir={folder}"])[0]
+
+    @cached_property
+    def groups(self) -> Mapping[str, list[Group]]:
+        """Experiment -> its groups, for experiments with finished runs."""
+        found = {}
+        for name in experiments(self.folder, None):
+            with workers(0) as serial:  # in this process, so that a test can call it
+                runs, _ = read_runs(self.folder / name, COLUMNS, self.settings.final_fraction, self.settings.thresholds, serial)
+            found[name] = [group for group in group_runs(runs)[0] if not group.provisional]
+        return {name: groups for name, groups in found.items() if groups}
+
+    def of(self, algo: str) -> dict[str, list[Group]]:
+        """Experiment -> groups of the algorithm and of PPO on the same tasks, for those that have the algorithm."""
+        found = {}
+        for name, groups in self.groups.items():
+            tasks = {group.task for group in groups if group.algo == algo}
+            chosen = [group for group in groups if group.task in tasks and group.algo in (algo, "ppo")]
+            if chosen:
+                found[name] = chosen
+        return found
+
+    @cached_property
+    def claims(self) -> list[Judged]:
+        """The paper's claims with their verdicts, from the table that `rgpo-report ledger=` made of these results."""
+        _, _, text = LEDGER.read_text(encoding="utf-8").partition(START)
+        first = [
+            line.strip("| ").split(" | ") for line in takewhile(lambda line: line.startswith("|"), text.strip().splitlines())
+        ]
+        head, found = first[0], first[2:]
+        places = [head.index(name) for name in ("id", "claim", "verdict")]
+        return [Judged(*(row[place] for place in places)) for row in found]

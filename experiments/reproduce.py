@@ -1,0 +1,161 @@
+"""python -m experiments.reproduce TARGET: run the evidence, or a small version of it, again.
+
+    run        the embedded language task, a short Hopper run, and their report: under 5 minutes on two cores
+    quick      a small version of every figure that needs runs: under 15 minutes on two cores
+    control    every experiment of conf/experiment on control tasks
+    language   every experiment of conf/experiment on language tasks
+    theory     the experiments of docs/theory.md, and the page
+
+The expected time is printed first; `--plan` prints nothing else. Whatever has finished is skipped, so that the same command
+continues after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.theory.__main__ import NAMES
+from rgpo.cli.config import Job, compose_jobs
+from rgpo.cli.overrides import group_options
+from rgpo.paths import conf_dir
+from rgpo.runtime import run_folder
+
+ROOT = Path(__file__).parents[1]
+NO_EVIDENCE = ("smoke",)  # experiments that no claim and no page reads
+SECONDS_PER_MILLION = {"halfcheetah": 46.0, "hopper": 77.0, "walker2d": 97.0, "ant": 165.0}  # CPU, compiled; experiments/LOG.md
+OTHER_CONTROL = 80.0  # CPU-s per million steps of the tasks above, roughly their mean
+PER_LANGUAGE_ITERATION = 0.5  # CPU-s at the embedded scale: half a minute for 60
+PER_RUN = 3.0  # CPU-s of imports, evaluation and files
+BUILDING = 150.0  # CPU-s, once: model, tokenizer and reward models of the embedded scale
+REPORT = 30.0  # CPU-s
+THEORY = 150.0  # CPU-s per experiment, roughly
+THEORY_SMOKE = 60.0  # CPU-s of all of them at tiny sizes
+SMALL_CONTROL = ["total_env_steps=20480", "task.num_steps=512", "eval_every=5", "gradvar_every=5"]
+SMALL_LANGUAGE = ["num_iterations=8", "eval_every=4", "gradvar_every=4"]
+
+
+class Step(NamedTuple):
+    """A command and the CPU-seconds that it is expected to take."""
+
+    command: list[str]
+    seconds: float
+
+
+def main(words: list[str] | None = None) -> int:
+    """Parse the command line, print the plan, and run it; the exit code of the first command that fails, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.reproduce", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("target", choices=["run", "quick", "control", "language", "theory"])
+    parser.add_argument("--results", default=None, help="folder of the runs; default: results, or results-quick")
+    parser.add_argument("--plan", action="store_true", help="print the expected time and the commands only")
+    given = parser.parse_args(words)
+    steps = list(plan(given.target, given.results or ("results-quick" if given.target == "quick" else "results")))
+    seconds = sum(step.seconds for step in steps)
+    print(f"{given.target}: {expected(seconds)} on two cores", flush=True)
+    for step in steps:
+        print(f"  {' '.join(step.command)}  ({expected(step.seconds)})", flush=True)
+    return 0 if given.plan else run(steps)
+
+
+def expected(seconds: float) -> str:
+    """CPU-seconds in words."""
+    if seconds < 3600:
+        return f"about {max(1, round(seconds / 60))} CPU-minutes"
+    return f"about {seconds / 3600:.1f} CPU-hours"
+
+
+def run(steps: Sequence[Step]) -> int:
+    """Each command in turn; the report's exit code 1 (something was left out) is not a failure."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    for number, step in enumerate(steps, start=1):
+        print(f"\n[{number}/{len(steps)}] {' '.join(step.command)}", flush=True)
+        program, *rest = step.command
+        module = {"rgpo-run": ["-m", "rgpo.cli.run"], "rgpo-report": ["-m", "rgpo.report.cli"], "python": []}[program]
+        code = subprocess.run([sys.executable, *module, *rest], env=environment).returncode  # noqa: S603  # the commands above
+        if code and not (program == "rgpo-report" and code == 1):
+            return code
+    return 0
+
+
+def plan(target: str, results: str) -> Iterator[Step]:
+    """The commands of a target, without what has finished in the results folder."""
+    where = [f"results_dir={results}"]
+    if target == "run":
+        yield sweep(["algo=rgpo", "task=qwen_rlhf", *where], many=False)
+        yield sweep(["algo=rgpo", "task=hopper", "total_env_steps=102400", *where], many=False)
+        yield Step(["rgpo-report", *where], REPORT)
+    elif target == "quick":
+        yield sweep(["experiment=first_evidence", *SMALL_CONTROL, *where])
+        yield sweep(["experiment=rlhf_embedded", "seed=1", *SMALL_LANGUAGE, *where])
+        yield Step(["python", "-m", "rgpo.cli.gates_table", results], 10.0)
+        docs = ["--docs", f"{results}/docs"]
+        yield Step(["python", "-m", "experiments.theory", "--smoke", "--results", f"{results}/theory", *docs], THEORY_SMOKE)
+        yield Step(["rgpo-report", *where, f"out={results}/report"], 2 * REPORT)
+    elif target == "theory":
+        names = [name for name in NAMES if not any((Path(results) / "theory").glob(f"{name}_*.parquet"))]
+        for name in [*names, "page"]:
+            seconds = THEORY if name in NAMES else REPORT
+            yield Step(["python", "-m", "experiments.theory", "--results", f"{results}/theory", *_docs(results), name], seconds)
+    else:
+        for name in experiments(language=target == "language"):
+            yield sweep([f"experiment={name}", *where])
+
+
+def _docs(results: str) -> list[str]:
+    """Words for the folder of the theory's page: docs/ for the committed results, else beside the results."""
+    return [] if results == "results" else ["--docs", f"{results}/docs"]
+
+
+def experiments(language: bool) -> list[str]:
+    """Experiments of conf/experiment on language tasks, or on control tasks."""
+    found = []
+    for name in group_options("experiment"):
+        text = (conf_dir() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+        if name not in NO_EVIDENCE and ("qwen_rlhf" in text) is language:
+            found.append(name)
+    return found
+
+
+def sweep(words: list[str], many: bool = True) -> Step:
+    """A command of rgpo-run and the expected time of its runs that have not finished."""
+    jobs = [job for job in compose_jobs(words, many, None) if run_folder.status(job.run_dir) != "completed"]
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"] if many and len(jobs) > 1 else []
+    building = BUILDING if any(is_language(job) for job in jobs) and not _is_built() else 0.0
+    return Step(["rgpo-run", *(["-m"] if many else []), *words, *parallel], sum(map(seconds_of, jobs)) + building)
+
+
+def is_language(job: Job) -> bool:
+    """True for a run that trains a language model."""
+    return _choice(job, "scale") != "none"
+
+
+def seconds_of(job: Job) -> float:
+    """The CPU-seconds that a run is expected to take."""
+    iterations, steps = job.config["num_iterations"], job.config["total_env_steps"]
+    if is_language(job):
+        assert isinstance(iterations, int)
+        return PER_RUN + PER_LANGUAGE_ITERATION * iterations
+    assert isinstance(steps, int)
+    return PER_RUN + steps / 1e6 * SECONDS_PER_MILLION.get(_choice(job, "task"), OTHER_CONTROL)
+
+
+def _choice(job: Job, group: str) -> str:
+    choices = job.config["choices"]
+    assert isinstance(choices, dict)
+    return str(choices.get(group) or "none")
+
+
+def _is_built() -> bool:
+    """True if the models of the embedded scale are in the cache."""
+    cache = Path(os.environ.get("RGPO_CACHE") or Path.home() / ".cache" / "rgpo")
+    return any(cache.glob("embedded*"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

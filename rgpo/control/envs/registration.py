@@ -1,0 +1,105 @@
+"""``gymnasium.make`` with a sentence for every id that it cannot make: the module to name, the package to install."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import gymnasium
+
+from rgpo.errors import ConfigError, EnvironmentFault, first_line
+
+
+class Package(NamedTuple):
+    """A package that registers environments when its module is imported."""
+
+    module: str
+    requirement: str  # of pip
+
+
+PACKAGES: dict[str, Package] = {  # pattern of its ids
+    r"ALE/|\w+(NoFrameskip|Deterministic)-v\d": Package("ale_py", "ale-py"),
+    r"(MiniGrid|BabyAI)-": Package("minigrid", "minigrid"),
+    r"Fetch|Hand(Manipulate|Reach)|AdroitHand|Ant(Maze|_)|PointMaze|FrankaKitchen": Package(
+        "gymnasium_robotics", "gymnasium-robotics"
+    ),
+    r"dm_control/": Package("shimmy", "shimmy[dm-control]"),
+    r"Meta-World/": Package("metaworld", "metaworld"),
+    r"(highway|merge|roundabout|parking|intersection|racetrack|u-turn)(-\w+)*-v\d": Package("highway_env", "highway-env"),
+    r"mo-": Package("mo_gymnasium", "mo-gymnasium"),
+    r"Safety": Package("safety_gymnasium", "safety-gymnasium"),
+    r"PyFlyt/": Package("PyFlyt.gym_envs", "PyFlyt"),
+    r"panda-gym/|Panda": Package("panda_gym", "panda-gym"),
+}
+
+
+def make(env_id: str, kwargs: Mapping[str, Any]) -> Any:
+    """The environment of an id, or of module:id.
+
+    Raises: ConfigError if gymnasium does not know the id or cannot make it, with the remedy; EnvironmentFault if the module that
+    registers it or its constructor raises an error of its own.
+    """
+    _import_module(env_id)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the v4 environments are used on purpose
+            return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    except gymnasium.error.UnregisteredEnv as error:
+        raise ConfigError(f"task.env_id={env_id}: {_remedy(env_id)}") from error
+    except Exception as error:
+        if isinstance(error, gymnasium.error.Error | ImportError) or _is_wrong_call(error):
+            given = f" with env_kwargs {dict(kwargs)}" if kwargs else ""
+            raise ConfigError(f"task.env_id={env_id}: gymnasium cannot make it{given}; {first_line(error)}.") from error
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise EnvironmentFault(f"task.env_id={env_id}: cannot be made, its constructor failed ({why}).") from error
+    except SystemExit as error:
+        raise EnvironmentFault(f"task.env_id={env_id}: its constructor called sys.exit({error.code!r}).") from error
+
+
+def _import_module(env_id: str) -> None:
+    """Import the module of module:id, as gymnasium would, but with its own errors apart from gymnasium's."""
+    module, colon, _ = env_id.partition(":")
+    if not colon:
+        return
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise EnvironmentFault(f"task.env_id={env_id}: {module} imports {error.name}, which is not installed.") from error
+        package = next((package for package in PACKAGES.values() if package.module == module), None)
+        where = "there is no such module in the current directory, --config-dir or PYTHONPATH, and no such installed package"
+        remedy = f"pip install '{package.requirement}'" if package else where
+        raise ConfigError(f"task.env_id={env_id}: {module} cannot be imported; {remedy}.") from error
+    except (Exception, SystemExit) as error:  # the user's own
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise EnvironmentFault(f"task.env_id={env_id}: {module} cannot be imported ({why}).") from error
+
+
+def _is_wrong_call(error: Exception) -> bool:
+    """True for a TypeError about the arguments of the constructor, or about what it returned, and not one inside it."""
+    if not isinstance(error, TypeError):
+        return False
+    trace = error.__cause__.__traceback__ if error.__cause__ else None
+    return trace is None or trace.tb_next is None
+
+
+def _remedy(env_id: str) -> str:
+    """The correction of an unknown id."""
+    module, colon, name = env_id.rpartition(":")
+    names = {known.lower(): known for known in gymnasium.registry}
+    near = [f"{module}{colon}{names[key]}" for key in difflib.get_close_matches(name.lower(), names, n=3)]
+    meant = f" Did you mean {', '.join(near)}?" if near else ""
+    if colon:
+        return f"{module} was imported and registers no {name}; call gymnasium.register in it.{meant}"
+    package = next((package for pattern, package in PACKAGES.items() if re.match(pattern, name)), None)
+    if package is None:
+        own = f"one of your own or of a package is written with the module that registers it, module:{name}"
+        return f"is unknown to this gymnasium installation; {own}.{meant or ' gymnasium.pprint_registry() lists all ids.'}"
+    missing = importlib.util.find_spec(package.module.partition(".")[0]) is None
+    install = f"pip install '{package.requirement}', then " if missing else ""
+    return f"is registered by {package.module} and not by gymnasium; {install}write task.env_id={package.module}:{name}."

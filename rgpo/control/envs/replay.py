@@ -1,0 +1,119 @@
+"""Resuming an environment that cannot save itself: its open episode is played again from the actions since it began.
+
+A recording holds the state of np_random when the episode began and the actions since; the episode is reproduced if np_random, the
+last observation and a checksum of all observations and rewards agree. What an environment carries over from earlier episodes is
+detected only if it changes one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from rgpo.control.envs.vector_env import Floats
+from rgpo.core.rollout import Array
+
+MAX_ACTIONS = 10_000  # of an episode that are kept, so that checkpoints do not grow with an endless one
+TOO_LONG = f"its open episode had more than {MAX_ACTIONS:,} steps, whose actions are not kept"
+NO_STATE = "its np_random is of a kind whose state cannot be saved"
+NOT_REPRODUCED = "its open episode, played again, gives other numbers: it depends on more than np_random and the actions"
+EARLIER = "the checkpoint was written by an earlier version"
+
+RngState = dict[str, Any]
+
+
+class Recording:
+    """The open episode of one environment; checksum: of its observations and rewards."""
+
+    def __init__(self) -> None:
+        self.seed = self.num_steps = self.checksum = 0  # num_steps: of all episodes
+        self.rng: RngState | None = None  # at the start of the episode; None if it began with the seed, or has no state
+        self.seeded = True
+        self.actions: list[Array] | None = []  # None: too many
+
+    def begin(self, seed: int | None, rng: RngState | None, observation: memoryview) -> None:
+        """A new episode: with a seed, or with np_random in the state rng."""
+        self.seed, self.seeded = self.seed if seed is None else seed, seed is not None
+        self.rng = None if self.seeded else rng
+        self.actions = []
+        self.checksum = crc32(observation)
+
+    def add(self, action: Array, reward: memoryview, observation: memoryview) -> None:
+        """One step; the recording keeps the action, which must be a copy."""
+        self.num_steps += 1
+        if self.actions is not None:
+            self.actions.append(action)
+            if len(self.actions) > MAX_ACTIONS:
+                self.actions = None
+        self.checksum = crc32(reward, crc32(observation, self.checksum))
+
+    @property
+    def obstacle(self) -> str:
+        """Why the episode cannot be played again; "" if it may be."""
+        if self.actions is None:
+            return TOO_LONG
+        return "" if self.seeded or self.rng is not None else NO_STATE
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, without the actions of an episode that cannot be played again."""
+        actions = [] if self.obstacle else self.actions or []
+        return {
+            "seed": self.seed,
+            "num_steps": self.num_steps,
+            "seeded": self.seeded,
+            "rng": self.rng and plain(self.rng),
+            "obstacle": self.obstacle,
+            "dtype": actions[0].dtype.str if actions else "<f4",
+            "actions": [action.tolist() for action in actions],
+            "checksum": self.checksum,
+        }
+
+    def fresh_seed(self) -> int:
+        """The seed of the episode that begins instead of one that cannot be played again: another one after each step."""
+        return int(np.random.SeedSequence([self.seed, self.num_steps]).generate_state(1)[0] >> 1)
+
+
+def rng_state(env: Any) -> RngState | None:
+    """A copy of the state of the environment's np_random, of any of numpy's bit generators; None for another generator."""
+    try:
+        rng = env.unwrapped.np_random
+        if isinstance(rng, np.random.RandomState):
+            return dict(rng.get_state(legacy=False))
+        return dict(rng.bit_generator.state) if isinstance(rng, np.random.Generator) else None
+    except Exception:  # of a property of the user's
+        return None
+
+
+def set_rng_state(env: Any, state: RngState) -> None:
+    """Raises: ValueError or TypeError if np_random is another generator."""
+    rng = env.unwrapped.np_random
+    if isinstance(rng, np.random.RandomState):
+        rng.set_state(state)
+    else:
+        rng.bit_generator.state = state
+
+
+def plain(node: Any) -> Any:
+    """A generator's state as dicts, lists, strings and numbers."""
+    if isinstance(node, Mapping):
+        return {str(key): plain(value) for key, value in node.items()}
+    if isinstance(node, np.ndarray):
+        return {"dtype": node.dtype.str, "array": node.tolist()}
+    return node.item() if isinstance(node, np.generic) else node
+
+
+def from_plain(node: Any) -> Any:
+    """The inverse of ``plain``."""
+    if not isinstance(node, Mapping):
+        return node
+    if set(node) == {"dtype", "array"}:
+        return np.array(node["array"], node["dtype"])
+    return {key: from_plain(value) for key, value in node.items()}
+
+
+def same_bits(a: Floats, b: Floats) -> bool:
+    """True if two arrays agree in every bit, NaN included."""
+    return a.shape == b.shape and a.tobytes() == b.tobytes()

@@ -1,0 +1,50 @@
+"""Numbers of an environment that are NaN or infinite: named here, before they become a loss that is NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rgpo.core.rollout import Array
+from rgpo.errors import NonFiniteError
+
+BECAME = "became NaN, infinite or too large for float32"
+
+
+def require_observations(env_id: str, seen: Sequence[Array], finals: Mapping[tuple[int, int], Array]) -> None:
+    """seen: (E, D) before each step and after the last one; finals: by step and environment, those of ended episodes.
+
+    Raises: NonFiniteError with the first step after which one is not finite.
+    """
+    steps = [t for t, x in enumerate(seen) if not np.isfinite(x).all()]
+    last = [t for (t, _), x in finals.items() if not np.isfinite(x).all()]
+    for name, found in (("observation", steps), ("last observation of an episode", last)):
+        if found:
+            raise NonFiniteError(f"{name} of {env_id} {BECAME} at step {found[0]} of the rollout.")
+
+
+def require_rewards(env_id: str, reward: Array) -> None:
+    """reward: (T, E), as the environment gave it.
+
+    Raises: NonFiniteError with the first step whose reward is not finite.
+    """
+    bad = np.flatnonzero(~np.isfinite(reward).all(1))
+    if bad.size:
+        raise NonFiniteError(f"reward of {env_id} became NaN or infinite at step {bad[0]} of the rollout.")
+
+
+def require_moments(env_id: str, key: str, overflowed: bool) -> None:
+    """Numbers that are finite, but whose squares are not, would silently be normalized to 0.
+
+    Raises: NonFiniteError if the normalizer of task.key overflowed.
+    """
+    if overflowed:
+        what = f"{key.removeprefix('normalize_')}s of {env_id}"
+        raise NonFiniteError(f"{what} are too large for the running variance of task.{key}; scale them.")
+
+
+def require_evaluated(name: str, env_id: str, x: Array) -> None:
+    """Raises: NonFiniteError if an observation or a reward of an evaluation is not finite."""
+    if not np.isfinite(x).all():
+        raise NonFiniteError(f"{name} of {env_id} became NaN or infinite in an evaluation episode.")

@@ -1,0 +1,264 @@
+"""TRL's GRPOTrainer and RLOOTrainer with our gates, second gates and KL penalties in place of their clipped ratio.
+
+    trainer = GatedGRPOTrainer(model, reward_funcs, GRPOConfig(loss_type="grpo", ...), parts="gate=sigmoid", train_dataset=...)
+
+TRL's own loss is computed, with g(d) A for its advantages and a ratio of 1: its reduction (``loss_type``), level of the ratio
+(``importance_sampling_level``), masks, correction for vLLM, entropy bonus, logs, distribution and checkpoints are unchanged.
+Bounds of a batch are those of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from rgpo import atomic
+from rgpo.core.kl_penalty import Divergence, FixedPenalty
+from rgpo.engines.parts import GateParts, field_defaults, parts_of, refuse_ignored, warn_untried
+from rgpo.engines.statistics import Window
+from rgpo.errors import ConfigError, require
+
+TRIED = ("1.16.0",)
+STATE = "rgpo.json"  # in a checkpoint: what gates and penalty adapt
+REDUCTIONS = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # loss types that are a reduction of PPO's clip
+CURVES = (  # settings that the gate replaces
+    *("epsilon", "epsilon_high", "delta", "sapo_temperature_pos", "sapo_temperature_neg"),
+    *("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+)
+OWN_KEYS = "set the gate's own keys, such as gate.eps_low"
+
+
+class _Gated:
+    """The part that both trainers share; a mixin before the trainer's class."""
+
+    parts: GateParts
+    _inputs: dict[str, Any] | None = None  # of the loss that is being computed
+
+    def _begin(self, parts: GateParts) -> None:
+        self.parts = parts
+        self._window = Window()
+        self._observed: tuple[float, float] | None = None  # KL(old || new) and from the reference, of the last gradient step
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """TRL's loss of inputs that ``_gate`` rewrites once the log-probabilities are known."""
+        self._inputs = dict(inputs)
+        try:
+            with self._without_own_terms():
+                loss: Tensor = super()._compute_loss(model, self._inputs)  # type: ignore[misc]
+        finally:
+            self._inputs = None
+        trainer = cast(Any, self)
+        mode = "train" if trainer.model.training else "eval"
+        for name in [name for name in trainer._metrics[mode] if name.startswith("clip_ratio/")]:
+            del trainer._metrics[mode][name]  # of a ratio that is 1
+        if mode == "train" and trainer.accelerator.sync_gradients:
+            self._measure(trainer)
+        return loss
+
+    @contextlib.contextmanager
+    def _without_own_terms(self) -> Iterator[None]:
+        yield
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)  # type: ignore[misc]
+        if self._inputs is None:
+            return logps, entropies, aux_loss
+        self._gate(self._inputs, logps, entropies)
+        return logps.detach(), entropies, aux_loss
+
+    def _gate(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
+        raise NotImplementedError
+
+    def _measure(self, trainer: Any) -> None:
+        """Log the diagnostics of a gradient step, over its micro-batches and processes."""
+        parts = self.parts
+        found = self._window.take(parts.gate, reference=bool(parts.reference_key), accelerator=trainer.accelerator)
+        for name, value in (found | {"kl/coef": parts.penalty.loss_coef}).items():
+            trainer._metrics["train"][name].append(value)
+        self._observed = found["kl/old_k3"], found.get("kl/ref_unbiased", 0.0)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """Completions; gate and penalty first adapt to the KL of the last gradient step on the earlier ones."""
+        if self._observed is not None and cast(Any, self).model.training:
+            self.parts.observe(*self._observed)
+            self._observed = None
+        return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        trainer = cast(Any, self)
+        if trainer.args.should_save:
+            folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
+            atomic.write_text(folder / STATE, json.dumps({**self.parts.state_dict(), "observed": self._observed}) + "\n")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        path = None if checkpoint is None else Path(checkpoint) / STATE
+        if path is not None and path.exists():
+            state = json.loads(path.read_text())
+            self.parts.load_state_dict(state)
+            self._observed = state["observed"] and tuple(state["observed"])
+
+
+class GatedGRPOTrainer(_Gated, GRPOTrainer):  # type: ignore[misc]
+    """GRPOTrainer whose loss is -g(d) A + coef KL at each token; parts: a GateParts, or words of rgpo-run.
+
+    ``loss_type`` selects the reduction. ``beta`` is penalty=fixed with k3, as TRL has it. A second gate or a penalty from the
+    reference makes TRL keep a reference model. Gate and penalty adapt once per generation of completions.
+
+    Raises: ConfigError for settings that the gate takes the place of, or a KL in the reward.
+    """
+
+    beta: float
+    off_policy_mask_threshold: float | None
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        *rest: Any,
+        parts: GateParts | str | Sequence[str],
+        **named: Any,
+    ) -> None:
+        warn_untried("trl", TRIED)
+        args = GRPOConfig("GatedGRPO") if args is None else args
+        self._begin(_with_beta(parts_of(parts, "language"), args))
+        _check(args, self.parts)
+        beta = args.beta
+        if beta == 0 and self.parts.reference_key:
+            args.beta = 1.0  # TRL keeps a reference model for a KL term of its own only
+        try:
+            super().__init__(model, reward_funcs, args, *rest, **named)
+        finally:
+            args.beta = beta
+
+    @contextlib.contextmanager
+    def _without_own_terms(self) -> Iterator[None]:
+        """The KL term and the mask of stale completions are in what ``_gate`` returns."""
+        kept = self.beta, self.off_policy_mask_threshold
+        self.beta, self.off_policy_mask_threshold = 0.0, None
+        try:
+            yield
+        finally:
+            self.beta, self.off_policy_mask_threshold = kept
+
+    def _gate(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
+        """Put -(loss of each token) where TRL reads advantages, and its log-probabilities where it reads the old ones."""
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        live = mask.bool()
+        old = inputs.get("old_per_token_logps", logps.detach())
+        advantages = inputs["advantages"]
+        reference = inputs.get("ref_per_token_logps")
+        loss, seen = self.parts.losses(
+            logps[live],
+            old[live],
+            (advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(logps)[live],
+            logp_ref=None if reference is None else reference[live],
+            correction=self._correction(inputs, logps, old, mask),
+            sequence_mask=live if self.importance_sampling_level == "sequence" else None,
+        )
+        inputs["advantages"] = torch.zeros_like(logps).masked_scatter(live, -loss)
+        inputs["old_per_token_logps"] = logps.detach()
+        if self.model.training:
+            d_old = (logps - old)[live]
+            self._window.add(d_old, d_old if reference is None else (logps - reference)[live], entropies[live], seen)
+        elif reference is not None:
+            kl_B = self.accelerator.gather(((logps - reference) * mask).sum(1))
+            self._metrics["eval"]["kl/ref_sequence"].append(kl_B.mean().item())  # log pi(y)/pi_ref(y), nats
+
+    def _correction(self, inputs: dict[str, Any], logps: Tensor, old: Tensor, mask: Tensor) -> Tensor | None:
+        """TRL's factor of each token (n,): its correction for vLLM and its mask of stale completions; None where it has none."""
+        factors = []
+        if "importance_sampling_ratio" in inputs:
+            ratio = inputs["importance_sampling_ratio"]
+            factors.append(ratio)
+            inputs["importance_sampling_ratio"] = torch.ones_like(ratio)
+        if (threshold := self.args.off_policy_mask_threshold) is not None:
+            sampler = inputs.get("sampling_per_token_logps", old)
+            factors.append(self.get_off_policy_mask(inputs["advantages"].view(len(mask), -1), logps, sampler, mask, threshold))
+        if not factors:
+            return None
+        whole = torch.ones_like(logps)
+        for factor in factors:
+            whole = whole * factor
+        return whole[mask.bool()]
+
+
+class GatedRLOOTrainer(_Gated, RLOOTrainer):  # type: ignore[misc]
+    """RLOOTrainer whose loss is -g(d) A of each completion, d the sum of its log ratios; ``beta`` is its KL in the reward.
+
+    Raises: ConfigError for settings that the gate takes the place of, a second gate or a KL penalty.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: RLOOConfig | None = None,
+        *rest: Any,
+        parts: GateParts | str | Sequence[str],
+        **named: Any,
+    ) -> None:
+        warn_untried("trl", TRIED)
+        args = RLOOConfig("GatedRLOO") if args is None else args
+        self._begin(parts_of(parts, "language"))
+        refuse_ignored(args, CURVES, field_defaults(RLOOConfig), OWN_KEYS)
+        penalty = self.parts.penalty
+        if penalty.loss_coef or penalty.reward_coef:
+            raise ConfigError("penalty: RLOOTrainer has its KL in the reward; set beta in RLOOConfig, and penalty=none.")
+        self.parts.refuse_reference("RLOOTrainer")
+        super().__init__(model, reward_funcs, args, *rest, **named)
+
+    def _gate(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
+        """Put -(loss of each completion) where TRL reads advantages, and its log-probabilities where it reads the old ones."""
+        mask = inputs["completion_mask"]
+        logp = (logps * mask).sum(1)
+        old = inputs["old_logps"]
+        loss, seen = self.parts.losses(logp, old, inputs["advantages"])
+        inputs["advantages"], inputs["old_logps"] = -loss, logp.detach()
+        if self.model.training:
+            entropy = (entropies * mask).sum(1) / mask.sum(1).clamp(min=1)
+            self._window.add(logp - old, logp - old, entropy, seen)
+
+
+def _with_beta(parts: GateParts, args: GRPOConfig) -> GateParts:
+    """The parts with TRL's beta as their penalty.
+
+    Raises: ConfigError if both have one.
+    """
+    if args.beta == 0:
+        return parts
+    if parts.penalty.loss_coef or parts.penalty.reward_coef:
+        raise ConfigError(f"beta={args.beta}: is a second KL penalty beside {parts.describe()['penalty']}; set beta=0.")
+    level = args.importance_sampling_level
+    biased = not args.use_bias_correction_kl
+    require(
+        biased or level == "token", "use_bias_correction_kl", "True", "needs importance_sampling_level=token; set it to False."
+    )
+    estimator = "k3" if biased else "unbiased"
+    return replace(parts, penalty=FixedPenalty(coef=args.beta, estimator=estimator, anchor="reference"))
+
+
+def _check(args: GRPOConfig, parts: GateParts) -> None:
+    """Raises: ConfigError for settings that would be ignored or have no meaning with a gate."""
+    remedy = f"is a curve of its own; choose the reduction, one of {', '.join(REDUCTIONS)}, and the curve with gate=."
+    require(args.loss_type in REDUCTIONS, "loss_type", args.loss_type, remedy)
+    refuse_ignored(args, CURVES, field_defaults(GRPOConfig), OWN_KEYS)
+    penalty, divergence = parts.penalty, parts.penalty.divergence
+    if penalty.reward_coef:
+        raise ConfigError(
+            "penalty=reward_kl: GRPOTrainer has no KL in the reward; use penalty=fixed, or GatedRLOOTrainer's beta."
+        )
+    if divergence is not None and divergence == Divergence(estimator="exact", anchor="old"):
+        raise ConfigError("penalty.estimator=exact: GRPOTrainer stores no distributions; use penalty.estimator=unbiased.")
+    whole = args.top_entropy_quantile == 1 or not penalty.loss_coef
+    require(whole, "top_entropy_quantile", args.top_entropy_quantile, "would mask the KL penalty, too; use 1.0, or penalty=none.")

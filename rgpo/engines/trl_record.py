@@ -1,0 +1,95 @@
+"""A callback that writes a run of TRL, with our gates or TRL's own loss, as a run folder that rgpo-report reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from rgpo.engines.parts import field_defaults
+from rgpo.engines.record import RunRecord
+
+NAMES = {  # TRL's -> ours
+    "loss": "loss/policy",
+    "grad_norm": "grad/norm_mean",
+    "entropy": "policy/entropy",
+    "reward": "reward/train_mean",
+    "reward_std": "reward/train_std",
+    "frac_reward_zero_std": "language/zero_variance_group_share",
+    "completions/mean_length": "language/length_mean",
+    "completions/clipped_ratio": "language/truncated_share",
+    "step_time": "time/iteration_s",
+    "sampling/sampling_logp_difference/mean": "sampler/log_ratio_abs_mean",
+    "sampling/sampling_logp_difference/max": "sampler/log_ratio_abs_max",
+    "eval_reward": "reward/eval_proxy_mean",
+    "eval_kl/ref_sequence": "kl/eval_ref_sequence",
+}
+UNRECORDED = (  # beginnings of settings that bear on no number of a run
+    *("output", "overwrite", "logging", "log_", "report_to", "run_name", "project", "trackio", "hub", "push", "save", "seed"),
+    *("disable_tqdm", "dataloader_num", "use_cpu", "num_completions_to_print", "do_", "resume", "ignore_data", "local_rank"),
+)
+
+
+class RecordRun(TrainerCallback):  # type: ignore[misc]
+    """Writes the run folder, whose options are those of ``RunRecord``.
+
+        trainer.add_callback(RecordRun(trainer, task="gsm8k", algo="rgpo"))
+
+    A row is one log of TRL's. With ``eval_on_start=True`` the first evaluation is that of the reference, and later ones are drawn
+    as rewards against KL.
+    """
+
+    def __init__(self, trainer: Any, *, task: str, algo: str, **options: Any) -> None:
+        args, config = trainer.args, type(trainer.args)
+        settings = {"model": Path(trainer.model.config._name_or_path).name, **_settings(args, config)}
+        steps = max(int(args.logging_steps), 1)
+        own = {"settings": settings, "seed": args.seed, "num_iterations": max(args.max_steps, steps) // steps}
+        parts = getattr(trainer, "parts", None)
+        self.record = RunRecord(engine="trl", task=task, algo=algo, parts=parts, **(own | options))
+        self._row: dict[str, float] = {}
+        self._first_score: float | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            steps = max(int(args.logging_steps), 1)
+            self.record.num_iterations = max(state.max_steps // steps, 1)
+            self.record.start(state.global_step // steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or logs is None:
+            return
+        if "loss" in logs:
+            self._write(state)
+        found = {NAMES.get(key, key): float(x) for key, x in logs.items() if isinstance(x, int | float)}
+        score = found.get("reward/eval_proxy_mean")
+        if score is not None and state.global_step == 0:
+            self._first_score = score
+        elif state.global_step:
+            self._row |= found
+            if score is not None and self._first_score is not None:
+                self._row["reward/eval_proxy_change"] = score - self._first_score
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._write(state)
+            self.record.flush()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._write(state)
+            self.record.finish()
+
+    def _write(self, state: Any) -> None:
+        """The row of the log before, with the evaluations that followed it."""
+        if "loss/policy" in self._row:
+            self.record.log(int(self._row.get("num_tokens", state.global_step)), self._row)
+        self._row = {}
+
+
+def _settings(args: Any, config: type) -> dict[str, object]:
+    """Settings that differ from their defaults and bear on a number, as plain values."""
+    defaults = {key: x for key, x in field_defaults(config).items() if not key.startswith(UNRECORDED)}
+    plain = {key: getattr(args, key) for key in defaults if isinstance(getattr(args, key, None), str | int | float)}
+    return {key: x for key, x in plain.items() if x != defaults[key]}

@@ -1,0 +1,181 @@
+"""A claim as a yaml file: the sentence it quotes, who states it, its evidence by name, its rule and its null arm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rgpo.errors import ConfigError, close_matches, require
+from rgpo.paths import conf_dir
+from rgpo.report.claims.evidence import CHOICES, Named
+from rgpo.report.claims.frontier import Dominance
+from rgpo.report.claims.rules import Gain, Level, Number, Parity, Rate, Rule
+from rgpo.report.claims.theory import CostRatio, Statements
+from rgpo.report.claims.typed import fill, shown
+from rgpo.report.read.reduce import is_statistic
+from rgpo.report.read.run import Problem
+from rgpo.runtime.reader import Unreadable, printable, read_yaml
+from rgpo.runtime.schema import GLOSSARY
+
+OF_RUNS: dict[str, type[Rule]] = {"parity": Parity, "gain": Gain, "level": Level, "rate": Rate, "dominance": Dominance}
+OF_THEORY: dict[str, type[Statements | CostRatio]] = {"statements": Statements, "cost_ratio": CostRatio}
+RULES = (*OF_RUNS, *OF_THEORY)
+STATED_BY = ("paper", "reader", "ours")
+TREATMENT, BASELINE, NULL = "treatment", "baseline", "null"
+FOLDERS = {"algo": "algo", "ref_gate": "gate"}  # group -> folder of conf/, where they differ
+MAX_SEEDS = 1000
+Arm = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the ledger."""
+
+    id: str
+    claim: str
+    quote: str  # the sentence that it takes literally
+    source: str
+    stated_by: str  # paper, reader (of its full text) or ours; ours decides nothing about the paper
+    paper: str  # the paper's number in words
+    rule: dict[str, object]  # kind and its parameters
+    changes_our_mind: str
+    evidence: dict[str, object] = field(default_factory=dict)
+    arms: dict[str, Arm] = field(default_factory=dict)
+    null_arm: dict[str, object] | None = None  # an arm for which the rule must not hold
+    matched: str = ""  # the variable on which the arms are matched
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A claim that was checked, with its rule and evidence built."""
+
+    claim: Claim
+    path: Path
+    rule: Rule | None = None  # about runs
+    theory: Statements | CostRatio | None = None
+    named: Named | None = None
+    arms: dict[str, Arm] = field(default_factory=dict)  # treatment, baseline, null
+
+    @property
+    def numbers(self) -> list[Number]:
+        return self.rule.numbers() if self.rule else []
+
+    @property
+    def columns(self) -> list[str]:
+        return [*(column for column, _ in self.numbers), *(self.rule.curves() if self.rule else [])]
+
+
+def read_claims(folder: Path, experiments: Collection[str], sources: Collection[str]) -> tuple[list[Loaded], list[Problem]]:
+    """The claims of a folder in the order of their file names, and a problem for each that is damaged.
+
+    experiments: those that have results; sources: files of results/external.
+
+    Raises: ConfigError if the folder has no claims.
+    """
+    try:
+        files = [path for path in folder.iterdir() if path.suffix == ".yaml" and not path.name.startswith(".")]
+    except OSError as error:
+        raise ConfigError(f"claims={folder}: it cannot be read ({error.strerror}); give a folder of yaml files") from None
+    if not files:
+        raise ConfigError(f"claims={folder}: it has no yaml files; write one per claim")
+    found: list[Loaded] = []
+    problems = []
+    for path in sorted(files, key=_natural):
+        try:
+            found.append(read_claim(path, experiments, sources))
+        except (ConfigError, Unreadable) as error:
+            problems.append(Problem(f"claims/{path.name}", f"{printable(str(error), 600)}; the claim is left out"))
+    return found, problems
+
+
+def read_claim(path: Path, experiments: Collection[str], sources: Collection[str]) -> Loaded:
+    """One claim.
+
+    Raises: ConfigError, with file, key, value and remedy, if it cannot be used; Unreadable if it is no yaml.
+    """
+    where = f"{path.name}: "
+    claim = fill(Claim, read_yaml(path), where)
+    _one_of(claim.stated_by, STATED_BY, f"{where}stated_by")
+    node = dict(claim.rule)
+    kind = node.pop("kind", None)
+    _one_of(kind, RULES, f"{where}rule.kind")
+    if kind in OF_THEORY:
+        return Loaded(claim, path, theory=fill(OF_THEORY[str(kind)], node, f"{where}rule."))
+    rule = fill(OF_RUNS[str(kind)], node, f"{where}rule.")
+    named = fill(Named, claim.evidence, f"{where}evidence.")
+    loaded = Loaded(claim, path, rule, None, named, _arms(claim, rule, where, sources))
+    _check_evidence(named, f"{where}evidence.", experiments)
+    for column in loaded.columns:
+        _one_of(column, GLOSSARY, f"{where}rule.{'metric' if loaded.numbers else 'x'}", "metric")
+    for _, statistic in loaded.numbers:
+        require(is_statistic(statistic), f"{where}rule.statistic", statistic, "give final, mean, median, first or last")
+    if isinstance(rule, Gain):
+        lacking = sorted(set(named.tasks) ^ set(rule.paper))
+        require(
+            not lacking,
+            f"{where}rule.paper",
+            ", ".join(rule.paper),
+            f"give the tasks of evidence.tasks ({', '.join(named.tasks)})",
+        )
+    return loaded
+
+
+def _check_evidence(named: Named, where: str, experiments: Collection[str]) -> None:
+    declared = {path.stem for path in (conf_dir() / "experiment").glob("*.yaml")}
+    _one_of(named.experiment, sorted(declared | set(experiments)), f"{where}experiment", "experiment")
+    require(3 <= named.seeds <= MAX_SEEDS, f"{where}seeds", named.seeds, f"give 3 to {MAX_SEEDS} seeds per arm and task")
+    require(bool(named.tasks), f"{where}tasks", "[]", "name at least one task")
+    budget = (named.steps is None) != (named.iterations is None)
+    require(budget, f"{where}steps", shown(named.steps), "give steps or iterations, and not both")
+    length = named.steps if named.steps is not None else named.iterations
+    require(length is not None and length > 0, f"{where}steps", shown(length), "give a length above 0")
+
+
+def _arms(claim: Claim, rule: Rule, where: str, sources: Collection[str]) -> dict[str, Arm]:
+    """The arms, by their roles."""
+    known = (TREATMENT, BASELINE) if rule.needs_baseline else (TREATMENT,)
+    for name in known:
+        require(
+            name in claim.arms, f"{where}arms.{name}", "null", "it is missing; give the settings of its runs, such as {algo: ppo}"
+        )
+    for name in claim.arms:
+        _one_of(name, known, f"{where}arms", "arm of this rule")
+    require(
+        claim.null_arm is not None, f"{where}null_arm", "null",
+        "the null arm is missing; give an arm for which the rule must not hold, such as {gate: identity, penalty: adaptive}",
+    )  # fmt: skip
+    arms = dict(claim.arms) | {NULL: dict(claim.null_arm or {})}
+    for name, arm in arms.items():
+        _check_arm(arm, f"{where}{'null_arm' if name == NULL else f'arms.{name}'}", sources)
+    same = arms[NULL] == arms[TREATMENT]
+    require(not same, f"{where}null_arm", arms[NULL], "it is the treatment itself; give an arm without what the claim is about")
+    return arms
+
+
+def _check_arm(arm: Arm, where: str, sources: Collection[str]) -> None:
+    require(bool(arm), where, "{}", "give at least one setting, such as {algo: ppo}")
+    if "external" in arm:
+        file, _, _ = str(arm["external"]).partition("/")
+        require(len(arm) == 1, where, arm, "a published number has no other settings; leave them out")
+        _one_of(file, sources, f"{where}.external", "file of results/external")
+        return
+    for key, value in arm.items():
+        if key in CHOICES:
+            options = {path.stem for path in (conf_dir() / FOLDERS.get(key, key)).glob("*.yaml")} | {"none"}
+            _one_of(value, sorted(options), f"{where}.{key}", f"option of {key}")
+        else:
+            require("." in key or key.isidentifier(), where, key, "give a config key, such as update.lr")
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key that puts C9 before C10."""
+    return [(int(number or 0), text) for text, number in re.findall(r"(\D+)(\d*)", path.stem)]
+
+
+def _one_of(value: object, known: Collection[str], where: str, kind: str = "") -> None:
+    """Raises: ConfigError unless value is one of the known names."""
+    if value not in known:
+        near = close_matches(str(value), known) or (f" There are {', '.join(known)}." if 0 < len(known) <= 40 else "")
+        raise ConfigError(f"{where}={shown(value)}: there is no such {kind or 'value'}.{near}")

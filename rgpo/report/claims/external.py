@@ -1,0 +1,69 @@
+"""Published numbers as data: results/external/*.yaml, each with value, spread, seeds, source, protocol and license."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rgpo.errors import ConfigError
+from rgpo.report.claims.typed import fill
+from rgpo.report.read.run import Problem
+from rgpo.runtime.reader import Unreadable, printable, read_yaml
+
+FOLDER = "external"  # of results_dir
+
+
+@dataclass(frozen=True)
+class Number:
+    """One published number of one task: mean, standard deviation over n runs (null: not published)."""
+
+    value: float
+    n: int
+    sd: float | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of results/external: arm -> task -> number, and where they come from."""
+
+    source: str
+    url: str
+    protocol: str
+    license: str
+    metric: str
+    arms: dict[str, dict[str, object]]
+    differs: str = ""  # from our protocol; "" if it is ours
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A published number with its source."""
+
+    value: float
+    sd: float
+    n: int
+    source: str = ""
+    differs: str = field(default="")
+
+
+def read_external(results_dir: Path) -> tuple[dict[str, dict[str, dict[str, Anchor]]], list[Problem]]:
+    """file -> arm -> task -> number; a damaged file becomes a problem and costs itself alone."""
+    found: dict[str, dict[str, dict[str, Anchor]]] = {}
+    problems = []
+    for path in sorted((results_dir / FOLDER).glob("*.yaml")):
+        name = f"{FOLDER}/{path.name}"
+        try:
+            node = fill(Source, read_yaml(path), f"{name}: ")
+            found[path.stem] = {arm: {task: _anchor(n, node, f"{name}: arms.{arm}.{task}.") for task, n in by_task.items()}
+                                for arm, by_task in node.arms.items()}  # fmt: skip
+        except (ConfigError, Unreadable) as error:
+            problems.append(Problem(name, f"{printable(str(error))}; the file is left out"))
+    return found, problems
+
+
+def _anchor(node: object, source: Source, where: str) -> Anchor:
+    number = fill(Number, node, where)
+    if number.n < 1 or (number.sd is not None and number.sd < 0):
+        raise ConfigError(f"{where}n={number.n}: give at least one run, and a spread of 0 or more")
+    return Anchor(number.value, float("nan") if number.sd is None else number.sd, number.n, source.source, source.differs)

@@ -1,0 +1,134 @@
+"""The rules that judge no training runs: statements decided by the theory's experiments, and CPU time in interleaved rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, get_type_hints
+
+import numpy as np
+
+from rgpo.errors import require
+from rgpo.report.claims.rules import FAILS, HOLDS, OPEN, Finding
+from rgpo.report.read.rows import read_records
+from rgpo.report.read.run import Problem
+from rgpo.report.stats.bootstrap import MIN_RUNS, Floats, Interval
+from rgpo.report.stats.independent import deciding_size, student, summarize
+from rgpo.report.tables.table import between, plain
+from rgpo.runtime.reader import Missing, Unreadable
+
+FOLDER = "theory"  # of results_dir
+REPRODUCED, REFUTED = "reproduced", "not reproduced"  # words of verdicts.parquet
+
+
+class Decided(NamedTuple):
+    """One row of results/theory/verdicts.parquet: a statement of a claim, decided by an experiment of the theory."""
+
+    claim: str
+    setting: str
+    measured: float
+    verdict: str
+
+
+class Round(NamedTuple):
+    """One row of results/theory/cost_time.parquet: CPU seconds of an update in one of several interleaved rounds."""
+
+    task: str
+    algo: str
+    round: int
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class Theory:
+    """Both tables; None if the experiments were not made."""
+
+    decided: Sequence[Decided] | None = None
+    rounds: Sequence[Round] | None = None
+
+
+@dataclass(frozen=True)
+class Statements:
+    """The claim's statements in verdicts.parquet, by its id."""
+
+    claim: str  # "C1", or "C1 (ours)"
+
+    def sentence(self) -> str:
+        return "every statement that it makes holds, each by the rule beside it in docs/theory.md; contradicted if one does not"
+
+    def judge(self, theory: Theory, confidence: float) -> list[Finding]:
+        rows = [row for row in theory.decided or () if row.claim == self.claim]
+        if not rows:
+            return []
+        failing = [row for row in rows if row.verdict == REFUTED]
+        held = sum(row.verdict == REPRODUCED for row in rows)
+        text = f"{held} of {len(rows)} statements hold" + "".join(f"; not: {r.setting} {plain(r.measured)}" for r in failing)
+        return [Finding(FAILS if failing else HOLDS if held == len(rows) else OPEN, text)]
+
+
+@dataclass(frozen=True)
+class CostRatio:
+    """The ratio of CPU times of an update, round by round, so that the machine's load affects both alike."""
+
+    algo: str
+    baseline: str
+    tasks: list[str]
+    at_most: float
+
+    def __post_init__(self) -> None:
+        require(self.at_most > 0, "at_most", self.at_most, "give a ratio above 0")
+        require(bool(self.tasks), "tasks", self.tasks, "name at least one")
+
+    def sentence(self) -> str:
+        return f"the ratio of CPU times of interleaved rounds is at most {self.at_most:g} in every task, by its interval; " + (
+            "contradicted if it is above"
+        )
+
+    def judge(self, theory: Theory, confidence: float) -> list[Finding]:
+        return [self._task(task, theory.rounds or (), confidence) for task in self.tasks]
+
+    def _task(self, task: str, rounds: Sequence[Round], confidence: float) -> Finding:
+        ratios = ratios_of([row for row in rounds if row.task == task], self.algo, self.baseline)
+        if len(ratios) < MIN_RUNS:
+            return Finding(OPEN, f"{task}: {len(ratios)} rounds", MIN_RUNS)
+        logs = student(summarize(np.log(ratios)), confidence)  # the geometric mean: symmetric in the two arms
+        found = Interval(*(float(np.exp(x)) for x in logs))
+        text = f"{task} {plain(found.value)} {between(found.low, found.high)} ({len(ratios)} rounds)"
+        if found.high <= self.at_most:
+            return Finding(HOLDS, text)
+        if found.low > self.at_most:
+            return Finding(FAILS, text)
+        distance = abs(logs.value - float(np.log(self.at_most)))
+        return Finding(OPEN, text, deciding_size(logs, len(ratios), distance, confidence, 1))
+
+
+def ratios_of(rounds: Sequence[Round], algo: str, baseline: str) -> Floats:
+    """CPU time of one algorithm over another's, of each round that has both."""
+    times: dict[int, dict[str, float]] = {}
+    for row in rounds:
+        times.setdefault(row.round, {})[row.algo] = row.cpu_s
+    both: list[Mapping[str, float]] = [found for found in times.values() if found.get(algo, 0) > 0 and found.get(baseline, 0) > 0]
+    return np.array([found[algo] / found[baseline] for found in both])
+
+
+def read_theory(results_dir: Path) -> tuple[Theory, list[Problem]]:
+    """The tables of the theory's experiments that there are, and a problem for each that is damaged."""
+    problems: list[Problem] = []
+    decided = _read(results_dir, "verdicts.parquet", Decided, problems)
+    rounds = _read(results_dir, "cost_time.parquet", Round, problems)
+    return Theory(
+        None if decided is None else [Decided(**row) for row in decided],  # type: ignore[arg-type]  # types were required
+        None if rounds is None else [Round(**row) for row in rounds],  # type: ignore[arg-type]
+    ), problems
+
+
+def _read(results_dir: Path, name: str, kind: type, problems: list[Problem]) -> list[dict[str, object]] | None:
+    try:
+        return read_records(results_dir / FOLDER / name, get_type_hints(kind))
+    except Missing:
+        return None
+    except Unreadable as error:
+        why = f"{error}; what it decides is left out; make it again with `python -m experiments.theory`"
+        problems.append(Problem(FOLDER, why))
+        return None

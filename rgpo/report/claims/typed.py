@@ -1,0 +1,68 @@
+"""Typed loading of yaml: a mapping becomes a dataclass, and what does not fit is refused in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from types import UnionType
+from typing import TypeVar, get_args, get_origin, get_type_hints
+
+from rgpo.errors import ConfigError, close_matches, printable
+
+_Made = TypeVar("_Made")
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
+
+
+def fill(kind: type[_Made], node: object, where: str) -> _Made:
+    """The dataclass with the values of a mapping; `where` (file, and key inside it) begins every error.
+
+    Raises: ConfigError if the node is no mapping, a key is unknown or missing, or a value has another type or cannot be used.
+    """
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{where}={shown(node)}: give a mapping with the keys {', '.join(_hints(kind))}")
+    hints, known = _hints(kind), fields(kind)  # type: ignore[arg-type]  # kind is a dataclass
+    for key in node:
+        if key not in hints:
+            near = close_matches(str(key), hints) or f" The keys are {', '.join(hints)}."
+            raise ConfigError(f"{where}{key}={shown(node[key])}: there is no such key.{near}")
+    values: dict[str, object] = {}
+    for field in known:
+        if field.name in node:
+            values[field.name] = _value(node[field.name], hints[field.name], f"{where}{field.name}")
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise ConfigError(f"{where}{field.name}=null: it is missing; add it")
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
+
+
+def shown(value: object) -> str:
+    """A value of a yaml file as text of an error."""
+    return "null" if value is None else printable(str(value), 80)
+
+
+def _hints(kind: type) -> dict[str, object]:
+    return get_type_hints(kind)
+
+
+def _value(value: object, hint: object, where: str) -> object:
+    """The value, converted where a whole number stands for a number."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        if value is None and type(None) in arguments:
+            return None
+        return _value(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is list and isinstance(value, list):
+        return [_value(entry, arguments[0], where) for entry in value]
+    if origin is dict and isinstance(value, dict):
+        return {_value(key, arguments[0], where): _value(entry, arguments[1], f"{where}.{key}") for key, entry in value.items()}
+    if hint is object:
+        return value
+    if hint is float and type(value) in (int, float):
+        return float(value)  # type: ignore[arg-type]  # its type was checked
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    kind = origin or hint
+    expected = _NAMES.get(kind, "another value") if isinstance(kind, type) else "another value"
+    raise ConfigError(f"{where}={shown(value)}: give {expected}")

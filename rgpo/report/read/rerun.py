@@ -1,0 +1,173 @@
+"""A run repeated, at its commit or with the present code, and its rows compared with the stored ones, bit by bit."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rgpo.errors import MAX_LINE, ConfigError, first_line, printable, require
+from rgpo.report.read import rows
+from rgpo.report.read.committed import extract
+from rgpo.report.read.load import RUN_FOLDER
+from rgpo.report.read.run import Problem
+from rgpo.report.stats.bootstrap import Floats
+from rgpo.runtime import reader
+from rgpo.runtime.provenance import Provenance, versions
+from rgpo.runtime.reader import Unreadable
+from rgpo.runtime.schema import CLOCK_PREFIXES, COUNTERS, PROVENANCE, RENAMED_COLUMNS
+
+COMMIT, HEAD = "commit", "head"
+DROPPED = ("results_dir", "force", "plan", "exports", "hydra/launcher", "tags")  # words about the place and form of results
+ROUNDING = 1e-5  # relative difference of float32 numbers
+MAX_SHOWN = 4  # columns named
+
+
+class Difference(NamedTuple):
+    """Of two runs' rows: the largest relative difference, and where they first differ by more than rounding (0: nowhere)."""
+
+    largest: float
+    iteration: int
+    columns: tuple[str, ...]  # that differ from there on
+    lacking: tuple[str, ...]  # that only one of them has
+
+
+def verify_run(folder: Path, at: str) -> tuple[str, list[Problem]]:
+    """Repeat a run and state whether all columns but those that read a clock are equal.
+
+    Raises: ConfigError if the folder holds no run that can be repeated, or the repetition fails.
+    """
+    require(at in (COMMIT, HEAD), "at", at, "give commit (of the run, in a temporary checkout) or head (the present code)")
+    try:
+        facts = reader.read_json(folder / "provenance.json", Provenance)
+        stored = _read(folder)
+    except Unreadable as error:
+        raise ConfigError(f"verify={folder}: {error}; give the folder of a finished run") from None
+    words = _words(folder, facts)
+    commit = facts.get("commit")
+    if at == COMMIT and (commit is None or facts.get("dirty")):
+        why = "has uncommitted changes" if commit else "has no commit"
+        raise ConfigError(f"verify={folder}: its code {why}; give at=head to repeat it with the present code")
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        if at == COMMIT:
+            try:
+                extract(Path(__file__).parents[3], str(commit), ["rgpo", "conf", "pyproject.toml"], work / "code")
+            except (OSError, ValueError) as error:
+                why = f"its commit {str(commit)[:10]} cannot be extracted ({error})"
+                raise ConfigError(f"verify={folder}: {why}; give at=head to repeat it with the present code") from None
+        repeated = _repeat(words, work, at == COMMIT, folder)
+        found = difference(stored, repeated)
+    where = f"{folder.parent.name}/{folder.name}"
+    code = f"at its commit {str(commit)[:10]}" if at == COMMIT else "with the present code"
+    notes = [Problem(where, text) for text in _notes(facts, found)]
+    if found.iteration:
+        more = len(found.columns) - MAX_SHOWN
+        columns = ", ".join(found.columns[:MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        summary = f"{where}: different from iteration {found.iteration} on ({columns}), repeated {code}"
+        return summary, [Problem(where, "the repetition has other numbers"), *notes]
+    equal = "equal" if found.largest == 0 else f"equal to rounding (largest relative difference {found.largest:.2g})"
+    return f"{where}: {equal}, {len(stored['iteration'])} iterations, repeated {code}", notes
+
+
+def difference(first: Mapping[str, Floats], second: Mapping[str, Floats]) -> Difference:
+    """Compare the columns (I,) or (I, K) of two runs; one that is shorter differs from its end on."""
+    common = sorted(first.keys() & second.keys())
+    lacking = tuple(sorted(first.keys() ^ second.keys()))
+    length = min(len(first["iteration"]), len(second["iteration"]))
+    largest, earliest = 0.0, {}
+    for name in common:
+        a, b = first[name][:length], second[name][:length]
+        if a.shape != b.shape:
+            earliest[name] = 0
+            continue
+        gap = relative_gap(a, b)
+        gap = gap.max(axis=1, initial=0.0) if gap.ndim == 2 else gap
+        far = np.flatnonzero(gap > ROUNDING)
+        if far.size:
+            earliest[name] = int(far[0])
+        largest = max(largest, float(gap.max(initial=0.0)))
+    if len(first["iteration"]) != len(second["iteration"]) and not earliest:
+        return Difference(largest, length + 1, ("iteration",), lacking)
+    if not earliest:
+        return Difference(largest, 0, (), lacking)
+    row = min(earliest.values())
+    return Difference(largest, int(first["iteration"][row]), tuple(n for n, at in earliest.items() if at == row), lacking)
+
+
+def relative_gap(a: Floats, b: Floats) -> Floats:
+    """|a - b| / max(|a|, |b|), 0 where both are equal, infinite or nan alike, infinite where only one is."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        gap = np.abs(a - b) / np.maximum(np.abs(a), np.abs(b))
+    return np.where(same, 0.0, np.where(np.isfinite(gap), gap, np.inf))
+
+
+def _words(folder: Path, facts: Provenance) -> list[str]:
+    """The words of the command that made the run, without those that do not change its numbers."""
+    try:
+        typed = shlex.split(facts.get("command") or "")
+    except ValueError:
+        typed = []
+    if typed[:1] != ["rgpo-run"]:
+        raise ConfigError(f"verify={folder}: provenance.json has no rgpo-run command; give a run that has one")
+    return [word for word in typed[1:] if word.partition("=")[0].lstrip("+") not in DROPPED]
+
+
+def _repeat(words: list[str], work: Path, of_commit: bool, folder: Path) -> dict[str, Floats]:
+    """Run the command in a process of its own, and read its rows."""
+    results = work / "results"
+    path = [str(work / "code")] if of_commit else [str(Path(__file__).parents[3])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    module, _, function = _entry_point(work / "code").partition(":") if of_commit else ("rgpo.cli.run", ":", "main")
+    start = f"import sys; from {module} import {function}; sys.exit({function}())"
+    command = [sys.executable, "-c", start, *words, f"results_dir={results}"]
+    place = work if of_commit else None  # the current directory comes first on the path, and may have a package of this name
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)  # noqa: S603  # no shell
+    found = [path for path in results.glob("*/*") if RUN_FOLDER.fullmatch(path.name)]
+    if done.returncode or len(found) != 1:
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        why = printable(lines[-1], MAX_LINE) if lines else f"exit code {done.returncode}"
+        raise ConfigError(f"verify={folder}: the repetition failed ({why}); repeat its command by hand: {shlex.join(words)}")
+    try:
+        return _read(found[0])
+    except Unreadable as error:
+        raise ConfigError(f"verify={folder}: the repetition left no rows ({first_line(error)}); repeat it by hand") from None
+
+
+def _entry_point(code: Path) -> str:
+    """module:function of rgpo-run in a checkout; earlier versions had it elsewhere."""
+    try:
+        found = str(tomllib.loads(reader.read_text(code / "pyproject.toml"))["project"]["scripts"]["rgpo-run"])
+    except (Unreadable, tomllib.TOMLDecodeError, KeyError, TypeError):
+        found = ""
+    return found if re.fullmatch(r"rgpo[\w.]*:\w+", found) else "rgpo.cli.run:main"
+
+
+def _read(folder: Path) -> dict[str, Floats]:
+    """Every column of a run that two identical runs share, by present names."""
+    path = folder / "metrics.parquet"
+    with reader.parquet(path) as file:
+        names = {RENAMED_COLUMNS.get(name, name) for name in file.schema_arrow.names}
+    left_out = {*PROVENANCE, *COUNTERS} - {"iteration", "env_steps"}
+    wanted = {name for name in names - left_out if not name.startswith(CLOCK_PREFIXES)}
+    return {name: column for name, column in rows.read(folder, wanted).columns.items() if name != "attempt"}
+
+
+def _notes(facts: Provenance, found: Difference) -> list[str]:
+    """One clause for each thing but numbers that differs between the two runs."""
+    now, then = versions(), facts.get("versions", {})
+    changed = [
+        f"{name} {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name] and name != "rgpo"
+    ]
+    notes = [f"other versions: {', '.join(changed)}"] if changed else []
+    return notes + ([f"measured in only one of the two: {', '.join(found.lacking)}"] if found.lacking else [])

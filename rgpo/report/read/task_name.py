@@ -1,0 +1,68 @@
+"""A task's name in the report: the option of conf/task, and whatever makes its environment or data another than the option's own.
+
+Runs are compared only within a task. So its environment (env_id, version, env_kwargs), its scale, and its model and data are part
+of its name wherever they differ from what conf/ declares: "hopper", "hopper (v5)", "gym (CartPole-v1)", "qwen_rlhf (embedded)".
+The name depends on the run alone, never on what other runs there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from rgpo.paths import conf_dir
+from rgpo.runtime.schema import flat_config
+
+ENVIRONMENT = ("task.env_id", "task.version")
+KWARGS = "task.env_kwargs."
+DATA = ("task.source.model", "task.source.data")
+MAX_PART = 40  # characters of a value
+
+
+def task_name(config: Mapping[str, object], scale: str) -> str:
+    """The name of the task of a flat configuration with present names."""
+    option = str(config.get("choices.task"))
+    declared = _declared("task", option)
+    parts = [_environment(config, declared)]
+    if scale != "none":
+        of_scale = _declared("scale", scale)
+        parts = [scale, *(_short(config[key]) for key in DATA if config.get(key, of_scale.get(key)) != of_scale.get(key))]
+    keys = sorted(key for key in {*declared, *config} if key.startswith(KWARGS))
+    changed = [key for key in keys if declared.get(key) != config.get(key)]
+    parts += [f"{key.removeprefix(KWARGS)}={_short(config.get(key, 'none'))}" for key in changed]
+    named = [part for part in parts if part]
+    return f"{option} ({', '.join(named)})" if named else option
+
+
+def _environment(config: Mapping[str, object], declared: Mapping[str, object]) -> str:
+    """id-version where the id is not the option's own, the version alone where only that differs, "" where neither does."""
+    env_id, version = (config.get(key) for key in ENVIRONMENT)
+    if not isinstance(env_id, str):
+        return ""
+    if env_id != declared.get("task.env_id"):
+        return _short(f"{env_id}-{version}" if version else env_id)
+    return "" if version == declared.get("task.version") else _short(version or "no version")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= MAX_PART else f"...{text[-MAX_PART:]}"
+
+
+@cache
+def _declared(group: str, option: str) -> dict[str, object]:
+    """Dotted key -> value of an option of conf/ with the files that it includes; {} for one of the user's own."""
+    path = conf_dir() / group / f"{option}.yaml"
+    if Path(option).name != option or not path.is_file():
+        return {}
+    node = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(node, dict):
+        return {}
+    found: dict[str, object] = {}
+    for entry in node.pop("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            found |= _declared(group, entry)
+    return found | flat_config(node)

@@ -1,0 +1,81 @@
+"""A digest of the code that determines a run's numbers.
+
+It covers core, gates, learning and the task's package (without comments and docstrings) and the values of the options chosen
+in conf/. Two runs of equal configuration, seed, digest and library versions have equal numbers on one kind of machine.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from rgpo.paths import conf_dir
+
+ALWAYS = ("core", "gates.py", "learning")
+GROUPS = ("algo", "task", "scale", "gate", "ref_gate", "gate_combination", "advantage", "penalty", "update", "sampler", "law")
+FOLDERS = {"ref_gate": "gate"}  # group -> folder of conf/, where they differ
+LENGTH = 12  # hexadecimal digits
+_EMPTY = re.compile(r"(?:, )?\b\w+=(?:\[\]|None)")  # fields that one version of Python shows and another does not
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def code_digest(choices: Mapping[str, object], target: str) -> str:
+    """The digest for a task's class (its dotted path) and the options that were chosen in the groups of conf/."""
+    names = tuple(sorted((group, str(choices[group])) for group in GROUPS if choices.get(group)))
+    return _digest(names, room_of(target))
+
+
+def room_of(target: str) -> str:
+    """The package that a task's class is in, control or language; "" for a class from outside rgpo."""
+    parts = target.split(".")
+    return parts[1] if parts[0] == "rgpo" and len(parts) > 2 else ""
+
+
+@cache
+def _digest(choices: tuple[tuple[str, str], ...], room: str) -> str:
+    total = hashlib.sha256()
+    for part in (*ALWAYS, *([room] if room else [])):
+        total.update(_of_package(part).encode())
+    for group, name in choices:
+        total.update(_of_option(group, name).encode())
+    return total.hexdigest()[:LENGTH]
+
+
+@cache
+def _of_package(name: str) -> str:
+    root = Path(__file__).parents[1]
+    path = root / name
+    total = hashlib.sha256()
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.exists() else []:
+        total.update(f"{file.relative_to(root).as_posix()}\n{without_comments(file.read_text(encoding='utf-8'))}\n".encode())
+    return total.hexdigest()
+
+
+@cache
+def _of_option(group: str, name: str) -> str:
+    """The values of an option; "" for one of the user's own, whose values are in the run's configuration."""
+    file = conf_dir() / FOLDERS.get(group, group) / f"{name}.yaml"
+    if not file.is_file():
+        return ""
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return f"{group}={name} {json.dumps(values, sort_keys=True, default=str)}\n"
+
+
+def without_comments(source: str) -> str:
+    """A text that is equal for two sources which differ only in comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and node.body and _is_text(node.body[0]):
+            node.body = node.body[1:]
+    return _EMPTY.sub("", ast.dump(tree))
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -1,0 +1,53 @@
+"""Code of the user's that a process has imported: modules from folders on Python's path that are no part of an installation."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import sysconfig
+from contextlib import suppress
+from pathlib import Path
+
+from rgpo.runtime.code_digest import LENGTH, without_comments
+
+INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
+PACKAGE = Path(__file__).resolve().parents[1]
+MAX_FILES = 200
+
+
+def own_folders() -> list[Path]:
+    """The folders of Python's path that are not part of an installation, in its order."""
+    entries = dict.fromkeys(Path(entry).resolve() for entry in sys.path)
+    installed = {folder.resolve() for folder in INSTALLED}
+    return [
+        entry
+        for entry in entries
+        if not installed & {entry, *entry.parents} and not {"site-packages", "dist-packages"} & set(entry.parts)
+    ]
+
+
+def digests() -> dict[str, str]:
+    """Digests of the source files, without comments and docstrings, by their paths below those folders; rgpo is left out."""
+    folders = [folder for folder in own_folders() if folder.is_dir()]
+    places = {str(getattr(module, "__file__", None) or "") for name, module in list(sys.modules.items()) if _is_own(name)}
+    found: dict[str, str] = {}
+    for file in sorted(Path(place).resolve() for place in places if place.endswith(".py") and Path(place).is_absolute()):
+        folder = next((folder for folder in folders if folder in file.parents), None)
+        foreign = PACKAGE in file.parents or {"site-packages", "dist-packages"} & set(file.parts)
+        if folder is not None and len(found) < MAX_FILES and not foreign:
+            found[file.relative_to(folder).as_posix()] = _digest(file)
+    return found
+
+
+def _is_own(name: str) -> bool:
+    return name != "__main__" and name.partition(".")[0] not in sys.stdlib_module_names
+
+
+def _digest(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return "unreadable"
+    with suppress(SyntaxError, ValueError, RecursionError):  # of a file that is being edited
+        text = without_comments(text)
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]

@@ -1,0 +1,257 @@
+"""Verdicts follow from the runs that a claim names; no other run, however it got there, changes one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import report_fixtures as fixtures
+import yaml
+from claim_fixtures import CLAIM, FLAT, GAIN, RETURN, claim, registered, verdict, write
+
+from rgpo.report.claims.claim import read_claim
+from rgpo.report.claims.frontier import read_off
+from rgpo.report.claims.theory import Decided, Round, Theory
+from rgpo.report.claims.verdict import CONTRADICTED, REPRODUCED, UNDECIDED, UNTESTED, judge
+
+# selection
+
+
+def test_the_registered_runs_decide(here: Path) -> None:
+    registered(here)
+    found = verdict(here)
+    assert found.outcome == REPRODUCED and found.ours.startswith("hopper -0.99 % [-1.9, -0.092]")
+    assert found.setting == "first_evidence, 20 iterations, 3 seeds" and found.version == "0123456789: changed since"
+
+
+def toy_sweep(here: Path) -> None:
+    """More seeds, but short: 4 seeds of a few iterations once replaced 3 of 300,000 steps."""
+    for algo in FLAT:
+        for seed in (1, 2, 3, 4):
+            fixtures.write_run(here / "results", "hopper", algo, seed, 5, metrics=fixtures.metrics_of("hopper", "ppo", seed, 5))
+
+
+def toy_experiment(here: Path) -> None:
+    for algo in FLAT:
+        for seed in (1, 2, 3, 4):
+            write(here, algo, seed, final=50.0, name="toy")
+
+
+def extra_seed(here: Path) -> None:
+    write(here, "ppo", 4, final=9000.0, memory_gb=7)
+
+
+def other_memory(here: Path) -> None:
+    """A registered seed once more with another memory_gb, which is no other configuration."""
+    write(here, "ppo", 3, memory_gb=7)
+
+
+def other_setting(here: Path) -> None:
+    write(here, "rgpo", 1, final=9000.0, update={"lr": 1e-2})
+
+
+def changed_core(here: Path) -> None:
+    for algo in FLAT:
+        run = write(here, algo, 1, final=9000.0, eval_every=7)
+        facts = json.loads((run / "provenance.json").read_text())
+        (run / "provenance.json").write_text(json.dumps(facts | {"commit": "f" * 40, "code": "fedcba987654"}))
+
+
+def run_of_another_experiment(here: Path) -> None:
+    moved = write(here, "rgpo", 2, final=9000.0, name="toy")
+    moved.rename(here / "results/first_evidence" / moved.name)
+
+
+def copied_experiment(here: Path) -> None:
+    shutil.copytree(here / "results/first_evidence", here / "results/a_copy")
+
+
+def renamed_run(here: Path) -> None:
+    """A folder with the name of another task and seed; the configuration inside counts."""
+    (run,) = (here / "results/first_evidence").glob("hopper-ppo-s1-*")
+    run.rename(run.with_name("ant-rgpo-s9-00000000"))
+
+
+def doubled_seed(here: Path) -> None:
+    (run,) = (here / "results/first_evidence").glob("hopper-ppo-s1-*")
+    shutil.copytree(run, run.with_name("hopper-ppo-s1-ffffffff"))
+
+
+DISTURBANCES = (toy_sweep, toy_experiment, extra_seed, other_memory, other_setting, changed_core, run_of_another_experiment)
+DISTURBANCES += (copied_experiment, renamed_run, doubled_seed)
+
+
+@pytest.mark.parametrize("disturb", DISTURBANCES)
+def test_no_other_run_moves_a_verdict(disturb: Callable[[Path], None], here: Path) -> None:
+    registered(here)
+    path = claim(here, evidence={"code": ["0123456789"]})
+    before = verdict(here, path)
+    disturb(here)
+    after = verdict(here, path)
+    assert before.outcome == REPRODUCED and after.outcome == before.outcome and after.version == before.version
+    assert after.setting == before.setting and after.ours.split("; ")[:1] == before.ours.split("; ")[:1]
+
+
+def test_what_is_lost_is_named_and_decides_nothing(here: Path) -> None:
+    registered(here), registered(here, "halfcheetah")
+    path = claim(here, evidence={"tasks": ["hopper", "halfcheetah"]})
+    assert verdict(here, path).outcome == REPRODUCED
+    (run,) = (here / "results/first_evidence").glob("halfcheetah-rgpo-s2-*")
+    aside = run.rename(here / run.name)
+    found = verdict(here, path)
+    assert found.outcome == UNDECIDED and "treatment without seed 2 of 3 in halfcheetah" in found.ours
+    for other in (here / "results/first_evidence").glob("halfcheetah-*"):
+        shutil.rmtree(other)
+    found = verdict(here, path)
+    assert found.outcome == UNDECIDED and "treatment not run in halfcheetah" in found.ours and "hopper -0.99 %" in found.ours
+    aside.rename(run)
+    (here / "results/first_evidence").rename(here / "results/elsewhere")
+    assert verdict(here, path)[:2] == (UNTESTED, "no finished run of experiment first_evidence")
+
+
+def test_two_variants_or_two_versions_decide_nothing_until_one_is_named(here: Path) -> None:
+    registered(here)
+    for seed in (1, 2, 3):
+        write(here, "rgpo", seed, final=5000.0, gate={"sharpness": 4.0})
+    found = verdict(here)
+    assert found.outcome == UNTESTED and "treatment run in several variants (sharpness=10 and sharpness=4)" in found.ours
+    named = claim(here, arms={"treatment": {"algo": "rgpo", "gate.sharpness": 10.0}, "baseline": {"algo": "ppo"}})
+    assert verdict(here, named).outcome == REPRODUCED
+    for run in (here / "results/first_evidence").glob("hopper-ppo-*"):
+        facts = json.loads((run / "provenance.json").read_text())
+        (run / "provenance.json").write_text(json.dumps(facts | {"code": "fedcba987654"}))
+    found = verdict(here, named)
+    assert found.outcome == UNDECIDED and "several code versions (0123456789, fedcba987654)" in found.ours
+    both = claim(here, arms=yaml.safe_load(named.read_text())["arms"], evidence={"code": ["0123456789", "fedcba987654"]})
+    assert verdict(here, both).outcome == REPRODUCED
+
+
+def test_evidence_is_current_while_the_code_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registered(here)
+    monkeypatch.setattr("rgpo.report.claims.verdict.code_digest", lambda choices, target: "0123456789")
+    assert verdict(here).version == "0123456789: unchanged"
+
+
+# rules
+
+
+def levels(here: Path, task: str = "hopper", seeds: int = 3, **by_algo: Mapping[str, Any]) -> None:
+    """Runs of each algorithm whose columns are constant, apart from a little noise over seeds."""
+    for algo, columns in by_algo.items():
+        for seed in range(1, seeds + 1):
+            noise = 1 + 0.01 * np.random.default_rng([seed, len(algo)]).normal()
+            metrics = {name: np.full(20, value) * noise for name, value in columns.items()}
+            write(here, algo, seed, final=1000.0, task=task, metrics=metrics)
+
+
+KL_LEVEL = {"kind": "level", "metric": "kl/old_exact", "statistic": "mean", "low": 0.01, "high": 0.03}
+SPIKES = {"kind": "rate", "metric": "kl/old_exact", "above": 0.04, "at_most": 5, "baseline_at_least": 44}
+SPREAD = {"kind": "level", **RETURN, "over_seeds": "cv", "high": 27.0}
+
+
+def returns(**by_algo: float) -> dict[str, dict[str, float]]:
+    return {algo: {"return/train_mean": value} for algo, value in by_algo.items()}
+
+
+def kls(**by_algo: Any) -> dict[str, dict[str, Any]]:
+    return {algo: {"kl/old_exact": value} for algo, value in by_algo.items()}
+
+
+SPIKING = np.where(np.arange(20) % 5 < 3, 0.06, 0.01)
+CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    ("a gain of the paper's size", GAIN, returns(rgpo=1500.0, ppo=1000.0, trpo=1000.0), REPRODUCED),
+    ("a null arm that gains as much", GAIN, returns(rgpo=1500.0, ppo=1000.0, trpo=1500.0), UNDECIDED),
+    ("a gain far below the paper's", GAIN, returns(rgpo=1100.0, ppo=1000.0, trpo=1000.0), CONTRADICTED),
+    ("a loss", GAIN, returns(rgpo=700.0, ppo=1000.0, trpo=1000.0), CONTRADICTED),
+    ("no null arm", GAIN, returns(rgpo=1500.0, ppo=1000.0), UNDECIDED),
+    ("no baseline", GAIN, returns(rgpo=1500.0, trpo=1000.0), UNTESTED),
+    ("out of the margin", CLAIM["rule"], returns(rgpo=1500.0, ppo=1000.0, trpo=10.0), CONTRADICTED),
+    ("a level that the null arm does not have", KL_LEVEL, kls(rgpo=0.02, ppo=0.01, trpo=0.2), REPRODUCED),
+    ("a level that the penalty alone keeps", KL_LEVEL, kls(rgpo=0.02, ppo=0.01, trpo=0.02), UNDECIDED),
+    ("another level", KL_LEVEL, kls(rgpo=0.05, ppo=0.01, trpo=0.2), CONTRADICTED),
+    ("spikes of the baseline alone", SPIKES, kls(rgpo=0.01, ppo=SPIKING, trpo=SPIKING), REPRODUCED),
+    ("spikes that the penalty alone removes", SPIKES, kls(rgpo=0.01, ppo=SPIKING, trpo=0.01), UNDECIDED),
+    ("a baseline without spikes", SPIKES, kls(rgpo=0.01, ppo=0.01, trpo=SPIKING), CONTRADICTED),
+]
+
+
+@pytest.mark.parametrize(("rule", "columns", "outcome"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_rules_and_their_null_arms(rule: dict[str, Any], columns: dict[str, Any], outcome: str, here: Path) -> None:
+    levels(here, **columns)
+    found = verdict(here, claim(here, rule=rule, arms=arms_for(rule)))
+    assert found.outcome == outcome, found
+
+
+def arms_for(rule: dict[str, Any]) -> dict[str, Any]:
+    return {"treatment": {"algo": "rgpo"}} if rule["kind"] == "level" else CLAIM["arms"]
+
+
+def test_a_spread_needs_ten_seeds(here: Path) -> None:
+    levels(here, **returns(rgpo=1000.0))
+    for seed in (1, 2, 3):
+        write(here, "trpo", seed, final=10.0**seed)
+    path = claim(here, rule=SPREAD, arms=arms_for(SPREAD))
+    found = verdict(here, path)
+    assert found.outcome == UNDECIDED and "[0, ∞]" in found.ours and "10 seeds per arm would decide" in found.ours
+    for seed in range(4, 11):
+        write(here, "rgpo", seed, final=1000.0 + seed), write(here, "trpo", seed, final=10.0 ** (seed % 4))
+    found = verdict(here, claim(here, rule=SPREAD, arms=arms_for(SPREAD), evidence={"seeds": 10}))
+    assert found.outcome == REPRODUCED and "null arm: hopper" in found.ours
+
+
+def frontier(here: Path, gain: Mapping[str, float], reach: Mapping[str, float]) -> None:
+    """Language runs whose proxy is gain times sqrt(KL), up to a KL of their own."""
+    for algo, factor in gain.items():
+        for seed in (1, 2, 3):
+            kl = reach[algo] * np.linspace(0.05, 1, 20)
+            columns = {"kl/eval_ref_sequence": kl, "reward/eval_proxy_change": factor * (1 + 0.01 * seed) * np.sqrt(kl)}
+            fixtures.write_run(here / "results", "qwen_rlhf", algo, seed, 20, metrics=columns, scale="embedded")
+
+
+@pytest.mark.parametrize(
+    ("gain", "outcome"),
+    [
+        ({"rgpo": 1.3, "ppo": 1.0, "trpo": 1.0}, REPRODUCED),
+        ({"rgpo": 1.3, "ppo": 1.0, "trpo": 1.3}, UNDECIDED),
+        ({"rgpo": 1.0, "ppo": 1.0, "trpo": 1.0}, UNDECIDED),
+        ({"rgpo": 0.7, "ppo": 1.0, "trpo": 1.0}, CONTRADICTED),
+    ],
+)
+def test_rewards_are_compared_at_equal_kl(gain: Mapping[str, float], outcome: str, here: Path) -> None:
+    """PPO ends at four times the KL and twice the reward; at equal KL only the factor counts."""
+    frontier(here, gain, {"rgpo": 5.0, "ppo": 20.0, "trpo": 6.0})
+    rule = {"kind": "dominance", "x": "kl/eval_ref_sequence", "y": "reward/eval_proxy_change"}
+    found = verdict(here, claim(here, rule=rule, evidence={"tasks": ["qwen_rlhf (embedded)"]}))
+    assert found.outcome == outcome, found
+    assert "at 5.0" in found.ours
+
+
+def test_a_path_is_read_where_it_first_reaches_the_level() -> None:
+    x, y = np.array([0.0, 2.0, 1.0, 4.0]), np.array([0.0, 4.0, 7.0, 10.0])
+    assert [read_off(x, y, level) for level in (1.0, 2.0, 3.0, 4.0)] == [2.0, 4.0, 9.0, 10.0]
+    with pytest.raises(ValueError, match="ends at 4"):
+        read_off(x, y, 5.0)
+
+
+def test_cost_is_the_ratio_of_interleaved_rounds(here: Path) -> None:
+    """The load doubles from round to round, and the ratio does not notice."""
+    rule = {"kind": "cost_ratio", "algo": "rgpo", "baseline": "ppo", "tasks": ["control"], "at_most": 1.1}
+    loaded = read_claim(claim(here, rule=rule, evidence=None, arms=None, null_arm=None), [], [])
+    for factor, outcome in ((1.0, REPRODUCED), (1.3, CONTRADICTED)):
+        times = {"ppo": [2.0**i for i in range(9)], "rgpo": [2.0**i * (factor + 0.01 * (i % 3)) for i in range(9)]}
+        rounds = [Round("control", algo, i, cpu_s) for algo, found in times.items() for i, cpu_s in enumerate(found)]
+        assert judge(loaded, [], Theory(rounds=rounds), {}, 0.95).outcome == outcome
+    assert judge(loaded, [], Theory(rounds=rounds[:2]), {}, 0.95).outcome == UNDECIDED
+
+
+def test_statements_of_our_own_decide_nothing_about_the_paper(here: Path) -> None:
+    rows = [Decided("T1", "a", 1.0, "reproduced"), Decided("T1 (ours)", "b", 2.0, "not reproduced")]
+    for name, outcome in (("T1", REPRODUCED), ("T1 (ours)", CONTRADICTED), ("T2", UNTESTED)):
+        rule = {"kind": "statements", "claim": name}
+        loaded = read_claim(claim(here, rule=rule, evidence=None, arms=None, null_arm=None), [], [])
+        assert judge(loaded, [], Theory(rows), {}, 0.95).outcome == outcome

@@ -1,0 +1,192 @@
+"""The check before anything trains: what it refuses, what it reports, and that a sound environment gives no finding."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from rgpo.control.envs import check
+from rgpo.control.envs.facts import describe, space_in_words
+from rgpo.control.envs.make_env import make_vector_env
+from rgpo.errors import ConfigError, EnvironmentFault
+
+
+class Sound(gymnasium.Env):
+    """A point that the action and np_random move."""
+
+    observation_space: Any = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space: Any = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.x, self.t = float(self.np_random.normal()), 0
+        return self.see(), {}
+
+    def see(self) -> Any:
+        return np.array([self.x, self.t / 10], np.float32)
+
+    def step(self, action: Any) -> Any:
+        self.x, self.t = self.x + 0.1 * float(action[0]), self.t + 1
+        return self.see(), -abs(self.x), False, self.t >= 20, {}
+
+
+class OwnGenerator(Sound):
+    def reset(self, seed: Any = None, options: Any = None) -> Any:
+        if seed is not None:
+            self.rng = random.Random(seed)
+        self.x, self.t = self.rng.gauss(0, 1), 0
+        return self.see(), {}
+
+
+class NoSeed(Sound):
+    def reset(self, seed: Any = None, options: Any = None) -> Any:
+        self.x, self.t = random.random(), 0
+        return self.see(), {}
+
+
+class NoisyStep(Sound):
+    def see(self) -> Any:
+        return np.array([random.random() if self.t > 4 else self.x, self.t], np.float32)
+
+
+class Wider(Sound):
+    def see(self) -> Any:
+        return super().see().astype(np.float64)
+
+
+class Outside(Sound):
+    observation_space = spaces.Box(np.array([-np.inf, 0], np.float32), np.array([np.inf, 0.25], np.float32))
+
+
+class WholeFlags(Sound):
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, int(terminated), truncated, info
+
+
+class Alone(Sound):
+    def reset(self, seed: Any = None, options: Any = None) -> Any:
+        return super().reset(seed=seed)[0]
+
+
+class Scalar(Sound):
+    def see(self) -> Any:
+        return np.float32(1.0)
+
+
+class NoInfo(Sound):
+    def reset(self, seed: Any = None, options: Any = None) -> Any:
+        return super().reset(seed=seed)[0], None
+
+
+class Raises(Sound):
+    def step(self, action: Any) -> Any:
+        raise KeyError("the valve is lost")
+
+
+class OldReset(Sound):
+    def reset(self) -> Any:  # type: ignore[override]
+        return self.see(), {}
+
+
+class NaNReward(Sound):
+    def step(self, action: Any) -> Any:
+        return self.see(), float("nan"), False, False, {}
+
+
+class OneElement(Sound):
+    def step(self, action: Any) -> Any:
+        return self.see(), np.ones(1), False, False, {}
+
+
+ALL = (Sound, OwnGenerator, NoSeed, NoisyStep, Wider, Outside, WholeFlags, Alone, Scalar, NoInfo)
+for kind in (*ALL, Raises, OldReset, NaNReward, OneElement):
+    gymnasium.register(f"Check{kind.__name__}-v0", kind, max_episode_steps=1000)
+
+
+def try_out(name: str) -> tuple[str, ...]:
+    def make(num_envs: int) -> Any:
+        return make_vector_env(name, num_envs, "auto")
+
+    check.try_out(name, make)
+    return check.findings(name)
+
+
+@pytest.mark.parametrize("env_id", ["CheckSound-v0", "CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Hopper-v4"])
+def test_a_sound_environment_gives_no_finding(env_id: str) -> None:
+    assert try_out(env_id) == ()
+
+
+FOUND = {
+    "NoSeed": "the seed does not reach the environment",
+    "NoisyStep": "two episodes with one seed and the same actions differ after step 5",
+    "OwnGenerator": "resumed runs begin their episodes anew, not bit for bit",
+    "Wider": r"an observation of reset\(\) has type float64, its space has float32",
+    "Outside": r"an observation of step\(\) is outside of its space: 0\.3 at \[1\] is not in \[0, 0\.25\]",
+    "WholeFlags": "gymnasium's checker: Expects `terminated` signal to be a boolean",
+}
+REFUSED = {
+    "Alone": r"reset\(\) must return an observation and a dict",
+    "Scalar": r"an observation must be numbers of shape \(2,\), but the environment returned np.float32\(1\.0\)",
+    "NoInfo": r"reset\(\) must return an observation and a dict",
+    "Raises": r"the environment raised KeyError: 'the valve is lost' in step\(\)",
+    "OldReset": r"raised TypeError: .* unexpected keyword argument 'seed' in reset\(\)",
+    "NaNReward": "the reward is NaN or infinite within the first 16 steps",
+    "OneElement": r"the reward must be a number, but the environment returned an array of shape \(1,\)",
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_may_surprise_is_one_finding(name: str) -> None:
+    (finding,) = try_out(f"Check{name}-v0")
+    assert re.match(rf"Check{name}-v0: {FOUND[name]}", finding)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_breaks_the_interface_is_refused(name: str) -> None:
+    with pytest.raises(EnvironmentFault, match=rf"^task\.env_id=Check{name}-v0: .*{REFUSED[name]}.*\.$"):
+        try_out(f"Check{name}-v0")
+
+
+def test_a_refusal_leaves_the_traceback_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rgpo.cli.config import compose_jobs
+    from rgpo.report.read.load import queued
+
+    monkeypatch.chdir(tmp_path)
+    words = ["task=gym", "task.env_id=CheckRaises-v0"]
+    with pytest.raises(ConfigError, match=r"the valve is lost.*\(traceback in results/default/gym-.*/error\.txt\)"):
+        compose_jobs(words, False, None)
+    (log,) = tmp_path.rglob("error.txt")
+    assert 'raise KeyError("the valve is lost")' in log.read_text() and "EnvironmentFault" not in log.read_text()
+    assert queued(log.parent)
+    with pytest.raises(ConfigError, match=r"the valve is lost' in step\(\)\.$"):
+        compose_jobs([*words, "plan=true", "name=other"], False, None)
+    assert len(list(tmp_path.rglob("error.txt"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (spaces.Box(-1, 1, (2, 3), np.float64), "Box (2, 3) float64, from -1 to 1"),
+        (spaces.Box(-np.inf, np.inf, (2,)), "Box (2,) float32, unbounded"),
+        (Outside.observation_space, "Box (2,) float32, from -inf to inf, other bounds in each place, 1 unbounded"),
+        (spaces.Discrete(3), "Discrete(3)"),
+    ],
+)
+def test_spaces_in_words(space: Any, words: str) -> None:
+    assert space_in_words(space) == words
+
+
+def test_time_limit_and_wrappers_are_described() -> None:
+    def layers(env_id: str) -> str:
+        return describe(make_vector_env(env_id, 1, "auto"), env_id)["environment"]
+
+    assert layers("CheckSound-v0") == "CheckSound-v0, time limit 1,000 steps, TimeLimit > OrderEnforcing > Sound"
+    assert layers("Hopper-v4") == "Hopper-v4, time limit 1,000 steps, MuJoCo stepped directly"

@@ -1,0 +1,53 @@
+"""An environment, a scale and its data are part of a task, and nothing is compared across tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import report_fixtures as fixtures
+
+from rgpo.report.cli import main
+from rgpo.report.read.task_name import task_name
+
+HOPPER = {"choices.task": "hopper", "task.env_id": "Hopper", "task.version": "v4", "task.env_kwargs": {}}
+GYM = {"choices.task": "gym", "task.env_id": "CartPole-v1", "task.version": None}
+PAPER = {"task.source.model": "Qwen/Qwen2.5-1.5B-Instruct", "task.source.data": "Anthropic/hh-rlhf/helpful-base"}
+HUB = {"choices.task": "qwen_rlhf"} | PAPER
+
+
+@pytest.mark.parametrize(
+    ("config", "scale", "name"),
+    [
+        (HOPPER, "none", "hopper"),
+        (HOPPER | {"task.version": "v5"}, "none", "hopper (v5)"),
+        (HOPPER | {"task.env_id": "Walker2d"}, "none", "hopper (Walker2d-v4)"),
+        (HOPPER | {"task.env_kwargs.healthy_reward": 2.0}, "none", "hopper (healthy_reward=2.0)"),
+        (GYM, "none", "gym (CartPole-v1)"),
+        ({"choices.task": "cartpole", "task.env_id": "CartPole-v1", "task.version": None}, "none", "cartpole"),
+        ({"choices.task": "mine", "task.env_id": "Mine", "task.version": "v0"}, "none", "mine (Mine-v0)"),
+        ({"choices.task": "../secret"}, "none", "../secret"),
+        ({"choices.task": "qwen_rlhf"}, "embedded", "qwen_rlhf (embedded)"),
+        (HUB, "paper", "qwen_rlhf (paper)"),
+        (HUB | {"task.source.model": "other/model"}, "paper", "qwen_rlhf (paper, other/model)"),
+    ],
+)  # fmt: skip
+def test_names(config: dict[str, object], scale: str, name: str) -> None:
+    assert task_name(config, scale) == name
+
+
+def test_two_environments_are_two_tasks_with_a_baseline_each(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for env_id in ("CartPole-v1", "Acrobot-v1"):
+        monkeypatch.setitem(fixtures.ENVIRONMENTS, "gym", {"env_id": env_id})
+        for algo in ("ppo", "rgpo"):
+            for seed in (1, 2, 3):
+                metrics = fixtures.metrics_of("hopper", algo, seed, 20)
+                fixtures.write_run(here / "results", "gym", algo, seed, 20, metrics=metrics)
+    assert main(["figures=[]", "num_resamples=100", "baseline=ppo"]) == 0
+    rows = fixtures.read_csv(here / "report/first_evidence/tables/comparisons.csv")
+    assert {(row["task"], row["label"], row["baseline"]) for row in rows} == {
+        ("gym (CartPole-v1)", "rgpo", "ppo"),
+        ("gym (Acrobot-v1)", "rgpo", "ppo"),
+    }
+    (ppo, rgpo) = fixtures.read_csv(here / "report/first_evidence/tables/overall.csv")
+    assert ppo["tasks"] == rgpo["tasks"] == "2"
