@@ -21,7 +21,7 @@ from rgpo.errors import ConfigError
 
 split = str.split
 LANGUAGE = ["task=qwen_rlhf", "algo=ppo"]
-LANGUAGE_ALGOS = ("dapo", "dpo", "grpo", "gspo", "rloo")
+LANGUAGE_ALGOS = ("dapo", "dpo", "dppo", "dr_grpo", "dro", "gmpo", "grpo", "gspo", "gspo_token", "luspo", "rloo", "vespo")
 LONGEST_SENTENCE = 2000  # characters
 
 NUMBERS = split("""

@@ -18,7 +18,7 @@ from rgpo.errors import ConfigError
 from rgpo.paths import conf_dir
 from rgpo.runtime.schema import AXES, canonical_config
 
-LANGUAGE_ALGOS = ("dapo", "dpo", "grpo", "gspo", "rloo")
+LANGUAGE_ALGOS = ("dapo", "dpo", "dppo", "dr_grpo", "dro", "gmpo", "grpo", "gspo", "gspo_token", "luspo", "rloo", "vespo")
 CONTROL_ALGOS = ("a2c",)
 FAMILY = [name for name in group_options("algo") if name not in ("a2c", "dpo")]
 ALONE = {  # words that an option needs beside it, "" for none; None: it is tested elsewhere
@@ -124,10 +124,12 @@ CONTEXTS = {  # group -> words for each option, under which the option's keys ar
     "update": lambda name: ["algo=ppo", f"update={name}"],
     "task": lambda name: [f"task={name}", *(["task.env_id=CartPole-v1"] if name == "gym" else [])],
     "scale": lambda name: ["task=qwen_rlhf", f"scale={name}", *(["task.source.data=x"] if name == "smollm2" else [])],
+    "correction": lambda name: ["task=qwen_rlhf", f"correction@task.correction={name}"],
     "sampler": lambda name: ["task=qwen_rlhf", f"sampler@task.sampler={name}"],
     "algo": lambda name: [f"algo={name}", *(["task=qwen_rlhf"] if name in LANGUAGE_ALGOS else [])],
 }
-CHANGED = {"gate": "ref_gate", "scale": "task", "sampler": "task", "algo": "algorithm"}  # group -> top-level key, if not its own
+CHANGED = {"gate": "ref_gate", "algo": "algorithm"}  # group -> top-level key, if not its own
+CHANGED |= dict.fromkeys(("scale", "sampler", "correction"), "task")
 CASES = [(group, option) for group in CONTEXTS for option in group_options(group)]
 
 
@@ -139,7 +141,9 @@ def test_a_changed_key_changes_an_object_or_is_refused(group: str, option: str) 
     try:
         before = attributes(build(config))
     except ConfigError:
-        assert (group, option) in {("sampler", "offline_pairs")}  # needs another algorithm; algo=dpo has it
+        needs_another = {("sampler", "offline_pairs")}  # algorithm; algo=dpo has it
+        needs_another |= {("gate", name) for name in ("bapo", "clip_cov", "kl_cov", "m2po", "r2vpo")}  # place; gate= has it
+        assert (group, option) in needs_another
         return
     for path, value in leaves(config[top]):
         for other in (other for other in others(value) if other != value):

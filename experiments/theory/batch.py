@@ -48,8 +48,8 @@ def load_batch(path: Path = FILE) -> tuple[ActorCritic, ControlBatch]:
         old = policy.distribution(policy.flat, observation)
         logp_old = old.log_prob(action)
     view = Observations(observation, action, tuple(x.contiguous() for x in old))
-    columns = (arrays[name] for name in ("advantage", "value_target", "value_old"))
-    return policy, ControlBatch(view, Samples(logp_old, None, *columns))
+    advantage, target, value = (arrays[name] for name in ("advantage", "value_target", "value_old"))
+    return policy, ControlBatch(view, Samples(logp_old, None, advantage, target, value))
 
 
 if __name__ == "__main__":

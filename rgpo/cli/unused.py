@@ -39,7 +39,8 @@ def _rules(config: Node, requirements: Requirements) -> Iterator[Rule]:
     if _node(config, "update").get("max_grad_norm", 0) is None:
         yield ("update.clip_jointly",), "update.max_grad_norm=null clips nothing"
     if requirements.pairs:
-        whole = ("ratio", "reduction", "missing_eos_penalty", "mask_truncated_completions")
+        whole = ["ratio", "ratio_clip", "reduction", "correction", "decoupled", "missing_eos_penalty"]
+        whole += ["mask_truncated_completions"]
         yield tuple(f"task.{key}" for key in whole), "this algorithm compares whole answers"
     if (
         config.get("gate_combination") is not None

@@ -227,9 +227,9 @@ class ActorCritic:
         with torch.no_grad():
             old = self.distribution(self.flat, observation)
             logp_old = old.log_prob(action)
-        columns = (torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (advantage, value_target, rollout.value))
+        a, target, value = (torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (advantage, value_target, rollout.value))
         view = Observations(observation, action, tuple(x.contiguous() for x in old))
-        return ControlBatch(view, Samples(logp_old, None, *columns))
+        return ControlBatch(view, Samples(logp_old, None, a, target, value))
 
     def subset(self, batch: Batch, index: Array) -> ControlBatch:
         """The samples index (b,) as a batch."""

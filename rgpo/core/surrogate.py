@@ -107,7 +107,7 @@ def surrogate(
     curve: Curve = gate
     if gate.needs_batch:
         curve = gate.prepare(batch or GateBatch(d_old.detach(), advantage, logp_old))
-    if gate.needs_logp_old:
+    if gate.needs_logp_old or gate.needs_batch:
         curve = partial(curve, logp_old=logp_old)
     ref_curve: Curve = ref_gate
     if ref_gate.needs_logp_old:

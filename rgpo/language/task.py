@@ -18,6 +18,7 @@ from rgpo import distributed
 from rgpo.core.advantages import token_rewards, token_steps
 from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, one_of, or_null
 from rgpo.core.rollout import Array
+from rgpo.core.sequence import RATIOS, REDUCTIONS, UNCORRECTED, Correction, RatioLevel
 from rgpo.errors import require
 from rgpo.language.assets import AssetLoader, LanguageAssets, log_line, require_same_versions
 from rgpo.language.evaluation import Evaluator, decode_completions
@@ -48,8 +49,11 @@ class Language:
     stop_tokens: list[str | int] | None
     stop_strings: list[str] = field(metadata=accept(all, "must not contain an empty text, which would end every completion."))
     temperature: float = field(metadata=TEMPERATURE)
-    ratio: str = field(metadata=one_of("token", "sequence"))
-    reduction: str = field(metadata=one_of("token_mean", "sequence_mean"))
+    ratio: str = field(metadata=one_of(*RATIOS))
+    ratio_clip: list[float] | None = None
+    reduction: str = field(metadata=one_of(*REDUCTIONS))
+    correction: Correction = UNCORRECTED
+    decoupled: bool = False  # whether the policy at the update's start is the old one, whichever drew the rollout
     micro_batch_size: int = field(metadata=count(MANY))
     parallel: str = field(metadata=one_of("ddp", "fsdp"))
     num_kl_tokens: int = field(metadata=count(MANY))
@@ -68,6 +72,8 @@ class Language:
     def __post_init__(self) -> None:
         check_fields(self, "task")
         check_terms(self.reward or ())
+        RatioLevel(self.ratio, self.ratio_clip)
+        require(self.staleness > 0 or not self.decoupled, "task.decoupled", True, "needs stale rollouts; set task.staleness.")
         alone = self.trained_layers is None or self.lora is None
         require(alone, "task.trained_layers", self.trained_layers, "is read with task.lora=null only; use one of them.")
         nothing = self.stop_tokens is not None and not self.stop_tokens and not self.stop_strings
@@ -109,6 +115,7 @@ class Language:
             require(value >= size, f"task.{key}", value, f"leaves some of {size} processes without a prompt; start fewer.")
         self.source.check(**self.without_model)
         self.sampler.check(self.group_size)
+        self.correction.check_cap(self.sampler.correction_cap)
 
     def validate(self, requirements: Requirements) -> None:
         """Raises: ConfigError for an algorithm that cannot learn from these rollouts."""
@@ -161,16 +168,9 @@ class Language:
         from rgpo.language.policy.consistency import Consistency
         from rgpo.language.policy.generation import Sampling
         from rgpo.language.policy.language_model import LanguageModel
-        from rgpo.language.policy.pretrained import add_lora, checkpoint_layers, train_last_layers
+        from rgpo.language.policy.pretrained import trainable
 
-        model = self.assets.model
-        if self.gradient_checkpointing:
-            checkpoint_layers(model)
-        if self.lora is not None:
-            targets = self.lora.target_modules
-            model = add_lora(model, rank=self.lora.rank, alpha=self.lora.alpha, dropout=0.0, target_modules=targets, seed=seed)
-        else:
-            train_last_layers(model, self.trained_layers)
+        model = trainable(self.assets.model, self.lora, self.trained_layers, self.gradient_checkpointing, seed)
         sampling = Sampling(
             temperature=self.temperature,
             max_new_tokens=self.max_new_tokens,
@@ -181,6 +181,9 @@ class Language:
             micro_batch_size=self.micro_batch_size,
             num_kl_tokens=self.num_kl_tokens,
             mask_truncated=self.mask_truncated_completions,
+            ratio_clip=self.ratio_clip,
+            correction=self.correction,
+            correction_cap=self.sampler.correction_cap,
         )
         policy = LanguageModel(model, sampling, self.requirements.critic)
         Consistency(policy).run(log_line)
@@ -193,9 +196,14 @@ class Language:
 
         Raises: NonFiniteError if a reward is NaN or infinite.
         """
+        model = as_language_model(policy)
         while len(self.waiting) <= self.staleness:
-            self.waiting.append(self._collect(as_language_model(policy)))
-        return self.waiting.popleft()
+            self.waiting.append(self._collect(model))
+        rollout = self.waiting.popleft()
+        if self.decoupled:
+            old = model.compute_old_logprobs(rollout.completions, self.requirements.num_minibatches, self.rng)
+            rollout = rollout.with_old(old, model.sampling)
+        return rollout
 
     def _collect(self, policy: LanguageModel) -> CompletionRollout:
         from rgpo.language.policy.token_batch import CompletionRollout, sampler_correction, to_rows
@@ -231,7 +239,7 @@ class Language:
             group_size=self.group_size,
             completions=completions,
             old=old,
-            correction_N=sampler_correction(old.logp_old_N, completions, self.sampler.correction_cap),
+            correction_N=sampler_correction(old.logp_old_N, completions, policy.sampling),
         )
 
     def _centered(self, score_B: Array) -> Array:

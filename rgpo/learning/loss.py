@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rgpo.core.gate import GateBatch
 from rgpo.core.kl_penalty import Divergence
-from rgpo.core.sequence import sequence_log_ratio
+from rgpo.core.sequence import RatioLevel, keep_near
 from rgpo.learning.types import Objective, PolicyOutput, Samples
 
 
@@ -67,9 +67,15 @@ def gate_inputs(out: PolicyOutput, samples: Samples) -> GateInputs:
     logp_old = samples.logp_old
     d_old = out.logp - logp_old
     d_ref = d_old if samples.logp_ref is None else out.logp - samples.logp_ref
-    if samples.sequence_mask is not None:
-        d_old, d_ref, logp_old = (sequence_log_ratio(x, samples.sequence_mask) for x in (d_old, d_ref, logp_old))
-    advantage = samples.advantage if samples.correction is None else samples.advantage * samples.correction
+    advantage, mask = samples.advantage, samples.sequence_mask
+    if samples.off_policy is not None and mask is not None:
+        advantage = advantage * keep_near(d_old + samples.off_policy.gap, advantage, mask, samples.off_policy.max_kl)
+    if mask is not None:
+        level = samples.ratio or RatioLevel()
+        d_old, d_ref = (level(d, samples.advantage, mask) for d in (d_old, d_ref))
+        logp_old = level.of_sequence(logp_old, mask)
+    if samples.correction is not None:
+        advantage = advantage * samples.correction
     return GateInputs(d_old, d_ref, advantage, logp_old)
 
 

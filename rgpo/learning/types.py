@@ -16,12 +16,20 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 from rgpo.core.gate import GateBatch
 from rgpo.core.kl_penalty import Divergence
 from rgpo.core.rollout import Array, Rollout
+from rgpo.core.sequence import RatioLevel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 State = dict[str, object]  # of a checkpoint: tensors, numbers, strings, and lists and dicts of them
 Metrics = dict[str, float | list[float]]  # one iteration's row; a list has one entry per epoch
+
+
+class OffPolicy(NamedTuple):
+    """Distance of the sampler, for the off-policy sequence mask."""
+
+    gap: Tensor  # (n,) log pi_old - log pi_sampler, nats
+    max_kl: float  # nats per token
 
 
 class Samples(NamedTuple):
@@ -33,9 +41,11 @@ class Samples(NamedTuple):
     value_target: Tensor
     value_old: Tensor
     weight: Tensor | None = None  # sums to 1 over a minibatch; None: 1/n each
-    correction: Tensor | None = None  # multiplies the advantage where another engine drew the samples; None: 1
-    sequence_mask: Tensor | None = None  # (b, t) bool whose True entries are the samples, row by row: the gate sees each row's
-    # mean log ratio; None: the gate sees each sample's own
+    correction: Tensor | None = None  # multiplies the advantage where another policy drew the samples; None: 1
+    sequence_mask: Tensor | None = None  # (b, t) bool whose True entries are the samples, row by row; None: the gate sees each
+    # sample's own log ratio
+    ratio: RatioLevel | None = None  # what the gate sees where there is a mask; None: the mean over its row
+    off_policy: OffPolicy | None = None  # of a mask of sequences, computed at each step
 
     def at(self, index: Tensor, sequence_mask: Tensor | None) -> Samples:
         """The samples index (n,), with the mask of their rows."""
@@ -48,6 +58,8 @@ class Samples(NamedTuple):
             None if self.weight is None else self.weight[index],
             None if self.correction is None else self.correction[index],
             sequence_mask,
+            self.ratio,
+            None if self.off_policy is None else self.off_policy._replace(gap=self.off_policy.gap[index]),
         )
 
 

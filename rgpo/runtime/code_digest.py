@@ -19,7 +19,20 @@ import yaml
 from rgpo.paths import conf_dir
 
 ALWAYS = ("core", "gates.py", "learning")
-GROUPS = ("algo", "task", "scale", "gate", "ref_gate", "gate_combination", "advantage", "penalty", "update", "sampler", "law")
+GROUPS = (
+    "algo",
+    "task",
+    "scale",
+    "gate",
+    "ref_gate",
+    "gate_combination",
+    "advantage",
+    "penalty",
+    "update",
+    "sampler",
+    "correction",
+    "law",
+)
 FOLDERS = {"ref_gate": "gate"}  # group -> folder of conf/, where they differ
 LENGTH = 12  # hexadecimal digits
 _EMPTY = re.compile(r"(?:, )?\b\w+=(?:\[\]|None)")  # fields that one version of Python shows and another does not

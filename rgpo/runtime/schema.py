@@ -241,6 +241,10 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
         "center_scores": False,
         "parallel": "ddp",
         "sampler": {"_target_": "rgpo.language.policy.samplers.Own", "correction_cap": None},
+        "correction": {"_target_": "rgpo.core.sequence.Correction", "level": "none", "outside": "clamp"}
+        | dict.fromkeys(("low", "high", "max_kl")),
+        "ratio_clip": None,
+        "decoupled": False,
         "reward": None,
         "missing_eos_penalty": None,
         "mask_truncated_completions": False,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from rgpo.core.sequence import UNCORRECTED, Correction
 from rgpo.errors import NonFiniteError, require
 from rgpo.language.policy import attention_masks
 from rgpo.language.policy.rounding import accepted
@@ -37,11 +38,14 @@ class Sampling:
     max_new_tokens: int
     stop: StopRule
     pad_id: int
-    ratio: str  # token or sequence: the log ratio that the gate sees
-    reduction: str  # token_mean or sequence_mean
+    ratio: str  # one of RATIOS: the log ratio that the gate sees
+    reduction: str  # a key of REDUCTIONS
     micro_batch_size: int  # completions per forward pass in learning
     num_kl_tokens: int  # tokens whose whole distributions are stored
     mask_truncated: bool = False  # completions cut by the length limit are left out of the loss
+    ratio_clip: Sequence[float] | None = None  # of ratio=sequence_clipped, nats
+    correction: Correction = UNCORRECTED
+    correction_cap: float | None = None  # the sampler's own, where correction is none
 
 
 class Completions(NamedTuple):

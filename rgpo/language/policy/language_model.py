@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rgpo import distributed
 from rgpo.core.rollout import Array, Rollout
-from rgpo.core.sequence import sequence_log_ratio
+from rgpo.core.sequence import RatioLevel
 from rgpo.language.policy import attention_masks, packing, sharding
 from rgpo.language.policy.generation import (
     Batching,
@@ -33,21 +33,22 @@ from rgpo.language.policy.heads import Parts, find_parts
 from rgpo.language.policy.logprobs import Head, token_statistics
 from rgpo.language.policy.packing import Layout, MicroBatch, StoredDistributions
 from rgpo.language.policy.rounding import accepted
-from rgpo.language.policy.token_batch import CompletionRollout, OldLogprobs, TokenBatch, to_rows, to_tokens, token_weights
+from rgpo.language.policy.token_batch import (
+    CompletionRollout,
+    OldLogprobs,
+    TokenBatch,
+    TokenOutputs,
+    sampler_gap,
+    to_rows,
+    to_tokens,
+    token_weights,
+)
 from rgpo.language.policy.value_head import ValueHead
 from rgpo.learning import sharded
-from rgpo.learning.types import Batch, PolicyOutput, PolicyShift, Samples, State, View
+from rgpo.learning.types import Batch, OffPolicy, PolicyOutput, PolicyShift, Samples, State, View
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
-
-
-class TokenOutputs(NamedTuple):
-    """A forward pass at a micro-batch's n tokens."""
-
-    logp_n: Tensor
-    entropy_n: Tensor
-    hidden_nD: Tensor
 
 
 class LanguageModel:
@@ -231,24 +232,28 @@ class LanguageModel:
     def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> TokenBatch:
         """The tokens of a rollout; advantage and value_target (T, B)."""
         assert isinstance(rollout, CompletionRollout)
-        completions, old = rollout.completions, rollout.old
+        completions, old, sampling = rollout.completions, rollout.old, self.sampling
+        max_kl = sampling.correction.max_kl
         samples = Samples(
             old.logp_old_N,
             old.logp_ref_N,
             to_tokens(advantage, completions),
             to_tokens(value_target, completions),
             old.value_N,
-            token_weights(completions, old.minibatches, self.sampling.reduction, self.sampling.mask_truncated),
+            token_weights(completions, old.minibatches, sampling),
             rollout.correction_N,
+            ratio=RatioLevel(sampling.ratio, sampling.ratio_clip),
+            off_policy=None if max_kl is None else OffPolicy(sampler_gap(old.logp_old_N, completions), max_kl),
         )
         micro_batches = self._micro_batches(completions, old.minibatches, old.stored)
-        return TokenBatch(completions, micro_batches, old.stored, self.sampling.ratio == "sequence", samples)
+        whole = sampling.ratio != "token" or max_kl is not None
+        return TokenBatch(completions, micro_batches, old.stored, whole, samples)
 
     def subset(self, batch: Batch, index: Array) -> TokenBatch:
         """The completions index (b,) as a batch of one minibatch."""
         assert isinstance(batch, TokenBatch)
         minibatches = self._split(batch.completions, [index])
-        weight = token_weights(batch.completions, minibatches, self.sampling.reduction, self.sampling.mask_truncated)
+        weight = token_weights(batch.completions, minibatches, self.sampling)
         micro_batches = self._micro_batches(batch.completions, minibatches, batch.stored)
         samples = batch.samples._replace(weight=weight)
         return TokenBatch(batch.completions, micro_batches, batch.stored, batch.sequence_ratio, samples)
@@ -257,7 +262,7 @@ class LanguageModel:
     def measure_shift(self, batch: Batch) -> PolicyShift:
         """The present policy compared with the one that collected the batch, and with the reference at the stored tokens."""
         assert isinstance(batch, TokenBatch)
-        logp_old = batch.samples.logp_old
+        logp_old, level = batch.samples.logp_old, batch.samples.ratio or RatioLevel("token")
         log_ratio, entropy, seen, seen_old = torch.zeros(4, len(logp_old), device=logp_old.device)
         kl_old, kl_ref = torch.zeros(2, batch.num_kl, device=log_ratio.device)
         for view in (view for minibatch in batch.minibatches() for view in minibatch.views):
@@ -266,8 +271,8 @@ class LanguageModel:
             old = logp_old[view.tokens_n]
             d = out.logp_n.float() - old
             log_ratio[view.tokens_n], entropy[view.tokens_n] = d, out.entropy_n.float()
-            for column, x in ((seen, d), (seen_old, old)):
-                column[view.tokens_n] = sequence_log_ratio(x, view.live_bt) if batch.sequence_ratio else x
+            seen[view.tokens_n] = level(d, batch.samples.advantage[view.tokens_n], view.live_bt)
+            seen_old[view.tokens_n] = level.of_sequence(old, view.live_bt)
             at, kl, new = self._stored_kl(view, out.hidden_nD)
             held = torch.searchsorted(view.stored.tokens_K, view.stored.tokens_M[at])
             kl_old[at] = kl

@@ -229,6 +229,18 @@ def add_lora(
             raise ConfigError(f"task.lora.target_modules={target_modules}: {first_line(error)}.") from error
 
 
+def trainable(
+    model: PreTrainedModel, lora: LoRA | None, trained_layers: int | None, gradient_checkpointing: bool, seed: int
+) -> PreTrainedModel:
+    """The model with fresh adapters, or with some or all of its layers set to be trained."""
+    if gradient_checkpointing:
+        checkpoint_layers(model)
+    if lora is not None:
+        return add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=0.0, target_modules=lora.target_modules, seed=seed)
+    train_last_layers(model, trained_layers)
+    return model
+
+
 def train_last_layers(model: PreTrainedModel, num_layers: int | None) -> None:
     """Train the last num_layers layers and what follows them, not the embeddings; None: everything.
 

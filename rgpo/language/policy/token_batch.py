@@ -17,9 +17,17 @@ from rgpo import distributed
 from rgpo.core.divergences import k1, k2, k3
 from rgpo.core.rollout import Array, Rollout
 from rgpo.core.sequence import REDUCTIONS
-from rgpo.language.policy.generation import Completions
+from rgpo.language.policy.generation import Completions, Sampling
 from rgpo.language.policy.packing import MicroBatch, StoredDistributions, local_micro_batches
 from rgpo.learning.types import Minibatch, Samples, State, View
+
+
+class TokenOutputs(NamedTuple):
+    """A forward pass at a micro-batch's n tokens."""
+
+    logp_n: Tensor
+    entropy_n: Tensor
+    hidden_nD: Tensor
 
 
 class OldLogprobs(NamedTuple):
@@ -40,6 +48,11 @@ class CompletionRollout(Rollout):
     old: OldLogprobs
     correction_N: Tensor  # truncated weight of a token that another engine than the learner drew, else 1
 
+    def with_old(self, old: OldLogprobs, sampling: Sampling) -> CompletionRollout:
+        """With another old policy, and the correction for the one that drew the completions (decoupled PPO, arXiv 2110.00641)."""
+        correction_N = sampler_correction(old.logp_old_N, self.completions, sampling)
+        return replace(self, old=old._replace(value_N=self.old.value_N), correction_N=correction_N)
+
     def groups(self) -> Array:
         """Completions (M, b) of at least 2 and at most 32 disjoint groups of whole prompts, for the gradient's variance."""
         num_prompts = self.reward.shape[1] // self.group_size
@@ -55,7 +68,7 @@ class TokenBatch:
     completions: Completions
     micro_batches: list[list[MicroBatch]]  # of each minibatch, over all processes
     stored: StoredDistributions
-    sequence_ratio: bool  # whether the gate sees each completion's mean log ratio
+    sequence_ratio: bool  # whether the loss of a token depends on the others of its completion
     samples: Samples
 
     @property
@@ -77,12 +90,12 @@ class TokenBatch:
         return replace(self, samples=self.samples._replace(advantage=advantage))
 
 
-def token_weights(
-    completions: Completions, minibatches: list[list[Tensor]], reduction: str, mask_truncated: bool = False
-) -> Tensor:
-    """(N,): the weight of each token in the reduction (a key of REDUCTIONS) over its minibatch; with mask_truncated, tokens of
-    completions that were cut by the length limit have weight 0, and count as no tokens.
+def token_weights(completions: Completions, minibatches: list[list[Tensor]], sampling: Sampling) -> Tensor:
+    """(N,): the weight of each token in the reduction over its minibatch.
+
+    With mask_truncated, tokens of completions that were cut by the length limit have weight 0, and count as no tokens.
     """
+    reduction, mask_truncated = sampling.reduction, sampling.mask_truncated
     mask_BT = completions.completion_mask_BT.to(torch.float32)
     if mask_truncated:
         mask_BT = mask_BT * completions.finished_B[:, None]
@@ -90,6 +103,8 @@ def token_weights(
     for parts in minibatches:
         index = torch.cat(parts)
         weight_BT[index] = REDUCTIONS[reduction](mask_BT[index]).nan_to_num()  # 0/0 of a row or minibatch without tokens
+    if reduction == "constant":
+        weight_BT /= sampling.max_new_tokens
     return weight_BT[completions.completion_mask_BT.bool()]
 
 
@@ -111,9 +126,12 @@ def sampler_gap(logp_old_N: Tensor, completions: Completions) -> Tensor:
     return logp_old_N - completions.logp_BT[completions.completion_mask_BT.bool()]
 
 
-def sampler_correction(logp_old_N: Tensor, completions: Completions, cap: float | None) -> Tensor:
-    """(N,) min(pi_old/pi_sampler, cap) of the tokens; 1 without a cap."""
-    return torch.ones_like(logp_old_N) if cap is None else sampler_gap(logp_old_N, completions).exp().clamp(max=cap)
+def sampler_correction(logp_old_N: Tensor, completions: Completions, sampling: Sampling) -> Tensor:
+    """(N,) the tokens' weights of the correction; min(pi_old/pi_sampler, cap) with a cap of the sampler alone."""
+    gap_N = sampler_gap(logp_old_N, completions)
+    if sampling.correction_cap is not None:
+        return gap_N.exp().clamp(max=sampling.correction_cap)
+    return sampling.correction.weights(gap_N, completions.completion_mask_BT.bool())
 
 
 def reference_kl(old: OldLogprobs, completions: Completions) -> dict[str, float]:
