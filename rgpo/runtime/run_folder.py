@@ -64,7 +64,7 @@ def _status_without_state(run_dir: Path) -> str:
     """The status by a run's other files, where state.json is lost or damaged."""
     if os.path.lexists(run_dir / manifest.NAME) and not manifest.problems(run_dir, ROWS):
         return "completed"
-    if not any(map(_mode, (run_dir / name for name in ("state.json", "metrics", *manifest.FILES)))):
+    if not any(map(_mode, (run_dir / name for name in ("metrics", *manifest.FILES)))):
         return "missing"
     return "running" if is_locked(run_dir) else "failed" if _mode(run_dir / ERROR) else "interrupted"
 
