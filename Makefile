@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test coverage campaign check docs report clean reproduce-quick reproduce-control reproduce-language reproduce-theory
+.PHONY: run test test-engines coverage campaign check docs report clean reproduce-quick reproduce-control reproduce-language reproduce-theory
 
 run: $(VENV)/installed
 	$(BIN)/python -m experiments.reproduce run
@@ -14,6 +14,21 @@ test: $(VENV)/installed
 
 coverage: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+
+# verl needs an older transformers than TRL, hence an environment of its own
+test-engines: $(VENV)-trl/installed $(VENV)-verl/installed
+	$(VENV)-trl/bin/python -m pytest tests/test_engine_trl.py tests/test_engine_sb3.py tests/test_engine_record.py
+	$(VENV)-verl/bin/python -m pytest tests/test_engine_verl.py
+
+$(VENV)-trl/installed: pyproject.toml
+	test -x $(VENV)-trl/bin/python || $(PYTHON) -m venv $(VENV)-trl
+	$(VENV)-trl/bin/pip install --quiet --editable ".[engines]" pytest
+	touch $@
+
+$(VENV)-verl/installed: pyproject.toml
+	test -x $(VENV)-verl/bin/python || $(PYTHON) -m venv $(VENV)-verl
+	$(VENV)-verl/bin/pip install --quiet --editable . verl==0.9.1 pytest
+	touch $@
 
 SEED ?= 1
 campaign: $(VENV)/installed
@@ -42,4 +57,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist report site
+	rm -rf $(VENV) $(VENV)-trl $(VENV)-verl build dist report site

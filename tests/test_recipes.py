@@ -27,6 +27,9 @@ TINY += [
 TINY += ["task.micro_batch_size=8", "task.num_samples=2", "task.lora.rank=2", "task.num_kl_tokens=4"]
 
 
+START = PAGES.parent / "start.md"
+
+
 def blocks(page: str) -> list[tuple[str, str, str]]:
     """(language, name of the file, text) of each code block of a page."""
     text = (PAGES / f"{page}.md").read_text()
@@ -69,6 +72,19 @@ def test_a_recipe_works_as_printed(
             assert code == 0, f"{line}\n{capsys.readouterr()}"
     assert num_runs and [*place.rglob("metrics.parquet")]
     assert all(len(pd.read_parquet(path)) == 2 for path in place.rglob("metrics.parquet"))
+
+
+def test_the_first_ten_minutes_work_as_printed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command of docs/start.md on CartPole, shortened, and the Python code."""
+    text = START.read_text().replace("=8192", "=2048")
+    lines = [line for block in re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE) for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if re.match(r"rgpo-(?!.*(?:qwen_rlhf|--help))", line)]
+    assert len(commands) == 4
+    for program, *words in commands:
+        assert (run._main(words) if program == "rgpo-run" else report.main(words)) == 0, f"{words}\n{capsys.readouterr()}"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    exec(code, {})
+    assert "train_mean" in capsys.readouterr().out
 
 
 def test_every_file_of_a_recipe_is_used() -> None:
