@@ -201,3 +201,13 @@ def test_a_damaged_state_counts_as_none(tmp_path: Path) -> None:
     for text in ("", "[1]", "{"):
         (tmp_path / "state.json").write_text(text)
         assert run_folder.read_state(tmp_path) == {} and run_folder.status(tmp_path) == "missing"
+
+
+def test_without_a_state_the_other_files_tell_the_status(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{")
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    assert run_folder.status(tmp_path) == "interrupted"
+    with run_folder.lock(tmp_path):
+        assert run_folder.status(tmp_path) == "running"
+    (tmp_path / "error.txt").write_text("Traceback")
+    assert run_folder.status(tmp_path) == "failed"
