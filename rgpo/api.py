@@ -15,7 +15,6 @@ import numpy as np
 
 from rgpo import distributed
 from rgpo.cli.stored_run import Parts, open_run, restored_actor, stored_actor
-from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, close_matches, require
 from rgpo.paths import cache_dir
 from rgpo.report.read import rows
@@ -252,7 +251,7 @@ class TrainedPolicy:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Array:
+    def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Any:
         """Action of one observation of the environment, or actions (N, ...) of a batch (N, ...), within the action space.
 
         deterministic: the mode of the distribution; else a draw, with rng or a generator of the policy's own.

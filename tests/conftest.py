@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from rgpo.control.actor_critic import ActorCritic, ControlBatch, ControlRollout
+from rgpo.control.actor_critic import ActorCritic
 from rgpo.control.mlp import MLP
+from rgpo.control.policy import ControlBatch, ControlRollout
+from rgpo.control.spaces import Head
 
 if TYPE_CHECKING:
     from rgpo.language.policy.language_model import LanguageModel
@@ -41,7 +43,8 @@ def make_policy() -> Callable[..., ActorCritic]:
         generator = torch.Generator().manual_seed(seed)
         shape: dict[str, Any] = {"hidden_sizes": (16, 16), "activation": "tanh", "orthogonal_init": True}
         shape |= {"policy_gain": 0.5, "value_gain": 1.0, "log_std_init": 0.0} | mlp
-        return ActorCritic(MLP(**shape), observation, action, discrete, generator)
+        heads = (Head("categorical" if discrete else "gaussian", action),)
+        return ActorCritic(MLP(**shape), observation, heads, generator)
 
     return make
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rgpo.cli.config import build, compose_jobs
 from rgpo.control.a2c import A2C, a2c_loss, policy_gradient, rmsprop
-from rgpo.control.actor_critic import ActorCritic, ControlBatch, ControlRollout
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.policy import ControlBatch, ControlRollout
 from rgpo.core.advantages import GAE
 from rgpo.errors import ConfigError, NonFiniteError
 from rgpo.learning.gradients import group_gradients

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch._inductor.exc import CppCompileError
 from update_parts import EXACT
 
-from rgpo.control.actor_critic import ActorCritic, ControlBatch
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.policy import ControlBatch
 from rgpo.core import gates
 from rgpo.core.adaptive_gate import AdaptiveSharpness
 from rgpo.core.gate import Gate

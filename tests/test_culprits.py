@@ -16,7 +16,8 @@ from tiny_policies import roll
 from torch import Tensor
 
 import rgpo
-from rgpo.control.actor_critic import ActorCritic, ControlRollout
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.policy import ControlRollout
 from rgpo.core.advantages import GAE
 from rgpo.core.gate import Gate
 from rgpo.core.gates import Clip, Open

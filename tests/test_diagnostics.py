@@ -12,7 +12,8 @@ from gate_options import load_gate
 from torch import Tensor
 from update_parts import Make, MakeBatch, algorithm, gae, nudge, objective, sgd
 
-from rgpo.control.actor_critic import ActorCritic, ControlRollout
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.policy import ControlRollout
 from rgpo.core import gates
 from rgpo.core.advantages import Exponential
 from rgpo.core.kl_penalty import AdaptivePenalty, FixedPenalty, NoPenalty

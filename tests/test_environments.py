@@ -153,7 +153,14 @@ class Counter(gymnasium.Env):
         return np.full((2, 3), self.time, np.uint8), reward, self.time == 5, False, {}
 
 
+class Telling(Forgetful):
+    """Observes a text beside an image."""
+
+    observation_space = gymnasium.spaces.Dict(image=gymnasium.spaces.Box(0, 1, (2,)), text=gymnasium.spaces.Text(5))
+
+
 gymnasium.register("Forgetful-v0", Forgetful)
+gymnasium.register("Telling-v0", Telling)
 gymnasium.register("Counter-v0", Counter)
 
 
@@ -162,7 +169,7 @@ def test_shapes_types_and_final_observations_of_an_arbitrary_environment() -> No
     assert env.observation_size == 6 and np.array_equal(env.reset(0), np.zeros((2, 6)))
     actions = random_actions(env, 10, 0)
     observation, terminated, truncated, final, reward = play(env, actions)
-    assert observation.dtype == final.dtype == reward.dtype == np.float64
+    assert (observation.dtype, final.dtype, reward.dtype) == (np.uint8, np.uint8, np.float64)  # pixels stay bytes
     assert observation[:, 0, 0].tolist() == [1, 2, 3, 4, 0] * 2 and final[:, 1, 5].tolist() == [1, 2, 3, 4, 5] * 2
     assert np.array_equal(np.flatnonzero(terminated[:, 0]), [4, 9]) and not truncated.any()
     assert np.allclose(reward, np.clip(actions, -1, 1).sum((2, 3), dtype=np.float64), atol=1e-6)
@@ -281,11 +288,11 @@ def test_the_state_of_an_endless_episode_does_not_grow() -> None:
     ("env_id", "kwargs", "words"),
     [
         ("Hoper-v4", {}, "Hopper-v4"),
-        ("Blackjack-v1", {}, "not supported"),
+        ("Telling-v0", {}, r"observation\.text is a Text, which is no fixed number .*filter_keys:\[image\]\}\] does"),
         ("HalfCheetah-v9", {}, "HalfCheetah-v5"),
         ("CartPole-v1", {"speed": 3}, "speed"),
         ("CartPole-v1", {"backend": "mujoco"}, "task.backend=mujoco: cannot run CartPole-v1"),
-        ("Ant-v5", {"backend": "mujoco", "frame_skip": 2}, "without env_kwargs"),
+        ("Ant-v5", {"backend": "mujoco", "frame_skip": 2}, "without them"),
         ("ALE/Pong-v5", {}, "pip install 'ale-py', then write task.env_id=ale_py:ALE/Pong-v5"),
         ("PongNoFrameskip-v4", {}, "ale_py:PongNoFrameskip-v4"),
         ("MiniGrid-Empty-5x5-v0", {}, "pip install 'minigrid', then write task.env_id=minigrid:MiniGrid-Empty-5x5-v0"),

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from update_parts import Make, MakeBatch, both_kinds
 
-from rgpo.control.actor_critic import ActorCritic, ControlRollout
+from rgpo.control.actor_critic import ActorCritic
 from rgpo.control.distributions import Categorical, Gaussian
 from rgpo.control.mlp import MLP
+from rgpo.control.policy import ControlRollout
 from rgpo.core.divergences import k1
 from rgpo.errors import ConfigError
 from rgpo.learning.diagnostics import credit_statistics
@@ -77,7 +78,7 @@ def test_acting_in_numpy_equals_the_torch_forward_and_plain_modules(make_policy:
     value = policy.value(policy.flat, observation)
     torch.testing.assert_close(value, critic(observation).detach()[:, 0])
     torch.testing.assert_close(torch.from_numpy(policy.values(observation.numpy())), value)
-    quiet = np.zeros((9, policy.action_size), np.float32)
+    quiet = np.zeros((9, policy.output_size), np.float32)
     mode = torch.from_numpy(policy.act(observation.numpy(), quiet))
     torch.testing.assert_close(mode, first.argmax(-1) if discrete else first)
 

@@ -108,7 +108,7 @@ def expected(run: rgpo.Run, seen: np.ndarray[Any, Any], rng: np.random.Generator
     """Actions of the policy of the checkpoint, as the environment's ``step`` gets them."""
     task, policy = run.task, run._parts.policy
     prepared = task._prepare(flat(run, seen).astype(np.float64), learn=False)  # type: ignore[attr-defined]
-    silence = np.zeros((len(seen), policy.action_size), np.float32)  # type: ignore[attr-defined]
+    silence = np.zeros((len(seen), policy.output_size), np.float32)  # type: ignore[attr-defined]
     noise = silence if rng is None else policy.draw_noise((len(seen),), rng)  # type: ignore[attr-defined]
     action, space = policy.act(prepared, noise), task.env.action_space  # type: ignore[attr-defined]
     if isinstance(space, spaces.Discrete):

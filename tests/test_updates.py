@@ -32,7 +32,7 @@ def test_every_sample_is_visited_once_an_epoch(make_policy: Make, make_batch: Ma
 
     def loss(flat: Tensor, data: Data, kl_coef: Tensor) -> tuple[Tensor, LossParts]:
         seen.append(data[1].advantage.tolist())
-        return flat.square().sum(), LossParts(*(flat.sum() * 0,) * 3)
+        return flat.square().sum(), LossParts(*(flat.sum() * 0,) * 5)
 
     optimizer = FlatAdam(
         torch.ones(2),

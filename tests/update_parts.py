@@ -10,7 +10,8 @@ import torch
 from gate_options import load_gate
 from torch import Tensor
 
-from rgpo.control.actor_critic import ActorCritic, ControlBatch
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.policy import ControlBatch
 from rgpo.core import gates
 from rgpo.core.advantages import GAE
 from rgpo.core.kl_penalty import Divergence, NoPenalty

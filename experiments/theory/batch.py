@@ -11,7 +11,10 @@ import numpy as np
 import torch
 
 from experiments.theory.common import load, start
-from rgpo.control.actor_critic import ActorCritic, ControlBatch, Observations
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.mlp import MLP
+from rgpo.control.policy import ControlBatch, Observations
+from rgpo.control.spaces import Head
 from rgpo.control.task import Control
 from rgpo.learning.types import Samples
 
@@ -41,8 +44,9 @@ def load_batch(path: Path = FILE) -> tuple[ActorCritic, ControlBatch]:
         arrays = {name: torch.from_numpy(saved[name]) for name in saved.files if name != "train_return"}
     observation, action = arrays["observation"], arrays["action"]
     task, _ = load("task=hopper", "algo=ppo")
-    assert isinstance(task, Control)
-    policy = ActorCritic(task.policy, observation.shape[1], action.shape[1], False, torch.Generator().manual_seed(0))
+    assert isinstance(task, Control) and isinstance(task.policy, MLP)
+    heads = (Head("gaussian", action.shape[1]),)
+    policy = ActorCritic(task.policy, observation.shape[1], heads, torch.Generator().manual_seed(0))
     policy.load_state_dict({"flat": arrays["parameters"]})
     with torch.no_grad():
         old = policy.distribution(policy.flat, observation)

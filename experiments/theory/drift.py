@@ -22,7 +22,8 @@ from torch import Tensor
 
 from experiments.theory.batch import load_batch
 from experiments.theory.common import Tables, Verdict, interval, judge, load, load_gate
-from rgpo.control.actor_critic import ActorCritic, ControlBatch
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.policy import ControlBatch
 from rgpo.core.gate import Gate, GateLike, ratio, ratio_minus_one, weight
 from rgpo.core.gates import Open
 from rgpo.core.kl_penalty import Divergence

@@ -19,7 +19,8 @@ from experiments.theory.batch import load_batch
 from experiments.theory.common import Tables, Verdict, algorithms, gate_names, judge, load, load_gate
 from experiments.theory.drift import objective
 from rgpo.bandit.quadrature import integrate
-from rgpo.control.actor_critic import ActorCritic, ControlBatch
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.policy import ControlBatch
 from rgpo.core.gate import GateLike, weight
 from rgpo.core.rollout import Array
 from rgpo.learning.algorithm import GateAlgorithm

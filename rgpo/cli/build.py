@@ -8,7 +8,15 @@ from typing import Any, cast
 
 from rgpo.cli.functions import find_function
 from rgpo.cli.hints import Node, Parameters, accepts, describe, is_node, missing_members, parameters_of, shown, takes_function
-from rgpo.cli.targets import entry_hint, find_target, lacking_methods, refuse_foreign_environment, takes_object
+from rgpo.cli.targets import (
+    entry_hint,
+    find_target,
+    lacking_methods,
+    late_kind,
+    of_packages,
+    refuse_foreign_environment,
+    takes_object,
+)
 from rgpo.cli.words import CHOOSE_WITH
 from rgpo.core.ranges import Range, declared_range
 from rgpo.errors import ConfigError, close_matches, first_line
@@ -76,7 +84,10 @@ def _chosen(config: Node, axis: str) -> object:
 
 def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) -> Any:
     """The object of a node, with further arguments that are already objects."""
-    target, parameters = _target(key, node)
+    target, parameters = _target(key, node, of_packages(hint))
+    late = late_kind(hint, target)
+    if late is not None:  # the task gives the rest, and the class checks what it is given
+        given, parameters = dict.fromkeys(late.provided), parameters._replace(hints=dict.fromkeys(parameters.hints, object))
     entries = {str(name): value for name, value in node.items() if name != "_target_"}
     if not parameters.open:
         refuse_unknown(f"{key}.", entries, set(parameters.hints) - set(given))
@@ -86,8 +97,10 @@ def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) 
     ranges = declared_ranges(target)
     for name, value in entries.items():
         check_type(f"{key}.{name}", value, parameters.hints.get(name, object), ranges.get(name))
-    _refuse_other_kind(key, node, hint, lacking_methods(hint, target))
+    _refuse_other_kind(key, node, hint, [] if late else lacking_methods(hint, target))
     parts = {name: _built(f"{key}.{name}", value, parameters.hints.get(name, object)) for name, value in entries.items()}
+    if late is not None:
+        return late(target, parts)
     try:
         made = target(**parts, **given)
     except ConfigError:
@@ -121,10 +134,10 @@ def _built(key: str, value: object, hint: object) -> object:
     return value
 
 
-def _target(key: str, node: Node) -> tuple[Callable[..., object], Parameters]:
+def _target(key: str, node: Node, environments: bool = False) -> tuple[Callable[..., object], Parameters]:
     """A node's class or function, by its present or a former name, and its parameters."""
     name = node["_target_"]
-    target = find_target(key, present_name(name) if isinstance(name, str) else name)
+    target = find_target(key, present_name(name) if isinstance(name, str) else name, environments)
     return target, parameters_of(target)
 
 

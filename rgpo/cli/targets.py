@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from hydra.core.override_parser.types import Override
 
@@ -34,8 +34,8 @@ PLUGINS = {  # node of hydra's that is instantiated -> where its class may be
 }
 
 
-def find_target(key: str, name: object) -> Callable[..., object]:
-    """The class or function of a dotted name.
+def find_target(key: str, name: object, environments: bool = False) -> Callable[..., object]:
+    """The class or function of a dotted name; environments: gymnasium and packages that need it may define it, too.
 
     Raises: ConfigError if its module is not rgpo's or the user's, cannot be imported or does not define it.
     """
@@ -45,7 +45,7 @@ def find_target(key: str, name: object) -> Callable[..., object]:
         raise ConfigError(f"{text}: cannot be imported; write the dotted name of a class, such as rgpo.gates.Sigmoid.")
     module = ".".join(parts[:-1])
     try:
-        if owner_of(module) is None:
+        if owner_of(module) is None and not (environments and needs_gymnasium(module)):
             remedy = "write a class of your own around it, in a module there"
             raise ConfigError(f"{text}: {parts[0]} is not {OWN}, and no other code is run; {remedy}.")
         target = getattr(importlib.import_module(module), parts[-1])
@@ -58,7 +58,7 @@ def find_target(key: str, name: object) -> Callable[..., object]:
         raise ConfigError(f"{text}: cannot be imported ({first_line(error)}){remedy}.") from error
     if not isinstance(target, type | types.FunctionType):
         raise ConfigError(f"{text}: is no class or function.")
-    if owner is None:
+    if owner is None and not (environments and isinstance(target, type) and needs_gymnasium(target.__module__)):
         raise ConfigError(f"{text}: is {target.__module__}.{target.__qualname__}, which is not defined in {OWN}.")
     if owner == "rgpo" and not isinstance(target, type):
         raise ConfigError(f"{text}: is a function of rgpo; name a class.")
@@ -75,13 +75,19 @@ def refuse_foreign_environment(env_id: str) -> None:
     try:
         if not colon or owner_of(module) is not None:
             return
-        packages = metadata.packages_distributions().get(top, [])
-        needs = [requirement for package in packages for requirement in metadata.requires(package) or ()]
+        known = needs_gymnasium(module)
     except Exception:  # gymnasium names a module that it cannot import
         return
     remedy = "import it in a module of your own, and name that"
-    if not any(re.match(r"gymnasium\b", need) for need in (*packages, *needs)):
+    if not known:
         raise ConfigError(f"task.env_id={env_id}: {top} is not {OWN}, nor of a package that needs gymnasium; {remedy}.")
+
+
+def needs_gymnasium(module: str) -> bool:
+    """True for a module of gymnasium or of an installed package that requires it."""
+    packages = metadata.packages_distributions().get(module.partition(".")[0], [])
+    needs = [requirement for package in packages for requirement in metadata.requires(package) or ()]
+    return any(re.match(r"gymnasium\b", need) for need in (*packages, *needs))
 
 
 def owner_of(module: str) -> str | None:
@@ -160,6 +166,17 @@ def entry_hint(hint: object, mapping: bool) -> object:
         if arguments and _kind(member) in (MAPPINGS if mapping else SEQUENCES):
             return arguments[-1] if mapping else arguments[0]
     return object
+
+
+def late_kind(hint: object, target: object) -> Any:
+    """The class of the hint that keeps a target for a later call (rgpo.control.late); None if the target is called now."""
+    kinds = [_kind(member) for member in _members(hint)]
+    return next((kind for kind in kinds if getattr(kind, "defers", None) and kind.defers(target)), None)  # type: ignore[attr-defined]
+
+
+def of_packages(hint: object) -> bool:
+    """True for a hint whose classes may be those of packages of environments."""
+    return any(getattr(_kind(member), "from_packages", False) for member in _members(hint))
 
 
 def lacking_methods(hint: object, target: Callable[..., object]) -> list[str]:

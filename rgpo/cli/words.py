@@ -20,8 +20,8 @@ LITERAL = (
 )  # names, paths and texts, taken as they are; null stays null
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 ESCAPED = re.compile(r"((?:\\\\)*)\\\$\{")  # an interpolation that OmegaConf reads as text
-CHOOSE_WITH = {"task.source": "scale"}  # node of language tasks -> the group that sets it
-CHOOSE_WITH |= {f"task.{group}": f"{group}@task.{group}" for group in ("sampler", "correction")}
+CHOOSE_WITH = {"task.source": "scale"}  # node of tasks -> the group that sets it
+CHOOSE_WITH |= {f"task.{group}": f"{group}@task.{group}" for group in ("sampler", "correction", "policy")}
 BANDITS = ("bandit", "bandit_gaussian")
 PRESETS = {"kl_coef": "adaptive.coef", "kl_target": "adaptive.kl_target", "kl_factor": "adaptive.factor"}
 PRESETS |= {key: f"gae.{key}" for key in ("gamma", "lam", "bootstrap_truncated", "normalize")}

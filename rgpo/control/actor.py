@@ -1,39 +1,30 @@
 """A trained control policy as a function of raw observations, from the files in a run's policy/.
 
 policy.safetensors holds weights by the names of torch.nn.Sequential (actor.0.weight (out, in), actor.0.bias, actor.2.weight and
-so on, the same for critic) and log_std of Gaussian policies; policy.json holds everything else.
+so on, the same for critic) and log_std of Gaussian actions; policy.json holds everything else.
 Shapes: N observations of D numbers, A action numbers.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
 from rgpo import atomic
+from rgpo.control.spaces import Rescale, Space, choose, draw_noise, flatten, heads, row, to_env
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, first_line, require
+
+if TYPE_CHECKING:
+    from rgpo.control.torch_network import TorchNetwork
 
 DESCRIPTION, WEIGHTS = "policy.json", "policy.safetensors"
 FORMAT = 1
 ACTIVATIONS: dict[str, Callable[..., Array]] = {"tanh": np.tanh, "relu": lambda x, out: np.maximum(x, 0.0, out=out)}
-
-
-class Space(TypedDict, total=False):
-    """A gymnasium Box, whose bounds are one number for all or a flat list, null where there is none, or a Discrete."""
-
-    type: str
-    shape: list[int]
-    dtype: str
-    low: float | list[float | None] | None
-    high: float | list[float | None] | None
-    n: int
-    start: int
 
 
 class Moments(TypedDict):
@@ -46,12 +37,16 @@ class Moments(TypedDict):
 
 
 class Network(TypedDict):
-    """Actor and critic: linear layers with an activation between them."""
+    """mlp: actor and critic of linear layers with an activation between; cnn: rgpo.control.convolutions; module: network.pt2."""
 
-    distribution: str  # categorical over logits, or gaussian with a mean and log_std
+    kind: NotRequired[str]  # mlp, cnn or module; mlp if it is missing
+    shape: NotRequired[list[int]]  # of an observation as a cnn or module reads it
+    picture: NotRequired[list[int]]  # of a cnn: channels, height, width
+    scale: NotRequired[float]  # of a cnn: factor of the observations
+    distribution: str  # categorical over logits, gaussian with a mean and log_std, bernoulli over logits, or a product of these
     observation_size: int
     hidden_sizes: list[int]
-    action_size: int
+    action_size: int  # outputs of the actor, for the factors of the action space one after the other
     activation: str
 
 
@@ -62,6 +57,7 @@ class Description(TypedDict):
     env_id: str
     observation_space: Space
     action_space: Space
+    action_bounds: NotRequired[str]  # clip, or rescale from [-1, 1]; clip if it is missing
     observation_normalizer: Moments | None
     network: Network
     run: dict[str, object]  # rgpo.learning.export.Facts
@@ -70,15 +66,13 @@ class Description(TypedDict):
 class Actor:
     """policy(observation) -> action; see ``__call__``."""
 
-    def __init__(self, description: Description, weights: Mapping[str, Array]) -> None:
+    def __init__(self, description: Description, weights: Mapping[str, Array], network: TorchNetwork | None = None) -> None:
         self.description, self.weights = description, dict(weights)
-        network = description["network"]
-        self._act = ACTIVATIONS[network["activation"]]
-        count = len(network["hidden_sizes"]) + 1
-        self._layers = [
-            (np.ascontiguousarray(weights[f"actor.{2 * i}.weight"].T), weights[f"actor.{2 * i}.bias"]) for i in range(count)
-        ]
-        self._std = np.exp(weights["log_std"]) if network["distribution"] == "gaussian" else None
+        self.network: Callable[[Array], Array] = network or make_network(description["network"], weights)
+        self._std = np.exp(weights["log_std"]) if "log_std" in weights else None
+        space = description["action_space"]
+        self._heads = heads(space)
+        self.rescale = Rescale(space) if description.get("action_bounds") == "rescale" else None
         moments = description["observation_normalizer"]
         if moments is not None:
             self._mean = np.array(moments["mean"])[None]
@@ -97,7 +91,12 @@ class Actor:
         try:
             description: Description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             require(description.get("format") == FORMAT, f"{folder}", DESCRIPTION, f"is not of format {FORMAT}; export it again.")
-            return cls(description, load((folder / WEIGHTS).read_bytes()))
+            weights = load((folder / WEIGHTS).read_bytes())
+            if description["network"].get("kind") == "module":
+                from rgpo.control.torch_network import load_program
+
+                return cls(description, weights, load_program(folder, description["network"]))
+            return cls(description, weights)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -105,43 +104,61 @@ class Actor:
             raise ConfigError(f"{folder}: cannot be used as a policy ({why}); export it again.") from error
 
     def save(self, folder: Path) -> None:
-        """Write both files.
+        """Write the files.
 
-        Raises: OSError if one cannot be written.
+        Raises: OSError if one cannot be written; NoExport for a module that torch.export cannot trace.
         """
         from safetensors.numpy import save
 
+        if self.description["network"].get("kind") == "module":
+            from rgpo.control.torch_network import TorchNetwork
+
+            assert isinstance(self.network, TorchNetwork)
+            self.network.save(folder)
         atomic.write_bytes(folder / WEIGHTS, save({name: np.ascontiguousarray(x) for name, x in self.weights.items()}))
         atomic.write_text(folder / DESCRIPTION, json.dumps(self.description, indent=1, allow_nan=False) + "\n")
 
-    def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Array:
+    def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Any:
         """Action of one observation of the environment, or actions (N, ...) of a batch (N, ...), as the environment takes them.
 
-        deterministic: the mode of the distribution; else a draw, with rng or a generator of the policy's own.
+        Every array of a Dict or Tuple has N in front in a batch. deterministic: the mode of the distribution; else a draw, with
+        rng or a generator of the policy's own.
 
         Raises: ValueError for observations of another shape, or that are not finite.
         """
-        seen, single = self._flatten(observation)
-        found = self._to_env(self.draw(seen, None if deterministic else rng or self._rng))
-        result: Array = found[0] if single else found
-        return result
+        seen, single = flatten(self.description["observation_space"], observation)
+        if not np.isfinite(seen).all():
+            raise ValueError("observation: contains NaN or infinity.")
+        space = self.description["action_space"]
+        found = to_env(space, self.draw(seen, None if deterministic else rng or self._rng))
+        return row(space, found, 0) if single else found
 
     def draw(self, observation: Array, rng: np.random.Generator | None) -> Array:
         """For flat raw observations (N, D): indices (N,) from 0, or unbounded actions (N, A); the mode without rng."""
-        action = self.output(observation)
-        if self._std is not None:
-            return action if rng is None else action + self._std * rng.standard_normal(action.shape).astype(np.float32)
+        output = self.output(observation)
         if rng is not None:
-            action += rng.gumbel(size=action.shape).astype(np.float32)
-        choice: Array = action.argmax(-1)
-        return choice
+            output += draw_noise(self._heads, output.shape[:1], self._std, rng)
+        action = choose(self._heads, output)
+        return action if self.rescale is None else self.rescale(action)
 
     def output(self, observation: Array) -> Array:
         """Logits or Gaussian means (N, A) float32 of flat raw observations (N, D)."""
         moments = self.description["observation_normalizer"]
         if moments is not None:
             observation = np.clip((observation - self._mean) / self._scale, -moments["clip"], moments["clip"])
-        x: Array = observation.astype(np.float32)
+        return self.network(observation.astype(np.float32))
+
+
+class LinearLayers:
+    """The actor of an MLP in numpy."""
+
+    def __init__(self, network: Network, weights: Mapping[str, Array]) -> None:
+        self._act = ACTIVATIONS[network["activation"]]
+        names = [f"actor.{2 * i}" for i in range(len(network["hidden_sizes"]) + 1)]
+        self._layers = [(np.ascontiguousarray(weights[f"{name}.weight"].T), weights[f"{name}.bias"]) for name in names]
+
+    def __call__(self, x: Array) -> Array:
+        """Outputs (N, O) of observations (N, D) float32."""
         for i, (weight, bias) in enumerate(self._layers):
             x = x.dot(weight)
             x += bias
@@ -149,41 +166,11 @@ class Actor:
                 self._act(x, out=x)
         return x
 
-    def _flatten(self, observation: object) -> tuple[Array, bool]:
-        """(N, D) float64, and whether it was a single observation."""
-        space = self.description["observation_space"]
-        shape = tuple(space["shape"]) if space["type"] == "Box" else ()
-        found = np.asarray(observation)
-        single = found.shape == shape
-        if found.dtype.kind not in "fiub" or not (single or (found.ndim and found.shape[1:] == shape)):
-            is_array = f"an array of shape {found.shape} and type {found.dtype}"
-            batch = ", ".join(["N", *map(str, shape)])
-            raise ValueError(f"observation: is {is_array}; give one of shape {shape}, or a batch ({batch}).")
-        if space["type"] == "Box":
-            flat = found.reshape(1 if single else len(found), math.prod(shape)).astype(np.float64)
-            if not np.isfinite(flat).all():
-                raise ValueError("observation: contains NaN or infinity.")
-            return flat, single
-        place = found.reshape(-1).astype(np.int64) - space["start"]
-        if not ((place >= 0) & (place < space["n"])).all():
-            raise ValueError(f"observation: must be from {space['start']} to {space['start'] + space['n'] - 1}.")
-        return np.eye(space["n"])[place], single
 
-    def _to_env(self, action: Array) -> Array:
-        """The result of ``draw`` as the action space has it: indices from its start, or numbers clipped to the bounds."""
-        space = self.description["action_space"]
-        if space["type"] == "Discrete":
-            return action + space["start"]
-        low, high = bounds(space)
-        clipped = np.minimum(np.maximum(action, low), high)
-        return clipped.astype(space["dtype"], copy=False).reshape(len(action), *space["shape"])
+def make_network(network: Network, weights: Mapping[str, Array]) -> Callable[[Array], Array]:
+    """The actor's network from its weights; torch is imported for convolutions alone."""
+    if network.get("kind", "mlp") == "mlp":
+        return LinearLayers(network, weights)
+    from rgpo.control.torch_network import convolutions
 
-
-def bounds(space: Space) -> tuple[Array, Array]:
-    """Lower and upper bounds of a flattened Box, each (A,) or (1,) float64, infinite where there is none."""
-    return _filled(space["low"], -np.inf), _filled(space["high"], np.inf)
-
-
-def _filled(given: float | list[float | None] | None, missing: float) -> Array:
-    values = given if isinstance(given, list) else [given]
-    return np.array([missing if x is None else x for x in values], np.float64)
+    return convolutions(network, weights)

@@ -1,4 +1,4 @@
-"""Action distributions as named tuples of tensors, whose methods are pure functions that torch can compile.
+"""Action distributions as tuples of tensors, whose methods are pure functions that torch can compile.
 
 Batch first, all values in nats. ``kl_from`` takes the other distribution as the plain tuple that a batch stores.
 """
@@ -6,10 +6,15 @@ Batch first, all values in nats. ``kl_from`` takes the other distribution as the
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
+
+from rgpo.control.spaces import Head
 
 
 class Gaussian(NamedTuple):
@@ -60,4 +65,86 @@ class Categorical(NamedTuple):
         return (self.logp.exp() * (self.logp - other.logp)).sum(-1)
 
 
-Distribution = Gaussian | Categorical
+class Bernoulli(NamedTuple):
+    """Independent bits: logits (N, A) of 1."""
+
+    logits: Tensor
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """sum a l - log(1 + e^l) over bits a in {0, 1}, (N, A) -> (N,)."""
+        return (action * self.logits - softplus(self.logits)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """sum log(1 + e^l) - sigma(l) l -> (N,)."""
+        return (softplus(self.logits) - self.logits.sigmoid() * self.logits).sum(-1)
+
+    def kl_from(self, old: tuple[Tensor, ...]) -> Tensor:
+        """KL(old || self) -> (N,); old has the same fields."""
+        return Bernoulli(*old).kl(self)
+
+    def kl(self, other: Bernoulli) -> Tensor:
+        """KL(self || other) in closed form -> (N,)."""
+        p = self.logits.sigmoid()
+        return (p * (self.logits - other.logits) - softplus(self.logits) + softplus(other.logits)).sum(-1)
+
+
+Factor = Gaussian | Categorical | Bernoulli
+
+
+@dataclass(frozen=True)
+class Product:
+    """Independent factors: log-probabilities, entropies and KL divergences are sums over them."""
+
+    factors: tuple[Factor, ...]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The parameters of all factors, which a batch stores."""
+        return (x for factor in self.factors for x in factor)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """sum log p_i(a_i), action (N, A) in the order of the factors -> (N,)."""
+        total, begin = action.new_zeros(len(action)), 0
+        for factor in self.factors:
+            if isinstance(factor, Categorical):
+                total, begin = total + factor.log_prob(action[:, begin].long()), begin + 1
+            else:
+                end = begin + factor[0].shape[-1]
+                total, begin = total + factor.log_prob(action[:, begin:end]), end
+        return total
+
+    def entropy(self) -> Tensor:
+        """sum H(p_i) -> (N,)."""
+        return torch.stack([factor.entropy() for factor in self.factors]).sum(0)
+
+    def kl_from(self, old: tuple[Tensor, ...]) -> Tensor:
+        """KL(old || self) -> (N,); old as ``__iter__`` lists it."""
+        rest, terms = iter(old), []
+        for factor in self.factors:
+            terms.append(factor.kl_from(tuple(next(rest) for _ in factor)))
+        return torch.stack(terms).sum(0)
+
+
+Distribution = Factor | Product
+
+
+def make_distribution(heads: Sequence[Head], output: Tensor, log_std: Tensor | None) -> Distribution:
+    """The distribution of outputs (N, O) of a network; log_std (numbers of Gaussians,) is the same in every state."""
+    if len(heads) == 1:
+        return _factor(heads[0].kind, output, log_std)
+    factors, begin = [], 0
+    for head, part in zip(heads, torch.split(output, [head.size for head in heads], -1), strict=True):
+        own = None
+        if head.kind == "gaussian":
+            assert log_std is not None
+            own, begin = log_std[begin : begin + head.size], begin + head.size
+        factors.append(_factor(head.kind, part, own))
+    return Product(tuple(factors))
+
+
+def _factor(kind: str, output: Tensor, log_std: Tensor | None) -> Factor:
+    if kind == "categorical":
+        return Categorical(output.log_softmax(-1))
+    if kind == "bernoulli":
+        return Bernoulli(output)
+    assert log_std is not None
+    return Gaussian(output, torch.broadcast_to(log_std, output.shape))

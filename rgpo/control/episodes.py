@@ -46,3 +46,12 @@ class OpenEpisodes:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         self.returns = np.array(state["episode_return"], np.float64)
         self.lengths = np.array(state["episode_length"], np.int64)
+
+
+def evaluated(metrics: Mapping[str, float | list[float]], num_episodes: int, longest: int) -> list[str]:
+    """A line about the deterministic return, if it was measured, and about episodes that were cut after `longest` steps."""
+    if "return/eval_mean" not in metrics:
+        return []
+    num_cut = metrics.get("return/eval_num_cut", 0.0)
+    cut = f" ({num_cut:.0f} of {num_episodes} episodes were cut after {longest:,} steps)" if num_cut else ""
+    return [f"deterministic return {metrics['return/eval_mean']:.4g}{cut}"]

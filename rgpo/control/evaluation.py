@@ -14,6 +14,7 @@ import numpy as np
 
 from rgpo import atomic
 from rgpo.control.actor import Actor
+from rgpo.control.envs.described import wrapped
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, NonFiniteError, first_line
 
@@ -50,14 +51,12 @@ def returns(task: Control, actor: Actor, num_episodes: int, seed: int, determini
 
 def _episodes(env: VectorEnv, actor: Actor, seed: int, rng: np.random.Generator | None) -> tuple[Array, int]:
     """The return of the first episode of every environment, and how many of them were cut."""
-    shape = env.action_space.shape or ()
     seen = env.reset(seed)
     running = [np.ones(env.num_envs, bool)]  # which episodes each step belongs to
     while running[-1].any() and len(running) <= LONGEST_EPISODE:
         if not np.isfinite(seen).all():
             raise NonFiniteError(f"observation of {actor.description['env_id']} became NaN or infinite in an evaluation episode.")
-        action = actor.draw(seen, rng)
-        step = env.step(action if action.shape[1:] == shape else action.reshape(len(action), *shape))
+        step = env.step(actor.draw(seen, rng))
         running.append(running[-1] & ~(step.terminated | step.truncated))
         seen = step.observation
     total: Array = np.where(running[:-1], env.rewards(), 0.0).sum(0)
@@ -96,7 +95,8 @@ def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]
         frames, seen, t, over = [_small(env.render())], first, 0, False
         while not over and len(frames) < MAX_FRAMES:
             action = actor(seen)
-            seen, _, terminated, truncated, _ = env.step(action.item() if action.ndim == 0 else action)
+            scalar = isinstance(action, np.ndarray | np.generic) and action.ndim == 0
+            seen, _, terminated, truncated, _ = env.step(action.item() if scalar else action)
             t, over = t + 1, bool(terminated or truncated)
             if t % stride == 0 or over:
                 frames.append(_small(env.render()))
@@ -119,7 +119,7 @@ def _drawable(task: Control, seed: int) -> tuple[Any, Any]:
                 warnings.simplefilter("ignore")
                 import gymnasium
 
-                env = gymnasium.make(env_id, **{**kwargs, "render_mode": "rgb_array"})
+                env = wrapped(gymnasium.make(env_id, **{**kwargs, "render_mode": "rgb_array"}), task.wrappers)
                 first, _ = env.reset(seed=seed)
                 picture = env.render()
             if not isinstance(picture, np.ndarray) or picture.ndim != 3:

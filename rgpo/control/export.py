@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Self, cast
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
-from rgpo.control.actor import FORMAT, Actor, Description, Moments, Network, Space, bounds
+from rgpo.control.actor import FORMAT, Actor, Description, Moments, Network
 from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.convolutions import Convolutions
 from rgpo.control.envs.vector_env import VectorEnv
+from rgpo.control.module_policy import ModulePolicy
 from rgpo.control.normalize import EPSILON, ObservationNormalizer
+from rgpo.control.policy import ControlPolicy
+from rgpo.control.spaces import Rescale, column_bounds, column_starts, describe, heads
+from rgpo.control.torch_network import TorchNetwork
 from rgpo.core.rollout import Array
 from rgpo.learning.export import Facts, NoExport
 from rgpo.learning.types import Policy, State
@@ -29,42 +31,71 @@ def make_actor(
     policy: Policy,
     state: State,
     facts: Facts,
-    *,
     env: VectorEnv,
     env_id: str,
+    action_bounds: str,
     normalizer: ObservationNormalizer | None,
 ) -> Actor:
     """The policy with the environment's spaces and the normalizer; state: the policy's.
 
-    Raises: NoExport for another kind of policy or space.
+    Raises: NoExport for another kind of policy.
     """
-    if not isinstance(policy, ActorCritic):
-        raise NoExport(f"{type(policy).__name__} is no actor-critic of rgpo and has no method export")
-    network: Network = {
-        "distribution": "categorical" if policy.discrete else "gaussian",
-        "observation_size": policy.observation_size,
-        "hidden_sizes": list(policy.mlp.hidden_sizes),
-        "action_size": policy.action_size,
-        "activation": policy.mlp.activation,
-    }
+    flat = cast(Tensor, state["flat"])
+    if isinstance(policy, ActorCritic):
+        weights, network, module = _weights(policy, flat), _describe_layers(policy), None
+    elif isinstance(policy, ModulePolicy):
+        weights = {name: x.numpy() for name, x in zip(policy.names, policy.unflatten(flat), strict=True)}
+        network, module = _describe_module(policy), TorchNetwork(policy.module, policy.shape)
+    else:
+        raise NoExport(f"{type(policy).__name__} is no policy of rgpo and has no method export")
     description: Description = {
         "format": FORMAT,
         "env_id": env_id,
-        "observation_space": _describe_space(env.observation_space),
-        "action_space": _describe_space(env.action_space),
+        "observation_space": describe(env.observation_space, "observation"),
+        "action_space": describe(env.action_space, "action"),
+        "action_bounds": action_bounds,
         "observation_normalizer": None if normalizer is None else _moments(normalizer),
         "network": network,
         "run": asdict(facts),
     }
-    return Actor(description, _weights(policy, cast(Tensor, state["flat"])))
+    return Actor(description, weights, module)
+
+
+def _describe_layers(policy: ActorCritic) -> Network:
+    return {
+        "distribution": _distribution(policy),
+        "observation_size": policy.observation_size,
+        "hidden_sizes": list(policy.mlp.hidden_sizes),
+        "action_size": policy.output_size,
+        "activation": policy.mlp.activation,
+    }
+
+
+def _describe_module(policy: ModulePolicy) -> Network:
+    found: Network = {
+        "kind": "module",
+        "shape": list(policy.shape),
+        "distribution": _distribution(policy),
+        "observation_size": policy.observation_size,
+        "hidden_sizes": [],
+        "action_size": policy.output_size,
+        "activation": "relu",
+    }
+    if isinstance(policy.module, Convolutions):
+        found |= {"kind": "cnn", "picture": list(policy.module.sizes), "scale": policy.module.scale}
+        found["hidden_sizes"] = [policy.module.actor.in_features]
+    return found
+
+
+def _distribution(policy: ControlPolicy) -> str:
+    return policy.heads[0].kind if len(policy.heads) == 1 else "product"
 
 
 def _weights(policy: ActorCritic, flat: Tensor) -> dict[str, Array]:
     """Named weights in the layout of torch.nn.Linear."""
     tensors = policy.unflatten(flat)
-    count = len(policy.actor_shapes)
-    found: dict[str, Array] = {} if policy.discrete else {"log_std": tensors[count - 1].numpy()}
-    for name, part in (("actor", tensors[: count if policy.discrete else count - 1]), ("critic", tensors[count:])):
+    found: dict[str, Array] = {} if policy.log_std is None else {"log_std": tensors[policy.num_layers].numpy()}
+    for name, part in (("actor", tensors[: policy.num_layers]), ("critic", tensors[len(policy.actor_shapes) :])):
         for i in range(0, len(part), 2):
             found |= {f"{name}.{i}.weight": part[i].T.contiguous().numpy(), f"{name}.{i}.bias": part[i + 1].numpy()}
     return found
@@ -75,41 +106,57 @@ def _moments(normalizer: ObservationNormalizer) -> Moments:
     return {"mean": mean.tolist(), "variance": variance.tolist(), "epsilon": EPSILON, "clip": float(normalizer.high[0, 0])}
 
 
-def _describe_space(space: spaces.Space[Any]) -> Space:
-    """Raises: NoExport for a space that is neither Box nor Discrete."""
-    if isinstance(space, spaces.Discrete):
-        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
-    if not isinstance(space, spaces.Box):
-        raise NoExport(f"its space {space} is neither Box nor Discrete")
-    low, high = (_bounds(x) for x in (space.low, space.high))
-    return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), "low": low, "high": high}
+class Outputs(nn.Module):
+    """The outputs of a network that returns values, too."""
+
+    def __init__(self, network: TorchNetwork) -> None:
+        super().__init__()
+        self.module, self.shape = network.module, network.shape
+
+    def train(self, mode: bool = True) -> Self:
+        """No-op: networks act in eval mode, and exported programs refuse the call."""
+        return self
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Flat observations (N, D) float32 -> outputs (N, O)."""
+        output: Tensor = self.module(observation.reshape(-1, *self.shape))[0]
+        return output
 
 
-def _bounds(values: Array) -> float | list[float | None] | None:
-    """One number if all are equal; None where there is no bound."""
-    found = [x if math.isfinite(x) else None for x in values.astype(np.float64).ravel().tolist()]
-    return found[0] if len(set(found)) == 1 else found
+def _network_module(actor: Actor) -> nn.Module:
+    """The actor's network: flat observations (N, D) float32 -> outputs (N, O)."""
+    if isinstance(actor.network, TorchNetwork):
+        return Outputs(actor.network)
+    network = actor.description["network"]
+    sizes = [network["observation_size"], *network["hidden_sizes"], network["action_size"]]
+    layers: list[nn.Module] = []
+    for size, following in pairwise(sizes):
+        layers += [nn.Linear(size, following), nn.Tanh() if network["activation"] == "tanh" else nn.ReLU()]
+    module = nn.Sequential(*layers[:-1])
+    named = {name: torch.from_numpy(np.array(x)) for name, x in actor.weights.items() if name.startswith("actor.")}
+    module.load_state_dict({name.removeprefix("actor."): x for name, x in named.items()})
+    return module
 
 
 class PolicyModule(nn.Module):
-    """Flat raw observations (N, D) of any float type -> actions (N, A) float32 within the bounds, or (N,) int64: the mode."""
+    """Flat raw observations (N, D) of any float type -> the mode: (N,) int64 of a Discrete space, else (N, A) float32.
+
+    The numbers of an action are those of its parts one after the other: within the bounds of a Box, indices from their start.
+    """
 
     mean: Tensor
     scale: Tensor
     low: Tensor
     high: Tensor
+    middle: Tensor
+    radius: Tensor
+    limit: Tensor
+    start: Tensor
 
     def __init__(self, actor: Actor) -> None:
         super().__init__()
-        network, space = actor.description["network"], actor.description["action_space"]
-        sizes = [network["observation_size"], *network["hidden_sizes"], network["action_size"]]
-        layers: list[nn.Module] = []
-        for size, following in pairwise(sizes):
-            layers += [nn.Linear(size, following), nn.Tanh() if network["activation"] == "tanh" else nn.ReLU()]
-        self.actor = nn.Sequential(*layers[:-1])
-        weights: Mapping[str, Array] = actor.weights
-        named = {name: torch.from_numpy(np.array(x)) for name, x in weights.items() if name.startswith("actor.")}
-        self.actor.load_state_dict({name.removeprefix("actor."): x for name, x in named.items()})
+        space = actor.description["action_space"]
+        self.actor = _network_module(actor)
         moments = actor.description["observation_normalizer"]
         self.normalized, self.clip = moments is not None, 0.0 if moments is None else moments["clip"]
         mean, variance, epsilon = (
@@ -117,11 +164,14 @@ class PolicyModule(nn.Module):
         )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64))
         self.register_buffer("scale", (torch.tensor(variance, dtype=torch.float64) + epsilon).sqrt())
-        self.discrete = space["type"] == "Discrete"
-        self.start = space["start"] if self.discrete else 0
-        low, high = ([0.0], [0.0]) if self.discrete else bounds(space)
-        self.register_buffer("low", torch.tensor(np.asarray(low, np.float32)))
-        self.register_buffer("high", torch.tensor(np.asarray(high, np.float32)))
+        self.heads = [(head.kind, head.size) for head in heads(space)]
+        self.discrete, self.rescaled = space["type"] == "Discrete", actor.rescale is not None
+        low, high = column_bounds(space)
+        rescale = Rescale(space)
+        columns = {"low": low, "high": high, "middle": rescale.middle, "radius": rescale.radius, "limit": rescale.limit}
+        for name, values in columns.items():
+            self.register_buffer(name, torch.tensor(np.asarray(values, np.float32)))
+        self.register_buffer("start", torch.from_numpy(column_starts(space)))
 
     def forward(self, observation: Tensor) -> Tensor:
         """The deterministic action."""
@@ -131,7 +181,20 @@ class PolicyModule(nn.Module):
         output: Tensor = self.actor(x.float())
         if self.discrete:
             return output.argmax(-1) + self.start
-        return torch.minimum(torch.maximum(output, self.low), self.high)
+        action = torch.cat(self._columns(output), -1)
+        if self.rescaled:
+            action = self.middle + self.radius * torch.minimum(torch.maximum(action, -self.limit), self.limit)
+        return torch.minimum(torch.maximum(action, self.low), self.high) + self.start
+
+    def _columns(self, output: Tensor) -> list[Tensor]:
+        columns = []
+        parts = torch.split(output, [size for _, size in self.heads], -1)
+        for (kind, _), part in zip(self.heads, parts, strict=True):
+            if kind == "categorical":
+                columns.append(part.argmax(-1, keepdim=True).float())
+            else:
+                columns.append(part if kind == "gaussian" else (part > 0).float())
+        return columns
 
 
 def write_modules(actor: Actor, folder: Path) -> None:

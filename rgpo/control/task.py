@@ -7,34 +7,38 @@ bootstraps (advantage.bootstrap_truncated); the reward normalizer's discounted r
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
-from gymnasium import spaces
 
 from rgpo.control import finite
-from rgpo.control.envs import check
-from rgpo.control.envs.facts import describe
+from rgpo.control.advice import advice, refuse_unserved
+from rgpo.control.cnn import NatureCNN, OwnNetwork
+from rgpo.control.envs import check, facts
+from rgpo.control.envs.described import observation_shape
 from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.envs.vector_env import Step, VectorEnv
-from rgpo.control.episodes import OpenEpisodes
+from rgpo.control.episodes import OpenEpisodes, evaluated
+from rgpo.control.late import Wrapper
 from rgpo.control.mlp import MLP
 from rgpo.control.normalize import ObservationNormalizer, RewardNormalizer
-from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, or_null
+from rgpo.control.spaces import Rescale, describe, heads
+from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, one_of, or_null
 from rgpo.core.rollout import Array
 from rgpo.distributed import refuse_many
-from rgpo.errors import ConfigError, EnvironmentFault, require
+from rgpo.errors import EnvironmentFault, require
 from rgpo.learning.export import Facts
 from rgpo.learning.types import Policy, Requirements, State
 
 if TYPE_CHECKING:
     from rgpo.control.actor import Actor
-    from rgpo.control.actor_critic import ActorCritic, ControlRollout
+    from rgpo.control.policy import ControlPolicy, ControlRollout
 
-REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, or fixed or adaptive with penalty.anchor=old."
 VERSION = accept(lambda name: re.fullmatch(r"v[0-9]{1,9}", name) is not None, "must be a version such as v4 or v5.")
 LONGEST_EVALUATION = 10_000  # steps after which an evaluation episode without a time limit is cut
 
@@ -44,7 +48,7 @@ class Control:
     """Fixed-length rollouts of num_envs copies of one environment; setup() makes them."""
 
     env_id: str  # gymnasium id; with `version` its name alone
-    policy: MLP
+    policy: MLP | NatureCNN | OwnNetwork
     version: str | None = field(metadata=or_null(VERSION))  # v4 (the paper's) or v5 of MuJoCo's four, else null
     num_envs: int = field(metadata=count(100_000))
     num_steps: int = field(metadata=count(MANY))
@@ -55,16 +59,21 @@ class Control:
     num_eval_episodes: int = field(metadata=count(100_000))
     backend: str  # auto steps MuJoCo directly where the id is known; gymnasium or mujoco force one
     env_kwargs: Mapping[str, object]  # of gymnasium.make
+    wrappers: list[Wrapper] = field(default_factory=list)  # around each environment, the first one inside
+    action_bounds: str = field(default="clip", metadata=one_of("clip", "rescale"))  # rescale: [-1, 1] onto finite bounds of a Box
+    staleness: int = field(default=0, metadata=count(100, least=0))
+    correction_cap: float | None = field(default=None, metadata=or_null(POSITIVE))  # null: ratios to the drawing policy
 
     def __post_init__(self) -> None:
         require(isinstance(self.env_id, str) and self.env_id != "???", "task.env_id", self.env_id, "give a gymnasium id.")
         check_fields(self, "task")
-        samples = self.batch_size
-        require(
-            samples <= MANY, "task.num_steps", self.num_steps, f"makes rollouts of {samples:,} samples, over {MANY:,}; lower it."
-        )
+        fits = self.correction_cap is None or self.staleness > 0
+        require(fits, "task.correction_cap", self.correction_cap, "corrects stale rollouts only; set task.staleness.")
+        fits, remedy = self.batch_size <= MANY, f"makes rollouts of {self.batch_size:,} samples, over {MANY:,}; lower it."
+        require(fits, "task.num_steps", self.num_steps, remedy)
 
     memory_advice: ClassVar[str] = "lower task.num_steps or task.num_envs"
+    export_name: ClassVar[str] = "policy"
 
     @property
     def full_id(self) -> str:
@@ -80,15 +89,12 @@ class Control:
         """Raises: ConfigError for an unknown id, an unsupported space or many processes; EnvironmentFault, as check.try_out."""
         refuse_many("control")
         check.try_out(repr(self), self.make_env)
+        with closing(self.make_env(1)) as env:
+            advice(self.full_id, env, self.action_bounds, self.policy)
 
     def validate(self, requirements: Requirements) -> None:
         """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
-        if requirements.pairs:
-            raise ConfigError("algorithm: learns from stored pairs of answers, which control tasks lack; use task=qwen_rlhf.")
-        if requirements.groups:
-            raise ConfigError("advantage: group_relative and leave_one_out compare completions; use gae on control tasks.")
-        if requirements.reference:
-            raise ConfigError(f"{requirements.reference}: control tasks have no reference policy; {REFERENCE_REMEDY}")
+        refuse_unserved(requirements)
 
     def plan_iterations(self, total_env_steps: int) -> int:
         """The number of whole iterations that collect at least total_env_steps."""
@@ -96,14 +102,17 @@ class Control:
 
     def make_env(self, num_envs: int) -> VectorEnv:
         """Copies of the environment."""
-        return make_vector_env(self.full_id, num_envs, self.backend, **self.env_kwargs)
+        return make_vector_env(self.full_id, num_envs, self.backend, self.wrappers, **self.env_kwargs)
 
     def setup(self, seed: int, requirements: Requirements) -> None:
         """Make and seed the environments; the reward normalizer has the algorithm's discount."""
         streams = np.random.SeedSequence(seed).spawn(2)
         self.env = self.make_env(self.num_envs)
-        self.facts, self.findings = describe(self.env, self.full_id), check.findings(repr(self))
-        self._action_shape = self.env.action_space.shape or ()
+        self.facts = facts.describe(self.env, self.full_id)
+        self.findings = check.findings(repr(self)) + advice(self.full_id, self.env, self.action_bounds, self.policy)
+        space = describe(self.env.action_space, "action")
+        self.heads = heads(space)
+        self._rescale = Rescale(space) if self.action_bounds == "rescale" else None
         self.eval_env: VectorEnv | None = None
         self.rng = np.random.default_rng(streams[0])
         env_seed, self.eval_seed = (int(x) for x in streams[1].generate_state(2) >> 2)
@@ -111,45 +120,51 @@ class Control:
         self.scale_reward = RewardNormalizer(self.num_envs, requirements.gamma, self.clip_reward)
         self.observation = self._prepare(self.env.reset(env_seed))
         self.episodes = OpenEpisodes(self.num_envs)
+        self.waiting: deque[ControlRollout] = deque()  # collected and not yet learned from
         self.latest_return = float("nan")
         self.inexact = ""
         self._num_restarted = 0
 
-    def make_policy(self, seed: int) -> ActorCritic:
+    def make_policy(self, seed: int) -> ControlPolicy:
         """A fresh actor-critic for the environment's spaces."""
-        import torch
+        from rgpo.control.module_policy import make_policy
 
-        from rgpo.control.actor_critic import ActorCritic
-
-        space = self.env.action_space
-        discrete = isinstance(space, spaces.Discrete)
-        action_size = int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (1,)))
-        generator = torch.Generator().manual_seed(seed)
-        return ActorCritic(self.policy, self.env.observation_size, action_size, discrete, generator)
+        pixels = self.observation.dtype == np.uint8
+        return make_policy(self.policy, observation_shape(self.env), self.heads, pixels=pixels, seed=seed)
 
     def _prepare(self, observation: Array, learn: bool = True) -> Array:
         """Observations (E, D) as the policy sees them, normalized if normalize_observation is set."""
         if self.normalize_observation:
             return self.normalize(observation, learn)
-        return observation.astype(np.float32)
+        return observation.copy() if observation.dtype == np.uint8 else observation.astype(np.float32)
 
-    def _shape_action(self, action: Array) -> Array:
-        """(E, A) -> (E, *shape), the shape of the environment's action space."""
-        shape = self._action_shape
-        return action if action.shape[1:] == shape else action.reshape(len(action), *shape)
+    def _to_env(self, action: Array) -> Array:
+        """Action numbers (E, A), or (E,) indices, as the environments take them: rescaled if that was chosen."""
+        return action if self._rescale is None else self._rescale(action)
 
     @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
     def collect(self, policy: Policy) -> ControlRollout:
-        """T steps of every environment.
+        """T steps of every environment, of the present policy, or with staleness s of the one of s iterations ago.
 
         Raises: NonFiniteError if an observation or a reward is NaN or infinite.
         """
-        from rgpo.control.actor_critic import ActorCritic, ControlRollout
+        from rgpo.control import stale
+        from rgpo.control.policy import ControlPolicy
 
-        assert isinstance(policy, ActorCritic)
+        assert isinstance(policy, ControlPolicy)
+        if not self.staleness:
+            return self._collect(policy)
+        while len(self.waiting) <= self.staleness:
+            self.waiting.append(stale.kept(policy, self._collect(policy)))
+        rollout = self.waiting.popleft()
+        return rollout if self.correction_cap is None else stale.decoupled(policy, rollout, self.correction_cap)
+
+    def _collect(self, policy: ControlPolicy) -> ControlRollout:
+        from rgpo.control.policy import ControlRollout
+
         shape = (self.num_steps, self.num_envs)
         noise = policy.draw_noise(shape, self.rng)
-        seen = np.empty((*shape, self.env.observation_size), np.float32)
+        seen = np.empty((*shape, self.env.observation_size), self.observation.dtype)
         actions = np.empty(shape, np.int64) if policy.discrete else np.empty((*shape, policy.action_size), np.float32)
         terminated, truncated = np.zeros(shape, bool), np.zeros(shape, bool)
         finals: dict[tuple[int, int], Array] = {}  # (step, environment) of an end: the last observation as the policy sees it
@@ -171,7 +186,7 @@ class Control:
         for key, normalizer in (("normalize_observation", self.normalize), ("normalize_reward", self.scale_reward)):
             if getattr(self, key):
                 finite.require_moments(self.full_id, key, normalizer.overflowed)
-        value, next_value = self._values(policy, seen, finals)
+        value, next_value = policy.values_around(seen, self.observation, finals)
         metrics = self.episodes.metrics(raw_reward, done)
         if self._num_restarted:
             metrics["return/num_restarted"] = float(self._num_restarted)
@@ -190,38 +205,27 @@ class Control:
     def _step(self, action: Array, seen: Array) -> Step:
         """One step of every environment; seen: the observations (t, E, D) that led to the actions."""
         try:
-            return self.env.step(self._shape_action(action))
+            return self.env.step(self._to_env(action))
         except EnvironmentFault:
             finite.require_observations(self.full_id, list(seen), {})  # an action that follows from NaN is no fault of the call
             raise
-
-    def _values(self, policy: ActorCritic, seen: Array, finals: dict[tuple[int, int], Array]) -> tuple[Array, Array]:
-        """V of every observation and of every true next observation, (T, E) each, in one forward pass."""
-        rows = [seen.reshape(-1, seen.shape[-1]), self.observation, *(final[None] for final in finals.values())]
-        flat = policy.values(np.concatenate(rows)).astype(np.float64)
-        steps = seen.shape[0] + 1
-        table = flat[: steps * self.num_envs].reshape(steps, self.num_envs)
-        next_value = table[1:].copy()
-        for place, final_value in zip(finals, flat[steps * self.num_envs :], strict=True):
-            next_value[place] = final_value
-        return table[:-1].copy(), next_value
 
     def evaluate(self, policy: Policy) -> dict[str, float]:
         """Raw returns of num_eval_episodes with the mode of the policy, always from the same starting seeds.
 
         Raises: NonFiniteError if a reward is NaN or infinite.
         """
-        from rgpo.control.actor_critic import ActorCritic
+        from rgpo.control.policy import ControlPolicy
 
-        assert isinstance(policy, ActorCritic)
+        assert isinstance(policy, ControlPolicy)
         if self.eval_env is None:
             self.eval_env = self.make_env(self.num_eval_episodes)
         seen = self._prepare(self.eval_env.reset(self.eval_seed), learn=False)
-        silence = np.zeros((self.num_eval_episodes, policy.action_size), np.float32)
+        silence = np.zeros((self.num_eval_episodes, policy.output_size), np.float32)
         running = [np.ones(self.num_eval_episodes, bool)]  # which episodes each step belongs to
         while running[-1].any() and len(running) <= LONGEST_EVALUATION:
             finite.require_evaluated("observation", self.full_id, seen[running[-1]])
-            step = self.eval_env.step(self._shape_action(policy.act(seen, silence)))
+            step = self.eval_env.step(self._to_env(policy.act(seen, silence)))
             running.append(running[-1] & ~(step.terminated | step.truncated))
             seen = self._prepare(step.observation, learn=False)
         reward = np.where(running[:-1], self.eval_env.rewards(), 0.0)
@@ -237,26 +241,16 @@ class Control:
 
     def summary(self, metrics: Mapping[str, float | list[float]]) -> list[str]:
         """The last deterministic return, if there was an evaluation."""
-        if "return/eval_mean" not in metrics:
-            return []
-        num_cut = cast(float, metrics.get("return/eval_num_cut", 0.0))
-        cut = (
-            f" ({num_cut:.0f} of {self.num_eval_episodes} episodes were cut after {LONGEST_EVALUATION:,} steps)"
-            if num_cut
-            else ""
-        )
-        return [f"deterministic return {metrics['return/eval_mean']:.4g}{cut}"]
+        return evaluated(metrics, self.num_eval_episodes, LONGEST_EVALUATION)
 
     def take_samples(self) -> list[Mapping[str, object]]:
         """No rows: episodes leave no samples."""
         return []
 
-    export_name: ClassVar[str] = "policy"
-
     def export(self, policy: Policy, state: State, folder: Path, facts: Facts) -> None:
         """Write policy.json and policy.safetensors.
 
-        Raises: NoExport for another policy than an actor-critic, or a space that is neither Box nor Discrete.
+        Raises: NoExport for another policy than an actor-critic.
         """
         self.make_actor(policy, state, facts).save(folder)
 
@@ -268,10 +262,13 @@ class Control:
         from rgpo.control.export import make_actor
 
         normalizer = self.normalize if self.normalize_observation else None
-        return make_actor(policy, state, facts, env=self.env, env_id=self.full_id, normalizer=normalizer)
+        return make_actor(policy, state, facts, self.env, self.full_id, self.action_bounds, normalizer)
 
     def state_dict(self) -> State:
+        from rgpo.control.stale import rollout_state
+
         return {
+            "waiting": [rollout_state(rollout) for rollout in self.waiting],
             "env": self.env.state_dict(),
             "rng": self.rng.bit_generator.state,
             "observation_moments": self.normalize.state_dict(),
@@ -282,11 +279,14 @@ class Control:
 
     def load_state_dict(self, state: State) -> None:
         """Restore everything; episodes that cannot be restored begin anew for the reason in ``inexact``."""
+        from rgpo.control.stale import restore_rollout
+
+        self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state.get("waiting", [])))
         restarts = self.env.load_state_dict(cast(State, state["env"]))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.normalize.load_state_dict(cast(State, state["observation_moments"]))
         self.scale_reward.load_state_dict(cast(State, state["reward_scale"]))
-        self.observation = np.array(state["observation"], np.float32)
+        self.observation = np.array(state["observation"], self.observation.dtype)
         self.episodes.load_state_dict(state)
         self._num_restarted, self.inexact = len(restarts), ""
         if restarts:

@@ -42,6 +42,8 @@ class Statistics(NamedTuple):
     loss_policy: Tensor
     loss_value: Tensor
     log_ratio_max: Tensor  # nats
+    num_outside: Tensor  # samples outside of the clip range
+    num_samples: Tensor
     grad_norm: Tensor  # before clipping
     grad_clipped: Tensor  # 1 if it was clipped, else 0
 
@@ -74,7 +76,7 @@ def run_epochs(
     """One Adam step for each of M minibatches in each of E epochs: rows order (E, M, b) of data (N, ...).
 
     corrections (E, M, 2) are those of the steps; fold iterates over epochs and minibatches. Returns the last state,
-    statistics (E, M, 5) as ``Statistics``, and the measures after each epoch, each (E, ...).
+    statistics (E, M, 7) as ``Statistics``, and the measures after each epoch, each (E, ...).
     """
 
     def step(carry: tuple[Tensor, ...], minibatch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor]]:
@@ -154,7 +156,7 @@ class FlatAdam:
         return self._compiled is not None
 
     def run_epochs(self, data: Data, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """num_epochs passes over data (N, ...): statistics (E, M, 5) as ``Statistics``, and the measures (E, ...).
+        """num_epochs passes over data (N, ...): statistics (E, M, 7) as ``Statistics``, and the measures (E, ...).
 
         Raises: NonFiniteStep if a loss or a gradient is NaN or infinite; the parameters are left as they were.
         """

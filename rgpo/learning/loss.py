@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,6 +12,8 @@ from rgpo.core.gate import GateBatch
 from rgpo.core.kl_penalty import Divergence
 from rgpo.core.sequence import RatioLevel, keep_near
 from rgpo.learning.types import Objective, PolicyOutput, Samples
+
+CLIP_RANGE = 0.2, 0.2  # of gates that have none: published PPO's
 
 
 class Loss(Protocol):
@@ -27,6 +30,8 @@ class LossParts(NamedTuple):
     policy: Tensor
     value: Tensor
     log_ratio_max: Tensor  # largest |d| that the gate saw, nats
+    num_outside: Tensor  # samples whose ratio the gate saw outside of the clip range
+    num_samples: Tensor
 
 
 def standardize(advantage: Tensor) -> Tensor:
@@ -138,6 +143,7 @@ def loss(
     vf_coef: float,
     ent_coef: float,
     value_clip: float | None,
+    clip_range: tuple[float, float] = CLIP_RANGE,
     batch: GateBatch | None = None,
 ) -> tuple[Tensor, LossParts]:
     """policy loss + vf_coef value loss - ent_coef entropy, and its parts; without a critic the value loss is 0."""
@@ -149,5 +155,7 @@ def loss(
     if ent_coef != 0:
         assert out.entropy is not None
         total = total - ent_coef * average(out.entropy, samples.weight)
-    largest = log_ratio.detach().abs().max() if len(log_ratio) else log_ratio.new_zeros(())
-    return total, LossParts(actor.detach(), critic.detach(), largest)
+    d = log_ratio.detach()
+    largest = d.abs().max() if len(d) else d.new_zeros(())
+    outside = ((d < math.log1p(-clip_range[0])) | (d > math.log1p(clip_range[1]))).to(d.dtype).sum()
+    return total, LossParts(actor.detach(), critic.detach(), largest, outside, d.new_full((), len(d)))

@@ -49,7 +49,7 @@ class MicroBatchAdam:
         self.rng = np.random.default_rng(seed)
 
     def run_epochs(self, batch: Batch, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, PolicyShift]:
-        """num_epochs passes over batch: statistics (E, M, 5) as ``Statistics``, and the shift after each epoch.
+        """num_epochs passes over batch: statistics (E, M, 7) as ``Statistics``, and the shift after each epoch.
 
         Raises: NonFiniteStep if a loss or a gradient is NaN or infinite; with a gradient's the step is not taken.
         """
@@ -65,8 +65,8 @@ class MicroBatchAdam:
         minibatches = batch.minibatches()
         order = self.rng.permutation(len(minibatches))
         rows = torch.stack([self._step(minibatches[i], batch, kl_coef) for i in order])
-        sums, largest = distributed.all_reduce_sum(rows[:, :2]), distributed.all_reduce_max(rows[:, 2:3])
-        table = torch.cat([sums, largest, rows[:, 3:]], 1)
+        sums, largest = distributed.all_reduce_sum(rows[:, [0, 1, 3, 4]]), distributed.all_reduce_max(rows[:, 2:3])
+        table = torch.cat([sums[:, :2], largest, sums[:, 2:], rows[:, 5:]], 1)
         bad = ~table.isfinite().all(1)
         if bad.any():
             raise _non_finite_step(minibatches[order[int(bad.nonzero()[0])]], batch)
@@ -78,7 +78,7 @@ class MicroBatchAdam:
             advantage = batch.samples.advantage
             own = standardize(advantage[minibatch.indices])
             batch = batch.with_advantage(advantage.index_copy(0, minibatch.indices, own))
-        policy_loss, value_loss, largest = torch.zeros(3)
+        policy_loss, value_loss, largest, num_outside, num_samples = torch.zeros(5)
         whole = gate_batch(self.policy, batch, minibatch.views, self.objective)
         for view in minibatch.views:
             total, parts = self.loss(self.policy.forward(view), batch.at(view), kl_coef=kl_coef, batch=whole)
@@ -86,13 +86,16 @@ class MicroBatchAdam:
             policy_loss += parts.policy.cpu()
             value_loss += parts.value.cpu()
             largest = largest.maximum(parts.log_ratio_max.cpu())
+            num_outside += parts.num_outside.cpu()
+            num_samples += parts.num_samples.cpu()
         sharded.sum_gradients(self.parameters)
         norm, *others = [sharded.clip_gradients(part, self.limit).cpu() for part in self.clipped]
         norm = norm + 0 * sum(others)  # the actor's if the critic's is clipped apart; NaN if that is not finite
         if not norm.isfinite():  # in every process, since the norms are of all gradients
             raise _non_finite_step(minibatch, batch)
         self.adam.step()
-        return torch.stack(Statistics(policy_loss, value_loss, largest, norm, (norm > self.limit).float()))
+        clipped = (norm > self.limit).float()
+        return torch.stack(Statistics(policy_loss, value_loss, largest, num_outside, num_samples, norm, clipped))
 
     def state_dict(self) -> State:
         moments = [{key: sharded.for_file(x) for key, x in self.adam.state[p].items()} for p in self.parameters]

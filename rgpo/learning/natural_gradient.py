@@ -60,7 +60,7 @@ def critic_loss(
 
     features, target, old = cast("tuple[Tensor, Tensor, Tensor]", data)
     loss = value_loss(value(flat, features), target, old, None).mean()
-    return loss, LossParts(loss * 0, loss, loss * 0)
+    return loss, LossParts(loss * 0, loss, *(loss * 0,) * 3)
 
 
 @dataclass(kw_only=True)

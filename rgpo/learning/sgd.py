@@ -39,6 +39,7 @@ class SGD:
     ent_coef: float = field(metadata=NOT_NEGATIVE)
     value_clip: float | None = field(metadata=or_null(POSITIVE))  # null leaves the value loss unclipped
     compile: bool | str = field(metadata=one_of("auto", True, False))
+    target_kl: float | None = field(default=None, metadata=or_null(POSITIVE))  # nats; an epoch beyond it is an iteration's last
 
     trust_region: bool = field(default=False, init=False)
 
@@ -79,6 +80,7 @@ class SGD:
             vf_coef=self.vf_coef,
             ent_coef=self.ent_coef,
             value_clip=self.value_clip,
+            clip_range=clip_range(objective),
         )
         if policy.flat is None:
             from rgpo.learning.micro_batch_adam import MicroBatchAdam
@@ -111,7 +113,7 @@ class SGD:
                 max_grad_norm=self.max_grad_norm,
                 num_apart=num_apart,
                 adam_eps=self.adam_eps,
-                compile=self.compile,
+                compile=self.compile if getattr(policy, "compilable", True) else False,
                 num_steps=num_iterations * self.num_epochs * self.num_minibatches,
                 seed=seed,
             )
@@ -135,12 +137,13 @@ class SGD:
         statistics, shift = self._run_epochs(batch, lr, kl_coef)
         self.num_updates += 1
         table = statistics.flatten(0, 1).double()
-        loss_policy, loss_value, _, grad_norm, grad_clipped = table.mean(0).tolist()
-        _, _, log_ratio_max, grad_norm_max, _ = table.amax(0).tolist()
+        loss_policy, loss_value, _, _, _, grad_norm, grad_clipped = table.mean(0).tolist()
+        _, _, log_ratio_max, _, _, grad_norm_max, _ = table.amax(0).tolist()
         metrics: Metrics = {
             "loss/policy": loss_policy,
             "loss/value": loss_value,
             "ratio/abs_log_max_learning": log_ratio_max,
+            "ratio/clip_fraction": (table[:, 3] / table[:, 4].clamp(min=1)).mean().item(),
             "grad/norm_mean": grad_norm,
             "grad/norm_max": grad_norm_max,
             "grad/clip_fraction": grad_clipped,
@@ -148,6 +151,21 @@ class SGD:
         return metrics, shift
 
     def _run_epochs(self, batch: Batch, lr: float, kl_coef: float) -> tuple[Tensor, PolicyShift]:
+        """Statistics (E, M, 7) and the shift after each of E epochs: num_epochs, or fewer if target_kl is exceeded."""
+        if self.target_kl is None:
+            return self._run(batch, lr, kl_coef, self.num_epochs)
+        import torch
+
+        rows, shifts = [], []
+        for _ in range(self.num_epochs):
+            statistics, shift = self._run(batch, lr, kl_coef, 1)
+            rows.append(statistics)
+            shifts.append(shift)
+            if not shift.kl.mean().item() <= self.target_kl:
+                break
+        return torch.cat(rows), PolicyShift.join(shifts)
+
+    def _run(self, batch: Batch, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, PolicyShift]:
         from rgpo.learning.culprits import NonFiniteStep
         from rgpo.learning.flat_adam import FlatAdam
         from rgpo.learning.loss import standardize
@@ -156,13 +174,13 @@ class SGD:
             (minibatch,) = batch.minibatches()
             (view,) = minibatch.views
             try:
-                statistics, measures = self.optimizer.run_epochs((view, batch.samples), lr, kl_coef, self.num_epochs)
+                statistics, measures = self.optimizer.run_epochs((view, batch.samples), lr, kl_coef, num_epochs)
             except NonFiniteStep as error:
                 if self._standardizes:
                     error.parts = [(v, x._replace(advantage=standardize(x.advantage))) for v, x in error.parts]
                 raise
             return statistics, PolicyShift(*measures)
-        return self.optimizer.run_epochs(batch, lr, kl_coef, self.num_epochs)
+        return self.optimizer.run_epochs(batch, lr, kl_coef, num_epochs)
 
     def state_dict(self) -> State:
         return {"optimizer": self.optimizer.state_dict(), "num_updates": self.num_updates}
@@ -199,6 +217,15 @@ def flat_shift(flat: Tensor, data: Data, *, policy: Policy) -> tuple[Tensor, ...
     out = policy.forward(view, flat=flat, kl=True, value=False)
     assert out.kl_old is not None and out.entropy is not None
     return out.logp - samples.logp_old, out.kl_old, out.entropy
+
+
+def clip_range(objective: Objective) -> tuple[float, float]:
+    """(eps_low, eps_high) of a surrogate's gate, such that it clips ratios outside [1 - eps_low, 1 + eps_high]; else PPO's."""
+    from rgpo.learning.loss import CLIP_RANGE
+
+    gate = getattr(objective, "gate", None)
+    low, high = (getattr(gate, key, None) for key in ("eps_low", "eps_high"))
+    return (low, high) if isinstance(low, float) and isinstance(high, float) else CLIP_RANGE
 
 
 def nearest_divisor(number: int, target: int) -> int:

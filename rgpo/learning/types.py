@@ -83,6 +83,15 @@ class PolicyShift(NamedTuple):
     gate_logp_old: Tensor | None = None  # (N,) what the gate sees where that is not the samples' logp_old
 
     @staticmethod
+    def join(parts: Sequence[PolicyShift]) -> PolicyShift:
+        """Shifts stacked over epochs, as one stacked over all of them."""
+        return PolicyShift.stack([shift for part in parts for shift in part.epochs()])
+
+    def epochs(self) -> list[PolicyShift]:
+        """The shift after each epoch of a stacked one."""
+        return [PolicyShift(*(None if x is None else x[i] for x in self)) for i in range(len(self.kl))]  # type: ignore[arg-type]
+
+    @staticmethod
     def stack(epochs: Sequence[PolicyShift]) -> PolicyShift:
         """The shifts after each epoch as one."""
         return PolicyShift(

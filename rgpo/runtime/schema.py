@@ -97,7 +97,7 @@ GLOSSARY: dict[str, Metric] = {
         for column, model in (("proxy", "reward model"), ("gold", "gold reward model"))
         for what, meaning in EVALUATED.items()
     },
-    "sampler/log_ratio_abs_mean": Metric("nats", "mean |log pi_old - log pi_sampler| of tokens: rounding, or another engine"),
+    "sampler/log_ratio_abs_mean": Metric("nats", "mean |log pi_old - log pi_sampler|: rounding, another engine, or staleness"),
     "sampler/log_ratio_abs_max": Metric("nats", "largest of the same"),
     "language/num_tokens": Metric("tokens", "completion tokens of the iteration"),
     "language/num_prompt_tokens": Metric("tokens", "prompt tokens of the iteration"),
@@ -131,6 +131,9 @@ GLOSSARY: dict[str, Metric] = {
     "ratio/abs_log_max": Metric("nats", "largest |log ratio| of the batch after the last epoch"),
     "ratio/abs_log_max_learning": Metric(
         "nats", "largest |log ratio| at which a gradient was taken; 0 (to rounding): no gate can matter"
+    ),
+    "ratio/clip_fraction": Metric(
+        "fraction", "mean share over gradient steps of ratios outside the gate's clip range, or 1 +- .2"
     ),
     "ratio/tail_index": Metric("1", "Hill's estimator of the ratio's tail index over its top 5 %, before any clamp"),
     "gate/sharpness": Metric("1", "sharpness k of the gate in this iteration (NaN for gates without one)"),
@@ -227,8 +230,9 @@ ADDED_TO_CHAT = dict.fromkeys(("adapter", "chat_template", "chat_template_kwargs
 }
 ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since and the values that keep its behavior
     "": {"algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"}, "resume_from": None, "save_model": False},
+    "rgpo.control.task.Control": {"wrappers": [], "action_bounds": "clip", "staleness": 0, "correction_cap": None},
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
-    "rgpo.learning.sgd.SGD": {"clip_jointly": True},
+    "rgpo.learning.sgd.SGD": {"clip_jointly": True, "target_kl": None},
     "rgpo.language.sources.hub.Hub": ADDED_TO_CHAT,
     "rgpo.language.sources.smollm2.SmolLM2": ADDED_TO_CHAT,
     LANGUAGE: {

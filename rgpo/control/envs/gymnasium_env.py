@@ -1,10 +1,9 @@
-"""Any gymnasium environment with Box or Discrete spaces as a ``VectorEnv``."""
+"""Any gymnasium environment as a ``VectorEnv``."""
 
 from __future__ import annotations
 
-import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from rgpo.control.envs import registration
+from rgpo.control.envs.described import describe_spaces, is_pixels, wrapped
 from rgpo.control.envs.replay import (
     EARLIER,
     NOT_REPRODUCED,
@@ -25,7 +25,8 @@ from rgpo.control.envs.replay import (
     set_rng_state,
 )
 from rgpo.control.envs.vector_env import Floats, Restart, Step, check_saved
-from rgpo.errors import ConfigError, EnvironmentFault, first_line
+from rgpo.control.spaces import flatten, heads, observation_size, row, to_env
+from rgpo.errors import EnvironmentFault, first_line
 
 REAL = (float, int, np.floating, np.integer, np.bool_)
 FLAGS = (bool, np.bool_)
@@ -39,19 +40,23 @@ class GymnasiumVector:
     does not reproduce it, a fresh episode begins.
     """
 
-    def __init__(self, env_id: str, num_envs: int, **kwargs: Any) -> None:
+    def __init__(self, env_id: str, num_envs: int, wrappers: Sequence[Callable[[Any], Any]] = (), **kwargs: Any) -> None:
         self.env_id = env_id
         self.num_envs = num_envs
-        self._envs = [registration.make(env_id, kwargs) for _ in range(num_envs)]
+        self._envs = [wrapped(registration.make(env_id, kwargs), wrappers) for _ in range(num_envs)]
         self.time_limit = getattr(self._envs[0].spec, "max_episode_steps", None)
         self.layers = tuple(type(layer).__name__ for layer in _layers(self._envs[0]))
         self.action_space = self._envs[0].action_space
         self.observation_space = self._envs[0].observation_space
-        self.observation_size = _flat_size(env_id, self.observation_space)
-        _check_actions(env_id, self.action_space)
+        self._seen, self._acted = describe_spaces(env_id, self.observation_space, self.action_space)
+        # a single index or a Box of floats, which are clipped and shaped for all copies at once
+        self._plain = [head.kind for head in heads(self._acted)] in (["gaussian"], ["categorical"]) and (
+            self._acted["type"] in ("Box", "Discrete") and self._acted.get("dtype", "f")[0] == "f"
+        )
+        self.observation_size = observation_size(self._seen)
 
-        shape = (num_envs, self.observation_size)
-        self._observation, self._final = np.zeros(shape), np.zeros(shape)
+        shape, dtype = (num_envs, self.observation_size), np.uint8 if is_pixels(self.observation_space) else np.float64
+        self._observation, self._final = np.zeros(shape, dtype), np.zeros(shape, dtype)
         self._reward = np.zeros(num_envs)
         self._paid: list[Floats] = []
         self._terminated, self._truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
@@ -129,7 +134,7 @@ class GymnasiumVector:
         recording, rng = self._recordings[i], rng_state(self._envs[i])
         recording.num_steps = saved["num_steps"]
         agree = recording.checksum == saved["checksum"] and (rng and plain(rng)) == saved["rng_now"]
-        agree = agree and same_bits(self._rows[i], np.array(saved["observation"], np.float64))
+        agree = agree and same_bits(self._rows[i], np.array(saved["observation"], self._observation.dtype))
         return "" if agree and not (self._terminated[i] or self._truncated[i]) else NOT_REPRODUCED
 
     def close(self) -> None:
@@ -191,21 +196,19 @@ class GymnasiumVector:
         raise self._fault(f"{name} must be true or false", flag)
 
     def _write(self, i: int, observation: Any) -> None:
-        """Box: flattened and cast to float64. Discrete: one-hot."""
+        """A Box: flattened and cast to float64, but for pixels; all other spaces as ``rgpo.control.spaces`` flattens them."""
         if self._shaped:
             if not (type(observation) is np.ndarray and observation.dtype is self._dtype and observation.shape == self._shape):
                 observation = self._numbers(observation)
             self._shaped[i][...] = observation
             return
-        space = self.observation_space
         try:
-            place = operator.index(observation) - int(space.start)
-        except TypeError as error:
-            raise self._fault(f"an observation must be in {space}", observation) from error
-        if not 0 <= place < space.n:
-            raise self._fault(f"an observation must be in {space}", observation)
-        self._rows[i][:] = 0.0
-        self._rows[i][place] = 1.0
+            rows, single = flatten(self._seen, observation)
+        except ValueError as error:
+            raise self._fault(f"an observation must be in {self.observation_space} ({first_line(error)})", observation) from error
+        if not single:
+            raise self._fault(f"an observation must be in {self.observation_space}", observation)
+        self._rows[i][:] = rows[0]
 
     def _numbers(self, observation: Any) -> npt.NDArray[Any]:
         """An observation that is a list or the like, or of another type than the space, as an array.
@@ -214,9 +217,11 @@ class GymnasiumVector:
         """
         with suppress(ValueError):  # rows of different lengths
             found = np.asarray(observation)
-            if found.shape == self._shape and found.dtype.kind in "fiub":
+            fits = found.shape == self._shape and found.dtype.kind in "fiub"
+            if fits and (self._observation.dtype != np.uint8 or np.array_equal(found.astype(np.uint8), found)):
                 return found
-        raise self._fault(f"an observation must be numbers of shape {self._shape}", observation)
+        what = "whole numbers from 0 to 255" if self._observation.dtype == np.uint8 else "numbers"
+        raise self._fault(f"an observation must be {what} of shape {self._shape}", observation)
 
     def _fault(self, must: str, returned: Any) -> EnvironmentFault:
         array = isinstance(returned, np.ndarray)
@@ -233,9 +238,13 @@ class GymnasiumVector:
     def _to_env(self, actions: npt.NDArray[Any]) -> list[Any]:
         """One action per environment, in fresh memory (an environment may keep or change its action)."""
         space = self.action_space
+        if not self._plain:
+            batch = to_env(self._acted, np.asarray(actions).reshape(len(actions), -1))
+            return [row(self._acted, batch, i) for i in range(len(actions))]
         if isinstance(space, spaces.Discrete):
             return list(np.asarray(actions) + space.start)  # numpy integers, the type that the space samples
-        return list(np.minimum(np.maximum(actions, space.low), space.high).astype(space.dtype, copy=False))
+        shaped = np.asarray(actions).reshape(len(actions), *space.shape)
+        return list(np.minimum(np.maximum(shaped, space.low), space.high).astype(space.dtype, copy=False))
 
 
 def _layers(env: Any) -> Iterator[Any]:
@@ -243,22 +252,3 @@ def _layers(env: Any) -> Iterator[Any]:
     while env is not None:
         yield env
         env = env.env if isinstance(env, gymnasium.Wrapper) else None
-
-
-def _flat_size(env_id: str, space: spaces.Space[Any]) -> int:
-    if isinstance(space, spaces.Box):
-        return int(np.prod(space.shape))
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    raise ConfigError(
-        f"task.env_id={env_id}: its observation space {space} is not supported, only Box (flattened) and Discrete (one-hot); "
-        "register it wrapped in gymnasium.wrappers.FlattenObservation."
-    )
-
-
-def _check_actions(env_id: str, space: spaces.Space[Any]) -> None:
-    if not (isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and space.dtype.kind == "f")):
-        raise ConfigError(
-            f"task.env_id={env_id}: its action space {space} is not supported, only Box of floats and Discrete; "
-            "register it wrapped so that it has one of these."
-        )

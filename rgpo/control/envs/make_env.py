@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rgpo.control.envs.gymnasium_env import GymnasiumVector
@@ -12,22 +13,25 @@ from rgpo.errors import require
 BACKENDS = ("auto", "gymnasium", "mujoco")
 
 
-def make_vector_env(env_id: str, num_envs: int, backend: str, **kwargs: Any) -> VectorEnv:
-    """Make num_envs copies; backend ``auto`` steps MuJoCo directly if it knows the id and no kwargs are given.
+def make_vector_env(
+    env_id: str, num_envs: int, backend: str, wrappers: Sequence[Callable[[Any], Any]] = (), **kwargs: Any
+) -> VectorEnv:
+    """Make num_envs copies; backend ``auto`` steps MuJoCo directly if it knows the id and no wrappers or kwargs are given.
 
     Raises: ConfigError if the id or the backend is unknown, a package is missing, a space is unsupported or num_envs < 1.
     """
     require(num_envs > 0, "task.num_envs", num_envs, "must be at least 1.")
     require(backend in BACKENDS, "task.backend", backend, f"unknown backend; choose {', '.join(BACKENDS)}.")
-    direct = env_id in TASKS and not kwargs
+    direct = env_id in TASKS and not kwargs and not wrappers
     require(
         direct or backend != "mujoco",
         "task.backend",
         backend,
-        f"cannot run {env_id} with env_kwargs {kwargs}, only {', '.join(TASKS)} without env_kwargs; set task.backend=gymnasium.",
+        f"cannot run {env_id} with env_kwargs {kwargs} and wrappers {list(wrappers)}, only {', '.join(TASKS)} without them; "
+        "set task.backend=gymnasium.",
     )
     if direct and backend != "gymnasium":
         from rgpo.control.envs.mujoco_env import MujocoVector  # loads MuJoCo's library
 
         return MujocoVector(env_id, num_envs)
-    return GymnasiumVector(env_id, num_envs, **kwargs)
+    return GymnasiumVector(env_id, num_envs, wrappers, **kwargs)

@@ -1,6 +1,7 @@
 """The protocol of vector environments: E copies of one environment, stepped in one process, whose state can be saved.
 
-Shapes: E environments, D numbers per observation, A the shape of one action. Observations are flat float64, rewards are raw.
+Shapes: E environments, D numbers per observation, A numbers per action. Observations are flat float64, or uint8 where the
+environment's are; rewards are raw.
 
 Autoreset is SAME_STEP: the step that ends an episode returns the first observation of the next episode, and the true last
 observation as ``final_observation``. No transition of a rollout joins two episodes.
@@ -52,7 +53,7 @@ class VectorEnv(Protocol):
         ...
 
     def step(self, actions: npt.NDArray[Any]) -> Step:
-        """Act in every environment: (E, *A) floats, clipped here to the bounds, or (E,) indices 0..n-1 for Discrete."""
+        """Act in every environment: numbers (E, A), clipped here to the bounds, or (E,) indices 0..n-1 for Discrete."""
         ...
 
     def rewards(self) -> Floats:

@@ -1,0 +1,65 @@
+"""Algorithms that control tasks cannot serve, and warnings about environments that the settings do not suit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from gymnasium import spaces
+
+from rgpo.control.cnn import NatureCNN, OwnNetwork
+from rgpo.control.envs.vector_env import VectorEnv
+from rgpo.control.mlp import MLP
+from rgpo.control.spaces import column_bounds, describe
+from rgpo.errors import ConfigError, require
+from rgpo.learning.types import Requirements
+
+REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, or fixed or adaptive with penalty.anchor=old."
+SMALL_SHARE = 0.1  # of the bounds that new policies reach, or of their actions that lie within
+LARGE_IMAGE = 32  # pixels of a side from which bytes of three axes are taken for a picture
+
+
+def refuse_unserved(requirements: Requirements) -> None:
+    """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
+    if requirements.pairs:
+        raise ConfigError("algorithm: learns from stored pairs of answers, which control tasks lack; use task=qwen_rlhf.")
+    if requirements.groups:
+        raise ConfigError("advantage: group_relative and leave_one_out compare completions; use gae on control tasks.")
+    if requirements.reference:
+        raise ConfigError(f"{requirements.reference}: control tasks have no reference policy; {REFERENCE_REMEDY}")
+
+
+def advice(env_id: str, env: VectorEnv, action_bounds: str, policy: MLP | NatureCNN | OwnNetwork) -> tuple[str, ...]:
+    """Sentences about settings that are allowed but do not suit the environment.
+
+    Raises: ConfigError for a rescaling of actions without finite bounds.
+    """
+    return tuple(_advice(env_id, env, action_bounds, math.exp(policy.log_std_init), not isinstance(policy, MLP)))
+
+
+def _advice(env_id: str, env: VectorEnv, action_bounds: str, std: float, images: bool) -> Iterator[str]:
+    low, high = column_bounds(describe(env.action_space, "action"))
+    finite = np.isfinite(high - low)
+    usable = bool(finite.any()) or action_bounds == "clip"
+    require(usable, "task.action_bounds", action_bounds, f"{env_id} has no actions with finite bounds; use clip.")
+    if action_bounds == "clip":
+        worst = max((_misfit(*pair, std) for pair in zip(low[finite], high[finite], strict=True)), default=None)
+        if worst is not None and worst[0]:
+            yield f"task.action_bounds=clip: {env_id} {worst[1]}; task.action_bounds=rescale maps [-1, 1] to the bounds."
+    space = env.observation_space
+    pixels = isinstance(space, spaces.Box) and space.dtype == np.uint8 and sorted(space.shape)[-2:-1] >= [LARGE_IMAGE]
+    if pixels and not images:
+        shape = " x ".join(map(str, space.shape))
+        remedy = "policy@task.policy=cnn convolves them"
+        yield f"task.policy: an MLP reads the {shape} pixels of {env_id} as a list of numbers; {remedy}."
+
+
+def _misfit(low: float, high: float, std: float) -> tuple[bool, str]:
+    """True if actions of mean 0 and this deviation miss most of the bounds, and a clause; comparable, the worst last."""
+    reached = max(0.0, min(high, 2 * std) - max(low, -2 * std)) / max(high - low, 1e-300)
+    inside = (math.erf(high / std / math.sqrt(2)) - math.erf(low / std / math.sqrt(2))) / 2
+    span = f"has actions in [{low:g}, {high:g}]"
+    if inside < SMALL_SHARE:
+        return True, f"{span}, where {100 * inside:.2g} % of a new policy's actions fall"
+    return reached < SMALL_SHARE, f"{span}, of which a new policy reaches {100 * reached:.2g} %"

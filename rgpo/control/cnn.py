@@ -1,0 +1,123 @@
+"""Architectures for pixels and of the user's own; imports nothing heavy, so that a configuration is checked without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rgpo.control.late import Late
+from rgpo.control.mlp import LOG_STD
+from rgpo.core.ranges import NOT_NEGATIVE, check_fields, count
+from rgpo.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SMALLEST_SIDE = 36  # pixels; smaller pictures leave the last convolution nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class NatureCNN:
+    """The convolutions of Mnih et al. 2015 (Nature 518), shared by actor and critic, as in CleanRL's ppo_atari.py."""
+
+    hidden_size: int = field(metadata=count(100_000))  # of the layer after the convolutions
+    policy_gain: float = field(metadata=NOT_NEGATIVE)  # of the policy's last layer; all others have sqrt 2
+    value_gain: float = field(metadata=NOT_NEGATIVE)  # of the critic's last layer
+    log_std_init: float = field(metadata=LOG_STD)  # of Gaussian actions, in every dimension
+
+    def __post_init__(self) -> None:
+        check_fields(self, "task.policy")
+
+    def make(self, shape: Sequence[int], pixels: bool, output_size: int) -> nn.Module:
+        """The network for observations of a shape; pixels: bytes, which are divided by 255.
+
+        Raises: ConfigError for observations that are no pictures, or too small.
+        """
+        from rgpo.control.convolutions import Convolutions
+
+        try:
+            channels, height, width = picture(shape)
+        except ValueError as error:
+            remedy = "use policy@task.policy=mlp"
+            raise ConfigError(f"task.policy: observations of shape {tuple(shape)} are no pictures; {remedy}.") from error
+        remedy = f"enlarge them with gymnasium.wrappers.ResizeObservation to at least {SMALLEST_SIDE} x {SMALLEST_SIDE}"
+        if min(height, width) < SMALLEST_SIDE:
+            raise ConfigError(f"task.policy: pictures of {height} x {width} are too small for the convolutions; {remedy}.")
+        return Convolutions(
+            tuple(shape),
+            (channels, height, width),
+            output_size,
+            hidden_size=self.hidden_size,
+            policy_gain=self.policy_gain,
+            value_gain=self.value_gain,
+            scale=1 / 255 if pixels else 1.0,
+        )
+
+
+def picture(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Channels, height and width of a picture (H, W), with channels first or last, or of a stack of them in front.
+
+    The axis of the channels is the shorter one of the first and the last.
+
+    Raises: ValueError for another number of axes.
+    """
+    if len(shape) == 2:
+        return (1, *shape)  # type: ignore[return-value]
+    if len(shape) == 4:
+        channels, height, width = picture(shape[1:])
+        return shape[0] * channels, height, width
+    first, middle, last = shape
+    return (first, middle, last) if first <= last else (last, first, middle)
+
+
+class OwnNetwork(Late):
+    """A torch.nn.Module of the user's: observation (n, *shape) float32 -> outputs (n, output_size) and values (n,) or (n, 1).
+
+    Its constructor may take observation_shape and output_size; pixels arrive as floats from 0 to 255. It is used in eval mode.
+    """
+
+    base = ("torch.nn", "Module")
+    provided = frozenset({"observation_shape", "output_size"})
+    log_std_init = 0.0
+
+    def make(self, shape: Sequence[int], pixels: bool, output_size: int) -> nn.Module:
+        """The network for observations of a shape.
+
+        Raises: ConfigError if its outputs have other shapes.
+        """
+        import inspect
+
+        known = {"observation_shape": tuple(shape), "output_size": output_size}
+        parameters = inspect.signature(self.target).parameters
+        module: nn.Module = self.target(**{key: known[key] for key in known if key in parameters}, **self.keywords)
+        _check(module, self, shape, output_size)
+        return module
+
+
+def _check(module: nn.Module, network: OwnNetwork, shape: Sequence[int], output_size: int) -> None:
+    """Raises: ConfigError unless two observations give outputs (2, output_size) and values (2,) or (2, 1)."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            returned = module.eval()(torch.zeros(2, *shape))
+    except Exception as error:  # the module's own
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ConfigError(f"task.policy: {network!r} raised on observations (2, {_list(shape)}) ({why}).") from error
+    found = _shapes(returned)
+    if found not in ([(2, output_size), (2,)], [(2, output_size), (2, 1)]):
+        wanted = f"outputs (n, {output_size}) and values (n,)"
+        got = " and ".join(map(str, found))
+        require(False, "task.policy", repr(network), f"must return {wanted}, not {got} for n = 2.")
+
+
+def _shapes(returned: object) -> list[tuple[int, ...]]:
+    import torch
+
+    parts = list(returned) if isinstance(returned, tuple | list) else [returned]
+    return [tuple(x.shape) if isinstance(x, torch.Tensor) else () for x in parts]
+
+
+def _list(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, shape))

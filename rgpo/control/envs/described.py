@@ -1,0 +1,65 @@
+"""One environment as it will be trained in: in its wrappers, with its spaces as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from rgpo.control.envs.vector_env import VectorEnv
+from rgpo.control.spaces import Space, describe, heads, observation_size
+from rgpo.errors import ConfigError
+
+
+def wrapped(env: Any, wrappers: Sequence[Callable[[Any], Any]]) -> Any:
+    """The environment in its wrappers, the first one inside.
+
+    Raises: ConfigError if a wrapper refuses it.
+    """
+    for wrapper in wrappers:
+        env = wrapper(env)
+    return env
+
+
+def is_pixels(space: spaces.Space[Any]) -> bool:
+    """True for bytes, which are kept as such."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8
+
+
+def observation_shape(env: VectorEnv) -> tuple[int, ...]:
+    """The shape of a Box; (D,) for other spaces, which are flattened."""
+    space = env.observation_space
+    return tuple(space.shape) if isinstance(space, spaces.Box) else (env.observation_size,)
+
+
+def describe_spaces(env_id: str, observation: spaces.Space[Any], action: spaces.Space[Any]) -> tuple[Space, Space]:
+    """Both spaces as data.
+
+    Raises: ConfigError for a space that is not a fixed, positive number of numbers.
+    """
+    try:
+        acted = describe(action, "action")
+        empty = not heads(acted, "action")
+        seen = describe(observation, "observation")
+    except ConfigError as error:
+        raise ConfigError(f"task.env_id={env_id}: its {str(error).rstrip('.')}{_without_parts(observation)}.") from error
+    if empty or not observation_size(seen):
+        raise ConfigError(f"task.env_id={env_id}: its {'action' if empty else 'observation'} space has no numbers.")
+    return seen, acted
+
+
+def _without_parts(space: spaces.Space[Any]) -> str:
+    """The wrapper that leaves out the parts of a Dict that are not supported; "" if that is no remedy."""
+    if not isinstance(space, spaces.Dict):
+        return ""
+    keys = []
+    for key, part in space.items():
+        with suppress(ConfigError):
+            describe(part, "")
+            keys.append(str(key))
+    if not keys or len(keys) == len(space):
+        return ""
+    return f", as task.wrappers=[{{_target_:gymnasium.wrappers.FilterObservation,filter_keys:[{','.join(keys)}]}}] does"

@@ -1,0 +1,54 @@
+"""Classes that a configuration names and a task calls later, when it knows the rest of their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from rgpo.errors import ConfigError, first_line
+
+
+@dataclass(frozen=True)
+class Late:
+    """A class with the keywords of its node."""
+
+    target: Callable[..., Any]
+    keywords: Mapping[str, object]
+
+    base: ClassVar[tuple[str, str]]  # module and name of the class that the target must be a subclass of
+    provided: ClassVar[frozenset[str]]  # parameters that the task gives
+    from_packages: ClassVar[bool] = False  # whether gymnasium and packages that need it may define the target
+
+    @classmethod
+    def defers(cls, target: object) -> bool:
+        """True for a subclass of the base; the module of the base is imported with every subclass of it."""
+        import sys
+
+        module, name = cls.base
+        base = getattr(sys.modules.get(module), name, None)
+        return base is not None and isinstance(target, type) and issubclass(target, base)
+
+    def __repr__(self) -> str:
+        """Name(key=value), as the banner shows it."""
+        keywords = ", ".join(f"{key}={value}" for key, value in self.keywords.items())
+        return f"{getattr(self.target, '__qualname__', self.target)}({keywords})"
+
+
+class Wrapper(Late):
+    """A gymnasium.Wrapper, of gymnasium.wrappers, of a package of environments or of the user's own."""
+
+    base = ("gymnasium", "Wrapper")
+    provided = frozenset({"env"})
+    from_packages = True
+
+    def __call__(self, env: Any) -> Any:
+        """The wrapped environment.
+
+        Raises: ConfigError if the wrapper refuses the environment or its keywords.
+        """
+        try:
+            return self.target(env, **self.keywords)
+        except Exception as error:  # the wrapper's own
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise ConfigError(f"task.wrappers: {self!r} cannot wrap {env} ({why}).") from error

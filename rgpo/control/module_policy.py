@@ -1,0 +1,102 @@
+"""A policy around any torch module that maps observations to outputs and values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.cnn import NatureCNN, OwnNetwork
+from rgpo.control.mlp import MLP
+from rgpo.control.policy import ControlPolicy, Evaluation
+from rgpo.control.spaces import Head
+from rgpo.core.rollout import Array
+
+ROWS = 512  # observations of one forward pass of values
+
+
+class ModulePolicy(ControlPolicy):
+    """module(observation (n, *shape) float32) -> outputs (n, O), values (n,) or (n, 1), in eval mode.
+
+    The flat vector holds the parameters that the outputs depend on, then log_std, then the critic's own. What actor and critic
+    share counts as the actor's, and is not trained by an update that fits the critic apart.
+    """
+
+    compilable = False
+
+    def __init__(self, module: nn.Module, shape: Sequence[int], heads: tuple[Head, ...], log_std_init: float) -> None:
+        self.module, self.shape, self.heads = module.eval(), tuple(shape), heads
+        self.observation_size = math.prod(shape)
+        named = dict(module.named_parameters())
+        used = self._used_by_outputs(named)
+        own = [name for name in named if name not in used]
+        self.names = [*used, *(["log_std"] if self.num_gaussian else []), *own]
+        tensors = {name: x.detach().float() for name, x in named.items()}
+        tensors["log_std"] = torch.full((self.num_gaussian,), log_std_init)
+        self.shapes = [tuple(tensors[name].shape) for name in self.names]
+        self.sizes = [math.prod(x) for x in self.shapes]
+        self.num_actor_parameters = sum(tensors[name].numel() for name in self.names[: len(self.names) - len(own)])
+        self.flat = torch.cat([tensors[name].reshape(-1) for name in self.names])
+        views = dict(zip(self.names, self.unflatten(self.flat), strict=True))
+        self.log_std = views.pop("log_std", None)
+        for name, parameter in named.items():
+            parameter.requires_grad_(False).data = views[name]  # what updates write is what acts
+
+    def __repr__(self) -> str:
+        return f"ModulePolicy({self.module}, {self.shape}, {self.heads})"
+
+    def _used_by_outputs(self, named: dict[str, nn.Parameter]) -> list[str]:
+        output, _ = self.module(torch.zeros(2, *self.shape))
+        gradients = torch.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
+        return [name for name, gradient in zip(named, gradients, strict=True) if gradient is not None]
+
+    def evaluate(self, flat: Tensor, observation: Tensor, *, value: bool) -> Evaluation:
+        """The module at the parameters flat (P,)."""
+        tensors = dict(zip(self.names, self.unflatten(flat), strict=True))
+        log_std = tensors.pop("log_std", None)
+        output, values = functional_call(self.module, tensors, (self._shaped(observation),))
+        return Evaluation(output, log_std, values.reshape(-1) if value else None)
+
+    def value(self, flat: Tensor, features: Tensor) -> Tensor:
+        """V (n,) of observations (n, D), with gradients of the critic's own parameters alone."""
+        count = self.num_actor_parameters
+        values = self.evaluate(torch.cat([flat[:count].detach(), flat[count:]]), features, value=True).value
+        assert values is not None
+        return values
+
+    def _shaped(self, observation: Tensor) -> Tensor:
+        return observation.float().reshape(-1, *self.shape)
+
+    @torch.no_grad()
+    def mode_output(self, observation: Array) -> Array:
+        """Outputs (N, O) for observation (N, D)."""
+        output, _ = self.module(self._shaped(torch.from_numpy(np.ascontiguousarray(observation))))
+        found: Array = output.numpy()
+        return found
+
+    @torch.no_grad()
+    def values(self, observation: Array) -> Array:
+        """V (N,) of observation (N, D)."""
+        parts = torch.split(torch.from_numpy(np.ascontiguousarray(observation)), ROWS)
+        found: Array = torch.cat([self.module(self._shaped(part))[1].reshape(-1) for part in parts]).numpy()
+        return found
+
+
+def make_policy(
+    design: MLP | NatureCNN | OwnNetwork, shape: Sequence[int], heads: tuple[Head, ...], *, pixels: bool, seed: int
+) -> ControlPolicy:
+    """A fresh policy for observations of a shape, whose initial parameters depend on the seed alone.
+
+    Raises: ConfigError for observations that the network cannot read, or outputs of other shapes.
+    """
+    if isinstance(design, MLP):
+        return ActorCritic(design, math.prod(shape), heads, torch.Generator().manual_seed(seed))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = design.make(shape, pixels, sum(head.size for head in heads))
+    return ModulePolicy(module, shape, heads, design.log_std_init)

@@ -1,0 +1,49 @@
+"""Rollouts that wait before they are trained on, and the policies that their ratios are taken to.
+
+By default that is mu, the policy that drew the actions. In the decoupled objective (Hilton et al. 2022, arXiv 2110.00641) it is a
+proximal policy, here the one at the start of the iteration, and advantages are multiplied by min(pi_prox/mu, cap):
+E_mu[pi_prox/mu gate(pi/pi_prox) A]. Proximal policy and cap are our choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from rgpo.control.policy import ControlPolicy, ControlRollout, Old
+from rgpo.learning.types import State
+
+STEPS = ("observation", "action", "reward", "terminated", "done", "value", "next_value")
+
+
+def kept(policy: ControlPolicy, rollout: ControlRollout) -> ControlRollout:
+    """A new rollout with the policy that drew its actions."""
+    return replace(rollout, old=policy.old(rollout))
+
+
+def decoupled(policy: ControlPolicy, rollout: ControlRollout, cap: float) -> ControlRollout:
+    """A waiting rollout whose ratios are taken to the present policy, with min(present/mu, cap) as its correction."""
+    assert rollout.old is not None
+    present = policy.old(rollout)
+    gap = present.logp - rollout.old.logp
+    moved = {"sampler/log_ratio_abs_mean": gap.abs().mean().item(), "sampler/log_ratio_abs_max": gap.abs().max().item()}
+    correction = gap.clamp(max=80.0).exp().clamp(max=cap)  # e^80 is finite in float32
+    return replace(rollout, old=present._replace(correction=correction), metrics=rollout.metrics | moved)
+
+
+def rollout_state(rollout: ControlRollout) -> State:
+    """A waiting rollout as tensors and numbers, for a checkpoint."""
+    assert rollout.old is not None
+    steps = {name: torch.from_numpy(getattr(rollout, name)) for name in STEPS}
+    return {"steps": steps, "metrics": rollout.metrics, "logp": rollout.old.logp, "parameters": list(rollout.old.parameters)}
+
+
+def restore_rollout(state: Mapping[str, object]) -> ControlRollout:
+    """The inverse of ``rollout_state``."""
+    steps = {name: x.numpy() for name, x in cast(dict[str, Tensor], state["steps"]).items()}
+    old = Old(cast(Tensor, state["logp"]), tuple(cast(list[Tensor], state["parameters"])))
+    return ControlRollout(**cast(Any, steps), metrics=cast(dict[str, float], state["metrics"]), old=old)

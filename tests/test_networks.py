@@ -1,0 +1,187 @@
+"""Convolutions for pictures and networks of the user's own: trained, acting, exported, or refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+import rgpo
+from rgpo.cli import evaluate, export
+from rgpo.control.cnn import NatureCNN, picture
+from rgpo.control.module_policy import ModulePolicy, make_policy
+from rgpo.control.spaces import Head
+from rgpo.errors import ConfigError
+
+
+class Pictures(gymnasium.Env):
+    """The action that earns 1 is the bright half of a picture."""
+
+    observation_space: Any = spaces.Box(0, 255, (40, 44, 3), np.uint8)
+    action_space: Any = spaces.Discrete(2)
+
+    def __init__(self, side: int = 40) -> None:
+        self.observation_space = spaces.Box(0, 255, (side, 44, 3), np.uint8)
+
+    def observe(self) -> Any:
+        self.left = int(self.np_random.integers(2))
+        seen = np.zeros(self.observation_space.shape, np.uint8)
+        seen[:, 22 * self.left :][:, :22] = 200
+        return seen
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.time = 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> Any:
+        reward, self.time = float(action == self.left), self.time + 1
+        return self.observe(), reward, self.time == 8, False, {}
+
+
+class Net(nn.Module):
+    """Of the user's own: a shared layer, two heads."""
+
+    def __init__(self, observation_shape: tuple[int, ...], output_size: int, width: int = 8) -> None:
+        super().__init__()
+        self.body, self.actor, self.critic = (
+            nn.Linear(observation_shape[0], width),
+            nn.Linear(width, output_size),
+            nn.Linear(width, 1),
+        )
+        self.dropout = nn.Dropout(0.5)  # off: networks are used in eval mode
+
+    def forward(self, x: torch.Tensor) -> Any:
+        hidden = self.dropout(torch.tanh(self.body(x)))
+        return self.actor(hidden), self.critic(hidden)
+
+
+class Alone(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x)[0]
+
+
+class Narrow(Net):
+    def __init__(self, output_size: int) -> None:
+        super().__init__((4,), output_size - 1)
+
+
+class Raises(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        raise RuntimeError("no such layer")
+
+
+gymnasium.register("Pictures-v0", Pictures)
+PIXELS = ("task=gym", "task.env_id=Pictures-v0", "policy@task.policy=cnn", "task.policy.hidden_size=16")
+PIXELS += ("task.normalize_observation=false", "task.num_envs=2", "task.num_steps=32", "task.num_eval_episodes=1")
+OWN = "~task.policy", "+task.policy={_target_:test_networks.Net,width:6}"
+SMALL = (
+    "task=cartpole",
+    "task.num_envs=2",
+    "task.num_steps=32",
+    "task.num_eval_episodes=1",
+    "num_iterations=2",
+    "gradvar_every=1",
+)
+HEADS = (Head("categorical", 2),)
+
+
+def make(shape: tuple[int, ...], heads: tuple[Head, ...] = HEADS, seed: int = 0) -> ModulePolicy:
+    design = NatureCNN(hidden_size=16, policy_gain=0.01, value_gain=1.0, log_std_init=0.0)
+    policy = make_policy(design, shape, heads, pixels=True, seed=seed)
+    assert isinstance(policy, ModulePolicy)
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((4, 84, 84), (4, 84, 84)), ((96, 96, 3), (3, 96, 96)), ((84, 84), (1, 84, 84)), ((4, 96, 96, 3), (12, 96, 96))],
+)
+def test_channels_are_first_or_last_or_stacked(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    assert picture(shape) == expected
+    policy, seen = make(shape), np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
+    channels = {4: lambda x: x.transpose(0, 1, 4, 2, 3), 3: lambda x: x if shape[0] < shape[-1] else x.transpose(0, 3, 1, 2)}
+    by_hand = channels.get(len(shape), lambda x: x)(seen).reshape(3, *expected)
+    module: Any = policy.module
+    hidden = module.trunk(torch.from_numpy(by_hand.copy()).float() / 255)
+    np.testing.assert_allclose(policy.mode_output(seen.reshape(3, -1)), module.actor(hidden).numpy(), atol=1e-5)
+    np.testing.assert_allclose(policy.values(seen.reshape(3, -1)), module.critic(hidden).numpy()[:, 0], atol=1e-5)
+
+
+def test_the_flat_vector_is_the_modules_parameters_and_shared_layers_are_the_actors() -> None:
+    policy = make((4, 40, 40), heads=(Head("categorical", 2), Head("gaussian", 3)))
+    observation = torch.rand(5, 6400)
+    leaf = policy.flat.clone().requires_grad_()
+    count, critic = policy.num_actor_parameters, 16 + 1
+    assert len(leaf) == count + critic and policy.names[-3:] == ["log_std", "critic.weight", "critic.bias"]
+    found = policy.evaluate(leaf, observation, value=True)
+    np.testing.assert_allclose(found.output.detach(), policy.mode_output(observation.numpy()), atol=1e-6)
+    assert found.value is not None
+    (shared,) = torch.autograd.grad(found.value.sum(), leaf)
+    (apart,) = torch.autograd.grad(policy.value(leaf, observation).sum(), leaf)
+    assert shared[:count].abs().max() > 0 and apart[:count].abs().max() == 0
+    assert torch.equal(shared[count:], apart[count:])
+    policy.flat.zero_()
+    assert np.abs(policy.mode_output(observation.numpy())).max() == 0
+    assert torch.equal(make((4, 40, 40)).flat, make((4, 40, 40)).flat) and not torch.equal(
+        make((4, 40, 40), seed=1).flat, make((4, 40, 40)).flat
+    )
+
+
+def test_pictures_are_learned_from_kept_as_bytes_and_exported(tmp_path: Path) -> None:
+    words = (*PIXELS, "algo=ppo", "update.lr=2e-3", "num_iterations=6", f"results_dir={tmp_path}")
+    run = rgpo.load(rgpo.run(*words).folder)
+    assert run.metrics["return/train_mean"].iloc[-1] > 5  # 4 by chance, 8 at best
+    rollout = run.task.collect(run._parts.policy)
+    assert rollout.observation.dtype == np.uint8  # type: ignore[attr-defined]
+    acts_and_exports(run.folder, np.random.default_rng(0).integers(0, 256, (5, 40, 44, 3), np.uint8), tmp_path)
+
+
+def acts_and_exports(folder: Path, seen: Any, out: Path) -> None:
+    """policy/, rgpo-eval, rgpo-export and the checkpoint agree."""
+    stored, restored = rgpo.load(folder), rgpo.load(folder)
+    expected = restored._parts.policy.mode_output(seen.reshape(len(seen), -1)).argmax(-1)  # type: ignore[attr-defined]
+    assert np.array_equal(stored.policy(seen), expected) and stored.policy(seen[0]) == expected[0]
+    assert evaluate.main([str(folder), "episodes=2"]) == 0
+    assert export.main([str(folder), str(out / "out")]) == 0
+    for module in (torch.export.load(out / "out" / "policy.pt2").module(), torch.jit.load(out / "out" / "policy.ts")):
+        assert np.array_equal(module(torch.from_numpy(seen.reshape(len(seen), -1)).float()).numpy(), expected)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "trpo"])
+def test_a_network_of_ones_own_is_trained_and_exported(algo: str, tmp_path: Path) -> None:
+    run = rgpo.run(*SMALL, *OWN, f"algo={algo}", f"results_dir={tmp_path}")
+    assert run.metrics["kl/old_exact"].iloc[-1] > 0
+    acts_and_exports(run.folder, np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32), tmp_path)
+
+
+RETURNS = r"task\.policy={}\(\): must return outputs \(n, 2\) and values \(n,\), not {} for n = 2\."
+
+
+@pytest.mark.parametrize(
+    ("node", "sentence"),
+    [
+        ("test_networks.Alone", RETURNS.format("Alone", r"\(2, 2\)")),
+        ("test_networks.Narrow", RETURNS.format("Narrow", r"\(2, 1\) and \(2, 1\)")),
+        ("test_networks.Raises", r"task\.policy: Raises\(\) raised on observations \(2, 4\) \(RuntimeError: no such layer\)\."),
+        ("test_networks.Net,depth:3", r"task\.policy\.depth=3: is not a known key"),
+        ("test_networks.Pictures", r"task\.policy\._target_=test_networks\.Pictures: is not"),
+        ("torch.nn.Linear,in_features:3", r"torch is not a module of rgpo"),
+    ],
+)
+def test_another_network_is_refused_in_one_sentence(node: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        rgpo.run(*SMALL, "~task.policy", f"+task.policy={{_target_:{node}}}", "algo=ppo", f"results_dir={tmp_path}")
+
+
+def test_what_convolutions_cannot_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"pictures of 20 x 44 are too small .*ResizeObservation to at least 36 x 36\."):
+        rgpo.run(*PIXELS, "algo=ppo", "+task.env_kwargs.side=20", f"results_dir={tmp_path}")
+    with pytest.raises(ConfigError, match=r"observations of shape \(4,\) are no pictures; use policy@task\.policy=mlp\."):
+        rgpo.run(*SMALL, "policy@task.policy=cnn", "algo=ppo", f"results_dir={tmp_path}")
