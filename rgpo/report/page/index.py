@@ -17,6 +17,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from rgpo.report.claims.verdict import is_current
 from rgpo.report.figures.style import Line
 from rgpo.report.page.completions import Pair
 from rgpo.report.read.groups import Group
@@ -125,6 +126,7 @@ def provenance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
         ("runs", [f"{len(runs)} ({states}), {resumed} resumed{clause}"]),
         ("scale", _counted(run.scale for run in runs)),
         ("commit", _counted(map(_commit, runs))),
+        ("code that determines numbers", _counted(map(_code, runs))),
         ("versions", _counted(run.provenance.versions for run in runs)),
         ("host", _counted(run.provenance.host for run in runs)),
         ("started", [f"{started[0]} to {started[-1]}"] if started else ["unknown"]),
@@ -136,6 +138,11 @@ def _counted(values: Iterable[str]) -> list[str]:
     found = Counter(values)
     shown = [f"{value} ({n} run{'s' if n > 1 else ''})" if len(found) > 1 else value for value, n in sorted(found.items())]
     return shown[:5] + ([f"and {len(shown) - 5} more"] if len(shown) > 5 else [])
+
+
+def _code(run: Run) -> str:
+    """The version of the code of a run, and whether the code that determines numbers is the same now."""
+    return f"{run.version}, {'unchanged' if is_current(run) else 'changed since'}"
 
 
 def _commit(run: Run) -> str:
