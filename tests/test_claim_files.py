@@ -14,8 +14,11 @@ from rgpo.errors import ConfigError
 from rgpo.paths import claims_dir
 from rgpo.report.claims.claim import RULES, read_claim, read_claims
 from rgpo.report.claims.external import read_external
+from rgpo.report.claims.published import published_table
 from rgpo.report.claims.verdict import REPRODUCED, UNDECIDED
 from rgpo.report.cli import main
+from rgpo.report.read.groups import group_runs
+from rgpo.report.read.load import read_runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,3 +101,15 @@ def test_a_published_number_takes_part_with_its_own_error(here: Path) -> None:
     (folder / "bad.yaml").write_text(yaml.safe_dump(source | {"arms": {"ppo": {"hopper": {"value": "high", "n": 5}}}}))
     _, problems = read_external(here / "results")
     assert "external/bad.yaml: arms.ppo.hopper.value=high: give a number" in str(problems[0])
+
+
+def test_published_returns_are_rows_beside_ours_with_their_differences() -> None:
+    runs = read_runs(ROOT / "results/published_returns", (), 0.1, (0.04,), lambda f, items, _: map(f, items))[0]
+    table = published_table(read_external(ROOT / "results")[0], group_runs(runs)[0], 0.95)
+    assert table is not None
+    rows = {(row["task"], row["source"]): row for row in table.rows}
+    ours = rows["hopper", "CleanRL documentation, PPO (continuous actions)"]
+    assert (ours["theirs"], ours["their_n"], ours["n"], ours["differs"]) == (2382.9, 3, 5, "")
+    assert ours["percent"] == pytest.approx(100 * (ours["ours"] / 2382.9 - 1)) and ours["percent_low"] < 0 < ours["percent_high"]
+    assert "one seed" in rows["hopper", "RL Baselines3 Zoo benchmark"]["differs"]
+    assert not any("RPO page" in source for _, source in rows), "8M steps are another length"

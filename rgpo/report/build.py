@@ -15,11 +15,12 @@ from rgpo.paths import claims_dir
 from rgpo.report.claims.claim import Loaded, read_claims
 from rgpo.report.claims.external import read_external
 from rgpo.report.claims.ledger import Evidence, around, ledger, renew
+from rgpo.report.claims.published import published_table
 from rgpo.report.claims.theory import read_theory
 from rgpo.report.figures import gates, speed, style
 from rgpo.report.figures.render import FigureModule, Job, load, render
 from rgpo.report.figures.style import Line
-from rgpo.report.page import completions
+from rgpo.report.page import completions, films
 from rgpo.report.page.index import PageFigure, Section, render_page
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import experiments, queued, read_runs, run_folders
@@ -56,9 +57,8 @@ def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
     results_dir, out = Path(settings.results_dir), Path(settings.out)
     folders = [results_dir / name for name in experiments(results_dir, settings.experiment)]
     anchors, damaged = read_external(results_dir)
-    claims, more = read_claims(
-        Path(settings.claims) if settings.claims else claims_dir() / "rgpo", [folder.name for folder in folders], anchors
-    )
+    place = Path(settings.claims or claims_dir() / "rgpo")
+    claims, more = read_claims(place, [folder.name for folder in folders], anchors)
     modules = {name: load(name) for name in settings.wanted_figures if name not in WITHOUT_RUNS}
     columns = {column for module in modules.values() for column in module.COLUMNS}
     columns |= {column for claim in claims for column in claim.columns}
@@ -76,6 +76,7 @@ def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
         with workers(num_folders) as distribute:  # new processes, so that the memory of reading is free
             sections = [_section(i, e, modules, base, settings, defaults, distribute) for i, e in enumerate(loaded, start=1)]
         general = Section("", [], _baseline_unknown(everything, settings) + damaged + more + lost + unjudged)
+        general.tables += filter(None, [published_table(anchors, everything, settings.confidence)])
         general.tables += [] if settings.experiment else judged  # it covers all experiments
         _speed(general, results_dir, settings, defaults)
         if "gates" in settings.wanted_figures:
@@ -166,7 +167,8 @@ def _section(
     for table in section.tables:
         _write_table(table, Path(settings.out) / loaded.name / "tables")
     section.pairs, problems = completions.pairs(loaded.groups, settings.max_completions)
-    section.problems += problems
+    section.films, damaged = films.films(loaded.groups)
+    section.problems += problems + damaged
     for i, shown in enumerate(drawn):
         _place(section, figures[i], shown)
     return section

@@ -47,7 +47,7 @@ class Sample:
     def summary(self, column: str, statistic: str) -> Summary:
         """Mean, spread and size over the runs, or as published."""
         if self.anchor is not None:
-            return Summary(self.anchor.value, self.anchor.sd, self.anchor.n)
+            return self.anchor.summary
         return summarize(self.values(column, statistic))
 
     @property

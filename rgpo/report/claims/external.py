@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rgpo.errors import ConfigError
 from rgpo.report.claims.typed import fill
 from rgpo.report.read.run import Problem
+from rgpo.report.stats.independent import Summary
 from rgpo.runtime.reader import Unreadable, printable, read_yaml
 
 FOLDER = "external"  # of results_dir
@@ -44,7 +45,13 @@ class Anchor:
     sd: float
     n: int
     source: str = ""
-    differs: str = field(default="")
+    differs: str = ""  # between its protocol and ours
+    steps: int | None = None  # of training
+
+    @property
+    def summary(self) -> Summary:
+        """The number as a sample; the standard deviation is nan where none was published."""
+        return Summary(self.value, self.sd, self.n)
 
 
 def read_external(results_dir: Path) -> tuple[dict[str, dict[str, dict[str, Anchor]]], list[Problem]]:
@@ -66,4 +73,6 @@ def _anchor(node: object, source: Source, where: str) -> Anchor:
     number = fill(Number, node, where)
     if number.n < 1 or (number.sd is not None and number.sd < 0):
         raise ConfigError(f"{where}n={number.n}: give at least one run, and a spread of 0 or more")
-    return Anchor(number.value, float("nan") if number.sd is None else number.sd, number.n, source.source, source.differs)
+    return Anchor(
+        number.value, float("nan") if number.sd is None else number.sd, number.n, source.source, source.differs, source.steps
+    )

@@ -47,7 +47,8 @@ def judge(loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors,
     others = lacks([lack for lack in selection.lacking if lack.arm != NULL])
     texts += [f"null arm: {null_text}"] if null_text else []
     outcome, why = decide(list(found.values()), others, null)
-    return Verdict(outcome, _join([*texts, *why, *selection.notes]), where, version)
+    differs = dict.fromkeys(f"protocol of {number.source}: {number.differs}" for number in published.values() if number.differs)
+    return Verdict(outcome, _join([*texts, *why, *selection.notes, *differs]), where, version)
 
 
 def findings(rule: Rule, arm: str, selection: Selection, confidence: float) -> dict[str, Finding]:

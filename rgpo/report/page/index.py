@@ -17,8 +17,10 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from rgpo.report.claims.verdict import is_current
 from rgpo.report.figures.style import Line
 from rgpo.report.page.completions import Pair
+from rgpo.report.page.films import Film
 from rgpo.report.read.groups import Group
 from rgpo.report.read.run import Problem, Run
 from rgpo.report.settings import Settings, command
@@ -68,6 +70,7 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     figures: list[PageFigure] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
+    films: list[Film] = field(default_factory=list)
     lines: dict[str, Line] = field(default_factory=dict)
 
     @property
@@ -102,7 +105,7 @@ def render_page(sections: Sequence[Section], general: Section, settings: Setting
         problems=[(section, problem) for section in [general, *sections] for problem in section.problems],
         style=Markup((TEMPLATE / "style.css").read_text(encoding="utf-8")),  # noqa: S704  # a file of the package
         script=Markup(script),  # noqa: S704  # a file of the package
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'",
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'{_media(sections)}",
         made_with=f"rgpo {__version__}, Python {platform.python_version()}, {packages}",
         command=command(settings, defaults),
         results_dir=settings.results_dir,
@@ -111,6 +114,12 @@ def render_page(sections: Sequence[Section], general: Section, settings: Setting
         link=lambda run, name: quote(os.fsencode(os.path.relpath(run.folder / name, settings.out))),
         run_of={(section.title, run.run_id): run for section in sections for run in section.runs},
     )
+
+
+def _media(sections: Sequence[Section]) -> str:
+    """The clause of the page's policy that lets embedded films play; none if there are none."""
+    embedded = any(film.data for section in sections for film in section.films)
+    return "; img-src data:; media-src data:" if embedded else ""
 
 
 def provenance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
@@ -125,6 +134,7 @@ def provenance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
         ("runs", [f"{len(runs)} ({states}), {resumed} resumed{clause}"]),
         ("scale", _counted(run.scale for run in runs)),
         ("commit", _counted(map(_commit, runs))),
+        ("code that determines numbers", _counted(map(_code, runs))),
         ("versions", _counted(run.provenance.versions for run in runs)),
         ("host", _counted(run.provenance.host for run in runs)),
         ("started", [f"{started[0]} to {started[-1]}"] if started else ["unknown"]),
@@ -136,6 +146,11 @@ def _counted(values: Iterable[str]) -> list[str]:
     found = Counter(values)
     shown = [f"{value} ({n} run{'s' if n > 1 else ''})" if len(found) > 1 else value for value, n in sorted(found.items())]
     return shown[:5] + ([f"and {len(shown) - 5} more"] if len(shown) > 5 else [])
+
+
+def _code(run: Run) -> str:
+    """The version of the code of a run, and whether the code that determines numbers is the same now."""
+    return f"{run.version}, {'unchanged' if is_current(run) else 'changed since'}"
 
 
 def _commit(run: Run) -> str:
