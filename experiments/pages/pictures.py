@@ -15,7 +15,7 @@ from experiments.pages.numbers import VERDICTS, gate_of
 from experiments.pages.results import Judged, Results
 from experiments.theory.common import load_gate
 from rgpo import gates, surrogate
-from rgpo.cli.overrides import group_options
+from rgpo.cli.config_dir import group_options
 from rgpo.core.advantages import GAE
 from rgpo.core.gate import GateLike
 from rgpo.core.kl_penalty import AdaptivePenalty
@@ -89,15 +89,14 @@ def _curves(label: str, values: Callable[[GateLike, torch.Tensor, torch.Tensor],
 
 
 def gate_and_weight(name: str) -> Figure:
-    """g and w of one gate over d = log r, for both signs of A, at pi_old = 1/2 if it reads that."""
+    """g and w of one gate over d = log r, for both signs of A."""
     figure, panels = style.grid(2, columns=2, height=2.0)
     lines = {"A ≥ 0": style.KNOWN["rgpo_sign_aware"], "A < 0": style.KNOWN["rgpo_literal"]}
     d = torch.linspace(-1.5, 1.5, 121, dtype=torch.float64)
-    half = torch.full_like(d, 0.5).log()
     gate = load_gate(name)
     for sign, (label, line) in zip((1.0, -1.0), lines.items(), strict=True):
-        side = torch.full_like(d, sign)
-        for axes, y in zip(panels, (gate(d, side, half), gates.weight(gate, d, side, half)), strict=True):
+        inputs = d, torch.full_like(d, sign), torch.full_like(d, 0.5).log()  # an old probability of 1/2, for gates that read it
+        for axes, y in zip(panels, (gate(*inputs), gates.weight(gate, *inputs)), strict=True):
             axes.plot(
                 d,
                 y,
