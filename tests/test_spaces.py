@@ -15,6 +15,7 @@ import rgpo
 from rgpo.control.advice import advice
 from rgpo.control.distributions import Bernoulli, Product, make_distribution
 from rgpo.control.envs.make_env import make_vector_env
+from rgpo.control.late import Wrapper
 from rgpo.control.mlp import MLP
 from rgpo.control.spaces import (
     Head,
@@ -260,6 +261,14 @@ def test_bounds_that_fit_give_no_advice_and_none_cannot_be_rescaled() -> None:
         assert not list(advice(env_id, make_vector_env(env_id, 1, "auto"), "clip", DESIGN))
     with pytest.raises(ConfigError, match=r"^task\.action_bounds=rescale: CartPole-v1 has no actions with finite bounds"):
         list(advice("CartPole-v1", make_vector_env("CartPole-v1", 1, "auto"), "rescale", DESIGN))
+
+
+def test_a_list_is_a_tuple_where_a_wrapper_takes_one() -> None:
+    class Picture(gymnasium.Env):
+        observation_space, action_space = spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(2)
+
+    sized = Wrapper(gymnasium.wrappers.ReshapeObservation, {"shape": [64, 3]})(Picture())
+    assert sized.observation_space.shape == (64, 3)
 
 
 WRAPPERS = "task.wrappers=[{_target_:gymnasium.wrappers.ClipAction},{_target_:test_spaces.Halved,factor:0.5}]"

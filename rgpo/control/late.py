@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -47,8 +48,11 @@ class Wrapper(Late):
 
         Raises: ConfigError if the wrapper refuses the environment or its keywords.
         """
+        parameters = inspect.signature(self.target).parameters
+        tuples = {key for key, p in parameters.items() if "tuple[" in str(p.annotation)}
+        keywords = {key: tuple(x) if key in tuples and isinstance(x, list) else x for key, x in self.keywords.items()}
         try:
-            return self.target(env, **self.keywords)
+            return self.target(env, **keywords)
         except Exception as error:  # the wrapper's own
             why = f"{type(error).__name__}: {first_line(error)}"
             raise ConfigError(f"task.wrappers: {self!r} cannot wrap {env} ({why}).") from error
