@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from experiments.theory.__main__ import NAMES
 from rgpo.cli.config import Job, compose_jobs
-from rgpo.cli.overrides import group_options
+from rgpo.cli.config_dir import group_options
 from rgpo.paths import conf_dir
 from rgpo.runtime import run_folder
 

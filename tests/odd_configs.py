@@ -15,7 +15,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rgpo.cli.config import build, compose_jobs, jobs_of
-from rgpo.cli.overrides import Composer, group_options, hydra_on
+from rgpo.cli.config_dir import group_options
+from rgpo.cli.overrides import Composer, hydra_on
 from rgpo.errors import ConfigError
 
 split = str.split

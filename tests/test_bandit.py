@@ -14,7 +14,7 @@ from rgpo.bandit.__main__ import load
 from rgpo.bandit.laws import Gaussian, Law, Pareto
 from rgpo.bandit.measure import Moments, draw, gradients, growing_sizes, measure, sample, truth
 from rgpo.bandit.quadrature import integrate, integrate_to_infinity
-from rgpo.cli.overrides import group_options
+from rgpo.cli.config_dir import group_options
 from rgpo.core import gates
 from rgpo.core.adaptive_gate import AdaptiveSharpness
 from rgpo.core.gate import weight

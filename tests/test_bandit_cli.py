@@ -13,7 +13,7 @@ import pytest
 from rgpo.bandit.__main__ import load, main
 from rgpo.bandit.laws import Gaussian, Pareto
 from rgpo.bandit.measure import measure, truth
-from rgpo.cli.overrides import group_options
+from rgpo.cli.config_dir import group_options
 from rgpo.core import gates
 from rgpo.errors import ConfigError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.pages import __main__ as pages
-from rgpo.cli.overrides import group_options
+from rgpo.cli.config_dir import group_options
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))

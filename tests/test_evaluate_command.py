@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -22,9 +24,12 @@ from test_policy_folder import runs as runs
 import rgpo
 from rgpo.cli import evaluate
 from rgpo.control import evaluation
+from rgpo.report import cli as report
+from rgpo.report.page import films
 from rgpo.runtime import manifest, schema
 
 RETURN = re.compile(r"  (deterministic|stochastic) +return (\S+) \+- (\S+) \(standard error, n = (\d+)\)\n")
+RUN = {"run_id": "x", "task": "gym", "seed": 1, "where": "x/y"}
 Runs = Callable[[str], rgpo.Run]
 
 
@@ -134,6 +139,28 @@ def test_a_film_shows_the_episode(drawn: Callable[..., rgpo.Run], capsys: pytest
         assert [int(frame[..., 0].mean()) for frame in frames] == [20 * t for t in range(11)]
         assert imageio.immeta(path)["duration"] == 100
     assert manifest.problems(run.folder) == []
+
+
+def test_the_report_shows_the_film_in_its_page(
+    drawn: Callable[..., rgpo.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = drawn()
+    assert evaluate.main([str(run.folder), "episodes=1", "video=true"]) == 0
+    (film,) = (run.folder / "evaluation").iterdir()
+    words = [f"results_dir={run.folder.parents[1]}", f"out={tmp_path}", "figures=[]"]
+    assert report.main(words) == 0
+    page = (tmp_path / "index.html").read_text()
+    kind = {".gif": "image/gif", ".mp4": "video/mp4"}[film.suffix]
+    assert f"data:{kind};base64,{base64.b64encode(film.read_bytes()).decode()}" in page
+    assert "img-src data:; media-src data:" in page and "default-src &#39;none&#39;" in page
+    monkeypatch.setattr(films, "MAX_BYTES", 10)
+    (section, problems) = films.films([SimpleNamespace(label="rgpo", runs=[SimpleNamespace(**RUN, folder=run.folder)])])
+    assert section[0].data == "" and not problems
+    film.write_bytes(b"<script>alert(1)</script>")
+    assert report.main(words) == 1
+    page = (tmp_path / "index.html").read_text()
+    assert "is no film; its film is left out" in page and "media-src" not in page and "alert(1)" not in page
+    film.unlink()
 
 
 def test_mujoco_is_drawn_or_named(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cli import TINY, rgpo_run
+from cli import TINY, rgpo_run, start
 
 from rgpo.cli import sweep
 from rgpo.cli.config import compose_jobs
@@ -34,14 +34,15 @@ def installed(extra: str, plugin: str) -> pytest.MarkDecorator:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder whose processes find the fragile environment."""
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(__file__).parents[1]}")
+    """A working folder that holds the fragile environment, as a user's would."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    shutil.copy(Path(__file__).with_name("fragile.py"), tmp_path)
     return tmp_path
 
 
 def runs(folder: Path) -> dict[int, Path]:
     """Run folders by the environment's number."""
-    jobs = compose_jobs(SWEEP[1:], True, None)
+    jobs = compose_jobs(SWEEP[1:], True, None)  # conftest.py has this folder on Python's path
     return {job.config["task"]["env_kwargs"]["number"]: folder / job.run_dir for job in jobs}
 
 
@@ -59,20 +60,51 @@ def assert_all_but_the_second(folders: dict[int, Path], out: str) -> None:
 
 
 @installed("joblib", "hydra_joblib_launcher")
-def test_joblib_repeats_what_is_missing_and_nothing_else(folder: Path) -> None:
+def test_joblib_restarts_what_the_killed_run_took_down_and_completes_every_other(folder: Path) -> None:
     words = [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    first = rgpo_run(words, folder, code=1)
+    out = rgpo_run(words, folder, code=1)
     folders = runs(folder)
-    assert "hydra/launcher=joblib stopped" in first and "interrupted: " in first and "was killed" in first
-    done = {n: folder for n, folder in folders.items() if run_folder.status(folder) == "completed"}
-    written = {n: (folder / "metrics.parquet").stat().st_mtime_ns for n, folder in done.items()}
-    assert 1 in done and 3 not in done and pd.read_parquet(folders[3] / "metrics").iteration.tolist() == [1, 2]
-    before = attempts(folders)
-    second = rgpo_run(words, folder, code=1)
-    assert_all_but_the_second(folders, second)
-    assert f"{len(done)} of 6 runs already complete" in second
-    assert written == {n: (folders[n] / "metrics.parquet").stat().st_mtime_ns for n in done}
-    assert {n: k - before[n] for n, k in attempts(folders).items()} == {n: int(n not in done) for n in folders}
+    assert_all_but_the_second(folders, out)
+    assert "hydra/launcher=joblib stopped" in out and "attempt 2 resumes after iteration 2 of 5" in out
+    starts = attempts(folders)
+    assert starts[3] == 2 and max(starts.values()) == 2 and sum(starts.values()) <= 8  # its neighbor, too
+    assert "5 of 6 runs already complete" in rgpo_run(words, folder, code=1)
+    assert attempts(folders) == starts | {2: starts[2] + 1}
+
+
+LAUNCHERS = [
+    (),
+    pytest.param(("hydra/launcher=joblib", "hydra.launcher.n_jobs=1"), marks=installed("joblib", "hydra_joblib_launcher")),
+    pytest.param(
+        ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.init._node_ip_address=127.0.0.1"),
+        marks=installed("ray", "hydra_ray_launcher"),
+    ),
+]
+
+
+@pytest.mark.parametrize("engine", LAUNCHERS)
+def test_on_failure_stop_starts_no_further_run(engine: tuple[str, ...], folder: Path) -> None:
+    words = [*SWEEP[:-1], "+task.env_kwargs.number=2,4,5", "on_failure=stop", *engine]
+    out = rgpo_run(words, folder, code=1)
+    assert "0 of 3 runs are complete, 2 queued" in out and out.count("  failed:") == 1
+    assert not list((folder / "results" / ".hydra").glob("stop-*"))
+
+
+@installed("slurm", "hydra_submitit_launcher")
+def test_a_preempted_job_is_queued_again_and_resumes(tmp_path: Path) -> None:
+    """On submitit's local executor, whose jobs take the same signal as SLURM's and are put back by the same mechanism."""
+    words = [word for word in TINY if not word.startswith("num_iterations")] + ["num_iterations=400", "checkpoint_every_s=1000"]
+    process = start(["-m", *words, "hydra/launcher=submitit_local"], tmp_path)
+    (run,) = [tmp_path / job.run_dir for job in compose_jobs(words, False, None)]
+    while run_folder.read_state(run).get("status") != "running":
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(run_folder.read_state(run)["pid"], signal.SIGUSR2)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0 and "1 of 1 runs are complete" in out, out + err
+    table = pd.read_parquet(run / "metrics.parquet")
+    assert table.iteration.tolist() == list(range(1, 401)) and table.attempt.unique().tolist() in ([1, 2], [2])
 
 
 @pytest.fixture

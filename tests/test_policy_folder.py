@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -201,6 +202,27 @@ def test_exported_modules_agree_to_1e_6(name: str, runs: Callable[[str], rgpo.Ru
             found = module(x[:count]).numpy()
             want = run.policy(seen[:count].astype(np.float32) if seen.dtype.kind == "f" else seen[:count])
             np.testing.assert_allclose(found, want.reshape(found.shape), atol=1e-6)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs onnxruntime and pip install 'rgpo[onnx]'")
+@pytest.mark.parametrize("name", ["cartpole", "hopper"])
+def test_the_onnx_export_agrees_to_1e_6(name: str, runs: Callable[[str], rgpo.Run], tmp_path: Path) -> None:
+    import onnxruntime
+
+    run = runs(name)
+    assert export.main([str(run.folder), str(tmp_path / "out"), "onnx=true"]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "policy.onnx")
+    for seen in (observations(run), observations(run, 1)):
+        (found,) = session.run(["action"], {"observation": flat(run, seen).astype(np.float32)})
+        np.testing.assert_allclose(found.reshape(len(seen), -1), run.policy(seen).reshape(len(seen), -1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is not None, reason="onnxscript is installed")
+def test_without_the_packages_of_onnx_the_extra_is_named(
+    runs: Callable[[str], rgpo.Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export.main([str(runs("cartpole").folder), str(tmp_path / "out"), "onnx=true"]) == 2
+    assert "pip install 'rgpo[onnx]'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_run_acts_and_is_exported(tmp_path: Path) -> None:

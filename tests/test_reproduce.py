@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import reproduce
-from rgpo.cli.overrides import group_options
+from rgpo.cli.config_dir import group_options
 from rgpo.runtime import run_folder
 
 ROOT = Path(__file__).parents[1]

@@ -21,6 +21,7 @@ METRICS = {"mine/loss": {"unit": "1", "meaning": "squared distance to the goal"}
 CONFIG: dict[str, Any] = {
     "save_model": False,
     "resume_from": None,
+    "pause_at": None,
     **{"name": "default", "seed": 3, "total_env_steps": 100, "num_iterations": None, "results_dir": "results", "num_threads": 1},
     **{"eval_every": 2, "gradvar_every": 0, "checkpoint_every_s": 0, "exports": [], "metrics": METRICS},
     "choices": {"task": "line", "scale": "none", "algo": "mine", "gate": None},
@@ -200,3 +201,13 @@ def test_a_damaged_state_counts_as_none(tmp_path: Path) -> None:
     for text in ("", "[1]", "{"):
         (tmp_path / "state.json").write_text(text)
         assert run_folder.read_state(tmp_path) == {} and run_folder.status(tmp_path) == "missing"
+
+
+def test_without_a_state_the_other_files_tell_the_status(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{")
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    assert run_folder.status(tmp_path) == "interrupted"
+    with run_folder.lock(tmp_path):
+        assert run_folder.status(tmp_path) == "running"
+    (tmp_path / "error.txt").write_text("Traceback")
+    assert run_folder.status(tmp_path) == "failed"

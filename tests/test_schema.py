@@ -166,7 +166,7 @@ def test_another_algorithm_and_its_empty_axes_are_kept() -> None:
         "penalty": None,
         "choices": {"gate": None, "algo": "dpo"},
     }
-    added = {"resume_from": None, "save_model": False}
+    added = {"resume_from": None, "save_model": False, "on_failure": "continue", "pause_at": None}
     assert canonical_config(own) == own | added | {"choices": {"scale": "none", "gate": None, "algo": "dpo"}}
 
 

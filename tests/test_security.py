@@ -308,7 +308,7 @@ def test_hydras_own_keys_run_no_code(word: str, multirun: bool, tmp_path: Path, 
     (tmp_path / "own_code.py").write_text(OWN.format(mark=str(tmp_path / "imported")))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"is refused, because it could run other code|add -m"):
+    with pytest.raises(ConfigError, match=r"it could run other code|add -m|is not read by rgpo-run|is not a sweeper"):
         compose_jobs([*CARTPOLE, word], multirun, None)
     assert not (tmp_path / "imported").exists() and not (tmp_path / "PWNED").exists()
 

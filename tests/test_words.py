@@ -27,7 +27,7 @@ FOLDERS = [
         "a\\",
     ),
     *("a\\'b", "???", "true", "1", "1e3", "~", "~/x", "a:b", "#x", "%20", "é ü", " a ", "*", "a;b|c", "--x", "choice(1,2)"),
-    *("null,null", "a\tb", "range(1,3)", "\\", "!!x", "@x", "a/b c/d", "NULL", "nan", "a\nb", "${"),
+    *("null", "null,null", "a\tb", "range(1,3)", "\\", "!!x", "@x", "a/b c/d", "NULL", "nan", "a\nb", "${"),
 ]
 
 
@@ -117,3 +117,60 @@ def test_typed_keys_are_flattened() -> None:
 @pytest.mark.parametrize(("key", "value"), [("gate", "sigmoid"), ("task", "cartpole"), ("penalty.coef", "1"), ("algo", "rgpo")])
 def test_present_names_are_not_former_ones(key: str, value: str) -> None:
     assert former_name(key, value) is None
+
+
+def folders(words: list[str], multirun: bool = True) -> list[str]:
+    return [job.run_dir.name for job in compose_jobs(words, multirun, None)]
+
+
+def test_glob_selects_options_by_pattern(tmp_path: Path) -> None:
+    (tmp_path / "gate").mkdir()
+    (tmp_path / "gate" / "sigh.yaml").write_text("_target_: rgpo.gates.Sigmoid\nscale: none\nsharpness: 4.0\n")
+    packaged = ["sigmoid", "sigmoid_log", "sigmoid_matched"]
+    assert folders(["gate=glob(sig*,exclude=[sign*,*matched])"]) == folders(["gate=sigmoid,sigmoid_log"])
+    jobs = compose_jobs(["gate=glob([sigh,sigm*])"], True, str(tmp_path))
+    assert [job.overrides for job in jobs] == [(f"gate={name}",) for name in ("sigh", *packaged)]
+    with pytest.raises(ConfigError, match=r"gate=glob\(zz\*\): matches no option of the group gate\. The options are .*sigmoid"):
+        folders(["gate=glob(zz*)"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["hydra.sweeper.params.seed=1,2"],
+        ["+hydra.sweeper.params.seed='1,2'"],
+        ['hydra.sweeper.params={seed: "1,2"}'],
+        ["hydra.sweeper.params.seed=5,6", "seed=1,2"],  # the key itself has precedence, as in hydra
+    ],
+)
+def test_ranges_may_be_given_as_hydra_has_them(words: list[str]) -> None:
+    assert folders(words) == folders(["seed=1,2"])
+    with pytest.raises(ConfigError, match="add -m"):
+        folders(words, multirun=False)
+
+
+REFUSED = [  # words, and what to write instead
+    (["hydra.run.dir=/x"], "set those"),
+    (["hydra.sweep.dir=/x"], "results_dir/name"),
+    (["hydra.job.chdir=true"], "leave it out"),
+    (["hydra/sweeper=ax"], "choose basic or optuna"),
+    (["hydra/sweeper=nevergrad"], "hydra/sweeper=nevergrad: is not a sweeper"),
+    (["hydra.sweeper.max_batch_size=2"], "add hydra/sweeper=optuna"),
+    (["hydra.sweeper.n_trials=2"], "add hydra/sweeper=optuna"),
+    (["hydra.sweeper.params=3"], "give KEY: VALUES"),
+    (["algo=ppo.yaml"], "write algo=ppo."),
+    (["gate=sigmoid,erf.yaml"], "write gate=erf."),
+    (["~gate"], "choose an option of the group gate"),
+    (["--seed", "1"], "write seed=1."),
+    (["--seed=1"], "write seed=1."),
+    (["--info"], "write --cfg job"),
+    (["--config-name=x"], "experiment=NAME"),
+    (["total_env_steps=1e6"], "write 1000000."),
+]
+
+
+@pytest.mark.parametrize(("words", "remedy"), REFUSED)
+def test_words_that_are_not_read_name_those_that_are(words: list[str], remedy: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        folders(words)
+    assert remedy in str(error.value) and "\n" not in str(error.value)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from experiments.pages.results import Results
-from rgpo.cli.overrides import group_options
+from rgpo.cli.config_dir import group_options
 from rgpo.paths import conf_dir
 from rgpo.report.read.groups import Group
 from rgpo.report.tables import summary

@@ -15,7 +15,7 @@ from experiments.pages.numbers import VERDICTS, gate_of
 from experiments.pages.results import Judged, Results
 from experiments.theory.common import load_gate
 from rgpo import gates, surrogate
-from rgpo.cli.overrides import group_options
+from rgpo.cli.config_dir import group_options
 from rgpo.core.advantages import GAE
 from rgpo.core.gate import GateLike
 from rgpo.core.kl_penalty import AdaptivePenalty

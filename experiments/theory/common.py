@@ -11,7 +11,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from rgpo.cli.config import build, compose_jobs, make
-from rgpo.cli.overrides import group_options
+from rgpo.cli.config_dir import group_options
 from rgpo.core.gate import GateLike
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from rgpo.bandit.laws import Law
 from rgpo.cli.config import make
-from rgpo.cli.overrides import group_options
+from rgpo.cli.config_dir import group_options
 from rgpo.cli.targets import make_importable
 from rgpo.core.gate import GateLike
 from rgpo.errors import ConfigError, close_matches, first_line, require

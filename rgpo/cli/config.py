@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -43,6 +43,7 @@ class LaunchSettings(Settings):
     memory_gb: int = field(metadata=count(1_000_000))
     plan: bool
     force: bool
+    on_failure: Literal["stop", "continue"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Job:
     def command(self) -> str:
         """The command line of this run alone, without secrets."""
         own = [f"--config-dir={self.config_dir}"] if self.config_dir else []
-        return " ".join(map(shell_word, ["rgpo-run", *own, *map(redact_word, self.overrides)]))
+        words = (word for word in self.overrides if not word.startswith("pause_at="))
+        return " ".join(map(shell_word, ["rgpo-run", *own, *map(redact_word, words)]))
 
     @property
     def plan(self) -> bool:
@@ -96,8 +98,12 @@ def compose_jobs(overrides: list[str], multirun: bool, config_dir: str | None) -
 
 def jobs_of(composer: Composer, overrides: list[str], multirun: bool) -> list[Job]:
     """As ``compose_jobs``, with a composer that may be used for several command lines."""
+    overrides = composer.unfolded(overrides)
     parsed = composer.parse(overrides, sweep=multirun)
+    optuna = any(item.key_or_group == "hydra/sweeper" and item.value() == "optuna" for item in parsed)
     for word, item in zip(overrides, parsed, strict=True):
+        if item.key_or_group.startswith("hydra.sweeper.") and not optuna:
+            raise ConfigError(f"{word}: is read by hydra/sweeper=optuna only; add hydra/sweeper=optuna, or leave it out.")
         if item.is_sweep_override() and not multirun:
             raise ConfigError(f"{word}: is a sweep; add -m to run all of its jobs.")
         if item.is_hydra_override() and not multirun and item.key_or_group != "hydra.searchpath":

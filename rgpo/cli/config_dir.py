@@ -37,3 +37,21 @@ def check_folder(config_dir: str | None) -> None:
                 if "empty" not in str(error):  # an option may set nothing
                     what = f"{group}/{error}; fix or remove it"
                     raise ConfigError(f"--config-dir {config_dir}: {what}.") from error
+
+
+class Options:
+    """The part of hydra's loader that its glob() calls."""
+
+    def __init__(self, config_dir: str | None) -> None:
+        self.config_dir = config_dir
+
+    def get_group_options(self, group: str, results_filter: object = None) -> list[str]:
+        """Names of a group's options, the user's among them."""
+        return group_options(group, self.config_dir)
+
+
+def group_options(group: str, config_dir: str | None = None) -> list[str]:
+    """Names of a group's options, the user's among them; names with a leading underscore are not options."""
+    folders = [conf_dir() / group, *([Path(config_dir) / group] if config_dir else [])]
+    files = [file for folder in folders for file in folder.glob("*.yaml")]
+    return sorted(file.stem for file in files if not file.name.startswith("_"))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rgpo.cli.stored_run import Parts, StoredRun
 
-USAGE = """rgpo-export RUN DIR [merged=true]
+USAGE = """rgpo-export RUN DIR [merged=true] [onnx=true]
 
 Writes the policy of a run's last checkpoint into a new folder DIR; the run may be finished, interrupted or still running.
 
@@ -21,7 +21,7 @@ Writes the policy of a run's last checkpoint into a new folder DIR; the run may 
   rgpo-export results/default/qwen_rlhf-rgpo-s1-1a2b3c4d my_model merged=true
 
 Control: policy.json and policy.safetensors (as in the run's policy/), policy.pt2 for torch.export.load and policy.ts for
-torch.jit.load; the latter two map float32 observations (N, D) to deterministic actions.
+torch.jit.load; the latter two map float32 observations (N, D) to deterministic actions. onnx=true adds the same as policy.onnx.
 Language: a LoRA adapter for peft, or whole weights for transformers, with tokenizer, chat template and model card.
 merged=true adds the adapter to the weights of its base model.
 
@@ -42,8 +42,8 @@ def _main(words: list[str]) -> int:
     from rgpo.learning.export import NoExport
     from rgpo.runtime.reader import user_path
 
-    (source, target), settings = split(words, ("RUN", "DIR"), ("merged",))
-    merged, folder = flag(settings, "merged"), user_path(target).absolute()
+    (source, target), settings = split(words, ("RUN", "DIR"), ("merged", "onnx"))
+    merged, onnx, folder = flag(settings, "merged"), flag(settings, "onnx"), user_path(target).absolute()
     _refuse_used(folder)
     import_from_current_directory()
     run = open_run(user_path(source).absolute())
@@ -51,7 +51,7 @@ def _main(words: list[str]) -> int:
     atomic.make_folder(folder.parent)
     try:
         with atomic.replacing_folder(folder) as aside:
-            _fill(run, parts, aside, merged)
+            _fill(run, parts, aside, merged, onnx)
     except NoExport as error:
         raise ConfigError(f"{run.folder}: {error}.") from error
     except (ConfigError, OSError):
@@ -73,7 +73,7 @@ def _refuse_used(folder: Path) -> None:
         raise ConfigError(f"{folder}: exists and is no empty folder; give a new one.")
 
 
-def _fill(run: StoredRun, parts: Parts, folder: Path, merged: bool) -> None:
+def _fill(run: StoredRun, parts: Parts, folder: Path, merged: bool, onnx: bool) -> None:
     from rgpo.control.task import Control
     from rgpo.errors import require
     from rgpo.runtime import export
@@ -95,7 +95,9 @@ def _fill(run: StoredRun, parts: Parts, folder: Path, merged: bool) -> None:
         from rgpo.control.export import write_modules
 
         if (folder / DESCRIPTION).exists():
-            write_modules(Actor.load(folder), folder)
+            write_modules(Actor.load(folder), folder, onnx)
+            return
+    require(not onnx, "onnx", "true", "is written for rgpo's policies of control tasks only; leave it out.")
 
 
 if __name__ == "__main__":

@@ -15,20 +15,23 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
+from typing import cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rgpo.cli.config_dir import check_folder
-from rgpo.cli.targets import refuse_code, refuse_hydra_code
+from rgpo.cli.config_dir import Options, check_folder, group_options
+from rgpo.cli.hydra_words import refuse_hydra_words, refuse_option, without_sweeper_params
+from rgpo.cli.targets import refuse_code
 from rgpo.cli.words import CHOOSE_WITH, flat, former_name, hydra_form, preset_of, quote, typed_keys, user_form
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.paths import conf_dir
@@ -83,7 +86,7 @@ class Composer:
     def __init__(self, config_dir: str | None) -> None:
         self.config_dir = config_dir
         self.search = [f"hydra.searchpath=[{quote(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
-        self._parser = OverridesParser.create()
+        self._parser = OverridesParser.create(cast(ConfigLoader, Options(config_dir)))  # for glob()
         self._selected: dict[tuple[str, ...], tuple[bytes, Choices]] = {}  # pickled: copied in a fifth of the time
         self._parsed: dict[str, Override] = {}
         self._is_group: dict[str, bool] = {}
@@ -131,12 +134,12 @@ class Composer:
 
         Raises: ConfigError if a word cannot be parsed or expanded.
         """
-        parsed = self.parse(words, sweep=True)
-        fixed = [word for word, item in zip(words, parsed, strict=True) if not item.is_sweep_override()]
-        params = self.whole(fixed).hydra.sweeper.params or {}
-        swept = [*self.parse_hydra([f"{key}={value}" for key, value in params.items()]), *parsed]
-        own = [item for item in swept if not item.is_hydra_override()]
+        own = self.swept(words)
         try:
+            empty = next((item for item in own if isinstance(item.value(), Glob) and not any(item.sweep_iterator())), None)
+            if empty is not None:
+                remedy = f"The options are {', '.join(group_options(empty.key_or_group, self.config_dir)) or 'none'}."
+                raise ConfigError(f"{empty.input_line}: matches no option of the group {empty.key_or_group}. {remedy}")
             sizes = [sum(1 for _ in islice(item.sweep_iterator(), MOST_JOBS + 1)) for item in own if item.is_sweep_override()]
             if math.prod(sizes) > MOST_JOBS:
                 raise ConfigError(f"command line {' '.join(words)}: makes over {MOST_JOBS:,} jobs; give fewer values.")
@@ -145,6 +148,18 @@ class Composer:
             raise ConfigError(f"command line {' '.join(words)}: {first_line(error)}; separate the values by commas.") from error
         return [[user_form(item) for item in self.parse_hydra(cell)] for batch in batches for cell in batch]
 
+    def swept(self, words: list[str]) -> list[Override]:
+        """The words of a sweep without hydra's own, after those of the experiment's grid; raises as ``parse``."""
+        parsed = self.parse(words, sweep=True)
+        fixed = [word for word, item in zip(words, parsed, strict=True) if not item.is_sweep_override()]
+        params = self.whole(fixed).hydra.sweeper.params or {}
+        swept = [*self.parse_hydra([f"{key}={value}" for key, value in params.items()]), *parsed]
+        return [item for item in swept if not item.is_hydra_override()]
+
+    def unfolded(self, words: list[str]) -> list[str]:
+        """The words with those of hydra.sweeper.params as sweeps of their own; raises as ``parse``."""
+        return without_sweeper_params(words, lambda word: self.parse([word])[0])
+
     def parse(self, words: list[str], sweep: bool = False) -> list[Override]:
         """The words by hydra's grammar.
 
@@ -152,7 +167,7 @@ class Composer:
         """
         parsed = self.parse_hydra([hydra_form(word, sweep) for word in words])
         for word, item in zip(words, parsed, strict=True):
-            refuse_hydra_code(word, item)
+            refuse_hydra_words(word, item)
         return parsed
 
     def parse_hydra(self, words: list[str]) -> list[Override]:
@@ -160,9 +175,9 @@ class Composer:
 
         Raises: ConfigError if one is not of the form key=value.
         """
-        for word in words:
+        for word, following in zip_longest(words, words[1:]):
             if word.startswith(("-", "=")):
-                raise ConfigError(f"{word}: is neither key=value nor an option of rgpo-run; see rgpo-run --help.")
+                refuse_option(word, following)
             if len(word) > LONGEST_WORD:
                 raise ConfigError(f"{word}: has over {LONGEST_WORD:,} characters; write long values into a yaml of your own.")
             if word not in self._parsed:
@@ -219,6 +234,9 @@ class Composer:
             if not by_name and not item.is_hydra_override() and not self._sets_a_value(item):
                 key = item.get_key_element().lstrip("+")
                 raise ConfigError(f"{word}: must be the name of one option; ~{key} leaves the group out.")
+            option, suffix = Path(str(item.value())).stem, Path(str(item.value())).suffix
+            if by_name and suffix in (".yaml", ".yml") and not item.is_hydra_override() and not self._sets_a_value(item):
+                raise ConfigError(f"{word}: is a file's name; write {word.partition('=')[0]}={option}.")
             if by_name and "/" in str(item.value()) and not item.is_hydra_override() and not self._sets_a_value(item):
                 raise ConfigError(f"{word}: must be the name of an option, without folders; rgpo-run --help lists them.")
 
@@ -271,13 +289,6 @@ class Composer:
             head, _, tail = key.rpartition(".")
             near = close_matches(tail, [name.rpartition(".")[2] for name in names if name.startswith(head)])
         return f"is not a known key.{near or ' `rgpo-run --cfg job` lists the keys.'}"
-
-
-def group_options(group: str, config_dir: str | None = None) -> list[str]:
-    """Names of a group's options, the user's among them; names with a leading underscore are not options."""
-    folders = [conf_dir() / group, *([Path(config_dir) / group] if config_dir else [])]
-    files = [file for folder in folders for file in folder.glob("*.yaml")]
-    return sorted(file.stem for file in files if not file.name.startswith("_"))
 
 
 def _key(word: str) -> str:

@@ -31,10 +31,12 @@ rgpo-run [-m] [key=value ...]     run one experiment, or with -m a sweep over co
   experiment=        {experiment} (run with -m)
 
   hydra/launcher=    joblib ray submitit_slurm (with -m: several runs at once)
+  hydra/sweeper=     optuna (with -m: search ranges of values)
 
   seed num_iterations total_env_steps results_dir name num_threads memory_gb
   resume_from=RUN    continue a finished run for longer: give a greater total_env_steps or num_iterations
   save_model=false   write neither policy/ nor model/ at the end; rgpo-export does it later
+  on_failure=stop    with -m: start no further run once one has failed
   plan=true          list the runs, their state and their parts without starting any
   force=true         move existing run folders aside and start again
   --config-dir D     add options from your own folder D/gate, D/algo, ...
@@ -85,6 +87,8 @@ def _main(words: list[str]) -> int:
         distributed.start()
         size = distributed.world_size()
         require(not multirun or size == 1, "WORLD_SIZE", size, "-m starts runs of its own; give torchrun one run at a time.")
+        if multirun and (code := _tuned(overrides, config_dir)) is not None:
+            return code
         jobs = compose_jobs(overrides, multirun, config_dir)
         if jobs[0].plan:
             print(_plan(jobs))
@@ -97,6 +101,16 @@ def _main(words: list[str]) -> int:
         distributed.report_error(str(error), error)
         return 2
     return sweep.start(jobs[0])
+
+
+def _tuned(words: list[str], config_dir: str | None) -> int | None:
+    """The exit code of hydra/sweeper=optuna; None for any other sweep."""
+    from rgpo.cli import tune
+    from rgpo.cli.overrides import hydra_on
+
+    with hydra_on(config_dir) as composer:
+        words = composer.unfolded(words)
+        return tune.search(composer, words) if tune.wanted(composer, words) else None
 
 
 def _split(words: Sequence[str]) -> tuple[bool, str | None, list[str]]:
@@ -188,7 +202,7 @@ def _plan(jobs: Sequence[Job]) -> str:
 def _help() -> str:
     import textwrap
 
-    from rgpo.cli.overrides import group_options
+    from rgpo.cli.config_dir import group_options
 
     indent = " " * len(HELP[: HELP.index("{algo}")].rpartition("\n")[2])
     options = {

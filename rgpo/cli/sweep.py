@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra._internal.callbacks import Callbacks  # see cli.overrides
@@ -21,15 +23,16 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from rgpo import distributed, interrupt
+from rgpo.cli import engines
 from rgpo.cli.config import Job, build, make_job
-from rgpo.cli.overrides import hydra_on
+from rgpo.cli.overrides import Composer, hydra_on
 from rgpo.cli.words import hydra_form, user_form
 from rgpo.errors import EXPLAINED, MAX_LINE, ConfigError, EnvironmentFault, first_line, printable
 from rgpo.paths import cache_dir
 from rgpo.runtime import manifest, run_folder
 from rgpo.runtime.resources import available_gb, jobs_that_fit, num_cpus
 from rgpo.runtime.runner import run
-from rgpo.runtime.signals import Interrupted
+from rgpo.runtime.signals import QUEUE_SIGNALS, Interrupted
 
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}
 RAY_ANSWERS_WITHIN_S = 25  # with this process's own start, half a minute
@@ -82,17 +85,37 @@ def _format_warning(message: Warning | str, category: type[Warning], filename: s
     return _python_format(message, category, filename, lineno, line)
 
 
-def run_cell(composed: DictConfig) -> None:
-    """One run of a sweep, in whatever process the engine chose; a failure is recorded in its folder and the sweep continues."""
-    hydra = HydraConfig.get()
-    os.chdir(hydra.runtime.cwd)  # an engine's worker may have started elsewhere
-    import_from_current_directory()
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider.startswith("hydra.searchpath")]
-    with hydra_on(None) as composer:
-        words = tuple(user_form(item) for item in composer.parse_hydra(list(hydra.overrides.task)))
-    code = start(make_job(composed, hydra.runtime.choices, words, config_dir=folders[0] if folders else None))
-    if code in (130, 143):
-        sys.exit(code)
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep, in whatever process the engine chose; a failure is recorded in the run's folder."""
+
+    pid: int  # of the command
+    stop_file: Path | None  # with on_failure=stop; once it exists, no run starts
+
+    def __call__(self, composed: DictConfig) -> None:
+        """Make the job from its composed configuration and run it."""
+        if os.getpid() != self.pid:
+            engines.unblock()
+        if self.stop_file is not None and self.stop_file.exists():
+            return
+        hydra = HydraConfig.get()
+        os.chdir(hydra.runtime.cwd)  # an engine's worker may have started elsewhere
+        import_from_current_directory()
+        folders = [source.path for source in hydra.runtime.config_sources if source.provider.startswith("hydra.searchpath")]
+        with hydra_on(None) as composer:
+            words = tuple(user_form(item) for item in composer.parse_hydra(list(hydra.overrides.task)))
+        code = start(make_job(composed, hydra.runtime.choices, words, config_dir=folders[0] if folders else None))
+        if code in (1, 2):
+            self.fail()
+        elif code:
+            if code - 128 in QUEUE_SIGNALS:
+                signal.raise_signal(code - 128)  # submitit puts the job back into the queue; it resumes from its checkpoint
+            sys.exit(code)
+
+    def fail(self) -> None:
+        """Let no other run start, with on_failure=stop."""
+        if self.stop_file is not None:
+            self.stop_file.touch()
 
 
 def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
@@ -105,37 +128,88 @@ def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
     if len(jobs) < num_jobs:
         print(f"{num_jobs} jobs map to {len(jobs)} distinct runs (num_threads and the like do not change the run id)", flush=True)
     with hydra_on(config_dir) as composer:
-        own = [word for word, item in zip(words, composer.parse(words), strict=True) if item.is_hydra_override()]
-        config = composer.whole([*own, *jobs[0].overrides])
-        _refuse_missing_engine(config)
-        _warn_of_crowding(config, len(jobs))
+        launcher = Launcher(composer, composer.unfolded(words), jobs)
         for job in jobs:
             run_folder.prepare(job.run_dir, job.force)
         left = [job for job in jobs if not _is_complete(job.run_dir)]
         if len(left) < len(jobs):
             print(f"{len(jobs) - len(left)} of {len(jobs)} runs already complete, skipped (force=true repeats them)", flush=True)
-        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks(config))
-        engine = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_cell, config=config)
-        returned: Sequence[JobReturn] = []
-        code = 0
+            for job in (job for job in jobs if job not in left):
+                for why in manifest.problems(job.run_dir):
+                    print(f"  {printable(f'{job.run_dir}: {why}', MAX_LINE)}", file=sys.stderr)
+        code, broken = launcher.run(left)
+    failed = _report(jobs, broken)
+    return code or failed
+
+
+class Launcher:
+    """The engine that the words name; a run whose process is lost is started once more, unless on_failure=stop."""
+
+    def __init__(self, composer: Composer, words: Sequence[str], jobs: Sequence[Job]) -> None:
+        """Raises: ConfigError if the engine is not installed or cannot be reached."""
+        own = [word for word, item in zip(words, composer.parse(list(words)), strict=True) if item.is_hydra_override()]
+        self.config = composer.whole([*own, *jobs[0].overrides])
+        self.stops = jobs[0].config["on_failure"] == "stop"
+        _refuse_missing_engine(self.config)
+        _warn_of_crowding(self.config, len(jobs))
+        if self.stops and OmegaConf.select(self.config, "hydra.launcher.ray.remote.max_retries") is not None:
+            self.config.hydra.launcher.ray.remote.max_retries = 0
+        self.context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks(self.config))
+
+    def run(self, jobs: Sequence[Job]) -> tuple[int, dict[Path, str]]:
+        """Run the jobs; returns an exit code other than 0 after a signal, and the errors of lost processes by run folder."""
+        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+        stop_file = folder / f"stop-{os.uname().nodename}-{os.getpid()}" if self.stops else None
         try:
             with interrupt.Raising():
-                cells = [[hydra_form(word) for word in job.overrides] for job in left]
-                returned = engine.launch(cells, initial_job_idx=0) if cells else []
+                return 0, self._rounds(jobs, Cell(os.getpid(), stop_file))
         except KeyboardInterrupt:
-            code = 130
+            return 130, {}
         except SystemExit as stop:  # a run was stopped by a signal
-            code = int(stop.code or 0)
-        except Exception as error:  # whatever an engine raises when it loses a worker
-            why = f"{type(error).__name__}: {printable(first_line(error))}"
-            print(f"rgpo-run: {_engine(config)} stopped ({why})", file=sys.stderr)
-    failed = _report(jobs, {job.run_dir: why for job, end in zip(left, returned, strict=False) if (why := _failure(end))})
-    return code or failed
+            return int(stop.code or 0), {}
+        finally:
+            if stop_file is not None:
+                stop_file.unlink(missing_ok=True)
+
+    def _rounds(self, jobs: Sequence[Job], cell: Cell) -> dict[Path, str]:
+        before = {job.run_dir: run_folder.last_attempt(job.run_dir) for job in jobs}
+        broken: dict[Path, str] = {}
+        groups = [list(jobs)] if jobs else []
+        while groups:
+            group = groups.pop(0)
+            try:
+                ends, whole = self._launch(group, cell), True
+                broken |= {job.run_dir: why for job, end in zip(group, ends, strict=True) if (why := _failure(end))}
+            except Exception as error:  # whatever an engine raises when it loses a worker
+                whole = False
+                broken |= dict.fromkeys((job.run_dir for job in group), printable(first_line(error)))
+                print(
+                    f"rgpo-run: {_engine(self.config)} stopped ({type(error).__name__}: {broken[group[0].run_dir]})",
+                    file=sys.stderr,
+                )
+            if self.stops:
+                break
+            starts = {job.run_dir: run_folder.last_attempt(job.run_dir) - before[job.run_dir] for job in group}
+            lost = [job for job in group if starts[job.run_dir] and _is_lost(job.run_dir)]
+            again = [job for job in lost if starts[job.run_dir] == 1]
+            waiting = [job for job in group if not starts[job.run_dir]] if not whole and lost else []
+            groups += [again] if whole and again else [[job] for job in again]  # a pool is broken by one run: each alone
+            groups += [waiting] if waiting else []
+        return {folder: why for folder, why in broken.items() if _is_lost(folder)}
+
+    def _launch(self, jobs: Sequence[Job], cell: Cell) -> Sequence[JobReturn]:
+        engine = Plugins.instance().instantiate_launcher(hydra_context=self.context, task_function=cell, config=self.config)
+        return engines.launch(engine, [[hydra_form(word) for word in job.overrides] for job in jobs], cell.fail)
 
 
 def _is_complete(run_dir: Path) -> bool:
     """True if a run has ended as planned and its rows are whole; one that is not is repeated or resumed."""
     return run_folder.status(run_dir) == "completed" and not manifest.problems(run_dir, run_folder.ROWS)
+
+
+def _is_lost(run_dir: Path) -> bool:
+    """True if the process of a run was killed: state.json still has it as running."""
+    return run_folder.read_state(run_dir).get("status") == "running" and not run_folder.is_locked(run_dir)
 
 
 def _failure(end: JobReturn) -> str:

@@ -18,8 +18,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from hydra.core.override_parser.types import Override
-
 from rgpo.cli.hints import MAPPINGS, SCALARS, SEQUENCES, plain_hint
 from rgpo.errors import ConfigError, first_line
 from rgpo.runtime.own_code import own_folders
@@ -121,23 +119,6 @@ def make_importable(folder: str | None) -> None:
     path = None if folder is None else str(Path(folder).resolve())
     if path is not None and path not in sys.path:
         sys.path.append(path)
-
-
-def refuse_hydra_code(word: str, item: Override) -> None:
-    """Refuse what hydra would import or call: of its own keys, only those of launchers and file folders may be typed.
-
-    Raises: ConfigError for any other.
-    """
-    key = item.key_or_group
-    if "hydra" not in (re.split("[./]", key)[0], str(item.package).partition(".")[0]):
-        return
-    known = key in ("hydra/launcher", "hydra.verbose") or (key.startswith("hydra.launcher.") and "_target_" not in word)
-    if key == "hydra.searchpath" and not item.is_delete():
-        folders = item.value()
-        known = isinstance(folders, list) and all(Path(str(x).removeprefix("file://")).is_dir() for x in folders)
-    if not known or item.package is not None:
-        remedy = "of hydra's own keys only hydra/launcher and values of hydra.launcher can be set"
-        raise ConfigError(f"{word}: is refused, because it could run other code; {remedy}.")
 
 
 def refuse_code(node: object, key: str) -> None:

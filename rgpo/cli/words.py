@@ -17,7 +17,8 @@ LITERAL = (
     "resume_from",
     "task.source.system_prompt",
     *SWEPT,
-)  # names, paths and texts, taken as they are; null stays null
+)  # names, paths and texts, taken as they are
+NAMED = ("results_dir", "name")  # always a folder's name: null is one, too; elsewhere null stays null
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 ESCAPED = re.compile(r"((?:\\\\)*)\\\$\{")  # an interpolation that OmegaConf reads as text
 CHOOSE_WITH = {"task.source": "scale"}  # node of tasks -> the group that sets it
@@ -38,7 +39,7 @@ def hydra_form(word: str, sweep: bool = False) -> str:
     if name not in LITERAL or not equals:
         return word
     values = value.split(",") if sweep and name in SWEPT and not os.path.lexists(value) else [value]
-    return f"{key}={','.join(text if text == 'null' else quote(_literal(text)) for text in values)}"
+    return f"{key}={','.join(text if text == 'null' and name not in NAMED else quote(_literal(text)) for text in values)}"
 
 
 def user_form(item: Override) -> str:

@@ -82,7 +82,7 @@ def film(task: Control, actor: Actor, folder: Path, seed: int) -> Path:
 
 def _format(fps: float) -> tuple[str, dict[str, Any]]:
     if importlib.util.find_spec("imageio_ffmpeg") is not None:
-        return "episode.mp4", {"extension": ".mp4", "plugin": "FFMPEG", "fps": fps}
+        return "episode.mp4", {"extension": ".mp4", "plugin": "FFMPEG", "fps": fps, "macro_block_size": 2}
     return "episode.gif", {"extension": ".gif", "plugin": "pillow", "duration": 1000 / fps, "loop": 0}
 
 

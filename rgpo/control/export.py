@@ -21,10 +21,11 @@ from rgpo.control.policy import ControlPolicy
 from rgpo.control.spaces import Rescale, column_bounds, column_starts, describe, heads
 from rgpo.control.torch_network import TorchNetwork
 from rgpo.core.rollout import Array
+from rgpo.errors import ConfigError
 from rgpo.learning.export import Facts, NoExport
 from rgpo.learning.types import Policy, State
 
-EXPORTED_PROGRAM, TORCHSCRIPT = "policy.pt2", "policy.ts"
+EXPORTED_PROGRAM, TORCHSCRIPT, ONNX = "policy.pt2", "policy.ts", "policy.onnx"
 
 
 def make_actor(
@@ -197,10 +198,12 @@ class PolicyModule(nn.Module):
         return columns
 
 
-def write_modules(actor: Actor, folder: Path) -> None:
+def write_modules(actor: Actor, folder: Path, onnx: bool = False) -> None:
     """Write policy.pt2 (torch.export.load) and policy.ts (torch.jit.load), both of which take float32 batches of any size.
 
-    Raises: OSError if one cannot be written.
+    onnx: also policy.onnx, with the input "observation" and the output "action".
+
+    Raises: OSError if one cannot be written; ConfigError if a package for ONNX is not installed.
     """
     import warnings
 
@@ -210,4 +213,16 @@ def write_modules(actor: Actor, folder: Path) -> None:
         warnings.simplefilter("ignore")  # torch recommends torch.export in place of TorchScript; here are both
         program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
         torch.export.save(program, folder / EXPORTED_PROGRAM)
+        if onnx:
+            _write_onnx(program, folder / ONNX)
         torch.jit.trace(module, example).save(str(folder / TORCHSCRIPT))  # type: ignore[no-untyped-call]
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401  # torch.onnx needs it
+    except ImportError as error:
+        raise ConfigError("onnx=true: needs packages that are not installed; pip install 'rgpo[onnx]'.") from error
+    found = torch.onnx.export(program, (), dynamo=True, verbose=False, input_names=["observation"], output_names=["action"])
+    assert found is not None
+    found.save(str(path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -12,12 +12,13 @@ from rgpo.errors import NonFiniteError
 BECAME = "became NaN, infinite or too large for float32"
 
 
-def require_observations(env_id: str, seen: Sequence[Array], finals: Mapping[tuple[int, int], Array]) -> None:
-    """seen: (E, D) before each step and after the last one; finals: by step and environment, those of ended episodes.
+def require_observations(env_id: str, seen: Array, following: Array | None, finals: Mapping[tuple[int, int], Array]) -> None:
+    """seen: (T, E, D) before each step; following: (E, D) after the last one; finals: by step and environment, of ended episodes.
 
     Raises: NonFiniteError with the first step after which one is not finite.
     """
-    steps = [t for t, x in enumerate(seen) if not np.isfinite(x).all()]
+    steps = np.flatnonzero(~np.isfinite(seen).all((1, 2))).tolist()
+    steps += [] if following is None or np.isfinite(following).all() else [len(seen)]
     last = [t for (t, _), x in finals.items() if not np.isfinite(x).all()]
     for name, found in (("observation", steps), ("last observation of an episode", last)):
         if found:

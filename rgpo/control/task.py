@@ -108,7 +108,7 @@ class Control:
         """Make and seed the environments; the reward normalizer has the algorithm's discount."""
         streams = np.random.SeedSequence(seed).spawn(2)
         self.env = self.make_env(self.num_envs)
-        self.facts = facts.describe(self.env, self.full_id)
+        self.facts, self.versions = facts.describe(self.env, self.full_id), facts.package_versions(self.env)
         self.findings = check.findings(repr(self)) + advice(self.full_id, self.env, self.action_bounds, self.policy)
         space = describe(self.env.action_space, "action")
         self.heads = heads(space)
@@ -179,7 +179,7 @@ class Control:
                 final[step.terminated & ~np.isfinite(final).all(1)] = 0.0  # its value is not used
                 finals |= {(t, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
         raw_reward = self.env.rewards()
-        finite.require_observations(self.full_id, [*seen, self.observation], finals)
+        finite.require_observations(self.full_id, seen, self.observation, finals)
         finite.require_rewards(self.full_id, raw_reward)
         done = terminated | truncated
         reward = self.scale_reward(raw_reward, done) if self.normalize_reward else raw_reward
@@ -207,7 +207,7 @@ class Control:
         try:
             return self.env.step(self._to_env(action))
         except EnvironmentFault:
-            finite.require_observations(self.full_id, list(seen), {})  # an action that follows from NaN is no fault of the call
+            finite.require_observations(self.full_id, seen, None, {})  # an action that follows from NaN is no fault of the call
             raise
 
     def evaluate(self, policy: Policy) -> dict[str, float]:

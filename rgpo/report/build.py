@@ -20,7 +20,7 @@ from rgpo.report.claims.theory import read_theory
 from rgpo.report.figures import gates, speed, style
 from rgpo.report.figures.render import FigureModule, Job, load, render
 from rgpo.report.figures.style import Line
-from rgpo.report.page import completions
+from rgpo.report.page import completions, films
 from rgpo.report.page.index import PageFigure, Section, render_page
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import experiments, queued, read_runs, run_folders
@@ -167,7 +167,8 @@ def _section(
     for table in section.tables:
         _write_table(table, Path(settings.out) / loaded.name / "tables")
     section.pairs, problems = completions.pairs(loaded.groups, settings.max_completions)
-    section.problems += problems
+    section.films, damaged = films.films(loaded.groups)
+    section.problems += problems + damaged
     for i, shown in enumerate(drawn):
         _place(section, figures[i], shown)
     return section

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rgpo import atomic
 from rgpo.errors import ConfigError, close_matches
@@ -69,6 +70,21 @@ def remove_parts(run_dir: Path) -> None:
             atomic.remove(part_files(folder))
             atomic.remove_temporary(folder)
             atomic.remove_folder(folder)
+
+
+def measured(run_dir: Path, name: str, iteration: int) -> list[float]:
+    """The values of a metric that a run, finished or not, measured up to an iteration; the latest attempt counts."""
+    whole = run_dir / "metrics.parquet"
+    found: dict[int, tuple[int, float]] = {}  # iteration -> attempt, value
+    for path in [whole] if whole.exists() else part_files(run_dir / "metrics"):
+        table = pq.read_table(path)
+        if name in table.column_names:
+            columns = (table[key].to_pylist() for key in ("iteration", "attempt", name))
+            for at, attempt, value in zip(*columns, strict=True):
+                if at <= iteration and attempt >= found.get(at, (0, 0.0))[0]:
+                    found[at] = attempt, value
+    values = [found[at][1] for at in sorted(found)]
+    return [value for value in values if value is not None and not math.isnan(value)]
 
 
 class MetricsWriter:

@@ -55,9 +55,18 @@ def read_state(run_dir: Path) -> RunState:
 def status(run_dir: Path) -> str:
     """Status missing, running, completed, failed or interrupted; a running state whose process has ended is interrupted."""
     found = read_state(run_dir).get("status")
-    if found is None:  # a lost or damaged state.json of a finished run
-        return "completed" if os.path.lexists(run_dir / manifest.NAME) and not manifest.problems(run_dir, ROWS) else "missing"
+    if found is None:
+        return _status_without_state(run_dir)
     return "interrupted" if found == "running" and not is_locked(run_dir) else found
+
+
+def _status_without_state(run_dir: Path) -> str:
+    """The status by a run's other files, where state.json is lost or damaged."""
+    if os.path.lexists(run_dir / manifest.NAME) and not manifest.problems(run_dir, ROWS):
+        return "completed"
+    if not any(map(_mode, (run_dir / name for name in ("metrics", *manifest.FILES)))):
+        return "missing"
+    return "running" if is_locked(run_dir) else "failed" if _mode(run_dir / ERROR) else "interrupted"
 
 
 def write_state(run_dir: Path, **facts: object) -> None:

@@ -20,7 +20,7 @@ RATIO_MOVED = 1e-4  # nats; below it the log ratio is rounding
 
 
 def run(config: Mapping[str, object], task: Task, algorithm: Algorithm, run_dir: Path, config_hash: str, command: str) -> str:
-    """Run or resume one plain configuration, from which task and algorithm were built; returns completed, skipped or held.
+    """Run or resume one plain configuration, with its task and algorithm; returns completed, paused, skipped or held.
 
     Raises: Interrupted after a signal, ConfigError, NonFiniteError, OutOfMemory, StorageError or any error of the task or the
     algorithm; state.json records which.
@@ -35,7 +35,9 @@ def run(config: Mapping[str, object], task: Task, algorithm: Algorithm, run_dir:
             session = Session(config, task, algorithm, run_dir, config_hash, command)
             with Signals() as signals, _recorded(session), limited_threads(session.settings.num_threads):
                 session.start()
-                _loop(session, signals)
+                if _loop(session, signals):
+                    session.write_state("interrupted", f"paused after iteration {session.iteration}")
+                    verdict = "paused"
         return "completed" if verdict == "free" else verdict
 
 
@@ -67,16 +69,17 @@ def _recorded(session: Session) -> Iterator[None]:
         raise
 
 
-def _loop(session: Session, signals: Signals) -> None:
-    """All remaining iterations.
+def _loop(session: Session, signals: Signals) -> bool:
+    """All remaining iterations, or those up to pause_at; returns True if there are more.
 
     Raises: Interrupted after a signal to any process.
     """
     signals.iterating = True
+    end = min(session.num_iterations, session.settings.pause_at or session.num_iterations)
     saved_at = time.monotonic()
     metrics: Metrics = {}
     try:
-        while session.iteration < session.num_iterations:
+        while session.iteration < end:
             metrics = session.iterate()
             due = time.monotonic() - saved_at >= session.settings.checkpoint_every_s
             received, due_on = zip(*distributed.all_gather((signals.received or 0, due)), strict=True)
@@ -89,9 +92,12 @@ def _loop(session: Session, signals: Signals) -> None:
     finally:
         session.recorder.close()
     session.save()
+    if session.iteration < session.num_iterations:
+        return True
     session.finish(metrics)
     if not session.informative:
         what = "the completions of each prompt had equal scores in every iteration, or all advantages were 0"
         session.recorder.notice(f"{what}: there was nothing to learn from the reward")
     elif session.ratio_moved < RATIO_MOVED:
         session.recorder.notice("the ratio was 1 at every gradient (one step per rollout): no gate can matter in this run")
+    return False

@@ -13,7 +13,7 @@ from typing import NamedTuple
 AXES = ("gate", "ref_gate", "gate_combination", "advantage", "penalty", "update")  # config groups of the gate family
 NOT_IDENTITY = (  # config keys that do not change which experiment a run belongs to; num_threads changes rounding only
     *("name", "results_dir", "num_threads", "memory_gb", "plan", "force", "checkpoint_every_s", "exports", "metrics", "tags"),
-    "save_model",
+    *("save_model", "on_failure", "pause_at"),
 )
 
 PROVENANCE = ("run_id", "task", "scale", "algo", "gate", "config_hash", "git_sha")  # dictionary-encoded strings
@@ -229,7 +229,13 @@ ADDED_TO_CHAT = dict.fromkeys(("adapter", "chat_template", "chat_template_kwargs
     "first_turn": False
 }
 ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since and the values that keep its behavior
-    "": {"algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"}, "resume_from": None, "save_model": False},
+    "": {
+        "algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"},
+        "resume_from": None,
+        "save_model": False,
+        "on_failure": "continue",
+        "pause_at": None,
+    },
     "rgpo.control.task.Control": {"wrappers": [], "action_bounds": "clip", "staleness": 0, "correction_cap": None},
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},
     "rgpo.learning.sgd.SGD": {"clip_jointly": True, "target_kl": None},

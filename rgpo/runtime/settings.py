@@ -36,6 +36,7 @@ class Settings:
     exports: list[str]
     save_model: bool
     resume_from: str | None = field(metadata=or_null(FOLDER))
+    pause_at: int | None = field(metadata=or_null(count(MOST_ITERATIONS)))
     choices: Mapping[str, str | None]
 
     def __post_init__(self) -> None:

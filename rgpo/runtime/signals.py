@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from types import FrameType
 
+QUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # one of which submitit handles: the job is to leave its node
 ECHO_S = 1.0  # a launcher passes on a signal that its processes have received as well
 
 
@@ -21,8 +22,9 @@ class Interrupted(Exception):
 class Signals:
     """Records the first SIGINT or SIGTERM, on which the loop ends the current iteration; a later one stops the run immediately.
 
-    Before the first iteration there is nothing to finish: Interrupted is raised immediately. Python allows handlers in the main
-    thread only; a run in another thread receives no signals.
+    submitit has a handler of its own for the warning that its queue sends. After that signal, too, a run stops with a checkpoint
+    (exit code 138 or 140), and SIGTERM is left to submitit. Before the first iteration there is nothing to finish: Interrupted is
+    raised immediately. Python allows handlers in the main thread only; a run in another thread receives no signals.
     """
 
     def __init__(self) -> None:
@@ -31,7 +33,8 @@ class Signals:
         self._at = 0.0
 
     def __enter__(self) -> Signals:
-        handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        queue = [number for number in QUEUE_SIGNALS if callable(signal.getsignal(number))]
+        handled = [signal.SIGINT, *(queue or [signal.SIGTERM])] if threading.current_thread() is threading.main_thread() else []
         self._before = {number: signal.signal(number, self._note) for number in handled}
         return self
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,14 @@ def describe(env: VectorEnv, env_id: str) -> dict[str, str]:
         "observation": space_in_words(env.observation_space),
         "action": space_in_words(env.action_space),
     }
+
+
+def package_versions(env: VectorEnv) -> dict[str, str]:
+    """The version of the installed package that the environment is from; {} for gymnasium's, rgpo's and one of the user's own."""
+    top = env.module.partition(".")[0]
+    if top in ("gymnasium", "rgpo") or top in sys.stdlib_module_names:
+        return {}
+    return {name: metadata.version(name) for name in metadata.packages_distributions().get(top, [])}
 
 
 def space_in_words(space: spaces.Space[Any]) -> str:

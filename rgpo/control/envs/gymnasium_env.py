@@ -45,6 +45,7 @@ class GymnasiumVector:
         self.num_envs = num_envs
         self._envs = [wrapped(registration.make(env_id, kwargs), wrappers) for _ in range(num_envs)]
         self.time_limit = getattr(self._envs[0].spec, "max_episode_steps", None)
+        self.module = type(self._envs[0].unwrapped).__module__
         self.layers = tuple(type(layer).__name__ for layer in _layers(self._envs[0]))
         self.action_space = self._envs[0].action_space
         self.observation_space = self._envs[0].observation_space

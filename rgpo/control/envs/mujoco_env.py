@@ -37,6 +37,7 @@ class MujocoVector:
         self.env_id = env_id
         self.num_envs = num_envs
         self.time_limit: int | None = EPISODE_STEPS
+        self.module = "gymnasium"  # whose environments it equals
         self.layers: tuple[str, ...] = ("MuJoCo stepped directly",)
         self._task = task = TASKS[env_id]
         self._model = model = load_model(task.xml)

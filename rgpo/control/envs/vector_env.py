@@ -46,6 +46,7 @@ class VectorEnv(Protocol):
     observation_space: spaces.Space[Any]  # of one environment
     action_space: spaces.Space[Any]  # of one environment
     time_limit: int | None  # steps after which gymnasium's TimeLimit truncates
+    module: str  # that defines the environment's class
     layers: tuple[str, ...]  # classes of wrappers and environment, the outermost first
 
     def reset(self, seed: int) -> Floats:

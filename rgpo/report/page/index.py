@@ -20,6 +20,7 @@ from markupsafe import Markup
 from rgpo.report.claims.verdict import is_current
 from rgpo.report.figures.style import Line
 from rgpo.report.page.completions import Pair
+from rgpo.report.page.films import Film
 from rgpo.report.read.groups import Group
 from rgpo.report.read.run import Problem, Run
 from rgpo.report.settings import Settings, command
@@ -69,6 +70,7 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     figures: list[PageFigure] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
+    films: list[Film] = field(default_factory=list)
     lines: dict[str, Line] = field(default_factory=dict)
 
     @property
@@ -103,7 +105,7 @@ def render_page(sections: Sequence[Section], general: Section, settings: Setting
         problems=[(section, problem) for section in [general, *sections] for problem in section.problems],
         style=Markup((TEMPLATE / "style.css").read_text(encoding="utf-8")),  # noqa: S704  # a file of the package
         script=Markup(script),  # noqa: S704  # a file of the package
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'",
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'{_media(sections)}",
         made_with=f"rgpo {__version__}, Python {platform.python_version()}, {packages}",
         command=command(settings, defaults),
         results_dir=settings.results_dir,
@@ -112,6 +114,12 @@ def render_page(sections: Sequence[Section], general: Section, settings: Setting
         link=lambda run, name: quote(os.fsencode(os.path.relpath(run.folder / name, settings.out))),
         run_of={(section.title, run.run_id): run for section in sections for run in section.runs},
     )
+
+
+def _media(sections: Sequence[Section]) -> str:
+    """The clause of the page's policy that lets embedded films play; none if there are none."""
+    embedded = any(film.data for section in sections for film in section.films)
+    return "; img-src data:; media-src data:" if embedded else ""
 
 
 def provenance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -1,0 +1,107 @@
+"""Launchers of hydra's so that a run whose process is lost costs that run alone, and Ctrl-C prints no traceback.
+
+The plugins raise the first error of any run's process and return nothing of the others; here it is the result of that run.
+joblib's pool breaks as a whole when one of its processes is killed: what it had begun is started again by rgpo.cli.sweep.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf, open_dict
+
+Cells = Sequence[Sequence[str]]
+Lost = Callable[[], None]  # called as soon as the process of a run is lost
+
+
+def launch(engine: Launcher, cells: Cells, lost: Lost) -> list[JobReturn]:
+    """The results of all cells in their order, that of a lost process being its error.
+
+    Raises: whatever joblib raises when its pool breaks, and any engine that cannot start.
+    """
+    plugin = type(engine).__module__.partition(".")[2].partition(".")[0]
+    run = {"hydra_joblib_launcher": _joblib, "hydra_ray_launcher": _ray, "hydra_submitit_launcher": _submitit}.get(plugin)
+    return list(engine.launch(cells, initial_job_idx=0)) if run is None else run(engine, cells, lost)
+
+
+def unblock() -> None:
+    """In a worker of joblib: let signals pass again, which end the process without a traceback while it is idle."""
+    from rgpo import interrupt
+
+    interrupt.exit_at_once()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupt.NUMBERS)
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    """Signals wait; processes that are started meanwhile have them blocked from their first instruction on."""
+    from rgpo import interrupt
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, interrupt.NUMBERS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _joblib(engine: Any, cells: Cells, lost: Lost) -> list[JobReturn]:
+    from joblib import Parallel, delayed, effective_n_jobs
+
+    processes = int(engine.joblib["n_jobs"])
+    with _blocked():  # the plugin's call reuses these processes
+        Parallel(processes, backend="loky")(delayed(int)() for _ in range(effective_n_jobs(processes)))
+    return list(engine.launch(cells, initial_job_idx=0))
+
+
+def _ray(engine: Any, cells: Cells, lost: Lost) -> list[JobReturn]:
+    """As hydra_ray_launcher._core.launch, but for the results."""
+    import ray
+    from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
+
+    setup_globals()
+    start_ray(engine.ray_cfg.init)
+    pending: dict[Any, int] = {}
+    for number, cell in enumerate(cells):
+        config = engine.hydra_context.config_loader.load_sweep_config(engine.config, list(cell))
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = f"job_id_for_{number}", number
+        remote, state = engine.ray_cfg.remote, Singleton.get_state()
+        pending[launch_job_on_ray(engine.hydra_context, remote, config, engine.task_function, state)] = number
+    found: dict[int, JobReturn] = {}
+    while pending:
+        (done,), _ = ray.wait(list(pending), num_returns=1)
+        found[pending.pop(done)] = _outcome(partial(ray.get, done), lost)
+    return [found[number] for number in range(len(cells))]
+
+
+def _submitit(engine: Any, cells: Cells, lost: Lost) -> list[JobReturn]:
+    """As hydra_submitit_launcher's BaseSubmititLauncher.launch, but for the results."""
+    import submitit
+    from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+
+    cluster, general = engine._EXECUTOR, set(OmegaConf.structured(BaseQueueConf))
+    given = {key if key in general else f"{cluster}_{key}": value for key, value in engine.params.items()}
+    first = {key: given.pop(key) for key in (f"{cluster}_max_num_timeout",) if key in given}
+    executor = submitit.AutoExecutor(folder=given.pop("submitit_folder"), cluster=cluster, **first)
+    executor.update_parameters(**given)
+    state = Singleton.get_state()
+    rows = [(list(cell), "hydra.sweep.dir", k, f"job_id_for_{k}", state) for k, cell in enumerate(cells)]
+    jobs = executor.map_array(engine, *zip(*rows, strict=True))
+    number = {job: k for k, job in enumerate(jobs)}
+    found = {number[job]: _outcome(job.result, lost) for job in submitit.helpers.as_completed(jobs)}
+    return [found[k] for k in range(len(cells))]
+
+
+def _outcome(result: Callable[[], JobReturn], lost: Lost) -> JobReturn:
+    try:
+        return result()
+    except Exception as error:  # of an engine, about a process that it lost
+        lost()
+        return JobReturn(status=JobStatus.FAILED, _return_value=error)

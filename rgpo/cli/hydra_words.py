@@ -1,0 +1,106 @@
+"""Hydra's own words: those that rgpo-run reads, and what to write in place of the others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.types import Override
+
+from rgpo.errors import ConfigError
+
+SWEEPERS = ("basic", "optuna")
+SETTABLE = ("hydra.launcher.", "hydra.sweeper.")
+GROUPS = ("hydra/launcher", "hydra/sweeper")
+SWEEPER_PARAMS = "hydra.sweeper.params"
+FOLDERS = "files are written to results_dir/name; set those"
+INSTEAD = {  # keys of hydra's that would have no effect -> what to write
+    "hydra.run.dir": FOLDERS,
+    "hydra.sweep.dir": FOLDERS,
+    "hydra.sweep.subdir": FOLDERS,
+    "hydra.output_subdir": "every run's folder has its config.yaml; leave it out",
+    "hydra.job.chdir": "runs stay in the current directory; leave it out",
+    "hydra.job.name": "set name",
+    "hydra.mode": "write -m for a sweep",
+    "hydra/job_logging": "runs print to stdout; leave it out",
+    "hydra/hydra_logging": "runs print to stdout; leave it out",
+    "hydra/output": FOLDERS,
+    "hydra/sweeper/sampler": "write hydra.sweeper.sampler=tpe with hydra/sweeper=optuna",
+    "hydra/help": "see rgpo-run --help",
+}
+FLAGS = {  # options of hydra's command line
+    "--cfg": "write --cfg job",
+    "-c": "write --cfg job",
+    "--info": "write --cfg job or plan=true",
+    "--config-name": "write experiment=NAME with --config-dir D",
+    "-cn": "write experiment=NAME with --config-dir D",
+    "--config-path": "write --config-dir D",
+    "-cp": "write --config-dir D",
+    "--package": "write KEY=VALUE with the whole key",
+    "-p": "write KEY=VALUE with the whole key",
+    "--run": "leave it out",
+    "-r": "leave it out",
+    "--resolve": "write --cfg job, which resolves",
+    "--hydra-help": "write --help",
+    "--experimental-rerun": "repeat the command; it resumes the run",
+    "--shell-completion": "leave it out",
+    "-sc": "leave it out",
+}
+
+
+def refuse_option(word: str, following: str | None) -> None:
+    """Raises: ConfigError for a word that begins with a dash, and what to write for it."""
+    name, equals, value = word.partition("=")
+    key = name.lstrip("-")
+    if name in FLAGS:
+        remedy = FLAGS[name]
+    elif key and (value if equals else following and "=" not in following):
+        remedy = f"write {key}={value if equals else following}"
+    else:
+        remedy = "see rgpo-run --help"
+    raise ConfigError(f"{word}: is neither key=value nor an option of rgpo-run; {remedy}.")
+
+
+def without_sweeper_params(words: Sequence[str], parse: Callable[[str], Override]) -> list[str]:
+    """hydra.sweeper.params.KEY=VALUES and hydra.sweeper.params={KEY: VALUES} as KEY=VALUES, unless KEY is typed by itself.
+
+    parse: the word by hydra's grammar; its errors are raised as they are.
+    """
+    found: dict[str, str] = {}
+    rest: list[str] = []
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        if key == SWEEPER_PARAMS:
+            entries = parse(word).value()
+            if not isinstance(entries, dict):
+                raise ConfigError(f"{word}: is no mapping; give KEY: VALUES in braces, or write KEY=VALUES.")
+            found |= {str(name): str(entry) for name, entry in entries.items()}
+        elif key.startswith(f"{SWEEPER_PARAMS}.") and not word.startswith("~"):
+            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+            found[key.removeprefix(f"{SWEEPER_PARAMS}.")] = str(parse(word).value()) if quoted else value
+        else:
+            rest.append(word)
+    typed = {word.lstrip("+~").partition("=")[0] for word in rest}
+    return [*(f"{key}={values}" for key, values in found.items() if key not in typed), *rest]
+
+
+def refuse_hydra_words(word: str, item: Override) -> None:
+    """Refuse what hydra would import or call, and what would have no effect.
+
+    Raises: ConfigError for any key of hydra's own but those of launchers, sweepers and folders.
+    """
+    key = item.key_or_group
+    if "hydra" not in (re.split("[./]", key)[0], str(item.package).partition(".")[0]):
+        return
+    if key in INSTEAD and item.package is None:
+        raise ConfigError(f"{word}: is not read by rgpo-run; {INSTEAD[key]}.")
+    if key == "hydra/sweeper" and item.value() not in SWEEPERS:
+        raise ConfigError(f"{word}: is not a sweeper of rgpo-run; choose {' or '.join(SWEEPERS)}.")
+    known = key in (*GROUPS, "hydra.verbose") or (key.startswith(SETTABLE) and "_target_" not in word)
+    if key == "hydra.searchpath" and not item.is_delete():
+        folders = item.value()
+        known = isinstance(folders, list) and all(Path(str(x).removeprefix("file://")).is_dir() for x in folders)
+    if not known or item.package is not None:
+        remedy = "of hydra's own keys only those of hydra.launcher and hydra.sweeper can be set"
+        raise ConfigError(f"{word}: is refused, because it could run other code; {remedy}.")

@@ -1,0 +1,79 @@
+"""The ranges that a search with Optuna varies: hydra's sweeps as Optuna's distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+
+from rgpo.cli.overrides import Composer
+from rgpo.errors import ConfigError, first_line
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+NOT_SEARCHED = "hydra/sweeper=optuna: has nothing to search; give ranges, such as 'update.lr=tag(log,interval(1e-4,1e-2))'."
+
+
+@dataclass(frozen=True)
+class Space:
+    """The words of every trial, the seeds of each, and the ranges that are searched."""
+
+    fixed: tuple[str, ...]
+    seeds: tuple[str, ...]
+    ranges: Mapping[str, BaseDistribution]
+
+    def words(self, values: Mapping[str, object]) -> list[list[str]]:
+        """The words of a trial's runs, one list per seed."""
+        own = [f"{key}={value}" for key, value in values.items()]
+        return [[*self.fixed, *own, *([f"seed={seed}"] if seed else [])] for seed in self.seeds]
+
+    def corners(self) -> list[dict[str, object]]:
+        """Sets of values that together have the ends of every range and every choice."""
+        from optuna.distributions import CategoricalDistribution
+
+        options = {
+            key: list(x.choices) if isinstance(x, CategoricalDistribution) else [x.low, x.high] for key, x in self.ranges.items()
+        }
+        return [{key: x[k % len(x)] for key, x in options.items()} for k in range(max(map(len, options.values())))]
+
+
+def space_of(composer: Composer, words: list[str]) -> Space:
+    """The space of a command line and its experiment; a later word for the same key replaces an earlier one.
+
+    Raises: ConfigError if there is no range, or one that optuna cannot search.
+    """
+    items = {item.get_key_element(): item for item in composer.swept(words)}
+    seeds = items.pop("seed", None)
+    fixed = tuple(str(item.input_line) for item in items.values() if not item.is_sweep_override())
+    ranges = {key: _distribution(item) for key, item in items.items() if item.is_sweep_override()}
+    if not ranges:
+        raise ConfigError(NOT_SEARCHED)
+    if seeds is None:
+        return Space(fixed, ("",), ranges)
+    swept = seeds.is_discrete_sweep()
+    if seeds.is_sweep_override() and not swept:
+        raise ConfigError(f"{seeds.input_line}: is not searched; give seeds, such as seed=1,2,3.")
+    return Space(fixed, tuple(seeds.sweep_string_iterator()) if swept else (str(seeds.value()),), ranges)
+
+
+def _distribution(item: Override) -> BaseDistribution:
+    """Choices and globs by name; ranges and intervals as numbers, whole ones as whole numbers."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = item.value()
+    try:
+        if isinstance(value, IntervalSweep):
+            log = "log" in value.tags
+            if isinstance(value.start, int) and isinstance(value.end, int):
+                return IntDistribution(value.start, value.end, log=log)
+            return FloatDistribution(float(value.start or 0), float(value.end or 0), log=log)
+        if isinstance(value, RangeSweep) and isinstance(value.step, int) and value.step > 0:
+            points = list(value.range())
+            if all(isinstance(x, int) for x in points):
+                return IntDistribution(int(points[0]), int(points[-1]), step=value.step)
+        return CategoricalDistribution(list(item.sweep_string_iterator()))
+    except (ValueError, IndexError) as error:
+        raise ConfigError(f"{item.input_line}: is not a range that optuna searches ({first_line(error)}).") from error
