@@ -15,6 +15,7 @@ import tiny_trl
 
 import rgpo
 from rgpo import gates
+from rgpo.core.sequence import RatioLevel
 from rgpo.engines.parts import GateParts
 from rgpo.engines.trl import STATE, GatedGRPOTrainer, GatedRLOOTrainer
 from rgpo.engines.trl_record import RecordRun
@@ -31,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def make(kind: Any, folder: str, out: Path, parts: Any = None, eval_dataset: Any = None, **change: Any) -> Any:
     config = trl.RLOOConfig if issubclass(kind, trl.RLOOTrainer) else trl.GRPOConfig
-    own = {} if parts is None else {"parts": parts}
+    own = {} if parts is None else {"parts": parts, "ratio": change.pop("ratio", None)}
+    if kind is GatedRLOOTrainer:
+        del own["ratio"]
     return kind(
         folder,
         tiny_trl.reward,
@@ -87,6 +90,7 @@ SAME = {  # TRL's own loss and ours, with settings of both
     ),
     "sapo": ({"loss_type": "sapo"}, "gate=sapo", {"loss_type": "grpo"}),
     "cispo": ({"loss_type": "cispo", "epsilon_high": 3.0}, "gate=cispo", {"loss_type": "dapo"}),
+    "vespo": ({"loss_type": "vespo"}, "gate=vespo", {"loss_type": "dapo", "ratio": RatioLevel("sequence_sum")}),
     "masks": (
         {"loss_type": "grpo", "off_policy_mask_threshold": 1e-4, "top_entropy_quantile": 0.5, "entropy_coef": 0.01},
         CLIP,
@@ -97,14 +101,15 @@ SAME = {  # TRL's own loss and ours, with settings of both
 
 @pytest.mark.parametrize("name", SAME)
 def test_equal_to_grpo_trainer(name: str, folder: str, tmp_path: Path) -> None:
-    """Losses and gradients, step by step; CISPO's value differs, as TRL's is r log pi."""
+    """Losses and gradients, step by step; values of CISPO and VESPO differ, as TRL's are w log pi."""
     theirs, parts, ours = SAME[name]
     expected = steps(make(trl.GRPOTrainer, folder, tmp_path, max_steps=4, **theirs))
     found = steps(make(GatedGRPOTrainer, folder, tmp_path, parts, max_steps=4, **ours))
     assert len(expected) == len(found) == 4
     for a, b in zip(expected, found, strict=True):
-        end = -2 if name == "cispo" else None
-        torch.testing.assert_close(b[:end], a[:end], rtol=1e-6, atol=1e-6 * float(a[:-2].abs().max()))
+        end = -2 if name in ("cispo", "vespo") else None
+        tolerance = 1e-5 if name == "vespo" else 1e-6  # whose weight we take by autograd of a Gamma CDF, in float32
+        torch.testing.assert_close(b[:end], a[:end], rtol=1e-6, atol=tolerance * float(a[:-2].abs().max()))
     assert not torch.equal(expected[0], expected[1])
 
 

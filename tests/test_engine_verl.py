@@ -27,7 +27,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {  # verl's loss -> its sett
     "dppo_kl": ({"clip_ratio_low": 0.02, "clip_ratio_high": 0.03, "clip_ratio_c": 1.5}, "gate=dppo_kl", "token"),
     "sapo": ({}, "gate=sapo", "token"),
     "cispo": ({}, "gate=cispo_floor", "token"),
-    "gspo": ({"clip_ratio_low": 3e-2, "clip_ratio_high": 4e-2}, "gate=clip gate.eps_low=0.03 gate.eps_high=0.04", "sequence"),
+    "gspo": (
+        {"clip_ratio_low": 3e-2, "clip_ratio_high": 4e-2},
+        "gate=clip gate.eps_low=0.03 gate.eps_high=0.04",
+        "sequence_token",
+    ),
 }
 THRESHOLDS = {"dppo_tv": (0.05, 0.1), "dppo_kl": (0.02, 0.03)}
 
@@ -99,7 +103,7 @@ def test_a_batch_without_tokens() -> None:
         ("algo=rgpo", "token", "gate@ref_gate: needs a reference policy"),
         ("gate=adaptive_sign_aware", "token", "adapts, but verl keeps no state"),
         ("gate=clip penalty=reward_kl", "token", "algorithm.use_kl_in_reward"),
-        ("gate=clip", "word", "policy_loss.ratio=word: must be token or sequence"),
+        ("gate=clip", "word", "policy_loss.ratio=word: must be one of token, sequence"),
         ("", "token", "names no gate"),
     ],
 )

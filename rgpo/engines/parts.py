@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 from rgpo.core.gate import GateLike
 from rgpo.core.gates import Open
 from rgpo.core.kl_penalty import NoPenalty, Penalty
+from rgpo.core.sequence import RatioLevel
 from rgpo.core.surrogate import Combination, Detached, GateObjective, Geometric, check_combination
 from rgpo.errors import ConfigError
 from rgpo.learning.algorithm import describe_part
@@ -69,13 +70,14 @@ class GateParts:
         logp_ref: Tensor | None = None,
         correction: Tensor | None = None,
         sequence_mask: Tensor | None = None,
+        ratio: RatioLevel | None = None,
         kl_old: Tensor | None = None,
     ) -> tuple[Tensor, GateInputs]:
         """-g A + coef KL of each sample, and what the gates saw; all (n,), as the fields of ``rgpo.learning.types.Samples``."""
         from rgpo.learning.loss import sample_losses
 
         samples = Samples(
-            logp_old, logp_ref, advantage, advantage, advantage, correction=correction, sequence_mask=sequence_mask
+            logp_old, logp_ref, advantage, advantage, advantage, correction=correction, sequence_mask=sequence_mask, ratio=ratio
         )  # no critic
         return sample_losses(
             PolicyOutput(logp, None, None, kl_old),

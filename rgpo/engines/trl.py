@@ -22,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from rgpo import atomic
 from rgpo.core.kl_penalty import Divergence, FixedPenalty
+from rgpo.core.sequence import RatioLevel
 from rgpo.engines.parts import GateParts, field_defaults, parts_of, refuse_ignored, warn_untried
 from rgpo.engines.statistics import Window
 from rgpo.errors import ConfigError, require
@@ -111,8 +112,9 @@ class _Gated:
 class GatedGRPOTrainer(_Gated, GRPOTrainer):  # type: ignore[misc]
     """GRPOTrainer whose loss is -g(d) A + coef KL at each token; parts: a GateParts, or words of rgpo-run.
 
-    ``loss_type`` selects the reduction. ``beta`` is penalty=fixed with k3, as TRL has it. A second gate or a penalty from the
-    reference makes TRL keep a reference model. Gate and penalty adapt once per generation of completions.
+    ``loss_type`` selects the reduction, ``importance_sampling_level`` or ``ratio`` what the gate sees. ``beta`` is penalty=fixed,
+    with k3 or, as TRL's ``use_bias_correction_kl`` has it, unbiased. A second gate or a penalty from the reference makes TRL keep
+    a reference model. Gate and penalty adapt once per generation of completions.
 
     Raises: ConfigError for settings that the gate takes the place of, or a KL in the reward.
     """
@@ -127,12 +129,17 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):  # type: ignore[misc]
         args: GRPOConfig | None = None,
         *rest: Any,
         parts: GateParts | str | Sequence[str],
+        ratio: RatioLevel | None = None,
         **named: Any,
     ) -> None:
         warn_untried("trl", TRIED)
         args = GRPOConfig("GatedGRPO") if args is None else args
         self._begin(_with_beta(parts_of(parts, "language"), args))
         _check(args, self.parts)
+        level = args.importance_sampling_level
+        only = ratio is None or level == "token"
+        require(only, "importance_sampling_level", level, "is a second level beside ratio; leave it at token.")
+        self._ratio = RatioLevel(level) if ratio is None else ratio
         beta = args.beta
         if beta == 0 and self.parts.reference_key:
             args.beta = 1.0  # TRL keeps a reference model for a KL term of its own only
@@ -164,7 +171,8 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):  # type: ignore[misc]
             (advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(logps)[live],
             logp_ref=None if reference is None else reference[live],
             correction=self._correction(inputs, logps, old, mask),
-            sequence_mask=live if self.importance_sampling_level == "sequence" else None,
+            sequence_mask=None if self._ratio.kind == "token" else live,
+            ratio=self._ratio,
         )
         inputs["advantages"] = torch.zeros_like(logps).masked_scatter(live, -loss)
         inputs["old_per_token_logps"] = logps.detach()

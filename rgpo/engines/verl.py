@@ -21,13 +21,13 @@ from torch import Tensor
 from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
 from verl.workers.config import PolicyLossConfig
 
+from rgpo.core.sequence import RATIOS, RatioLevel
 from rgpo.engines.parts import GateParts, compose_parts, warn_untried
 from rgpo.engines.statistics import Window
 from rgpo.errors import ConfigError, require
 
 NAME = "rgpo"
 TRIED = ("0.9.1",)
-RATIOS = ("token", "sequence")
 LARGEST = 1e6  # in the place of an infinite tail index, because verl averages the metrics of all micro-batches
 METRICS = (
     *("kl/old_k1", "kl/old_k2", "kl/old_k3", "weight/relative_mean", "ess/ratio", "ess/weight"),
@@ -55,7 +55,9 @@ def _parts(words: str) -> GateParts:
 
 @dataclass
 class GatedPolicyLossConfig(PolicyLossConfig):  # type: ignore[misc]
-    """verl's settings of a policy loss with ours: words of rgpo-run, and the ratio that the gate sees, token or sequence.
+    """verl's settings of a policy loss with ours: words of rgpo-run, and the ratio that the gate sees.
+
+    ratio and ratio_clip are those of ``rgpo.core.sequence.RatioLevel``.
 
     Raises: ConfigError for words or a ratio that cannot be used.
     """
@@ -63,9 +65,11 @@ class GatedPolicyLossConfig(PolicyLossConfig):  # type: ignore[misc]
     loss_mode: str = NAME
     parts: str = ""
     ratio: str = "token"
+    ratio_clip: list[float] | None = None
 
     def __post_init__(self) -> None:
-        require(self.ratio in RATIOS, "policy_loss.ratio", self.ratio, f"must be {' or '.join(RATIOS)}.")
+        require(self.ratio in RATIOS, "policy_loss.ratio", self.ratio, f"must be one of {', '.join(RATIOS)}.")
+        RatioLevel(self.ratio, self.ratio_clip)
         _parts(self.parts)
 
 
@@ -93,7 +97,8 @@ def gated_policy_loss(
         old_log_prob[live],
         advantages[live],
         correction=None if rollout_is_weights is None else rollout_is_weights.expand_as(log_prob)[live],
-        sequence_mask=live if settings.ratio == "sequence" else None,
+        sequence_mask=None if settings.ratio == "token" else live,
+        ratio=RatioLevel(settings.ratio, settings.ratio_clip),
     )
     per_token = torch.zeros_like(log_prob).masked_scatter(live, losses.to(log_prob.dtype))
     loss = agg_loss(loss_mat=per_token, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)
