@@ -19,8 +19,9 @@ PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "experim
 PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 README = (ROOT / "README.md").read_text()
 EXAMPLE = ROOT / "docs" / "examples" / "ppo_in_40_lines.py"
-GROUPS = "algo|task|gate|gate@ref_gate|gate_combination|advantage|penalty|update|scale|experiment|law|sampler@task.sampler"
-FOLDERS = {"gate@ref_gate": "gate", "sampler@task.sampler": "sampler"}
+GROUPS = "algo|task|gate|gate@ref_gate|gate_combination|advantage|penalty|update|scale|experiment|law|"
+GROUPS += "sampler@task.sampler|correction@task.correction"
+FOLDERS = {"gate@ref_gate": "gate", "sampler@task.sampler": "sampler", "correction@task.correction": "correction"}
 
 
 def blocks(language: str, page: str = "README.md") -> list[str]:

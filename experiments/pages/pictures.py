@@ -95,8 +95,8 @@ def gate_and_weight(name: str) -> Figure:
     d = torch.linspace(-1.5, 1.5, 121, dtype=torch.float64)
     gate = load_gate(name)
     for sign, (label, line) in zip((1.0, -1.0), lines.items(), strict=True):
-        side = torch.full_like(d, sign)
-        for axes, y in zip(panels, (gate(d, side), gates.weight(gate, d, side)), strict=True):
+        inputs = d, torch.full_like(d, sign), torch.full_like(d, 0.5).log()  # an old probability of 1/2, for gates that read it
+        for axes, y in zip(panels, (gate(*inputs), gates.weight(gate, *inputs)), strict=True):
             axes.plot(
                 d,
                 y,
