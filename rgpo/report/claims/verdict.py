@@ -128,7 +128,7 @@ def _setting(selection: Selection) -> str:
         first = next((sample.runs[0] for sample in arms.values() if sample.runs), None)
         if first is not None:
             span = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
-            words.append(f"{first.experiment}, {setting(first)}, {span} seeds")
+            words.append(f"{first.experiment}, {setting(first)}, {span} seed{'' if span == '1' else 's'}")
     return "; ".join(dict.fromkeys(words)) or NOTHING
 
 
