@@ -16,7 +16,8 @@ from rgpo.cli.hints import is_node, parameters_of
 from rgpo.core.gates import Budget, Open
 from rgpo.errors import ConfigError
 from rgpo.paths import conf_dir
-from rgpo.runtime.schema import AXES, canonical_config
+from rgpo.runtime.former import canonical_config
+from rgpo.runtime.schema import AXES
 
 LANGUAGE_ALGOS = ("dapo", "dpo", "dppo", "dr_grpo", "dro", "gmpo", "grpo", "gspo", "gspo_token", "luspo", "rloo", "vespo")
 CONTROL_ALGOS = ("a2c",)

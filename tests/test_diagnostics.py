@@ -20,7 +20,7 @@ from rgpo.core.kl_penalty import AdaptivePenalty, FixedPenalty, NoPenalty
 from rgpo.core.rollout import disjoint_groups
 from rgpo.learning import diagnostics
 from rgpo.learning.gradients import group_gradients
-from rgpo.learning.types import PolicyShift, Samples
+from rgpo.learning.samples import PolicyShift, Samples
 from rgpo.runtime import schema
 
 

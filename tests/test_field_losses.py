@@ -26,7 +26,7 @@ from rgpo.language.policy.stopping import StopRule
 from rgpo.language.policy.token_batch import Sampling, token_weights
 from rgpo.learning.algorithm import GateAlgorithm
 from rgpo.learning.loss import gate_inputs, policy_loss
-from rgpo.learning.types import OffPolicy, PolicyOutput, Samples
+from rgpo.learning.samples import OffPolicy, PolicyOutput, Samples
 
 B, T, LONGEST = 8, 9, 32  # the embedded scale's max_new_tokens
 RNG = np.random.default_rng(3)

@@ -14,7 +14,7 @@ from rgpo.core import gates
 from rgpo.core.divergences import k3, reweighted_kl
 from rgpo.core.kl_penalty import Divergence
 from rgpo.learning.loss import policy_loss
-from rgpo.learning.types import PolicyOutput, Samples
+from rgpo.learning.samples import PolicyOutput, Samples
 
 ESTIMATORS = ("k2", "k3", "unbiased")
 SCALES = (0.3, 1.0, 3.0)

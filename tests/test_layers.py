@@ -34,7 +34,7 @@ REPORT = {
     "rgpo.paths",
     *(
         f"rgpo.runtime.{name}"
-        for name in ("code_digest", "manifest", "own_metrics", "parts", "provenance", "reader", "run_folder", "schema")
+        for name in ("code_digest", "former", "manifest", "own_metrics", "parts", "provenance", "reader", "run_folder", "schema")
     ),
     "rgpo.version",
 }  # all of ours that the report imports

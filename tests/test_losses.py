@@ -12,7 +12,7 @@ from update_parts import EXACT, K3, Make, MakeBatch, both_kinds, noise, objectiv
 
 from rgpo.learning.adam import AdamState, adam, bias_corrections, clip_by_norm
 from rgpo.learning.loss import loss, policy_loss, standardize, value_loss
-from rgpo.learning.types import PolicyOutput, Samples
+from rgpo.learning.samples import PolicyOutput, Samples
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rgpo.cli.config import build, compose_jobs
-from rgpo.runtime.schema import flat_config
+from rgpo.runtime.former import flat_config
 
 # github.com/jackfsuia/nanoRLHF, commit f6c8732, ppo/ppo.py: assignments of Value_Finetune_Config, MyPPOConfig and training_args
 NANORLHF: dict[str, Any] = {

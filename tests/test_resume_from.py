@@ -101,7 +101,7 @@ def test_the_key_leaves_all_other_hashes_as_they_were() -> None:
     (other,) = compose_jobs([*TINY, "num_iterations=4", "resume_from=null", "save_model=false"], False, None)
     assert job.run_dir == other.run_dir and job.config["resume_from"] is None and job.config["save_model"] is True
     former = {key: value for key, value in job.config.items() if key not in ("resume_from", "save_model")}
-    assert schema.canonical_config(former)["resume_from"] is None and schema.canonical_config(former)["save_model"] is False
+    assert former.canonical_config(former)["resume_from"] is None and former.canonical_config(former)["save_model"] is False
 
 
 @pytest.mark.parametrize(

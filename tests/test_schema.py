@@ -15,9 +15,10 @@ from changed_defaults import with_present_defaults
 
 from rgpo.cli.config import compose_jobs
 from rgpo.errors import ConfigError
-from rgpo.runtime import schema
+from rgpo.runtime import former, schema
+from rgpo.runtime.former import canonical_config, canonical_name, canonical_target
 from rgpo.runtime.own_metrics import glossary
-from rgpo.runtime.schema import GLOSSARY, canonical_config, canonical_name, canonical_target
+from rgpo.runtime.schema import GLOSSARY
 
 STORED = sorted((Path(__file__).parents[1] / "results").glob("*/*/config.yaml"))
 
@@ -100,7 +101,7 @@ def test_stored_configurations_have_present_names() -> None:
     for file in STORED:
         config = canonical_config(yaml.safe_load(file.read_text()))
         assert canonical_config(config) == config, file
-        assert not {"dual", *schema.DROPPED} & config.keys() and "dual" not in config["choices"]
+        assert not {"dual", *former.DROPPED} & config.keys() and "dual" not in config["choices"]
         assert {*schema.AXES, "algorithm"} <= config.keys() and {*schema.AXES, "task", "algo", "scale"} <= config[
             "choices"
         ].keys()

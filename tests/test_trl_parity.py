@@ -20,7 +20,7 @@ from rgpo.core.advantages import GroupRelative, LeaveOneOut, zero_variance_group
 from rgpo.core.gate import Gate, weight
 from rgpo.core.sequence import sequence_log_ratio, sequence_mean, token_mean
 from rgpo.learning.loss import policy_loss
-from rgpo.learning.types import PolicyOutput, Samples
+from rgpo.learning.samples import PolicyOutput, Samples
 
 RECORD = json.loads((Path(__file__).parent / "fixtures" / "trl_losses.json").read_text())
 CASES, GROUP = RECORD["cases"], RECORD["group_size"]

@@ -16,7 +16,7 @@ from rgpo.control.mlp import MLP
 from rgpo.control.policy import ControlBatch, Observations
 from rgpo.control.spaces import Head
 from rgpo.control.task import Control
-from rgpo.learning.types import Samples
+from rgpo.learning.samples import Samples
 
 FILE = Path(__file__).parent / "hopper_batch.npz"
 NUM_ITERATIONS, SEED = 20, 1

@@ -21,7 +21,8 @@ from rgpo.cli.words import CHOOSE_WITH
 from rgpo.core.ranges import Range, declared_range
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.learning.types import Algorithm, Task
-from rgpo.runtime.schema import AXES, canonical_target
+from rgpo.runtime.former import canonical_target
+from rgpo.runtime.schema import AXES
 
 GROUPS = {"ref_gate": "gate@ref_gate"} | {key: key for key in ("task", "algo", *AXES) if key != "ref_gate"}  # key -> group
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rgpo.errors import ConfigError
 from rgpo.runtime import checkpoint, manifest, reader
+from rgpo.runtime.former import canonical_config
 from rgpo.runtime.resources import limited_threads
-from rgpo.runtime.schema import canonical_config
 from rgpo.runtime.settings import Settings
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from typing import Any, Union, get_args, get_origin
 
 from rgpo.cli.hints import MAPPINGS, SCALARS, SEQUENCES, plain_hint
 from rgpo.errors import ConfigError, first_line
+from rgpo.runtime.former import MOVED_MODULES
 from rgpo.runtime.own_code import own_folders
-from rgpo.runtime.schema import MOVED_MODULES
 
 OWN = "a module of rgpo, of the current directory or of --config-dir"
 ENTRY_POINTS = "rgpo"  # group in which an installed package declares that configurations may name its classes

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
-from rgpo.runtime.schema import RENAMED_GROUPS, canonical_name
+from rgpo.runtime.former import RENAMED_GROUPS, canonical_name
 
 PATHS = ("data", "eval_data", "model", "adapter", "reward_model", "gold_model", "chat_template")  # of task.source
 SWEPT = ("name", *(f"task.source.{name}" for name in PATHS))

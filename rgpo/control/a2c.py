@@ -17,7 +17,8 @@ from rgpo.core.ranges import NOT_NEGATIVE, POSITIVE, UNIT_INTERVAL, check_fields
 from rgpo.core.rollout import Rollout
 from rgpo.errors import ConfigError, require
 from rgpo.learning.algorithm import Clock, describe_part, estimate
-from rgpo.learning.types import Batch, Metrics, Policy, PolicyOutput, Requirements, Samples, State
+from rgpo.learning.samples import PolicyOutput, Samples
+from rgpo.learning.types import Batch, Metrics, Policy, Requirements, State
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,7 +18,8 @@ from rgpo.control.distributions import Distribution, make_distribution
 from rgpo.control.spaces import Head, choose, draw_noise
 from rgpo.core.rollout import Array, Rollout
 from rgpo.learning.flat_adam import select
-from rgpo.learning.types import Batch, Minibatch, PolicyOutput, PolicyShift, Samples, State, View
+from rgpo.learning.samples import PolicyOutput, PolicyShift, Samples
+from rgpo.learning.types import Batch, Minibatch, State, View
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,8 @@ from rgpo.core.sequence import RatioLevel
 from rgpo.core.surrogate import Combination, Detached, GateObjective, Geometric, check_combination
 from rgpo.errors import ConfigError
 from rgpo.learning.algorithm import describe_part
-from rgpo.learning.types import PolicyOutput, Samples, State
+from rgpo.learning.samples import PolicyOutput, Samples
+from rgpo.learning.types import State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,7 @@ class GateParts:
         ratio: RatioLevel | None = None,
         kl_old: Tensor | None = None,
     ) -> tuple[Tensor, GateInputs]:
-        """-g A + coef KL of each sample, and what the gates saw; all (n,), as the fields of ``rgpo.learning.types.Samples``."""
+        """-g A + coef KL of each sample, and what the gates saw; all (n,), as the fields of ``rgpo.learning.samples.Samples``."""
         from rgpo.learning.loss import sample_losses
 
         samples = Samples(

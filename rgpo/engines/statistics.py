@@ -12,7 +12,7 @@ from rgpo.core.divergences import reweighted_kl
 from rgpo.core.gate import GateLike
 from rgpo.learning.diagnostics import update_statistics
 from rgpo.learning.loss import GateInputs
-from rgpo.learning.types import PolicyShift, Samples
+from rgpo.learning.samples import PolicyShift, Samples
 
 
 class Window:

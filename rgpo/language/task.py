@@ -30,10 +30,10 @@ from rgpo.language.rewards.function import Reward, Rewards, check_terms, describ
 from rgpo.learning.types import Policy, Requirements, State
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rgpo.language.policy.language_model import LanguageModel
     from rgpo.language.policy.token_batch import CompletionRollout
-
-TEMPERATURE = accept(lambda x: 0.01 <= x <= 100, "must be a number from 0.01 to 100.")
 
 
 @dataclass(kw_only=True)
@@ -48,7 +48,7 @@ class Language:
     max_new_tokens: int = field(metadata=count(MANY))
     stop_tokens: list[str | int] | None
     stop_strings: list[str] = field(metadata=accept(all, "must not contain an empty text, which would end every completion."))
-    temperature: float = field(metadata=TEMPERATURE)
+    temperature: float = field(metadata=accept(lambda x: 0.01 <= x <= 100, "must be a number from 0.01 to 100."))
     ratio: str = field(metadata=one_of(*RATIOS))
     ratio_clip: list[float] | None = None
     reduction: str = field(metadata=one_of(*REDUCTIONS))
@@ -89,8 +89,8 @@ class Language:
     @property
     def stop_rule(self) -> StopRule:
         """Tokens and texts that end a completion."""
-        assets = self.assets
-        return make_stop_rule(assets.tokenizer, assets.stop_ids | {assets.eos_id}, self.stop_tokens, self.stop_strings)
+        ids = self.assets.stop_ids | {self.assets.eos_id}
+        return make_stop_rule(self.assets.tokenizer, ids, self.stop_tokens, self.stop_strings)
 
     @property
     def batch_size(self) -> int:
@@ -100,8 +100,7 @@ class Language:
     @property
     def versions(self) -> Mapping[str, str]:
         """Commit or sha256 of what was downloaded or built, and of the files of reward functions."""
-        functions = {term.place: term.sha256 for term in self.reward or () if term.function is not None}
-        return {**self.assets.versions, **functions}
+        return {**self.assets.versions, **{term.place: term.sha256 for term in self.reward or () if term.function is not None}}
 
     @property
     def without_model(self) -> dict[str, bool]:
@@ -124,9 +123,8 @@ class Language:
         sharded = self.parallel == "fsdp" and requirements.whole_parameters
         require(not sharded, "task.parallel", self.parallel, "this update needs whole parameters in each process; use ddp.")
         offline = not self.sampler.on_policy
-        remedy = "the algorithm learns from stored pairs; use sampler@task.sampler=offline_pairs."
-        if not requirements.pairs:
-            remedy = "the algorithm learns from its own completions; use sampler@task.sampler=own."
+        read, option = ("stored pairs", "offline_pairs") if requirements.pairs else ("its own completions", "own")
+        remedy = f"the algorithm learns from {read}; use sampler@task.sampler={option}."
         require(offline == requirements.pairs, "task.sampler", type(self.sampler).__name__, remedy)
         require(not requirements.exact_kl, "penalty.estimator", "exact", "is known at some tokens only; use unbiased, k2 or k3.")
         require(not requirements.compiled, "update.compile", True, "language models are not compiled; use auto or false.")
@@ -146,12 +144,12 @@ class Language:
         for key, have in (("num_prompts", self.prompts), ("num_eval_prompts", self.assets.heldout_prompts)):
             wanted = getattr(self, key)
             require(len(have) >= wanted, f"task.{key}", wanted, f"there are only {len(have)} prompts to choose from.")
-        require_context(self.assets.model.config, [*self.prompts, *self.assets.heldout_prompts], self.max_new_tokens)
+        known = [*self.prompts, *self.assets.heldout_prompts]
+        require_context(self.assets.model.config, known, self.max_new_tokens)
         streams = np.random.SeedSequence(seed).spawn(2)
         self.rng = np.random.default_rng(streams[0])
         draws = [int(x) >> 2 for x in streams[1].generate_state(2)]
         self.generator = torch.Generator(self.assets.model.device).manual_seed(draws[0])
-        known = [*self.prompts, *self.assets.heldout_prompts]
         self.rewards = Rewards(self.reward or (), self.assets.reward_model, known)
         counts, keep = (self.num_eval_prompts, self.num_samples, draws[1]), self.skip_special_tokens
         self.evaluator = Evaluator(self.assets, *counts, rewards=self.rewards, skip_special_tokens=keep)
@@ -290,13 +288,11 @@ class Language:
 
     def load_state_dict(self, state: State) -> None:
         """Raises: ConfigError if the data, the model or a reward model is not the one that the run began with."""
-        import torch
-
         from rgpo.language.policy.token_batch import restore_rollout
 
         require_same_versions(self.source, self.versions, cast(Mapping[str, str], state.get("versions", {})))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
-        self.generator.set_state(cast(torch.Tensor, state["generator"]))
+        self.generator.set_state(cast("Tensor", state["generator"]))
         self.order = list(cast(list[int], state["order"]))
         self.score_offset = cast(float | None, state["score_offset"])
         self.num_collected = cast(int, state.get("num_collected", 0))

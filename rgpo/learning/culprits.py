@@ -19,7 +19,8 @@ from rgpo.core.gate import GateLike, weight
 from rgpo.core.rollout import Array, Rollout
 from rgpo.errors import NonFiniteError
 from rgpo.learning.loss import gate_inputs
-from rgpo.learning.types import Policy, PolicyOutput, Samples, View
+from rgpo.learning.samples import PolicyOutput, Samples
+from rgpo.learning.types import Policy, View
 
 HUGE = 1e15  # its square times the largest batches nears the limit of float32, 3e38
 SCALE_REWARDS = "scale the rewards (control tasks: task.normalize_reward=true)"

@@ -11,7 +11,8 @@ from torch import Tensor
 from rgpo.core.divergences import effective_sample_size, k1, k2, k3, reweighted_kl, tail_index
 from rgpo.core.gate import GateBatch, GateLike, weight
 from rgpo.core.rollout import Array, Rollout
-from rgpo.learning.types import Metrics, PolicyShift, Samples
+from rgpo.learning.samples import PolicyShift, Samples
+from rgpo.learning.types import Metrics
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 

@@ -20,7 +20,8 @@ from rgpo.learning.accel import compiled_adam
 from rgpo.learning.adam import AdamState, adam, bias_corrections, clip_by_norm
 from rgpo.learning.culprits import NonFiniteStep
 from rgpo.learning.loss import LossParts
-from rgpo.learning.types import Samples, State, View
+from rgpo.learning.samples import Samples
+from rgpo.learning.types import State, View
 
 Data = tuple[object, ...]  # a tree of tuples and NamedTuples of tensors (N, ...)
 T = TypeVar("T")

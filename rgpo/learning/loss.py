@@ -11,7 +11,8 @@ from torch import Tensor
 from rgpo.core.gate import GateBatch
 from rgpo.core.kl_penalty import Divergence
 from rgpo.core.sequence import RatioLevel, keep_near
-from rgpo.learning.types import Objective, PolicyOutput, Samples
+from rgpo.learning.samples import PolicyOutput, Samples
+from rgpo.learning.types import Objective
 
 CLIP_RANGE = 0.2, 0.2  # of gates that have none: published PPO's
 

@@ -16,7 +16,8 @@ from rgpo.learning.culprits import NonFiniteStep
 from rgpo.learning.flat_adam import Statistics
 from rgpo.learning.gradients import gate_batch
 from rgpo.learning.loss import Loss, standardize
-from rgpo.learning.types import Batch, Minibatch, Objective, Policy, PolicyShift, State
+from rgpo.learning.samples import PolicyShift
+from rgpo.learning.types import Batch, Minibatch, Objective, Policy, State
 
 
 class MicroBatchAdam:

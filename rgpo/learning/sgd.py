@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 from rgpo.core.ranges import MANY, NOT_NEGATIVE, POSITIVE, check_fields, count, one_of, or_null
 from rgpo.errors import require
-from rgpo.learning.types import Batch, Metrics, Objective, Policy, PolicyShift, Samples, State, View
+from rgpo.learning.samples import PolicyShift, Samples
+from rgpo.learning.types import Batch, Metrics, Objective, Policy, State, View
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -281,8 +281,7 @@ def _absent(groups: Sequence[Group], panels: Sequence[Any]) -> str:
 
 def _drawn(panels: Sequence[Any]) -> set[tuple[str, str]]:
     """(task, label) of every curve, of figures that have curves by task."""
-    by_task = [panel for panel in panels if hasattr(panel, "series") and panel.task]
-    return {(panel.task, curve.label) for panel in by_task for curve in panel.series}
+    return {(panel.task, curve.label) for panel in panels if getattr(panel, "task", "") for curve in getattr(panel, "series", ())}
 
 
 def _page_figure(section: Section, name: str, caption: str, line: str, settings: Settings) -> PageFigure:

@@ -152,8 +152,8 @@ def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
     from rgpo.errors import ConfigError, close_matches, require
     from rgpo.paths import conf_dir
     from rgpo.report.settings import Settings
+    from rgpo.runtime.former import canonical_name
     from rgpo.runtime.reader import user_path
-    from rgpo.runtime.schema import canonical_name
 
     config = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.load(conf_dir() / "report.yaml"))
     defaults = OmegaConf.to_object(config)

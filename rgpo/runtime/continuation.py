@@ -12,8 +12,9 @@ from typing import cast
 from rgpo import atomic
 from rgpo.errors import ConfigError
 from rgpo.runtime import checkpoint, manifest, reader, run_folder
+from rgpo.runtime.former import canonical_config, flat_config
 from rgpo.runtime.provenance import Provenance
-from rgpo.runtime.schema import NOT_IDENTITY, canonical_config, flat_config
+from rgpo.runtime.schema import NOT_IDENTITY
 
 LENGTH = ("total_env_steps", "num_iterations", "resume_from")  # keys in which the two runs differ
 ANNEALED = ("anneal_lr",)

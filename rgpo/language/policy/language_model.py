@@ -45,7 +45,8 @@ from rgpo.language.policy.token_batch import (
 )
 from rgpo.language.policy.value_head import ValueHead
 from rgpo.learning import sharded
-from rgpo.learning.types import Batch, OffPolicy, PolicyOutput, PolicyShift, Samples, State, View
+from rgpo.learning.samples import OffPolicy, PolicyOutput, PolicyShift, Samples
+from rgpo.learning.types import Batch, State, View
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule

@@ -19,7 +19,8 @@ from rgpo.core.rollout import Array, Rollout
 from rgpo.core.sequence import REDUCTIONS
 from rgpo.language.policy.generation import Completions, Sampling
 from rgpo.language.policy.packing import MicroBatch, StoredDistributions, local_micro_batches
-from rgpo.learning.types import Minibatch, Samples, State, View
+from rgpo.learning.samples import Samples
+from rgpo.learning.types import Minibatch, State, View
 
 
 class TokenOutputs(NamedTuple):

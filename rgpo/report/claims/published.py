@@ -12,7 +12,7 @@ from rgpo.report.stats.bootstrap import Interval
 from rgpo.report.stats.independent import relative_change, summarize
 from rgpo.report.tables.summary import setting
 from rgpo.report.tables.table import Cell, Table, estimate, interval_cells, number, word
-from rgpo.runtime.schema import canonical_name
+from rgpo.runtime.former import canonical_name
 
 
 def published_table(anchors: Anchors, groups: Sequence[Group], confidence: float) -> Table | None:

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from rgpo.report.figures import style
 from rgpo.report.read.rows import read_records
 from rgpo.report.stats.bootstrap import Floats
+from rgpo.runtime.former import canonical_name
 from rgpo.runtime.reader import Missing, Unreadable, printable
-from rgpo.runtime.schema import canonical_name
 
 FILE = "gates.parquet"
 SCALES = ("",)

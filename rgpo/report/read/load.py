@@ -26,11 +26,12 @@ from rgpo.report.read.run import Problem, Provenance, Run
 from rgpo.report.read.task_name import task_name
 from rgpo.report.read.workers import Map
 from rgpo.runtime import manifest, reader
+from rgpo.runtime.former import canonical_config, flat_config
 from rgpo.runtime.own_metrics import glossary
 from rgpo.runtime.provenance import Provenance as Stored
 from rgpo.runtime.reader import Missing, Unreadable, printable
 from rgpo.runtime.run_folder import ERROR, RunState
-from rgpo.runtime.schema import GLOSSARY, Metric, canonical_config, flat_config
+from rgpo.runtime.schema import GLOSSARY, Metric
 
 RUN_FOLDER = re.compile(r".+-s\d+-[0-9a-f]{8}")
 STATUSES = ("running", "completed", "interrupted", "failed")

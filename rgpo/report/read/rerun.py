@@ -22,9 +22,10 @@ from rgpo.report.read.load import RUN_FOLDER
 from rgpo.report.read.run import Problem
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime import reader
+from rgpo.runtime.former import RENAMED_COLUMNS
 from rgpo.runtime.provenance import Provenance, versions
 from rgpo.runtime.reader import Unreadable
-from rgpo.runtime.schema import CLOCK_PREFIXES, COUNTERS, PROVENANCE, RENAMED_COLUMNS
+from rgpo.runtime.schema import CLOCK_PREFIXES, COUNTERS, PROVENANCE
 
 COMMIT, HEAD = "commit", "head"
 DROPPED = ("results_dir", "force", "plan", "exports", "hydra/launcher", "tags")  # words about the place and form of results

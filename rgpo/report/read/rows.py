@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime import manifest, reader
+from rgpo.runtime.former import RENAMED_COLUMNS
 from rgpo.runtime.parts import part_files
 from rgpo.runtime.reader import Missing, Unreadable
-from rgpo.runtime.schema import RENAMED_COLUMNS, SAMPLES, is_list
+from rgpo.runtime.schema import SAMPLES, is_list
 
 INDEX_COLUMNS = ("attempt", "iteration", "env_steps")
 WORDS = ("scale",)  # constant text columns that the report reads

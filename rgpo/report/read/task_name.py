@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from rgpo.paths import conf_dir
-from rgpo.runtime.schema import flat_config
+from rgpo.runtime.former import flat_config
 
 ENVIRONMENT = ("task.env_id", "task.version")
 KWARGS = "task.env_kwargs."
