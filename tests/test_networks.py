@@ -185,3 +185,8 @@ def test_what_convolutions_cannot_read_is_refused(tmp_path: Path) -> None:
         rgpo.run(*PIXELS, "algo=ppo", "+task.env_kwargs.side=20", f"results_dir={tmp_path}")
     with pytest.raises(ConfigError, match=r"observations of shape \(4,\) are no pictures; use policy@task\.policy=mlp\."):
         rgpo.run(*SMALL, "policy@task.policy=cnn", "algo=ppo", f"results_dir={tmp_path}")
+
+
+def test_updates_of_convolutions_are_not_compiled(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"update\.compile=True: updates are compiled with policy@task\.policy=mlp only"):
+        rgpo.run(*PIXELS, "algo=ppo", "update.compile=true", f"results_dir={tmp_path}")

@@ -20,14 +20,16 @@ SMALL_SHARE = 0.1  # of the bounds that new policies reach, or of their actions 
 LARGE_IMAGE = 32  # pixels of a side from which bytes of three axes are taken for a picture
 
 
-def refuse_unserved(requirements: Requirements) -> None:
-    """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
+def refuse_unserved(requirements: Requirements, policy: MLP | NatureCNN | OwnNetwork) -> None:
+    """Raises: ConfigError for an algorithm that control tasks or this policy cannot serve."""
     if requirements.pairs:
         raise ConfigError("algorithm: learns from stored pairs of answers, which control tasks lack; use task=qwen_rlhf.")
     if requirements.groups:
         raise ConfigError("advantage: group_relative and leave_one_out compare completions; use gae on control tasks.")
     if requirements.reference:
         raise ConfigError(f"{requirements.reference}: control tasks have no reference policy; {REFERENCE_REMEDY}")
+    served = isinstance(policy, MLP) or not requirements.compiled
+    require(served, "update.compile", True, "updates are compiled with policy@task.policy=mlp only; use auto or false.")
 
 
 def advice(env_id: str, env: VectorEnv, action_bounds: str, policy: MLP | NatureCNN | OwnNetwork) -> tuple[str, ...]:

@@ -93,8 +93,8 @@ class Control:
             advice(self.full_id, env, self.action_bounds, self.policy)
 
     def validate(self, requirements: Requirements) -> None:
-        """Raises: ConfigError for an algorithm that learns from pairs, compares completions or needs a reference policy."""
-        refuse_unserved(requirements)
+        """Raises: ConfigError for an algorithm that control tasks or the policy cannot serve."""
+        refuse_unserved(requirements, self.policy)
 
     def plan_iterations(self, total_env_steps: int) -> int:
         """The number of whole iterations that collect at least total_env_steps."""

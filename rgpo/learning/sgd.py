@@ -99,6 +99,7 @@ class SGD:
         else:
             from rgpo.learning.flat_adam import FlatAdam
 
+            compilable = getattr(policy, "compilable", True)
             self.optimizer = FlatAdam(
                 policy.flat,
                 partial(
@@ -114,10 +115,12 @@ class SGD:
                 max_grad_norm=self.max_grad_norm,
                 num_apart=num_apart,
                 adam_eps=self.adam_eps,
-                compile=self.compile if getattr(policy, "compilable", True) else False,
+                compile=self.compile if compilable else False,
                 num_steps=num_iterations * self.num_epochs * self.num_minibatches,
                 seed=seed,
             )
+            if not compilable:
+                self.optimizer.note = "not compiled (updates of this kind of policy are not)"
 
     @property
     def note(self) -> str:
