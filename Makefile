@@ -11,6 +11,7 @@ run: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
+	$(MAKE) --no-print-directory check
 
 coverage: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term

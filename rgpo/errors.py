@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 MAX_SHOWN, MAX_LINE = 300, 4000  # characters of a text from a file, and of a line on a terminal
 LONGEST = 1200  # characters of a sentence
@@ -65,6 +67,14 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message without its period; the error's type if there is no message."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def described(error: BaseException) -> str:
+    """The type of an error and the first line of its message; the place where it was raised if it has no message."""
+    name, frames = type(error).__name__, traceback.extract_tb(error.__traceback__)
+    if str(error).strip() or not frames:
+        return f"{name}: {first_line(error)}"
+    return f"{name} in {Path(frames[-1].filename).name}, line {frames[-1].lineno}"
 
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -218,3 +219,13 @@ def test_an_environment_that_cannot_be_closed_is_a_warning() -> None:
     env = GymnasiumVector("Odd-v0", 1, kind="close raises")
     with pytest.warns(UserWarning, match=r"task\.env_id=Odd-v0: close\(\) failed \(RuntimeError: close is broken\)"):
         env.close()
+
+
+def test_an_error_without_a_message_is_described_by_its_place() -> None:
+    from rgpo.errors import described
+
+    try:
+        raise AssertionError
+    except AssertionError as error:
+        assert re.fullmatch(r"AssertionError in test_misbehaving_environments\.py, line \d+", described(error))
+    assert described(ValueError("of the user's\nand more")) == "ValueError: of the user's"

@@ -19,7 +19,7 @@ from rgpo.cli.targets import (
 )
 from rgpo.cli.words import CHOOSE_WITH
 from rgpo.core.ranges import Range, declared_range
-from rgpo.errors import ConfigError, close_matches, first_line
+from rgpo.errors import ConfigError, close_matches, described
 from rgpo.learning.types import Algorithm, Task
 from rgpo.runtime.former import canonical_target
 from rgpo.runtime.schema import AXES
@@ -109,7 +109,7 @@ def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) 
     except ValueError as error:
         raise ConfigError(str(error)) from error
     except Exception as error:
-        raise ConfigError(f"{key}: cannot be made from {shown(node)} ({type(error).__name__}: {first_line(error)}).") from error
+        raise ConfigError(f"{key}: cannot be made from {shown(node)} ({described(error)}).") from error
     _refuse_other_kind(key, node, hint, missing_members(hint, made))
     return made
 

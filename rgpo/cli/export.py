@@ -38,7 +38,7 @@ def _main(words: list[str]) -> int:
     from rgpo import atomic
     from rgpo.cli.stored_run import open_run, restore_parts
     from rgpo.cli.sweep import import_from_current_directory
-    from rgpo.errors import ConfigError, StorageError, first_line, is_out_of_memory
+    from rgpo.errors import ConfigError, StorageError, described, is_out_of_memory
     from rgpo.learning.export import NoExport
     from rgpo.runtime.reader import user_path
 
@@ -59,7 +59,7 @@ def _main(words: list[str]) -> int:
     except Exception as error:  # of the user's method, or of a library that cannot save this model
         if is_out_of_memory(error):
             raise
-        raise StorageError(f"{folder}: the policy cannot be saved ({type(error).__name__}: {first_line(error)}).") from error
+        raise StorageError(f"{folder}: the policy cannot be saved ({described(error)}).") from error
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     print(f"{folder}: the policy after iteration {parts.iteration:,} ({names})")
     return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rgpo.cli.hints import Node, shown
 from rgpo.cli.targets import OWN, owner_of
-from rgpo.errors import ConfigError, close_matches, first_line
+from rgpo.errors import ConfigError, close_matches, described
 from rgpo.runtime.own_code import own_folders
 
 REWARD = "rgpo.language.rewards.function.Reward"
@@ -34,7 +34,7 @@ def find_function(key: str, text: str) -> Callable[..., object]:
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # whatever importing a user's module raises
-        raise ConfigError(f"{key}={text}: {place} cannot be imported ({type(error).__name__}: {first_line(error)}).") from error
+        raise ConfigError(f"{key}={text}: {place} cannot be imported ({described(error)}).") from error
     found = getattr(module, name, None)
     if found is None:
         near = close_matches(name, [n for n, x in vars(module).items() if isinstance(x, types.FunctionType)])

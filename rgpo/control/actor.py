@@ -17,7 +17,7 @@ import numpy as np
 from rgpo import atomic
 from rgpo.control.spaces import Rescale, Space, choose, draw_noise, flatten, heads, row, to_env
 from rgpo.core.rollout import Array
-from rgpo.errors import ConfigError, first_line, require
+from rgpo.errors import ConfigError, described, require
 
 if TYPE_CHECKING:
     from rgpo.control.torch_network import TorchNetwork
@@ -100,7 +100,7 @@ class Actor:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             if isinstance(error, ConfigError):
                 raise
-            why = f"{type(error).__name__}: {first_line(error)}"
+            why = described(error)
             raise ConfigError(f"{folder}: cannot be used as a policy ({why}); export it again.") from error
 
     def save(self, folder: Path) -> None:

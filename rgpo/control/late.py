@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rgpo.errors import ConfigError, first_line
+from rgpo.errors import ConfigError, described
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,5 @@ class Wrapper(Late):
         try:
             return self.target(env, **keywords)
         except Exception as error:  # the wrapper's own
-            why = f"{type(error).__name__}: {first_line(error)}"
+            why = described(error)
             raise ConfigError(f"task.wrappers: {self!r} cannot wrap {env} ({why}).") from error

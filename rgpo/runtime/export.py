@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rgpo import atomic
-from rgpo.errors import first_line, is_out_of_memory
+from rgpo.errors import described, is_out_of_memory
 from rgpo.learning.export import ExportingPolicy, ExportingTask, Facts, NoExport
 from rgpo.learning.types import Policy, State, Task
 from rgpo.runtime import manifest, reader
@@ -64,7 +64,7 @@ def finish(task: Task, policy: Policy, state: State, run_dir: Path, facts: Facts
     except Exception as error:  # of the user's method, or of a library that cannot save this model
         if is_out_of_memory(error):
             raise
-        return f"no {name}: {type(error).__name__}: {first_line(error)}; the checkpoint alone holds the policy"
+        return f"no {name}: {described(error)}; the checkpoint alone holds the policy"
     return ""
 
 

@@ -26,7 +26,7 @@ from rgpo.control.envs.replay import (
 )
 from rgpo.control.envs.vector_env import Floats, Restart, Step, check_saved
 from rgpo.control.spaces import flatten, heads, observation_size, row, to_env
-from rgpo.errors import EnvironmentFault, first_line
+from rgpo.errors import EnvironmentFault, described, first_line
 
 REAL = (float, int, np.floating, np.integer, np.bool_)
 FLAGS = (bool, np.bool_)
@@ -231,7 +231,7 @@ class GymnasiumVector:
 
     def _raised(self, call: str, error: BaseException) -> EnvironmentFault:
         """The fault of a call that raised an error; sys.exit() must not end the sweep that its run is part of."""
-        what = f"raised {type(error).__name__}: {first_line(error)}"
+        what = f"raised {described(error)}"
         if isinstance(error, SystemExit):
             what = f"called sys.exit({error.code!r})"
         return EnvironmentFault(f"task.env_id={self.env_id}: the environment {what} in {call}().")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
-from rgpo.errors import ConfigError, EnvironmentFault, first_line
+from rgpo.errors import ConfigError, EnvironmentFault, described, first_line
 
 
 class Package(NamedTuple):
@@ -55,7 +55,7 @@ def make(env_id: str, kwargs: Mapping[str, Any]) -> Any:
         if isinstance(error, gymnasium.error.Error | ImportError) or _is_wrong_call(error):
             given = f" with env_kwargs {dict(kwargs)}" if kwargs else ""
             raise ConfigError(f"task.env_id={env_id}: gymnasium cannot make it{given}; {first_line(error)}.") from error
-        why = f"{type(error).__name__}: {first_line(error)}"
+        why = described(error)
         raise EnvironmentFault(f"task.env_id={env_id}: cannot be made, its constructor failed ({why}).") from error
     except SystemExit as error:
         raise EnvironmentFault(f"task.env_id={env_id}: its constructor called sys.exit({error.code!r}).") from error
@@ -76,7 +76,7 @@ def _import_module(env_id: str) -> None:
         remedy = f"pip install '{package.requirement}'" if package else where
         raise ConfigError(f"task.env_id={env_id}: {module} cannot be imported; {remedy}.") from error
     except (Exception, SystemExit) as error:  # the user's own
-        why = f"{type(error).__name__}: {first_line(error)}"
+        why = described(error)
         raise EnvironmentFault(f"task.env_id={env_id}: {module} cannot be imported ({why}).") from error
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rgpo.core.ranges import POSITIVE, accept, check_fields, count
-from rgpo.errors import ConfigError, first_line, is_out_of_memory, require
+from rgpo.errors import ConfigError, described, first_line, is_out_of_memory, require
 from rgpo.language.assets import Prompt
 from rgpo.language.policy.model_files import ATTENTIONS, resolve_folder
 from rgpo.paths import compiler_cache_dir
@@ -136,7 +136,7 @@ def load_pretrained(key: str, folder: Path, auto: Any, **options: Any) -> Any:
     except Exception as error:  # whatever damaged or unknown files raise
         if is_out_of_memory(error):
             raise
-        raise ConfigError(f"{key}={folder}: cannot be loaded ({type(error).__name__}: {first_line(error)}).") from error
+        raise ConfigError(f"{key}={folder}: cannot be loaded ({described(error)}).") from error
 
 
 def load_model(key: str, folder: Path, auto: Any, dtype: str, device: torch.device, **options: Any) -> PreTrainedModel:

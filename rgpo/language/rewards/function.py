@@ -20,7 +20,7 @@ import numpy as np
 from rgpo import distributed
 from rgpo.core.ranges import FINITE, accept, check_fields
 from rgpo.core.rollout import Array
-from rgpo.errors import NonFiniteError, first_line, require
+from rgpo.errors import NonFiniteError, described, require
 from rgpo.language.assets import Prompt, RewardFunction, require_finite_scores
 
 KEY = "task.reward"
@@ -130,7 +130,7 @@ def call(term: Reward, prompts: Sequence[Prompt], texts: Sequence[str]) -> Array
     try:
         found = function(**{name: values for name, values in given.items() if anything or name in names})
     except Exception as error:  # whatever a user's function raises
-        raise RewardError(f"{KEY}={place}: raised {type(error).__name__}: {first_line(error)}; fix the function.") from error
+        raise RewardError(f"{KEY}={place}: raised {described(error)}; fix the function.") from error
     return _to_scores(found, place, texts)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from matplotlib.figure import Figure
 
 from rgpo.atomic import write_bytes
-from rgpo.errors import ConfigError, first_line
+from rgpo.errors import ConfigError, described
 from rgpo.report.figures import style
 from rgpo.report.figures.style import Line
 from rgpo.report.read.groups import Group
@@ -72,7 +72,7 @@ def load(name: str) -> FigureModule:
     try:
         module = import_module(name)
     except Exception as error:  # whatever the user's module raises
-        raise ConfigError(f"figures=[{name}]: cannot be imported ({type(error).__name__}: {first_line(error)}).") from error
+        raise ConfigError(f"figures=[{name}]: cannot be imported ({described(error)}).") from error
     lacking = [part for part in PARTS if not hasattr(module, part)]
     if lacking:
         raise ConfigError(f"figures=[{name}]: {module.__file__} lacks {', '.join(lacking)}; see rgpo/report/figures/spikes.py.")
