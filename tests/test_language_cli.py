@@ -133,10 +133,13 @@ BAD: dict[str, tuple[list[str], str]] = {
     "minibatches": (["algo=grpo", "update.num_minibatches=3"], "update.num_minibatches=3: does not divide the batch of 8"),
     "compile": (["algo=grpo", "update.compile=true"], "update.compile=True: language models are not compiled"),
     "temperature": (["task.temperature=0"], "task.temperature=0: must be a number from 0.01 to 100"),
-    "ratio": (["task.ratio=word"], "task.ratio=word: must be token or sequence"),
+    "ratio": (["task.ratio=word"], "task.ratio=word: must be token, sequence,"),
     "model": (["task.source.model=/nowhere"], "task.source.model=/nowhere: there is no such folder"),
     "data": (["task.source.data=/nowhere.jsonl"], "/nowhere.jsonl"),
-    "scale": (["scale=huge"], "scale=huge: is not an option of the group scale. The options are embedded, paper, smollm2"),
+    "scale": (
+        ["scale=huge"],
+        "scale=huge: is not an option of the group scale. The options are embedded, nanorlhf, paper,",
+    ),
 }
 
 

@@ -32,7 +32,7 @@ def test_adam_moves_the_policy_and_never_the_reference(make_language_model: Make
     batch = batch_of(policy, num_minibatches=3)
     before = policy.state_dict()
     (rows,), shift = adam.run_epochs(batch, 1e-2, 0.0, 1)
-    assert rows.shape == (3, 5)
+    assert rows.shape == (3, 7)
     assert torch.equal(shift.log_ratio[0], policy.measure_shift(batch).log_ratio)
     assert rows[0, 2] == 0 < rows[1:, 2].min()  # r leaves 1 after the first step
     changed = [name for name, p in policy.state_dict().items() if not torch.equal(p, before[name])]
@@ -47,7 +47,7 @@ def test_without_a_critic_there_is_no_value_head(make_language_model: Make) -> N
     assert not any(name.startswith("value_head") for name in policy.state_dict())
     assert policy.critic is None
     statistics, _ = engine(make_sgd(policy)).run_epochs(batch_of(policy), 1e-3, 0.0, 1)
-    assert statistics.shape == (1, 2, 5) and (statistics[..., 1] == 0).all()
+    assert statistics.shape == (1, 2, 7) and (statistics[..., 1] == 0).all()
     update, before = natural_gradient(), policy.state_dict()
     setup(update, policy, gates.Identity())
     assert update._fit_critic(policy, batch_of(policy)) == 0 and update.state_dict() == {}

@@ -359,7 +359,7 @@ def test_a_users_policy_is_exported_by_its_own_method(tmp_path: Path, capsys: py
         ([], "give exactly RUN and DIR"),
         (["a"], "give exactly RUN and DIR"),
         (["a", "b", "c"], "give exactly RUN and DIR"),
-        (["a", "b", "merge=true"], "merge=true: is not a setting; choose from merged. Did you mean merged?"),
+        (["a", "b", "merge=true"], "merge=true: is not a setting; choose from merged, onnx. Did you mean merged?"),
         (["a", "b", "merged=yes"], "merged=yes: must be true or false"),
         (["a", "b", "merged=true", "merged=true"], "given twice"),
         (["nowhere", "b"], "config.yaml is missing; give the folder of a run"),
