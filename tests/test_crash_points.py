@@ -172,7 +172,7 @@ def rebuild(found: Mapping[Path, bytes | None], root: Path, target: Path) -> Non
 
 def outcome(run_dir: Path) -> list[pd.DataFrame]:
     """Metrics and samples without what reads a clock or counts attempts."""
-    frames = [pd.read_parquet(run_dir / name) for name in run_folder.ROWS]
+    frames = [pd.read_parquet(run_dir / name) for name in run_folder.ROWS if (run_dir / name).exists()]
     return [frame[[name for name in frame if not name.startswith(("time/", "speed/")) and name != "attempt"]] for frame in frames]
 
 

@@ -41,7 +41,8 @@ def ours(gate: Any, kl_coef: float = 0.0, **change: Any) -> tuple[Tensor, Tensor
     """Loss per sample and its gradient by logp_new."""
     logp_new, logp_old, logp_ref, advantage = samples()
     d_ref = logp_new - logp_ref
-    settings = {"gate": gate, "ref_gate": gates.Open(), "combine": Detached(), "kl_coef": kl_coef} | change
+    settings = {"gate": gate, "ref_gate": gates.Open(), "combine": Detached(), "kl_coef": kl_coef, "logp_old": logp_old}
+    settings |= change
     loss = surrogate(logp_new - logp_old, d_ref, advantage, k3(-d_ref), **settings).loss
     return loss.detach(), torch.autograd.grad(loss.sum(), logp_new)[0]
 
@@ -124,7 +125,8 @@ def test_awr_is_the_log_gate_on_exponential_advantages() -> None:
 def test_gradient_is_that_of_a_detached_weight(name: str) -> None:
     gate = load_gate(name)
     logp_new, logp_old, _, advantage = samples()
-    detached = -weight(gate, logp_new - logp_old, advantage) * advantage * logp_new
+    w = weight(gate, logp_new - logp_old, advantage, logp_old)
+    detached = -w * advantage * logp_new
     torch.testing.assert_close(ours(gate)[1], torch.autograd.grad(detached.sum(), logp_new)[0])
 
 

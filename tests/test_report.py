@@ -53,7 +53,7 @@ def test_the_same_bytes_twice(here: Path, stored: Path) -> None:
         made.append({p: p.read_bytes() for p in (here / "report").rglob("*") if p.is_file()})
         time.sleep(1.1)  # a time stamp would show
         shutil.rmtree(here / "report")
-    assert len(made[0]) == 1 + 2 * 3 + 7 * 3 and made[0] == made[1]
+    assert len(made[0]) == 1 + 2 * 3 + 8 * 3 and made[0] == made[1]
 
 
 def test_no_torch_and_a_quick_help(tmp_path: Path, stored: Path) -> None:

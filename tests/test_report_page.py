@@ -102,7 +102,7 @@ def test_text_stays_text_and_everything_is_shown(page: Path) -> None:
     text = page.read_text()
     assert text.count("<script>") == 1 and "&lt;script&gt;document.title=" in text
     words = " ".join(Reader(text).words)
-    for told in (EVIL, "failed at iteration 12 of 30 (loss is nan", "qwen_rlhf (embedded)", "+14.8 % [P]", "not testable here"):
+    for told in (EVIL, "failed at iteration 12 of 30 (loss is nan", "qwen_rlhf (embedded)", "+14.8 % [P]", "not tested"):
         assert told in words, told
     for told in (
         "0123456789abcdef",

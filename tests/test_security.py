@@ -253,7 +253,7 @@ def test_a_secret_is_redacted_before_it_is_quoted_for_the_shell(key: str, value:
     word = f"+task.env_kwargs.{key}={value}"
     job = Job((word, "seed=3"), {}, Path("x-1"))
     assert job.command == f"rgpo-run '+task.env_kwargs.{key}={REDACTED}' seed=3"
-    assert collect("run", "hash", job.command, 1, 1, {})["command"] == job.command
+    assert collect("run", "hash", job.command, 1, 1, {}, "code")["command"] == job.command
     assert "SECOND" not in str(redact_values({"env_kwargs": {key: {"a": ["SECOND"]}}}))
 
 
@@ -349,8 +349,8 @@ def test_a_run_records_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_recorded_commit_is_of_the_package_whatever_git_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = collect("run", "hash", "rgpo-run", 1, 1, {})["commit"]
+    before = collect("run", "hash", "rgpo-run", 1, 1, {}, "code")["commit"]
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
-    assert collect("run", "hash", "rgpo-run", 1, 1, {})["commit"] == before
+    assert collect("run", "hash", "rgpo-run", 1, 1, {}, "code")["commit"] == before

@@ -20,7 +20,23 @@ from rgpo.language.policy.generation import make_completions
 from rgpo.language.policy.token_batch import to_tokens
 from rgpo.learning.loss import standardize
 
-GROUPS = {"grpo", "rloo", "dapo", "gspo", "sapo", "cispo", "spo", "p3o"}
+GROUPS = {
+    "grpo",
+    "rloo",
+    "dapo",
+    "gspo",
+    "sapo",
+    "cispo",
+    "spo",
+    "p3o",
+    "dppo",
+    "dr_grpo",
+    "dro",
+    "gmpo",
+    "gspo_token",
+    "luspo",
+    "vespo",
+}
 ONE = ("task.num_prompts=1", "task.num_eval_prompts=1", "task.num_samples=1", "task.micro_batch_size=1")
 CASES: dict[str, Any] = {
     "one token each": {"words": ("task.max_new_tokens=1",)},
