@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from paper_runs import Ran, jsonl, run, words
 from peft import LoraConfig, get_peft_model
 from tiny_models import TEMPLATE, write_model
+from tiny_policies import SAMPLING
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rgpo.errors import ConfigError
@@ -160,10 +162,11 @@ def test_masked_completions_have_no_weight(reduction: str) -> None:
     rows = [([5, 6, 1], [0.0] * 3, True), ([5, 6], [0.0] * 2, False), ([7], [0.0], False), ([8], [0.0], False)]
     completions = make_completions([[4]] * 4, rows, 0, torch.device("cpu"))
     minibatches = [[torch.tensor([0, 1])], [torch.tensor([2, 3])]]  # the second has no finished completion
-    weight = token_weights(completions, minibatches, reduction, mask_truncated=True)
+    sampling = replace(SAMPLING, reduction=reduction)
+    weight = token_weights(completions, minibatches, replace(sampling, mask_truncated=True))
     first = 1 / 3 if reduction == "token_mean" else 1 / 6  # TRL divides by all sequences
     torch.testing.assert_close(weight, torch.tensor([first] * 3 + [0.0] * 4))
-    everything = token_weights(completions, minibatches, reduction)
+    everything = token_weights(completions, minibatches, sampling)
     assert (everything > 0).all()
 
 

@@ -103,7 +103,7 @@ def _copy_rows(path: Path, run_dir: Path, kind: str, config_hash: str) -> None:
 
 
 def _differences(config: Mapping[str, object], earlier: Mapping[str, object]) -> Iterator[tuple[str, object, object]]:
-    mine, theirs = flat_config(config), flat_config(earlier)
+    mine, theirs = ({key: value for key, value in flat_config(x).items() if value != {}} for x in (config, earlier))
     for key in sorted(mine.keys() | theirs.keys()):
         top = key.partition(".")[0]
         if top not in (*NOT_IDENTITY, *LENGTH) and mine.get(key) != theirs.get(key):
