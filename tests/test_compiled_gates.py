@@ -13,7 +13,8 @@ from gate_options import NAMES, load_gate
 from test_compiled import trained
 from torch import Tensor
 
-from rgpo.control.actor_critic import ActorCritic, ControlBatch
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.policy import ControlBatch
 from rgpo.core import gates
 from rgpo.core.surrogate import Detached, GateObjective
 from rgpo.learning.accel import compiled_adam

@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 
 from rgpo.cli.build import present_name
 from rgpo.cli.config import LaunchSettings, build, compose_jobs, config_hash, plain
-from rgpo.cli.config_dir import group_options, hydra_on
+from rgpo.cli.config_dir import group_options
 from rgpo.cli.hints import is_node, parameters_of
+from rgpo.cli.overrides import hydra_on
 from rgpo.core.gates import Budget, Open
 from rgpo.errors import ConfigError
 from rgpo.paths import conf_dir

@@ -14,7 +14,7 @@ from test_resume import wait_for_iteration
 
 import rgpo
 from rgpo.cli.config import compose_jobs
-from rgpo.runtime import continuation, manifest, schema
+from rgpo.runtime import continuation, former, manifest, schema
 
 TINY = ("algo=ppo", "task=cartpole", "task.num_envs=2", "task.num_steps=32", "task.num_eval_episodes=2", "eval_every=2")
 TINY += ("gradvar_every=0", "update.num_minibatches=4", "task.normalize_observation=true")
@@ -100,8 +100,8 @@ def test_the_key_leaves_all_other_hashes_as_they_were() -> None:
     (job,) = compose_jobs([*TINY, "num_iterations=4"], False, None)
     (other,) = compose_jobs([*TINY, "num_iterations=4", "resume_from=null", "save_model=false"], False, None)
     assert job.run_dir == other.run_dir and job.config["resume_from"] is None and job.config["save_model"] is True
-    former = {key: value for key, value in job.config.items() if key not in ("resume_from", "save_model")}
-    assert former.canonical_config(former)["resume_from"] is None and former.canonical_config(former)["save_model"] is False
+    without = {key: value for key, value in job.config.items() if key not in ("resume_from", "save_model")}
+    assert former.canonical_config(without)["resume_from"] is None and former.canonical_config(without)["save_model"] is False
 
 
 @pytest.mark.parametrize(
