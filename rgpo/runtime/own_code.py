@@ -13,30 +13,32 @@ from rgpo.runtime.code_digest import LENGTH, without_comments
 INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
 PACKAGE = Path(__file__).resolve().parents[1]
 MAX_FILES = 200
+SITE = {"site-packages", "dist-packages"}
 
 
 def own_folders() -> list[Path]:
     """The folders of Python's path that are not part of an installation, in its order."""
     entries = dict.fromkeys(Path(entry).resolve() for entry in sys.path)
     installed = {folder.resolve() for folder in INSTALLED}
-    return [
-        entry
-        for entry in entries
-        if not installed & {entry, *entry.parents} and not {"site-packages", "dist-packages"} & set(entry.parts)
-    ]
+    return [entry for entry in entries if not installed & {entry, *entry.parents} and not SITE & set(entry.parts)]
 
 
 def digests() -> dict[str, str]:
     """Digests of the source files, without comments and docstrings, by their paths below those folders; rgpo is left out."""
     folders = [folder for folder in own_folders() if folder.is_dir()]
-    places = {str(getattr(module, "__file__", None) or "") for name, module in list(sys.modules.items()) if _is_own(name)}
     found: dict[str, str] = {}
-    for file in sorted(Path(place).resolve() for place in places if place.endswith(".py") and Path(place).is_absolute()):
+    for file in sorted({place.resolve() for place in _places()}):  # few are left: resolving all that torch imports is slow
         folder = next((folder for folder in folders if folder in file.parents), None)
-        foreign = PACKAGE in file.parents or {"site-packages", "dist-packages"} & set(file.parts)
-        if folder is not None and len(found) < MAX_FILES and not foreign:
+        if folder is not None and len(found) < MAX_FILES and PACKAGE not in file.parents and not SITE & set(file.parts):
             found[file.relative_to(folder).as_posix()] = _digest(file)
     return found
+
+
+def _places() -> set[Path]:
+    """Source files of modules that are not, by their names and paths, of an installation or of rgpo."""
+    files = {str(getattr(module, "__file__", None) or "") for name, module in list(sys.modules.items()) if _is_own(name)}
+    paths = {Path(file) for file in files if file.endswith(".py")}
+    return {path for path in paths if path.is_absolute() and not SITE & set(path.parts)}
 
 
 def _is_own(name: str) -> bool:
