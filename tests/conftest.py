@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import setuptools  # noqa: F401  before a test imports distutils, which it replaces and torch's compiler wants replaced
+import setuptools  # noqa: F401  before a test imports distutils: torch's compiler needs setuptools's own
 import torch
 
 from rgpo.control.actor_critic import ActorCritic

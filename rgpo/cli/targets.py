@@ -151,8 +151,8 @@ def entry_hint(hint: object, mapping: bool) -> object:
 
 def late_kind(hint: object, target: object) -> Any:
     """The class of the hint that keeps a target for a later call (rgpo.control.late); None if the target is called now."""
-    kinds = [_kind(member) for member in _members(hint)]
-    return next((kind for kind in kinds if getattr(kind, "defers", None) and kind.defers(target)), None)  # type: ignore[attr-defined]
+    kinds: list[Any] = [_kind(member) for member in _members(hint)]
+    return next((kind for kind in kinds if hasattr(kind, "defers") and kind.defers(target)), None)
 
 
 def of_packages(hint: object) -> bool:

@@ -63,7 +63,7 @@ def picture(shape: Sequence[int]) -> tuple[int, int, int]:
     Raises: ValueError for another number of axes.
     """
     if len(shape) == 2:
-        return (1, *shape)  # type: ignore[return-value]
+        return (1, shape[0], shape[1])
     if len(shape) == 4:
         channels, height, width = picture(shape[1:])
         return shape[0] * channels, height, width

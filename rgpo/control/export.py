@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -215,7 +216,8 @@ def write_modules(actor: Actor, folder: Path, onnx: bool = False) -> None:
         torch.export.save(program, folder / EXPORTED_PROGRAM)
         if onnx:
             _write_onnx(program, folder / ONNX)
-        torch.jit.trace(module, example).save(str(folder / TORCHSCRIPT))  # type: ignore[no-untyped-call]
+        trace: Callable[..., torch.jit.ScriptModule] = torch.jit.trace  # torch declares no types of it
+        trace(module, example).save(str(folder / TORCHSCRIPT))
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:

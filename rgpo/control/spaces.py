@@ -249,7 +249,8 @@ def column_bounds(space: Space) -> tuple[Array, Array]:
     size = sum(head.columns for head in heads(space))
     if heads(space)[:1] != (Head("gaussian", size),):
         return np.full(size, -np.inf), np.full(size, np.inf)
-    return tuple(np.broadcast_to(x, (size,)) for x in bounds(space))  # type: ignore[return-value]
+    ends = bounds(space)
+    return np.broadcast_to(ends[0], (size,)), np.broadcast_to(ends[1], (size,))
 
 
 def column_starts(space: Space) -> Array:

@@ -40,7 +40,7 @@ SETTINGS = (
 CHUNK = 4096  # samples of a forward pass of the diagnostics
 
 
-class GatedPPO(PPO):  # type: ignore[misc]
+class GatedPPO(PPO):
     """PPO whose policy loss is -g(d) A + coef KL; parts: a GateParts, or words of rgpo-run.
 
     Gate and penalty adapt once per rollout. ``clip_range`` would be ignored; the gate has eps_low and eps_high of its own.
@@ -153,7 +153,7 @@ class GatedPPO(PPO):  # type: ignore[misc]
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
 
-class RecordRun(BaseCallback):  # type: ignore[misc]
+class RecordRun(BaseCallback):
     """Writes a run of SB3's PPO, with our gates or its own loss, as a run folder that rgpo-report reads; see ``RunRecord``.
 
         model.learn(100_000, callback=RecordRun(task="hopper", algo="rgpo"))

@@ -53,7 +53,7 @@ class _Gated:
         self._inputs = dict(inputs)
         try:
             with self._without_own_terms():
-                loss: Tensor = super()._compute_loss(model, self._inputs)  # type: ignore[misc]
+                loss: Tensor = cast(Any, super())._compute_loss(model, self._inputs)
         finally:
             self._inputs = None
         trainer = cast(Any, self)
@@ -69,7 +69,7 @@ class _Gated:
         yield
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)  # type: ignore[misc]
+        logps, entropies, aux_loss = cast(Any, super())._get_per_token_logps_and_entropies(*args, **kwargs)
         if self._inputs is None:
             return logps, entropies, aux_loss
         self._gate(self._inputs, logps, entropies)
@@ -91,17 +91,17 @@ class _Gated:
         if self._observed is not None and cast(Any, self).model.training:
             self.parts.observe(*self._observed)
             self._observed = None
-        return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        return cast(Any, super())._generate_and_score_completions(inputs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        cast(Any, super())._save_checkpoint(model, trial)
         trainer = cast(Any, self)
         if trainer.args.should_save:
             folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
             atomic.write_text(folder / STATE, json.dumps({**self.parts.state_dict(), "observed": self._observed}) + "\n")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        cast(Any, super())._load_optimizer_and_scheduler(checkpoint)
         path = None if checkpoint is None else Path(checkpoint) / STATE
         if path is not None and path.exists():
             state = json.loads(path.read_text())
@@ -109,7 +109,7 @@ class _Gated:
             self._observed = state["observed"] and tuple(state["observed"])
 
 
-class GatedGRPOTrainer(_Gated, GRPOTrainer):  # type: ignore[misc]
+class GatedGRPOTrainer(_Gated, GRPOTrainer):
     """GRPOTrainer whose loss is -g(d) A + coef KL at each token; parts: a GateParts, or words of rgpo-run.
 
     ``loss_type`` selects the reduction, ``importance_sampling_level`` or ``ratio`` what the gate sees. ``beta`` is penalty=fixed,
@@ -201,7 +201,7 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):  # type: ignore[misc]
         return whole[mask.bool()]
 
 
-class GatedRLOOTrainer(_Gated, RLOOTrainer):  # type: ignore[misc]
+class GatedRLOOTrainer(_Gated, RLOOTrainer):
     """RLOOTrainer whose loss is -g(d) A of each completion, d the sum of its log ratios; ``beta`` is its KL in the reward.
 
     Raises: ConfigError for settings that the gate takes the place of, a second gate or a KL penalty.

@@ -32,7 +32,7 @@ UNRECORDED = (  # beginnings of settings that bear on no number of a run
 )
 
 
-class RecordRun(TrainerCallback):  # type: ignore[misc]
+class RecordRun(TrainerCallback):
     """Writes the run folder, whose options are those of ``RunRecord``.
 
         trainer.add_callback(RecordRun(trainer, task="gsm8k", algo="rgpo"))

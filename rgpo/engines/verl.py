@@ -54,7 +54,7 @@ def _parts(words: str) -> GateParts:
 
 
 @dataclass
-class GatedPolicyLossConfig(PolicyLossConfig):  # type: ignore[misc]
+class GatedPolicyLossConfig(PolicyLossConfig):
     """verl's settings of a policy loss with ours: words of rgpo-run, and the ratio that the gate sees.
 
     ratio and ratio_clip are those of ``rgpo.core.sequence.RatioLevel``.

@@ -79,7 +79,11 @@ class PolicyShift(NamedTuple):
 
     def epochs(self) -> list[PolicyShift]:
         """The shift after each epoch of a stacked one."""
-        return [PolicyShift(*(None if x is None else x[i] for x in self)) for i in range(len(self.kl))]  # type: ignore[arg-type]
+        return [self._at(i) for i in range(len(self.kl))]
+
+    def _at(self, i: int) -> PolicyShift:
+        gate, ref, logp = (x if x is None else x[i] for x in (self.gate_log_ratio, self.kl_ref, self.gate_logp_old))
+        return PolicyShift(self.log_ratio[i], self.kl[i], self.entropy[i], gate, ref, logp)
 
     @staticmethod
     def stack(epochs: Sequence[PolicyShift]) -> PolicyShift:

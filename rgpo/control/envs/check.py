@@ -35,7 +35,7 @@ class Moment(NamedTuple):
     ended: bool
 
 
-class Witness(gymnasium.Wrapper):  # type: ignore[misc]  # a generic class without parameters is Any
+class Witness(gymnasium.Wrapper):
     """Passes everything on and keeps the first observation that is not in its space."""
 
     odd = ""
