@@ -74,7 +74,7 @@ def refuse_foreign_environment(env_id: str) -> None:
         if not colon or owner_of(module) is not None:
             return
         known = needs_gymnasium(module)
-    except Exception:  # gymnasium names a module that it cannot import
+    except ModuleNotFoundError:  # gymnasium names it
         return
     remedy = "import it in a module of your own, and name that"
     if not known:

@@ -62,11 +62,15 @@ def read_external(results_dir: Path) -> tuple[dict[str, dict[str, dict[str, Anch
         name = f"{FOLDER}/{path.name}"
         try:
             node = fill(Source, read_yaml(path), f"{name}: ")
-            found[path.stem] = {arm: {task: _anchor(n, node, f"{name}: arms.{arm}.{task}.") for task, n in by_task.items()}
-                                for arm, by_task in node.arms.items()}  # fmt: skip
+            found[path.stem] = {arm: _anchors(node, arm, name) for arm in node.arms}
         except (ConfigError, Unreadable) as error:
             problems.append(Problem(name, f"{printable(str(error))}; the file is left out"))
     return found, problems
+
+
+def _anchors(source: Source, arm: str, name: str) -> dict[str, Anchor]:
+    """task -> number of one arm."""
+    return {task: _anchor(node, source, f"{name}: arms.{arm}.{task}.") for task, node in source.arms[arm].items()}
 
 
 def _anchor(node: object, source: Source, where: str) -> Anchor:

@@ -30,6 +30,7 @@ class Finding(NamedTuple):
     n: int = 0
 
 
+@dataclass(frozen=True)
 class Rule(ABC):
     """A rule about runs."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -118,12 +118,12 @@ def read_theory(results_dir: Path) -> tuple[Theory, list[Problem]]:
     decided = _read(results_dir, "verdicts.parquet", Decided, problems)
     rounds = _read(results_dir, "cost_time.parquet", Round, problems)
     return Theory(
-        None if decided is None else [Decided(**row) for row in decided],  # type: ignore[arg-type]  # types were required
-        None if rounds is None else [Round(**row) for row in rounds],  # type: ignore[arg-type]
+        None if decided is None else [Decided(**row) for row in decided],
+        None if rounds is None else [Round(**row) for row in rounds],
     ), problems
 
 
-def _read(results_dir: Path, name: str, kind: type, problems: list[Problem]) -> list[dict[str, object]] | None:
+def _read(results_dir: Path, name: str, kind: type, problems: list[Problem]) -> list[dict[str, Any]] | None:
     try:
         return read_records(results_dir / FOLDER / name, get_type_hints(kind))
     except Missing:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from types import UnionType
-from typing import TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, TypeVar, get_args, get_origin, get_type_hints
 
 from rgpo.errors import ConfigError, close_matches, printable
 
-_Made = TypeVar("_Made")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Made = TypeVar("_Made", bound="DataclassInstance")
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
 
 
@@ -20,7 +23,7 @@ def fill(kind: type[_Made], node: object, where: str) -> _Made:
     """
     if not isinstance(node, Mapping):
         raise ConfigError(f"{where}={shown(node)}: give a mapping with the keys {', '.join(_hints(kind))}")
-    hints, known = _hints(kind), fields(kind)  # type: ignore[arg-type]  # kind is a dataclass
+    hints, known = _hints(kind), fields(kind)
     for key in node:
         if key not in hints:
             near = close_matches(str(key), hints) or f" The keys are {', '.join(hints)}."
@@ -59,8 +62,8 @@ def _value(value: object, hint: object, where: str) -> object:
         return {_value(key, arguments[0], where): _value(entry, arguments[1], f"{where}.{key}") for key, entry in value.items()}
     if hint is object:
         return value
-    if hint is float and type(value) in (int, float):
-        return float(value)  # type: ignore[arg-type]  # its type was checked
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
     if isinstance(hint, type) and type(value) is hint:
         return value
     kind = origin or hint
