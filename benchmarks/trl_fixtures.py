@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import tokenizers
 import torch
 import transformers
 import trl
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import tiny_trl
+
 B, GROUP, P, T, V = 16, 4, 5, 12, 64
-PROMPTS = ["w3 w4 w5", "w6 w7", "w8 w9 w10 w11", "w12"]
+PROMPTS = tiny_trl.PROMPTS
 REWARD = [1.0, 0.0, 0.25, -0.5, 0.1, 0.1, 0.1, 0.1, 2.0, -1.0, 0.5, 0.5, 0.0, 0.0, 0.0, 1.0]
 COMMON = {  # shared by both trainers: every value that bears on a loss is pinned
     "per_device_train_batch_size": B,
@@ -118,33 +120,9 @@ PAIRS = [  # prompt, chosen, rejected; two pairs share a prompt, one answer is c
 ]
 
 
-def make_tokenizer() -> Any:
-    """A tokenizer of V words w0 ... , split at spaces."""
-    words = {f"w{i}": i for i in range(V)}
-    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w2"))
-    core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="w0", eos_token="w1", unk_token="w2", padding_side="left"
-    )
-
-
 def save_model(folder: str) -> None:
     """A random Qwen2 whose distributions are far from uniform."""
-    torch.manual_seed(0)
-    config = transformers.Qwen2Config(
-        vocab_size=V,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    tiny_trl.model(V, hidden=32, intermediate=64, layers=2, context=64).save_pretrained(folder)
 
 
 def make_trainer(kind: str, folder: str, **change: Any) -> Any:
@@ -156,7 +134,7 @@ def make_trainer(kind: str, folder: str, **change: Any) -> Any:
         reward_funcs=lambda completions, **_: REWARD[: len(completions)],
         args=config_class(output_dir=f"{folder}/out", **settings),
         train_dataset=datasets.Dataset.from_dict({"prompt": PROMPTS}),
-        processing_class=make_tokenizer(),
+        processing_class=tiny_trl.tokenizer(V),
     )
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
@@ -232,7 +210,7 @@ def dpo_record() -> dict[str, Any]:
             ref_model=reference,
             args=trl.DPOConfig(output_dir=folder, **DPO),
             train_dataset=datasets.Dataset.from_dict({"prompt": ["w3"], "chosen": [" w4 w1"], "rejected": [" w5 w1"]}),
-            processing_class=make_tokenizer(),
+            processing_class=tiny_trl.tokenizer(V),
         )
     trainer.model.train()
     names = ("prompt_ids", "chosen_ids", "rejected_ids")

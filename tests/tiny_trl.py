@@ -31,8 +31,9 @@ PINNED = {
 }
 
 
-def tokenizer() -> Any:
-    words = {f"w{i}": i for i in range(VOCABULARY)}
+def tokenizer(size: int = VOCABULARY) -> Any:
+    """A tokenizer of the words w0, w1 ..., split at spaces."""
+    words = {f"w{i}": i for i in range(size)}
     core = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w2"))
     core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
@@ -40,17 +41,17 @@ def tokenizer() -> Any:
     )
 
 
-def model() -> Any:
-    """A random model whose distributions are far from uniform."""
+def model(size: int = VOCABULARY, hidden: int = 16, intermediate: int = 16, layers: int = 1, context: int = 32) -> Any:
+    """A random Qwen2 whose distributions are far from uniform."""
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
+        vocab_size=size,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=32,
+        max_position_embeddings=context,
         initializer_range=0.2,
         bos_token_id=None,
         eos_token_id=1,
