@@ -75,3 +75,19 @@ def fresh() -> str:
     finally:
         for cached in (digests._digest, digests._of_package, digests._of_option):
             cached.cache_clear()
+
+
+def test_a_remembered_digest_is_the_same_and_a_damaged_one_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RGPO_CACHE", str(tmp_path))
+    parsed: list[str] = []
+    strip = digests.without_comments
+    monkeypatch.setattr(digests, "without_comments", lambda text: parsed.append(text) or strip(text))
+    first = fresh()
+    assert parsed and list((tmp_path / "digests").iterdir())
+    parsed.clear()
+    assert fresh() == first and not parsed
+    for file in (tmp_path / "digests").iterdir():
+        file.write_text("0" + file.read_text()[1:] if not file.read_text().startswith("0") else "1" + file.read_text()[1:])
+    assert fresh() == first and parsed
