@@ -66,7 +66,7 @@ def test_compiled_steps_equal_eager_ones_after_any_other_run(
     make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several runs in one process: none may use a constant of another, and equal ones share their graph."""
-    monkeypatch.setattr(compiled_adam, "_compiled_runs", itertools.count())  # every MOST_GRAPHS runs graphs are dropped
+    monkeypatch.setattr(compiled_adam, "_traced_runs", itertools.count())  # every MOST_GRAPHS runs graphs are dropped
     graphs = torch._dynamo.utils.counters["stats"]
     before, seen, results = graphs["unique_graphs"], [], []
     settings: list[Callable[[], Gate]] = [
@@ -151,7 +151,8 @@ def test_a_gate_that_torch_cannot_trace_leaves_the_run_uncompiled(
     make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On true it is an error in one sentence; an error of the gate itself is raised as it is."""
-    monkeypatch.setattr(compiled_adam, "ENOUGH_STEPS", 1)
+    monkeypatch.setattr(compiled_adam, "STEPS_NEW", 1)
+    monkeypatch.setattr(compiled_adam, "STEPS_CACHED", 1)
     eager, tried = make_policy(), make_policy()
     batch = make_batch(eager, 32)
     gate = Untraceable(sharpness=3.0)
@@ -194,7 +195,8 @@ def test_on_auto_a_failing_compiler_leaves_the_run_uncompiled(
         raise CppCompileError(["g++"], "no Python.h")
 
     monkeypatch.setattr(compiled_adam, "CompiledEpochs", lambda run_epochs, loop: refuse)
-    monkeypatch.setattr(compiled_adam, "ENOUGH_STEPS", 1)
+    monkeypatch.setattr(compiled_adam, "STEPS_NEW", 1)
+    monkeypatch.setattr(compiled_adam, "STEPS_CACHED", 1)
     eager, tried = make_policy(), make_policy()
     batch = make_batch(eager, 32)
     expected = trained(eager, batch, sigmoid(3.0), False)
