@@ -1,4 +1,4 @@
-"""What a sweep will take: cells, what of them is done, and CPU time from measured rates.
+"""The plan of a sweep: cells, what of them is done, and CPU time from measured rates.
 
 Rates are CPU-seconds of one core, compiled, as measured in experiments/LOG.md; an estimate: other machines and settings differ.
 """
@@ -140,7 +140,7 @@ def _cells(runs: Sequence[Planned]) -> list[tuple[str, ...]]:
     cells: dict[str, list[Planned]] = {}
     for run in runs:
         cells.setdefault(_words(run.job, "seed") or "(defaults)", []).append(run)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for words, of_cell in cells.items():
         left = sum(run.seconds for run in of_cell)
         done = f"{sum(run.done for run in of_cell)} of {len(of_cell)}"
