@@ -94,13 +94,16 @@ def _processor() -> str:
 
 
 def compile_library(
-    path: Path, function: Callable[..., Epochs], arguments: tuple[object, ...], options: Mapping[str, object]
+    path: Path,
+    export: Callable[..., Any],
+    function: Callable[..., Epochs],
+    arguments: tuple[object, ...],
+    options: Mapping[str, object],
 ) -> None:
-    """Write the library of a function for arguments of these shapes.
+    """Write the library of a function for arguments of these shapes; export is torch's.
 
     Raises: any error of torch or its compiler.
     """
-    from torch.export._trace import _export
 
     class Flat(torch.nn.Module):
         def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -110,7 +113,7 @@ def compile_library(
     given = tuple(tensors_of(arguments))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch about torch
-        program = _export(Flat(), given, strict=True, pre_dispatch=False)  # later passes cannot trace a gradient in a scan
+        program = export(Flat(), given, strict=True, pre_dispatch=False)  # later passes cannot trace a gradient in a scan
         module = program.module(check_guards=False)
         torch._inductor.aot_compile(module, given, options={**options, "aot_inductor.output_path": str(path)})
 

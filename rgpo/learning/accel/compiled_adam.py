@@ -2,6 +2,7 @@
 
 It uses private parts of torch, each of which can be missing from a version that was not tried:
 
+    export           makes a library, which later processes load without the compiler; without it each process traces
     scan             loops over minibatches and epochs inside one graph; without it each gradient step is one graph
     options          of inductor; those that it does not know are left out
     oneDNN products  matrix products by ``onednn_pass``; without them inductor calls MKL
@@ -48,6 +49,7 @@ class Engine(NamedTuple):
     """The private parts that this torch has."""
 
     scan: Callable[..., Any] | None
+    export: Callable[..., Any] | None
     options: dict[str, Any]  # one object per process: runs share a graph only if they share its options
     missing: tuple[str, ...]  # a clause per missing part
 
@@ -127,20 +129,23 @@ class CompiledEpochs:
                 return call(*arguments)
         about = torch.__version__, sys.version, what, shapes, torch.backends.cpu.get_cpu_capability()
         with verified(repr(about)) as record:
-            call = self._load(record.code / ahead.LIBRARY, arguments) if description else self._trace()
+            library = record.code / ahead.LIBRARY
+            call = self._load(library, arguments) if description else self._trace()
             results = call(*arguments)
-        if description:
+        if description and library.exists():
             _marker(description).touch()
         self._calls[what, shapes] = call, record
         return results
 
-    def _load(self, path: Path, arguments: tuple[object, ...]) -> ahead.Library:
+    def _load(self, path: Path, arguments: tuple[object, ...]) -> Callable[..., Any]:
         if not path.exists():
             parts = engine()
-            if parts.scan is None:
-                raise RuntimeError(parts.missing[0])
+            if parts.scan is None or parts.export is None:
+                return self._trace()
             bound = partial(self._run_epochs, fold=parts.scan)
-            ahead.compile_library(path, bound, arguments, {k: v for k, v in parts.options.items() if k not in NOT_AHEAD})
+            ahead.compile_library(
+                path, parts.export, bound, arguments, {k: v for k, v in parts.options.items() if k not in NOT_AHEAD}
+            )
         return ahead.Library(path)
 
     def _trace(self) -> Callable[..., Any]:
@@ -231,7 +236,10 @@ def engine() -> Engine:
         missing.append(f"without oneDNN's matrix products ({why})")
     else:
         options["post_grad_custom_post_pass"] = products()
-    return Engine(scan, options, tuple(missing))
+    export, why = _load("torch.export._trace", "_export")
+    if why or not hasattr(torch._C, "_aoti"):
+        missing.append(f"traced anew at each start ({why or 'torch has no loader of libraries'})")
+    return Engine(scan, export if hasattr(torch._C, "_aoti") else None, options, tuple(missing))
 
 
 def _load(module: str, name: str) -> tuple[Any, str]:
