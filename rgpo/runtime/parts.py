@@ -177,7 +177,7 @@ class PartFiles:
         """Rows after those of this attempt."""
         return len(self._later)
 
-    def read_split(self, iteration: int) -> set[tuple[object, ...]]:
+    def read_until(self, iteration: int) -> set[tuple[object, ...]]:
         """The keys of the rows of earlier attempts up to an iteration."""
         return _keys(_split(self._later, iteration)[0], self.key)
 

@@ -133,7 +133,8 @@ class Library:
 def _with_tensors(tree: tuple[object, ...], tensors: Iterator[Tensor]) -> tuple[Any, ...]:
     """A tree of tuples with other tensors in the places of its own."""
     parts = [next(tensors) if isinstance(x, Tensor) else _with_tensors(x, tensors) if isinstance(x, tuple) else x for x in tree]
-    return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    make: Callable[..., tuple[Any, ...]] = type(tree)
+    return make(*parts) if hasattr(tree, "_fields") else tuple(parts)
 
 
 def tensors_of(tree: object) -> Iterator[Tensor]:
