@@ -146,7 +146,7 @@ def _sketch(gradient: Tensor) -> Tensor:
         return whole
     noise = torch.Generator().manual_seed(0)
     found = torch.zeros(SKETCH)
-    for part in whole.split(SKETCH):
+    for part in torch.split(whole, SKETCH):
         found[: len(part)] += part * (2 * torch.randint(2, (len(part),), generator=noise) - 1)
     return found
 

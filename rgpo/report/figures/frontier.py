@@ -74,7 +74,7 @@ def trajectory(group: Group, column: str, settings: Settings) -> Trajectory | No
     kl, reward = points.mean(axis=0).T
     ends = [_end(group, name, settings) for name in (KL_REF, column)]
     seeds = tuple((p[:, 0], p[:, 1]) for p in points)
-    return Trajectory(group.label, kl, reward, seeds, *ends, tuple(at_levels(seeds, LEVELS, settings.confidence)))
+    return Trajectory(group.label, kl, reward, seeds, ends[0], ends[1], tuple(at_levels(seeds, LEVELS, settings.confidence)))
 
 
 def _points(run: Run, column: str) -> dict[float, tuple[float, float]]:
