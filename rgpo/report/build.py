@@ -14,13 +14,14 @@ from rgpo.errors import ConfigError, close_matches
 from rgpo.paths import claims_dir
 from rgpo.report.claims.claim import Loaded, read_claims
 from rgpo.report.claims.external import read_external
-from rgpo.report.claims.ledger import Evidence, around, ledger, renew
+from rgpo.report.claims.ledger import Evidence, around, judge_all, ledger, renew
 from rgpo.report.claims.published import published_table
 from rgpo.report.claims.theory import read_theory
 from rgpo.report.figures import gates, speed, style
 from rgpo.report.figures.render import FigureModule, Job, load, render
 from rgpo.report.figures.style import Line
 from rgpo.report.page import completions, films
+from rgpo.report.page.answer import answer
 from rgpo.report.page.index import PageFigure, Section, render_page
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import experiments, queued, read_runs, run_folders
@@ -28,7 +29,8 @@ from rgpo.report.read.run import Problem, Run
 from rgpo.report.read.workers import Map, workers
 from rgpo.report.settings import NEED_BASELINE, WITHOUT_RUNS, Settings, command
 from rgpo.report.tables import bench, summary
-from rgpo.report.tables.baseline import baseline_problems, comparisons
+from rgpo.report.tables.advice import advice
+from rgpo.report.tables.baseline import baseline_choice, baseline_problems, comparisons
 from rgpo.report.tables.overall import overall
 from rgpo.report.tables.table import Table
 from rgpo.runtime.reader import Unreadable, printable
@@ -68,7 +70,10 @@ def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
     everything = [group for experiment in loaded for group in experiment.groups]
     theory, lost = read_theory(results_dir)
     every_run = [run for experiment in loaded for run in experiment.runs]
-    judged, unjudged = ledger(claims, Evidence(every_run, theory, anchors, settings.confidence))
+    judged, unjudged = judge_all(claims, Evidence(every_run, theory, anchors, settings.confidence))
+    ledgers = ledger(judged, settings.confidence)
+    found = answer(judged, [folder.name for folder in folders]) if not settings.experiment else None
+    advised = advice([(experiment.name, experiment.groups) for experiment in loaded], settings)
     try:
         out.mkdir(parents=True, exist_ok=True)
         remove_temporary(out)
@@ -77,18 +82,18 @@ def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
             sections = [_section(i, e, modules, base, settings, defaults, distribute) for i, e in enumerate(loaded, start=1)]
         general = Section("", [], _baseline_unknown(everything, settings) + damaged + more + lost + unjudged)
         general.tables += filter(None, [published_table(anchors, everything, settings.confidence)])
-        general.tables += [] if settings.experiment else judged  # it covers all experiments
+        general.tables += ledgers if found or (settings.claims and not settings.experiment) else []  # it covers all experiments
         _speed(general, results_dir, settings, defaults)
         if "gates" in settings.wanted_figures:
             _gates(general, results_dir, settings, defaults)
         for table in general.tables:
             _write_table(table, out / "tables")
         with replacing(out / "index.html") as aside, aside.open("w", encoding="utf-8", errors="backslashreplace") as page:
-            page.writelines(render_page(sections, general, settings, defaults))
+            page.writelines(render_page(sections, general, found, advised, settings, defaults))
     except OSError as error:
         raise ConfigError(f"out={out}: cannot be written ({error.strerror}); give a folder that can") from error
     if settings.ledger:
-        renew(Path(settings.ledger), judged)
+        renew(Path(settings.ledger), ledgers)
     problems = [problem for section in [*sections, general] for problem in section.problems]
     num_runs = sum(len(group.runs) for group in everything)
     num_figures = sum(len(section.figures) for section in [*sections, general])
@@ -155,11 +160,8 @@ def _section(
     section.notes += [f"{loaded.num_queued} runs are queued."] if loaded.num_queued else []
     if not loaded.groups:
         return section
-    incomparable = baseline_problems(loaded.groups, settings)
-    if settings.baseline:
-        section.problems += incomparable
-    else:
-        section.notes += [f"{problem}." for problem in incomparable]
+    section.problems += baseline_problems(loaded.groups, settings)
+    section.notes += baseline_choice(loaded.groups, settings)
     section.lines = style.assign([(group.algo, group.label) for group in loaded.groups], base)
     figures: list[PageFigure] = []
     drawn = distribute(render, _jobs(number, section, modules, figures, settings, defaults), 1)

@@ -15,11 +15,11 @@ import numpy as np
 
 from rgpo.errors import require
 from rgpo.report.claims.evidence import Sample
-from rgpo.report.claims.rules import FAILS, HOLDS, OPEN, Finding, Number, Rule, percent
+from rgpo.report.claims.rules import FAILS, HOLDS, OPEN, Finding, Number, Rule
 from rgpo.report.read.run import Run
 from rgpo.report.stats.bootstrap import Floats, Interval
 from rgpo.report.stats.independent import deciding_size, relative_change, simultaneous, summarize, welch
-from rgpo.report.tables.table import plain
+from rgpo.report.tables.table import percent, plain
 
 
 class Matched(NamedTuple):

@@ -16,7 +16,7 @@ from rgpo.report.claims.evidence import Sample
 from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Interval
 from rgpo.report.stats.independent import Summary, deciding_size, relative_change, student
 from rgpo.report.stats.small_samples import MIN_SPREAD_RUNS, coefficient_of_variation
-from rgpo.report.tables.table import between, plain
+from rgpo.report.tables.table import between, percent, plain
 
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
 Number = tuple[str, str]  # a metric's column, and its statistic over the rows of a run
@@ -209,15 +209,6 @@ class Rate(Rule):
         sides += [(theirs, abs(theirs.value - self.baseline_at_least), baseline.n)] if low else []
         sizes = [deciding_size(found, n, distance, confidence, 1) for found, distance, n in sides]
         return Finding(OPEN, text, max(sizes, default=0) if all(sizes) else 0)
-
-
-def percent(found: Interval) -> str:
-    """A change in words: "+12 % [-3, +27]"."""
-    if math.isnan(found.value):
-        return "–"
-    sign = "+" if found.value > 0 else ""
-    interval = "" if math.isnan(found.low) else f" {between(found.low, found.high, 2, sign=True)}"
-    return f"{sign}{plain(found.value, 2)} %{interval}"
 
 
 def _in_percent(found: Summary) -> Summary:

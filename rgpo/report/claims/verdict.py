@@ -28,6 +28,7 @@ class Verdict(NamedTuple):
     ours: str
     setting: str
     version: str = NOTHING
+    n: int = 0  # the fewest seeds of an arm in a task; 0 where no runs were judged
 
 
 def judge(loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors, confidence: float) -> Verdict:
@@ -48,7 +49,8 @@ def judge(loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors,
     texts += [f"null arm: {null_text}"] if null_text else []
     outcome, why = decide(list(found.values()), others, null)
     differs = dict.fromkeys(f"protocol of {number.source}: {number.differs}" for number in published.values() if number.differs)
-    return Verdict(outcome, _join([*texts, *why, *selection.notes, *differs]), where, version)
+    n = min(sample.n for by_arm in selection.samples.values() for name, sample in by_arm.items() if sample.n and name != NULL)
+    return Verdict(outcome, _join([*texts, *why, *selection.notes, *differs]), where, version, n)
 
 
 def findings(rule: Rule, arm: str, selection: Selection, confidence: float) -> dict[str, Finding]:

@@ -19,11 +19,13 @@ from markupsafe import Markup
 
 from rgpo.report.claims.verdict import is_current
 from rgpo.report.figures.style import Line
+from rgpo.report.page.answer import Answer
 from rgpo.report.page.completions import Pair
 from rgpo.report.page.films import Film
 from rgpo.report.read.groups import Group
 from rgpo.report.read.run import Problem, Run
 from rgpo.report.settings import Settings, command
+from rgpo.report.tables.advice import Advice
 from rgpo.report.tables.table import Row, Table
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -84,7 +86,14 @@ class Section:
         return [run for group in self.groups for run in group.runs]
 
 
-def render_page(sections: Sequence[Section], general: Section, settings: Settings, defaults: Settings) -> Iterator[str]:
+def render_page(
+    sections: Sequence[Section],
+    general: Section,
+    answer: Answer | None,
+    advice: Advice | None,
+    settings: Settings,
+    defaults: Settings,
+) -> Iterator[str]:
     """Yield the page in pieces. Its own script, identified by its hash, is the only one allowed; everything else is text."""
     from rgpo.version import __version__
 
@@ -102,6 +111,8 @@ def render_page(sections: Sequence[Section], general: Section, settings: Setting
     return environment.get_template("index.html").generate(
         sections=sections,
         general=general,
+        answer=answer,
+        advice=advice,
         problems=[(section, problem) for section in [general, *sections] for problem in section.problems],
         style=Markup((TEMPLATE / "style.css").read_text(encoding="utf-8")),  # noqa: S704  # a file of the package
         script=Markup(script),  # noqa: S704  # a file of the package

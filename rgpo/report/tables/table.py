@@ -113,6 +113,15 @@ def between(low: float, high: float, digits: int = 3, *, sign: bool = False) -> 
     return f"[{', '.join(ends)}]"
 
 
+def percent(found: Interval) -> str:
+    """A change in words: "+12 % [-3, +27]"."""
+    if math.isnan(found.value):
+        return NOTHING
+    sign = "+" if found.value > 0 else ""
+    interval = "" if math.isnan(found.low) else f" {between(found.low, found.high, 2, sign=True)}"
+    return f"{sign}{plain(found.value, 2)} %{interval}"
+
+
 def plain(value: float, digits: int = 3) -> str:
     """`digits` significant digits, without an exponent where that is legible: 2383, 41.2, 0.00973, 1.2e-05."""
     if _is_nan(value):
