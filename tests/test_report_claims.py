@@ -15,7 +15,7 @@ import report_fixtures as fixtures
 from rgpo.report.claims.ledger import END, START
 from rgpo.report.cli import main
 
-FAST = ["formats=[svg]", "num_resamples=200", "figures=[]"]
+FAST = ["format=svg", "num_resamples=200", "figures=[]"]
 
 
 def test_one_experiment_is_not_judged_for_all(here: Path) -> None:

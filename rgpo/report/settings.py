@@ -26,6 +26,14 @@ FIGURES = (  # modules of rgpo.report.figures, in the report's order
     "gates",
 )
 WITHOUT_RUNS = ("speed", "gates")  # figures of all experiments together, not made from their runs
+EXPLORED = (  # figures of metrics over a run, which the page's script draws from the runs themselves
+    "learning_curves",
+    "kl",
+    "gradient_variance",
+    "weight",
+    "own_metrics",
+    "timing",
+)
 NEED_BASELINE = ("aggregates", "profiles", "improvement")  # figures of scores, which a baseline normalizes
 FORMATS = ("svg", "png", "pdf")
 DEFAULT_BASELINE = "ppo"
@@ -43,7 +51,9 @@ class Settings:
     experiment: str | None
     baseline: str | None
     figures: list[str] | None
-    formats: list[str]
+    format: str | None
+    width: float
+    font_size: float
     dpi: int
     smoothing: int
     final_fraction: float
@@ -59,12 +69,13 @@ class Settings:
     watch_every_s: float
 
     def __post_init__(self) -> None:
-        for key, known in (("figures", FIGURES), ("formats", FORMATS)):
-            own = ", and there is no module of that name in the current directory" if key == "figures" else ""
-            for name in getattr(self, key) or ():
-                remedy = f"{name} is not one of {', '.join(known)}{own}.{close_matches(str(name), known)}"
-                require(name in known or (bool(own) and is_own_figure(name)), key, _text(getattr(self, key)), remedy)
-        require(bool(self.formats) or self.figures == [], "formats", "[]", "give at least one of svg, png, pdf")
+        for name in self.figures or ():
+            own = "and there is no module of that name in the current directory"
+            remedy = f"{name} is not one of {', '.join(FIGURES)}, {own}.{close_matches(str(name), FIGURES)}"
+            require(name in FIGURES or is_own_figure(name), "figures", _text(self.figures), remedy)
+        require(self.format in (None, *FORMATS), "format", self.format, f"give one of {', '.join(FORMATS)}, or null for none")
+        require(2 <= self.width <= 40, "width", self.width, "give 2 to 40 inches; 3.5 is a column, 7 is a page")
+        require(3 <= self.font_size <= 40, "font_size", self.font_size, "give 3 to 40 points")
         require(20 <= self.dpi <= 1200, "dpi", self.dpi, "give 20 to 1200 dots per inch")
         require(1 <= self.smoothing <= 1000, "smoothing", self.smoothing, "give 1 (none) to 1000 updates")
         require(0 < self.final_fraction <= 1, "final_fraction", self.final_fraction, "give a share above 0, up to 1")

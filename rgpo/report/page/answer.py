@@ -87,7 +87,7 @@ def _sentence(one: Judged) -> Sentence:
         figure, command = "", "python -m experiments.theory"
     else:
         columns = one.loaded.columns
-        figure = f"#{quote(named.experiment)}:{quote(columns[-1])}" if judged and columns else ""
+        figure = f"#go={quote(named.experiment)}&show={quote(columns[-1])}" if judged and columns else ""
         command = f"rgpo-run -m experiment={shell_word(named.experiment)}"
     paper = "" if claim.paper in ("", NOTHING) else claim.paper
     return Sentence(

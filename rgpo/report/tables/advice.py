@@ -112,7 +112,7 @@ def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Co
         tuple(arms),
         over_next,
         lead.low > 0,
-        settings.confidence,
+        base.language,
     )
 
 

@@ -1,0 +1,137 @@
+"""Figures that are computed before the page is opened, as data that its script draws: curves, paths and intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from rgpo.report.figures.aggregates import Aggregate
+from rgpo.report.figures.frontier import Plane, Trajectory
+from rgpo.report.figures.gates import Curve
+from rgpo.report.figures.series import Panel, Series
+from rgpo.report.stats.bootstrap import Floats, Interval
+from rgpo.report.tables.bench import Case, median_and_range
+
+MAX_POINTS = 100  # of a curve
+MAX_SEEDS = 5  # of a curve, drawn singly
+LOG = {  # figure -> logarithmic axes
+    "epoch_drift": (False, True),
+    "spikes": (True, False),
+    "ratio_tails": (True, True),
+    "frontier": (False, False),
+}
+
+
+def drawn(name: str, panels: Sequence[object]) -> list[dict[str, object]]:
+    """One mapping per pair of axes, of the kinds that the page's script knows.
+
+    Raises: TypeError for panels of another kind.
+    """
+    log_x, log_y = LOG.get(name, (False, False))
+    made: list[dict[str, object]] = []
+    for panel in _gates(panels) if panels and isinstance(panels[0], Curve) else panels:
+        if isinstance(panel, Panel):
+            made.append(_curves(panel, log_x and panel.x_label != "update", log_y))
+        elif isinstance(panel, Plane):
+            made.append(_paths(panel))
+        elif isinstance(panel, Aggregate):
+            level = 0.5 if name == "improvement" else 1.0
+            made.append(_intervals(panel.name, "P(better)" if name == "improvement" else "normalized score", panel.found, level))
+        elif isinstance(panel, Case):
+            speeds = {who: median_and_range(list(one.speed.values())) for who, one in panel.contestants.items()}
+            made.append(_intervals(panel.name, f"{panel.unit} per CPU-second", speeds, None))
+        else:
+            raise TypeError(f"{name}: panels of type {type(panel).__name__} have no drawing on the page")
+    return made
+
+
+def _curves(panel: Panel, log_x: bool, log_y: bool) -> dict[str, object]:
+    return {
+        "kind": "curves",
+        "title": panel.title or panel.task,
+        "x": panel.x_label,
+        "y": panel.y_label.replace("\n", " "),
+        "logX": log_x,
+        "logY": log_y,
+        "levels": list(panel.levels),
+        "curves": [_series(series) for series in panel.series],
+    }
+
+
+def _series(series: Series) -> dict[str, object]:
+    at = _chosen(len(series.x))
+    return {
+        "label": series.label,
+        "x": _numbers(series.x[at]),
+        "y": _numbers(series.mean[at]),
+        "low": _numbers(series.low[at]),
+        "high": _numbers(series.high[at]),
+        "seeds": [[_numbers(x[_chosen(len(x))]), _numbers(y[_chosen(len(y))])] for x, y in series.seeds[:MAX_SEEDS]],
+        "n": series.num_seeds,
+    }
+
+
+def _paths(plane: Plane) -> dict[str, object]:
+    return {
+        "kind": "curves",
+        "title": plane.task,
+        "x": "KL(policy || reference), nats per completion",
+        "y": plane.y_label.replace("\n", " "),
+        "logX": False,
+        "logY": False,
+        "levels": [0],
+        "curves": [_trajectory(curve) for curve in plane.series],
+    }
+
+
+def _trajectory(curve: Trajectory) -> dict[str, object]:
+    seeds = [[_numbers(x), _numbers(y)] for x, y in curve.seeds[:MAX_SEEDS]]
+    return {"label": curve.label, "x": _numbers(curve.kl), "y": _numbers(curve.reward), "seeds": seeds, "path": True}
+
+
+def _intervals(title: str, unit: str, found: Mapping[str, Interval], level: float | None) -> dict[str, object]:
+    rows = [
+        {"label": label, "value": _number(i.value), "low": _number(i.low), "high": _number(i.high)} for label, i in found.items()
+    ]
+    return {"kind": "intervals", "title": title, "x": unit, "level": level, "rows": rows}
+
+
+def _gates(curves: Iterable[object]) -> list[Panel]:
+    """A panel per gate: g and w for A >= 0, and for A < 0 where that differs."""
+    by_gate: dict[str, list[Curve]] = {}
+    for curve in curves:
+        if isinstance(curve, Curve):
+            by_gate.setdefault(curve.gate, []).append(curve)
+    panels = []
+    for gate, sides in by_gate.items():
+        series = []
+        for what in ("gate_value", "weight"):
+            first = getattr(sides[0], what)
+            for curve in sides:
+                y = getattr(curve, what)
+                alike = y.shape == first.shape and np.allclose(y, first, rtol=1e-4, atol=1e-6, equal_nan=True)
+                if curve is sides[0] or not alike:
+                    label = f"{'g' if what == 'gate_value' else 'w = dg/dd'}, A {'≥' if curve.advantage > 0 else '<'} 0"
+                    nothing = np.full(len(y), np.nan)
+                    shown = np.where((y >= -1) & (y <= 3.2), y, np.nan)
+                    series.append(Series(label, curve.log_ratio, shown, nothing, nothing, (), 0))
+        panels.append(Panel("", "log ratio d, nats", "", tuple(series), title=gate))
+    return panels
+
+
+def _chosen(num_points: int) -> slice | np.ndarray:
+    """Places of at most MAX_POINTS points, the first and the last included."""
+    if num_points <= MAX_POINTS:
+        return slice(None)
+    return np.unique(np.linspace(0, num_points - 1, MAX_POINTS).astype(int))
+
+
+def _numbers(values: Floats) -> list[float | None]:
+    return [_number(value) for value in values]
+
+
+def _number(value: float) -> float | None:
+    """Four digits, or None, for which JSON has a word, where a value is not finite."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
