@@ -1,4 +1,4 @@
-"""Style of all figures: text width of a page, 8 pt; the looks of algorithms are in looks.py."""
+"""Style of all figures: text width of a page, 8 pt."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from rgpo.report.figures.looks import algorithm_lines as algorithm_lines
 from rgpo.report.figures.looks import assign as assign
 
 CANVASES: dict[str, type[FigureCanvasBase]] = {"svg": FigureCanvasSVG, "png": FigureCanvasAgg, "pdf": FigureCanvasPdf}
-WIDTH, NARROW = 7.0, 5.0  # inches: the text width of a page, and the width from which on panels stand side by side
+WIDTH, NARROW = 7.0, 5.0  # inches: the text width of a page, and the least width for panels side by side
 FONT_SIZE = 8.0  # points
 BLACK, ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = (
     "#000000",

@@ -39,7 +39,7 @@ def experiment_data(
     settings: Settings,
     num_values: int,
 ) -> dict[str, object]:
-    """Runs, their varying settings, metrics, looks, completions and published numbers.
+    """Runs, their varying settings, metrics, lines, completions and published numbers.
 
     num_values: the most points of all curves together.
     """
