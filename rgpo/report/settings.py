@@ -35,6 +35,7 @@ EXPLORED = (  # figures of metrics over a run, which the page's script draws fro
     "timing",
 )
 NEED_BASELINE = ("aggregates", "profiles", "improvement")  # figures of scores, which a baseline normalizes
+LIVE = ("watch", "watch_every_s", "serve", "host", "port")  # settings that leave the report the same
 FORMATS = ("svg", "png", "pdf")
 DEFAULT_BASELINE = "ppo"
 
@@ -67,6 +68,9 @@ class Settings:
     ledger: str | None
     watch: bool
     watch_every_s: float
+    serve: bool
+    host: str
+    port: int
 
     def __post_init__(self) -> None:
         for name in self.figures or ():
@@ -85,6 +89,7 @@ class Settings:
         require(100 <= self.num_resamples <= 100_000, "num_resamples", self.num_resamples, "give 100 to 100000")
         require(self.seed >= 0, "seed", self.seed, "give 0 or more")
         require(0 <= self.max_completions <= 10_000, "max_completions", self.max_completions, "give 0 to 10000 pairs")
+        require(0 <= self.port <= 65535, "port", self.port, "give 1 to 65535, or 0 for any that is free")
         require(self.watch_every_s >= 0.1, "watch_every_s", self.watch_every_s, "give 0.1 seconds or more")
 
     @property
@@ -107,7 +112,7 @@ def is_own_figure(name: str) -> bool:
 def command(settings: Settings, defaults: Settings, **change: object) -> str:
     """The shell line that makes the report of `settings` with `change`; it names only what differs from the defaults."""
     values = {field.name: change.get(field.name, getattr(settings, field.name)) for field in fields(settings)}
-    words = [f"{key}={_text(value)}" for key, value in values.items() if value != getattr(defaults, key) and key != "watch"]
+    words = [f"{key}={_text(value)}" for key, value in values.items() if value != getattr(defaults, key) and key not in LIVE]
     return " ".join(map(shell_word, ["rgpo-report", *words]))
 
 
