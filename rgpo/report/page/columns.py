@@ -15,7 +15,7 @@ from rgpo.runtime.schema import GLOSSARY, Metric, is_list
 
 Encoded = tuple[float, float, int, str]  # smallest, largest (of logarithms if the third is 1), and the codes
 STEPS = 65534  # between the smallest and the largest value; the code above is a missing one
-MAX_VALUES = 700_000  # points of all curves of a page, 1.9 MB
+MAX_VALUES = 560_000  # points of all curves of a page, 1.5 MB
 LOG_RANGE = 50.0  # from this ratio of largest to smallest on, equal relative errors are better than equal absolute ones
 FIRST = (TRAIN, EVAL, PROXY, GOLD, REWARD, KL, KL_REF, LENGTH, "weight/relative_mean", "ess/weight", "ess/ratio", "ratio/max")
 AXES = {"iteration": "iteration", "env_steps": "env_steps", "samples": SUM_TOKENS, "wall": WALL}  # x axis -> curve
