@@ -141,7 +141,7 @@ function chart(box, spec) {
       },
     },
     axes: [{ ...axis(spec.logX, short), size: 30 }, { ...axis(spec.logY, short), size: 56 }],
-    padding: [8, 10, 0, 0],
+    padding: [8, 22, 0, 0],
     series: [{}, ...curves.map(curve => ({
       stroke: () => (curve.path ? "transparent" : colorOf(curve.look)), width: curve.front ? 2.6 : 1.6, dash: (curve.look && curve.look[2]) || [], spanGaps: true,
       points: { show: curve.x.length < 25, size: 5, fill: () => colorOf(curve.look), stroke: () => colorOf(curve.look) },

@@ -94,7 +94,7 @@ function explorer(section, box) {
       const pair = labels.filter(l => section.front.includes(l));
       now.off = pair.length ? labels.filter(l => !pair.includes(l)) : [];
       change();
-    } }, "compared pair") : null, node("button", { type: "button", onclick: () => { now.off = []; change(); } }, "all"));
+    } }, "compared pair") : "", node("button", { type: "button", onclick: () => { now.off = []; change(); } }, "all"));
     metricList.replaceChildren(node("option", { value: "" }, "add a metric …"), ...section.metrics.filter(m => !now.metrics.includes(m.name)).map(m => node("option", { value: m.name, title: m.meaning }, m.name)));
     for (const row of box.closest(".experiment")?.querySelectorAll("tr[data-label], .films [data-label]") || []) row.classList.toggle("off", now.group === "arm" && now.off.includes(row.dataset.label));
   }
