@@ -12,7 +12,8 @@ from rgpo.report.cli import main, parse
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import read_runs
 from rgpo.report.read.workers import workers
-from rgpo.report.tables.advice import BETTER, FEW, NOISE, WORSE, advice
+from rgpo.report.tables.advice import BETTER, DRIFT, FEW, NOISE, WORSE, advice
+from rgpo.report.tables.matched import matched_table
 
 FAST = ["num_resamples=100", "figures=[]"]
 
@@ -68,3 +69,23 @@ def test_the_first_screen_answers_for_the_experiments_of_the_claims(here: Path) 
     page = (here / "report/index.html").read_text()
     assert page.index("Does RGPO reproduce?") < page.index("What should I use instead?") < page.index('id="first_evidence"')
     assert "Not decided yet: of the paper&#39;s 13 claims 1 undecided, 12 not tested." in page
+
+
+def test_more_reward_at_more_kl_alone_is_no_reason_to_use_an_arm(tmp_path: Path) -> None:
+    """Two arms on one frontier, reward sqrt(KL) less a tenth: the one that goes further ends higher and is not recommended."""
+    for algo, end, factor in (("ppo", 4.0, 1.0), ("grpo", 16.0, 0.9)):
+        for seed in (1, 2, 3):
+            kl = end * np.linspace(0.05, 1, 20)
+            columns = {"kl/eval_ref_sequence": kl, "reward/eval_proxy_change": factor * (1 + 0.01 * seed) * np.sqrt(kl)}
+            fixtures.write_run(tmp_path, "qwen_rlhf", algo, seed, 20, metrics=columns, scale="embedded")
+    columns = {"kl/eval_ref_sequence", "reward/eval_proxy_change"}
+    with workers(0) as serial:
+        runs, _ = read_runs(tmp_path / "first_evidence", columns, 0.1, (0.04,), serial)
+    members = group_runs(runs)[0]
+    found = advice([("sweep", members)], parse([])[0])
+    assert found is not None and {arm.label: arm.outcome for arm in found.contests[0].arms} == {"grpo": DRIFT, "ppo": ""}
+    assert found.headlines[0].startswith("Use ppo: ") and "only with more KL to the reference: grpo" in found.headlines[0]
+    rows = matched_table(members, parse([])[0]).rows
+    assert [row["kl"] for row in rows] == pytest.approx([1, 2, 3, 4]) and all(
+        row["percent"] == pytest.approx(-10) for row in rows
+    )

@@ -17,6 +17,7 @@ from rgpo.report.figures.render import Failed, FigureModule, Job, render
 from rgpo.report.page import completions, films
 from rgpo.report.page.index import PageFigure, Section
 from rgpo.report.page.panels import drawn as page_panels
+from rgpo.report.page.panels import equal_kl
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import queued, read_runs, run_folders
 from rgpo.report.read.run import Problem, Run
@@ -24,6 +25,7 @@ from rgpo.report.read.workers import Map
 from rgpo.report.settings import EXPLORED, FIGURES, NEED_BASELINE, Settings, command
 from rgpo.report.tables import bench, summary
 from rgpo.report.tables.baseline import baseline_choice, baseline_problems, comparisons
+from rgpo.report.tables.matched import matched_table
 from rgpo.report.tables.overall import overall
 from rgpo.report.tables.table import Table
 from rgpo.runtime.reader import Unreadable, printable
@@ -65,6 +67,7 @@ def _tables(section: Section, settings: Settings) -> list[Table]:
     makers: dict[str, Callable[[], Table | None]] = {
         **({"returns": partial(summary.returns, control, settings)} if control else {}),
         **({"rewards": partial(summary.rewards, language, settings)} if language else {}),
+        **({"matched": partial(matched_table, language, settings)} if language else {}),
         **({"reward_terms": partial(summary.reward_terms, language, settings)} if language else {}),
         "comparisons": partial(comparisons, groups, settings),
         "overall": partial(overall, groups, settings),
@@ -157,7 +160,8 @@ def _draw(section: Section, figure: PageFigure, place: str, panels: Sequence[Any
             return
         figure = figure._replace(svg=shown if own else "")
     if not own and not figure.metrics:
-        figure = figure._replace(panels=page_panels(figure.name, panels))
+        more = equal_kl(section.groups, settings) if figure.name == "frontier" else []
+        figure = figure._replace(panels=page_panels(figure.name, panels) + more)
     section.figures.append(figure)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rgpo.report.read.columns import EVAL, GOLD, KL, KL_REF, LENGTH, PROXY, REWARD, TRAIN
-from rgpo.report.read.reduce import SUM_TOKENS, WALL
+from rgpo.report.read.reduce import CPU, SUM_TOKENS, WALL
 from rgpo.report.read.run import Run
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime.schema import GLOSSARY, Metric, is_list
@@ -18,7 +18,7 @@ STEPS = 65534  # between the smallest and the largest value; the code above is a
 MAX_VALUES = 560_000  # points of all curves of a page, 1.5 MB
 LOG_RANGE = 50.0  # from this ratio of largest to smallest on, equal relative errors are better than equal absolute ones
 FIRST = (TRAIN, EVAL, PROXY, GOLD, REWARD, KL, KL_REF, LENGTH, "weight/relative_mean", "ess/weight", "ess/ratio", "ratio/max")
-AXES = {"iteration": "iteration", "env_steps": "env_steps", "samples": SUM_TOKENS, "wall": WALL}  # x axis -> curve
+AXES = {"iteration": "iteration", "env_steps": "env_steps", "samples": SUM_TOKENS, "wall": WALL, "cpu": CPU}  # x axis -> curve
 
 
 def encode(values: Floats) -> Encoded | None:

@@ -11,8 +11,11 @@ from rgpo.report.figures.aggregates import Aggregate
 from rgpo.report.figures.frontier import Plane, Trajectory
 from rgpo.report.figures.gates import Curve
 from rgpo.report.figures.series import Panel, Series
+from rgpo.report.read.groups import Group
+from rgpo.report.settings import Settings
 from rgpo.report.stats.bootstrap import Floats, Interval
 from rgpo.report.tables.bench import Case, median_and_range
+from rgpo.report.tables.matched import MEASURES, against_baseline
 
 MAX_POINTS = 100  # of a curve
 MAX_SEEDS = 5  # of a curve, drawn singly
@@ -44,6 +47,21 @@ def drawn(name: str, panels: Sequence[object]) -> list[dict[str, object]]:
             made.append(_intervals(panel.name, f"{panel.unit} per CPU-second", speeds, None))
         else:
             raise TypeError(f"{name}: panels of type {type(panel).__name__} have no drawing on the page")
+    return made
+
+
+def equal_kl(groups: Sequence[Group], settings: Settings) -> list[dict[str, object]]:
+    """Per reward, the change of every arm against the baseline at the largest KL that all its runs and the baseline's reach."""
+    made = []
+    for name, column in MEASURES.items():
+        for task in sorted({group.task for group in groups}):
+            found = against_baseline([group for group in groups if group.task == task], column, settings)
+            rows = {f"{group.label} at {levels[-1].level:.2g} nats": (group, levels[-1].change) for group, _, levels in found}
+            if rows:
+                title = f"{task}: {name} reward at equal KL, change against {found[0][1].label}"
+                panel = _intervals(title, "percent", {label: change for label, (_, change) in rows.items()}, 0.0)
+                panel["looks"] = {label: group.label for label, (group, _) in rows.items()}
+                made.append(panel)
     return made
 
 

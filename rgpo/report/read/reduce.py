@@ -16,7 +16,8 @@ from rgpo.runtime.schema import is_list
 WALL = "wall"  # a curve of the reduction: seconds since the start, iterations only
 LARGEST_KL = f"{KL}:max"  # a curve of the reduction: the largest KL of each block of rows
 SUM_TOKENS = "tokens"  # likewise, completion tokens since the start
-TOTALS = {WALL: ITERATION, SUM_TOKENS: TOKENS}
+CPU = "cpu"  # likewise, CPU seconds
+TOTALS = {WALL: ITERATION, SUM_TOKENS: TOKENS, CPU: "time/iteration_cpu_s"}
 SHARE = "share above "  # a statistic: the share of rows above the number that follows
 MAX_QUANTILES = 200  # of ratio/max over a run's updates
 

@@ -13,10 +13,12 @@ from rgpo.report.settings import Settings
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.stats.independent import relative_change, simultaneous, summarize, welch
 from rgpo.report.tables.baseline import baseline_of
+from rgpo.report.tables.matched import against_baseline
 from rgpo.report.tables.summary import setting
 from rgpo.report.tables.table import percent, plain
 
 BETTER, WORSE, NOISE, FEW = "better", "worse", "within noise", "too few seeds"
+DRIFT = "better at the end, but not at equal KL to the reference"
 WORDS = {TRAIN: "training return", GOLD: "gold reward", PROXY: "proxy reward"}
 
 
@@ -27,7 +29,8 @@ class Arm(NamedTuple):
     mean: float
     n: int
     change: Interval  # percent
-    outcome: str  # BETTER, WORSE, NOISE, FEW; "" for the baseline itself
+    outcome: str  # BETTER, WORSE, NOISE, FEW, DRIFT; "" for the baseline itself
+    equal_kl: str = ""  # change against the baseline at equal KL to the reference
 
 
 class Contest(NamedTuple):
@@ -51,11 +54,13 @@ class Contest(NamedTuple):
         text += f"{percent(self.lead)} over the next, {second.label}, "
         text += "which is more than noise" if self.leads else "which may be noise"
         if second.label != self.baseline != best.label:
-            verdict = {BETTER: "more than noise", FEW: f"with fewer than {MIN_RUNS} seeds undecided"}.get(
-                best.outcome, "perhaps noise"
-            )
+            verdict = {
+                BETTER: "more than noise",
+                DRIFT: "more than noise",
+                FEW: f"with fewer than {MIN_RUNS} seeds undecided",
+            }.get(best.outcome, "perhaps noise")
             text += f"; {percent(best.change)} over {self.baseline}, {verdict}"
-        return f"{text}."
+        return f"{text}{f'; {best.equal_kl}' if best.equal_kl else ''}."
 
 
 class Advice(NamedTuple):
@@ -68,7 +73,8 @@ class Advice(NamedTuple):
 def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) -> Advice | None:
     """The advice from all experiments (name, groups); None if no task has two arms.
 
-    An arm is recommended if it is better than the baseline beyond noise in some task and worse in none; else the baseline is.
+    An arm is recommended if it is better than the baseline beyond noise in some task and worse in none; else the baseline is. For
+    language models, better at the end does not count for an arm that is not better at equal KL to the reference.
     Noise: Welch's interval at `confidence`, over all arms of a task together (Bonferroni).
     """
     contests = [
@@ -94,13 +100,19 @@ def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Co
     ranked = sorted(measured, key=lambda group: -float(np.mean(group.values(column, "final"))))
     samples = [summarize(group.values(column, "final")) for group in ranked]
     against = summarize(base.values(column, "final"))
+    equal = (
+        {group.label: levels[-1] for group, _, levels in against_baseline(measured, column, settings)} if base.language else {}
+    )
     arms = []
     for group, sample in zip(ranked, samples, strict=True):
         difference, _ = welch(sample, against, each)
         outcome = FEW if np.isnan(difference.low) else BETTER if difference.low > 0 else WORSE if difference.high < 0 else NOISE
-        arms.append(
-            Arm(group.label, sample.mean, sample.n, relative_change(sample, against, each), "" if group is base else outcome)
-        )
+        level = equal.get(group.label)
+        if outcome == BETTER and level is not None and level.change.value <= 0:
+            outcome = DRIFT
+        note = f"at equal KL to the reference, {level.level:.2g} nats, {percent(level.change)}" if level is not None else ""
+        change = relative_change(sample, against, each)
+        arms.append(Arm(group.label, sample.mean, sample.n, change, "" if group is base else outcome, note))
     lead, _ = welch(samples[0], samples[1], each)
     over_next = relative_change(samples[0], samples[1], each)
     return Contest(
@@ -140,4 +152,6 @@ def _headline(contests: Sequence[Contest]) -> str:
         if better
         else f"no other arm is better by more than noise {where}"
     )
-    return f"Use {bases}: {what}.{avoid}"
+    drift = list(dict.fromkeys(arm.label for contest in contests for arm in contest.arms if arm.outcome == DRIFT))
+    caution = f" More reward at the end only with more KL to the reference: {', '.join(drift)}." if drift else ""
+    return f"Use {bases}: {what}.{caution}{avoid}"

@@ -33,7 +33,7 @@ function decode(encoded) {
 }
 
 const AXES = {
-  env_steps: "environment steps (samples)", iteration: "iteration", samples: "completion tokens", wall: "wall time, s",
+  env_steps: "environment steps (samples)", iteration: "iteration", samples: "completion tokens", wall: "wall time, s", cpu: "CPU time, s",
 };
 
 // Measured points {x, y} of a metric of one run along an axis; null without any.
