@@ -16,14 +16,15 @@ from rgpo.report.claims.theory import read_theory
 from rgpo.report.figures.looks import algorithm_lines
 from rgpo.report.figures.render import load as load_figure
 from rgpo.report.page.answer import answer
+from rgpo.report.page.claim_panels import claim_panels
 from rgpo.report.page.columns import MAX_VALUES
 from rgpo.report.page.data import experiment_data
-from rgpo.report.page.index import Section, render_page
+from rgpo.report.page.index import PageFigure, Section, render_page
 from rgpo.report.read.load import experiments
 from rgpo.report.read.run import Problem
 from rgpo.report.read.workers import workers
 from rgpo.report.section import add_gates, add_speed, baseline_unknown, load, section_of, write_table
-from rgpo.report.settings import WITHOUT_RUNS, Settings
+from rgpo.report.settings import WITHOUT_RUNS, Settings, command
 from rgpo.report.tables.advice import advice
 from rgpo.runtime.schema import GLOSSARY
 
@@ -77,6 +78,13 @@ def build(settings: Settings, defaults: Settings, live: bool = False) -> tuple[s
         add_speed(general, results_dir, settings, defaults)
         if "gates" in settings.wanted_figures:
             add_gates(general, results_dir, settings, defaults)
+        for one in judged if found else []:
+            panels = claim_panels(one, every_run, anchors, settings.confidence)
+            if panels:
+                claim = one.loaded.claim
+                caption = f"{claim.id}, {one.verdict.outcome}: {claim.claim}. Here: {one.verdict.ours}."
+                line = command(settings, defaults)
+                general.figures.append(PageFigure(f"claim_{one.loaded.path.stem}", {}, caption, line, (), panels))
         for table in general.tables:
             write_table(table, out / "tables")
         with replacing(out / "index.html") as aside, aside.open("w", encoding="utf-8", errors="backslashreplace") as page:
@@ -86,7 +94,7 @@ def build(settings: Settings, defaults: Settings, live: bool = False) -> tuple[s
     if settings.ledger:
         renew(Path(settings.ledger), ledgers)
     problems = [problem for section in [*sections, general] for problem in section.problems]
-    num_figures = sum(len(section.figures) for section in [*sections, general])
+    num_figures = sum(not f.name.startswith("claim_") for section in [*sections, general] for f in section.figures)
     num_queued = sum(experiment.num_queued for experiment in loaded)
     waiting = f", {num_queued} queued" if num_queued else ""
     left_out = f", {len(problems)} left out or incomplete (see above)" if problems else ""

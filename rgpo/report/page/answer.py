@@ -26,7 +26,8 @@ class Sentence(NamedTuple):
     ours: str
     paper: str
     n: int
-    figure: str  # link to its figure or table on the page; "" if there is none
+    figure: str  # link to its figure on the page; "" if there is none
+    curves: str  # link to the curves of its metric; "" if there are none
     command: str  # that makes its evidence
     version: str
 
@@ -84,10 +85,11 @@ def _sentence(one: Judged) -> Sentence:
     claim, verdict, named = one.loaded.claim, one.verdict, one.loaded.named
     judged = verdict.outcome != UNTESTED
     if named is None:
-        figure, command = "", "python -m experiments.theory"
+        figure, curves, command = "", "", "python -m experiments.theory"
     else:
         columns = one.loaded.columns
-        figure = f"#go={quote(named.experiment)}&show={quote(columns[-1])}" if judged and columns else ""
+        curves = f"#go={quote(named.experiment)}&show={quote(columns[-1])}" if judged and columns else ""
+        figure = f"#figures/claim_{quote(one.loaded.path.stem)}" if curves else ""
         command = f"rgpo-run -m experiment={shell_word(named.experiment)}"
     paper = "" if claim.paper in ("", NOTHING) else claim.paper
     return Sentence(
@@ -99,6 +101,7 @@ def _sentence(one: Judged) -> Sentence:
         paper,
         verdict.n,
         figure,
+        curves,
         command,
         verdict.version,
     )

@@ -57,6 +57,9 @@ class PageFigure(NamedTuple):
 
     @property
     def title(self) -> str:
+        if self.name.startswith("claim_"):
+            claim, _, part = self.name.removeprefix("claim_").partition("_")
+            return f"Claim {claim}{': ' if part else ''}{part.replace('_', ' ')}"
         return TITLES.get(self.name, self.name.replace("_", " ").capitalize())
 
     @property

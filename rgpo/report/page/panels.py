@@ -10,6 +10,7 @@ import numpy as np
 from rgpo.report.figures.aggregates import Aggregate
 from rgpo.report.figures.frontier import Plane, Trajectory
 from rgpo.report.figures.gates import Curve
+from rgpo.report.figures.proxy_against_gold import LOOKS
 from rgpo.report.figures.series import Panel, Series
 from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
@@ -43,8 +44,9 @@ def drawn(name: str, panels: Sequence[object]) -> list[dict[str, object]]:
             level = 0.5 if name == "improvement" else 1.0
             made.append(_intervals(panel.name, "P(better)" if name == "improvement" else "normalized score", panel.found, level))
         elif isinstance(panel, Case):
-            speeds = {who: median_and_range(list(one.speed.values())) for who, one in panel.contestants.items()}
-            made.append(_intervals(panel.name, f"{panel.unit} per CPU-second", speeds, None))
+            main = {who: one for who, one in panel.contestants.items() if "," not in who}  # without our other gates
+            speeds = {who: median_and_range(list(one.speed.values())) for who, one in main.items()}
+            made.append(_intervals(panel.name, f"{panel.unit} per CPU-second", speeds, 0.0))
         else:
             raise TypeError(f"{name}: panels of type {type(panel).__name__} have no drawing on the page")
     return made
@@ -92,21 +94,29 @@ def _series(series: Series) -> dict[str, object]:
 
 
 def _paths(plane: Plane) -> dict[str, object]:
+    """Rewards over KL of several labels, or of one label by two reward models."""
+    names = [curve.label for curve in plane.series]
+    pair = len(names) == len(LOOKS) and len(set(names)) == 1
+    names = list(LOOKS) if pair else names
     return {
         "kind": "curves",
-        "title": plane.task,
+        "title": f"{plane.series[0].label}, {plane.task}" if pair else plane.task,
         "x": "KL(policy || reference), nats per completion",
         "y": plane.y_label.replace("\n", " "),
         "logX": False,
         "logY": False,
         "levels": [0],
-        "curves": [_trajectory(curve) for curve in plane.series],
+        "curves": [
+            _trajectory(curve) | ({"label": name} if pair else {}) for curve, name in zip(plane.series, names, strict=True)
+        ],
     }
 
 
 def _trajectory(curve: Trajectory) -> dict[str, object]:
     seeds = [[_numbers(x), _numbers(y)] for x, y in curve.seeds[:MAX_SEEDS]]
-    return {"label": curve.label, "x": _numbers(curve.kl), "y": _numbers(curve.reward), "seeds": seeds, "path": True}
+    cross = [[_number(end) for end in interval] for interval in (curve.end_kl, curve.end_reward)]
+    x, y = _numbers(curve.kl), _numbers(curve.reward)
+    return {"label": curve.label, "x": x, "y": y, "seeds": seeds, "path": True, "cross": cross}
 
 
 def _intervals(title: str, unit: str, found: Mapping[str, Interval], level: float | None) -> dict[str, object]:

@@ -19,6 +19,7 @@ from rgpo.report.tables.table import percent, plain
 
 BETTER, WORSE, NOISE, FEW = "better", "worse", "within noise", "too few seeds"
 DRIFT = "better at the end, but not at equal KL to the reference"
+SHORT = "worse at the end, but better at equal KL to the reference"
 WORDS = {TRAIN: "training return", GOLD: "gold reward", PROXY: "proxy reward"}
 
 
@@ -29,7 +30,7 @@ class Arm(NamedTuple):
     mean: float
     n: int
     change: Interval  # percent
-    outcome: str  # BETTER, WORSE, NOISE, FEW, DRIFT; "" for the baseline itself
+    outcome: str  # BETTER, WORSE, NOISE, FEW, DRIFT, SHORT; "" for the baseline itself
     equal_kl: str = ""  # change against the baseline at equal KL to the reference
 
 
@@ -110,6 +111,8 @@ def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Co
         level = equal.get(group.label)
         if outcome == BETTER and level is not None and level.change.value <= 0:
             outcome = DRIFT
+        elif outcome == WORSE and level is not None and level.change.value > 0:
+            outcome = SHORT
         note = f"at equal KL to the reference, {level.level:.2g} nats, {percent(level.change)}" if level is not None else ""
         change = relative_change(sample, against, each)
         arms.append(Arm(group.label, sample.mean, sample.n, change, "" if group is base else outcome, note))
@@ -154,4 +157,6 @@ def _headline(contests: Sequence[Contest]) -> str:
     )
     drift = list(dict.fromkeys(arm.label for contest in contests for arm in contest.arms if arm.outcome == DRIFT))
     caution = f" More reward at the end only with more KL to the reference: {', '.join(drift)}." if drift else ""
+    short = list(dict.fromkeys(arm.label for contest in contests for arm in contest.arms if arm.outcome == SHORT))
+    caution += f" Less reward at the end, with less KL, but more at equal KL: {', '.join(short)}." if short else ""
     return f"Use {bases}: {what}.{caution}{avoid}"

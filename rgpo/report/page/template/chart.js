@@ -101,6 +101,12 @@ function chart(box, spec) {
         c.globalAlpha = 1; c.strokeStyle = color; c.lineWidth = (curve.front ? 3 : 2) * ratio;
         trace(u, curve.x, curve.y); c.stroke();
       }
+      if (curve.cross && curve.cross.flat().every(v => v != null)) {
+        const [[x, x1, x2], [y, y1, y2]] = curve.cross;
+        c.globalAlpha = 0.5; c.strokeStyle = color; c.lineWidth = 3 * ratio;
+        trace(u, [x1, x2], [y, y]); c.stroke();
+        trace(u, [x, x], [y1, y2]); c.stroke();
+      }
     }
     c.restore();
   };

@@ -20,7 +20,7 @@ for (const figure of document.querySelectorAll("figure.panels")) {
     const cell = node("div", { class: "chart" });
     home.append(cell);
     lazily(cell, () => {
-      if (panel.kind === "intervals") intervals(cell, { ...panel, rows: panel.rows.map(row => ({ ...row, look: section.lines[panel.looks?.[row.label] ?? row.label] })) });
+      if (panel.kind === "intervals") intervals(cell, { ...panel, rows: panel.rows.map(row => ({ ...row, look: section.lines[panel.looks?.[row.label] ?? row.label] || (order.length < 8 ? lookOf(row.label) : null) })) });
       else chart(cell, { ...panel, height: small ? 150 : 230, curves: panel.curves.map(curve => ({ ...curve, look: lookOf(curve.label), front: (section.front || []).includes(curve.label),
         low: curve.low && curve.low.every(v => v != null) ? curve.low : [], high: curve.high || [] })) });
     });
