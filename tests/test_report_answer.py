@@ -85,6 +85,7 @@ def test_more_reward_at_more_kl_alone_is_no_reason_to_use_an_arm(tmp_path: Path)
     found = advice([("sweep", members)], parse([])[0])
     assert found is not None and {arm.label: arm.outcome for arm in found.contests[0].arms} == {"grpo": DRIFT, "ppo": ""}
     assert found.headlines[0].startswith("Use ppo: ") and "only with more KL to the reference: grpo" in found.headlines[0]
-    rows = matched_table(members, parse([])[0]).rows
+    table = matched_table(members, parse([])[0])
+    rows = table.rows if table else ()
     assert [row["kl"] for row in rows] == pytest.approx([1, 2, 3, 4])
     assert [row["percent"] for row in rows] == pytest.approx([-10] * 4, abs=2)  # linear between evaluations of a square root

@@ -67,7 +67,7 @@ def _tables(section: Section, settings: Settings) -> list[Table]:
     makers: dict[str, Callable[[], Table | None]] = {
         **({"returns": partial(summary.returns, control, settings)} if control else {}),
         **({"rewards": partial(summary.rewards, language, settings)} if language else {}),
-        **({"matched": partial(matched_table, language, settings)} if language else {}),
+        **({"matched_kl": partial(matched_table, language, settings)} if language else {}),
         **({"reward_terms": partial(summary.reward_terms, language, settings)} if language else {}),
         "comparisons": partial(comparisons, groups, settings),
         "overall": partial(overall, groups, settings),

@@ -1,4 +1,4 @@
-"""The rule that compares two metrics along each run, such as reward over KL, at equal values of the first."""
+"""The rule about two metrics along each run: one arm has the larger reward at equal KL."""
 
 from __future__ import annotations
 

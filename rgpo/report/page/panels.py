@@ -16,7 +16,7 @@ from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
 from rgpo.report.stats.bootstrap import Floats, Interval
 from rgpo.report.tables.bench import Case, median_and_range
-from rgpo.report.tables.matched import MEASURES, against_baseline
+from rgpo.report.tables.matched import REWARDS, against_baseline
 
 MAX_POINTS = 100  # of a curve
 MAX_SEEDS = 5  # of a curve, drawn singly
@@ -55,12 +55,12 @@ def drawn(name: str, panels: Sequence[object]) -> list[dict[str, object]]:
 def equal_kl(groups: Sequence[Group], settings: Settings) -> list[dict[str, object]]:
     """Per reward, the change of every arm against the baseline at the largest KL that all its runs and the baseline's reach."""
     made = []
-    for name, column in MEASURES.items():
+    for name, column in REWARDS.items():
         for task in sorted({group.task for group in groups}):
             found = against_baseline([group for group in groups if group.task == task], column, settings)
             rows = {f"{group.label} at {levels[-1].level:.2g} nats": (group, levels[-1].change) for group, _, levels in found}
             if rows:
-                title = f"{task}: {name} reward at equal KL, change against {found[0][1].label}"
+                title = f"{task}: {name}, at equal KL, change against {found[0][1].label}"
                 panel = _intervals(title, "percent", {label: change for label, (_, change) in rows.items()}, 0.0)
                 panel["looks"] = {label: group.label for label, (group, _) in rows.items()}
                 made.append(panel)
@@ -116,7 +116,8 @@ def _trajectory(curve: Trajectory) -> dict[str, object]:
     seeds = [[_numbers(x), _numbers(y)] for x, y in curve.seeds[:MAX_SEEDS]]
     cross = [[_number(end) for end in interval] for interval in (curve.end_kl, curve.end_reward)]
     x, y = _numbers(curve.kl), _numbers(curve.reward)
-    return {"label": curve.label, "x": x, "y": y, "seeds": seeds, "path": True, "cross": cross}
+    bars = [[_number(level), _number(found.low), _number(found.high)] for level, found in curve.levels]
+    return {"label": curve.label, "x": x, "y": y, "seeds": seeds, "path": True, "cross": cross, "bars": bars}
 
 
 def _intervals(title: str, unit: str, found: Mapping[str, Interval], level: float | None) -> dict[str, object]:

@@ -107,6 +107,11 @@ function chart(box, spec) {
         trace(u, [x1, x2], [y, y]); c.stroke();
         trace(u, [x, x], [y1, y2]); c.stroke();
       }
+      for (const [x, low, high] of curve.bars || []) {
+        if (low == null || high == null) continue;
+        c.globalAlpha = 0.8; c.strokeStyle = color; c.lineWidth = ratio;
+        trace(u, [x, x], [low, high]); c.stroke();
+      }
     }
     c.restore();
   };
