@@ -19,9 +19,7 @@ from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, NonFiniteError, first_line
 
 if TYPE_CHECKING:
-    import gymnasium
-
-    from rgpo.control.envs.vector_env import VectorEnv
+    from rgpo.control.envs.vector_env import Env, VectorEnv
     from rgpo.control.task import Control
 
 LONGEST_EPISODE = 10_000  # steps after which an episode without a time limit is cut
@@ -109,7 +107,7 @@ def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]
         env.close()
 
 
-def _drawable(task: Control, seed: int) -> tuple[gymnasium.Env[object, object], object]:
+def _drawable(task: Control, seed: int) -> tuple[Env, object]:
     """The environment and its first observation, once it drew a picture; a MuJoCo renderer without a screen is found by trying.
 
     Raises: ConfigError if it draws none.
@@ -138,7 +136,7 @@ def _drawable(task: Control, seed: int) -> tuple[gymnasium.Env[object, object], 
     raise ConfigError(f"video=true: {env_id} cannot be drawn here ({why}); leave video out.")
 
 
-def _close(env: gymnasium.Env[object, object]) -> None:
+def _close(env: Env) -> None:
     try:
         env.close()
     except Exception as error:  # a renderer that never worked

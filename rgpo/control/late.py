@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rgpo.errors import ConfigError, described
 
 if TYPE_CHECKING:
-    import gymnasium
+    from rgpo.control.envs.vector_env import Env
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Wrapper(Late):
     provided = frozenset({"env"})
     from_packages = True
 
-    def __call__(self, env: gymnasium.Env[object, object]) -> gymnasium.Env[object, object]:
+    def __call__(self, env: Env) -> Env:
         """The wrapped environment.
 
         Raises: ConfigError if the wrapper refuses the environment or its keywords.
