@@ -140,6 +140,13 @@ class GymnasiumVector:
         agree = agree and same_bits(self._rows[i], np.array(saved["observation"], self._observation.dtype))
         return "" if agree and not (self._terminated[i] or self._truncated[i]) else NOT_REPRODUCED
 
+    def episodes(self) -> list[dict[str, object]]:
+        """State, steps since its start and generator of each open episode, of environments that have a `state`."""
+        return [
+            {"state": env.unwrapped.state, "elapsed": len(recording.actions or []), "rng": rng_state(env)}
+            for env, recording in zip(self._envs, self._recordings, strict=True)
+        ]
+
     def close(self) -> None:
         for env in self._envs:
             try:
