@@ -122,7 +122,7 @@ class MujocoVector:
         self._observe()
         return Step(self._observation, self._terminated, truncated, self._final)
 
-    def _simulate_some(self, loop: Sequence[tuple[Any, Any, Any, Any]]) -> None:
+    def _simulate_some(self, loop: Sequence[tuple[mujoco.MjData, Array, Array, list[tuple[Array, Array]]]]) -> None:
         """The physics of some environments; MuJoCo computes without Python's lock."""
         model, frame_skip, advance = self._model, self._task.frame_skip, mujoco.mj_step
         has_forces = self._task.contact_cost is not None
