@@ -203,7 +203,7 @@ class FlatAdam:
             if self._compiled is None:
                 break
             try:
-                return cast(Epochs, self._compiled(state, data, *columns))
+                return self._compiled(state, data, *columns)
             except Exception as error:
                 if compiled_adam.was_stopped(error) and not attempt:
                     continue  # by a signal to all processes: this one finishes its iteration first

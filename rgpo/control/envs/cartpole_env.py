@@ -13,20 +13,28 @@ are rounded to float32, as gymnasium's are.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
-import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.utils import seeding
 
 from rgpo.control.envs.gymnasium_env import GymnasiumVector
-from rgpo.control.envs.vector_env import Floats, Restart, Step, check_saved
+from rgpo.control.envs.vector_env import Floats, Restart, SavedEnvs, Step, check_saved
+from rgpo.core.rollout import Array
 
 TIME_LIMITS = {"CartPole-v0": 200, "CartPole-v1": 500}
 GRAVITY, MASS, POLE_MASS, LENGTH, FORCE, DT = 9.8, 1.1, 0.1, 0.5, 10.0, 0.02
 POLE_MOMENT = POLE_MASS * LENGTH
 MAX_X, MAX_ANGLE = 2.4, 12 * 2 * math.pi / 360
+
+
+class SavedCart(TypedDict):
+    """The state of one copy."""
+
+    state: list[float]  # x, x', theta, theta'
+    elapsed: int  # steps of the open episode
+    rng: dict[str, object]
 
 
 class CartPoleVector:
@@ -56,7 +64,7 @@ class CartPoleVector:
             self._begin(i)
         return self._observe()
 
-    def step(self, actions: npt.NDArray[Any]) -> Step:
+    def step(self, actions: Array) -> Step:
         assert self._rngs, "step before reset"
         force = np.where(np.asarray(actions).reshape(-1) == 1, FORCE, -FORCE)
         _, speed, angle, turn = self._state
@@ -81,16 +89,16 @@ class CartPoleVector:
         count, self._num_unpaid = self._num_unpaid, 0
         return np.ones((count, self.num_envs))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedEnvs:
         assert self._rngs, "state_dict before reset"
         elapsed = self._clock - self._begun
-        envs = [
+        envs: list[SavedCart] = [
             {"state": self._state[:, i].tolist(), "elapsed": int(elapsed[i]), "rng": dict(rng.bit_generator.state)}
             for i, rng in enumerate(self._rngs)
         ]
         return {"backend": "cartpole", "env_id": self.env_id, "envs": envs}
 
-    def load_state_dict(self, state: dict[str, Any]) -> list[Restart]:
+    def load_state_dict(self, state: SavedEnvs) -> list[Restart]:
         """Restore a state of this backend, or of gymnasium's, which ran this task in earlier versions.
 
         Raises: ConfigError if another task or number of environments wrote it.
@@ -102,7 +110,7 @@ class CartPoleVector:
             state = {"backend": "cartpole", "env_id": self.env_id, "envs": played.episodes()}
         check_saved(state, "cartpole", self.env_id, self.num_envs)
         self._rngs = [seeding.np_random(0)[0] for _ in range(self.num_envs)]
-        for i, saved in enumerate(state["envs"]):
+        for i, saved in enumerate(cast(list[SavedCart], state["envs"])):
             self._rngs[i].bit_generator.state = saved["rng"]
             self._state[:, i] = saved["state"]
             self._set_elapsed(i, saved["elapsed"])

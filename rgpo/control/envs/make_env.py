@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rgpo.control.envs.cartpole_env import TIME_LIMITS, CartPoleVector
 from rgpo.control.envs.gymnasium_env import GymnasiumVector
 from rgpo.control.envs.mujoco_tasks import TASKS
-from rgpo.control.envs.vector_env import VectorEnv
+from rgpo.control.envs.vector_env import VectorEnv, Wrap
 from rgpo.errors import require
 
 BACKENDS = ("auto", "gymnasium", "mujoco")
 
 
-def make_vector_env(
-    env_id: str, num_envs: int, backend: str, wrappers: Sequence[Callable[[Any], Any]] = (), **kwargs: Any
-) -> VectorEnv:
+def make_vector_env(env_id: str, num_envs: int, backend: str, wrappers: Sequence[Wrap] = (), **kwargs: object) -> VectorEnv:
     """Make num_envs copies; backend ``auto`` takes the faster ones if they know the id and no wrappers or kwargs are given.
 
     Raises: ConfigError if the id or the backend is unknown, a package is missing, a space is unsupported or num_envs < 1.

@@ -48,7 +48,7 @@ _traced_runs = itertools.count()
 class Engine(NamedTuple):
     """The private parts that this torch has."""
 
-    scan: Callable[..., Any] | None
+    scan: Fold | None
     export: Callable[..., Any] | None
     options: dict[str, Any]  # one object per process: runs share a graph only if they share its options
     missing: tuple[str, ...]  # a clause per missing part
@@ -108,10 +108,10 @@ class CompiledEpochs:
     loop is the fold in Python, for a torch without scan.
     """
 
-    def __init__(self, run_epochs: Callable[..., Any], loop: Fold) -> None:
+    def __init__(self, run_epochs: Callable[..., ahead.Epochs], loop: Fold) -> None:
         self._run_epochs, self._loop = run_epochs, loop
-        self._calls: dict[tuple[str, str], tuple[Callable[..., Any], CrashRecord]] = {}  # by function and shapes
-        self._traced: Callable[..., Any] | None = None
+        self._calls: dict[tuple[str, str], tuple[Callable[..., ahead.Epochs], CrashRecord]] = {}  # by function and shapes
+        self._traced: Callable[..., ahead.Epochs] | None = None
 
     @property
     def is_cached(self) -> bool:
@@ -119,7 +119,7 @@ class CompiledEpochs:
         description = ahead.description(self._run_epochs)
         return description is not None and _marker(description).exists()
 
-    def __call__(self, *arguments: object) -> Any:
+    def __call__(self, *arguments: object) -> ahead.Epochs:
         """Raises: ConfigError if the folder of the compiled code cannot be used; any error of torch or its compiler."""
         description, shapes = ahead.description(self._run_epochs), _described(arguments)
         what = description or f"{_described(self._run_epochs)} {torch.get_num_threads()}"
@@ -137,7 +137,7 @@ class CompiledEpochs:
         self._calls[what, shapes] = call, record
         return results
 
-    def _load(self, path: Path, arguments: tuple[object, ...]) -> Callable[..., Any]:
+    def _load(self, path: Path, arguments: tuple[object, ...]) -> Callable[..., ahead.Epochs]:
         if not path.exists():
             parts = engine()
             if parts.scan is None or parts.export is None:
@@ -148,7 +148,7 @@ class CompiledEpochs:
             )
         return ahead.Library(path)
 
-    def _trace(self) -> Callable[..., Any]:
+    def _trace(self) -> Callable[..., ahead.Epochs]:
         """The function under torch.compile. Runs of one process with equal constants share a graph."""
         if self._traced is None:
             if next(_traced_runs) % MOST_GRAPHS == 0:
