@@ -229,6 +229,7 @@ class GatedRLOOTrainer(_Gated, RLOOTrainer):
         if penalty.loss_coef or penalty.reward_coef:
             raise ConfigError("penalty: RLOOTrainer has its KL in the reward; set beta in RLOOConfig, and penalty=none.")
         self.parts.refuse_reference("RLOOTrainer")
+        self.parts.refuse_logp_old("RLOOTrainer", "use GatedGRPOTrainer")
         super().__init__(model, reward_funcs, args, *rest, **named)
 
     def _gate(self, inputs: Inputs, logps: Tensor, entropies: Tensor) -> None:
