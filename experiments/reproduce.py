@@ -21,18 +21,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.theory.__main__ import NAMES
-from rgpo.cli.config import Job, compose_jobs
+from rgpo.cli.config import compose_jobs
 from rgpo.cli.config_dir import group_options
+from rgpo.cli.plan import building_of, expected, planned
 from rgpo.paths import conf_dir
-from rgpo.runtime import run_folder
 
 ROOT = Path(__file__).parents[1]
 NO_EVIDENCE = ("smoke",)  # experiments that no claim and no page reads
-SECONDS_PER_MILLION = {"halfcheetah": 46.0, "hopper": 77.0, "walker2d": 97.0, "ant": 165.0}  # CPU, compiled; experiments/LOG.md
-OTHER_CONTROL = 80.0  # CPU-s per million steps of the tasks above, roughly their mean
-PER_LANGUAGE_ITERATION = 0.5  # CPU-s at the embedded scale: half a minute for 60
-PER_RUN = 3.0  # CPU-s of imports, evaluation and files
-BUILDING = 150.0  # CPU-s, once: model, tokenizer and reward models of the embedded scale
 REPORT = 30.0  # CPU-s
 THEORY = 150.0  # CPU-s per experiment, roughly
 THEORY_SMOKE = 60.0  # CPU-s of all of them at tiny sizes
@@ -61,13 +56,6 @@ def main(words: list[str] | None = None) -> int:
     for step in steps:
         print(f"  {' '.join(step.command)}  ({expected(step.seconds)})", flush=True)
     return 0 if given.plan else run(steps)
-
-
-def expected(seconds: float) -> str:
-    """CPU-seconds in words."""
-    if seconds < 3600:
-        return f"about {max(1, round(seconds / 60))} CPU-minutes"
-    return f"about {seconds / 3600:.1f} CPU-hours"
 
 
 def run(steps: Sequence[Step]) -> int:
@@ -124,37 +112,10 @@ def experiments(language: bool) -> list[str]:
 
 def sweep(words: list[str], many: bool = True) -> Step:
     """A command of rgpo-run and the expected time of its runs that have not finished."""
-    jobs = [job for job in compose_jobs(words, many, None) if run_folder.status(job.run_dir) != "completed"]
-    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"] if many and len(jobs) > 1 else []
-    building = BUILDING if any(is_language(job) for job in jobs) and not _is_built() else 0.0
-    return Step(["rgpo-run", *(["-m"] if many else []), *words, *parallel], sum(map(seconds_of, jobs)) + building)
-
-
-def is_language(job: Job) -> bool:
-    """True for a run that trains a language model."""
-    return _choice(job, "scale") != "none"
-
-
-def seconds_of(job: Job) -> float:
-    """The CPU-seconds that a run is expected to take."""
-    iterations, steps = job.config["num_iterations"], job.config["total_env_steps"]
-    if is_language(job):
-        assert isinstance(iterations, int)
-        return PER_RUN + PER_LANGUAGE_ITERATION * iterations
-    assert isinstance(steps, int)
-    return PER_RUN + steps / 1e6 * SECONDS_PER_MILLION.get(_choice(job, "task"), OTHER_CONTROL)
-
-
-def _choice(job: Job, group: str) -> str:
-    choices = job.config["choices"]
-    assert isinstance(choices, dict)
-    return str(choices.get(group) or "none")
-
-
-def _is_built() -> bool:
-    """True if the models of the embedded scale are in the cache."""
-    cache = Path(os.environ.get("RGPO_CACHE") or Path.home() / ".cache" / "rgpo")
-    return any(cache.glob("embedded*"))
+    left = [run for run in planned(compose_jobs(words, many, None)) if not run.done]
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"] if many and len(left) > 1 else []
+    seconds = sum(run.seconds for run in left) + building_of(left)
+    return Step(["rgpo-run", *(["-m"] if many else []), *words, *parallel], seconds)
 
 
 if __name__ == "__main__":

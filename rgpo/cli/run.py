@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 
 from rgpo import interrupt
+from rgpo.leaving import run_program
 
 TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.exit_at_once()
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rgpo.cli.config import Job
 
 HELP = """\
 rgpo-run [-m] [key=value ...]     run one experiment, or with -m a sweep over comma-separated values
@@ -37,7 +36,7 @@ rgpo-run [-m] [key=value ...]     run one experiment, or with -m a sweep over co
   resume_from=RUN    continue a finished run for longer: give a greater total_env_steps or num_iterations
   save_model=false   write neither policy/ nor model/ at the end; rgpo-export does it later
   on_failure=stop    with -m: start no further run once one has failed
-  plan=true          list the runs, their state and their parts without starting any
+  plan=true          list runs and cells, what is done, expected CPU-hours and parts without starting any
   force=true         move existing run folders aside and start again
   --config-dir D     add options from your own folder D/gate, D/algo, ...
   --cfg job          print the whole configuration; --version; -h, --help
@@ -91,7 +90,9 @@ def _main(words: list[str]) -> int:
             return code
         jobs = compose_jobs(overrides, multirun, config_dir)
         if jobs[0].plan:
-            print(_plan(jobs))
+            from rgpo.cli import plan
+
+            print(plan.describe(jobs))
             return 0
         if multirun:
             return sweep.sweep(jobs, overrides, config_dir)
@@ -177,28 +178,6 @@ def _print_config(words: list[str]) -> int:
     return 0
 
 
-def _plan(jobs: Sequence[Job]) -> str:
-    """Runs, states and folders, and the parts of each algorithm."""
-    from rgpo.errors import MAX_LINE, printable
-    from rgpo.runtime import run_folder
-    from rgpo.runtime.console import table
-
-    rows: list[tuple[str, ...]] = []
-    parts: dict[str, list[dict[str, str]]] = {}
-    for job in jobs:
-        words = " ".join(word for word in job.overrides if not word.startswith("plan="))
-        row = (words or "(defaults)", run_folder.status(job.run_dir), str(job.run_dir))
-        rows.append(tuple(printable(text, MAX_LINE) for text in row))
-        parts.setdefault(job.choice("algo"), []).append(job.describe())
-    lines = [table(rows, ("run", "state", "folder"))]
-    for algo, found in parts.items():
-        lines.append(f"algo={algo}")
-        for name in dict.fromkeys(name for description in found for name in description):
-            values = {description.get(name, "none") for description in found}
-            lines.append(f"  {name}: {values.pop() if len(values) == 1 else f'{len(values)} variants'}")
-    return "\n".join([*lines, f"{len(rows)} run(s)"])
-
-
 def _help() -> str:
     import textwrap
 
@@ -212,5 +191,10 @@ def _help() -> str:
     return HELP.format(**options)
 
 
+def program() -> None:
+    """The command as a process of its own."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    main()
+    program()

@@ -26,6 +26,7 @@ from rgpo import distributed, interrupt
 from rgpo.cli import engines
 from rgpo.cli.config import Job, build, make_job
 from rgpo.cli.overrides import Composer, hydra_on
+from rgpo.cli.plan import planned
 from rgpo.cli.words import hydra_form, user_form
 from rgpo.errors import EXPLAINED, MAX_LINE, ConfigError, EnvironmentFault, first_line, printable
 from rgpo.paths import cache_dir
@@ -131,14 +132,15 @@ def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
         launcher = Launcher(composer, composer.unfolded(words), jobs)
         for job in jobs:
             run_folder.prepare(job.run_dir, job.force)
-        left = [job for job in jobs if not _is_complete(job.run_dir)]
+        earlier = {} if jobs[0].force else {run.job.run_dir: run.folder for run in planned(jobs) if run.folder != run.job.run_dir}
+        left = [job for job in jobs if job.run_dir not in earlier and not _is_complete(job.run_dir)]
         if len(left) < len(jobs):
             print(f"{len(jobs) - len(left)} of {len(jobs)} runs already complete, skipped (force=true repeats them)", flush=True)
-            for job in (job for job in jobs if job not in left):
-                for why in manifest.problems(job.run_dir):
-                    print(f"  {printable(f'{job.run_dir}: {why}', MAX_LINE)}", file=sys.stderr)
+            for folder in (earlier.get(job.run_dir, job.run_dir) for job in jobs if job not in left):
+                for why in manifest.problems(folder):
+                    print(f"  {printable(f'{folder}: {why}', MAX_LINE)}", file=sys.stderr)
         code, broken = launcher.run(left)
-    failed = _report(jobs, broken)
+    failed = _report(jobs, broken, earlier)
     return code or failed
 
 
@@ -277,9 +279,9 @@ def _warn_of_crowding(config: DictConfig, num_jobs: int) -> None:
         print(f"rgpo-run: warning: {need} share {num_cpus()} CPUs and slow each other down; {remedy}", file=sys.stderr)
 
 
-def _report(jobs: list[Job], broken: Mapping[Path, str]) -> int:
+def _report(jobs: list[Job], broken: Mapping[Path, str], earlier: Mapping[Path, Path]) -> int:
     """Print how many runs are complete and, for every other one that was started, the reason and the log; 1 if there is any."""
-    states = {job.run_dir: run_folder.status(job.run_dir) for job in jobs}
+    states = {job.run_dir: run_folder.status(earlier.get(job.run_dir, job.run_dir)) for job in jobs}
     count = Counter(states.values())
     others = [f", {count[state]} {text}" for state, text in (("running", "running"), ("missing", "queued")) if count[state]]
     print(f"{count['completed']} of {len(jobs)} runs are complete{''.join(others)}", flush=True)
