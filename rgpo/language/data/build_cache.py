@@ -27,7 +27,7 @@ VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 Settings = Mapping[str, object]
 BuildReport = dict[str, Any]  # what report.json holds
 Builder = Callable[[Path, Log], BuildReport]  # writes into a folder that it creates, logs progress, and returns its results
-POLL_S = 1.0  # between two looks at a lock that another process holds
+POLL_S = 1.0  # between two tries to take a lock that another process holds
 
 
 def artifact_folder(cache: Path, name: str, settings: Settings) -> Path:
