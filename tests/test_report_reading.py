@@ -17,7 +17,7 @@ from rgpo.report.read.reduce import Detail
 from rgpo.report.read.run import Problem
 
 COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "epoch/kl_old_exact")
-FAST = ["formats=[svg]", "num_resamples=200"]
+FAST = ["format=svg", "num_resamples=200"]
 DETAIL = Detail(0.1, (0.02, 0.04), 400)
 
 
@@ -104,7 +104,7 @@ def test_a_missing_metric(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
         if seed == 2:
             del metrics["kl/old_exact"]
         metrics.pop("gradvar/before")
-        metrics.pop("gradvar/before_relative")
+        metrics.pop("gradvar/before_noise_share")
         fixtures.write_run(here / "results", seed=seed, metrics=metrics)
     assert main(FAST) == 1
     error = capsys.readouterr().err

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rgpo.report.read.run import Problem
     from rgpo.report.settings import Settings
 
-TEXTS = ("results_dir", "out", "experiment", "baseline", "claims", "ledger")  # taken as typed, without a grammar
+TEXTS = ("results_dir", "out", "experiment", "baseline", "claims", "ledger", "host")  # taken as typed, without a grammar
 PATHS = ("results_dir", "out", "claims", "ledger")
 VERIFIED = ("results_dir", "experiment")  # settings of `verify`
 COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # settings of `compare`
@@ -23,13 +23,16 @@ USAGE = """rgpo-report [key=value ...]
 rgpo-report compare A B [key=value ...]
 rgpo-report verify [results_dir=...] [experiment=...]
 rgpo-report verify RUN [at=commit|head]
+rgpo-report import FILE name=... source=... license=... [key=value ...]
 
-Reads results/<experiment>/<run>/ (running experiments too) and writes report/index.html, one self-contained page, with figures
-(svg, png, pdf) and tables (md, tex, csv) beside it.
+Reads results/<experiment>/<run>/ (running experiments too) and writes report/index.html, one self-contained page, with tables
+(md, tex, csv) beside it, and with format=, figures (svg, pdf or png).
 
   rgpo-report
   rgpo-report experiment=first_evidence baseline=ppo 'figures=[learning_curves,kl]' out=report
+  rgpo-report 'figures=[kl,frontier]' format=pdf width=3.5
   rgpo-report watch=true
+  rgpo-report serve=true
   rgpo-report 'figures=[]' ledger=experiments/README.md
   rgpo-report claims=mine/
   rgpo-report compare results other/results
@@ -37,6 +40,7 @@ Reads results/<experiment>/<run>/ (running experiments too) and writes report/in
 compare lists the changes beyond noise between two results folders, or between results_dir as committed at two commits.
 verify reads every file of every run and compares it with the run's manifest of digests. verify RUN, a run's folder, repeats that
 run at its commit (in a temporary checkout) or with the present code, and compares all columns but those that read a clock.
+import writes other people's results, Open RL Benchmark's csv or exports of W&B, as results/external/NAME.yaml (docs/claims.md).
 A narrower command (experiment=, figures=) writes a narrower index.html; other files in report/ are kept.
 
 exit code: 0 all fine; 1 written, except what stderr and index.html list as left out; 2 wrong usage or no results
@@ -75,7 +79,13 @@ def _main(words: Sequence[str]) -> int:
         return _compare(words[1:])
     if words[:1] == ["verify"]:
         return _verify(words[1:])
+    if words[:1] == ["import"]:
+        return _import(words[1:])
     settings, defaults = parse(words)
+    if settings.serve:
+        from rgpo.report.page.serve import serve
+
+        return serve(settings, lambda: _report(settings, defaults, live=True), lambda line: print(line, flush=True))
     if settings.watch:
         from rgpo.report.page.watch import watch
 
@@ -83,7 +93,7 @@ def _main(words: Sequence[str]) -> int:
     return _report(settings, defaults)
 
 
-def _report(settings: Settings, defaults: Settings) -> int:
+def _report(settings: Settings, defaults: Settings, live: bool = False) -> int:
     import warnings
 
     from rgpo.report.build import build
@@ -91,7 +101,7 @@ def _report(settings: Settings, defaults: Settings) -> int:
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # overflows of odd numbers, which the tables show as infinite
     warnings.filterwarnings("ignore", "Glyph .* missing from font")
     with interrupt.Raising():
-        return _print(*build(settings, defaults))
+        return _print(*build(settings, defaults, live))
 
 
 def _verify(words: Sequence[str]) -> int:
@@ -127,6 +137,15 @@ def _compare(words: Sequence[str]) -> int:
     require(not unread, "compare", " ".join(unread), f"it reads only {', '.join(COMPARED)}; leave it out")
     with interrupt.Raising():
         return _print(*compare(words[0], words[1], parse(words[2:])[0]))
+
+
+def _import(words: Sequence[str]) -> int:
+    from rgpo.errors import require
+    from rgpo.report.claims.importer import import_results, words_of
+    from rgpo.runtime.reader import user_path
+
+    require(bool(words) and "=" not in words[0], "import", " ".join(words[:1]), "give a csv or a folder of W&B first")
+    return _print(import_results(user_path(words[0]), words_of(words[1:])), [])
 
 
 def _print(summary: str, problems: Sequence[Problem]) -> int:

@@ -1,7 +1,8 @@
 """A task's name in the report: the option of conf/task, and whatever makes its environment or data another than the option's own.
 
-Runs are compared only within a task. So its environment (env_id, version, env_kwargs), its scale, and its model and data are part
-of its name wherever they differ from what conf/ declares: "hopper", "hopper (v5)", "gym (CartPole-v1)", "qwen_rlhf (embedded)".
+Runs are compared only within a task. So its environment (env_id, version, env_kwargs, wrappers), its scale, and its model and
+data are part of its name wherever they differ from what conf/ declares: "hopper", "hopper (v5)", "gym (CartPole-v1)",
+"qwen_rlhf (embedded)".
 The name depends on the run alone, never on what other runs there are.
 """
 
@@ -17,7 +18,7 @@ from rgpo.paths import conf_dir
 from rgpo.runtime.former import flat_config
 
 ENVIRONMENT = ("task.env_id", "task.version")
-KWARGS = "task.env_kwargs."
+KWARGS, WRAPPERS = "task.env_kwargs.", "task.wrappers"
 DATA = ("task.source.model", "task.source.data")
 MAX_PART = 40  # characters of a value
 
@@ -25,14 +26,15 @@ MAX_PART = 40  # characters of a value
 def task_name(config: Mapping[str, object], scale: str) -> str:
     """The name of the task of a flat configuration with present names."""
     option = str(config.get("choices.task"))
-    declared = _declared("task", option)
+    declared = declared_options("task", option)
     parts = [_environment(config, declared)]
     if scale != "none":
-        of_scale = _declared("scale", scale)
+        of_scale = declared_options("scale", scale)
         parts = [scale, *(_short(config[key]) for key in DATA if config.get(key, of_scale.get(key)) != of_scale.get(key))]
     keys = sorted(key for key in {*declared, *config} if key.startswith(KWARGS))
     changed = [key for key in keys if declared.get(key) != config.get(key)]
     parts += [f"{key.removeprefix(KWARGS)}={_short(config.get(key, 'none'))}" for key in changed]
+    parts += _wrappers(config.get(WRAPPERS), declared.get(WRAPPERS))
     named = [part for part in parts if part]
     return f"{option} ({', '.join(named)})" if named else option
 
@@ -47,13 +49,25 @@ def _environment(config: Mapping[str, object], declared: Mapping[str, object]) -
     return "" if version == declared.get("task.version") else _short(version or "no version")
 
 
+def _wrappers(used: object, declared: object) -> list[str]:
+    """Each wrapper with its settings, the first one inside, where they are not the option's own."""
+    if (used or []) == (declared or []):
+        return []
+    nodes = [node if isinstance(node, Mapping) else {"_target_": node} for node in used or []] if isinstance(used, list) else []
+    named = []
+    for node in nodes:
+        settings = ", ".join(f"{key}={value}" for key, value in node.items() if key != "_target_")
+        named.append(_short(str(node.get("_target_")).rpartition(".")[2] + (f"({settings})" if settings else "")))
+    return named or ["no wrappers"]
+
+
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= MAX_PART else f"...{text[-MAX_PART:]}"
 
 
 @cache
-def _declared(group: str, option: str) -> dict[str, object]:
+def declared_options(group: str, option: str) -> dict[str, object]:
     """Dotted key -> value of an option of conf/ with the files that it includes; {} for one of the user's own."""
     path = conf_dir() / group / f"{option}.yaml"
     if Path(option).name != option or not path.is_file():
@@ -64,5 +78,5 @@ def _declared(group: str, option: str) -> dict[str, object]:
     found: dict[str, object] = {}
     for entry in node.pop("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
-            found |= _declared(group, entry)
+            found |= declared_options(group, entry)
     return found | flat_config(node)

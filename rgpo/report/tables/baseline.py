@@ -10,8 +10,8 @@ from rgpo.report.read.columns import GOLD, KL_REF, PROXY, TRAIN
 from rgpo.report.read.groups import Group
 from rgpo.report.read.run import Problem
 from rgpo.report.settings import DEFAULT_BASELINE, Settings
-from rgpo.report.stats.bootstrap import NAN, Floats
-from rgpo.report.stats.independent import noise, relative_change, summarize, welch
+from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Floats
+from rgpo.report.stats.independent import intraclass_correlation, noise, relative_change, summarize, welch
 from rgpo.report.stats.small_samples import holm
 from rgpo.report.tables.summary import setting
 from rgpo.report.tables.table import NOTHING, Cell, Column, Row, Table, estimate, interval_cells, number, word
@@ -55,6 +55,7 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
         estimate("difference", "difference", 3, sign=True),
         estimate("percent", "change, %", 3, sign=True),
         number("noise", "A/A noise, ±%", 2),
+        number("icc", "ICC over seeds", 2),
         Column("p, Holm", _p_text, key="p_holm"),
         word("paper", "paper says"),
     )
@@ -62,7 +63,8 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
         "Algorithm minus baseline, as independent samples (n: the fewer seeds of the two); for rewards, the change against the "
         f"reference policy is compared. Brackets: {100 * settings.confidence:g} % Welch interval of the difference, Fieller's "
         "of the relative change (∞: the baseline's own mean is not distinguishable from 0); none for n < 3. A/A noise: what two "
-        "further sets of n runs of the baseline itself may differ by. The intervals are not adjusted; p is "
+        "further sets of n runs of the baseline itself may differ by. ICC: intraclass correlation of runs with the same "
+        "seed, about 0 if they are independent; pairing by seed would need more. The intervals are not adjusted; p is "
         f"adjusted after Holm for the {num_tested} comparisons of this table. Paper: its own scale and settings, which are not "
         "ours; [P] abstract, [Q] a reader of the full text."
     )
@@ -70,22 +72,39 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
 
 
 def baseline_of(task: str, groups: Sequence[Group], label: str | None) -> Group | None:
-    """The only group of the task that has the given label or algorithm, or None if there is none or several."""
+    """The only group of the task that has the given label or algorithm, or None if there is none or several.
+
+    Without a label: the default baseline, else the arm with the most seeds, of several the first by name.
+    """
     name = label or DEFAULT_BASELINE
     members = [group for group in groups if group.task == task]
     found = [g for g in members if g.label == name] or [g for g in members if g.algo == name]
-    return found[0] if len(found) == 1 else None
+    if len(found) == 1 or label or not members:
+        return found[0] if len(found) == 1 else None
+    return max(found or members, key=lambda group: len(group.used))
 
 
 def baseline_problems(groups: Sequence[Group], settings: Settings) -> list[Problem]:
-    """Tasks that cannot be compared with the baseline in the settings, or whose default baseline has several variants."""
-    problems, name = [], settings.baseline or DEFAULT_BASELINE
-    for task in sorted({group.task for group in groups}):
+    """Tasks that cannot be compared with the baseline in the settings."""
+    problems, name = [], settings.baseline
+    for task in sorted({group.task for group in groups}) if name else ():
         several = [g.label for g in groups if g.task == task and g.algo == name]
-        if baseline_of(task, groups, settings.baseline) is None and (several or settings.baseline):
+        if baseline_of(task, groups, name) is None:
             hint = f"it has the variants {', '.join(several)}; give one as 'baseline=...'" if several else "it was not run"
             problems.append(Problem(f"baseline={name}", f"no comparison in task {task}: {hint}"))
     return problems
+
+
+def baseline_choice(groups: Sequence[Group], settings: Settings) -> list[str]:
+    """A sentence for each task whose baseline had to be chosen because the default one was not run, or run in variants."""
+    chosen = {}
+    for task in sorted({group.task for group in groups}) if not settings.baseline else ():
+        base = baseline_of(task, groups, None)
+        if base is not None and base.label != DEFAULT_BASELINE and sum(group.task == task for group in groups) > 1:
+            several = sum(group.task == task and group.algo == DEFAULT_BASELINE for group in groups) > 1
+            why = f"{DEFAULT_BASELINE} has several variants" if several else f"{DEFAULT_BASELINE} was not run"
+            chosen[task] = f"{task}: {why}, so arms are compared with {base.label}, the first of those with the most seeds"
+    return [f"{text}; choose another with baseline=..." for text in chosen.values()]
 
 
 def scores(groups: Sequence[Group], settings: Settings) -> dict[str, dict[str, Floats]]:
@@ -120,7 +139,10 @@ def _row(measure: str, group: Group, base: Group, column: str, confidence: float
     row |= interval_cells("difference", difference)
     row |= interval_cells("percent", relative_change(x, y, confidence))
     paper = PAPER.get((group.task.split(" ")[0] if group.language else group.task, group.algo, base.algo, measure), "")
-    return row | {"noise": noise(y, confidence), "p": p, "paper": paper}, p
+    ours, theirs = group.by_seed(column, "final"), base.by_seed(column, "final")
+    pairs = np.array([(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
+    icc = intraclass_correlation(pairs) if len(pairs) >= MIN_RUNS else NAN
+    return row | {"noise": noise(y, confidence), "icc": icc, "p": p, "paper": paper}, p
 
 
 def _p_text(row: Row) -> str:
