@@ -23,18 +23,26 @@ class Case:
 
 
 SENTENCE = "I have a friend who says that most people do not know how to ask for help when they need it the most"
-CASES = {
-    "tiny": Case(
-        num_prompts=8,
-        group_size=4,
-        max_new_tokens=32,
-        prompts=[" ".join(f"w{(31 * i + 7 * j) % 2000}" for j in range(8)) for i in range(64)],
+
+
+def tiny_case(group_size: int, max_new_tokens: int, words: int = 8) -> Case:
+    """32 completions per iteration under a random Qwen2 of 0.15 M parameters; words: of a prompt, about two tokens each."""
+    return Case(
+        num_prompts=32 // group_size,
+        group_size=group_size,
+        max_new_tokens=max_new_tokens,
+        prompts=[" ".join(f"w{(31 * i + 7 * j) % 2000}" for j in range(words)) for i in range(64)],
         lora=None,
         lr=1e-3,
         micro_batch_size=32,
-        warm_up=3,
-        iterations=23,
-    ),
+        warm_up=2,
+        iterations=2 + max(2, 640 // max_new_tokens),
+    )
+
+
+CASES = {
+    **{f"tiny_{t}x{g}": tiny_case(g, t) for t in (32, 128, 512) for g in (4, 16, 32)},
+    **{f"prompt_{g}": tiny_case(g, 32, words=96) for g in (4, 16)},
     "smollm2": Case(  # prompts of 40 to 80 tokens; HH-RLHF's harmless ones under the chat template have 33 to 96, 55 on average
         num_prompts=4,
         group_size=4,
@@ -69,7 +77,7 @@ def find_model(name: str, folder: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=128,
+        max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=None,
         pad_token_id=0,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rgpo.errors import ConfigError, NonFiniteError
 from rgpo.language.policy.generation import Completions, completion_ids, concatenate, generate, make_completions, sample_tokens
+from rgpo.language.policy.growing_cache import growing_cache
 from rgpo.language.policy.stopping import StopRule
 
 V, EOS, PAD = 97, 1, 0
@@ -207,3 +208,23 @@ def test_settings_out_of_range_are_refused(model: Any) -> None:
             run(model, **settings)
     with pytest.raises(NonFiniteError, match="logits"):
         sample_tokens(torch.tensor([[0.0, math.nan]]), torch.tensor([0.5], dtype=torch.float64), temperature=1.0)
+
+
+def test_the_cache_holds_what_was_appended_and_moves_it_a_few_times_only() -> None:
+    """600 tokens beside transformers' own cache, rows leaving on the way; the memory moves at each doubling."""
+    ours, theirs = growing_cache(make_model().config), transformers.DynamicCache(config=make_model().config)
+    generator, moves, place = torch.Generator().manual_seed(0), 0, 0
+    ours.reorder_cache(torch.tensor([0]))  # nothing to take yet
+    for step in range(600):
+        rows = 3 if step < 300 else 2
+        k, v = torch.randn(2, rows, 2, 1 + 8 * (step == 0), 8, generator=generator)
+        found, expected = ours.update(k, v, 0), theirs.update(k, v, 0)
+        moves, place = moves + (found[0].data_ptr() != place), found[0].data_ptr()
+        if step == 299:
+            for cache in (ours, theirs):
+                cache.reorder_cache(torch.tensor([2, 0]))
+        elif step % 50 == 0:
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert ours.get_seq_length() == theirs.get_seq_length() == 608
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert moves <= 2 + math.log2(608 / 9) + 1

@@ -121,7 +121,7 @@ def test_micro_batches_hold_every_token_once(drawn: list[tuple[tuple[int, ...], 
     whole = [token for _, ids in drawn for token in ids]
     seen: dict[int, int] = {}
     for group in groups:
-        view = make_micro_batch(completions, group, rows)
+        view = make_micro_batch(completions, group, rows, packed)
         seen |= dict(zip(view.tokens_n.tolist(), view.targets_n.tolist(), strict=True))
         before = view.predicting(view.input_ids_UW[..., None])[:, 0].tolist()  # the token that precedes each target
         for place, token in zip(view.tokens_n.tolist(), before, strict=True):

@@ -15,7 +15,8 @@ from transformers.cache_utils import DynamicLayer
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-ADDITIVE = ("sdpa", "eager")  # implementations that take a ready mask (b, 1, queries, keys)
+PACKED = "rgpo_packed"  # SDPA, in packed rows within the completions (rgpo.language.policy.packed_attention)
+ADDITIVE = ("sdpa", "eager", PACKED)  # implementations that take a ready mask (b, 1, queries, keys)
 
 
 def accepts_custom_masks(config: PreTrainedConfig) -> bool:
@@ -26,8 +27,9 @@ def accepts_custom_masks(config: PreTrainedConfig) -> bool:
 
 
 def supports_packing(config: PreTrainedConfig) -> bool:
-    """True if a prompt and several completions can share a row: custom masks, and positions given by position ids alone."""
-    return accepts_custom_masks(config) and bool(config.get_text_config(decoder=True).to_dict().get("rope_parameters"))
+    """True if completions can share a row: SDPA in all layers, and positions given by position ids alone."""
+    text = config.get_text_config(decoder=True)
+    return accepts_custom_masks(config) and text._attn_implementation != "eager" and bool(text.to_dict().get("rope_parameters"))
 
 
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:

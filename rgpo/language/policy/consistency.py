@@ -102,7 +102,8 @@ class Consistency:
 
     def _view(self, completions: Completions) -> packing.MicroBatch:
         index = torch.arange(len(completions.sequence_BS), device=completions.sequence_BS.device)
-        return packing.make_micro_batch(completions, index, packing.assign_rows(completions, self.policy.layout == "packed"))
+        packed = self.policy.layout == "packed"
+        return packing.make_micro_batch(completions, index, packing.assign_rows(completions, packed), packed)
 
     def _fastest(self, ways: Sequence[Way], gap_of: Callable[[Way, int], Tensor], does: str) -> tuple[Way, str]:
         """The first way with an accepted gap, and why an earlier one is not."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
 
 from rgpo.core.sequence import UNCORRECTED, Correction
 from rgpo.errors import NonFiniteError, require
 from rgpo.language.policy import attention_masks
+from rgpo.language.policy.growing_cache import growing_cache
 from rgpo.language.policy.rounding import accepted
 from rgpo.language.policy.stopping import StopRule
 
@@ -199,7 +199,7 @@ def _decode(
     finished = torch.zeros(len(sequence), dtype=torch.bool, device=sequence.device)
     base = base_model(model)
     with torch.inference_mode():
-        cache = DynamicCache(config=model.config)
+        cache = growing_cache(model.config)
 
         def forward(ids: Tensor, attention: Tensor, position: Tensor) -> Tensor:
             given = {"attention_mask": attention, "position_ids": position, "past_key_values": cache, "cache_params": cache}
@@ -248,7 +248,7 @@ def _decode_by_length(
     with torch.inference_mode():
         for length in sorted(set(lengths_B.tolist())):
             rows = (lengths_B == length).nonzero().squeeze(-1)
-            cache = DynamicCache(config=model.config) if cached else None
+            cache = growing_cache(model.config) if cached else None
             given = {"past_key_values": cache, "cache_params": cache, "use_cache": cached, "logits_to_keep": 1}
             options = accepted(base, **given)
             ids = sequence[rows, width - length : width]

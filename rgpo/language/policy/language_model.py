@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rgpo import distributed
 from rgpo.core.rollout import Array, Rollout
 from rgpo.core.sequence import RatioLevel
-from rgpo.language.policy import attention_masks, packing, sharding
+from rgpo.language.policy import packing, sharding
 from rgpo.language.policy.generation import (
     Batching,
     Completions,
@@ -31,8 +31,8 @@ from rgpo.language.policy.generation import (
 )
 from rgpo.language.policy.heads import Parts, find_parts
 from rgpo.language.policy.logprobs import Head, token_statistics
+from rgpo.language.policy.packed_attention import enable_packing
 from rgpo.language.policy.packing import Layout, MicroBatch, StoredDistributions
-from rgpo.language.policy.rounding import accepted
 from rgpo.language.policy.token_batch import (
     CompletionRollout,
     OldLogprobs,
@@ -59,12 +59,13 @@ class LanguageModel:
         self.model = model
         self.sampling = sampling
         base = base_model(model)
-        self.layout: Layout = "packed" if attention_masks.supports_packing(base.config) else "padded"
         self.batching: Batching = default_batching(base)  # in generation; Consistency checks, and may change, both
         self.compute_dtype = model.dtype  # of the model's computations; without adapters the weights themselves are float32
         if base is model:
             model.float()
+        model.eval()  # always: with dropout the ratio of a policy to itself would not be 1
         self.backbone, self.head, num_features = find_parts(base)
+        self.layout: Layout = "packed" if enable_packing(base) else "padded"
         self._disable_adapters: Callable[[], AbstractContextManager[None]] | None = None
         if base is model:
             self.reference = copy.deepcopy(model).requires_grad_(False)
@@ -72,7 +73,6 @@ class LanguageModel:
         else:
             self._disable_adapters = model.disable_adapter
             self._reference_parts = Parts(self.backbone, self.head, num_features)
-        model.eval()  # always: with dropout the ratio of a policy to itself would not be 1
         self.critic = ValueHead(num_features, model.device, self._read_features) if critic else None
         self._layers: dict[bool, list[FSDPModule]] = {True: [], False: []}  # sharded ones of reference and policy
 
@@ -147,9 +147,8 @@ class LanguageModel:
 
     def _hidden(self, backbone: Any, view: MicroBatch) -> Tensor:
         """Hidden states (n, D) that predict a micro-batch's tokens."""
-        inputs = packing.layout_inputs(self.layout, view, backbone.dtype)
         with self.precision():
-            out = backbone(input_ids=view.input_ids_UW, **accepted(backbone, **inputs, use_cache=False))
+            out = backbone(input_ids=view.input_ids_UW, **packing.layout_inputs(self.layout, view, backbone))
         return view.predicting(out.last_hidden_state if self._disable_adapters else out.last_hidden_state.float())
 
     def _stored_kl(self, view: MicroBatch, hidden_nD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,9 +219,10 @@ class LanguageModel:
         self, completions: Completions, minibatches: list[list[Tensor]], stored: StoredDistributions | None = None
     ) -> list[list[MicroBatch]]:
         """The micro-batches whose completions are given, minibatch by minibatch."""
-        rows = packing.assign_rows(completions, self.layout == "packed")
+        packed = self.layout == "packed"
+        rows = packing.assign_rows(completions, packed)
         return [
-            [packing.make_micro_batch(completions, index.to(rows.device), rows)._replace(stored=stored) for index in part]
+            [packing.make_micro_batch(completions, index.to(rows.device), rows, packed)._replace(stored=stored) for index in part]
             for part in minibatches
         ]
 

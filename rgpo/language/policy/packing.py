@@ -1,16 +1,16 @@
 """Micro-batches: which completions share a forward pass, and how they are packed into rows.
 
-Where the model supports packing (rgpo.language.policy.attention_masks), a packed row is a prompt with its completions one after
-the other, each of which attends to the prompt and to itself: a prompt is read once, not once per completion. Otherwise a row is a
-prompt with one completion. The last token of a completion predicts nothing that is learned and is not read.
+Where the model supports packing (rgpo.language.policy.packed_attention), all tokens of a micro-batch share one row, each prompt
+followed by its completions: a prompt is read once, not once per completion, and there is no padding. Otherwise a row is a prompt
+with one completion. The last token of a completion predicts nothing that is learned and is not read.
 Names: B completions of a rollout with N tokens in all, row by row. A micro-batch holds b of them, at most t tokens long and n in
-all, in U packed rows of at most W tokens; distributions over the vocabulary V are stored for M of the N tokens.
+all, in U rows of W tokens (U = 1 if packed); distributions over the vocabulary V are stored for M of the N tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from rgpo import distributed
 from rgpo.core.rollout import Array
-from rgpo.language.policy import attention_masks
+from rgpo.language.policy import packed_attention
 from rgpo.language.policy.generation import Completions
+from rgpo.language.policy.packed_attention import PackedRows
+from rgpo.language.policy.rounding import accepted
 
 Layout = Literal[
     "packed", "padded", "plain"
@@ -45,11 +47,12 @@ class MicroBatch(NamedTuple):
 
     input_ids_UW: Tensor
     position_ids_UW: Tensor
-    segment_UW: Tensor  # 0 the prompt, 1, 2, ... its completions, -1 padding
+    known_UW: Tensor  # bool, False under padding
     live_bt: Tensor  # bool, tokens of the completions
     targets_n: Tensor
     tokens_n: Tensor  # int64, their indices among the N
     sources_n: Tensor  # int64, indices among the U W of the positions that predict them
+    packed_rows: PackedRows | None = None  # the attention of a packed row
     stored: StoredDistributions | None = None
 
     @property
@@ -61,19 +64,18 @@ class MicroBatch(NamedTuple):
         return hidden_UWD.flatten(0, 1)[self.sources_n]
 
 
-def layout_inputs(layout: Layout, view: MicroBatch, dtype: torch.dtype) -> dict[str, Tensor]:
+def layout_inputs(layout: Layout, view: MicroBatch, backbone: Any) -> dict[str, object]:
     """Mask and positions of a micro-batch's rows; none for plain rows, in which padding only follows what is read."""
-    if layout == "plain":
-        return {}
-    if layout == "padded":
-        mask = (view.segment_UW >= 0).long()
-    else:
-        mask = attention_masks.additive_mask(attention_masks.segment_visibility(view.segment_UW)[:, None], dtype)
-    return {"attention_mask": mask, "position_ids": view.position_ids_UW}
+    if view.packed_rows is not None:
+        unread = torch.zeros(1, 1, 1, 1, dtype=backbone.dtype, device=view.input_ids_UW.device)  # or transformers makes a mask
+        inputs = accepted(backbone, attention_mask=unread, position_ids=view.position_ids_UW, use_cache=False)
+        return inputs | {"packed_rows": view.packed_rows.with_masks(backbone.dtype)}  # passed on to each layer's attention
+    masked = {"attention_mask": view.known_UW.long(), "position_ids": view.position_ids_UW} if layout == "padded" else {}
+    return accepted(backbone, **masked, use_cache=False)
 
 
 def assign_rows(completions: Completions, packed: bool) -> Tensor:
-    """(B,) int64: the packed row of each completion, one row per prompt if packed, else one per completion."""
+    """(B,) int64: which completions have their prompt in common: those of equal prompts if packed, else none."""
     count = len(completions.sequence_BS)
     if not packed:
         return torch.arange(count, device=completions.sequence_BS.device)
@@ -96,8 +98,8 @@ def group_by_prompt(index: Array, completions: Completions, rows_B: Tensor, size
     return [torch.from_numpy(ordered[start : start + size]) for start in range(0, len(index), size)]
 
 
-def make_micro_batch(completions: Completions, index: Tensor, rows_B: Tensor) -> MicroBatch:
-    """The forward pass of the completions index (b,)."""
+def make_micro_batch(completions: Completions, index: Tensor, rows_B: Tensor, packed: bool) -> MicroBatch:
+    """The forward pass of the completions index (b,): in one row if packed, else each in its own."""
     live, prompt_length = completions.completion_mask_BT[index].bool(), completions.prompt_lengths_B[index, None]
     length = live.sum(-1, keepdim=True)
     width, longest = completions.sequence_BS.shape[1] - live.shape[1], int(length.max())
@@ -107,29 +109,35 @@ def make_micro_batch(completions: Completions, index: Tensor, rows_B: Tensor) ->
 
     num_read = (length - 1).clamp(min=0)  # an empty completion takes no place
     row = torch.unique(rows_B[index], return_inverse=True)[1][:, None]
-    earlier = (row == row.T).tril(-1)  # completions that precede this one in its row
-    start = prompt_length + (earlier * num_read.T).sum(-1, keepdim=True)
-    shape = int(row.max()) + 1, int((start + num_read).max())
-    place_bP, place_bt = (row * shape[1] + x for x in (column - width + prompt_length, start + step))
+    earlier = (row == row.T).tril(-1)  # completions that precede this one after its prompt
+    end = prompt_length + (earlier * num_read.T).sum(-1, keepdim=True) + num_read
+    ends_U = torch.zeros(int(row.max()) + 1, dtype=end.dtype, device=index.device)
+    ends_U.scatter_reduce_(0, row[:, 0], end[:, 0], "amax")
+    shape = (1, int(ends_U.sum())) if packed else (len(ends_U), int(ends_U.max()))
+    begin = (ends_U.cumsum(0) - ends_U)[row] if packed else row * shape[1]  # of the prompt, among the U W
+    start = begin + end - num_read  # of the completion
+    place_bP, place_bt = begin + column - width + prompt_length, start + step
     read = step < num_read
 
-    def lay_out(of_prompt_bP: Tensor, of_completion_bt: Tensor, padding: int) -> Tensor:
-        laid = torch.full(shape, padding, device=index.device).flatten()
+    def lay_out(of_prompt_bP: Tensor, of_completion_bt: Tensor) -> Tensor:
+        laid = of_prompt_bP.new_zeros(shape).flatten()
         for place, where, x in ((place_bP, known, of_prompt_bP), (place_bt, read, of_completion_bt)):
             laid[place[where]] = x.expand_as(where)[where]
         return laid.view(shape)
 
     lengths_B = completions.completion_mask_BT.sum(-1)
     tokens = (lengths_B.cumsum(0) - lengths_B)[index, None] + step
-    source = torch.where(step == 0, row * shape[1] + prompt_length, place_bt) - 1
+    source = torch.where(step == 0, begin + prompt_length, place_bt) - 1
+    plan = (x[:, 0] for x in (begin, prompt_length, start, num_read))
     return MicroBatch(
-        lay_out(sequence[:, :width], targets, 0),
-        lay_out(column - width + prompt_length, prompt_length + step, 0),
-        lay_out(torch.zeros_like(column), earlier.sum(-1, keepdim=True) + 1, -1),
+        lay_out(sequence[:, :width], targets),
+        lay_out(column - width + prompt_length, prompt_length + step),
+        lay_out(known, read),
         live,
         targets[live],
         tokens[live],
         source[live],
+        packed_attention.plan_attention(*plan) if packed else None,
     )
 
 
@@ -142,6 +150,6 @@ def local_micro_batches(micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]
 
 def _empty(micro_batch: MicroBatch) -> MicroBatch:
     """One row to run the model on, none of whose tokens is learned from."""
-    ids, position, segment, live = (x[:1] for x in micro_batch[:4])
+    ids, position, known, live = (x[:1] for x in micro_batch[:4])
     targets, tokens, sources = (x[:0] for x in micro_batch[4:7])
-    return MicroBatch(ids, position, segment, torch.zeros_like(live), targets, tokens, sources, micro_batch.stored)
+    return MicroBatch(ids, position, known, torch.zeros_like(live), targets, tokens, sources, *micro_batch[7:])
