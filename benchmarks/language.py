@@ -80,7 +80,7 @@ def ours(case: Case, folder: Path) -> dict[str, float]:
         if i >= case.warm_up:
             found["tokens"] += metrics["language/num_tokens"] + metrics["language/num_prompt_tokens"]
             for key in metrics:
-                if key.startswith("time/"):
+                if key.startswith("time/") and not key.endswith("_cpu_s"):
                     found[key] = found.get(key, 0.0) + metrics[key]
     return {"cpu_s": time.process_time() - start, **found}
 

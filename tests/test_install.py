@@ -27,7 +27,7 @@ def test_the_wheel_runs_by_itself(tmp_path: Path) -> None:
         assert str(file.relative_to(ROOT)) in names
     assert any("/template/" in name for name in names) and "rgpo/py.typed" in names
     entry = next((tmp_path / "site").glob("*.dist-info/entry_points.txt")).read_text()
-    assert "rgpo-run = rgpo.cli.run:main" in entry and "rgpo-report = rgpo.report.cli:main" in entry
+    assert "rgpo-run = rgpo.cli.run:program" in entry and "rgpo-report = rgpo.report.cli:program" in entry
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
     words = ["task=cartpole", "num_iterations=2", "task.num_steps=32"]
     out = subprocess.run([sys.executable, "-m", "rgpo.cli.run", *words], cwd=tmp_path, env=env, capture_output=True, text=True)

@@ -22,7 +22,7 @@ LAYERS = [  # a room imports from itself and from the lines below it only
     ["core"],
     ["distributed"],
     ["atomic", "files", "paths"],
-    ["errors", "interrupt", "version"],
+    ["errors", "interrupt", "leaving", "version"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ABOVE = {"rgpo", "rgpo.bandit.__main__"}  # the public names of all rooms, and a command that reads conf/ as rgpo-run does
@@ -31,6 +31,7 @@ REPORT = {
     "rgpo.errors",
     "rgpo.files",
     "rgpo.interrupt",
+    "rgpo.leaving",
     "rgpo.paths",
     *(
         f"rgpo.runtime.{name}"

@@ -18,7 +18,7 @@ from rgpo.runtime.schema import GLOSSARY, SAMPLES
 ROOT = Path(__file__).parents[1]
 ORDER = [["settings"], ["stats"], ["read"], ["tables"], ["figures", "claims"], ["page"], ["build"], ["cli"]]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-OURS = ("rgpo.atomic", "rgpo.errors", "rgpo.files", "rgpo.interrupt", "rgpo.paths", "rgpo.version")
+OURS = ("rgpo.atomic", "rgpo.errors", "rgpo.files", "rgpo.interrupt", "rgpo.leaving", "rgpo.paths", "rgpo.version")
 OURS += tuple(
     f"rgpo.runtime.{name}"
     for name in ("code_digest", "former", "manifest", "own_metrics", "parts", "provenance", "reader", "run_folder", "schema")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 
 from rgpo.cli.command import flag, number, run_command, split
+from rgpo.leaving import run_program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,5 +142,10 @@ def _score(run: StoredRun, parts: Parts, count: int) -> int:
     return 0
 
 
+def program() -> None:
+    """The command as a process of its own."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from rgpo.cli.command import flag, run_command, split
+from rgpo.leaving import run_program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,5 +99,10 @@ def _fill(run: StoredRun, parts: Parts, folder: Path, merged: bool, onnx: bool) 
     require(not onnx, "onnx", "true", "is written for rgpo's policies of control tasks only; leave it out.")
 
 
+def program() -> None:
+    """The command as a process of its own."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from rgpo import interrupt
+from rgpo.leaving import run_program
 
 TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.exit_at_once()
 if TYPE_CHECKING:
@@ -190,5 +191,10 @@ def _help() -> str:
     return HELP.format(**options)
 
 
+def program() -> None:
+    """The command as a process of its own."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    main()
+    program()

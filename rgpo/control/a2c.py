@@ -16,7 +16,8 @@ from rgpo.core.advantages import Advantage
 from rgpo.core.ranges import NOT_NEGATIVE, POSITIVE, UNIT_INTERVAL, check_fields, or_null
 from rgpo.core.rollout import Rollout
 from rgpo.errors import ConfigError, require
-from rgpo.learning.algorithm import Clock, describe_part, estimate
+from rgpo.learning.algorithm import describe_part, estimate
+from rgpo.learning.clock import Clock
 from rgpo.learning.samples import PolicyOutput, Samples
 from rgpo.learning.types import Batch, Metrics, Policy, Requirements, State
 
@@ -123,29 +124,29 @@ class A2C:
         if self.advantage.normalize != "none":  # the rollout is the only minibatch
             batch = batch.with_advantage(standardize(batch.samples.advantage))
         metrics = diagnostics.credit_statistics(rollout, advantage_TE, target_TE, critic=True)
-        clock.add("time/update_s")
+        clock.add("update")
         groups = rollout.groups()
         if measure_variance:
             metrics["gradvar/num_groups"] = len(groups)
             gradients = group_gradients(policy, batch, policy_gradient, groups)
             metrics |= diagnostics.gradient_variance("before", gradients, groups.shape[1])
-            clock.add("time/gradvar_s")
+            clock.add("gradvar")
         try:
             metrics |= self._step(policy.flat, policy, batch)
         except culprits.NonFiniteStep as error:
             credit = culprits.Credit(type(self.advantage).__name__, advantage_TE, target_TE)
             raise culprits.explain(error, policy, rollout, credit, {}, self.remedy) from error
-        clock.add("time/update_s")
+        clock.add("update")
         shift = policy.measure_shift(batch)
         kl = shift.kl.mean().item()
         if not math.isfinite(kl):
             raise culprits.explain_shift(kl, policy, self.remedy)
         metrics |= {"kl/old_exact": kl, "policy/entropy": shift.entropy.mean().item()}
-        clock.add("time/diagnostics_s")
+        clock.add("diagnostics")
         if measure_variance:
             gradients = group_gradients(policy, batch, policy_gradient, groups)
             metrics |= diagnostics.gradient_variance("after", gradients, groups.shape[1])
-            clock.add("time/gradvar_s")
+            clock.add("gradvar")
         return metrics | clock.seconds
 
     def _step(self, flat: Tensor, policy: Policy, batch: Batch) -> Metrics:

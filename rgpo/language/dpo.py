@@ -20,7 +20,8 @@ from rgpo.core.ranges import MANY, POSITIVE, check_fields, count, or_null
 from rgpo.core.rollout import Array, Rollout
 from rgpo.errors import require
 from rgpo.language.policy.pretrained import as_language_model
-from rgpo.learning.algorithm import Clock, describe_part
+from rgpo.learning.algorithm import describe_part
+from rgpo.learning.clock import Clock
 from rgpo.learning.types import Metrics, Policy, Requirements, State
 
 if TYPE_CHECKING:
@@ -108,29 +109,29 @@ class DPO:
         clock, model = Clock(), as_language_model(policy)
         nothing = np.zeros_like(rollout.reward)  # pairs have neither advantages nor value targets
         batch = model.make_batch(rollout, nothing, nothing)
-        clock.add("time/update_s")
+        clock.add("update")
         metrics: Metrics = {}
         groups = rollout.groups()[:, ::2] // 2  # (M, n) pairs
         if measure_variance:
             metrics["gradvar/num_groups"] = len(groups)
             metrics |= gradient_variance("before", self.gradients(model, batch, groups), groups.shape[1])
-            clock.add("time/gradvar_s")
+            clock.add("gradvar")
         remedy = f"lower algorithm.lr={self.lr:g}"
         try:
             metrics |= self._run_epochs(model, batch)
         except culprits.NonFiniteStep as error:
             raise culprits.explain(error, policy, rollout, culprits.Credit("none", nothing, nothing), {}, remedy) from error
-        clock.add("time/update_s")
+        clock.add("update")
         shift = model.measure_shift(batch)
         metrics["kl/old_exact"] = kl = shift.kl.mean().item()
         if not math.isfinite(kl):
             raise culprits.explain_shift(kl, policy, remedy)
         if shift.kl_ref is not None:
             metrics["kl/ref_exact"] = shift.kl_ref.mean().item()
-        clock.add("time/diagnostics_s")
+        clock.add("diagnostics")
         if measure_variance:
             metrics |= gradient_variance("after", self.gradients(model, batch, groups), groups.shape[1])
-            clock.add("time/gradvar_s")
+            clock.add("gradvar")
         return metrics | clock.seconds
 
     def _run_epochs(self, model: LanguageModel, batch: TokenBatch) -> Metrics:

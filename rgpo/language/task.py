@@ -6,7 +6,6 @@ Names: B completions, T tokens; rgpo.language.policy.token_batch.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from rgpo.language.policy.pretrained import LoRA, as_language_model, forget_unus
 from rgpo.language.policy.samplers import Sampler
 from rgpo.language.policy.stopping import StopRule, make_stop_rule
 from rgpo.language.rewards.function import Reward, Rewards, check_terms, describe, needs_reward_model
+from rgpo.learning.clock import Clock
 from rgpo.learning.types import Policy, Requirements, State
 
 if TYPE_CHECKING:
@@ -207,23 +207,22 @@ class Language:
         from rgpo.language.policy.token_batch import CompletionRollout, sampler_correction, to_rows
         from rgpo.language.rollout_metrics import describe_rollout, rollout_rows
 
-        started = time.perf_counter()
+        clock = Clock()
         indices = self._next_prompts()
         prompts = [self.prompts[i] for i in indices for _ in range(self.group_size)]
         completions = self.sampler.collect(policy, self.assets, indices, self.group_size, self.generator)
-        generated = time.perf_counter()
+        clock.add("generate")
         texts = decode_completions(completions, self.assets.tokenizer, self.stop_rule, self.skip_special_tokens)
         score, parts = self.rewards(prompts, texts)
         score = score - (self.missing_eos_penalty or 0.0) * (~completions.finished_B).double().cpu().numpy()
-        scored = time.perf_counter()
+        clock.add("score")
         old = policy.compute_old_logprobs(completions, self.requirements.num_minibatches, self.rng)
         kl_BT = to_rows(old.logp_old_N - old.logp_ref_N, completions).double().cpu().numpy()
         value_BT = to_rows(old.value_N, completions).double().cpu().numpy()
         mask_BT = completions.completion_mask_BT.cpu().numpy()
         reward_BT = token_rewards(self._centered(score), kl_BT, mask_BT, kl_coef=self.requirements.reward_kl_coef)
         steps = token_steps(reward_BT, value_BT, mask_BT, ~completions.finished_B.cpu().numpy())
-        times = {"time/generate_s": generated - started, "time/score_s": scored - generated}
-        times["time/logprobs_s"] = time.perf_counter() - scored
+        clock.add("logprobs")
         on_policy = self.sampler.on_policy
         metrics = describe_rollout(score, completions, old, group_size=self.group_size, on_policy=on_policy) | describe(parts)
         metrics |= {} if self.score_offset is None else {"reward/offset": self.score_offset}
@@ -232,7 +231,7 @@ class Language:
         rows = rollout_rows(prompts, score, parts, completions, kl_BT, self.assets.tokenizer) if due else []
         return CompletionRollout(
             **steps,
-            metrics=metrics | times,
+            metrics=metrics | clock.seconds,
             rows=rows,
             group_size=self.group_size,
             completions=completions,

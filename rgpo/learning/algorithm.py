@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import cast
@@ -17,6 +16,7 @@ from rgpo.core.kl_penalty import Penalty
 from rgpo.core.rollout import Array, Rollout
 from rgpo.core.surrogate import Combination, GateObjective, check_combination
 from rgpo.errors import ConfigError
+from rgpo.learning.clock import Clock
 from rgpo.learning.types import Metrics, Policy, Requirements, State, Update
 
 
@@ -111,13 +111,13 @@ class GateAlgorithm:
         raw = batch.samples.advantage
         advantage = raw if self.advantage.normalize == "none" else standardize(raw)  # of the whole batch
         standardized = batch.with_advantage(advantage)
-        clock.add("time/update_s")
+        clock.add("update")
         groups = rollout.groups()
         gradients = partial(group_gradients, policy, standardized, self.objective, groups)
         if measure_variance:
             metrics["gradvar/num_groups"] = len(groups)
             metrics |= diagnostics.gradient_variance("before", gradients(), groups.shape[1])
-            clock.add("time/gradvar_s")
+            clock.add("gradvar")
         metrics["kl/coef"] = self.penalty.loss_coef
         remedy = getattr(self.update, "remedy", "check the update")
         try:
@@ -129,12 +129,12 @@ class GateAlgorithm:
             gates = {f"{key}={describe_part(getattr(self, key))}": getattr(self, key) for key in ("gate", "ref_gate")}
             raise culprits.explain(error, policy, rollout, credit, gates, remedy) from error
         metrics |= learned
-        clock.add("time/update_s")
+        clock.add("update")
         metrics |= diagnostics.update_statistics(shift, self.gate, standardized.samples)
-        clock.add("time/diagnostics_s")
+        clock.add("diagnostics")
         if measure_variance:
             metrics |= diagnostics.gradient_variance("after", gradients(), groups.shape[1])
-            clock.add("time/gradvar_s")
+            clock.add("gradvar")
         kl_old, divergence = cast(float, metrics["kl/old_exact"]), self.penalty.divergence
         if not math.isfinite(kl_old):
             raise culprits.explain_shift(kl_old, policy, remedy)
@@ -184,17 +184,3 @@ def describe_part(part: object) -> str:
     knobs = {field.name: getattr(part, field.name) for field in fields(part) if field.init}
     shown = [f"{key}={describe_part(x)}" for key, x in knobs.items() if x is not None and (key, x) != ("scale", "none")]
     return f"{type(part).__name__}({', '.join(shown)})"
-
-
-class Clock:
-    """Seconds since the last call, summed by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def add(self, name: str) -> None:
-        """Charge the time since the last call to name."""
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now

@@ -60,6 +60,20 @@ def select(data: T, index: Tensor) -> T:
     return cast(T, type(data)(*parts) if hasattr(data, "_fields") else tuple(parts))
 
 
+def gradient_of(loss_function: LossFunction, parameters: Tensor, data: Data, kl_coef: Tensor) -> tuple[Tensor, LossParts]:
+    """The gradient (P,) of a loss, and its parts; the compiler traces torch.func's, which outside of it loads the compiler."""
+    if torch.compiler.is_compiling():
+        gradient, (_, parts) = torch.func.grad_and_value(loss_function, has_aux=True)(parameters, data, kl_coef)
+        return gradient, parts
+    with torch.enable_grad():
+        leaf = parameters.detach().requires_grad_()
+        loss, parts = loss_function(leaf, data, kl_coef)
+    if not loss.requires_grad:
+        return torch.zeros_like(parameters), parts
+    (gradient,) = torch.autograd.grad(loss, leaf, materialize_grads=True)
+    return gradient, LossParts(*(part.detach() for part in parts))
+
+
 def run_epochs(
     state: AdamState,
     data: Data,
@@ -82,8 +96,7 @@ def run_epochs(
 
     def step(carry: tuple[Tensor, ...], minibatch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor]]:
         (index, row), state = minibatch, AdamState(*carry)
-        gradient_of = torch.func.grad_and_value(loss_function, has_aux=True)
-        gradient, (_, parts) = gradient_of(state.parameters, select(data, index), kl_coef)
+        gradient, parts = gradient_of(loss_function, state.parameters, select(data, index), kl_coef)
         gradient, norm = clip_by_norm(gradient, max_grad_norm, num_apart)
         clipped = norm * 0 if max_grad_norm is None else (norm > max_grad_norm).to(norm.dtype)
         return tuple(adam(state, gradient, row, adam_eps)), (torch.stack([*parts, norm, clipped]),)

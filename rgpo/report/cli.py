@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from rgpo import interrupt
+from rgpo.leaving import run_program
 
 TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.exit_at_once()
 if TYPE_CHECKING:
@@ -207,5 +208,10 @@ def _help() -> str:
     return f"{USAGE}\n{figures}\n\n{(conf_dir() / 'report.yaml').read_text(encoding='utf-8')}".rstrip()
 
 
+def program() -> None:
+    """The command as a process of its own."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rgpo import atomic
 from rgpo.errors import StorageError
-from rgpo.runtime import manifest, reader
+from rgpo.runtime import columns, manifest, reader
 
 FLUSH_ROWS = 1_000
 FLUSH_SECONDS = 30.0
@@ -88,7 +87,7 @@ def _read_rows(path: Path, schema: pa.Schema, key: Sequence[str]) -> pa.Table:
         raise reader.Unreadable(f"{path.name} has other columns than this run")
     for field in schema:
         if field.name not in names and pa.types.is_float32(field.type):
-            table = table.append_column(field, pa.repeat(pa.scalar(math.nan, field.type), len(table)))
+            table = table.append_column(field, columns.array([math.nan] * len(table), field.type))
     return table
 
 
@@ -103,6 +102,12 @@ def _config(metadata: Mapping[bytes, bytes] | None) -> str:
 
 def _keys(table: pa.Table, key: Sequence[str]) -> set[tuple[object, ...]]:
     return set(zip(*(table[name].to_pylist() for name in key), strict=True))
+
+
+def _until(table: pa.Table, iteration: int) -> tuple[pa.Table, pa.Table]:
+    """The rows up to an iteration, and those after it."""
+    earlier = [x <= iteration for x in table["iteration"].to_pylist()]
+    return tuple(table.filter(columns.array([x is kept for x in earlier], pa.bool_())) for kept in (True, False))
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -153,7 +158,7 @@ class PartFiles:
 
     def _read(self, on_damage: Callable[[Path, str], None]) -> pa.Table:
         """The rows of the joined file and of all parts, sorted by the key; of rows with equal keys, the one written last."""
-        tables = [self.schema.empty_table()]
+        tables = [columns.table([], self.schema)]
         for path in [*([self.path] if os.path.lexists(self.path) else []), *part_files(self.folder)]:
             try:
                 tables.append(_read_rows(path, self.schema, self.key))
@@ -162,7 +167,7 @@ class PartFiles:
         table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
         keys = zip(*(table[name].to_pylist() for name in self.key), strict=True)
         place = {key: i for i, key in enumerate(keys)}
-        return table.take(pa.array((place[key] for key in sorted(place)), pa.int64())).combine_chunks()
+        return table.take(columns.array([place[key] for key in sorted(place)], pa.int64())).combine_chunks()
 
     @property
     def num_later(self) -> int:
@@ -171,13 +176,14 @@ class PartFiles:
 
     def read_until(self, iteration: int) -> set[tuple[object, ...]]:
         """The keys of the rows of earlier attempts up to an iteration."""
-        return _keys(self._later.filter(pc.field("iteration") <= iteration), self.key)
+        return _keys(_until(self._later, iteration)[0], self.key)
 
     def resume(self, iteration: int) -> None:
         """Continue after an iteration: earlier parts are joined into one of rows up to it and one of later rows."""
-        earlier, self.keys = self._later, self.read_until(iteration)
-        self._write(earlier.filter(pc.field("iteration") <= iteration), self.key)
-        self._keep(earlier.filter(pc.field("iteration") > iteration))
+        earlier, later = _until(self._later, iteration)
+        self.keys = _keys(earlier, self.key)
+        self._write(earlier, self.key)
+        self._keep(later)
 
     def _keep(self, later: pa.Table) -> None:
         """Replace the parts that hold later rows by one."""
@@ -199,12 +205,12 @@ class PartFiles:
         """
         self._last_flush = time.monotonic()
         if self.rows:
-            table = pa.Table.from_pylist(self.rows, schema=self.schema)
+            table = columns.table(self.rows, self.schema)
             self._write(table)
             self.keys |= _keys(table, self.key)
             self.rows = []
             if len(self._later):
-                self._keep(self._later.filter(pc.field("iteration") > pc.max(table["iteration"])))
+                self._keep(_until(self._later, max(table["iteration"].to_pylist()))[1])
 
     def _write(self, table: pa.Table, key: Sequence[str] = ()) -> list[Path]:
         """The new part; [] for a table without rows."""

@@ -69,6 +69,31 @@ def _by_sign(group: str, what: str) -> dict[str, Metric]:
     }
 
 
+def _phases() -> dict[str, Metric]:
+    """Wall and CPU seconds of each phase of an iteration; CPU seconds are those of all threads of the process."""
+    phases = {
+        "collect": "the rollout",
+        "generate": "sampling completions, a part of the rollout",
+        "score": "the reward model, a part of the rollout",
+        "logprobs": "old and reference log-probabilities, a part of the rollout",
+        "update": "advantages and update, including the evaluation of the batch after each epoch",
+        "diagnostics": "the statistics of ratios, gates and weights",
+        "gradvar": "the gradient-variance estimate",
+        "evaluate": "evaluation episodes",
+        "iteration": "the whole iteration",
+    }
+    return {
+        f"time/{phase}_{end}": Metric("s", f"{clock} time of {what}")
+        for phase, what in phases.items()
+        for end, clock in (("s", "wall"), ("cpu_s", "CPU"))
+    }
+    return {
+        f"time/{phase}_{end}": Metric("s", f"{clock} time of {what}")
+        for phase, what in phases.items()
+        for end, clock in (("s", "wall"), ("cpu_s", "CPU"))
+    }
+
+
 EVALUATED = {  # ends of the names of a score's metrics on held-out prompts
     "_mean": "mean score",
     "_se": "standard error over prompts of the mean score",
@@ -172,15 +197,7 @@ GLOSSARY: dict[str, Metric] = {
     "bandit/weight_var_true": Metric("1", "Var w by quadrature (inf where it diverges)"),
     "bandit/gradient_var": Metric("1", "sample variance of w A s"),
     "bandit/gradient_var_true": Metric("1", "Var(w A s) by quadrature (inf where it diverges)"),
-    "time/collect_s": Metric("s", "wall time of the rollout"),
-    "time/generate_s": Metric("s", "wall time of sampling completions, a part of the rollout"),
-    "time/score_s": Metric("s", "wall time of the reward model, a part of the rollout"),
-    "time/logprobs_s": Metric("s", "wall time of old and reference log-probabilities, a part of the rollout"),
-    "time/update_s": Metric("s", "wall time of advantages and update, including the evaluation of the batch after each epoch"),
-    "time/diagnostics_s": Metric("s", "wall time of the statistics of ratios, gates and weights"),
-    "time/gradvar_s": Metric("s", "wall time of the gradient-variance estimate"),
-    "time/evaluate_s": Metric("s", "wall time of evaluation episodes"),
-    "time/iteration_s": Metric("s", "wall time of the whole iteration"),
+    **_phases(),
     "speed/env_steps_per_s": Metric("steps/s", "environment steps over collect + update + diagnostics time"),
     "epoch/kl_old_exact": Metric("nats", "KL(old || new) after each epoch, whole batch"),
     "epoch/weight_relative_mean": Metric("1", "mean of w / w(1) after each epoch, whole batch"),

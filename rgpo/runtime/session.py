@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from rgpo import atomic, distributed
 from rgpo.errors import EXPLAINED, MAX_LINE, ConfigError, EnvironmentFault, StorageError, first_line, printable, require
 from rgpo.learning.algorithm import rows_with_advantage
+from rgpo.learning.clock import Clock
 from rgpo.learning.export import NoExport
 from rgpo.learning.types import Algorithm, Metrics, Policy, State, Task
 from rgpo.runtime import checkpoint, continuation, export, manifest, provenance, reader, run_folder
@@ -165,13 +165,13 @@ class Session:
 
     def iterate(self) -> Metrics:
         """Collect, learn, evaluate if it is due, and record one iteration."""
-        start = time.perf_counter()
+        clock = Clock()
         every, last = self.settings.gradvar_every, self.iteration + 1 == self.num_iterations
         rollout = self.task.collect(self.policy)
-        collected = time.perf_counter()
+        clock.add("collect")
         metrics: Metrics = dict(rollout.metrics)
         metrics |= self.algorithm.learn(self.policy, rollout, every > 0 and self.iteration % every == 0)
-        metrics.setdefault("time/update_s", time.perf_counter() - collected)
+        clock.add("update")  # of an algorithm that keeps no clock itself
         self.iteration += 1
         num_steps = int(rollout.live().sum())
         self.env_steps += num_steps
@@ -179,13 +179,14 @@ class Session:
         self.informative = self.informative or is_informative(metrics)
         every = self.settings.eval_every
         if every > 0 and (self.iteration % every == 0 or last):
-            before = time.perf_counter()
+            evaluation = Clock()
             metrics |= self.task.evaluate(self.policy)
-            metrics["time/evaluate_s"] = time.perf_counter() - before
-        metrics["time/collect_s"] = collected - start
+            evaluation.add("evaluate")
+            metrics |= evaluation.seconds
+        clock.total("iteration")
+        metrics = {**clock.seconds, **metrics}
         busy = sum(number(metrics, f"time/{phase}_s", 0.0) for phase in ("collect", "update", "diagnostics"))
         metrics["speed/env_steps_per_s"] = num_steps / busy
-        metrics["time/iteration_s"] = time.perf_counter() - start
         rows = rows_with_advantage(rollout, getattr(self.algorithm, "advantage", None))
         self.recorder.record(self.iteration, self.env_steps, metrics, self.task.take_samples(), rows)
         return metrics

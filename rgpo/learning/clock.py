@@ -1,0 +1,33 @@
+"""Wall and CPU seconds of the phases of an iteration."""
+
+from __future__ import annotations
+
+import time
+
+
+class Clock:
+    """Seconds since the last call, summed by phase: `time/PHASE_s` by the wall and `time/PHASE_cpu_s` by the processor.
+
+    CPU seconds are those of all threads of this process, so they hardly depend on what else the machine does.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = self._last = _now()
+
+    def add(self, phase: str) -> None:
+        """Charge the time since the last call to a phase."""
+        self._charge(phase, self._last)
+        self._last = _now()
+
+    def total(self, phase: str) -> None:
+        """Charge the time since construction to a phase."""
+        self._charge(phase, self._start)
+
+    def _charge(self, phase: str, since: tuple[float, float]) -> None:
+        for name, now, then in zip((f"time/{phase}_s", f"time/{phase}_cpu_s"), _now(), since, strict=True):
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - then
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()

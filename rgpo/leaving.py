@@ -1,0 +1,66 @@
+"""The end of a command's process without freeing memory: Python would free torch's objects one by one, which takes a second.
+
+All else that Python does at its end is done, in its order: threads that are no daemons are joined, functions of atexit are
+called, and files that are still open are closed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.exit_at_once()
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+
+def run_program(main: Callable[[], int | None]) -> NoReturn:
+    """Call main() and end the process with the exit code that it returns, or exits with.
+
+    A debugger, a profiler, ``python -i`` and a stdout that cannot be flushed get the usual end of Python.
+    """
+    try:
+        code: object = main()
+    except SystemExit as stop:
+        code = stop.code
+    code = 0 if code is None else code
+    if isinstance(code, int) and not (sys.gettrace() or sys.getprofile() or sys.flags.inspect) and _finished():
+        os._exit(code & 0xFF)
+    raise SystemExit(code)
+
+
+def _finished() -> bool:
+    """Do the work of Python's end; False if stdout or stderr cannot be flushed, which Python reports with a code of its own."""
+    import atexit
+    import ctypes
+    import gc
+    import io
+    import threading
+    from contextlib import suppress
+
+    vars(threading)["_shutdown"]()  # which type checkers do not know
+    atexit._run_exitfuncs()
+    standard = [sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__]
+    standard += [stream.buffer for stream in standard if stream is not None and hasattr(stream, "buffer")]
+    layers: list[list[Any]] = [[], [], []]  # texts, then buffers written in Python such as gzip's, then C's, which both may use
+    kinds: dict[type, int | None] = {}
+    for found in gc.get_objects():
+        kind = type(found)
+        if kind not in kinds:
+            buffer = issubclass(kind, io.BufferedIOBase)
+            kinds[kind] = 0 if issubclass(kind, io.TextIOBase) else (2 if kind.__module__ == "_io" else 1) if buffer else None
+        layer = kinds[kind]
+        if layer is not None and not any(found is stream for stream in standard):
+            layers[layer].append(found)
+    for found in (found for layer in layers for found in layer):
+        with suppress(Exception):  # as in a finalizer, nobody could handle it
+            found.close()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        ctypes.CDLL(None).fflush(None)  # of C's own
+    except (OSError, ValueError):
+        return False
+    return True
