@@ -76,7 +76,7 @@ def metrics_of(task: str, algo: str, seed: int, iterations: int) -> Metrics:
         "weight/relative_mean": np.clip(1 - (1 - weight) * fade + 0.008 * rng.normal(size=iterations), 0, None),
         "ess/ratio": np.clip(1 - (1 - ess) * fade + 0.006 * rng.normal(size=iterations), 0, 1),
         "gradvar/before": np.where(every_tenth, variance, np.nan),
-        "gradvar/before_relative": np.where(every_tenth, variance / 500 * (1 + 3 * x), np.nan),
+        "gradvar/before_noise_share": np.where(every_tenth, variance / 500 * (1 + 3 * x), np.nan),
         "epoch/kl_old_exact": [list(k * drift) for k in kl_old],
         "speed/env_steps_per_s": 3500 + 100 * rng.normal(size=iterations),
         "ess/weight": np.clip(1 - (1 - ess) * fade + 0.006 * rng.normal(size=iterations), 0, 1),

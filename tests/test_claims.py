@@ -15,9 +15,9 @@ import yaml
 from claim_fixtures import CLAIM, FLAT, GAIN, RETURN, claim, registered, verdict, write
 
 from rgpo.report.claims.claim import read_claim
-from rgpo.report.claims.frontier import read_off
 from rgpo.report.claims.theory import Decided, Round, Theory
 from rgpo.report.claims.verdict import CONTRADICTED, REPRODUCED, UNDECIDED, UNTESTED, judge
+from rgpo.report.tables.matched import read_off
 
 # selection
 

@@ -51,11 +51,45 @@ def test_variance_of_independent_gradients() -> None:
         assert np.std(found) < 14.0
     one = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 3.0]])  # mean (2, 1); squared distances 2, 2, 4
     row = diagnostics.gradient_variance("after", one, 5)
-    assert row == {
-        "gradvar/after": pytest.approx(5 / 2 * 8),
-        "gradvar/after_relative": pytest.approx(20 / (5 * 3) / 5),
-    }
-    assert math.isnan(diagnostics.gradient_variance("after", one * 0, 5)["gradvar/after_relative"])
+    assert row["gradvar/after"] == pytest.approx(5 / 2 * 8)
+    assert row["gradvar/after_noise_share"] == pytest.approx(20 / (5 * 3) / 5)
+    assert math.isnan(diagnostics.gradient_variance("after", one * 0, 5)["gradvar/after_noise_share"])
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize(("groups", "decay"), [(8, 0.0), (16, 0.7)])
+def test_the_share_of_noise_and_its_interval(groups: int, decay: float, ratio: float) -> None:
+    """True noise over signal .1 to 100 in 300 dimensions, of equal variance or of variances that fall: mean and coverage."""
+    rng = np.random.default_rng([groups, int(10 * ratio)])
+    sd = (1 + np.arange(300.0)) ** -decay
+    signal = rng.standard_normal(300) * sd
+    signal *= np.sqrt((sd**2).sum() / groups / ratio) / np.linalg.norm(signal)
+    rows = []
+    for _ in range(200):
+        means = torch.from_numpy(signal + sd * rng.standard_normal((groups, 300)))
+        rows.append(list(diagnostics.gradient_variance("before", means, 1).values())[1:])
+    share, low, high = np.array(rows).T
+    true = ratio / (1 + ratio)
+    assert np.mean((low <= true) & (true <= high)) > 0.91
+    assert (low >= 0).all() and (low <= high).all() and (high <= 1).all()
+    if not decay:
+        assert np.mean(share) == pytest.approx(true, rel=0.02)
+    if ratio == 0.1:
+        assert np.mean(high - low) < 0.2
+
+
+def test_a_sketch_keeps_norms_and_inner_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of gradients with more entries than a sketch: the interval is close to that of the whole gradients, the estimate equal."""
+    noise = torch.Generator().manual_seed(1)
+    means = 0.05 + torch.randn((8, 40_000), generator=noise)
+    whole = diagnostics.gradient_variance("before", means, 1)
+    monkeypatch.setattr(diagnostics, "SKETCH", 4096)
+    part = diagnostics.gradient_variance("before", means, 1)
+    assert part["gradvar/before_noise_share"] == whole["gradvar/before_noise_share"]
+    for end in ("low", "high"):
+        key = f"gradvar/before_noise_share_{end}"
+        assert part[key] == pytest.approx(whole[key], abs=0.1)
+    assert part["gradvar/before_noise_share_low"] != whole["gradvar/before_noise_share_low"]
 
 
 def test_groups_of_single_correlated_samples_understate_the_variance() -> None:

@@ -229,7 +229,7 @@ def test_the_gradients_variance_is_that_of_single_pairs(make_language_model: Mak
     trace = single.var(0).sum().item()
     assert metrics["gradvar/num_groups"] == 6 and metrics["gradvar/before"] == pytest.approx(trace, rel=1e-3)
     assert metrics["gradvar/after"] == pytest.approx(trace, rel=1e-3)
-    assert metrics["gradvar/before_relative"] == pytest.approx(trace / 6 / single.mean(0).square().sum().item(), rel=1e-3)
+    assert metrics["gradvar/before_noise_share"] == pytest.approx(trace / 6 / single.mean(0).square().sum().item(), rel=1e-3)
 
 
 def test_a_step_that_is_not_finite_is_not_taken_and_its_cause_is_named(make_language_model: Make) -> None:

@@ -104,7 +104,7 @@ def test_a_missing_metric(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
         if seed == 2:
             del metrics["kl/old_exact"]
         metrics.pop("gradvar/before")
-        metrics.pop("gradvar/before_relative")
+        metrics.pop("gradvar/before_noise_share")
         fixtures.write_run(here / "results", seed=seed, metrics=metrics)
     assert main(FAST) == 1
     error = capsys.readouterr().err

@@ -14,6 +14,7 @@ from rgpo.core.rollout import Array, Rollout
 from rgpo.learning.samples import PolicyShift, Samples
 from rgpo.learning.types import Metrics
 
+SKETCH = 2**20  # entries of a gradient that are kept of each group
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
 
@@ -114,20 +115,60 @@ def _summaries(rows: Tensor) -> list[dict[str, float]]:
 
 
 def gradient_variance(when: str, gradients: Iterable[Tensor], group_size: int) -> dict[str, float]:
-    """tr Sigma of one sample's gradient and tr Sigma/n/||g||^2, from M disjoint groups' mean gradients, each (P,).
+    """tr Sigma of one sample's gradient, and the noise's share of the batch gradient, from M disjoint groups' means (P,) each.
 
-    tr Sigma = b/(M-1) sum_j ||G_j - Gbar||^2 with b = group_size and n = M b (batch means, our choice of groups). One
-    gradient is held at a time (Welford 1962), in float64.
+    tr Sigma = b/(M-1) sum_j ||G_j - Gbar||^2 with b = group_size and n = M b (batch means, our choice of groups). E ||Gbar||^2 is
+    ||g||^2 + tr Sigma/n, so noise_share = tr Sigma/n / ||Gbar||^2 estimates rho/(1 + rho), with rho = tr Sigma/n / ||g||^2, and 1
+    minus it the signal's share. noise_share_low and _high: a jackknife interval over groups of 95 %, within [0, 1], that covers
+    91 % or more (tests/test_diagnostics.py). One gradient is held at a time, in float64 (Welford 1962), beside a sketch of each.
     """
     count, scatter = 0, 0.0
     mean = torch.zeros(())
+    sketches: list[Tensor] = []
     for gradient in gradients:
         count += 1
         gap = gradient.double() - mean
         mean = mean + gap / count
         scatter += gap.dot(gradient.double() - mean).item()
+        sketches.append(_sketch(gradient))
+    keys = [f"gradvar/{when}", *(f"gradvar/{when}_noise_share{end}" for end in ("", "_low", "_high"))]
     if count < 2:
-        return {f"gradvar/{when}": math.nan, f"gradvar/{when}_relative": math.nan}
-    trace, signal = group_size / (count - 1) * scatter, mean.square().sum().item()
-    relative = trace / (group_size * count) / signal if signal > 0 else math.nan
-    return {f"gradvar/{when}": trace, f"gradvar/{when}_relative": relative}
+        return dict.fromkeys(keys, math.nan)
+    trace, square = group_size / (count - 1) * scatter, mean.square().sum().item()
+    share = trace / (group_size * count) / square if square > 0 else math.nan
+    return dict(zip(keys, (trace, share, *_share_interval(torch.stack(sketches).double())), strict=True))
+
+
+def _sketch(gradient: Tensor) -> Tensor:
+    """A gradient (P,) in float32, its parts of SKETCH entries added with fixed random signs: inner products keep their mean."""
+    whole = gradient.detach().to("cpu", torch.float32, copy=True)
+    if len(whole) <= SKETCH:
+        return whole
+    noise = torch.Generator().manual_seed(0)
+    found = torch.zeros(SKETCH)
+    for part in torch.split(whole, SKETCH):
+        found[: len(part)] += part * (2 * torch.randint(2, (len(part),), generator=noise) - 1)
+    return found
+
+
+def _share_interval(G_MP: Tensor) -> tuple[float, float]:
+    """95 % interval of the noise's share, from M groups' gradients: Student's on the jackknife's log pseudo-values.
+
+    Without group j, ||g||^2 and the variance of a group are unbiased estimates from inner products of the others. (0, 1) if that
+    is not computable: for fewer than 3 groups, or no noise.
+    """
+    M = len(G_MP)
+    inner = G_MP @ G_MP.T
+    squares = inner.diagonal()
+    total = torch.cat([inner.sum()[None], inner.sum() - 2 * inner.sum(0) + squares])  # all groups, then without each
+    within = torch.cat([squares.sum()[None], squares.sum() - squares])
+    size = torch.tensor([M, *[M - 1] * M], dtype=inner.dtype)
+    signal = (total - within) / (size * (size - 1))
+    noise = (within / size - signal) / M  # of the batch's gradient
+    logs = (noise / (signal + noise)).log()
+    if M < 3 or not logs.isfinite().all():
+        return 0.0, 1.0
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(M - 1, 0.975)) * (M * logs[0] - (M - 1) * logs[1:]).std().item() / M**0.5
+    return min(math.exp(logs[0] - half), 1.0), min(math.exp(logs[0] + half), 1.0)

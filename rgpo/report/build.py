@@ -29,11 +29,13 @@ from rgpo.report.read.workers import Map, workers
 from rgpo.report.settings import NEED_BASELINE, WITHOUT_RUNS, Settings, command
 from rgpo.report.tables import bench, summary
 from rgpo.report.tables.baseline import baseline_problems, comparisons
+from rgpo.report.tables.matched import matched_table
 from rgpo.report.tables.overall import overall
 from rgpo.report.tables.table import Table
 from rgpo.runtime.reader import Unreadable, printable
 
 Made = TypeVar("Made")
+LANGUAGE = {"rewards": summary.rewards, "reward_terms": summary.reward_terms, "matched_kl": matched_table}
 
 
 @dataclass
@@ -67,8 +69,7 @@ def build(settings: Settings, defaults: Settings) -> tuple[str, list[Problem]]:
         loaded = [_load(folder, columns, claims, settings, distribute) for folder in folders]
     everything = [group for experiment in loaded for group in experiment.groups]
     theory, lost = read_theory(results_dir)
-    every_run = [run for experiment in loaded for run in experiment.runs]
-    judged, unjudged = ledger(claims, Evidence(every_run, theory, anchors, settings.confidence))
+    judged, unjudged = ledger(claims, Evidence([run for e in loaded for run in e.runs], theory, anchors, settings.confidence))
     try:
         out.mkdir(parents=True, exist_ok=True)
         remove_temporary(out)
@@ -117,8 +118,7 @@ def _tables(section: Section, settings: Settings) -> list[Table]:
     language = [group for group in groups if group.language]
     makers: dict[str, Callable[[], Table | None]] = {
         **({"returns": partial(summary.returns, control, settings)} if control else {}),
-        **({"rewards": partial(summary.rewards, language, settings)} if language else {}),
-        **({"reward_terms": partial(summary.reward_terms, language, settings)} if language else {}),
+        **({name: partial(make, language, settings) for name, make in LANGUAGE.items()} if language else {}),
         "comparisons": partial(comparisons, groups, settings),
         "overall": partial(overall, groups, settings),
         "spikes": partial(summary.spikes, groups, settings),

@@ -23,6 +23,7 @@ USAGE = """rgpo-report [key=value ...]
 rgpo-report compare A B [key=value ...]
 rgpo-report verify [results_dir=...] [experiment=...]
 rgpo-report verify RUN [at=commit|head]
+rgpo-report import FILE name=... source=... license=... [key=value ...]
 
 Reads results/<experiment>/<run>/ (running experiments too) and writes report/index.html, one self-contained page, with figures
 (svg, png, pdf) and tables (md, tex, csv) beside it.
@@ -37,6 +38,7 @@ Reads results/<experiment>/<run>/ (running experiments too) and writes report/in
 compare lists the changes beyond noise between two results folders, or between results_dir as committed at two commits.
 verify reads every file of every run and compares it with the run's manifest of digests. verify RUN, a run's folder, repeats that
 run at its commit (in a temporary checkout) or with the present code, and compares all columns but those that read a clock.
+import writes other people's results, Open RL Benchmark's csv or exports of W&B, as results/external/NAME.yaml (docs/claims.md).
 A narrower command (experiment=, figures=) writes a narrower index.html; other files in report/ are kept.
 
 exit code: 0 all fine; 1 written, except what stderr and index.html list as left out; 2 wrong usage or no results
@@ -75,6 +77,8 @@ def _main(words: Sequence[str]) -> int:
         return _compare(words[1:])
     if words[:1] == ["verify"]:
         return _verify(words[1:])
+    if words[:1] == ["import"]:
+        return _import(words[1:])
     settings, defaults = parse(words)
     if settings.watch:
         from rgpo.report.page.watch import watch
@@ -127,6 +131,15 @@ def _compare(words: Sequence[str]) -> int:
     require(not unread, "compare", " ".join(unread), f"it reads only {', '.join(COMPARED)}; leave it out")
     with interrupt.Raising():
         return _print(*compare(words[0], words[1], parse(words[2:])[0]))
+
+
+def _import(words: Sequence[str]) -> int:
+    from rgpo.errors import require
+    from rgpo.report.claims.importer import import_results, words_of
+    from rgpo.runtime.reader import user_path
+
+    require(bool(words) and "=" not in words[0], "import", " ".join(words[:1]), "give a csv or a folder of W&B first")
+    return _print(import_results(user_path(words[0]), words_of(words[1:])), [])
 
 
 def _print(summary: str, problems: Sequence[Problem]) -> int:

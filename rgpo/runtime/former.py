@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 RENAMED_COLUMNS = {"language/dead_group_share": "language/zero_variance_group_share"}
+RENAMED_COLUMNS |= {
+    f"gradvar/{when}_relative": f"gradvar/{when}_noise_share" for when in ("before", "after")
+}  # what it always was
 RENAMED_GROUPS = {"dual": "gate_combination"}
 RENAMED_OPTIONS = {
     "algo": {"rgpo_signed": "rgpo_sign_aware"},

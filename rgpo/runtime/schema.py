@@ -177,8 +177,14 @@ GLOSSARY: dict[str, Metric] = {
     "advantage/std": Metric("1", "standard deviation of the advantage of the batch before normalization"),
     "gradvar/before": Metric("1", "tr Sigma of one sample's policy gradient at the old parameters, from disjoint groups"),
     "gradvar/after": Metric("1", "the same at the parameters after the last epoch"),
-    "gradvar/before_relative": Metric("1", "tr Sigma / n / ||g||^2 at the old parameters: noise over signal of the batch"),
-    "gradvar/after_relative": Metric("1", "the same at the parameters after the last epoch"),
+    "gradvar/before_noise_share": Metric(
+        "fraction", "tr Sigma / n over ||batch gradient||^2 at the old parameters; 1: no signal"
+    ),
+    "gradvar/before_noise_share_low": Metric("fraction", "lower end of its 95 % jackknife interval over groups"),
+    "gradvar/before_noise_share_high": Metric("fraction", "upper end of its 95 % jackknife interval over groups"),
+    "gradvar/after_noise_share": Metric("fraction", "the same at the parameters after the last epoch"),
+    "gradvar/after_noise_share_low": Metric("fraction", "lower end of its 95 % jackknife interval over groups"),
+    "gradvar/after_noise_share_high": Metric("fraction", "upper end of its 95 % jackknife interval over groups"),
     "gradvar/num_groups": Metric("groups", "number of disjoint groups the variance was estimated from"),
     "trpo/line_search_success": Metric("0/1", "1 if the line search found an improving step inside the trust region"),
     "trpo/step_fraction": Metric("fraction", "accepted fraction of the full natural-gradient step (0 if rejected)"),

@@ -1,7 +1,8 @@
 """The rules that judge runs: a closed set. Each sees one task at a time, and the null arm goes through the same function.
 
 A rule holds, fails, or leaves a task open; for what is open it gives the number of seeds per arm that would decide it, if the
-estimate and the spread stayed as they are.
+estimate and the spread stayed as they are. It holds by our interval. It fails by the prediction interval of a result like the
+paper's: wider by sqrt(2), since the paper's estimate has its own error, taken to be as large as ours where none is published.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import ClassVar, NamedTuple
 from rgpo.errors import require
 from rgpo.report.claims.evidence import Sample
 from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Interval
-from rgpo.report.stats.independent import Summary, deciding_size, relative_change, student
+from rgpo.report.stats.independent import Summary, deciding_size, noise, relative_change, student
 from rgpo.report.stats.small_samples import MIN_SPREAD_RUNS, coefficient_of_variation
 from rgpo.report.tables.table import between, plain
 
@@ -64,9 +65,11 @@ class Compared(Rule):
         return [(self.metric, self.statistic)]
 
     def _change(self, arm: Sample, baseline: Sample, confidence: float) -> tuple[Interval, str, int]:
+        """The relative change, the same in words beside the A/A noise of the baseline, and the fewer runs."""
         x, y = (sample.summary(self.metric, self.statistic) for sample in (arm, baseline))
-        found = relative_change(x, y, confidence)
-        return found, percent(found), min(x.n, y.n)
+        found, alike = relative_change(x, y, confidence), noise(y, confidence)
+        text = percent(found) + (f" (A/A ±{plain(alike, 2)} %)" if math.isfinite(alike) else "")
+        return found, text, min(x.n, y.n)
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,14 @@ class Parity(Compared):
         require(0 < self.margin < 1000, "margin", self.margin, "give percent above 0")
 
     def sentence(self) -> str:
-        return f"every interval of the change lies within ±{self.margin:g} %; contradicted if one lies outside"
+        return f"every interval of the change lies within ±{self.margin:g} %; contradicted if a prediction interval lies outside"
 
     def judge(self, task: str, arm: Sample, baseline: Sample, confidence: float) -> Finding:
         found, text, n = self._change(arm, baseline, confidence)
         if -self.margin <= found.low and found.high <= self.margin:
             return Finding(HOLDS, text)
-        if found.low > self.margin or found.high < -self.margin:
+        reach = found if baseline.anchor else prediction(found)  # an anchor's own error is in the interval
+        if reach.low > self.margin or reach.high < -self.margin:
             return Finding(FAILS, text)
         return Finding(OPEN, text, deciding_size(found, n, abs(self.margin - abs(found.value)), confidence, 2))
 
@@ -151,7 +155,7 @@ class Level(Compared):
         what = "the mean" if self.over_seeds == "mean" else f"the coefficient of variation ({MIN_SPREAD_RUNS} seeds or more)"
         limits = [f"at least {self.low:g}"] if self.low is not None else []
         limits += [f"at most {self.high:g}"] if self.high is not None else []
-        return f"every interval of {what} is {' and '.join(limits)}; contradicted if one lies outside"
+        return f"every interval of {what} is {' and '.join(limits)}; contradicted if a prediction interval lies outside"
 
     def judge(self, task: str, arm: Sample, baseline: Sample, confidence: float) -> Finding:
         summary = arm.summary(self.metric, self.statistic)
@@ -163,7 +167,8 @@ class Level(Compared):
             text = f"{plain(found.value, 3)} {between(found.low, found.high, 3)}"
         if self.lower <= found.low and found.high <= self.upper:
             return Finding(HOLDS, text)
-        if found.high < self.lower or found.low > self.upper:
+        reach = prediction(found)
+        if reach.high < self.lower or reach.low > self.upper:
             return Finding(FAILS, text)
         if self.over_seeds == "cv" and summary.n < MIN_SPREAD_RUNS:
             return Finding(OPEN, text, MIN_SPREAD_RUNS)
@@ -194,7 +199,8 @@ class Rate(Rule):
     def sentence(self) -> str:
         return (
             f"in every task the share of updates above {self.above:g} is at most {self.at_most:g} %, and at least "
-            f"{self.baseline_at_least:g} % in the baseline, by their intervals; contradicted if one of them is not"
+            f"{self.baseline_at_least:g} % in the baseline, by their intervals; contradicted if one of them is not, "
+            "by its prediction interval"
         )
 
     def judge(self, task: str, arm: Sample, baseline: Sample, confidence: float) -> Finding:
@@ -202,13 +208,19 @@ class Rate(Rule):
         text = " against ".join(f"{plain(x.value, 2)} % {between(max(x.low, 0), min(x.high, 100), 2)}" for x in (ours, theirs))
         if ours.high <= self.at_most and theirs.low >= self.baseline_at_least:
             return Finding(HOLDS, text)
-        if ours.low > self.at_most or theirs.high < self.baseline_at_least:
+        if prediction(ours).low > self.at_most or prediction(theirs).high < self.baseline_at_least:
             return Finding(FAILS, text)
         sides = [(ours, abs(ours.value - self.at_most), arm.n)] if ours.high > self.at_most else []
         low = theirs.low < self.baseline_at_least
         sides += [(theirs, abs(theirs.value - self.baseline_at_least), baseline.n)] if low else []
         sizes = [deciding_size(found, n, distance, confidence, 1) for found, distance, n in sides]
         return Finding(OPEN, text, max(sizes, default=0) if all(sizes) else 0)
+
+
+def prediction(found: Interval) -> Interval:
+    """The interval of another estimate with the same error: wider by sqrt(2) on each side."""
+    low, high = (found.value + math.sqrt(2) * (end - found.value) for end in (found.low, found.high))
+    return Interval(found.value, low, high)
 
 
 def percent(found: Interval) -> str:

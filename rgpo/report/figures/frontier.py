@@ -19,6 +19,7 @@ from rgpo.report.read.run import Run
 from rgpo.report.settings import Settings
 from rgpo.report.stats import bootstrap
 from rgpo.report.stats.bootstrap import Floats, Interval
+from rgpo.report.tables.matched import LEVELS, at_levels
 
 COLUMNS = (KL_REF, PROXY, GOLD)
 SCALES = ("linear x axis", "log x axis")
@@ -27,7 +28,10 @@ Y_LABELS = {PROXY: "proxy reward,\nchange against the reference", GOLD: "gold re
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One algorithm's curve: mean over seeds (E,) at the evaluations that all have, every seed, and the end's intervals."""
+    """One algorithm's curve: mean over seeds (E,) at the evaluations that all have, every seed, and intervals of the reward.
+
+    At a few levels of KL that all seeds reach, and at the end with that of the KL.
+    """
 
     label: str
     kl: Floats
@@ -35,6 +39,7 @@ class Trajectory:
     seeds: tuple[XY, ...]
     end_kl: Interval
     end_reward: Interval
+    levels: tuple[tuple[float, Interval], ...] = ()  # KL, reward; they hold together
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ def trajectory(group: Group, column: str, settings: Settings) -> Trajectory | No
     points = np.array([[(0.0, 0.0), *(curve[i] for i in common)] for curve in curves])  # (S, 1 + E, 2), the reference first
     kl, reward = points.mean(axis=0).T
     ends = [_end(group, name, settings) for name in (KL_REF, column)]
-    return Trajectory(group.label, kl, reward, tuple((p[:, 0], p[:, 1]) for p in points), ends[0], ends[1])
+    seeds = tuple((p[:, 0], p[:, 1]) for p in points)
+    return Trajectory(group.label, kl, reward, seeds, ends[0], ends[1], tuple(at_levels(seeds, LEVELS, settings.confidence)))
 
 
 def _points(run: Run, column: str) -> dict[float, tuple[float, float]]:
@@ -115,11 +121,14 @@ def draw_trajectory(axes: Axes, curve: Trajectory, line: Line) -> None:
     kl, reward = curve.end_kl, curve.end_reward
     for x, y in (([kl.low, kl.high], [reward.value] * 2), ([kl.value] * 2, [reward.low, reward.high])):
         axes.plot(x, y, color=line.color, linewidth=2.0, alpha=0.6, zorder=2.8, gid=f"band:{curve.label}")
+    for level, found in curve.levels:
+        axes.plot([level] * 2, [found.low, found.high], color=line.color, linewidth=0.8, zorder=2.7, gid=f"band:{curve.label}")
 
 
 def caption(planes: Sequence[Plane], settings: Settings) -> str:
     """The figure's caption."""
     what = "Change of the reward against the reference policy over KL to it, on the same held-out prompts, during training"
-    ends = f"Crosses: {100 * settings.confidence:g} % bootstrap intervals of both means at the end."
+    ends = f"Crosses: {100 * settings.confidence:g} % bootstrap intervals of both means at the end. Thin bars: the mean reward "
+    ends += f"where the runs first reach a KL, at {LEVELS} levels that all reach, with intervals that hold together."
     better = "Higher and further left is better; gold is a reward model that training never uses."
     return f"{what} (thick: mean over seeds; thin: at most 5 of them). {ends} {better}"

@@ -14,7 +14,7 @@ from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
 
 Y_LABELS = {
-    "gradvar/before_relative": "noise / signal  tr Σ / n / |g|²",
+    "gradvar/before_noise_share": "share of noise\nin the batch gradient",
     "gradvar/before": "tr Σ of one sample",
     "ess/ratio": "effective sample size\nof the ratios / n",
 }
@@ -23,7 +23,7 @@ SCALES = ("log y axis", "linear y axis")
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """Three panels per task: relative and absolute variance, effective sample size."""
+    """Three panels per task: share of noise, variance of a sample, effective sample size."""
     return series.rows(groups, settings, Y_LABELS)
 
 
@@ -34,7 +34,8 @@ def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES
 
 def caption(panels: Sequence[Panel], settings: Settings) -> str:
     """The figure's caption."""
-    what = "Policy-gradient variance at each measured update's old parameters, from disjoint groups. Left: tr Sigma / n / |g|^2,"
-    more = "noise over signal of the batch, free of scale. Middle: tr Sigma of one sample, which carries the gate's w(1)^2."
+    what = "Policy-gradient variance at each measured update's old parameters, from disjoint groups. Left: tr Sigma / n over the"
+    what += " squared norm of the batch gradient, noise / (signal + noise), free of scale."
+    more = "Middle: tr Sigma of one sample, which carries the gate's w(1)^2."
     right = "Right: effective sample size (sum r)^2 / sum r^2 / n of the ratios after the last epoch."
     return f"{what} {more} {right} {interval_text(panels, settings)}"

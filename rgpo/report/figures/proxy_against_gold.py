@@ -61,5 +61,6 @@ def caption(planes: Sequence[Plane], settings: Settings) -> str:
     """The figure's caption."""
     what = "Change against the reference policy of the reward model that training maximizes (proxy, solid) and of one that it"
     more = "never uses (gold, dashed) over KL to the reference, held-out prompts, mean over seeds (thin: at most 5; crosses:"
-    end = "intervals at the end). Where gold turns down while proxy still rises, the reward model is overoptimized."
+    end = "intervals at the end, bars: at levels of KL that all runs reach, together). Where gold turns down while proxy still "
+    end += "rises, the reward model is overoptimized."
     return f"{what} {more} {end}"

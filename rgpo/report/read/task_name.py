@@ -25,10 +25,10 @@ MAX_PART = 40  # characters of a value
 def task_name(config: Mapping[str, object], scale: str) -> str:
     """The name of the task of a flat configuration with present names."""
     option = str(config.get("choices.task"))
-    declared = _declared("task", option)
+    declared = declared_options("task", option)
     parts = [_environment(config, declared)]
     if scale != "none":
-        of_scale = _declared("scale", scale)
+        of_scale = declared_options("scale", scale)
         parts = [scale, *(_short(config[key]) for key in DATA if config.get(key, of_scale.get(key)) != of_scale.get(key))]
     keys = sorted(key for key in {*declared, *config} if key.startswith(KWARGS))
     changed = [key for key in keys if declared.get(key) != config.get(key)]
@@ -53,7 +53,7 @@ def _short(value: object) -> str:
 
 
 @cache
-def _declared(group: str, option: str) -> dict[str, object]:
+def declared_options(group: str, option: str) -> dict[str, object]:
     """Dotted key -> value of an option of conf/ with the files that it includes; {} for one of the user's own."""
     path = conf_dir() / group / f"{option}.yaml"
     if Path(option).name != option or not path.is_file():
@@ -64,5 +64,5 @@ def _declared(group: str, option: str) -> dict[str, object]:
     found: dict[str, object] = {}
     for entry in node.pop("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
-            found |= _declared(group, entry)
+            found |= declared_options(group, entry)
     return found | flat_config(node)

@@ -10,8 +10,8 @@ from rgpo.report.read.columns import GOLD, KL_REF, PROXY, TRAIN
 from rgpo.report.read.groups import Group
 from rgpo.report.read.run import Problem
 from rgpo.report.settings import DEFAULT_BASELINE, Settings
-from rgpo.report.stats.bootstrap import NAN, Floats
-from rgpo.report.stats.independent import noise, relative_change, summarize, welch
+from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Floats
+from rgpo.report.stats.independent import intraclass_correlation, noise, relative_change, summarize, welch
 from rgpo.report.stats.small_samples import holm
 from rgpo.report.tables.summary import setting
 from rgpo.report.tables.table import NOTHING, Cell, Column, Row, Table, estimate, interval_cells, number, word
@@ -55,6 +55,7 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
         estimate("difference", "difference", 3, sign=True),
         estimate("percent", "change, %", 3, sign=True),
         number("noise", "A/A noise, ±%", 2),
+        number("icc", "ICC over seeds", 2),
         Column("p, Holm", _p_text, key="p_holm"),
         word("paper", "paper says"),
     )
@@ -62,7 +63,8 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
         "Algorithm minus baseline, as independent samples (n: the fewer seeds of the two); for rewards, the change against the "
         f"reference policy is compared. Brackets: {100 * settings.confidence:g} % Welch interval of the difference, Fieller's "
         "of the relative change (∞: the baseline's own mean is not distinguishable from 0); none for n < 3. A/A noise: what two "
-        "further sets of n runs of the baseline itself may differ by. The intervals are not adjusted; p is "
+        "further sets of n runs of the baseline itself may differ by. ICC: intraclass correlation of runs with the same "
+        "seed, about 0 if they are independent; pairing by seed would need more. The intervals are not adjusted; p is "
         f"adjusted after Holm for the {num_tested} comparisons of this table. Paper: its own scale and settings, which are not "
         "ours; [P] abstract, [Q] a reader of the full text."
     )
@@ -120,7 +122,10 @@ def _row(measure: str, group: Group, base: Group, column: str, confidence: float
     row |= interval_cells("difference", difference)
     row |= interval_cells("percent", relative_change(x, y, confidence))
     paper = PAPER.get((group.task.split(" ")[0] if group.language else group.task, group.algo, base.algo, measure), "")
-    return row | {"noise": noise(y, confidence), "p": p, "paper": paper}, p
+    ours, theirs = group.by_seed(column, "final"), base.by_seed(column, "final")
+    pairs = np.array([(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
+    icc = intraclass_correlation(pairs) if len(pairs) >= MIN_RUNS else NAN
+    return row | {"noise": noise(y, confidence), "icc": icc, "p": p, "paper": paper}, p
 
 
 def _p_text(row: Row) -> str:

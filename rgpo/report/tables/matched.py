@@ -1,0 +1,118 @@
+"""Two metrics along each run, one as a function of the other: reward over KL, compared at equal KL.
+
+Every run is a path from (0, 0), the reference policy, through its evaluations. At each of a few levels of x that every run of
+both arms reaches, y is read off the path where it first reaches the level; the difference of the arms is Welch's. Intervals hold
+at all levels together (Bonferroni). Comparing at equal KL is our choice: at the end of a run, a reward and a KL follow from the
+penalty's coefficient as much as from the algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rgpo.report.read.columns import GOLD, KL_REF, PROXY
+from rgpo.report.read.groups import Group
+from rgpo.report.read.run import Run
+from rgpo.report.settings import Settings
+from rgpo.report.stats.bootstrap import Floats, Interval
+from rgpo.report.stats.independent import relative_change, simultaneous, student, summarize, welch
+from rgpo.report.tables.baseline import baseline_of
+from rgpo.report.tables.table import Cell, Table, estimate, interval_cells, number, word
+
+LEVELS = 4  # of KL in the table and the figure
+REWARDS = {"reward, proxy": PROXY, "reward, gold": GOLD}
+
+
+class Matched(NamedTuple):
+    """At one level of x: the difference of y and the relative change in percent."""
+
+    level: float
+    difference: Interval
+    change: Interval
+    alike: Interval  # A/A: 0, and what two sets of runs of the second arm may differ by
+    num_runs: int  # the fewer of both arms
+
+
+def matched_table(groups: Sequence[Group], settings: Settings) -> Table | None:
+    """Rewards of each algorithm and of its task's baseline at equal KL to the reference; None without a common range."""
+    rows = []
+    for measure, column in REWARDS.items():
+        for group in groups:
+            base = baseline_of(group.task, groups, settings.baseline)
+            if base is not None and base is not group:
+                found = matched(group.used, base.used, KL_REF, column, LEVELS, settings.confidence)
+                rows += [_row(measure, group, base, at) for at in found]
+    columns = (
+        word("measure", "measure"),
+        word("task", "task"),
+        word("label", "algorithm"),
+        word("baseline", "against"),
+        number("n", "n"),
+        number("kl", "at KL, nats", 2),
+        estimate("difference", "difference", 3, sign=True),
+        estimate("percent", "change, %", 3, sign=True),
+        estimate("noise", "A/A, difference", 2),
+    )
+    caption = (
+        "Change of the reward against the reference policy, minus the baseline's, where both have the same KL to the reference: "
+        f"each run is read off where it first reaches the level. Brackets: {100 * settings.confidence:g} % Welch and Fieller "
+        f"intervals that hold at the {LEVELS} levels together. A/A: how far two further sets of runs of the baseline may differ."
+    )
+    return Table("matched_kl", "At equal KL", caption, columns, tuple(rows), "measure") if rows else None
+
+
+def _row(measure: str, group: Group, base: Group, at: Matched) -> dict[str, Cell]:
+    row: dict[str, Cell] = {"measure": measure, "task": group.task, "label": group.label, "algo": group.algo}
+    row |= {"baseline": base.label, "n": at.num_runs, "kl": at.level}
+    row |= interval_cells("difference", at.difference) | interval_cells("percent", at.change)
+    return row | interval_cells("noise", at.alike)
+
+
+def at_levels(paths: Sequence[tuple[Floats, Floats]], num_levels: int, confidence: float) -> list[tuple[float, Interval]]:
+    """Mean of y at levels of x that all paths reach, with Student intervals that hold together."""
+    largest = min((float(x.max()) for x, _ in paths), default=0.0)
+    each = simultaneous(confidence, num_levels)
+    levels = largest * np.arange(1, num_levels + 1) / num_levels if largest > 0 else np.array([])
+    return [(float(x), student(summarize(np.array([read_off(*path, float(x)) for path in paths])), each)) for x in levels]
+
+
+def matched(first: Sequence[Run], second: Sequence[Run], x: str, y: str, num_levels: int, confidence: float) -> list[Matched]:
+    """Differences of y between two sets of runs at equal x, at levels from 0 (excluded) to the largest that all reach."""
+    sides = [[path for path in (path_of(run, x, y) for run in runs) if path is not None] for runs in (first, second)]
+    if not all(sides):
+        return []
+    largest = min(float(path[0].max()) for side in sides for path in side)
+    each = simultaneous(confidence, num_levels)
+    found = []
+    for level in largest * np.arange(1, num_levels + 1) / num_levels if largest > 0 else ():
+        ours, theirs = (summarize(np.array([read_off(*path, float(level)) for path in side])) for side in sides)
+        difference, _ = welch(ours, theirs, each)
+        again, _ = welch(theirs, theirs, each)
+        found.append(Matched(float(level), difference, relative_change(ours, theirs, each), again, min(ours.n, theirs.n)))
+    return found
+
+
+def path_of(run: Run, x: str, y: str) -> tuple[Floats, Floats] | None:
+    """(x, y) at the run's evaluations, after the reference policy's (0, 0); None if either was never measured."""
+    both = np.stack([run.curve(x), run.curve(y)])
+    both = both[:, np.isfinite(both).all(axis=0)]
+    if not both.shape[1]:
+        return None
+    return np.concatenate([[0.0], both[0]]), np.concatenate([[0.0], both[1]])
+
+
+def read_off(x: Floats, y: Floats, level: float) -> float:
+    """y where a path first reaches a level of x, by linear interpolation.
+
+    Raises: ValueError if it never does.
+    """
+    reached = np.flatnonzero(x[1:] >= level * (1 - 1e-12))
+    if not reached.size:
+        raise ValueError(f"level={level:g}: the path ends at {x.max():g}")
+    after = int(reached[0]) + 1
+    step = x[after] - x[after - 1]
+    share = (level - x[after - 1]) / step if step > 0 else 1.0
+    return float(y[after - 1] + share * (y[after] - y[after - 1]))
