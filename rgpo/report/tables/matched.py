@@ -1,6 +1,6 @@
 """Two metrics along each run, one as a function of the other: reward over KL, compared at equal KL.
 
-Every run is a path from (0, 0), the reference policy, through its evaluations; or the runs of a seed, which differ in how strong a
+Every run is a path from (0, 0), the reference policy, through its evaluations; or a seed's runs, which differ in how strong a
 penalty is, are one path through their ends. At each of a few levels of x that every path of both arms reaches, y is read off
 where the path first reaches it; the difference of the arms is Welch's. Intervals hold at all levels together (Bonferroni).
 Comparing at equal KL is our choice: at the end of a run, a reward and a KL follow from the penalty's coefficient as much as from
