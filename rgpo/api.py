@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from rgpo.control.actor import Actor
+    from rgpo.control.spaces import EnvAction
     from rgpo.learning.types import Algorithm, Task
 
 _composing = threading.Lock()  # hydra has one global state
@@ -251,7 +252,7 @@ class TrainedPolicy:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Any:
+    def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> EnvAction:
         """Action of one observation of the environment, or actions (N, ...) of a batch (N, ...), within the action space.
 
         deterministic: the mode of the distribution; else a draw, with rng or a generator of the policy's own.

@@ -12,7 +12,7 @@ import sys
 TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.exit_at_once()
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
@@ -43,7 +43,7 @@ def _finished() -> bool:
     atexit._run_exitfuncs()
     standard = [sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__]
     standard += [stream.buffer for stream in standard if stream is not None and hasattr(stream, "buffer")]
-    layers: list[list[Any]] = [[], [], []]  # texts, then buffers written in Python such as gzip's, then C's, which both may use
+    layers: list[list[io.IOBase]] = [[], [], []]  # texts, buffers written in Python such as gzip's, then C's, which both may use
     kinds: dict[type, int | None] = {}
     for found in gc.get_objects():
         kind = type(found)

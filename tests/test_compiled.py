@@ -28,8 +28,10 @@ from rgpo.core.gate import Gate
 from rgpo.core.kl_penalty import Divergence
 from rgpo.core.surrogate import Detached, GateObjective
 from rgpo.errors import ConfigError
-from rgpo.learning.accel import compiled_adam
-from rgpo.learning.accel.compiled_adam import MOST_GRAPHS
+from rgpo.learning.accel import ahead, compiled_adam
+from rgpo.learning.accel.compiled_adam import MOST_GRAPHS, resolve
+from rgpo.learning.alike import num_alike
+from rgpo.learning.flat_adam import loop
 from rgpo.learning.natural_gradient import NaturalGradient
 from rgpo.learning.sgd import SGD
 
@@ -66,7 +68,7 @@ def test_compiled_steps_equal_eager_ones_after_any_other_run(
     make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several runs in one process: none may use a constant of another, and equal ones share their graph."""
-    monkeypatch.setattr(compiled_adam, "_compiled_runs", itertools.count())  # every MOST_GRAPHS runs graphs are dropped
+    monkeypatch.setattr(compiled_adam, "_traced_runs", itertools.count())  # every MOST_GRAPHS runs graphs are dropped
     graphs = torch._dynamo.utils.counters["stats"]
     before, seen, results = graphs["unique_graphs"], [], []
     settings: list[Callable[[], Gate]] = [
@@ -120,15 +122,73 @@ def test_a_compiled_penalized_step_equals_the_eager_one(make_policy: MakePolicy,
 
 
 def test_compiled_code_is_cached_on_disk(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
-    """Another process finds it: torch does not cache graphs with certain operations, and each run of a sweep would compile."""
+    """Another process finds it, also that of a gate whose sharpness is a tensor, which each process traces."""
+    adaptive = AdaptiveSharpness(gate=sigmoid(3.0), kl_target=0.01, rate=1.0, min_sharpness=1.0, max_sharpness=60.0)
     for _ in range(2):
         torch.compiler.reset()
         torch._dynamo.utils.counters.clear()
         policy = make_policy()
-        trained(policy, make_batch(policy, 32), CLIP, compile=True)
+        trained(policy, make_batch(policy, 32), adaptive, compile=True)
     counters = torch._dynamo.utils.counters
     assert counters["aot_autograd"]["autograd_cache_hit"] == 1
     assert counters["aot_autograd"]["autograd_cache_bypass"] == counters["inductor"]["fxgraph_cache_bypass"] == 0
+
+
+def test_a_library_is_loaded_without_the_compiler(
+    make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard of a warm start: no tracing, and the same bits."""
+    found = []
+    for attempt in range(2):
+        policy = make_policy()
+        if attempt:
+            monkeypatch.setattr(compiled_adam, "engine", None)
+        found.append(trained(policy, make_batch(policy, 32), CLIP, compile=True))
+    assert torch.equal(*found)
+
+
+def test_a_library_belongs_to_all_that_its_function_reads(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each number, the sources and the threads; what cannot be described is traced."""
+
+    def described(gate: Gate, **change: Any) -> str | None:
+        return ahead.description(sgd(make_policy(), gate, False, **change).optimizer._function)
+
+    texts = [described(sigmoid(3.0)), described(sigmoid(3.5)), described(CLIP), described(CLIP, max_grad_norm=0.25)]
+    texts += [described(CLIP, adam_eps=1e-6), described(CLIP, vf_coef=0.4), described(CLIP, clip_jointly=False)]
+    monkeypatch.setattr(ahead, "_surroundings", lambda: "other sources")
+    texts += [described(CLIP)]
+    assert None not in texts and len(set(texts)) == len(texts)
+    adaptive = AdaptiveSharpness(gate=sigmoid(3.0), kl_target=0.01, rate=1.0, min_sharpness=1.0, max_sharpness=60.0)
+    assert described(adaptive) is None and described(Untraceable(sharpness=3.0)) is None
+
+
+def test_auto_decides_by_cost(make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,500 gradient steps with cached code, else 8,000, counting all runs that share it; a resumed run continues as it began."""
+
+    def decision(steps: int, gate: Gate = CLIP) -> tuple[bool, str]:
+        function = sgd(make_policy(), gate, False).optimizer._function
+        return resolve("auto", steps, compiled_adam.CompiledEpochs(function, loop))
+
+    other = gates.Clip(eps_low=0.125, eps_high=0.25, cap=None, scale="none")  # never compiled
+    policy = make_policy()
+    trained(policy, make_batch(policy, 32), CLIP, compile=True)
+    assert decision(1_499) == (False, "not compiled: 1,499 gradient steps are too few to pay for it")
+    assert decision(1_500) == (True, "compiled: its code is cached, which pays from 1,500 gradient steps on")
+    assert decision(7_999, other)[0] is False and "7,999 gradient steps, which pays from 8,000 on" in decision(7_999, other)[1]
+    assert decision(8_000, other) == (True, "compiled: 8,000 gradient steps, which pays from 8,000 on")
+    token = num_alike.set(4)
+    assert decision(2_000, other) == (True, "compiled: 4 runs of 2,000 gradient steps share the code, which pays from 8,000 on")
+    num_alike.reset(token)
+    saved = sgd(make_policy(), CLIP, True).state_dict()
+    resumed = sgd(make_policy(), CLIP, "auto")
+    assert not resumed.optimizer.compiled
+    resumed.load_state_dict(saved)
+    assert resumed.optimizer.compiled and resumed.note == "compiled, like the run's checkpoint"
+    monkeypatch.setattr(compiled_adam, "STEPS_CACHED", 1)
+    resumed = sgd(make_policy(), CLIP, "auto")
+    assert resumed.optimizer.compiled
+    resumed.load_state_dict(sgd(make_policy(), CLIP, False).state_dict())
+    assert not resumed.optimizer.compiled and resumed.note == "not compiled, like the run's checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +211,8 @@ def test_a_gate_that_torch_cannot_trace_leaves_the_run_uncompiled(
     make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On true it is an error in one sentence; an error of the gate itself is raised as it is."""
-    monkeypatch.setattr(compiled_adam, "ENOUGH_STEPS", 1)
+    monkeypatch.setattr(compiled_adam, "STEPS_NEW", 1)
+    monkeypatch.setattr(compiled_adam, "STEPS_CACHED", 1)
     eager, tried = make_policy(), make_policy()
     batch = make_batch(eager, 32)
     gate = Untraceable(sharpness=3.0)
@@ -194,7 +255,8 @@ def test_on_auto_a_failing_compiler_leaves_the_run_uncompiled(
         raise CppCompileError(["g++"], "no Python.h")
 
     monkeypatch.setattr(compiled_adam, "CompiledEpochs", lambda run_epochs, loop: refuse)
-    monkeypatch.setattr(compiled_adam, "ENOUGH_STEPS", 1)
+    monkeypatch.setattr(compiled_adam, "STEPS_NEW", 1)
+    monkeypatch.setattr(compiled_adam, "STEPS_CACHED", 1)
     eager, tried = make_policy(), make_policy()
     batch = make_batch(eager, 32)
     expected = trained(eager, batch, sigmoid(3.0), False)

@@ -29,7 +29,7 @@ def test_compiled_steps_equal_eager_ones(
     make_batch: Callable[..., ControlBatch],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compiled_adam, "_compiled_runs", itertools.count())
+    monkeypatch.setattr(compiled_adam, "_traced_runs", itertools.count())
     name = "m2po"  # a sort within the graph
     eager, compiled = make_policy(), make_policy()
     batch = make_batch(eager, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,38 @@ def test_equal_to_grpo_trainer(name: str, folder: str, tmp_path: Path) -> None:
     assert not torch.equal(expected[0], expected[1])
 
 
+def test_a_gate_reads_the_old_probability(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DPPO's weight, written out, from the log-probabilities that TRL has: min(r, cap) where the probability moved little."""
+    delta, seen, losses = 0.002, [], GateParts.losses
+
+    def watched(self: GateParts, logp: torch.Tensor, logp_old: torch.Tensor, advantage: torch.Tensor, **rest: Any) -> Any:
+        found, inputs = losses(self, logp, logp_old, advantage, **rest)
+        (slope,) = torch.autograd.grad(found.sum(), logp, retain_graph=True)
+        seen.append((logp.detach(), logp_old, advantage, slope))
+        return found, inputs
+
+    monkeypatch.setattr(GateParts, "losses", watched)
+    parts = f"gate=dppo_tv gate.delta_low={delta} gate.delta_high={delta}"
+    make(GatedGRPOTrainer, folder, tmp_path, parts, loss_type="grpo", max_steps=4).train()
+    masked = 0
+    for logp, old, advantage, slope in seen:
+        moved = logp.double().exp() - old.double().exp()
+        kept = torch.where(advantage > 0, moved <= delta, moved >= -delta)
+        sure = (moved.abs() - delta).abs() > 1e-6
+        expected = -(logp - old).exp().clamp(max=20.0) * advantage * kept
+        torch.testing.assert_close(slope[sure], expected[sure], rtol=1e-5, atol=1e-7)
+        masked += int((~kept & (advantage != 0)).sum())
+    assert masked > 0
+
+
+def test_every_loss_type_of_trl_has_its_words() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "language.md").read_text()
+    table = page[page.index("### The losses of TRL and verl") : page.index("Not equal:")]
+    text = trl.GRPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
+    names = re.findall(r"'(\w+)'", text.partition("Supported values are")[2].partition(".")[0])
+    assert len(names) >= 7 and all(f"`{name}`" in table for name in names)
+
+
 def test_equal_to_rloo_trainer(folder: str, tmp_path: Path) -> None:
     expected = steps(make(trl.RLOOTrainer, folder, tmp_path, max_steps=4))
     found = steps(make(GatedRLOOTrainer, folder, tmp_path, CLIP, max_steps=4))
@@ -200,6 +233,8 @@ def test_refusals(parts: str, change: dict[str, Any], sentence: str, folder: str
 def test_rloo_refuses_a_reference_gate(folder: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gate@ref_gate: needs a reference policy, which RLOOTrainer does not"):
         make(GatedRLOOTrainer, folder, tmp_path, "gate=clip gate@ref_gate=budget")
+    with pytest.raises(ConfigError, match=r"gate=DppoTV.*: reads the old log-probability of a token, which RLOOTrainer does not"):
+        make(GatedRLOOTrainer, folder, tmp_path, "gate=dppo_tv")
     with pytest.raises(ConfigError, match="has its KL in the reward"):
         make(GatedRLOOTrainer, folder, tmp_path, "gate=clip penalty=fixed")
 

@@ -12,9 +12,9 @@ from torch import Tensor
 verl = pytest.importorskip("verl", reason="verl is not installed (make test-engines builds its environment)")
 
 from hydra import compose, initialize_config_dir
-from verl.trainer.ppo.core_algos import get_policy_loss_fn
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
 from verl.utils.config import omega_conf_to_dataclass, validate_config
-from verl.workers.config import ActorConfig
+from verl.workers.config import ActorConfig, PolicyLossConfig
 
 from rgpo.engines.verl import METRICS, GatedPolicyLossConfig
 from rgpo.errors import ConfigError
@@ -32,7 +32,16 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {  # verl's loss -> its sett
         "gate=clip gate.eps_low=0.03 gate.eps_high=0.04",
         "sequence_token",
     ),
+    "gpg": ({}, "gate=log", "token"),
+    "dro": (
+        {"policy_loss": PolicyLossConfig(loss_mode="dro", dro_beta=0.1)},
+        "gate=log penalty=fixed penalty.coef=0.1 penalty.estimator=k2 penalty.anchor=old",
+        "token",
+    ),
+    "geo_mean": ({"clip_ratio_low": 0.4, "clip_ratio_high": 0.3}, "gate=identity", "sequence_clipped"),
 }
+CLIPS = {"geo_mean": [0.4, 0.3]}
+UNCORRECTED = ("dro", "geo_mean")  # whose weights of the sampler have another meaning; see docs/language.md
 THRESHOLDS = {"dppo_tv": (0.05, 0.1), "dppo_kl": (0.02, 0.03)}
 
 
@@ -69,14 +78,15 @@ def loss_and_gradient(name: str, config: ActorConfig, mode: str, corrected: bool
 @pytest.mark.parametrize("mode", AGGREGATIONS)
 @pytest.mark.parametrize("name", CASES)
 def test_equal_to_verl(name: str, mode: str, corrected: bool) -> None:
-    """Gradients to 1e-6, and losses where verl's is no r log pi; its sapo has one reduction only."""
+    """Gradients to 1e-6, and losses where verl's is no r log pi; its sapo and geo_mean have one reduction only."""
     settings, words, ratio = CASES[name]
     if name in THRESHOLDS:
         low, high = THRESHOLDS[name]
         words += f" gate.delta_low={low} gate.delta_high={high} gate.cap=1.5"
-    mode = "seq-mean-token-mean" if name == "sapo" else mode
+    mode = "seq-mean-token-mean" if name in ("sapo", "geo_mean") else mode
+    corrected = corrected and name not in UNCORRECTED
     expected, gradient, _ = loss_and_gradient(name, actor(**settings), mode, corrected)
-    config = actor(GatedPolicyLossConfig(parts=words, ratio=ratio))
+    config = actor(GatedPolicyLossConfig(parts=words, ratio=ratio, ratio_clip=CLIPS.get(name)))
     found, own, metrics = loss_and_gradient("rgpo", config, mode, corrected)
     torch.testing.assert_close(own, gradient, rtol=1e-6, atol=1e-9)
     assert gradient.abs().max() > 0
@@ -84,6 +94,13 @@ def test_equal_to_verl(name: str, mode: str, corrected: bool) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
     assert {f"actor/{key}" for key in METRICS} < metrics.keys()
     assert all(isinstance(x, float) for x in metrics.values())
+
+
+def test_every_registered_loss_has_its_words() -> None:
+    """In docs/language.md, whose words test_field_losses.py compares with the losses written out."""
+    page = (Path(__file__).parents[1] / "docs" / "language.md").read_text()
+    table = page[page.index("### The losses of TRL and verl") : page.index("Not equal:")]
+    assert {name for name in POLICY_LOSS_REGISTRY if f"`{name}`" not in table} == {"rgpo"}
 
 
 def test_a_batch_without_tokens() -> None:

@@ -8,10 +8,11 @@ import pytest
 import report_fixtures as fixtures
 
 from rgpo.report.cli import main
-from rgpo.report.read.task_name import task_name
+from rgpo.report.read.task_name import declared_options, task_name
 
 HOPPER = {"choices.task": "hopper", "task.env_id": "Hopper", "task.version": "v4", "task.env_kwargs": {}}
 GYM = {"choices.task": "gym", "task.env_id": "CartPole-v1", "task.version": None}
+ATARI = {"choices.task": "atari"} | declared_options("task", "atari")
 PAPER = {"task.source.model": "Qwen/Qwen2.5-1.5B-Instruct", "task.source.data": "Anthropic/hh-rlhf/helpful-base"}
 HUB = {"choices.task": "qwen_rlhf"} | PAPER
 
@@ -24,6 +25,10 @@ HUB = {"choices.task": "qwen_rlhf"} | PAPER
         (HOPPER | {"task.env_id": "Walker2d"}, "none", "hopper (Walker2d-v4)"),
         (HOPPER | {"task.env_kwargs.healthy_reward": 2.0}, "none", "hopper (healthy_reward=2.0)"),
         (GYM, "none", "gym (CartPole-v1)"),
+        (GYM | {"task.wrappers": []}, "none", "gym (CartPole-v1)"),
+        (GYM | {"task.wrappers": [{"_target_": "a.TimeLimit", "steps": 9}]}, "none", "gym (CartPole-v1, TimeLimit(steps=9))"),
+        (ATARI, "none", "atari"),
+        (ATARI | {"task.wrappers": []}, "none", "atari (no wrappers)"),
         ({"choices.task": "cartpole", "task.env_id": "CartPole-v1", "task.version": None}, "none", "cartpole"),
         ({"choices.task": "mine", "task.env_id": "Mine", "task.version": "v0"}, "none", "mine (Mine-v0)"),
         ({"choices.task": "../secret"}, "none", "../secret"),

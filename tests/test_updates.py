@@ -246,12 +246,13 @@ def test_compiling_is_resolved_and_explained(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.delenv("CXX", raising=False)
     assert resolve(False, 10**9) == (False, "not compiled (update.compile=false)")
     assert resolve("auto", 10) == (False, "not compiled: 10 gradient steps are too few to pay for it")
-    assert resolve("auto", 10**9) == resolve(True, 10) == (True, "compiled")
+    pays = (True, "compiled: 1,000,000,000 gradient steps, which pays from 8,000 on")
+    assert resolve("auto", 10**9) == pays and resolve(True, 10) == (True, "compiled")
     (tmp_path / "g++").unlink()
     assert "no C++ compiler g++ found" in resolve("auto", 10**9)[1]
     assert "no C++ compiler g++ found" in resolve(True, 10)[1]
     monkeypatch.setenv("CXX", "clang++")
-    assert resolve("auto", 10**9) == (True, "compiled")
+    assert resolve("auto", 10**9) == pays
     monkeypatch.setenv("RGPO_CACHE", str(tmp_path / "clang++"))
     assert "cannot write there" in resolve("auto", 10**9)[1]
     assert resolve(False, 10) == (False, "not compiled (update.compile=false)")

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from omegaconf import OmegaConf
 
@@ -21,6 +21,9 @@ from rgpo.errors import ConfigError, close_matches, first_line, require
 from rgpo.paths import conf_dir
 from rgpo.runtime.reader import user_path
 from rgpo.runtime.resources import available_gb
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 GROUPS = {"gate": GateLike, "law": Law}
 INDENT = " " * 19  # of the second column of HELP
@@ -92,14 +95,14 @@ def _parser() -> Parser:
     return parser
 
 
-def parse(words: list[str]) -> tuple[Settings, dict[str, dict[str, Any]]]:
+def parse(words: list[str]) -> tuple[Settings, dict[str, dict[str, object]]]:
     """Settings, and the changed parameters of gate and law, by dotted name.
 
     Raises: ConfigError for an unknown key or a value of the wrong type.
     """
     names = [field.name for field in fields(Settings)]
     config = OmegaConf.structured(Settings)
-    changes: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    changes: dict[str, dict[str, object]] = {group: {} for group in GROUPS}
     for word in words:
         key, equals, value = word.partition("=")
         require(bool(equals), "command line", word, "is not of the form key=value; see python -m rgpo.bandit --help.")
@@ -122,7 +125,7 @@ def parse(words: list[str]) -> tuple[Settings, dict[str, dict[str, Any]]]:
     return settings, changes
 
 
-def load(group: str, name: str, changes: Mapping[str, Any], config_dir: str | None = None) -> Any:
+def load(group: str, name: str, changes: Mapping[str, object], config_dir: str | None = None) -> Any:
     """The object of conf/<group>/<name>.yaml, or of the user's folder, with some parameters changed.
 
     Raises: ConfigError for an unknown option or parameter, or a value that the object does not accept.
@@ -144,7 +147,7 @@ def load(group: str, name: str, changes: Mapping[str, Any], config_dir: str | No
     return make(group, plain, GROUPS[group])
 
 
-def _run(settings: Settings, gate: Any, law: Any) -> None:
+def _run(settings: Settings, gate: GateLike, law: Law) -> None:
     from rgpo.bandit.measure import growing_sizes, measure
 
     reads = "the batch of a gradient step" if gate.needs_batch else "old probabilities"
@@ -166,7 +169,7 @@ def _run(settings: Settings, gate: Any, law: Any) -> None:
         _write(table, user_path(settings.out))
 
 
-def _write(table: Any, out: Path) -> None:
+def _write(table: DataFrame, out: Path) -> None:
     import pyarrow as pa
 
     from rgpo.runtime.parts import write_atomically

@@ -83,7 +83,7 @@ def _chosen(config: Node, axis: str) -> object:
     return choice or (str(part["_target_"]) if is_node(part) else shown(part))
 
 
-def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) -> Any:
+def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) -> object:
     """The object of a node, with further arguments that are already objects."""
     target, parameters = _target(key, node, of_packages(hint))
     late = late_kind(hint, target)

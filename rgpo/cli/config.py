@@ -6,7 +6,8 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
@@ -200,6 +201,13 @@ def config_hash(config: Node) -> str:
     if earlier is not None:  # by its name: a results folder may move
         relevant["resume_from"] = Path(str(earlier)).name
     return hashlib.sha256(json.dumps(_ordered(relevant)).encode()).hexdigest()[:8]
+
+
+def num_alike_of(jobs: Sequence[Job]) -> dict[str, int]:
+    """The number of runs that differ from a run in their seed alone, this one included, by the name of its folder."""
+    shapes = {job.run_dir.name: config_hash(job.config | {"seed": 0}) for job in jobs}
+    count = Counter(shapes.values())
+    return {name: count[shape] for name, shape in shapes.items()}
 
 
 def _ordered(node: object) -> object:

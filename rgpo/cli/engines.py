@@ -10,12 +10,17 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf, open_dict
+
+if TYPE_CHECKING:
+    from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
+    from hydra_plugins.hydra_ray_launcher.ray_launcher import RayLauncher
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
 Cells = Sequence[Sequence[str]]
 Lost = Callable[[], None]  # called as soon as the process of a run is lost
@@ -51,7 +56,7 @@ def _blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _joblib(engine: Any, cells: Cells, lost: Lost) -> list[JobReturn]:
+def _joblib(engine: JoblibLauncher, cells: Cells, lost: Lost) -> list[JobReturn]:
     from joblib import Parallel, delayed, effective_n_jobs
 
     processes = int(engine.joblib["n_jobs"])
@@ -60,14 +65,14 @@ def _joblib(engine: Any, cells: Cells, lost: Lost) -> list[JobReturn]:
     return list(engine.launch(cells, initial_job_idx=0))
 
 
-def _ray(engine: Any, cells: Cells, lost: Lost) -> list[JobReturn]:
+def _ray(engine: RayLauncher, cells: Cells, lost: Lost) -> list[JobReturn]:
     """As hydra_ray_launcher._core.launch, but for the results."""
     import ray
     from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
 
     setup_globals()
     start_ray(engine.ray_cfg.init)
-    pending: dict[Any, int] = {}
+    pending: dict[object, int] = {}
     for number, cell in enumerate(cells):
         config = engine.hydra_context.config_loader.load_sweep_config(engine.config, list(cell))
         with open_dict(config):
@@ -81,7 +86,7 @@ def _ray(engine: Any, cells: Cells, lost: Lost) -> list[JobReturn]:
     return [found[number] for number in range(len(cells))]
 
 
-def _submitit(engine: Any, cells: Cells, lost: Lost) -> list[JobReturn]:
+def _submitit(engine: BaseSubmititLauncher, cells: Cells, lost: Lost) -> list[JobReturn]:
     """As hydra_submitit_launcher's BaseSubmititLauncher.launch, but for the results."""
     import submitit
     from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf

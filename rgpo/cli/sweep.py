@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra._internal.callbacks import Callbacks  # see cli.overrides
@@ -24,11 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from rgpo import distributed, interrupt
 from rgpo.cli import engines
-from rgpo.cli.config import Job, build, make_job
+from rgpo.cli.config import Job, build, make_job, num_alike_of
 from rgpo.cli.overrides import Composer, hydra_on
 from rgpo.cli.plan import planned
 from rgpo.cli.words import hydra_form, user_form
 from rgpo.errors import EXPLAINED, MAX_LINE, ConfigError, EnvironmentFault, first_line, printable
+from rgpo.learning.alike import num_alike
 from rgpo.paths import cache_dir
 from rgpo.runtime import manifest, run_folder
 from rgpo.runtime.resources import available_gb, jobs_that_fit, num_cpus
@@ -54,8 +55,12 @@ def import_from_current_directory() -> None:
         sys.path.insert(0, here)
 
 
-def start(job: Job) -> int:
-    """Run one job in this process; its exit code: 0 done, 1 failed, 2 cannot run, 130 or 143 stopped by a signal."""
+def start(job: Job, alike: int = 1) -> int:
+    """Run one job in this process; its exit code: 0 done, 1 failed, 2 cannot run, 130 or 143 stopped by a signal.
+
+    alike: runs of its sweep, this one included, that can share its compiled code.
+    """
+    num_alike.set(alike)
     gc.set_threshold(*gc.get_threshold()[:2], 100)  # imports create objects that stay: collecting them took 10 % of a start
     warnings.formatwarning = _format_warning
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # before torch is imported
@@ -92,6 +97,9 @@ class Cell:
 
     pid: int  # of the command
     stop_file: Path | None  # with on_failure=stop; once it exists, no run starts
+    alike: Mapping[str, int] = field(
+        default_factory=dict
+    )  # runs that differ from a run in their seed alone, by its folder's name
 
     def __call__(self, composed: DictConfig) -> None:
         """Make the job from its composed configuration and run it."""
@@ -105,7 +113,8 @@ class Cell:
         folders = [source.path for source in hydra.runtime.config_sources if source.provider.startswith("hydra.searchpath")]
         with hydra_on(None) as composer:
             words = tuple(user_form(item) for item in composer.parse_hydra(list(hydra.overrides.task)))
-        code = start(make_job(composed, hydra.runtime.choices, words, config_dir=folders[0] if folders else None))
+        job = make_job(composed, hydra.runtime.choices, words, config_dir=folders[0] if folders else None)
+        code = start(job, self.alike.get(job.run_dir.name, 1))
         if code in (1, 2):
             self.fail()
         elif code:
@@ -164,7 +173,7 @@ class Launcher:
         stop_file = folder / f"stop-{os.uname().nodename}-{os.getpid()}" if self.stops else None
         try:
             with interrupt.Raising():
-                return 0, self._rounds(jobs, Cell(os.getpid(), stop_file))
+                return 0, self._rounds(jobs, Cell(os.getpid(), stop_file, num_alike_of(jobs)))
         except KeyboardInterrupt:
             return 130, {}
         except SystemExit as stop:  # a run was stopped by a signal

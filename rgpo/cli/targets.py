@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Protocol, Union, get_args, get_origin, runtime_checkable
 
 from rgpo.cli.hints import MAPPINGS, SCALARS, SEQUENCES, plain_hint
 from rgpo.errors import ConfigError, first_line
@@ -149,10 +149,25 @@ def entry_hint(hint: object, mapping: bool) -> object:
     return object
 
 
-def late_kind(hint: object, target: object) -> Any:
+@runtime_checkable
+class LateKind(Protocol):
+    """A class of ``rgpo.control.late``, which keeps a target for a later call."""
+
+    provided: frozenset[str]  # parameters that are given by then
+
+    def defers(self, target: object) -> bool:
+        """True for a target that is called later."""
+        ...
+
+    def __call__(self, target: Callable[..., object], keywords: Mapping[str, object]) -> object:
+        """The object that keeps it."""
+        ...
+
+
+def late_kind(hint: object, target: object) -> LateKind | None:
     """The class of the hint that keeps a target for a later call (rgpo.control.late); None if the target is called now."""
-    kinds: list[Any] = [_kind(member) for member in _members(hint)]
-    return next((kind for kind in kinds if hasattr(kind, "defers") and kind.defers(target)), None)
+    kinds = map(_kind, _members(hint))
+    return next((kind for kind in kinds if isinstance(kind, LateKind) and kind.defers(target)), None)
 
 
 def of_packages(hint: object) -> bool:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -34,7 +34,7 @@ from rgpo.runtime.own_metrics import glossary
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.trial import Trial
+    from optuna.trial import Trial, TrialState
 
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "qmc": "QMCSampler"}
 SHARES = accept(lambda shares: all(0 < share < 1 for share in shares), "must be shares of a run between 0 and 1.")
@@ -131,7 +131,7 @@ def _open(settings: Search, space: Space, path: Path, name: str) -> Study:
     pruner = optuna.pruners.PercentilePruner(percentile, n_startup_trials=settings.n_startup_trials)
     try:
         storage = settings.storage or optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-        options: Any = {"direction": settings.direction, "load_if_exists": True}
+        options = {"direction": settings.direction, "load_if_exists": True}
         study = optuna.create_study(storage=storage, study_name=name, pruner=pruner, **options)
     except Exception as error:  # whatever a database raises
         where = f"hydra.sweeper.storage={settings.storage or path}"
@@ -227,7 +227,7 @@ class Trials:
             return self._end(trial, TrialState.COMPLETE, shown, mean)
         return not trial.should_prune() or self._end(trial, TrialState.PRUNED, f"{shown} after iteration {iteration}")
 
-    def _end(self, trial: Trial, state: Any, text: str, value: float | None = None) -> bool:
+    def _end(self, trial: Trial, state: TrialState, text: str, value: float | None = None) -> bool:
         self.study.tell(trial, value, state=state)
         words = " ".join(f"{key}={value}" for key, value in trial.params.items())
         print(f"trial {trial.number}: {words}: {state.name.lower()}, {text}", flush=True)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rgpo import atomic
-from rgpo.control.spaces import Rescale, Space, choose, draw_noise, flatten, heads, row, to_env
+from rgpo.control.description import Description, Network
+from rgpo.control.spaces import EnvAction, Rescale, choose, draw_noise, flatten, heads, row, to_env
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, described, require
 
@@ -25,42 +26,6 @@ if TYPE_CHECKING:
 DESCRIPTION, WEIGHTS = "policy.json", "policy.safetensors"
 FORMAT = 1
 ACTIVATIONS: dict[str, Callable[..., Array]] = {"tanh": np.tanh, "relu": lambda x, out: np.maximum(x, 0.0, out=out)}
-
-
-class Moments(TypedDict):
-    """(o - mean)/sqrt(variance + epsilon), clipped to +-clip, in float64, then float32."""
-
-    mean: list[float]
-    variance: list[float]
-    epsilon: float
-    clip: float
-
-
-class Network(TypedDict):
-    """mlp: actor and critic of linear layers with an activation between; cnn: rgpo.control.convolutions; module: network.pt2."""
-
-    kind: NotRequired[str]  # mlp, cnn or module; mlp if it is missing
-    shape: NotRequired[list[int]]  # of an observation as a cnn or module reads it
-    picture: NotRequired[list[int]]  # of a cnn: channels, height, width
-    scale: NotRequired[float]  # of a cnn: factor of the observations
-    distribution: str  # categorical over logits, gaussian with a mean and log_std, bernoulli over logits, or a product of these
-    observation_size: int
-    hidden_sizes: list[int]
-    action_size: int  # outputs of the actor, for the factors of the action space one after the other
-    activation: str
-
-
-class Description(TypedDict):
-    """The contents of policy.json."""
-
-    format: int
-    env_id: str
-    observation_space: Space
-    action_space: Space
-    action_bounds: NotRequired[str]  # clip, or rescale from [-1, 1]; clip if it is missing
-    observation_normalizer: Moments | None
-    network: Network
-    run: dict[str, object]  # rgpo.learning.export.Facts
 
 
 class Actor:
@@ -95,7 +60,7 @@ class Actor:
             if description["network"].get("kind") == "module":
                 from rgpo.control.torch_network import load_program
 
-                return cls(description, weights, load_program(folder, description["network"]))
+                return cls(description, weights, load_program(folder, description["network"]["shape"]))
             return cls(description, weights)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             if isinstance(error, ConfigError):
@@ -118,7 +83,7 @@ class Actor:
         atomic.write_bytes(folder / WEIGHTS, save({name: np.ascontiguousarray(x) for name, x in self.weights.items()}))
         atomic.write_text(folder / DESCRIPTION, json.dumps(self.description, indent=1, allow_nan=False) + "\n")
 
-    def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Any:
+    def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> EnvAction:
         """Action of one observation of the environment, or actions (N, ...) of a batch (N, ...), as the environment takes them.
 
         Every array of a Dict or Tuple has N in front in a batch. deterministic: the mode of the distribution; else a draw, with

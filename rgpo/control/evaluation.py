@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, NonFiniteError, first_line
 
 if TYPE_CHECKING:
-    from rgpo.control.envs.vector_env import VectorEnv
+    from rgpo.control.envs.vector_env import Env, VectorEnv
     from rgpo.control.task import Control
 
 LONGEST_EPISODE = 10_000  # steps after which an episode without a time limit is cut
@@ -69,21 +69,23 @@ def film(task: Control, actor: Actor, folder: Path, seed: int) -> Path:
     Raises: ConfigError if the environment cannot be drawn here.
     """
     frames, fps = _frames(task, actor, seed)
-    name, options = _format(fps)
-    import imageio.v3 as imageio
-
-    stream = io.BytesIO()
-    imageio.imwrite(stream, np.stack(frames), **options)
+    name, contents = _encoded(np.stack(frames), fps)
     atomic.make_folder(folder)
     atomic.remove_temporary(folder)
-    atomic.write_bytes(folder / name, stream.getvalue())
+    atomic.write_bytes(folder / name, contents)
     return folder / name
 
 
-def _format(fps: float) -> tuple[str, dict[str, Any]]:
+def _encoded(frames: Array, fps: float) -> tuple[str, bytes]:
+    """Name and contents of a film of frames (T, H, W, 3)."""
+    import imageio.v3 as imageio
+
+    stream = io.BytesIO()
     if importlib.util.find_spec("imageio_ffmpeg") is not None:
-        return "episode.mp4", {"extension": ".mp4", "plugin": "FFMPEG", "fps": fps, "macro_block_size": 2}
-    return "episode.gif", {"extension": ".gif", "plugin": "pillow", "duration": 1000 / fps, "loop": 0}
+        imageio.imwrite(stream, frames, extension=".mp4", plugin="FFMPEG", fps=fps, macro_block_size=2)
+        return "episode.mp4", stream.getvalue()
+    imageio.imwrite(stream, frames, extension=".gif", plugin="pillow", duration=1000 / fps, loop=0)
+    return "episode.gif", stream.getvalue()
 
 
 def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]:
@@ -95,8 +97,8 @@ def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]
         frames, seen, t, over = [_small(env.render())], first, 0, False
         while not over and len(frames) < MAX_FRAMES:
             action = actor(seen)
-            scalar = isinstance(action, np.ndarray | np.generic) and action.ndim == 0
-            seen, _, terminated, truncated, _ = env.step(action.item() if scalar else action)
+            number = action.item() if isinstance(action, np.ndarray | np.generic) and action.ndim == 0 else None
+            seen, _, terminated, truncated, _ = env.step(action if number is None else number)
             t, over = t + 1, bool(terminated or truncated)
             if t % stride == 0 or over:
                 frames.append(_small(env.render()))
@@ -105,7 +107,7 @@ def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]
         env.close()
 
 
-def _drawable(task: Control, seed: int) -> tuple[Any, Any]:
+def _drawable(task: Control, seed: int) -> tuple[Env, object]:
     """The environment and its first observation, once it drew a picture; a MuJoCo renderer without a screen is found by trying.
 
     Raises: ConfigError if it draws none.
@@ -134,7 +136,7 @@ def _drawable(task: Control, seed: int) -> tuple[Any, Any]:
     raise ConfigError(f"video=true: {env_id} cannot be drawn here ({why}); leave video out.")
 
 
-def _close(env: Any) -> None:
+def _close(env: Env) -> None:
     try:
         env.close()
     except Exception as error:  # a renderer that never worked

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rgpo.control.actor import FORMAT, Actor, Description, Moments, Network
+from rgpo.control.actor import FORMAT, Actor
 from rgpo.control.actor_critic import ActorCritic
 from rgpo.control.convolutions import Convolutions
+from rgpo.control.description import Description, Moments, Network
 from rgpo.control.envs.vector_env import VectorEnv
 from rgpo.control.module_policy import ModulePolicy
 from rgpo.control.normalize import EPSILON, ObservationNormalizer

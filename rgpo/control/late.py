@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rgpo.errors import ConfigError, described
+
+if TYPE_CHECKING:
+    from rgpo.control.envs.vector_env import Env
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Wrapper(Late):
     provided = frozenset({"env"})
     from_packages = True
 
-    def __call__(self, env: Any) -> Any:
+    def __call__(self, env: Env) -> Env:
         """The wrapped environment.
 
         Raises: ConfigError if the wrapper refuses the environment or its keywords.

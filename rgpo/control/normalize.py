@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -12,6 +12,23 @@ from rgpo.core.rollout import Array
 
 PRIOR_COUNT = 1e-4  # weight of the initial moments: mean 0, variance 1
 EPSILON = 1e-8  # added to every variance
+
+
+class ObservationMoments(TypedDict):
+    """State of an ``ObservationNormalizer``."""
+
+    mean: list[list[float]]  # (1, D)
+    squares: list[list[float]]
+    count: float
+
+
+class RewardMoments(TypedDict):
+    """State of a ``RewardNormalizer``."""
+
+    mean: float
+    var: float
+    count: float
+    discounted: list[float]  # (E,)
 
 
 class ObservationNormalizer:
@@ -55,10 +72,10 @@ class ObservationNormalizer:
         """True once a moment is NaN or infinite: every later observation would become 0 or NaN."""
         return not np.isfinite(self.squares).all()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ObservationMoments:
         return {"mean": self.mean.tolist(), "squares": self.squares.tolist(), "count": self.count}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: ObservationMoments) -> None:
         self.mean, self.squares = np.array(state["mean"]), np.array(state["squares"])
         self.count = float(state["count"])
 
@@ -96,9 +113,9 @@ class RewardNormalizer:
         """True once the variance is NaN or infinite: every later reward would become 0 or NaN."""
         return not math.isfinite(self.var)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in ("mean", "var", "count")} | {"discounted": self.discounted.tolist()}
+    def state_dict(self) -> RewardMoments:
+        return {"mean": self.mean, "var": self.var, "count": self.count, "discounted": self.discounted.tolist()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: RewardMoments) -> None:
         self.mean, self.var, self.count = state["mean"], state["var"], state["count"]
         self.discounted = np.array(state["discounted"])

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
 
 LARGEST_FACTOR = 1024  # values of one number of a Box of integers, each of which is an output of the network
 WRAP = "wrap the environment with task.wrappers so that it has other spaces"
@@ -41,6 +44,9 @@ class Space(TypedDict, total=False):
     parts: list[Space]
 
 
+EnvAction: TypeAlias = "Array | dict[str, EnvAction] | tuple[EnvAction, ...]"  # as an environment takes it
+
+
 class Head(NamedTuple):
     """One factor of the distribution of actions."""
 
@@ -53,7 +59,7 @@ class Head(NamedTuple):
         return 1 if self.kind == "categorical" else self.size
 
 
-def describe(space: Any, name: str) -> Space:
+def describe(space: spaces.Space[object], name: str) -> Space:
     """A gymnasium space as data; name is that of the part in messages.
 
     Raises: ConfigError for a space, or a part of one, that has no fixed number of numbers.
@@ -194,7 +200,7 @@ def heads(space: Space, name: str = "its action space") -> tuple[Head, ...]:
     return tuple(Head("categorical", int(n)) for n in _discrete(space)[0])
 
 
-def to_env(space: Space, action: Array) -> Any:
+def to_env(space: Space, action: Array) -> EnvAction:
     """Action numbers (N, A), or (N,) indices of one categorical, as actions with N in front of every array.
 
     Indices count from the start of their space; numbers of a Box are clipped to its bounds.
@@ -202,7 +208,7 @@ def to_env(space: Space, action: Array) -> Any:
     if space["type"] in ("Dict", "Tuple"):
         ends = np.cumsum([sum(head.columns for head in heads(part)) for part in space["parts"]])
         pieces = np.split(action, ends[:-1], axis=1)
-        parts = [to_env(part, piece) for part, piece in zip(space["parts"], pieces, strict=True)]
+        parts: list[EnvAction] = [to_env(part, piece) for part, piece in zip(space["parts"], pieces, strict=True)]
         return dict(zip(space["keys"], parts, strict=True)) if space["type"] == "Dict" else tuple(parts)
     if space["type"] == "Discrete":
         return action.reshape(len(action)).astype(np.int64, copy=False) + space["start"]
@@ -216,13 +222,14 @@ def to_env(space: Space, action: Array) -> Any:
     return action.astype(space["dtype"]).reshape(shape)
 
 
-def row(space: Space, batch: Any, i: int) -> Any:
+def row(space: Space, batch: EnvAction, i: int) -> EnvAction:
     """Entry i of the result of ``to_env``, in memory of its own."""
-    if space["type"] == "Dict":
+    if isinstance(batch, dict):
         return {key: row(part, batch[key], i) for key, part in zip(space["keys"], space["parts"], strict=True)}
-    if space["type"] == "Tuple":
+    if isinstance(batch, tuple):
         return tuple(row(part, x, i) for part, x in zip(space["parts"], batch, strict=True))
-    return batch[i] if space["type"] == "Discrete" else batch[i].copy()
+    found: Array = batch[i]  # a number of a Discrete space, which has no copy of its own
+    return found if space["type"] == "Discrete" else found.copy()
 
 
 class Rescale:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -46,4 +46,14 @@ def restore_rollout(state: Mapping[str, object]) -> ControlRollout:
     """The inverse of ``rollout_state``."""
     steps = {name: x.numpy() for name, x in cast(dict[str, Tensor], state["steps"]).items()}
     old = Old(cast(Tensor, state["logp"]), tuple(cast(list[Tensor], state["parameters"])))
-    return ControlRollout(**cast(Any, steps), metrics=cast(dict[str, float], state["metrics"]), old=old)
+    return ControlRollout(
+        observation=steps["observation"],
+        action=steps["action"],
+        reward=steps["reward"],
+        terminated=steps["terminated"],
+        done=steps["done"],
+        value=steps["value"],
+        next_value=steps["next_value"],
+        metrics=cast(dict[str, float], state["metrics"]),
+        old=old,
+    )

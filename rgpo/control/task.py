@@ -22,11 +22,11 @@ from rgpo.control.cnn import NatureCNN, OwnNetwork
 from rgpo.control.envs import check, facts
 from rgpo.control.envs.described import observation_shape
 from rgpo.control.envs.make_env import make_vector_env
-from rgpo.control.envs.vector_env import Step, VectorEnv
+from rgpo.control.envs.vector_env import SavedEnvs, Step, VectorEnv
 from rgpo.control.episodes import OpenEpisodes, evaluated
 from rgpo.control.late import Wrapper
 from rgpo.control.mlp import MLP
-from rgpo.control.normalize import ObservationNormalizer, RewardNormalizer
+from rgpo.control.normalize import ObservationMoments, ObservationNormalizer, RewardMoments, RewardNormalizer
 from rgpo.control.spaces import Rescale, describe, heads
 from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, one_of, or_null
 from rgpo.core.rollout import Array
@@ -282,10 +282,10 @@ class Control:
         from rgpo.control.stale import restore_rollout
 
         self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state.get("waiting", [])))
-        restarts = self.env.load_state_dict(cast(State, state["env"]))
+        restarts = self.env.load_state_dict(cast(SavedEnvs, state["env"]))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
-        self.normalize.load_state_dict(cast(State, state["observation_moments"]))
-        self.scale_reward.load_state_dict(cast(State, state["reward_scale"]))
+        self.normalize.load_state_dict(cast(ObservationMoments, state["observation_moments"]))
+        self.scale_reward.load_state_dict(cast(RewardMoments, state["reward_scale"]))
         self.observation = np.array(state["observation"], self.observation.dtype)
         self.episodes.load_state_dict(state)
         self._num_restarted, self.inexact = len(restarts), ""

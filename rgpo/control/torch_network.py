@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from rgpo.control.convolutions import Convolutions
+from rgpo.control.description import Network
 from rgpo.core.rollout import Array
 from rgpo.learning.export import NoExport
 
@@ -44,13 +44,12 @@ class TorchNetwork:
             raise NoExport(f"{why}; the checkpoint alone holds the policy") from error
 
 
-def load_program(folder: Path, network: Mapping[str, Any]) -> TorchNetwork:
-    """The network that ``save`` wrote."""
-    module: Any = torch.export.load(folder / PROGRAM).module()
-    return TorchNetwork(module, tuple(network["shape"]))
+def load_program(folder: Path, shape: Sequence[int]) -> TorchNetwork:
+    """The network that ``save`` wrote, for observations of a shape."""
+    return TorchNetwork(torch.export.load(folder / PROGRAM).module(), tuple(shape))
 
 
-def convolutions(network: Mapping[str, Any], weights: Mapping[str, Array]) -> TorchNetwork:
+def convolutions(network: Network, weights: Mapping[str, Array]) -> TorchNetwork:
     """The network of conf/policy/cnn.yaml with its weights."""
     channels, height, width = network["picture"]
     module = Convolutions(

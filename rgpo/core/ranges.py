@@ -79,7 +79,7 @@ FRACTION = accept(lambda x: 1e-6 <= x < 1, "must lie strictly between 0 and 1, a
 UNIT_INTERVAL = accept(lambda x: 0 <= x <= 1, "must lie in [0, 1].")
 
 
-def declared_range(declared: Field[Any]) -> Range | None:
+def declared_range(declared: Field[object]) -> Range | None:
     """The range of a field, None if it declares none."""
     found: Range | None = declared.metadata.get(_KEY)
     return found

@@ -112,6 +112,12 @@ class GateParts:
             wanted = remedy.get(key, "penalty.anchor=old")
             raise ConfigError(f"{key}: needs a reference policy, which {engine} does not give its policy loss; use {wanted}.")
 
+    def refuse_logp_old(self, engine: str, remedy: str) -> None:
+        """Raises: ConfigError if the gate reads log pi_old of a token, which the engine keeps of whole completions only."""
+        if self.gate.needs_logp_old:
+            text = f"gate={self.describe()['gate']}: reads the old log-probability of a token, which {engine} does not keep"
+            raise ConfigError(f"{text}; {remedy}.")
+
 
 def compose_parts(words: str | Sequence[str], *, kind: str, config_dir: str | None = None) -> GateParts:
     """The parts that words of rgpo-run select: algo, gate, gate@ref_gate, gate_combination, penalty and their keys.

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TypedDict
 
 import yaml
 
@@ -30,6 +31,19 @@ from rgpo.runtime.parts import storing
 from rgpo.runtime.reader import user_path
 from rgpo.runtime.schema import is_list
 from rgpo.runtime.settings import NAME
+
+
+class RecordOptions(TypedDict, total=False):
+    """Options of ``RunRecord`` beside engine, task and algo; callbacks fill in those that their engine knows."""
+
+    seed: int
+    settings: Mapping[str, object]
+    num_iterations: int
+    parts: GateParts | None
+    results_dir: str
+    name: str
+    metrics: Mapping[str, object] | None
+    force: bool
 
 
 class RunRecord:

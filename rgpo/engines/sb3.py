@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import torch
@@ -22,10 +22,14 @@ from torch import Tensor
 
 from rgpo.core.divergences import k3
 from rgpo.engines.parts import GateParts, parts_of, warn_untried
-from rgpo.engines.record import RunRecord
+from rgpo.engines.record import RecordOptions, RunRecord
 from rgpo.engines.statistics import Window
 from rgpo.errors import require
 from rgpo.learning.loss import standardize
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.policies import ActorCriticPolicy
+    from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 TRIED = ("2.9.2",)
 NAMES = {  # SB3's records -> our metrics
@@ -49,7 +53,7 @@ class GatedPPO(PPO):
     """
 
     def __init__(
-        self, policy: Any, env: Any, *args: Any, parts: GateParts | str | Sequence[str] | None = None, **named: Any
+        self, policy: object, env: object, *args: object, parts: GateParts | str | Sequence[str] | None = None, **named: object
     ) -> None:
         if named.get("_init_setup_model", True):  # false in ``load``, which restores the parts that were saved
             warn_untried("stable-baselines3", TRIED)
@@ -102,20 +106,20 @@ class GatedPPO(PPO):
         self._log(logged, approx_kls)
         self._measure(old)
 
-    def _evaluate(self, data: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _evaluate(self, data: RolloutBufferSamples) -> tuple[Tensor, Tensor, Tensor | None]:
         """Value, log-probability and entropy at the rollout's actions, (n,); no entropy where it has no closed form."""
         discrete = isinstance(self.action_space, spaces.Discrete)
         actions = data.actions.long().flatten() if discrete else data.actions
         values, logp, entropy = self.policy.evaluate_actions(data.observations, actions)
         return values.flatten(), logp, entropy
 
-    def _value_loss(self, values: Tensor, data: Any, clip: float | None) -> Tensor:
+    def _value_loss(self, values: Tensor, data: RolloutBufferSamples, clip: float | None) -> Tensor:
         """Mean (V - return)^2, V within clip of its old value; clip None: as it is."""
         if clip is not None:
             values = data.old_values + (values - data.old_values).clamp(-clip, clip)
         return torch.nn.functional.mse_loss(data.returns, values)
 
-    def _exact_kl(self, old: Any, observations: Any) -> Tensor:
+    def _exact_kl(self, old: ActorCriticPolicy, observations: Tensor | dict[str, Tensor]) -> Tensor:
         """KL(old || new) at each observation, (n,)."""
         with torch.no_grad():
             before = old.get_distribution(observations)
@@ -123,7 +127,7 @@ class GatedPPO(PPO):
         return found.sum(-1) if found.dim() > 1 else found
 
     @torch.no_grad()
-    def _measure(self, old: Any) -> None:
+    def _measure(self, old: ActorCriticPolicy) -> None:
         """Record our diagnostics of the whole rollout after the last epoch; gate and penalty adapt to its KL."""
         self.policy.set_training_mode(False)
         window, kls = Window(), []
@@ -161,9 +165,9 @@ class RecordRun(BaseCallback):
     A row is one rollout with its update; returns are those that SB3's Monitor saw.
     """
 
-    def __init__(self, *, task: str, algo: str, **options: Any) -> None:
+    def __init__(self, *, task: str, algo: str, **options: Unpack[RecordOptions]) -> None:
         super().__init__()
-        self._options = {"task": task, "algo": algo, **options}
+        self._task, self._algo, self._options = task, algo, options
         self._returns: list[tuple[float, float]] = []  # and lengths
         self._env_steps = 0
 
@@ -172,9 +176,9 @@ class RecordRun(BaseCallback):
         settings = {key: x for key in SETTINGS if isinstance(x := getattr(model, key), int | float | None)}
         policy = {"policy": type(model.policy).__name__, "learning_rate": float(model.lr_schedule(1.0))}
         rollout = model.n_steps * model.n_envs
-        options: dict[str, Any] = {"seed": model.seed or 0, "num_iterations": -(-self.locals["total_timesteps"] // rollout)}
-        options |= {"settings": settings | policy, "parts": getattr(model, "parts", None)}
-        self.record = RunRecord(engine="sb3", **(options | self._options))
+        own: RecordOptions = {"seed": model.seed or 0, "num_iterations": -(-self.locals["total_timesteps"] // rollout)}
+        own |= {"settings": settings | policy, "parts": getattr(model, "parts", None)}
+        self.record = RunRecord(engine="sb3", task=self._task, algo=self._algo, **(own | self._options))
         self.record.start()
 
     def _on_step(self) -> bool:

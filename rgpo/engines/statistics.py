@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,21 @@ from rgpo.core.gate import GateLike
 from rgpo.learning.diagnostics import update_statistics
 from rgpo.learning.loss import GateInputs
 from rgpo.learning.samples import PolicyShift, Samples
+
+
+class Accelerator(Protocol):
+    """accelerate.Accelerator, as far as numbers of several processes need it."""
+
+    @property
+    def num_processes(self) -> int: ...
+
+    def pad_across_processes(self, tensor: Tensor, dim: int, pad_index: float) -> Tensor:
+        """The tensor with pad_index at its end, as long as that of the process with the longest one."""
+        ...
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, one after the other."""
+        ...
 
 
 class Window:
@@ -26,7 +41,9 @@ class Window:
         columns = (d_old, d_ref, entropy, seen.d_old, seen.advantage, seen.logp_old)
         self._rows.append(torch.stack([x.detach().float() for x in columns]))
 
-    def take(self, gate: GateLike, *, reference: bool, accelerator: Any = None, kl: Tensor | None = None) -> dict[str, float]:
+    def take(
+        self, gate: GateLike, *, reference: bool, accelerator: Accelerator | None = None, kl: Tensor | None = None
+    ) -> dict[str, float]:
         """KL, ratios, gate, weights, effective sample sizes and tail index over all micro-batches and processes.
 
         The ratios are those before the step. kl: the exact KL(old || new) of each sample, where distributions are known. Numbers
@@ -35,7 +52,7 @@ class Window:
         found, self._rows = torch.cat(self._rows, dim=1), []
         if accelerator is not None and accelerator.num_processes > 1:
             padded = accelerator.pad_across_processes(found, dim=1, pad_index=math.nan)
-            found = torch.cat(accelerator.gather(padded).split(len(found)), dim=1)
+            found = torch.cat(accelerator.gather(padded).chunk(accelerator.num_processes), dim=1)
             found = found[:, ~found[0].isnan()]
         d_old, d_ref, entropy, seen, advantage, logp_old = found
         unmeasured = torch.full_like(d_old, math.nan)

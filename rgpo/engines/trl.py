@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ from rgpo.engines.parts import GateParts, field_defaults, parts_of, refuse_ignor
 from rgpo.engines.statistics import Window
 from rgpo.errors import ConfigError, require
 
+if TYPE_CHECKING:
+    from rgpo.engines.trl_types import Inputs, Trainer
+else:
+    Trainer = object
+
 TRIED = ("1.16.0",)
 STATE = "rgpo.json"  # in a checkpoint: what gates and penalty adapt
 REDUCTIONS = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # loss types that are a reduction of PPO's clip
@@ -37,71 +42,70 @@ CURVES = (  # settings that the gate replaces
 OWN_KEYS = "set the gate's own keys, such as gate.eps_low"
 
 
-class _Gated:
+class _Gated(Trainer):
     """The part that both trainers share; a mixin before the trainer's class."""
 
     parts: GateParts
-    _inputs: dict[str, Any] | None = None  # of the loss that is being computed
+    _inputs: Inputs | None = None  # of the loss that is being computed
 
     def _begin(self, parts: GateParts) -> None:
         self.parts = parts
         self._window = Window()
         self._observed: tuple[float, float] | None = None  # KL(old || new) and from the reference, of the last gradient step
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def _compute_loss(self, model: object, inputs: Inputs) -> Tensor:
         """TRL's loss of inputs that ``_gate`` rewrites once the log-probabilities are known."""
         self._inputs = dict(inputs)
         try:
             with self._without_own_terms():
-                loss: Tensor = cast(Any, super())._compute_loss(model, self._inputs)
+                loss = super()._compute_loss(model, self._inputs)
         finally:
             self._inputs = None
-        trainer = cast(Any, self)
-        mode = "train" if trainer.model.training else "eval"
-        for name in [name for name in trainer._metrics[mode] if name.startswith("clip_ratio/")]:
-            del trainer._metrics[mode][name]  # of a ratio that is 1
-        if mode == "train" and trainer.accelerator.sync_gradients:
-            self._measure(trainer)
+        mode = "train" if self.model.training else "eval"
+        for name in [name for name in self._metrics[mode] if name.startswith("clip_ratio/")]:
+            del self._metrics[mode][name]  # of a ratio that is 1
+        if mode == "train" and self.accelerator.sync_gradients:
+            self._measure()
         return loss
 
     @contextlib.contextmanager
     def _without_own_terms(self) -> Iterator[None]:
         yield
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        logps, entropies, aux_loss = cast(Any, super())._get_per_token_logps_and_entropies(*args, **kwargs)
+    def _get_per_token_logps_and_entropies(self, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if self._inputs is None:
             return logps, entropies, aux_loss
+        assert entropies is not None  # a loss computes them
         self._gate(self._inputs, logps, entropies)
         return logps.detach(), entropies, aux_loss
 
-    def _gate(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
+    def _gate(self, inputs: Inputs, logps: Tensor, entropies: Tensor) -> None:
         raise NotImplementedError
 
-    def _measure(self, trainer: Any) -> None:
+    def _measure(self) -> None:
         """Log the diagnostics of a gradient step, over its micro-batches and processes."""
         parts = self.parts
-        found = self._window.take(parts.gate, reference=bool(parts.reference_key), accelerator=trainer.accelerator)
+        found = self._window.take(parts.gate, reference=bool(parts.reference_key), accelerator=self.accelerator)
         for name, value in (found | {"kl/coef": parts.penalty.loss_coef}).items():
-            trainer._metrics["train"][name].append(value)
+            self._metrics["train"][name].append(value)
         self._observed = found["kl/old_k3"], found.get("kl/ref_unbiased", 0.0)
 
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
+    def _generate_and_score_completions(self, inputs: object) -> object:
         """Completions; gate and penalty first adapt to the KL of the last gradient step on the earlier ones."""
-        if self._observed is not None and cast(Any, self).model.training:
+        if self._observed is not None and self.model.training:
             self.parts.observe(*self._observed)
             self._observed = None
-        return cast(Any, super())._generate_and_score_completions(inputs)
+        return super()._generate_and_score_completions(inputs)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        cast(Any, super())._save_checkpoint(model, trial)
-        trainer = cast(Any, self)
-        if trainer.args.should_save:
-            folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
+    def _save_checkpoint(self, model: object, trial: object) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             atomic.write_text(folder / STATE, json.dumps({**self.parts.state_dict(), "observed": self._observed}) + "\n")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        cast(Any, super())._load_optimizer_and_scheduler(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
         path = None if checkpoint is None else Path(checkpoint) / STATE
         if path is not None and path.exists():
             state = json.loads(path.read_text())
@@ -119,18 +123,19 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):
     Raises: ConfigError for settings that the gate takes the place of, or a KL in the reward.
     """
 
+    args: GRPOConfig
     beta: float
     off_policy_mask_threshold: float | None
 
     def __init__(
         self,
-        model: Any,
-        reward_funcs: Any = None,
+        model: object,
+        reward_funcs: object = None,
         args: GRPOConfig | None = None,
-        *rest: Any,
+        *rest: object,
         parts: GateParts | str | Sequence[str],
         ratio: RatioLevel | None = None,
-        **named: Any,
+        **named: object,
     ) -> None:
         warn_untried("trl", TRIED)
         args = GRPOConfig("GatedGRPO") if args is None else args
@@ -158,7 +163,7 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):
         finally:
             self.beta, self.off_policy_mask_threshold = kept
 
-    def _gate(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
+    def _gate(self, inputs: Inputs, logps: Tensor, entropies: Tensor) -> None:
         """Put -(loss of each token) where TRL reads advantages, and its log-probabilities where it reads the old ones."""
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         live = mask.bool()
@@ -183,7 +188,7 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):
             kl_B = self.accelerator.gather(((logps - reference) * mask).sum(1))
             self._metrics["eval"]["kl/ref_sequence"].append(kl_B.mean().item())  # log pi(y)/pi_ref(y), nats
 
-    def _correction(self, inputs: dict[str, Any], logps: Tensor, old: Tensor, mask: Tensor) -> Tensor | None:
+    def _correction(self, inputs: Inputs, logps: Tensor, old: Tensor, mask: Tensor) -> Tensor | None:
         """TRL's factor of each token (n,): its correction for vLLM and its mask of stale completions; None where it has none."""
         factors = []
         if "importance_sampling_ratio" in inputs:
@@ -209,12 +214,12 @@ class GatedRLOOTrainer(_Gated, RLOOTrainer):
 
     def __init__(
         self,
-        model: Any,
-        reward_funcs: Any = None,
+        model: object,
+        reward_funcs: object = None,
         args: RLOOConfig | None = None,
-        *rest: Any,
+        *rest: object,
         parts: GateParts | str | Sequence[str],
-        **named: Any,
+        **named: object,
     ) -> None:
         warn_untried("trl", TRIED)
         args = RLOOConfig("GatedRLOO") if args is None else args
@@ -224,9 +229,10 @@ class GatedRLOOTrainer(_Gated, RLOOTrainer):
         if penalty.loss_coef or penalty.reward_coef:
             raise ConfigError("penalty: RLOOTrainer has its KL in the reward; set beta in RLOOConfig, and penalty=none.")
         self.parts.refuse_reference("RLOOTrainer")
+        self.parts.refuse_logp_old("RLOOTrainer", "use GatedGRPOTrainer")
         super().__init__(model, reward_funcs, args, *rest, **named)
 
-    def _gate(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
+    def _gate(self, inputs: Inputs, logps: Tensor, entropies: Tensor) -> None:
         """Put -(loss of each completion) where TRL reads advantages, and its log-probabilities where it reads the old ones."""
         mask = inputs["completion_mask"]
         logp = (logps * mask).sum(1)

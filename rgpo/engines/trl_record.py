@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 from transformers import TrainerCallback
 
 from rgpo.engines.parts import field_defaults
-from rgpo.engines.record import RunRecord
+from rgpo.engines.record import RecordOptions, RunRecord
+
+if TYPE_CHECKING:
+    from rgpo.engines.trl_types import AnyTrainer, Arguments, State
 
 NAMES = {  # TRL's -> ours
     "loss": "loss/policy",
@@ -41,23 +44,25 @@ class RecordRun(TrainerCallback):
     as rewards against KL.
     """
 
-    def __init__(self, trainer: Any, *, task: str, algo: str, **options: Any) -> None:
+    def __init__(self, trainer: AnyTrainer, *, task: str, algo: str, **options: Unpack[RecordOptions]) -> None:
         args, config = trainer.args, type(trainer.args)
         settings = {"model": Path(trainer.model.config._name_or_path).name, **_settings(args, config)}
         steps = max(int(args.logging_steps), 1)
-        own = {"settings": settings, "seed": args.seed, "num_iterations": max(args.max_steps, steps) // steps}
-        parts = getattr(trainer, "parts", None)
-        self.record = RunRecord(engine="trl", task=task, algo=algo, parts=parts, **(own | options))
+        own: RecordOptions = {"settings": settings, "seed": args.seed, "num_iterations": max(args.max_steps, steps) // steps}
+        own["parts"] = getattr(trainer, "parts", None)
+        self.record = RunRecord(engine="trl", task=task, algo=algo, **(own | options))
         self._row: dict[str, float] = {}
         self._first_score: float | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: object, **_: object) -> None:
         if state.is_world_process_zero:
             steps = max(int(args.logging_steps), 1)
             self.record.num_iterations = max(state.max_steps // steps, 1)
             self.record.start(state.global_step // steps)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Arguments, state: State, control: object, logs: Mapping[str, object] | None = None, **_: object
+    ) -> None:
         if not state.is_world_process_zero or logs is None:
             return
         if "loss" in logs:
@@ -71,24 +76,24 @@ class RecordRun(TrainerCallback):
             if score is not None and self._first_score is not None:
                 self._row["reward/eval_proxy_change"] = score - self._first_score
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: Arguments, state: State, control: object, **_: object) -> None:
         if state.is_world_process_zero:
             self._write(state)
             self.record.flush()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(self, args: Arguments, state: State, control: object, **_: object) -> None:
         if state.is_world_process_zero:
             self._write(state)
             self.record.finish()
 
-    def _write(self, state: Any) -> None:
+    def _write(self, state: State) -> None:
         """The row of the log before, with the evaluations that followed it."""
         if "loss/policy" in self._row:
             self.record.log(int(self._row.get("num_tokens", state.global_step)), self._row)
         self._row = {}
 
 
-def _settings(args: Any, config: type) -> dict[str, object]:
+def _settings(args: Arguments, config: type) -> dict[str, object]:
     """Settings that differ from their defaults and bear on a number, as plain values."""
     defaults = {key: x for key, x in field_defaults(config).items() if not key.startswith(UNRECORDED)}
     plain = {key: getattr(args, key) for key in defaults if isinstance(getattr(args, key, None), str | int | float)}

@@ -13,8 +13,9 @@ batch are those of a micro-batch. Nothing that adapts is accepted, since verl's 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from rgpo.core.sequence import RATIOS, RatioLevel
 from rgpo.engines.parts import GateParts, compose_parts, warn_untried
 from rgpo.engines.statistics import Window
 from rgpo.errors import ConfigError, require
+from rgpo.learning.loss import GateInputs
 
 NAME = "rgpo"
 TRIED = ("0.9.1",)
@@ -33,6 +35,13 @@ METRICS = (
     *("kl/old_k1", "kl/old_k2", "kl/old_k3", "weight/relative_mean", "ess/ratio", "ess/weight"),
     *("ratio/min", "ratio/max", "ratio/abs_log_max", "ratio/tail_index"),
 )
+
+
+class ActorConfig(Protocol):
+    """The part of verl's settings of an actor that a loss reads."""
+
+    policy_loss: PolicyLossConfig
+    global_batch_info: Mapping[str, object]
 
 
 @functools.cache
@@ -80,15 +89,15 @@ def gated_policy_loss(
     advantages: Tensor,
     response_mask: Tensor,
     loss_agg_mode: str = "token-mean",
-    config: Any = None,
+    config: ActorConfig | None = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """-g(d) A + coef KL of each token, reduced by verl's ``agg_loss``, and our diagnostics of the micro-batch; (B, T) each.
 
     Raises: ConfigError for a policy_loss that has no gate.
     """
-    settings = config.policy_loss
-    if not isinstance(settings, GatedPolicyLossConfig):
+    settings = None if config is None else config.policy_loss
+    if config is None or not isinstance(settings, GatedPolicyLossConfig):
         target = "rgpo.engines.verl.GatedPolicyLossConfig"
         raise ConfigError(f"policy_loss.loss_mode={NAME}: has no gate; set policy_loss._target_={target} and policy_loss.parts.")
     parts, live = _parts(settings.parts), response_mask.bool()
@@ -106,7 +115,7 @@ def gated_policy_loss(
 
 
 @torch.no_grad()
-def _metrics(parts: GateParts, d_old: Tensor, seen: Any) -> dict[str, float]:
+def _metrics(parts: GateParts, d_old: Tensor, seen: GateInputs) -> dict[str, float]:
     """The same names in every micro-batch, as verl needs them; zeros for one without tokens."""
     if not len(d_old):
         return {f"actor/{name}": 0.0 for name in ("ppo_kl", *METRICS)}

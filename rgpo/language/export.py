@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from rgpo.language.assets import AssetLoader, LanguageAssets
 from rgpo.language.policy.pretrained import quiet
@@ -17,6 +17,7 @@ from rgpo.learning.types import Policy, State
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from rgpo.language.policy.language_model import LanguageModel
 
@@ -105,7 +106,7 @@ def export_model(task: ModelTask, policy: Policy, state: State, folder: Path, fa
         file.chmod(card.stat().st_mode)
 
 
-def _base(task: ModelTask, model: Any) -> tuple[str, str | None]:
+def _base(task: ModelTask, model: PreTrainedModel) -> tuple[str, str | None]:
     """The model that training began with, as transformers finds it: an absolute path, or a hub id and the commit."""
     named = getattr(task.source, "model", None)
     loaded = str(getattr(model.config, "name_or_path", "") or "")
@@ -118,7 +119,7 @@ def _base(task: ModelTask, model: Any) -> tuple[str, str | None]:
     return name, task.assets.versions.get(name, revision or None)
 
 
-def _write_adapter(model: Any, trained: Mapping[str, Tensor], folder: Path, base: str, revision: str | None) -> None:
+def _write_adapter(model: PreTrainedModel, trained: Mapping[str, Tensor], folder: Path, base: str, revision: str | None) -> None:
     config = model.peft_config["default"]
     before = config.base_model_name_or_path, config.revision, config.inference_mode
     config.base_model_name_or_path, config.revision = base, revision
@@ -129,7 +130,7 @@ def _write_adapter(model: Any, trained: Mapping[str, Tensor], folder: Path, base
     (folder / "README.md").unlink(missing_ok=True)  # peft's template
 
 
-def _write_whole(model: Any, trained: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+def _write_whole(model: PreTrainedModel, trained: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
     from transformers import GenerationConfig
 
     weights = {name: x.to(dtype) if x.is_floating_point() else x for name, x in model.state_dict().items() if name not in trained}
@@ -148,7 +149,7 @@ def _write_whole(model: Any, trained: Mapping[str, Tensor], folder: Path, dtype:
     saved.save_pretrained(folder)
 
 
-def _tied(model: Any) -> Iterable[tuple[str, str]]:
+def _tied(model: PreTrainedModel) -> Iterable[tuple[str, str]]:
     """Further names of parameters that have several, each with the first name."""
     first = {id(p): name for name, p in model.named_parameters()}
     for name, p in model.named_parameters(remove_duplicate=False):
@@ -156,7 +157,7 @@ def _tied(model: Any) -> Iterable[tuple[str, str]]:
             yield name, first[id(p)]
 
 
-def _write_generation_config(model: Any, folder: Path, stop_ids: Iterable[int]) -> None:
+def _write_generation_config(model: PreTrainedModel, folder: Path, stop_ids: Iterable[int]) -> None:
     """The model's own, with the tokens that ended its completions in training."""
     found = copy.deepcopy(model.generation_config)
     if found is not None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgpo.core.ranges import MANY
 from rgpo.errors import ConfigError
 from rgpo.learning.accel import compiled_adam
 from rgpo.learning.adam import AdamState, adam, bias_corrections, clip_by_norm
@@ -147,8 +148,7 @@ class FlatAdam:
         num_steps: int,
         seed: int,
     ) -> None:
-        compiled, self.note = compiled_adam.resolve(compile, num_steps)
-        self._must_compile = compile is True
+        self._choice = compile
         self.parameters = parameters
         self.state = AdamState.start(parameters)
         self.num_steps = 0  # taken so far
@@ -162,7 +162,9 @@ class FlatAdam:
             num_apart=num_apart,
             adam_eps=adam_eps,
         )
-        self._compiled = compiled_adam.CompiledEpochs(self._function, loop) if compiled else None
+        epochs = compiled_adam.CompiledEpochs(self._function, loop)
+        compiled, self.note = compiled_adam.resolve(compile, num_steps, epochs)
+        self._compiled = epochs if compiled else None
 
     @property
     def compiled(self) -> bool:
@@ -201,13 +203,13 @@ class FlatAdam:
             if self._compiled is None:
                 break
             try:
-                return cast(Epochs, self._compiled(state, data, *columns))
+                return self._compiled(state, data, *columns)
             except Exception as error:
                 if compiled_adam.was_stopped(error) and not attempt:
                     continue  # by a signal to all processes: this one finishes its iteration first
                 results = self._function(state, data, *columns, fold=loop)
                 why = compiled_adam.failure(error)
-                if self._must_compile:
+                if self._choice is True:
                     raise ConfigError(f"update.compile=true: {why}, or use auto.") from error
                 warnings.warn(f"update.compile=auto: {why}; the run continues uncompiled.", stacklevel=3)
                 self._compiled = None
@@ -233,6 +235,11 @@ class FlatAdam:
         self.state = AdamState(*cast(list[Tensor], state["adam"]))
         self.num_steps = cast(int, state["num_steps"])
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
+        if state["compiled"] != self.compiled and self._choice == "auto":  # the run continues as it began
+            if self.compiled:
+                self._compiled, self.note = None, "not compiled, like the run's checkpoint"
+            elif compiled_adam.resolve("auto", MANY, epochs := compiled_adam.CompiledEpochs(self._function, loop))[0]:
+                self._compiled, self.note = epochs, "compiled, like the run's checkpoint"
         if state["compiled"] != self.compiled:
             was = f"the checkpoint has compiled={state['compiled']}"
             self.note += f"; {was}, so the resumed run is equal to rounding, not bit for bit"

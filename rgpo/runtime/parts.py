@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import errno
 import functools
 import io
@@ -104,10 +105,10 @@ def _keys(table: pa.Table, key: Sequence[str]) -> set[tuple[object, ...]]:
     return set(zip(*(table[name].to_pylist() for name in key), strict=True))
 
 
-def _until(table: pa.Table, iteration: int) -> tuple[pa.Table, pa.Table]:
-    """The rows up to an iteration, and those after it."""
-    earlier = [x <= iteration for x in table["iteration"].to_pylist()]
-    return tuple(table.filter(columns.array([x is kept for x in earlier], pa.bool_())) for kept in (True, False))
+def _split(table: pa.Table, iteration: int) -> tuple[pa.Table, pa.Table]:
+    """Sorted rows up to an iteration, and those after it."""
+    count = bisect.bisect_right(table["iteration"].to_pylist(), iteration)
+    return table.slice(0, count), table.slice(count)
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -165,8 +166,10 @@ class PartFiles:
             except reader.Unreadable as error:
                 on_damage(path, str(error))
         table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
-        keys = zip(*(table[name].to_pylist() for name in self.key), strict=True)
+        keys = list(zip(*(table[name].to_pylist() for name in self.key), strict=True))
         place = {key: i for i, key in enumerate(keys)}
+        if sorted(place) == keys:  # as usual; otherwise pyarrow's functions are imported
+            return table.combine_chunks()
         return table.take(columns.array([place[key] for key in sorted(place)], pa.int64())).combine_chunks()
 
     @property
@@ -176,11 +179,11 @@ class PartFiles:
 
     def read_until(self, iteration: int) -> set[tuple[object, ...]]:
         """The keys of the rows of earlier attempts up to an iteration."""
-        return _keys(_until(self._later, iteration)[0], self.key)
+        return _keys(_split(self._later, iteration)[0], self.key)
 
     def resume(self, iteration: int) -> None:
         """Continue after an iteration: earlier parts are joined into one of rows up to it and one of later rows."""
-        earlier, later = _until(self._later, iteration)
+        earlier, later = _split(self._later, iteration)
         self.keys = _keys(earlier, self.key)
         self._write(earlier, self.key)
         self._keep(later)
@@ -210,7 +213,7 @@ class PartFiles:
             self.keys |= _keys(table, self.key)
             self.rows = []
             if len(self._later):
-                self._keep(_until(self._later, max(table["iteration"].to_pylist()))[1])
+                self._keep(_split(self._later, max(table["iteration"].to_pylist()))[1])
 
     def _write(self, table: pa.Table, key: Sequence[str] = ()) -> list[Path]:
         """The new part; [] for a table without rows."""

@@ -168,6 +168,6 @@ class Recorder:
         with reader.parquet(self.run_dir / "metrics.parquet") as file:
             table = file.read([name for name in STANDSTILL if name in file.schema_arrow.names], use_threads=False)
             unmeasured = np.full(file.metadata.num_rows, np.nan)
-        columns = (table[name].to_numpy() if name in table.column_names else unmeasured for name in STANDSTILL)
+        columns = (np.array(table[name].to_pylist(), float) if name in table.column_names else unmeasured for name in STANDSTILL)
         sentence = standstill(*columns)
         return [sentence] if sentence else []

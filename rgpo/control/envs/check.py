@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
@@ -40,21 +40,21 @@ class Witness(gymnasium.Wrapper):
 
     odd = ""
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> object:
         """Reset as gymnasium's vector environments do, without options."""
         returned = self.env.reset(seed=seed)
         if isinstance(returned, tuple) and returned:
             self._look(returned[0], "reset()")
         return returned
 
-    def step(self, action: Any) -> Any:
+    def step(self, action: object) -> object:
         """Step."""
         returned = self.env.step(action)
         if isinstance(returned, tuple) and returned:
             self._look(returned[0], "step()")
         return returned
 
-    def _look(self, observation: Any, call: str) -> None:
+    def _look(self, observation: object, call: str) -> None:
         if not self.odd and (why := mismatch(self.env.observation_space, observation)):
             self.odd = f"an observation of {call} {why}"
 
@@ -102,7 +102,7 @@ def _findings(env: GymnasiumVector, make: Callable[[int], VectorEnv]) -> list[st
     return found + _resume(env, make, actions)
 
 
-def _play(env: GymnasiumVector, actions: list[Any], seed: int | None = SEED) -> list[Moment]:
+def _play(env: GymnasiumVector, actions: list[object], seed: int | None = SEED) -> list[Moment]:
     """An episode up to its end, the last action or MAX_S seconds.
 
     Raises: EnvironmentFault.
@@ -128,7 +128,7 @@ def _moment(env: GymnasiumVector, reward: float, ended: bool) -> Moment:
     return Moment(observation, reward, ended)
 
 
-def _play_checked(env: GymnasiumVector, witness: Witness, actions: list[Any]) -> tuple[list[Moment], list[str]]:
+def _play_checked(env: GymnasiumVector, witness: Witness, actions: list[object]) -> tuple[list[Moment], list[str]]:
     """The episode once more below gymnasium's own checker, and what that complains about apart from observations."""
     env._envs[0] = gymnasium.wrappers.PassiveEnvChecker(witness.env)
     try:
@@ -146,7 +146,7 @@ def _is_gymnasiums(warning: warnings.WarningMessage) -> bool:
     return "gymnasium" in Path(warning.filename).parts
 
 
-def _resume(env: GymnasiumVector, make: Callable[[int], VectorEnv], actions: list[Any]) -> list[str]:
+def _resume(env: GymnasiumVector, make: Callable[[int], VectorEnv], actions: list[object]) -> list[str]:
     """A finding if an episode cannot be restored that follows two others, so that generators have moved on."""
     _play(env, actions, None)
     env._begin(0, None)
@@ -162,7 +162,7 @@ def _same(a: list[Moment], b: list[Moment]) -> bool:
     return len(a) == len(b) and all(same_bits(x.observation, y.observation) and x[1:] == y[1:] for x, y in zip(a, b, strict=True))
 
 
-def mismatch(space: spaces.Space[Any], observation: Any) -> str:
+def mismatch(space: spaces.Space[object], observation: object) -> str:
     """A clause about an observation that is not in its space; "" if it is."""
     if not isinstance(space, spaces.Box):
         return "" if space.contains(observation) else f"is not in {str(space)[:200]}"

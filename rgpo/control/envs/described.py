@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from rgpo.control.envs.vector_env import VectorEnv
+from rgpo.control.envs.vector_env import Env, VectorEnv, Wrap
 from rgpo.control.spaces import Space, describe, heads, observation_size
 from rgpo.errors import ConfigError
 
 
-def wrapped(env: Any, wrappers: Sequence[Callable[[Any], Any]]) -> Any:
+def wrapped(env: Env, wrappers: Sequence[Wrap]) -> Env:
     """The environment in its wrappers, the first one inside.
 
     Raises: ConfigError if a wrapper refuses it.
@@ -24,7 +23,7 @@ def wrapped(env: Any, wrappers: Sequence[Callable[[Any], Any]]) -> Any:
     return env
 
 
-def is_pixels(space: spaces.Space[Any]) -> bool:
+def is_pixels(space: spaces.Space[object]) -> bool:
     """True for bytes, which are kept as such."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8
 
@@ -35,7 +34,7 @@ def observation_shape(env: VectorEnv) -> tuple[int, ...]:
     return tuple(space.shape) if isinstance(space, spaces.Box) else (env.observation_size,)
 
 
-def describe_spaces(env_id: str, observation: spaces.Space[Any], action: spaces.Space[Any]) -> tuple[Space, Space]:
+def describe_spaces(env_id: str, observation: spaces.Space[object], action: spaces.Space[object]) -> tuple[Space, Space]:
     """Both spaces as data.
 
     Raises: ConfigError for a space that is not a fixed, positive number of numbers.
@@ -51,7 +50,7 @@ def describe_spaces(env_id: str, observation: spaces.Space[Any], action: spaces.
     return seen, acted
 
 
-def _without_parts(space: spaces.Space[Any]) -> str:
+def _without_parts(space: spaces.Space[object]) -> str:
     """The wrapper that leaves out the parts of a Dict that are not supported; "" if that is no remedy."""
     if not isinstance(space, spaces.Dict):
         return ""

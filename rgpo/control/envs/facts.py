@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
-from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -32,7 +31,7 @@ def package_versions(env: VectorEnv) -> dict[str, str]:
     return {name: metadata.version(name) for name in metadata.packages_distributions().get(top, [])}
 
 
-def space_in_words(space: spaces.Space[Any]) -> str:
+def space_in_words(space: spaces.Space[object]) -> str:
     """A Box as shape, type and bounds; any other as gymnasium prints it."""
     if not isinstance(space, spaces.Box):
         text = str(space)

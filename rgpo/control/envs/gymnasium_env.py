@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import cast
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
 from gymnasium import spaces
 
 from rgpo.control.envs import registration
@@ -18,14 +17,17 @@ from rgpo.control.envs.replay import (
     EARLIER,
     NOT_REPRODUCED,
     Recording,
+    RngState,
+    SavedEpisode,
     from_plain,
     plain,
     rng_state,
     same_bits,
     set_rng_state,
 )
-from rgpo.control.envs.vector_env import Floats, Restart, Step, check_saved
+from rgpo.control.envs.vector_env import Env, Floats, Restart, SavedEnvs, Step, Wrap, check_saved
 from rgpo.control.spaces import flatten, heads, observation_size, row, to_env
+from rgpo.core.rollout import Array
 from rgpo.errors import EnvironmentFault, described, first_line
 
 REAL = (float, int, np.floating, np.integer, np.bool_)
@@ -40,7 +42,7 @@ class GymnasiumVector:
     does not reproduce it, a fresh episode begins.
     """
 
-    def __init__(self, env_id: str, num_envs: int, wrappers: Sequence[Callable[[Any], Any]] = (), **kwargs: Any) -> None:
+    def __init__(self, env_id: str, num_envs: int, wrappers: Sequence[Wrap] = (), **kwargs: object) -> None:
         self.env_id = env_id
         self.num_envs = num_envs
         self._envs = [wrapped(registration.make(env_id, kwargs), wrappers) for _ in range(num_envs)]
@@ -75,7 +77,7 @@ class GymnasiumVector:
             self._begin(i, int(seed) + i)
         return self._observation
 
-    def step(self, actions: npt.NDArray[Any]) -> Step:
+    def step(self, actions: Array) -> Step:
         kept = np.array(actions)  # a copy: an environment may keep or change its action
         for i, action in enumerate(self._to_env(actions)):
             self._advance(i, action)
@@ -93,18 +95,18 @@ class GymnasiumVector:
         paid, self._paid = self._paid, []
         return np.array(paid)
 
-    def state_dict(self) -> dict[str, Any]:
-        envs = []
+    def state_dict(self) -> SavedEnvs:
+        envs: list[SavedEpisode] = []
         for i, env in enumerate(self._envs):
             rng = rng_state(env)
-            now = {"rng_now": rng and plain(rng), "observation": self._rows[i].tolist()}
-            envs.append(self._recordings[i].state_dict() | now)
+            now = rng and plain(rng)
+            envs.append({**self._recordings[i].state_dict(), "rng_now": now, "observation": self._rows[i].tolist()})
         return {"backend": "gymnasium", "env_id": self.env_id, "envs": envs}
 
-    def load_state_dict(self, state: dict[str, Any]) -> list[Restart]:
+    def load_state_dict(self, state: SavedEnvs) -> list[Restart]:
         check_saved(state, "gymnasium", self.env_id, self.num_envs)
         restarts = []
-        for i, saved in enumerate(state["envs"]):
+        for i, saved in enumerate(cast(list[SavedEpisode], state["envs"])):
             if why := self._replay(i, saved):
                 recording = self._recordings[i]
                 recording.seed, recording.num_steps = saved["seed"], saved.get("num_steps", 0)
@@ -112,7 +114,7 @@ class GymnasiumVector:
                 restarts.append(Restart(i, self._rows[i].copy(), why))
         return restarts
 
-    def _replay(self, i: int, saved: dict[str, Any]) -> str:
+    def _replay(self, i: int, saved: SavedEpisode) -> str:
         """Play a saved open episode again; returns why that did not reproduce it, or ""."""
         if "rng_now" not in saved:
             return EARLIER
@@ -123,7 +125,7 @@ class GymnasiumVector:
         try:
             self._begin(i, saved["seed"])
             if not saved["seeded"]:
-                set_rng_state(self._envs[i], from_plain(saved["rng"]))
+                set_rng_state(self._envs[i], cast(RngState, from_plain(saved["rng"])))
                 self._begin(i, None)
             for action in actions:
                 if self._terminated[i] or self._truncated[i]:
@@ -137,6 +139,13 @@ class GymnasiumVector:
         agree = recording.checksum == saved["checksum"] and (rng and plain(rng)) == saved["rng_now"]
         agree = agree and same_bits(self._rows[i], np.array(saved["observation"], self._observation.dtype))
         return "" if agree and not (self._terminated[i] or self._truncated[i]) else NOT_REPRODUCED
+
+    def episodes(self) -> list[dict[str, object]]:
+        """State, steps since its start and generator of each open episode, of environments that have a `state`."""
+        return [
+            {"state": env.unwrapped.state, "elapsed": len(recording.actions or []), "rng": rng_state(env)}
+            for env, recording in zip(self._envs, self._recordings, strict=True)
+        ]
 
     def close(self) -> None:
         for env in self._envs:
@@ -158,7 +167,7 @@ class GymnasiumVector:
         self._write(i, returned[0])
         self._recordings[i].begin(seed, rng, self._row_bytes[i])
 
-    def _advance(self, i: int, action: Any) -> None:
+    def _advance(self, i: int, action: object) -> None:
         try:
             returned = self._envs[i].step(action)
         except (Exception, SystemExit) as error:
@@ -174,10 +183,10 @@ class GymnasiumVector:
         self._reward[i] = reward if isinstance(reward, REAL) else self._number(reward)
         self._write(i, observation)
 
-    def _record(self, i: int, action: npt.NDArray[Any]) -> None:
+    def _record(self, i: int, action: Array) -> None:
         self._recordings[i].add(action, self._reward_bytes[i], self._row_bytes[i])
 
-    def _number(self, reward: Any) -> float:
+    def _number(self, reward: object) -> float:
         """A reward that is a single number of another library.
 
         Raises: EnvironmentFault for any other.
@@ -188,7 +197,7 @@ class GymnasiumVector:
                 return float(found)
         raise self._fault("the reward must be a number", reward)
 
-    def _flag(self, name: str, flag: Any) -> bool:
+    def _flag(self, name: str, flag: object) -> bool:
         """Raises: EnvironmentFault unless a flag is true, false, 0 or 1."""
         with suppress(Exception):
             found = np.asarray(flag)
@@ -196,12 +205,13 @@ class GymnasiumVector:
                 return bool(found)
         raise self._fault(f"{name} must be true or false", flag)
 
-    def _write(self, i: int, observation: Any) -> None:
+    def _write(self, i: int, observation: object) -> None:
         """A Box: flattened and cast to float64, but for pixels; all other spaces as ``rgpo.control.spaces`` flattens them."""
         if self._shaped:
-            if not (type(observation) is np.ndarray and observation.dtype is self._dtype and observation.shape == self._shape):
-                observation = self._numbers(observation)
-            self._shaped[i][...] = observation
+            if type(observation) is np.ndarray and observation.dtype is self._dtype and observation.shape == self._shape:
+                self._shaped[i][...] = observation
+            else:
+                self._shaped[i][...] = self._numbers(observation)
             return
         try:
             rows, single = flatten(self._seen, observation)
@@ -211,7 +221,7 @@ class GymnasiumVector:
             raise self._fault(f"an observation must be in {self.observation_space}", observation)
         self._rows[i][:] = rows[0]
 
-    def _numbers(self, observation: Any) -> npt.NDArray[Any]:
+    def _numbers(self, observation: object) -> Array:
         """An observation that is a list or the like, or of another type than the space, as an array.
 
         Raises: EnvironmentFault unless it has the shape and consists of numbers.
@@ -224,9 +234,11 @@ class GymnasiumVector:
         what = "whole numbers from 0 to 255" if self._observation.dtype == np.uint8 else "numbers"
         raise self._fault(f"an observation must be {what} of shape {self._shape}", observation)
 
-    def _fault(self, must: str, returned: Any) -> EnvironmentFault:
-        array = isinstance(returned, np.ndarray)
-        kind = f"an array of shape {returned.shape} and type {returned.dtype}" if array else repr(returned)[:80]
+    def _fault(self, must: str, returned: object) -> EnvironmentFault:
+        if isinstance(returned, np.ndarray):
+            kind = f"an array of shape {returned.shape} and type {returned.dtype}"
+        else:
+            kind = repr(returned)[:80]
         return EnvironmentFault(f"task.env_id={self.env_id}: {must}, but the environment returned {kind}.")
 
     def _raised(self, call: str, error: BaseException) -> EnvironmentFault:
@@ -236,7 +248,7 @@ class GymnasiumVector:
             what = f"called sys.exit({error.code!r})"
         return EnvironmentFault(f"task.env_id={self.env_id}: the environment {what} in {call}().")
 
-    def _to_env(self, actions: npt.NDArray[Any]) -> list[Any]:
+    def _to_env(self, actions: Array) -> Sequence[object]:
         """One action per environment, in fresh memory (an environment may keep or change its action)."""
         space = self.action_space
         if not self._plain:
@@ -248,7 +260,7 @@ class GymnasiumVector:
         return list(np.minimum(np.maximum(shaped, space.low), space.high).astype(space.dtype, copy=False))
 
 
-def _layers(env: Any) -> Iterator[Any]:
+def _layers(env: Env | None) -> Iterator[Env]:
     """The environment and what it wraps, from the outside in."""
     while env is not None:
         yield env

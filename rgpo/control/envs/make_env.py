@@ -1,22 +1,20 @@
-"""The choice of a backend: MuJoCo stepped directly for the eight ids of ``mujoco_tasks.TASKS``, gymnasium for all others."""
+"""The choice of a backend: MuJoCo stepped directly for ``mujoco_tasks.TASKS``, CartPole's copies at once, else gymnasium."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from rgpo.control.envs.cartpole_env import TIME_LIMITS, CartPoleVector
 from rgpo.control.envs.gymnasium_env import GymnasiumVector
 from rgpo.control.envs.mujoco_tasks import TASKS
-from rgpo.control.envs.vector_env import VectorEnv
+from rgpo.control.envs.vector_env import VectorEnv, Wrap
 from rgpo.errors import require
 
 BACKENDS = ("auto", "gymnasium", "mujoco")
 
 
-def make_vector_env(
-    env_id: str, num_envs: int, backend: str, wrappers: Sequence[Callable[[Any], Any]] = (), **kwargs: Any
-) -> VectorEnv:
-    """Make num_envs copies; backend ``auto`` steps MuJoCo directly if it knows the id and no wrappers or kwargs are given.
+def make_vector_env(env_id: str, num_envs: int, backend: str, wrappers: Sequence[Wrap] = (), **kwargs: object) -> VectorEnv:
+    """Make num_envs copies; backend ``auto`` takes the faster ones if they know the id and no wrappers or kwargs are given.
 
     Raises: ConfigError if the id or the backend is unknown, a package is missing, a space is unsupported or num_envs < 1.
     """
@@ -34,4 +32,6 @@ def make_vector_env(
         from rgpo.control.envs.mujoco_env import MujocoVector  # loads MuJoCo's library
 
         return MujocoVector(env_id, num_envs)
+    if env_id in TIME_LIMITS and not kwargs and not wrappers and backend == "auto":
+        return CartPoleVector(env_id, num_envs)
     return GymnasiumVector(env_id, num_envs, wrappers, **kwargs)

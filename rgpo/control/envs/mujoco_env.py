@@ -11,19 +11,28 @@ import ctypes
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import gymnasium
 import mujoco
 import numpy as np
-import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.utils import seeding
 
 from rgpo.control.envs.mujoco_tasks import EPISODE_STEPS, TASKS, bounds
-from rgpo.control.envs.vector_env import Flags, Floats, Restart, Step, check_saved
+from rgpo.control.envs.vector_env import Flags, Floats, Restart, SavedEnvs, Step, check_saved
+from rgpo.core.rollout import Array
 
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # every input of mj_step, the solver's warm start included
+
+
+class SavedPhysics(TypedDict):
+    """The state of one environment."""
+
+    physics: list[float]
+    x: float  # MuJoCo's state does not include the torso's frame
+    elapsed: int  # steps of the open episode
+    rng: dict[str, object]
 
 
 class MujocoVector:
@@ -79,7 +88,7 @@ class MujocoVector:
         self._reward_inputs = [self._distance, self._action]
         self._reward_inputs += [self._healthy] if task.bonus == "healthy" else []
         self._reward_inputs += [self._forces] if task.contact_cost is not None else []
-        self._unpaid: list[list[npt.NDArray[Any]]] = []
+        self._unpaid: list[list[Array]] = []
 
     def reset(self, seed: int) -> Floats:
         self._rngs = [seeding.np_random(int(seed) + i)[0] for i in range(self.num_envs)]
@@ -88,7 +97,7 @@ class MujocoVector:
         self._observe()
         return self._observation
 
-    def step(self, actions: npt.NDArray[Any]) -> Step:
+    def step(self, actions: Array) -> Step:
         assert self._rngs, "step before reset"
         np.maximum(actions, self._low, out=self._above_low)
         np.minimum(self._above_low, self._high, out=self._action)
@@ -130,27 +139,27 @@ class MujocoVector:
         reward: Floats = income - cost
         return reward
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedEnvs:
         assert self._rngs, "state_dict before reset"
-        envs = []
+        envs: list[SavedPhysics] = []
         for i, data in enumerate(self._data):
             physics = np.empty(mujoco.mj_stateSize(self._model, _STATE))
             mujoco.mj_getState(self._model, data, physics, _STATE)
             envs.append(
                 {
                     "physics": physics.tolist(),
-                    "x": float(self._x[i]),  # MuJoCo's state does not include the torso's frame
+                    "x": float(self._x[i]),
                     "elapsed": self._clock - int(self._begun[i]),
                     "rng": dict(self._rngs[i].bit_generator.state),
                 }
             )
         return {"backend": "mujoco", "env_id": self.env_id, "envs": envs}
 
-    def load_state_dict(self, state: dict[str, Any]) -> list[Restart]:
+    def load_state_dict(self, state: SavedEnvs) -> list[Restart]:
         """Raises: ConfigError if another task, backend or number of environments wrote the state."""
         check_saved(state, "mujoco", self.env_id, self.num_envs)
         self._rngs = [seeding.np_random(0)[0] for _ in range(self.num_envs)]
-        for i, saved in enumerate(state["envs"]):
+        for i, saved in enumerate(cast(list[SavedPhysics], state["envs"])):
             # no mj_forward here: it would change the solver's warm start
             mujoco.mj_resetData(self._model, self._data[i])
             mujoco.mj_setState(self._model, self._data[i], np.asarray(saved["physics"], np.float64), _STATE)
@@ -164,7 +173,7 @@ class MujocoVector:
     def close(self) -> None:
         """Nothing to release: MuJoCo frees a model with its last reference."""
 
-    def _physics_views(self, i: int) -> list[tuple[Any, Any]]:
+    def _physics_views(self, i: int) -> list[tuple[Array, Array]]:
         """(target, source) pairs: environment i's rows of the buffers, and the physics they are copied from."""
         data, nq = self._data[i], self._model.nq
         views = [(self._coordinates[i, :nq], data.qpos), (self._coordinates[i, nq:], data.qvel)]
@@ -214,7 +223,7 @@ class MujocoVector:
         return self._never if self._clock < self._first_limit else self._clock - self._begun >= EPISODE_STEPS
 
 
-def load_model(xml: str) -> Any:
+def load_model(xml: str) -> mujoco.MjModel:
     """Compile one of gymnasium's models without MuJoCo's warnings about the file (deprecated attributes)."""
     path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml
     warn = mujoco.get_mju_user_warning()

@@ -8,10 +8,11 @@ import importlib.util
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium
 
+from rgpo.control.envs.vector_env import Env
 from rgpo.errors import ConfigError, EnvironmentFault, described, first_line
 
 
@@ -38,7 +39,7 @@ PACKAGES: dict[str, Package] = {  # pattern of its ids
 }
 
 
-def make(env_id: str, kwargs: Mapping[str, Any]) -> Any:
+def make(env_id: str, kwargs: Mapping[str, object]) -> Env:
     """The environment of an id, or of module:id.
 
     Raises: ConfigError if gymnasium does not know the id or cannot make it, with the remedy; EnvironmentFault if the module that

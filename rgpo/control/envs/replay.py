@@ -8,12 +8,12 @@ detected only if it changes one of these.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import NotRequired, TypedDict
 from zlib import crc32
 
 import numpy as np
 
-from rgpo.control.envs.vector_env import Floats
+from rgpo.control.envs.vector_env import Env, Floats
 from rgpo.core.rollout import Array
 
 MAX_ACTIONS = 10_000  # of an episode that are kept, so that checkpoints do not grow with an endless one
@@ -22,7 +22,27 @@ NO_STATE = "its np_random is of a kind whose state cannot be saved"
 NOT_REPRODUCED = "its open episode, played again, gives other numbers: it depends on more than np_random and the actions"
 EARLIER = "the checkpoint was written by an earlier version"
 
-RngState = dict[str, Any]
+RngState = dict[str, object]
+
+
+class SavedRecording(TypedDict):
+    """A ``Recording`` as plain values."""
+
+    seed: int
+    num_steps: int
+    seeded: bool
+    rng: object
+    obstacle: str
+    dtype: str
+    actions: list[object]
+    checksum: int
+
+
+class SavedEpisode(SavedRecording):
+    """And what playing it again must lead to; rng_now is missing in checkpoints of earlier versions."""
+
+    rng_now: NotRequired[object]
+    observation: list[float]
 
 
 class Recording:
@@ -57,7 +77,7 @@ class Recording:
             return TOO_LONG
         return "" if self.seeded or self.rng is not None else NO_STATE
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedRecording:
         """Plain values, without the actions of an episode that cannot be played again."""
         actions = [] if self.obstacle else self.actions or []
         return {
@@ -76,7 +96,7 @@ class Recording:
         return int(np.random.SeedSequence([self.seed, self.num_steps]).generate_state(1)[0] >> 1)
 
 
-def rng_state(env: Any) -> RngState | None:
+def rng_state(env: Env) -> RngState | None:
     """A copy of the state of the environment's np_random, of any of numpy's bit generators; None for another generator."""
     try:
         rng = env.unwrapped.np_random
@@ -87,7 +107,7 @@ def rng_state(env: Any) -> RngState | None:
         return None
 
 
-def set_rng_state(env: Any, state: RngState) -> None:
+def set_rng_state(env: Env, state: RngState) -> None:
     """Raises: ValueError or TypeError if np_random is another generator."""
     rng = env.unwrapped.np_random
     if isinstance(rng, np.random.RandomState):
@@ -96,7 +116,7 @@ def set_rng_state(env: Any, state: RngState) -> None:
         rng.bit_generator.state = state
 
 
-def plain(node: Any) -> Any:
+def plain(node: object) -> object:
     """A generator's state as dicts, lists, strings and numbers."""
     if isinstance(node, Mapping):
         return {str(key): plain(value) for key, value in node.items()}
@@ -105,7 +125,7 @@ def plain(node: Any) -> Any:
     return node.item() if isinstance(node, np.generic) else node
 
 
-def from_plain(node: Any) -> Any:
+def from_plain(node: object) -> object:
     """The inverse of ``plain``."""
     if not isinstance(node, Mapping):
         return node

@@ -9,16 +9,29 @@ observation as ``final_observation``. No transition of a rollout joins two episo
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, TypedDict
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+Env: TypeAlias = gymnasium.Env[object, object]  # one environment, in its wrappers
+Wrap = Callable[[Env], Env]
+
+
+class SavedEnvs(TypedDict):
+    """The state of a ``VectorEnv``, of plain values; what envs hold is the backend's own."""
+
+    backend: str
+    env_id: str
+    envs: Sequence[Mapping[str, object]]
 
 
 class Step(NamedTuple):
@@ -43,8 +56,8 @@ class VectorEnv(Protocol):
 
     num_envs: int
     observation_size: int  # D
-    observation_space: spaces.Space[Any]  # of one environment
-    action_space: spaces.Space[Any]  # of one environment
+    observation_space: spaces.Space[object]  # of one environment
+    action_space: spaces.Space[object]  # of one environment
     time_limit: int | None  # steps after which gymnasium's TimeLimit truncates
     module: str  # that defines the environment's class
     layers: tuple[str, ...]  # classes of wrappers and environment, the outermost first
@@ -53,7 +66,7 @@ class VectorEnv(Protocol):
         """Start an episode in every environment, environment i seeded with seed + i; (E, D)."""
         ...
 
-    def step(self, actions: npt.NDArray[Any]) -> Step:
+    def step(self, actions: Array) -> Step:
         """Act in every environment: numbers (E, A), clipped here to the bounds, or (E,) indices 0..n-1 for Discrete."""
         ...
 
@@ -61,11 +74,11 @@ class VectorEnv(Protocol):
         """Raw rewards (T, E) of the T steps since the previous call; acting needs none, so they are computed together."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedEnvs:
         """Everything later steps depend on, as lists, dicts, strings, ints and floats only (exact in float64)."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> list[Restart]:
+    def load_state_dict(self, state: SavedEnvs) -> list[Restart]:
         """Continue from a saved state: the following steps equal the uninterrupted ones bitwise, except after restarts."""
         ...
 
@@ -74,7 +87,7 @@ class VectorEnv(Protocol):
         ...
 
 
-def check_saved(state: dict[str, Any], backend: str, env_id: str, num_envs: int) -> None:
+def check_saved(state: SavedEnvs, backend: str, env_id: str, num_envs: int) -> None:
     """Raises: ConfigError if another backend, another id or another number of environments wrote the state."""
     saved, present = (state["backend"], state["env_id"], len(state["envs"])), (backend, env_id, num_envs)
     if saved != present:

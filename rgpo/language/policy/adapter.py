@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rgpo.errors import ConfigError, first_line, is_out_of_memory, require
 from rgpo.files import Unreadable, read_text
@@ -36,7 +36,7 @@ def check_adapter(adapter: str) -> Path:
     return folder
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _settings(folder: Path) -> dict[str, object]:
     file = folder / "adapter_config.json"
     try:
         found = json.loads(read_text(file))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -182,7 +182,7 @@ def sample_tokens(logits_BV: Tensor, uniform_B: Tensor, *, temperature: float) -
     return torch.searchsorted(mass, uniform_B.unsqueeze(-1) * below_one * total, right=True).squeeze(-1)
 
 
-def base_model(model: Any) -> Any:
+def base_model(model: PreTrainedModel) -> PreTrainedModel:
     """The causal language model inside a peft model, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 

@@ -6,9 +6,9 @@ Legend: R tokens, D size of a hidden state, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,19 @@ from rgpo.errors import ConfigError, first_line, is_out_of_memory
 from rgpo.language.policy.logprobs import Head
 from rgpo.language.policy.rounding import UNUSABLE, accepted
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import BaseModelOutput
+
 
 class _Given(nn.Module):
     """Stands for the decoder while a model computes its logits: returns given hidden states, with the decoder's attributes."""
 
-    def __init__(self, decoder: nn.Module, output: Any) -> None:
+    def __init__(self, decoder: nn.Module, output: BaseModelOutput) -> None:
         super().__init__()
         self.__dict__["decoder"], self.__dict__["output"] = decoder, output  # not registered as a submodule
 
-    def forward(self, *_: object, **__: object) -> Any:
+    def forward(self, *_: object, **__: object) -> BaseModelOutput:
         return self.output
 
     def __getattr__(self, name: str) -> Any:
@@ -35,7 +39,7 @@ class _Given(nn.Module):
 class ModelHead:
     """Logits (R, V) of hidden states (R, D): the model's own forward pass, with these states in place of its decoder's."""
 
-    def __init__(self, model: nn.Module, decoder: nn.Module, output: Callable[..., Any]) -> None:
+    def __init__(self, model: nn.Module, decoder: nn.Module, output: type[BaseModelOutput]) -> None:
         self.model, self.output = model, output
         self.places = [(m, name) for m in model.modules() for name, child in m.named_children() if child is decoder]
         self.decoder = decoder
@@ -62,22 +66,22 @@ class ModelHead:
 class Parts(NamedTuple):
     """The parts of a causal language model."""
 
-    decoder: Any  # ids -> last hidden states
+    decoder: PreTrainedModel  # ids -> last hidden states
     head: Head
     num_features: int  # D
 
 
 @torch.inference_mode()
-def find_parts(model: Any) -> Parts:
+def find_parts(model: PreTrainedModel) -> Parts:
     """The decoder, and as the head the output embeddings where logits are these times hidden states, else a ModelHead.
 
     Raises: ConfigError if the model cannot read a text, or its logits are no function of a decoder's last hidden states.
     """
     key, name = f"task.source.model={model.name_or_path}", type(model).__name__
     ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
-    states: dict[nn.Module, Any] = {}  # what each submodule that has last hidden states returned, the innermost first
+    states: dict[nn.Module, BaseModelOutput] = {}  # what each submodule that has last hidden states returned, the innermost first
 
-    def keep(module: nn.Module, _: object, out: Any) -> None:
+    def keep(module: nn.Module, _: object, out: object) -> None:
         if isinstance(getattr(out, "last_hidden_state", None), Tensor):
             states[module] = out
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -50,12 +50,13 @@ from rgpo.learning.types import Batch, State, View
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
+    from transformers import PreTrainedModel
 
 
 class LanguageModel:
     """model: a causal LM with a linear head, or a peft model around one; critic: whether it has a value head."""
 
-    def __init__(self, model: Any, sampling: Sampling, critic: bool) -> None:
+    def __init__(self, model: PreTrainedModel, sampling: Sampling, critic: bool) -> None:
         self.model = model
         self.sampling = sampling
         base = base_model(model)
@@ -145,7 +146,7 @@ class LanguageModel:
             *token_statistics(hidden_nD, self.head, view.targets_n, temperature=self.sampling.temperature), hidden_nD
         )
 
-    def _hidden(self, backbone: Any, view: MicroBatch) -> Tensor:
+    def _hidden(self, backbone: PreTrainedModel, view: MicroBatch) -> Tensor:
         """Hidden states (n, D) that predict a micro-batch's tokens."""
         with self.precision():
             out = backbone(input_ids=view.input_ids_UW, **packing.layout_inputs(self.layout, view, backbone))

@@ -10,7 +10,7 @@ all, in U rows of W tokens (U = 1 if packed); distributions over the vocabulary 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from rgpo.language.policy import packed_attention
 from rgpo.language.policy.generation import Completions
 from rgpo.language.policy.packed_attention import PackedRows
 from rgpo.language.policy.rounding import accepted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Layout = Literal[
     "packed", "padded", "plain"
@@ -64,7 +67,7 @@ class MicroBatch(NamedTuple):
         return hidden_UWD.flatten(0, 1)[self.sources_n]
 
 
-def layout_inputs(layout: Layout, view: MicroBatch, backbone: Any) -> dict[str, object]:
+def layout_inputs(layout: Layout, view: MicroBatch, backbone: PreTrainedModel) -> dict[str, object]:
     """Mask and positions of a micro-batch's rows; none for plain rows, in which padding only follows what is read."""
     if view.packed_rows is not None:
         unread = torch.zeros(1, 1, 1, 1, dtype=backbone.dtype, device=view.input_ids_UW.device)  # or transformers makes a mask

@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 ROUNDING = 4.0  # accepted difference: this many times that of embeddings changed in their last bit
 UNITS = 1.0  # and this many units in the last place of the result
@@ -19,7 +20,7 @@ LEAST = 1e-4  # accepted in any case
 UNUSABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def accepted(module: Any, **inputs: object) -> dict[str, object]:
+def accepted(module: nn.Module, **inputs: object) -> dict[str, object]:
     """The inputs that are among the named parameters of the module's forward."""
     names = _parameters(getattr(module.forward, "__func__", module.forward))
     return {name: value for name, value in inputs.items() if name in names}
@@ -31,7 +32,7 @@ def _parameters(function: Callable[..., object]) -> frozenset[str]:
 
 
 @contextmanager
-def perturbed_embeddings(model: Any, dtype: torch.dtype) -> Iterator[None]:
+def perturbed_embeddings(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
     """Change a model's input embeddings by one unit in the last place of dtype, up and down: the size of a rounding."""
     import torch
 

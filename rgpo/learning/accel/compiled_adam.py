@@ -2,6 +2,7 @@
 
 It uses private parts of torch, each of which can be missing from a version that was not tried:
 
+    export           makes a library, which later processes load without the compiler; without it each process traces
     scan             loops over minibatches and epochs inside one graph; without it each gradient step is one graph
     options          of inductor; those that it does not know are left out
     oneDNN products  matrix products by ``onednn_pass``; without them inductor calls MKL
@@ -9,6 +10,7 @@ It uses private parts of torch, each of which can be missing from a version that
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import itertools
 import os
@@ -19,89 +21,150 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rgpo.errors import ConfigError, first_line
+from rgpo.learning.accel import ahead
 from rgpo.learning.accel.compiler_cache import CrashRecord, private_dir, verified
+from rgpo.learning.alike import num_alike
 
 Tensors = tuple[Tensor, ...]
 Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]  # carry, row = step(carry, x)
 Fold = Callable[[Step, Tensors, Tensors], tuple[Tensors, Tensors]]  # last carry and stacked rows over columns
 
 TRIED = ("2.13", "2.14")  # minor versions of torch for which tests and docs/torch_versions.md show the results to be right
-ENOUGH_STEPS = 15_000  # gradient steps that repay a first compilation (13 s), with a margin of one half
+STEPS_NEW, STEPS_CACHED = 8_000, 1_500  # gradient steps that repay a compilation, and cached code: each saves 1.8 ms of CPU
 MOST_GRAPHS = 8  # compiled variants of one function that torch keeps in a process; it refuses the ninth
 
-_compiled_runs = itertools.count()
+NOT_AHEAD = ("cpp_wrapper", "unsafe_marked_cacheable_functions")  # options of torch.compile alone
+
+_traced_runs = itertools.count()
 
 
 class Engine(NamedTuple):
     """The private parts that this torch has."""
 
-    scan: Callable[..., Any] | None
+    scan: Fold | None
+    export: Callable[..., Any] | None
     options: dict[str, Any]  # one object per process: runs share a graph only if they share its options
     missing: tuple[str, ...]  # a clause per missing part
 
 
-def resolve(choice: bool | str, num_gradient_steps: int) -> tuple[bool, str]:
-    """The decision to compile and a clause for the banner: ``auto`` compiles long runs on a version of torch that was tried.
+def resolve(choice: bool | str, num_gradient_steps: int, epochs: CompiledEpochs | None = None) -> tuple[bool, str]:
+    """The decision to compile and a clause for the banner: ``auto`` compiles runs that become cheaper, on a tried torch.
+
+    epochs: the function, whose code may be cached.
 
     Raises: ConfigError if choice is true and the cache folder cannot be written, or can be written by others.
     """
     if choice is False:
         return False, "not compiled (update.compile=false)"
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # inductor's choice
-    if shutil.which(compiler) is None:
-        return False, f"not compiled: no C++ compiler {compiler} found, install it or set CXX for several times the speed"
-    if choice == "auto" and num_gradient_steps < ENOUGH_STEPS:
+    if choice == "auto" and num_gradient_steps < STEPS_CACHED:
         return False, f"not compiled: {num_gradient_steps:,} gradient steps are too few to pay for it"
-    untried = _untried()
-    if choice == "auto" and untried:
-        return False, f"not compiled: {untried}"
     try:
         private_dir()
+        cached = epochs is not None and epochs.is_cached
     except ConfigError as error:
         if choice == "auto":
             return False, f"not compiled: {error}"
         raise
-    parts = engine()
-    if choice == "auto" and parts.scan is None:
-        return False, f"not compiled: {parts.missing[0]}"
-    return True, "; ".join(["compiled", *([untried] if untried else []), *parts.missing])
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # inductor's choice
+    if not cached and shutil.which(compiler) is None:
+        return False, f"not compiled: no C++ compiler {compiler} found, install it or set CXX for several times the speed"
+    pays, reason = _pays(num_gradient_steps, cached)
+    if choice == "auto" and not pays:
+        return False, f"not compiled: {reason}"
+    untried = _untried()
+    if choice == "auto" and untried:
+        return False, f"not compiled: {untried}"
+    missing = () if cached else engine().missing  # the compiler is imported only where it has work to do
+    if choice == "auto" and not cached and engine().scan is None:
+        return False, f"not compiled: {missing[0]}"
+    verdict = f"compiled: {reason}" if choice == "auto" else "compiled"
+    return True, "; ".join([verdict, *([untried] if untried else []), *missing])
+
+
+def _pays(num_gradient_steps: int, cached: bool) -> tuple[bool, str]:
+    """True if compiling makes a run cheaper, and why."""
+    if cached:
+        return True, f"its code is cached, which pays from {STEPS_CACHED:,} gradient steps on"
+    runs = num_alike.get()
+    if runs > 1:
+        total, what = num_gradient_steps * runs, f"{runs} runs of {num_gradient_steps:,} gradient steps share the code"
+    else:
+        total, what = num_gradient_steps, f"{num_gradient_steps:,} gradient steps"
+    if total < STEPS_NEW:
+        return False, f"{what}, which pays from {STEPS_NEW:,} on, or from {STEPS_CACHED:,} once the code is cached"
+    return True, f"{what}, which pays from {STEPS_NEW:,} on"
 
 
 class CompiledEpochs:
-    """run_epochs compiled, with its argument ``fold`` bound. Runs of one process with equal constants share a graph.
+    """run_epochs compiled, with its argument ``fold`` bound: a library that is loaded where it can be described, else traced.
 
     loop is the fold in Python, for a torch without scan.
     """
 
-    def __init__(self, run_epochs: Callable[..., Any], loop: Fold) -> None:
-        if next(_compiled_runs) % MOST_GRAPHS == 0:
-            torch.compiler.reset()
-        parts = engine()
-        self._graph: str | None = _described(run_epochs)  # until the first call has compiled or loaded it
-        self._record: CrashRecord
-        self._call: Callable[..., Any]
-        if parts.scan is None:
-            self._call = partial(run_epochs, fold=_FoldCompiledSteps(parts.options, loop))
-        else:
-            bound = partial(run_epochs, fold=parts.scan)
-            self._call = torch.compile(bound, fullgraph=True, dynamic=False, options=parts.options)
+    def __init__(self, run_epochs: Callable[..., ahead.Epochs], loop: Fold) -> None:
+        self._run_epochs, self._loop = run_epochs, loop
+        self._calls: dict[tuple[str, str], tuple[Callable[..., ahead.Epochs], CrashRecord]] = {}  # by function and shapes
+        self._traced: Callable[..., ahead.Epochs] | None = None
 
-    def __call__(self, *arguments: object) -> Any:
+    @property
+    def is_cached(self) -> bool:
+        """True if some process has compiled this function before, for whatever shapes."""
+        description = ahead.description(self._run_epochs)
+        return description is not None and _marker(description).exists()
+
+    def __call__(self, *arguments: object) -> ahead.Epochs:
         """Raises: ConfigError if the folder of the compiled code cannot be used; any error of torch or its compiler."""
-        if self._graph is None:
-            with self._record:
-                return self._call(*arguments)
-        about = self._graph, _described(arguments), torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
-        with verified(repr((torch.__version__, sys.version, *about))) as self._record:
-            results = self._call(*arguments)
-        self._graph = None
+        description, shapes = ahead.description(self._run_epochs), _described(arguments)
+        what = description or f"{_described(self._run_epochs)} {torch.get_num_threads()}"
+        if (what, shapes) in self._calls:
+            call, record = self._calls[what, shapes]
+            with record:
+                return call(*arguments)
+        about = torch.__version__, sys.version, what, shapes, torch.backends.cpu.get_cpu_capability()
+        with verified(repr(about)) as record:
+            library = record.code / ahead.LIBRARY
+            call = self._load(library, arguments) if description else self._trace()
+            results = call(*arguments)
+        if description and library.exists():
+            _marker(description).touch()
+        self._calls[what, shapes] = call, record
         return results
+
+    def _load(self, path: Path, arguments: tuple[object, ...]) -> Callable[..., ahead.Epochs]:
+        if not path.exists():
+            parts = engine()
+            if parts.scan is None or parts.export is None:
+                return self._trace()
+            bound = partial(self._run_epochs, fold=parts.scan)
+            ahead.compile_library(
+                path, parts.export, bound, arguments, {k: v for k, v in parts.options.items() if k not in NOT_AHEAD}
+            )
+        return ahead.Library(path)
+
+    def _trace(self) -> Callable[..., ahead.Epochs]:
+        """The function under torch.compile. Runs of one process with equal constants share a graph."""
+        if self._traced is None:
+            if next(_traced_runs) % MOST_GRAPHS == 0:
+                torch.compiler.reset()
+            parts = engine()
+            if parts.scan is None:
+                self._traced = partial(self._run_epochs, fold=_FoldCompiledSteps(parts.options, self._loop))
+            else:
+                bound = partial(self._run_epochs, fold=parts.scan)
+                self._traced = torch.compile(bound, fullgraph=True, dynamic=False, options=parts.options)
+        return self._traced
+
+
+def _marker(description: str) -> Path:
+    """An empty file that exists once a function was compiled."""
+    return private_dir() / f"compiled-{hashlib.sha256(description.encode()).hexdigest()[:16]}"
 
 
 def failure(error: Exception) -> str:
@@ -131,7 +194,7 @@ def _described(x: object) -> str:
     if isinstance(x, partial):
         return f"{_described(x.func)}{_described(x.args)}{_described(x.keywords)}"
     if isinstance(x, Tensor):
-        return f"{x.dtype}{tuple(x.shape)}"
+        return f"{x.dtype}{tuple(x.shape)}{x.stride()}"
     if isinstance(x, dict):
         return f"{{{', '.join(f'{key}: {_described(value)}' for key, value in x.items())}}}"
     if isinstance(x, tuple | list):
@@ -173,7 +236,10 @@ def engine() -> Engine:
         missing.append(f"without oneDNN's matrix products ({why})")
     else:
         options["post_grad_custom_post_pass"] = products()
-    return Engine(scan, options, tuple(missing))
+    export, why = _load("torch.export._trace", "_export")
+    if why or not hasattr(torch._C, "_aoti"):
+        missing.append(f"traced anew at each start ({why or 'torch has no loader of libraries'})")
+    return Engine(scan, export if hasattr(torch._C, "_aoti") else None, options, tuple(missing))
 
 
 def _load(module: str, name: str) -> tuple[Any, str]:

@@ -44,7 +44,8 @@ Digests = dict[str, str]  # path in the folder -> sha256
 class CrashRecord:
     """While entered, a crash of this process, such as a segmentation fault, writes its stack to a file in the folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, code: Path) -> None:
+        self.code = code  # the folder of what was compiled
         descriptor, name = tempfile.mkstemp(prefix=f"crash-{os.getpid()}-", dir=folder)
         self._file = os.fdopen(descriptor, "w")
         weakref.finalize(self, _remove, self._file, Path(name), os.getpid())
@@ -91,7 +92,7 @@ def verified(graph: str) -> Iterator[CrashRecord]:
         code = found[0] if found else Path(tempfile.mkdtemp(prefix="code-", dir=folder))
         names = set(_files(folder))
         try:
-            record = CrashRecord(folder)
+            record = CrashRecord(folder, code)
             with _used_by_torch(code), record:
                 yield record
         except BaseException:

@@ -1,7 +1,8 @@
 """A task's name in the report: the option of conf/task, and whatever makes its environment or data another than the option's own.
 
-Runs are compared only within a task. So its environment (env_id, version, env_kwargs), its scale, and its model and data are part
-of its name wherever they differ from what conf/ declares: "hopper", "hopper (v5)", "gym (CartPole-v1)", "qwen_rlhf (embedded)".
+Runs are compared only within a task. So its environment (env_id, version, env_kwargs, wrappers), its scale, and its model and
+data are part of its name wherever they differ from what conf/ declares: "hopper", "hopper (v5)", "gym (CartPole-v1)",
+"qwen_rlhf (embedded)".
 The name depends on the run alone, never on what other runs there are.
 """
 
@@ -17,7 +18,7 @@ from rgpo.paths import conf_dir
 from rgpo.runtime.former import flat_config
 
 ENVIRONMENT = ("task.env_id", "task.version")
-KWARGS = "task.env_kwargs."
+KWARGS, WRAPPERS = "task.env_kwargs.", "task.wrappers"
 DATA = ("task.source.model", "task.source.data")
 MAX_PART = 40  # characters of a value
 
@@ -33,6 +34,7 @@ def task_name(config: Mapping[str, object], scale: str) -> str:
     keys = sorted(key for key in {*declared, *config} if key.startswith(KWARGS))
     changed = [key for key in keys if declared.get(key) != config.get(key)]
     parts += [f"{key.removeprefix(KWARGS)}={_short(config.get(key, 'none'))}" for key in changed]
+    parts += _wrappers(config.get(WRAPPERS), declared.get(WRAPPERS))
     named = [part for part in parts if part]
     return f"{option} ({', '.join(named)})" if named else option
 
@@ -45,6 +47,18 @@ def _environment(config: Mapping[str, object], declared: Mapping[str, object]) -
     if env_id != declared.get("task.env_id"):
         return _short(f"{env_id}-{version}" if version else env_id)
     return "" if version == declared.get("task.version") else _short(version or "no version")
+
+
+def _wrappers(used: object, declared: object) -> list[str]:
+    """Each wrapper with its settings, the first one inside, where they are not the option's own."""
+    if (used or []) == (declared or []):
+        return []
+    nodes = [node if isinstance(node, Mapping) else {"_target_": node} for node in used or []] if isinstance(used, list) else []
+    named = []
+    for node in nodes:
+        settings = ", ".join(f"{key}={value}" for key, value in node.items() if key != "_target_")
+        named.append(_short(str(node.get("_target_")).rpartition(".")[2] + (f"({settings})" if settings else "")))
+    return named or ["no wrappers"]
 
 
 def _short(value: object) -> str:

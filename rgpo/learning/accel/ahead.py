@@ -1,0 +1,146 @@
+"""Compiled code that a later process loads without the compiler: one shared library, made ahead of time by torch.
+
+torch.compile traces a function in every process to learn whether compiled code still fits it, which takes longer than most runs.
+Here a description takes the place of tracing: the sources of rgpo, and every value that the function reads. What cannot be
+described so, such as a class of the user's or a tensor that changes between calls, is left to torch.compile.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgpo.learning.adam import AdamState
+
+LIBRARY = "update.so"
+SOURCES = ("core", "gates.py", "learning", "control")  # of rgpo: all that a compiled function may call
+SETTINGS = ("TORCHINDUCTOR_", "CXX", "CFLAGS")  # first letters of environment variables that the compiler reads
+PLAIN = (bool, int, float, str, bytes, type(None))
+Epochs = tuple[AdamState, Tensor, list[Tensor]]
+
+
+class Indescribable(Exception):
+    """A value that a description cannot hold."""
+
+
+def description(function: object) -> str | None:
+    """All that the compiled code of a function depends on, but for its arguments; None if that cannot be described."""
+    try:
+        return f"{_value(function)} {torch.get_num_threads()} threads {_surroundings()}"
+    except Indescribable:
+        return None
+
+
+def _value(x: object) -> str:
+    """Raises: Indescribable."""
+    if isinstance(x, PLAIN):
+        return repr(x)
+    if isinstance(x, partial):
+        return f"partial{_value((x.func, x.args, x.keywords))}"
+    if isinstance(x, tuple | list):
+        return f"{type(x).__name__}({', '.join(map(_value, x))})"
+    if isinstance(x, dict):
+        return f"{{{', '.join(f'{name!r}: {_value(value)}' for name, value in x.items())}}}"
+    if isinstance(x, types.MethodType):
+        return f"{_value(x.__self__)}.{x.__func__.__qualname__}"
+    kind = x if isinstance(x, types.FunctionType | type) else type(x)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if not name.startswith("rgpo."):
+        raise Indescribable
+    if isinstance(x, types.FunctionType):
+        cells = [cell.cell_contents for cell in x.__closure__ or ()]
+        return f"{name}:{x.__code__.co_firstlineno}{_value((cells, x.__defaults__, x.__kwdefaults__))}"
+    if isinstance(x, type):
+        return name
+    if is_dataclass(x):
+        return f"{name}{_value(vars(x))}"
+    if type(x).__repr__ is object.__repr__:
+        raise Indescribable
+    return f"{name} {x!r}"  # such as of a policy, whose parameters are arguments
+
+
+@functools.cache
+def _surroundings() -> str:
+    """A digest of the code of rgpo that may be compiled, of what the compiler reads, and of the processor's instructions."""
+    settings = sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(SETTINGS) and not k.endswith("CACHE_DIR"))
+    total = hashlib.sha256(f"{torch.__version__} {sys.version} {_processor()} {settings}\n".encode())
+    root = Path(__file__).parents[2]
+    for name in SOURCES:
+        for path in sorted((root / name).rglob("*.py")) or [root / name]:
+            total.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def _processor() -> str:
+    """The processor's instructions, which compiled code makes full use of."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor() or platform.machine())
+
+
+def compile_library(
+    path: Path,
+    export: Callable[..., Any],
+    function: Callable[..., Epochs],
+    arguments: tuple[object, ...],
+    options: Mapping[str, object],
+) -> None:
+    """Write the library of a function for arguments of these shapes; export is torch's.
+
+    Raises: any error of torch or its compiler.
+    """
+
+    class Flat(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+            state, statistics, measures = function(*_with_tensors(arguments, iter(tensors)))
+            return (*state, statistics, *measures)
+
+    given = tuple(tensors_of(arguments))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of torch about torch
+        program = export(Flat(), given, strict=True, pre_dispatch=False)  # later passes cannot trace a gradient in a scan
+        module = program.module(check_guards=False)
+        torch._inductor.aot_compile(module, given, options={**options, "aot_inductor.output_path": str(path)})
+
+
+class Library:
+    """The function of a library, for arguments of the shapes it was made for."""
+
+    def __init__(self, path: Path) -> None:
+        self._runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
+
+    def __call__(self, *arguments: object) -> Epochs:
+        found = self._runner.run(list(tensors_of(arguments)))
+        count = len(AdamState._fields)
+        return AdamState(*found[:count]), found[count], found[count + 1 :]
+
+
+def _with_tensors(tree: tuple[object, ...], tensors: Iterator[Tensor]) -> tuple[Any, ...]:
+    """A tree of tuples with other tensors in the places of its own."""
+    parts = [next(tensors) if isinstance(x, Tensor) else _with_tensors(x, tensors) if isinstance(x, tuple) else x for x in tree]
+    make: Callable[..., tuple[Any, ...]] = type(tree)
+    return make(*parts) if hasattr(tree, "_fields") else tuple(parts)
+
+
+def tensors_of(tree: object) -> Iterator[Tensor]:
+    """The tensors of a tree of tuples, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple):
+        for part in tree:
+            yield from tensors_of(part)
