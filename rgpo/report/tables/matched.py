@@ -45,8 +45,8 @@ def matched_table(groups: Sequence[Group], settings: Settings) -> Table | None:
         for group in groups:
             base = baseline_of(group.task, groups, settings.baseline)
             if base is not None and base is not group:
-                sides = (paths_of(each.used, KL_REF, column) for each in (group, base))
-                found = matched(*sides, LEVELS, settings.confidence)
+                ours, theirs = (paths_of(each.used, KL_REF, column) for each in (group, base))
+                found = matched(ours, theirs, LEVELS, settings.confidence)
                 rows += [_row(measure, group, base, at) for at in found]
     columns = (
         word("measure", "measure"),
