@@ -21,7 +21,7 @@ from rgpo.report.settings import command
 
 BIN = Path(sys.executable).parent
 RUN = ["algo=ppo", "task=cartpole", "task.num_steps=32", "task.num_envs=2", "num_iterations=2", "eval_every=0", "gradvar_every=0"]
-FAST = ["formats=[svg]", "num_resamples=200", "figures=[]"]
+FAST = ["format=svg", "num_resamples=200", "figures=[]"]
 NAMES = [
     "a b",
     "it's",

@@ -94,7 +94,7 @@ def test_a_run_is_read_by_api_and_report(tmp_path: Path, capsys: pytest.CaptureF
     assert list(found.metrics["env_steps"]) == [10, 20, 30]
     assert found.identity["algo"] == "rgpo" and found.identity["gate"] == "Sigmoid"
     assert found.config["gate"] == {"_target_": "rgpo.gates.Sigmoid", "scale": "none", "sharpness": 10.0}
-    assert report([f"results_dir={tmp_path}", "experiment=engines", f"out={tmp_path / 'report'}", "formats=[svg]"]) == 0
+    assert report([f"results_dir={tmp_path}", "experiment=engines", f"out={tmp_path / 'report'}", "format=svg"]) == 0
     printed = capsys.readouterr().out
     page = next((tmp_path / "report").rglob("index.html")).read_text()
     assert "words" in page and "dapo" in page and "left out" not in printed

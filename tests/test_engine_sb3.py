@@ -83,7 +83,7 @@ def test_a_run_is_read_by_the_report(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert list(run.metrics["env_steps"]) == [128, 256, 384]
         assert run.metrics["return/train_mean"].notna().all()
         assert ("kl/old_exact" in run.metrics) == (run.identity["algo"] == "rgpo")
-    assert report([f"results_dir={tmp_path / 'results'}", f"out={tmp_path / 'report'}", "formats=[svg]"]) == 1
+    assert report([f"results_dir={tmp_path / 'results'}", f"out={tmp_path / 'report'}", "format=svg"]) == 1
     (problem,) = capsys.readouterr().err.splitlines()
     assert "/cartpole-ppo-s0-" in problem and "kl/old_exact was never measured" in problem
 

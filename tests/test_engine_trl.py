@@ -203,7 +203,7 @@ def test_a_run_is_on_the_frontier(folder: str, tmp_path: Path, capsys: pytest.Ca
         assert run.config["engine"]["settings"]["num_iterations"] == 2  # type: ignore[index]
     out = tmp_path / "report"
     capsys.readouterr()
-    assert report([f"results_dir={tmp_path / 'results'}", f"out={out}", "formats=[svg]"]) == 1
+    assert report([f"results_dir={tmp_path / 'results'}", f"out={out}", "format=svg"]) == 1
     (problem,) = capsys.readouterr().err.splitlines()
     assert "/words-dapo-s0-" in problem and "kl/eval_ref_sequence was never measured" in problem
     assert any("frontier" in path.name for path in out.rglob("*"))

@@ -60,7 +60,7 @@ def test_an_archive_installs_and_runs_in_a_clean_environment(archive: str, built
     )
     assert where.stdout.startswith(str(site)), where.stderr
     words = ["task=cartpole", "num_iterations=2", "task.num_steps=32"]
-    for command in ([python.parent / "rgpo-run", *words], [python.parent / "rgpo-report", "figures=[kl]", "formats=[svg]"]):
+    for command in ([python.parent / "rgpo-run", *words], [python.parent / "rgpo-report", "figures=[kl]", "format=svg"]):
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "report" / "index.html").is_file()

@@ -102,7 +102,7 @@ def test_columns_are_measured_and_none_of_the_gates(whole: dict[str, Job]) -> No
 
 def test_the_report_has_both_with_their_units(whole: dict[str, Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = whole["a2c"].run_dir.parents[1]
-    code = report.main([f"results_dir={results}", f"out={tmp_path}", "figures=[own_metrics,kl]", "formats=[svg]"])
+    code = report.main([f"results_dir={results}", f"out={tmp_path}", "figures=[own_metrics,kl]", "format=svg"])
     assert code == 0, capsys.readouterr().err
     page = (tmp_path / "index.html").read_text()
     assert "a2c/value_loss [reward^2]" in " ".join(page.split()) and "dpo/margin [nats]" in " ".join(page.split())

@@ -40,7 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_module_of_the_current_directory_is_drawn_after_the_reports_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "total_kl_figure.py").write_text(FIGURE)
-    assert main(["figures=[total_kl_figure,kl]", "formats=[svg]"]) == 0, capsys.readouterr().err
+    assert main(["figures=[total_kl_figure,kl]", "format=svg"]) == 0, capsys.readouterr().err
     page = (here / "report/index.html").read_text()
     assert (here / "report/first_evidence/figures/total_kl_figure.svg").exists()
     assert page.index("figures/kl.svg") < page.index("figures/total_kl_figure.svg")
@@ -67,6 +67,6 @@ def test_a_module_that_cannot_be_drawn_is_refused(
 
 def test_a_figure_that_raises_costs_itself_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "raising_figure.py").write_text(FIGURE.replace("return figure", "raise KeyError('x')"))
-    assert main(["figures=[kl,raising_figure]", "formats=[svg]"]) == 1
+    assert main(["figures=[kl,raising_figure]", "format=svg"]) == 1
     assert "raising_figure: cannot be drawn (KeyError: 'x'); it is left out" in capsys.readouterr().err
     assert (here / "report/first_evidence/figures/kl.svg").exists()

@@ -101,7 +101,7 @@ def test_terms_are_summed_with_weights_and_weight_0_only_logs(parts: Path) -> No
 def test_report_and_evaluation_show_every_term(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = go(parts, "task.reward=[my_reward.py:brevity, {function: my_reward.py:letters, weight: 0, name: vowels}]")
     samples = pd.read_parquet(ran.folder / "samples.parquet")
-    assert report.main(["results_dir=results", f"out={tmp_path}/report", "figures=[own_metrics]", "formats=[svg]"]) == 0
+    assert report.main(["results_dir=results", f"out={tmp_path}/report", "figures=[own_metrics]", "format=svg"]) == 0
     page = " ".join((tmp_path / "report/index.html").read_text().split())
     last = samples[samples["iteration"] == 2].iloc[0]
     assert f"vowels {last['reward/vowels']:.3f}" in page and "reward/vowels_mean [score]" in page

@@ -30,9 +30,11 @@ def planes(count: int = 1) -> tuple[Plane, ...]:
 
 @pytest.mark.parametrize("dpi", [50, 120])
 def test_dpi_is_that_of_the_png_whatever_is_drawn_before(tmp_path: Path, dpi: int) -> None:
-    render(Job("proxy_against_gold", "1-1", planes(), LINES, tmp_path, ("svg", "pdf", "png"), dpi))
-    width, _ = struct.unpack(">II", (tmp_path / "proxy_against_gold.png").read_bytes()[16:24])
-    assert width == style.WIDTH * dpi
+    for width in (3.5, 7.0):
+        shown = render(Job("proxy_against_gold", "1-1", planes(), LINES, tmp_path, "png", ("svg", "pdf", "png"), width, 8.0, dpi))
+        pixels, _ = struct.unpack(">II", (tmp_path / "proxy_against_gold.png").read_bytes()[16:24])
+        assert pixels == width * dpi and isinstance(shown, str) and shown.startswith("<svg")
+    assert [path.name for path in tmp_path.iterdir()] == ["proxy_against_gold.png"]
 
 
 @pytest.mark.parametrize("scale", proxy_against_gold.SCALES)

@@ -11,12 +11,13 @@ import pytest
 
 from rgpo.report.figures.render import load
 from rgpo.report.page.completions import Sample
+from rgpo.report.page.index import SCRIPTS, STYLES
 from rgpo.report.read import columns
 from rgpo.report.settings import FIGURES, WITHOUT_RUNS
 from rgpo.runtime.schema import GLOSSARY, SAMPLES
 
 ROOT = Path(__file__).parents[1]
-ORDER = [["settings"], ["stats"], ["read"], ["tables"], ["figures", "claims"], ["page"], ["build"], ["cli"]]
+ORDER = [["settings"], ["stats"], ["read"], ["tables"], ["figures", "claims"], ["page"], ["section"], ["build"], ["cli"]]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 OURS = ("rgpo.atomic", "rgpo.errors", "rgpo.files", "rgpo.interrupt", "rgpo.leaving", "rgpo.paths", "rgpo.version")
 OURS += tuple(
@@ -84,4 +85,9 @@ def test_every_column_that_is_read_is_one_that_runs_write() -> None:
 
 def test_the_template_is_part_of_the_package() -> None:
     template = files("rgpo.report.page") / "template"
-    assert {file.name for file in template.iterdir()} == {"index.html", "script.js", "style.css"}
+    assert {"index.html", *SCRIPTS, *STYLES} == {
+        str(file.relative_to(str(template)))
+        for file in Path(str(template)).rglob("*")
+        if file.is_file() and file.name != "LICENSE"
+    }
+    assert "MIT" in (template / "uplot" / "LICENSE").read_text()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
+import numpy as np
 import pytest
 import report_fixtures as fixtures
 
 from rgpo.report.cli import main
+from rgpo.report.figures.looks import KNOWN, algorithm_lines, assign
 from rgpo.report.figures.render import inline
+from rgpo.report.page.columns import STEPS, encode
 
 EVIL = '<script>document.title="hacked"</script><img src=http://evil.example/x.png onerror=alert(1)> & "quoted"'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -32,7 +37,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fixtures.write_run(here / "results", seed=7, status="failed", reached=12, reason=f"loss is nan {EVIL}")
     fixtures.write_gates(here / "results/gates.parquet")
     figures = "figures=[learning_curves,frontier,proxy_against_gold,kl,spikes,gates]"
-    assert main([f"results_dir={here}/results", f"out={here}/report", "formats=[svg]", "num_resamples=200", figures]) == 1
+    assert main([f"results_dir={here}/results", f"out={here}/report", "format=svg", "num_resamples=200", figures]) == 1
     return here / "report/index.html"
 
 
@@ -69,8 +74,9 @@ def test_the_page_makes_no_network_requests(page: Path) -> None:
     policy = next(a["content"] for tag, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy")
     script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert policy.startswith("default-src 'none'") and f"script-src 'sha256-{digest}'" in policy and "img-src" not in policy
-    assert sum(tag == "script" for tag, _ in reader.tags) == 1
+    assert policy.startswith("default-src 'none'") and f"script-src 'sha256-{digest}'" in policy
+    assert "img-src" not in policy and "connect-src" not in policy
+    assert [a.get("type") for tag, a in reader.tags if tag == "script"] == ["application/json", None]
     assert not {tag for tag, _ in reader.tags} & {"link", "img", "iframe", "object", "form", "base"}
     for tag, attributes in reader.tags:
         for key, value in attributes.items():
@@ -84,35 +90,71 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     reader = Reader(page.read_text())
     ids = [a["id"] for _, a in reader.tags if "id" in a]
     assert len(ids) == len(set(ids))
-    for tag, attributes in reader.tags:
+    for _, attributes in reader.tags:
         target = attributes.get("href") or attributes.get("xlink:href")
-        if not target or target.startswith("data:text/csv"):
-            continue
-        if target.startswith("#"):
-            assert target[1:] in ids or tag == "use", target
-        else:
+        if target and target.startswith("#go="):
+            assert parse_qs(target[1:])["go"][0] in ids
+        elif target and target.startswith("#"):
+            assert target[1:] in ids, target
+        elif target:
             assert (page.parent / target).exists(), target
-    for reference in re.findall(r"url\(#([^)]+)\)", page.read_text()) + re.findall(
-        r'<use [^>]*href="#([^"]+)"', page.read_text()
-    ):
-        assert reference in ids
+
+
+def data(page: Path) -> Any:
+    """The embedded data."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
 
 
 def test_text_stays_text_and_everything_is_shown(page: Path) -> None:
     text = page.read_text()
-    assert text.count("<script>") == 1 and "&lt;script&gt;document.title=" in text
+    assert text.count("<script>") == 1 and "&lt;script&gt;document.title=" in text and "\\u003cscript" in text
     words = " ".join(Reader(text).words)
     for told in (EVIL, "failed at iteration 12 of 30 (loss is nan", "qwen_rlhf (embedded)", "+14.8 % [P]", "not tested"):
         assert told in words, told
-    for told in (
-        "0123456789abcdef",
-        "torch 2.13.0",
-        "some cpu",
-        "'figures=[kl]'",
-        "Thick: mean over 3 seeds",
-        "before (the reference)",
-    ):
+    for told in ("0123456789abcdef", "torch 2.13.0", "some cpu", "'figures=[kl]'", "the tables use 0.04 nats"):
         assert told in words, told
+    sides = [side["text"] for section in data(page)["sections"] for pair in section["pairs"] for side in pair["sides"]]
+    assert EVIL in sides and len(sides) == 72
+
+
+def test_curves_keep_their_values(tmp_path: Path) -> None:
+    kl = np.geomspace(1e-6, 10.0, 300)
+    kl[7] = np.nan
+    assert encode(np.full(4, np.nan)) is None
+    for values, error in ((kl, 1e-3 * kl), (np.linspace(-5, 300, 300), 305 / 131_000), (np.full(3, 2.0), 1e-9)):
+        low, high, log, text = encode(values) or pytest.fail("nothing")
+        codes = np.frombuffer(base64.b64decode(text), dtype="<u2").astype(float)
+        found = np.where(codes > STEPS, np.nan, low + (high - low) * codes / STEPS)
+        found = np.exp(found) if log else found
+        assert (np.isnan(found) == np.isnan(values)).all() and (np.abs(found - values) <= error)[~np.isnan(values)].all()
+
+
+def test_the_page_has_every_run_once_with_what_varies(page: Path) -> None:
+    (language, control) = data(page)["sections"]
+    assert len(control["runs"]) == 7 and control["keys"][0] == "choices.algo" and control["baselines"] == {"hopper": "ppo"}
+    assert {metric["name"] for metric in control["metrics"]} >= {"return/train_mean", "return/eval_mean", "kl/old_exact"}
+    assert all(len(metric["of"]) == 7 for metric in control["metrics"])
+    assert len(control["axes"]["env_steps"]["points"]) == 2  # every run has the same but the failed one
+    assert language["score"] == "reward/eval_proxy_change" and set(language["axes"]) == {
+        "iteration",
+        "env_steps",
+        "samples",
+        "wall",
+    }
+    colors = [look[0] for look in language["lines"].values()]
+    assert len(set(colors)) == len(colors)
+
+
+def test_the_looks_have_contrast_and_differ() -> None:
+    def light(color: str) -> float:
+        parts = (int(color[k : k + 2], 16) / 255 for k in (1, 3, 5))
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    lines = assign([(f"x{k}", f"x{k}") for k in range(8)], algorithm_lines(f"x{k}" for k in range(8))) | KNOWN
+    assert len({line.color for line in lines.values()}) == len({line.dark for line in lines.values()}) == len(lines) == 20
+    for line in lines.values():
+        assert 1.05 / (light(line.color) + 0.05) >= 3 and (light(line.dark) + 0.05) / (light("#16181b") + 0.05) >= 3, line
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +180,14 @@ def tab(browser: Any, page: Path) -> Iterator[Any]:
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(page.as_uri())
     yield tab
-    assert said == [] and asked == [page.as_uri()]
+    assert said == [] and set(asked) == {page.as_uri()}
     context.close()
 
 
 def test_a_completion_runs_nothing_in_a_browser(tab: Any) -> None:
+    tab.locator(".completions").scroll_into_view_if_needed()
+    tab.locator(".completions .more").click()
+    tab.locator(".completions .more").click()
     assert tab.title() == "rgpo report" and tab.locator("article script, article img").count() == 0
     assert EVIL in tab.locator("article pre").all_inner_texts()
     assert tab.evaluate("document.documentElement.scrollWidth") == 400  # nothing sticks out of a telephone
@@ -159,61 +204,95 @@ def test_tables_sort_by_click_and_by_key(tab: Any) -> None:
     assert values() == sorted(values(), reverse=True)
 
 
-def test_series_axes_and_raw_seeds_are_switched(tab: Any) -> None:
-    figure = tab.locator("#embedded_rlhf figure").first
-    mean = figure.locator('.drawing:visible .mean[data-label="rgpo"]').first
-    seed = figure.locator('.drawing:visible .seed[data-label="rgpo"]').first
-    assert mean.is_visible() and seed.is_visible()
-    figure.get_by_role("button", name="raw seeds").click()
-    assert not mean.is_visible() and seed.is_visible()
-    box = tab.locator("#embedded_rlhf .series input[value=rgpo]")
-    box.focus()
-    tab.keyboard.press("Space")
-    assert not seed.is_visible() and figure.locator('.drawing:visible .seed[data-label="ppo"]').first.is_visible()
-    first, second = figure.locator(".drawing").all()
-    axis = figure.locator("button.axis")
-    axis.click()
-    assert not first.is_visible() and second.is_visible() and axis.get_attribute("aria-pressed") == "true"
+def first_plot(tab: Any, name: str = "first_evidence") -> Any:
+    """The first chart of an experiment, scrolled to, so that it is drawn."""
+    home = tab.locator(f"#{name}")
+    home.locator(".explorer").evaluate("box => box.scrollIntoView()")
+    home.locator(".explorer .chart").first.wait_for(state="attached")
+    home.locator(".explorer .chart").first.evaluate("box => box.scrollIntoView({block: 'center'})")
+    plot = home.locator(".explorer .plot").first
+    plot.wait_for()
+    return plot
+
+
+def test_arms_are_switched_and_the_address_remembers(tab: Any) -> None:
+    home = tab.locator("#first_evidence")
+    label = lambda: first_plot(tab).get_attribute("aria-label")  # noqa: E731
+    assert "ppo ends at" in label() and "rgpo ends at" in label()
+    home.get_by_role("button", name="only rgpo").click()
+    assert "ppo ends at" not in label() and "rgpo ends at" in label()
+    assert not home.locator('table.returns tr[data-label="ppo"]').is_visible()
+    home.get_by_label("x axis").select_option("wall")
+    assert "over wall time, s" in label() and "wall" in tab.evaluate("location.hash")
+    tab.reload()
+    assert "over wall time, s" in label() and "ppo ends at" not in label()
+
+
+def test_values_are_shown_at_the_pointer_and_zoomed_by_key(tab: Any) -> None:
+    plot = first_plot(tab)
+    plot.hover()
+    tip = plot.locator(".tip")
+    assert tip.is_visible() and "rgpo: " in tip.inner_text() and "environment steps" in tip.inner_text()
+    plot.focus()
+    before = tip.inner_text()
+    tab.keyboard.press("ArrowRight")
+    assert tip.inner_text() != before
+    limits = "() => (s => [s.min, s.max])([...charts][0].u.scales.x)"
+    first = tab.evaluate(limits)
+    tab.keyboard.press("+")
+    tab.wait_for_timeout(100)
+    low, high = tab.evaluate(limits)
+    assert high - low < first[1] - first[0]
+    tab.keyboard.press("Escape")
+    tab.wait_for_timeout(100)
+    assert tab.evaluate(limits) == first
+
+
+def test_runs_are_filtered_by_a_setting(tab: Any) -> None:
+    home = tab.locator("#first_evidence")
+    first_plot(tab)
+    home.locator(".filters summary").click()
+    home.locator('.filters input[data-key="choices.algo"][value="ppo"]').uncheck()
+    assert "ppo ends at" not in first_plot(tab).get_attribute("aria-label")
+    assert home.locator('.legend input[value="ppo"]').count() == 0
 
 
 def test_completions_are_browsed(tab: Any) -> None:
+    tab.locator(".completions").scroll_into_view_if_needed()
     articles, count = tab.locator("article:visible"), tab.locator(".completions output")
-    everything = articles.count()
-    assert everything == 36 and count.inner_text() == "36 shown"
+    articles.first.wait_for()
+    assert count.inner_text() == "36 found" and articles.count() == 8
     tab.locator(".completions select").select_option("grpo")
-    assert articles.count() == 12
+    assert count.inner_text() == "12 found"
     tab.locator(".completions input").fill("number 2")
     assert articles.count() == 3 and "An answer of grpo after 20 iterations, number 2." in articles.first.inner_text()
+    assert "KL 2.00 nats" in articles.first.inner_text()
 
 
-def test_dark_and_light_have_contrast(tab: Any) -> None:
+@pytest.mark.parametrize("width", [400, 900, 1400, 1920])
+def test_every_part_is_drawn_in_light_and_dark(browser: Any, page: Path, width: int) -> None:
     for scheme in ("light", "dark"):
-        tab.emulate_media(color_scheme=scheme)
+        context = browser.new_context(offline=True, viewport={"width": width, "height": 1000}, color_scheme=scheme)
+        tab = context.new_page()
+        said: list[str] = []
+        tab.on("console", lambda message, said=said: said.append(message.text))
+        tab.on("pageerror", lambda error, said=said: said.append(str(error)))
+        tab.goto(page.as_uri())
         ink, paper = tab.evaluate("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
         first, second = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in (ink, paper))
         assert abs(first - second) > 500 and (first < second) == (scheme == "light")
-
-
-def test_the_cut_edge_of_a_box_is_faded_until_it_is_scrolled_there(tab: Any) -> None:
-    assert tab.locator("#embedded_rlhf figure").first.locator(".drawing.more").count() == 0  # one panel fits a telephone
-    figure = tab.locator("#embedded_rlhf figure").nth(1)
-    figure.locator(".drawing.more:visible").wait_for()
-    figure.locator(".drawing:visible").evaluate("box => box.scrollTo(box.scrollWidth, 0)")
-    figure.locator(".drawing:not(.more):visible").wait_for()
+        for part in tab.locator(".explorer, .extra, figure.panels, .completions").all():
+            part.scroll_into_view_if_needed()
+            tab.wait_for_timeout(60)
+        assert tab.locator(".explorer .plot canvas").count() >= 2 and tab.locator("svg.shape").count() >= 2
+        assert said == [] and tab.evaluate("document.documentElement.scrollWidth") == width
+        context.close()
 
 
 def test_numbers_that_are_read_keep_their_digits(page: Path) -> None:
-    drawn = (page.parent / "first_evidence/figures/kl.svg").read_text()
+    drawn = (page.parent / "first_evidence/figures/kl.svg").read_text()  # as a module of the user's own would be drawn
     shown = inline(drawn.encode(), "f1")
     texts = [re.findall(r"<text [^>]*>([^<]*)</text>", svg) for svg in (drawn, shown)]
     assert texts[0] == texts[1] and any("." in text for text in texts[0])
     svg = b'<svg viewBox="0 0 504 9"><path d="M 1.23456 0.98765"/><text x="3.14159">0.005</text></svg>'
     assert 'd="M 1.23 0.98"/><text x="3.14">0.005</text>' in inline(svg, "f1")
-
-
-def test_raw_seeds_are_offered_where_there_are_any(tmp_path: Path) -> None:
-    fixtures.write_experiment(tmp_path / "results", tasks=("hopper",), algos=("ppo", "rgpo"))
-    words = [f"results_dir={tmp_path}/results", f"out={tmp_path}/report", "formats=[svg]", "num_resamples=200"]
-    for name, offered in (("profiles", 0), ("kl", 1)):
-        assert main([*words, f"figures=[{name}]"]) == 0
-        assert (tmp_path / "report/index.html").read_text().count('class="raw"') == offered

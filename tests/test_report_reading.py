@@ -17,7 +17,7 @@ from rgpo.report.read.reduce import Detail
 from rgpo.report.read.run import Problem
 
 COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "epoch/kl_old_exact")
-FAST = ["formats=[svg]", "num_resamples=200"]
+FAST = ["format=svg", "num_resamples=200"]
 DETAIL = Detail(0.1, (0.02, 0.04), 400)
 
 

@@ -14,7 +14,7 @@ import report_fixtures as fixtures
 from rgpo.report.cli import main
 from rgpo.report.tables import bench
 
-FAST = ["formats=[svg]", "num_resamples=200"]
+FAST = ["format=svg", "num_resamples=200"]
 PPO, TRPO = "PPO, HalfCheetah-v4, 1 environment", "TRPO, HalfCheetah-v4, 1 environment"
 GRPO = "GRPO, SmolLM2-135M, LoRA"
 SPEEDS = {  # contestant -> steps per CPU-second in rounds 0, 1, 2

@@ -123,14 +123,14 @@ def test_own_metrics_are_drawn_with_their_units(here: Path) -> None:
         declared = DECLARED | {"epoch/margin": {"unit": "bits", "meaning": "margin after each epoch"}}
         metrics["epoch/margin"] = [[0.1, 0.2]] * 20
         fixtures.write_run(here / "results", seed=seed, iterations=20, metrics=metrics, declared=declared)
-    assert main(["formats=[svg]", "num_resamples=200", "figures=[own_metrics]"]) == 0
+    assert main(["format=svg", "num_resamples=200", "figures=[own_metrics]"]) == 0
     figure = (here / "report/first_evidence/figures/own_metrics.svg").read_text()
     assert "dpo/margin  [nats]" in figure and "epoch/margin  [bits]" in figure
 
 
 def test_a_malformed_declaration_costs_its_metrics_only(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fixtures.write_run(here / "results", declared={"dpo/margin": {"unit": "nats"}})
-    assert main(["formats=[svg]", "num_resamples=200", "figures=[kl,own_metrics]"]) == 1
+    assert main(["format=svg", "num_resamples=200", "figures=[kl,own_metrics]"]) == 1
     error = capsys.readouterr().err
     assert "metrics.dpo/margin" in error and "The metrics that it declares are left out" in error
     assert "no run measured a metric that its config declares" in error

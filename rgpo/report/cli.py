@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rgpo.report.read.run import Problem
     from rgpo.report.settings import Settings
 
-TEXTS = ("results_dir", "out", "experiment", "baseline", "claims", "ledger")  # taken as typed, without a grammar
+TEXTS = ("results_dir", "out", "experiment", "baseline", "claims", "ledger", "host")  # taken as typed, without a grammar
 PATHS = ("results_dir", "out", "claims", "ledger")
 VERIFIED = ("results_dir", "experiment")  # settings of `verify`
 COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # settings of `compare`
@@ -25,12 +25,14 @@ rgpo-report verify [results_dir=...] [experiment=...]
 rgpo-report verify RUN [at=commit|head]
 rgpo-report import FILE name=... source=... license=... [key=value ...]
 
-Reads results/<experiment>/<run>/ (running experiments too) and writes report/index.html, one self-contained page, with figures
-(svg, png, pdf) and tables (md, tex, csv) beside it.
+Reads results/<experiment>/<run>/ (running experiments too) and writes report/index.html, one self-contained page, with tables
+(md, tex, csv) beside it, and with format=, figures (svg, pdf or png).
 
   rgpo-report
   rgpo-report experiment=first_evidence baseline=ppo 'figures=[learning_curves,kl]' out=report
+  rgpo-report 'figures=[kl,frontier]' format=pdf width=3.5
   rgpo-report watch=true
+  rgpo-report serve=true
   rgpo-report 'figures=[]' ledger=experiments/README.md
   rgpo-report claims=mine/
   rgpo-report compare results other/results
@@ -80,6 +82,10 @@ def _main(words: Sequence[str]) -> int:
     if words[:1] == ["import"]:
         return _import(words[1:])
     settings, defaults = parse(words)
+    if settings.serve:
+        from rgpo.report.page.serve import serve
+
+        return serve(settings, lambda: _report(settings, defaults, live=True), lambda line: print(line, flush=True))
     if settings.watch:
         from rgpo.report.page.watch import watch
 
@@ -87,7 +93,7 @@ def _main(words: Sequence[str]) -> int:
     return _report(settings, defaults)
 
 
-def _report(settings: Settings, defaults: Settings) -> int:
+def _report(settings: Settings, defaults: Settings, live: bool = False) -> int:
     import warnings
 
     from rgpo.report.build import build
@@ -95,7 +101,7 @@ def _report(settings: Settings, defaults: Settings) -> int:
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # overflows of odd numbers, which the tables show as infinite
     warnings.filterwarnings("ignore", "Glyph .* missing from font")
     with interrupt.Raising():
-        return _print(*build(settings, defaults))
+        return _print(*build(settings, defaults, live))
 
 
 def _verify(words: Sequence[str]) -> int:

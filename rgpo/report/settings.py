@@ -26,7 +26,16 @@ FIGURES = (  # modules of rgpo.report.figures, in the report's order
     "gates",
 )
 WITHOUT_RUNS = ("speed", "gates")  # figures of all experiments together, not made from their runs
+EXPLORED = (  # figures of metrics over a run, which the page's script draws from the runs themselves
+    "learning_curves",
+    "kl",
+    "gradient_variance",
+    "weight",
+    "own_metrics",
+    "timing",
+)
 NEED_BASELINE = ("aggregates", "profiles", "improvement")  # figures of scores, which a baseline normalizes
+LIVE = ("watch", "watch_every_s", "serve", "host", "port")  # settings that leave the report the same
 FORMATS = ("svg", "png", "pdf")
 DEFAULT_BASELINE = "ppo"
 
@@ -43,7 +52,9 @@ class Settings:
     experiment: str | None
     baseline: str | None
     figures: list[str] | None
-    formats: list[str]
+    format: str | None
+    width: float
+    font_size: float
     dpi: int
     smoothing: int
     final_fraction: float
@@ -57,14 +68,18 @@ class Settings:
     ledger: str | None
     watch: bool
     watch_every_s: float
+    serve: bool
+    host: str
+    port: int
 
     def __post_init__(self) -> None:
-        for key, known in (("figures", FIGURES), ("formats", FORMATS)):
-            own = ", and there is no module of that name in the current directory" if key == "figures" else ""
-            for name in getattr(self, key) or ():
-                remedy = f"{name} is not one of {', '.join(known)}{own}.{close_matches(str(name), known)}"
-                require(name in known or (bool(own) and is_own_figure(name)), key, _text(getattr(self, key)), remedy)
-        require(bool(self.formats) or self.figures == [], "formats", "[]", "give at least one of svg, png, pdf")
+        for name in self.figures or ():
+            own = "and there is no module of that name in the current directory"
+            remedy = f"{name} is not one of {', '.join(FIGURES)}, {own}.{close_matches(str(name), FIGURES)}"
+            require(name in FIGURES or is_own_figure(name), "figures", _text(self.figures), remedy)
+        require(self.format in (None, *FORMATS), "format", self.format, f"give one of {', '.join(FORMATS)}, or null for none")
+        require(2 <= self.width <= 40, "width", self.width, "give 2 to 40 inches; 3.5 is a column, 7 is a page")
+        require(3 <= self.font_size <= 40, "font_size", self.font_size, "give 3 to 40 points")
         require(20 <= self.dpi <= 1200, "dpi", self.dpi, "give 20 to 1200 dots per inch")
         require(1 <= self.smoothing <= 1000, "smoothing", self.smoothing, "give 1 (none) to 1000 updates")
         require(0 < self.final_fraction <= 1, "final_fraction", self.final_fraction, "give a share above 0, up to 1")
@@ -74,6 +89,7 @@ class Settings:
         require(100 <= self.num_resamples <= 100_000, "num_resamples", self.num_resamples, "give 100 to 100000")
         require(self.seed >= 0, "seed", self.seed, "give 0 or more")
         require(0 <= self.max_completions <= 10_000, "max_completions", self.max_completions, "give 0 to 10000 pairs")
+        require(0 <= self.port <= 65535, "port", self.port, "give 1 to 65535, or 0 for any that is free")
         require(self.watch_every_s >= 0.1, "watch_every_s", self.watch_every_s, "give 0.1 seconds or more")
 
     @property
@@ -96,7 +112,7 @@ def is_own_figure(name: str) -> bool:
 def command(settings: Settings, defaults: Settings, **change: object) -> str:
     """The shell line that makes the report of `settings` with `change`; it names only what differs from the defaults."""
     values = {field.name: change.get(field.name, getattr(settings, field.name)) for field in fields(settings)}
-    words = [f"{key}={_text(value)}" for key, value in values.items() if value != getattr(defaults, key) and key != "watch"]
+    words = [f"{key}={_text(value)}" for key, value in values.items() if value != getattr(defaults, key) and key not in LIVE]
     return " ".join(map(shell_word, ["rgpo-report", *words]))
 
 

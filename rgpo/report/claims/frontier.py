@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from rgpo.errors import require
 from rgpo.report.claims.evidence import Sample
-from rgpo.report.claims.rules import FAILS, HOLDS, OPEN, Finding, Number, Rule, percent
+from rgpo.report.claims.rules import FAILS, HOLDS, OPEN, Finding, Number, Rule
 from rgpo.report.stats.independent import deciding_size, simultaneous
 from rgpo.report.tables.matched import matched
-from rgpo.report.tables.table import plain
+from rgpo.report.tables.table import percent, plain
 
 
 @dataclass(frozen=True)

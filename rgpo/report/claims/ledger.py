@@ -29,30 +29,49 @@ class Evidence:
     confidence: float
 
 
-def ledger(claims: Sequence[Loaded], evidence: Evidence) -> tuple[list[Table], list[Problem]]:
-    """A table of the paper's claims and one of our own statements; a problem for each claim that cannot be judged."""
-    rows: dict[bool, list[dict[str, str | float]]] = {False: [], True: []}
-    problems = []
+@dataclass(frozen=True)
+class Judged:
+    """A claim with its verdict."""
+
+    loaded: Loaded
+    verdict: Verdict
+
+    @property
+    def ours(self) -> bool:
+        """True for a statement of our own, which decides nothing about the paper."""
+        return self.loaded.claim.stated_by == OURS
+
+
+def judge_all(claims: Sequence[Loaded], evidence: Evidence) -> tuple[list[Judged], list[Problem]]:
+    """Every claim with its verdict, in the given order; a problem for each that cannot be judged."""
+    found, problems = [], []
     for loaded in claims:
-        claim = loaded.claim
         try:
             verdict = judge(loaded, evidence.runs, evidence.theory, evidence.anchors, evidence.confidence)
         except (ArithmeticError, ValueError) as error:  # of odd numbers, which must cost this claim alone
             problems.append(Problem(f"claims/{loaded.path.name}", f"cannot be judged ({printable(str(error))})"))
             verdict = Verdict(UNTESTED, "its numbers cannot be judged", NOTHING)
-        rule = loaded.rule or loaded.theory
+        found.append(Judged(loaded, verdict))
+    return found, problems
+
+
+def ledger(judged: Sequence[Judged], confidence: float) -> list[Table]:
+    """A table of the paper's claims and one of our own statements."""
+    rows: dict[bool, list[dict[str, str | float]]] = {False: [], True: []}
+    for one in judged:
+        claim, verdict = one.loaded.claim, one.verdict
+        rule = one.loaded.rule or one.loaded.theory
         assert rule is not None
         row: dict[str, str | float] = {"id": claim.id, "claim": claim.claim, "setting": verdict.setting, "ours": verdict.ours}
         row |= {"paper": claim.paper, "verdict": verdict.outcome, "rule": f"reproduced if {rule.sentence()}"}
         row |= {"version": verdict.version, "quote": claim.quote, "source": claim.source, "changes": claim.changes_our_mind}
-        rows[claim.stated_by == OURS].append(row)
+        rows[one.ours].append(row)
     shown = [("ledger", "Ledger", rows[False], _CAPTION), ("own_statements", "Our own statements", rows[True], _OWN)]
-    tables = [
-        Table(name, title, caption.format(100 * evidence.confidence), _COLUMNS, tuple(found))
+    return [
+        Table(name, title, caption.format(100 * confidence), _COLUMNS, tuple(found))
         for name, title, found, caption in shown
         if found
     ]
-    return tables, problems
 
 
 _COLUMNS = (

@@ -17,7 +17,7 @@ from rgpo.report.claims.evidence import Sample
 from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Interval
 from rgpo.report.stats.independent import Summary, deciding_size, noise, relative_change, student
 from rgpo.report.stats.small_samples import MIN_SPREAD_RUNS, coefficient_of_variation
-from rgpo.report.tables.table import between, plain
+from rgpo.report.tables.table import between, percent, plain
 
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
 Number = tuple[str, str]  # a metric's column, and its statistic over the rows of a run
@@ -221,15 +221,6 @@ def prediction(found: Interval) -> Interval:
     """The interval of another estimate with the same error: wider by sqrt(2) on each side."""
     low, high = (found.value + math.sqrt(2) * (end - found.value) for end in (found.low, found.high))
     return Interval(found.value, low, high)
-
-
-def percent(found: Interval) -> str:
-    """A change in words: "+12 % [-3, +27]"."""
-    if math.isnan(found.value):
-        return "–"
-    sign = "+" if found.value > 0 else ""
-    interval = "" if math.isnan(found.low) else f" {between(found.low, found.high, 2, sign=True)}"
-    return f"{sign}{plain(found.value, 2)} %{interval}"
 
 
 def _in_percent(found: Summary) -> Summary:

@@ -28,6 +28,7 @@ class Verdict(NamedTuple):
     ours: str
     setting: str
     version: str = NOTHING
+    n: int = 0  # the fewest seeds of an arm in a task; 0 where no runs were judged
 
 
 def judge(loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors, confidence: float) -> Verdict:
@@ -35,8 +36,7 @@ def judge(loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors,
     if loaded.theory is not None:
         return _from_theory(loaded.theory.judge(theory, confidence))
     assert loaded.rule is not None and loaded.named is not None
-    published = {(name, task): number for name, arm in loaded.arms.items() for task, number in _published(arm, anchors).items()}
-    selection = select(loaded.named, loaded.arms, published, runs)
+    selection, published = selected(loaded, runs, anchors)
     found = findings(loaded.rule, TREATMENT, selection, confidence)
     where, version = _setting(selection), _version(selection)
     if not found:
@@ -48,7 +48,15 @@ def judge(loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors,
     texts += [f"null arm: {null_text}"] if null_text else []
     outcome, why = decide(list(found.values()), others, null)
     differs = dict.fromkeys(f"protocol of {number.source}: {number.differs}" for number in published.values() if number.differs)
-    return Verdict(outcome, _join([*texts, *why, *selection.notes, *differs]), where, version)
+    n = min(sample.n for by_arm in selection.samples.values() for name, sample in by_arm.items() if sample.n and name != NULL)
+    return Verdict(outcome, _join([*texts, *why, *selection.notes, *differs]), where, version, n)
+
+
+def selected(loaded: Loaded, runs: Sequence[Run], anchors: Anchors) -> tuple[Selection, Mapping[tuple[str, str], Anchor]]:
+    """The samples of a claim about runs, and the published numbers among them by (arm, task)."""
+    assert loaded.named is not None
+    published = {(name, task): number for name, arm in loaded.arms.items() for task, number in _published(arm, anchors).items()}
+    return select(loaded.named, loaded.arms, published, runs), published
 
 
 def findings(rule: Rule, arm: str, selection: Selection, confidence: float) -> dict[str, Finding]:

@@ -1,4 +1,4 @@
-"""A figure drawn and saved in every format, and as SVG inside the page; plain functions, so that another process can run them."""
+"""A figure drawn and saved in a format, and as SVG inside the page for figures of the user's own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from rgpo.report.settings import FIGURES, Settings
 from rgpo.runtime.reader import printable
 
 PARTS = ("COLUMNS", "SCALES", "compute", "draw", "caption")  # of a figure's module
-MOST_PANELS_TWICE = 60  # figures of more panels have one axis only; a hundred panels take ten seconds to draw
 
 _HEAD = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.DOTALL)
 _SIZE = re.compile(r'(<svg [^>]*?)\swidth="[^"]*"|(<svg [^>]*?)\sheight="[^"]*"')
@@ -34,7 +33,7 @@ _COLORS = {"#000000": "currentColor", "#ffffff": "var(--paper)", "#e4e4e4": "var
 class Drawable(Protocol):
     """A figure from its panels, whose type is its own."""
 
-    SCALES: tuple[str, ...]  # axes among which the page lets a reader choose; the files have the first
+    SCALES: tuple[str, ...]  # names of the axes that it can have; the first is drawn
 
     def draw(self, panels: Any, lines: Mapping[str, Line], scale: str, /) -> Figure: ...
 
@@ -56,9 +55,18 @@ class Job(NamedTuple):
     place: str  # on the page, unique among figures
     panels: Sequence[Any]
     lines: Mapping[str, Line]
-    folder: Path  # of its files
-    formats: Sequence[str]
+    folder: Path  # of its file
+    format: str | None  # of the file; None for none
+    kinds: tuple[str, ...]  # formats to draw: that of the file, and svg for a page
+    width: float  # inches
+    font_size: float  # points
     dpi: int
+
+
+class Failed(NamedTuple):
+    """The reason why a figure cannot be drawn."""
+
+    why: str
 
 
 def load(name: str) -> FigureModule:
@@ -79,40 +87,25 @@ def load(name: str) -> FigureModule:
     return cast(FigureModule, module)
 
 
-def render(job: Job) -> dict[str, str] | str:
-    """Draw a figure with each of its axes and write its files; axis -> <svg> of the page, or why it cannot be drawn.
+def render(job: Job) -> str | Failed:
+    """Draw a figure and write its file; the <svg> for a page, "" if none was drawn.
 
-    Raises: OSError if a file cannot be written.
+    Raises: OSError if the file cannot be written.
     """
     try:
-        files, shown = _draw(job)
+        with style.context(job.width, job.font_size):
+            module: Drawable = load(job.name)
+            figure = module.draw(job.panels, job.lines, module.SCALES[0])
+            style.settle(figure)
+            files = style.save(figure, job.name, job.kinds, job.dpi)
     except Exception as error:  # odd numbers in a run must not cost the report
-        return f"cannot be drawn ({type(error).__name__}: {printable(str(error))})"
-    job.folder.mkdir(parents=True, exist_ok=True)
-    for kind in job.formats:
-        write_bytes(job.folder / f"{job.name}.{kind}", files[kind])
-    return shown
-
-
-def _draw(job: Job) -> tuple[dict[str, bytes], dict[str, str]]:
-    """The contents of the files by format, and the <svg> elements by axis."""
-    module: Drawable = load(job.name)
-    first, *others = module.SCALES if len(job.panels) <= MOST_PANELS_TWICE else module.SCALES[:1]
-    kinds = dict.fromkeys(["svg", *job.formats])
-    with style.context():
-        figure = module.draw(job.panels, job.lines, first)
-        places = style.settle(figure)
-        files = style.save(figure, job.name, list(kinds), job.dpi)
-        shown = {first: inline(files["svg"], f"f{job.place}-1")}
-        for i, scale in enumerate(others, start=2):
-            del figure
-            gc.collect()  # a figure is one large reference cycle; two of them at a time need too much memory
-            figure = module.draw(job.panels, job.lines, scale)
-            style.settle(figure, places)
-            shown[scale] = inline(style.save(figure, job.name, ["svg"], job.dpi)["svg"], f"f{job.place}-{i}")
+        return Failed(f"cannot be drawn ({type(error).__name__}: {printable(str(error))})")
     del figure
-    gc.collect()
-    return files, shown
+    gc.collect()  # a figure is one large reference cycle
+    if job.format:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(job.folder / f"{job.name}.{job.format}", files[job.format])
+    return inline(files["svg"], f"f{job.place}") if "svg" in files else ""
 
 
 def inline(svg: bytes, prefix: str) -> str:

@@ -149,8 +149,9 @@ def interval_text(drawn: Iterable[Panel], settings: Settings, window: int = 1) -
 
 
 def band_text(settings: Settings) -> str:
-    """The clause of a caption on bands."""
-    return f"band: {100 * settings.confidence:g} % percentile-bootstrap interval of the mean (none below {MIN_RUNS} seeds)"
+    """The clause of a caption on bands; over three seeds the percentile bootstrap reaches from the smallest to the largest."""
+    interval = f"{100 * settings.confidence:g} % percentile-bootstrap interval of the mean"
+    return f"band: smallest to largest of {MIN_RUNS} seeds, {interval} from {MIN_RUNS + 1} on (none below {MIN_RUNS})"
 
 
 def _seeds_text(drawn: Iterable[Panel]) -> str:

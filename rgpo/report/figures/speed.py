@@ -46,7 +46,11 @@ def draw(cases: Sequence[Case], lines: Mapping[str, Line], scale: str = SCALES[0
 
 def caption(cases: Sequence[Case]) -> str:
     """The figure's caption."""
-    what = "Left: steps or tokens per CPU-second on one thread, median over rounds, bars: smallest to largest, dashed: ours."
-    phases = "Right: share of our time by phase; collect is acting and stepping, or generation, scores and log-probabilities."
+    what = (
+        "Steps or tokens per CPU-second on one thread, median over rounds; bars: smallest to largest. In a file the dashed line"
+    )
+    phases = (
+        "is ours, and the right column the share of our time by phase; collect: acting and stepping, or generation and scores."
+    )
     names = "sb3: Stable-Baselines3, and sb3-contrib for TRPO; plain: a loop in the style of CleanRL; trl: TRL's GRPOTrainer;"
     return f"{what} {phases} {names} gradvar: the gradient's variance. The table has the numbers, ratios and our other gates."

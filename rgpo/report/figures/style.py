@@ -1,31 +1,37 @@
-"""Style of all figures: a color, line and marker per algorithm, 8 pt, the colorblind-safe palette of Okabe and Ito."""
+"""Style of all figures: text width of a page, 8 pt."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import cycle
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
-from matplotlib.transforms import Bbox
+
+from rgpo.report.figures.looks import DASHDOT as DASHDOT
+from rgpo.report.figures.looks import DASHED as DASHED
+from rgpo.report.figures.looks import DOTTED as DOTTED
+from rgpo.report.figures.looks import KNOWN as KNOWN
+from rgpo.report.figures.looks import SOLID as SOLID
+from rgpo.report.figures.looks import Line as Line
+from rgpo.report.figures.looks import algorithm_lines as algorithm_lines
+from rgpo.report.figures.looks import assign as assign
 
 CANVASES: dict[str, type[FigureCanvasBase]] = {"svg": FigureCanvasSVG, "png": FigureCanvasAgg, "pdf": FigureCanvasPdf}
-WIDTH = 7.0  # inches, the text width of a page
+WIDTH, NARROW = 7.0, 5.0  # inches: the text width of a page, and the least width for panels side by side
+FONT_SIZE = 8.0  # points
 BLACK, ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = (
     "#000000",
     "#E69F00",
@@ -37,11 +43,6 @@ BLACK, ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = (
 )
 GRAY = "#7F7F7F"
 MANY_PANELS = 12
-Dashes = Literal["-"] | tuple[float, Sequence[float]]
-SOLID: Dashes = "-"
-DASHED, DOTTED, DASHDOT, LONG = (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (8, 2))
-DASHES: tuple[Dashes, ...] = (SOLID, DASHED, DOTTED, DASHDOT, LONG)
-MARKERS = "o^DvX"  # of variants; as many as DASHES
 
 RC: dict[str, object] = {
     "font.size": 8,
@@ -79,76 +80,22 @@ RC: dict[str, object] = {
 }
 
 
-class Line(NamedTuple):
-    """The look of one label, the same in every figure."""
-
-    color: str
-    dashes: Dashes
-    marker: str
-
-
-KNOWN = {
-    "ppo": Line(BLACK, SOLID, "o"),
-    "ppo_kl": Line(GRAY, DASHED, "s"),
-    "trpo": Line(GREEN, DASHDOT, "D"),
-    "rgpo": Line(VERMILLION, SOLID, "^"),
-    "rgpo_literal": Line(ORANGE, DASHED, "v"),
-    "rgpo_sign_aware": Line(BLUE, SOLID, "P"),
-    "reinforce": Line(PURPLE, DOTTED, "X"),
-    "awr": Line(SKY, DASHED, "*"),
-    "grpo": Line(SKY, SOLID, "<"),
-    "rloo": Line(PURPLE, DASHDOT, ">"),
-}
-_OTHERS = [  # first the colors that few of the known have; markers that none of them has
-    Line(color, dashes, marker)
-    for dashes in (DOTTED, DASHDOT, LONG, DASHED)
-    for color, marker in zip((ORANGE, SKY, BLUE, GREEN, PURPLE, VERMILLION), "dhpH8d", strict=True)
-]
-
-
-def context() -> AbstractContextManager[None]:
-    """Apply the style while a figure is built and saved."""
+def context(width: float = WIDTH, font_size: float = FONT_SIZE) -> AbstractContextManager[None]:
+    """Apply the style while a figure is built and saved; width in inches, font size in points."""
     settings: dict[Any, Any] = {**mpl.rcParamsDefault, **RC}  # independent of the user's matplotlibrc
+    settings |= {
+        key: value * font_size / FONT_SIZE for key, value in RC.items() if key.endswith("size") and isinstance(value, int | float)
+    }
+    settings["figure.figsize"] = (width, width / 2)
     return mpl.rc_context({key: value for key, value in settings.items() if not key.startswith("backend")})
-
-
-def algorithm_lines(algos: Iterable[str]) -> dict[str, Line]:
-    """Line of every algorithm: its own if it has one, else the next free one in alphabetical order."""
-    free = cycle(_OTHERS)
-    return {algo: KNOWN.get(algo) or next(free) for algo in sorted(set(algos))}
-
-
-def assign(labels: Sequence[tuple[str, str]], base: Mapping[str, Line]) -> dict[str, Line]:
-    """Line of every label, given (algorithm, label) in order: the algorithm's own, or a shade of it for each variant.
-
-    Each variant has its own color if there is only one algorithm, or more variants than dashes.
-    """
-    lines: dict[str, Line] = {}
-    for algo in dict.fromkeys(algo for algo, _ in labels):
-        names = list(dict.fromkeys(label for other, label in labels if other == algo))
-        if len(names) == 1:
-            lines[names[0]] = base[algo]
-        elif len(names) > len(DASHES) or len({algo for algo, _ in labels}) == 1:
-            lines |= dict(zip(names, cycle([*KNOWN.values(), *_OTHERS]), strict=False))
-        else:
-            shades = np.linspace(-0.35 if base[algo].color != BLACK else 0.0, 0.55, len(names))
-            looks = zip(names, shades, DASHES, MARKERS, strict=False)
-            lines |= {name: Line(_shade(base[algo].color, t), dashes, marker) for name, t, dashes, marker in looks}
-    return lines
-
-
-def _shade(color: str, t: float) -> str:
-    """A color moved by the fraction |t| toward black (t < 0) or white."""
-    goal = 0.0 if t < 0 else 1.0
-    red, green, blue = (float(x + abs(t) * (goal - x)) for x in to_rgb(color))
-    return to_hex((red, green, blue)).upper()
 
 
 def grid(num_panels: int, *, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of text width with num_panels axes in rows of up to `columns`, each `height` inches high."""
-    columns = min(columns, max(num_panels, 1))
+    page = float(mpl.rcParams["figure.figsize"][0])
+    columns = min(columns if page >= NARROW else max(1, columns // 2), max(num_panels, 1))
     rows = math.ceil(num_panels / columns)
-    width = WIDTH if columns > 1 else 4.6
+    width = page if columns > 1 or page < NARROW else 0.66 * page
     figure = Figure(figsize=(width, rows * height + 0.5), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     flat = list(axes.flat)
@@ -213,8 +160,8 @@ def count_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
 
 
-def settle(figure: Figure, places: Sequence[Bbox] = ()) -> list[Bbox]:
-    """Fix the layout for all formats, computed or copied from another figure's places, and return the places of the axes.
+def settle(figure: Figure) -> None:
+    """Fix the layout for all formats.
 
     Names and values from results may contain $: no text but that of ticks, which are yet to be made, is mathematics.
     """
@@ -222,12 +169,9 @@ def settle(figure: Figure, places: Sequence[Bbox] = ()) -> list[Bbox]:
         if isinstance(text, Text) and text.get_text():
             text.set_parse_math(False)
     engine = figure.get_layout_engine()
-    for axes, place in zip(figure.axes, places, strict=False):
-        axes.set_position(place)
-    if not places and engine is not None:
+    if engine is not None:
         engine.execute(figure)
     figure.set_layout_engine("none")
-    return [axes.get_position() for axes in figure.axes]
 
 
 def save(figure: Figure, stem: str, formats: Sequence[str], dpi: int) -> dict[str, bytes]:

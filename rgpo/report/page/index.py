@@ -18,12 +18,15 @@ import jinja2
 from markupsafe import Markup
 
 from rgpo.report.claims.verdict import is_current
-from rgpo.report.figures.style import Line
+from rgpo.report.figures.looks import Line
+from rgpo.report.page.answer import Answer
 from rgpo.report.page.completions import Pair
+from rgpo.report.page.data import link, script_json
 from rgpo.report.page.films import Film
 from rgpo.report.read.groups import Group
 from rgpo.report.read.run import Problem, Run
 from rgpo.report.settings import Settings, command
+from rgpo.report.tables.advice import Advice
 from rgpo.report.tables.table import Row, Table
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -37,26 +40,32 @@ TITLES = {
     "spikes": "KL spikes by threshold",
     "weight": "Weights",
 }
-MARKS = dict(zip("osDd^vPX*<>hpH8", "●■◆♦▲▼✚✖★◀▶⬢⬟⬣⯃", strict=True))
+SCRIPTS = ("uplot/uPlot.iife.min.js", "data.js", "chart.js", "shapes.js", "explore.js", "sweep.js", "page.js")
+STYLES = ("uplot/uPlot.min.css", "style.css")
 
 
 class PageFigure(NamedTuple):
-    """A figure on the page: format -> path below `out`, and axis -> SVG."""
+    """A figure on the page: metrics that the script draws from the runs, panels computed here, or an SVG of the user's own."""
 
     name: str
-    paths: dict[str, str]
+    paths: dict[str, str]  # format -> path below `out`
     caption: str
     command: str
-    shown: dict[str, str]
+    metrics: tuple[str, ...] = ()
+    panels: list[dict[str, object]] | None = None
+    svg: str = ""
 
     @property
     def title(self) -> str:
+        if self.name.startswith("claim_"):
+            claim, _, part = self.name.removeprefix("claim_").partition("_")
+            return f"Claim {claim}{': ' if part else ''}{part.replace('_', ' ')}"
         return TITLES.get(self.name, self.name.replace("_", " ").capitalize())
 
     @property
-    def raw(self) -> bool:
-        """True if every seed is drawn beside the mean."""
-        return any('class="seed"' in svg for svg in self.shown.values())
+    def data(self) -> dict[str, object]:
+        """The figure as the page's script reads it."""
+        return {"name": self.name, "title": self.title, "metrics": self.metrics, "panels": self.panels or []}
 
 
 @dataclass
@@ -72,6 +81,7 @@ class Section:
     pairs: list[Pair] = field(default_factory=list)
     films: list[Film] = field(default_factory=list)
     lines: dict[str, Line] = field(default_factory=dict)
+    data: dict[str, object] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -84,11 +94,19 @@ class Section:
         return [run for group in self.groups for run in group.runs]
 
 
-def render_page(sections: Sequence[Section], general: Section, settings: Settings, defaults: Settings) -> Iterator[str]:
+def render_page(
+    sections: Sequence[Section],
+    general: Section,
+    answer: Answer | None,
+    advice: Advice | None,
+    settings: Settings,
+    defaults: Settings,
+    live: bool = False,
+) -> Iterator[str]:
     """Yield the page in pieces. Its own script, identified by its hash, is the only one allowed; everything else is text."""
     from rgpo.version import __version__
 
-    script = (TEMPLATE / "script.js").read_text(encoding="utf-8")
+    script = "\n".join((TEMPLATE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE),
@@ -99,19 +117,29 @@ def render_page(sections: Sequence[Section], general: Section, settings: Setting
     )
     environment.filters |= {"quote": lambda text: quote(os.fsencode(text)), "value": _sort_key}  # names may be no UTF-8
     packages = ", ".join(f"{name} {version(name)}" for name in REPORT_PACKAGES)
+    data = {
+        "sections": [section.data | {"figures": [figure.data for figure in section.figures]} for section in sections],
+        "general": {"lines": {}, "figures": [figure.data for figure in general.figures]},
+        "live": live,
+        "watch": settings.watch_every_s if settings.watch and not live else 0,  # seconds
+    }
+    connect = "; connect-src 'self'" if live else ""
     return environment.get_template("index.html").generate(
         sections=sections,
         general=general,
+        answer=answer,
+        advice=advice,
         problems=[(section, problem) for section in [general, *sections] for problem in section.problems],
-        style=Markup((TEMPLATE / "style.css").read_text(encoding="utf-8")),  # noqa: S704  # a file of the package
-        script=Markup(script),  # noqa: S704  # a file of the package
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'{_media(sections)}",
+        style=Markup("\n".join((TEMPLATE / name).read_text(encoding="utf-8") for name in STYLES)),  # noqa: S704  # our files
+        script=Markup(script),  # noqa: S704  # files of the package
+        data=script_json(data),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
+        f"{connect}{_media(sections)}",
         made_with=f"rgpo {__version__}, Python {platform.python_version()}, {packages}",
         command=command(settings, defaults),
         results_dir=settings.results_dir,
         provenance=provenance,
-        mark=lambda line: MARKS.get(line.marker, "●"),
-        link=lambda run, name: quote(os.fsencode(os.path.relpath(run.folder / name, settings.out))),
+        link=lambda run, name: link(run.folder / name, settings.out),
         run_of={(section.title, run.run_id): run for section in sections for run in section.runs},
     )
 

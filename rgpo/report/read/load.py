@@ -35,8 +35,7 @@ from rgpo.runtime.schema import GLOSSARY, Metric
 
 RUN_FOLDER = re.compile(r".+-s\d+-[0-9a-f]{8}")
 STATUSES = ("running", "completed", "interrupted", "failed")
-MIN_POINTS, MAX_POINTS = 20, 400  # of a curve
-DRAWN_POINTS = 20_000  # of all runs' curves of one metric
+MAX_POINTS = 400  # of a curve
 CHUNK = 8  # runs that a process reads at a time
 CHECKED = ("config.yaml", "provenance.json", "metrics.parquet")  # whose digests are compared; completions when they are shown
 MAX_NAME, MAX_COMMAND = 100, 2000  # characters of a task's or algorithm's name, and of a command
@@ -95,15 +94,15 @@ def read_runs(
     thresholds: Collection[float],
     distribute: Map,
     numbers: Collection[tuple[str, str]] = (),
+    num_points: int = MAX_POINTS,
 ) -> tuple[list[Run], list[Problem]]:
     """Read every run of an experiment with the given metric columns; unreadable runs become problems, queued ones do not.
 
-    numbers: further (column, statistic) to keep of each run.
+    numbers: further (column, statistic) to keep of each run; num_points: of a curve, at most.
 
     Raises: Unreadable if the experiment's folder cannot be read.
     """
     folders = [folder for folder in run_folders(experiment_dir) if not queued(folder)]
-    num_points = min(MAX_POINTS, max(MIN_POINTS, DRAWN_POINTS // max(len(folders), 1)))
     detail = Detail(final_fraction, tuple(thresholds), num_points, tuple(numbers))
     read = partial(_read_or_report, columns={*columns, *COLUMNS}, detail=detail)
     runs, problems = [], []

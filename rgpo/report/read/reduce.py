@@ -9,11 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rgpo.report.read.columns import KL, NUMBERS, RATIO_MAX
+from rgpo.report.read.columns import ITERATION, KL, NUMBERS, RATIO_MAX, TOKENS
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime.schema import is_list
 
+WALL = "wall"  # a curve of the reduction: seconds since the start, iterations only
 LARGEST_KL = f"{KL}:max"  # a curve of the reduction: the largest KL of each block of rows
+SUM_TOKENS = "tokens"  # likewise, completion tokens since the start
+CPU = "cpu"  # likewise, CPU seconds
+TOTALS = {WALL: ITERATION, SUM_TOKENS: TOKENS, CPU: "time/iteration_cpu_s"}
 SHARE = "share above "  # a statistic: the share of rows above the number that follows
 MAX_QUANTILES = 200  # of ratio/max over a run's updates
 
@@ -66,6 +70,7 @@ def mean_over_rows(values: Floats) -> Floats:
 
 def _thin(columns: Mapping[str, Floats], num_points: int) -> dict[str, Floats]:
     flat = {name: values for name, values in columns.items() if not is_list(name)}
+    flat |= {total: np.cumsum(np.nan_to_num(columns[name])) for total, name in TOTALS.items() if name in columns}
     num_rows = len(flat["iteration"])
     largest = {LARGEST_KL: flat[KL]} if KL in flat else {}
     if num_rows <= num_points:

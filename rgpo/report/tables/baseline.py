@@ -72,22 +72,39 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
 
 
 def baseline_of(task: str, groups: Sequence[Group], label: str | None) -> Group | None:
-    """The only group of the task that has the given label or algorithm, or None if there is none or several."""
+    """The only group of the task that has the given label or algorithm, or None if there is none or several.
+
+    Without a label: the default baseline, else the arm with the most seeds, of several the first by name.
+    """
     name = label or DEFAULT_BASELINE
     members = [group for group in groups if group.task == task]
     found = [g for g in members if g.label == name] or [g for g in members if g.algo == name]
-    return found[0] if len(found) == 1 else None
+    if len(found) == 1 or label or not members:
+        return found[0] if len(found) == 1 else None
+    return max(found or members, key=lambda group: len(group.used))
 
 
 def baseline_problems(groups: Sequence[Group], settings: Settings) -> list[Problem]:
-    """Tasks that cannot be compared with the baseline in the settings, or whose default baseline has several variants."""
-    problems, name = [], settings.baseline or DEFAULT_BASELINE
-    for task in sorted({group.task for group in groups}):
+    """Tasks that cannot be compared with the baseline in the settings."""
+    problems, name = [], settings.baseline
+    for task in sorted({group.task for group in groups}) if name else ():
         several = [g.label for g in groups if g.task == task and g.algo == name]
-        if baseline_of(task, groups, settings.baseline) is None and (several or settings.baseline):
+        if baseline_of(task, groups, name) is None:
             hint = f"it has the variants {', '.join(several)}; give one as 'baseline=...'" if several else "it was not run"
             problems.append(Problem(f"baseline={name}", f"no comparison in task {task}: {hint}"))
     return problems
+
+
+def baseline_choice(groups: Sequence[Group], settings: Settings) -> list[str]:
+    """A sentence for each task whose baseline had to be chosen because the default one was not run, or run in variants."""
+    chosen = {}
+    for task in sorted({group.task for group in groups}) if not settings.baseline else ():
+        base = baseline_of(task, groups, None)
+        if base is not None and base.label != DEFAULT_BASELINE and sum(group.task == task for group in groups) > 1:
+            several = sum(group.task == task and group.algo == DEFAULT_BASELINE for group in groups) > 1
+            why = f"{DEFAULT_BASELINE} has several variants" if several else f"{DEFAULT_BASELINE} was not run"
+            chosen[task] = f"{task}: {why}, so arms are compared with {base.label}, the first of those with the most seeds"
+    return [f"{text}; choose another with baseline=..." for text in chosen.values()]
 
 
 def scores(groups: Sequence[Group], settings: Settings) -> dict[str, dict[str, Floats]]:

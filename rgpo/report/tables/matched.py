@@ -42,12 +42,8 @@ def matched_table(groups: Sequence[Group], settings: Settings) -> Table | None:
     """Rewards of each algorithm and of its task's baseline at equal KL to the reference; None without a common range."""
     rows = []
     for measure, column in REWARDS.items():
-        for group in groups:
-            base = baseline_of(group.task, groups, settings.baseline)
-            if base is not None and base is not group:
-                ours, theirs = (paths_of(each.used, KL_REF, column) for each in (group, base))
-                found = matched(ours, theirs, LEVELS, settings.confidence)
-                rows += [_row(measure, group, base, at) for at in found]
+        for group, base, found in against_baseline(groups, column, settings):
+            rows += [_row(measure, group, base, at) for at in found]
     columns = (
         word("measure", "measure"),
         word("task", "task"),
@@ -65,6 +61,18 @@ def matched_table(groups: Sequence[Group], settings: Settings) -> Table | None:
         f"intervals that hold at the {LEVELS} levels together. A/A: how far two further sets of runs of the baseline may differ."
     )
     return Table("matched_kl", "At equal KL", caption, columns, tuple(rows), "measure") if rows else None
+
+
+def against_baseline(groups: Sequence[Group], column: str, settings: Settings) -> list[tuple[Group, Group, list[Matched]]]:
+    """(arm, baseline, differences of a reward at equal KL) of every arm that shares a range of KL with its task's baseline."""
+    found = []
+    for group in groups:
+        base = baseline_of(group.task, groups, settings.baseline)
+        if base is not None and base is not group:
+            ours, theirs = (paths_of(each.used, KL_REF, column) for each in (group, base))
+            levels = matched(ours, theirs, LEVELS, settings.confidence)
+            found += [(group, base, levels)] if levels else []
+    return found
 
 
 def _row(measure: str, group: Group, base: Group, at: Matched) -> dict[str, Cell]:

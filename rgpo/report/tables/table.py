@@ -15,6 +15,7 @@ from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 Cell = str | float
 Row = Mapping[str, Cell]
 NOTHING = "–"
+MAX_WORDS = 28  # characters of a cell that does not wrap in LaTeX
 _TEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
 _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "≤": r"$\leq$", "≥": r"$\geq$"}
@@ -55,16 +56,22 @@ class Table:
         return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, rule, *body])
 
     def tex(self) -> str:
-        """A tabular with booktabs rules and the caption as a comment."""
-        align = "".join("l" if column.left else "r" for column in self.shown)
+        """A tabular with booktabs rules, no wider than the text: words in long columns wrap, and what is still wider shrinks."""
+        texts = [[column.text(row) for row in self.rows] for column in self.shown]
+        align = "".join(_align(column, cells) for column, cells in zip(self.shown, texts, strict=True))
         head = " & ".join(escape_tex(column.title) for column in self.shown)
-        out = [f"% {self.caption}", r"% needs \usepackage{booktabs}", f"\\begin{{tabular}}{{{align}}}", r"\toprule"]
+        out = [f"% {self.caption}", r"% needs \usepackage{booktabs,array,graphicx}", r"{\footnotesize\setlength\tabcolsep{3pt}%"]
+        out += [
+            r"\resizebox{\ifdim\width>0.98\linewidth 0.98\linewidth\else\width\fi}{!}{%",
+            f"\\begin{{tabular}}{{{align}}}",
+            r"\toprule",
+        ]
         out += [f"{head} \\\\", r"\midrule"]
         for i, row in enumerate(self.rows):
             if i and self.section and row[self.section] != self.rows[i - 1][self.section]:
                 out.append(r"\midrule")
-            out.append(" & ".join(escape_tex(column.text(row)) for column in self.shown) + r" \\")
-        return "\n".join([*out, r"\bottomrule", r"\end{tabular}", ""])
+            out.append(" & ".join(escape_tex(cells[i]) for cells in texts) + r" \\")
+        return "\n".join([*out, r"\bottomrule", r"\end{tabular}}}", ""])
 
     def csv(self) -> str:
         """Raw values at full precision; empty where there is none."""
@@ -75,6 +82,15 @@ class Table:
         for row in self.rows:
             writer.writerow(["" if _is_nan(row[key]) else row[key] for key in keys])
         return out.getvalue()
+
+
+def _align(column: Column, cells: list[str]) -> str:
+    """The column type in LaTeX: l, r, or a paragraph for words that would be wider than a fifth of the text."""
+    longest = max((len(text) for text in cells), default=0)
+    if not column.left or longest <= MAX_WORDS:
+        return "l" if column.left else "r"
+    width = min(4.5, 1.9 + longest / 60)
+    return f">{{\\raggedright\\arraybackslash\\hspace{{0pt}}}}p{{{width:.1f}cm}}"
 
 
 def word(key: str, title: str) -> Column:
@@ -111,6 +127,15 @@ def between(low: float, high: float, digits: int = 3, *, sign: bool = False) -> 
     """An interval "[low, high]"."""
     ends = (("+" if sign and end > 0 else "") + plain(end, digits) for end in (low, high))
     return f"[{', '.join(ends)}]"
+
+
+def percent(found: Interval) -> str:
+    """A change in words: "+12 % [-3, +27]"."""
+    if math.isnan(found.value):
+        return NOTHING
+    sign = "+" if found.value > 0 else ""
+    interval = "" if math.isnan(found.low) else f" {between(found.low, found.high, 2, sign=True)}"
+    return f"{sign}{plain(found.value, 2)} %{interval}"
 
 
 def plain(value: float, digits: int = 3) -> str:

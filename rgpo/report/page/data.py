@@ -1,0 +1,146 @@
+"""The data of an experiment as one JSON value, embedded once, from which the page's script draws and filters."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+from rgpo.report.claims.verdict import Anchors
+from rgpo.report.figures.looks import Line
+from rgpo.report.page.columns import curves, shown_metrics
+from rgpo.report.page.completions import Pair, Sample
+from rgpo.report.read.columns import FINAL, KL, PROXY, TRAIN
+from rgpo.report.read.groups import Group, distinguishing_keys
+from rgpo.report.read.run import Run
+from rgpo.report.settings import Settings
+from rgpo.report.tables.advice import Advice
+from rgpo.report.tables.baseline import baseline_of
+from rgpo.runtime.former import canonical_name
+from rgpo.runtime.reader import printable
+
+MAX_KEYS = 24  # config keys that vary
+MAX_SHOWN = 60  # characters of a config's value
+SAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+def experiment_data(
+    name: str,
+    groups: Sequence[Group],
+    lines: Mapping[str, Line],
+    pairs: Sequence[Pair],
+    anchors: Anchors,
+    advice: Advice | None,
+    settings: Settings,
+    num_values: int,
+) -> dict[str, object]:
+    """Runs, their varying settings, metrics, lines, completions and published numbers.
+
+    num_values: the most points of all curves together.
+    """
+    members = [(group, run) for group in groups for run in group.runs]
+    runs = [run for _, run in members]
+    keys = varying_keys(runs)
+    bases = {
+        task: base.label
+        for task in dict.fromkeys(run.task for run in runs)
+        if (base := baseline_of(task, groups, settings.baseline))
+    }
+    best = {contest.arms[0].label for contest in advice.contests if contest.experiment == name} if advice else set()
+    front = {*bases.values()} | ({group.label for group in groups if group.algo == "rgpo"} or best)
+    return {
+        "name": name,
+        "lines": {label: look(line) for label, line in lines.items()},
+        "front": sorted(front),
+        "baselines": bases,
+        "keys": keys,
+        "runs": [_run(run, group, keys, settings) for group, run in members],
+        "score": PROXY if any(group.language for group in groups) else TRAIN,
+        "finals": {
+            column: [number(run.number(column, statistic)) for run in runs]
+            for column, statistic in [*((column, "final") for column in FINAL), (KL, "mean")]
+            if any(math.isfinite(run.number(column, statistic)) for run in runs)
+        },
+        "published": _published(groups, anchors),
+        "pairs": [_pair(pair) for pair in pairs],
+        **curves(runs, shown_metrics(runs, num_values)),
+    }
+
+
+def varying_keys(runs: Sequence[Run]) -> list[str]:
+    """Config keys whose values differ between runs, those that distinguish the arms first; the algorithm is one of them."""
+    first = distinguishing_keys(runs) if runs else []
+    return [*(["choices.algo"] if len({run.algo for run in runs}) > 1 else []), *first][:MAX_KEYS]
+
+
+def script_json(value: object) -> Markup:
+    """JSON for a <script type="application/json"> of a page: no character of it can end the element."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(SAFE)
+    return Markup(text)  # noqa: S704  # nothing in it is markup any more
+
+
+def look(line: Line) -> list[object]:
+    """Colors on light and on dark, and lengths of dashes and gaps."""
+    return [line.color, line.dark, [] if isinstance(line.dashes, str) else [2 * length for length in line.dashes[1]]]
+
+
+def number(value: float) -> float | None:
+    """Six digits, or None where a value is not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _run(run: Run, group: Group, keys: Sequence[str], settings: Settings) -> dict[str, object]:
+    return {
+        "id": run.run_id,
+        "href": link(run.folder, settings.out),
+        "task": run.task,
+        "algo": run.algo,
+        "label": group.label,
+        "seed": run.seed,
+        "status": run.status,
+        "used": run in group.used,
+        "config": [printable(str(run.config.get(key, "none")), MAX_SHOWN) for key in keys],
+    }
+
+
+def link(path: Path, out: str) -> str:
+    """A relative link from the page to a file."""
+    return quote(os.fsencode(os.path.relpath(path, out)))
+
+
+def _published(groups: Sequence[Group], anchors: Anchors) -> list[dict[str, object]]:
+    """Published returns of the tasks, algorithms and lengths of the groups."""
+    found = {}
+    for group in groups:
+        steps = group.runs[0].config.get("total_env_steps")
+        for by_arm in anchors.values():
+            for arm, by_task in by_arm.items():
+                anchor = by_task.get(group.task)
+                if anchor is not None and anchor.steps == steps and canonical_name("algo", arm) == group.algo:
+                    text = f"{anchor.source}, {arm}"
+                    found[group.task, text] = {
+                        "task": group.task, "text": text, "value": anchor.value, "sd": number(anchor.sd), "n": anchor.n,
+                    }  # fmt: skip
+    return list(found.values())
+
+
+def _pair(pair: Pair) -> dict[str, object]:
+    return {
+        "label": pair.label,
+        "task": pair.task,
+        "seed": pair.seed,
+        "prompt": pair.before.prompt,
+        "id": pair.before.prompt_id,
+        "sides": [_sample("before (the reference)", pair.before), _sample(f"after iteration {pair.after.iteration}", pair.after)],
+    }
+
+
+def _sample(title: str, sample: Sample) -> dict[str, object]:
+    parts = {"proxy": sample.proxy, **sample.terms, "gold": sample.gold, "KL": sample.kl_ref}
+    scores = {name: number(value) for name, value in parts.items() if math.isfinite(value)}
+    return {"title": title, "text": sample.completion, "scores": scores, "tokens": sample.length}

@@ -1,0 +1,166 @@
+"""Figures that are computed before the page is opened, as data that its script draws: curves, paths and intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from rgpo.report.figures.aggregates import Aggregate
+from rgpo.report.figures.frontier import Plane, Trajectory
+from rgpo.report.figures.gates import Curve
+from rgpo.report.figures.proxy_against_gold import LOOKS
+from rgpo.report.figures.series import Panel, Series
+from rgpo.report.read.groups import Group
+from rgpo.report.settings import Settings
+from rgpo.report.stats.bootstrap import Floats, Interval
+from rgpo.report.tables.bench import Case, median_and_range
+from rgpo.report.tables.matched import REWARDS, against_baseline
+
+MAX_POINTS = 100  # of a curve
+MAX_SEEDS = 5  # of a curve, drawn singly
+LOG = {  # figure -> logarithmic axes
+    "epoch_drift": (False, True),
+    "spikes": (True, False),
+    "ratio_tails": (True, True),
+    "frontier": (False, False),
+}
+
+
+def drawn(name: str, panels: Sequence[object]) -> list[dict[str, object]]:
+    """One mapping per pair of axes, of the kinds that the page's script knows.
+
+    Raises: TypeError for panels of another kind.
+    """
+    log_x, log_y = LOG.get(name, (False, False))
+    made: list[dict[str, object]] = []
+    for panel in _gates(panels) if panels and isinstance(panels[0], Curve) else panels:
+        if isinstance(panel, Panel):
+            made.append(_curves(panel, log_x and panel.x_label != "update", log_y))
+        elif isinstance(panel, Plane):
+            made.append(_paths(panel))
+        elif isinstance(panel, Aggregate):
+            level = 0.5 if name == "improvement" else 1.0
+            made.append(_intervals(panel.name, "P(better)" if name == "improvement" else "normalized score", panel.found, level))
+        elif isinstance(panel, Case):
+            main = {who: one for who, one in panel.contestants.items() if "," not in who}  # without our other gates
+            speeds = {who: median_and_range(list(one.speed.values())) for who, one in main.items()}
+            made.append(_intervals(panel.name, f"{panel.unit} per CPU-second", speeds, 0.0))
+        else:
+            raise TypeError(f"{name}: panels of type {type(panel).__name__} have no drawing on the page")
+    return made
+
+
+def equal_kl(groups: Sequence[Group], settings: Settings) -> list[dict[str, object]]:
+    """Per reward, the change of every arm against the baseline at the largest KL that all its runs and the baseline's reach."""
+    made = []
+    for name, column in REWARDS.items():
+        for task in sorted({group.task for group in groups}):
+            found = against_baseline([group for group in groups if group.task == task], column, settings)
+            rows = {f"{group.label} at {levels[-1].level:.2g} nats": (group, levels[-1].change) for group, _, levels in found}
+            if rows:
+                title = f"{task}: {name}, at equal KL, change against {found[0][1].label}"
+                panel = _intervals(title, "percent", {label: change for label, (_, change) in rows.items()}, 0.0)
+                panel["looks"] = {label: group.label for label, (group, _) in rows.items()}
+                made.append(panel)
+    return made
+
+
+def _curves(panel: Panel, log_x: bool, log_y: bool) -> dict[str, object]:
+    return {
+        "kind": "curves",
+        "title": panel.title or panel.task,
+        "x": panel.x_label,
+        "y": panel.y_label.replace("\n", " "),
+        "logX": log_x,
+        "logY": log_y,
+        "levels": list(panel.levels),
+        "curves": [_series(series) for series in panel.series],
+    }
+
+
+def _series(series: Series) -> dict[str, object]:
+    at = _chosen(len(series.x))
+    return {
+        "label": series.label,
+        "x": _numbers(series.x[at]),
+        "y": _numbers(series.mean[at]),
+        "low": _numbers(series.low[at]),
+        "high": _numbers(series.high[at]),
+        "seeds": [[_numbers(x[_chosen(len(x))]), _numbers(y[_chosen(len(y))])] for x, y in series.seeds[:MAX_SEEDS]],
+        "n": series.num_seeds,
+    }
+
+
+def _paths(plane: Plane) -> dict[str, object]:
+    """Rewards over KL of several labels, or of one label by two reward models."""
+    names = [curve.label for curve in plane.series]
+    pair = len(names) == len(LOOKS) and len(set(names)) == 1
+    names = list(LOOKS) if pair else names
+    return {
+        "kind": "curves",
+        "title": f"{plane.series[0].label}, {plane.task}" if pair else plane.task,
+        "x": "KL(policy || reference), nats per completion",
+        "y": plane.y_label.replace("\n", " "),
+        "logX": False,
+        "logY": False,
+        "levels": [0],
+        "curves": [
+            _trajectory(curve) | ({"label": name} if pair else {}) for curve, name in zip(plane.series, names, strict=True)
+        ],
+    }
+
+
+def _trajectory(curve: Trajectory) -> dict[str, object]:
+    seeds = [[_numbers(x), _numbers(y)] for x, y in curve.seeds[:MAX_SEEDS]]
+    cross = [[_number(end) for end in interval] for interval in (curve.end_kl, curve.end_reward)]
+    x, y = _numbers(curve.kl), _numbers(curve.reward)
+    bars = [[_number(level), _number(found.low), _number(found.high)] for level, found in curve.levels]
+    return {"label": curve.label, "x": x, "y": y, "seeds": seeds, "path": True, "cross": cross, "bars": bars}
+
+
+def _intervals(title: str, unit: str, found: Mapping[str, Interval], level: float | None) -> dict[str, object]:
+    rows = [
+        {"label": label, "value": _number(i.value), "low": _number(i.low), "high": _number(i.high)} for label, i in found.items()
+    ]
+    return {"kind": "intervals", "title": title, "x": unit, "level": level, "rows": rows}
+
+
+def _gates(curves: Iterable[object]) -> list[Panel]:
+    """A panel per gate: g and w for A >= 0, and for A < 0 where that differs."""
+    by_gate: dict[str, list[Curve]] = {}
+    for curve in curves:
+        if isinstance(curve, Curve):
+            by_gate.setdefault(curve.gate, []).append(curve)
+    panels = []
+    for gate, sides in by_gate.items():
+        series = []
+        for what in ("gate_value", "weight"):
+            first = getattr(sides[0], what)
+            for curve in sides:
+                y = getattr(curve, what)
+                alike = y.shape == first.shape and np.allclose(y, first, rtol=1e-4, atol=1e-6, equal_nan=True)
+                if curve is sides[0] or not alike:
+                    label = f"{'g' if what == 'gate_value' else 'w = dg/dd'}, A {'≥' if curve.advantage > 0 else '<'} 0"
+                    nothing = np.full(len(y), np.nan)
+                    shown = np.where((y >= -1) & (y <= 3.2), y, np.nan)
+                    series.append(Series(label, curve.log_ratio, shown, nothing, nothing, (), 0))
+        panels.append(Panel("", "log ratio d, nats", "", tuple(series), title=gate))
+    return panels
+
+
+def _chosen(num_points: int) -> slice | np.ndarray:
+    """Places of at most MAX_POINTS points, the first and the last included."""
+    if num_points <= MAX_POINTS:
+        return slice(None)
+    return np.unique(np.linspace(0, num_points - 1, MAX_POINTS).astype(int))
+
+
+def _numbers(values: Floats) -> list[float | None]:
+    return [_number(value) for value in values]
+
+
+def _number(value: float) -> float | None:
+    """Four digits, or None, for which JSON has a word, where a value is not finite."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None

@@ -1,0 +1,91 @@
+"""The first screen: the verdict in a box, what to use instead, and what a user's own sweep gets in their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import report_fixtures as fixtures
+
+from rgpo.report.cli import main, parse
+from rgpo.report.read.groups import Group, group_runs
+from rgpo.report.read.load import read_runs
+from rgpo.report.read.workers import workers
+from rgpo.report.tables.advice import BETTER, DRIFT, FEW, NOISE, WORSE, advice
+from rgpo.report.tables.matched import matched_table
+
+FAST = ["num_resamples=100", "figures=[]"]
+
+
+def groups(results: Path, returns: dict[str, list[float]], tasks: tuple[str, ...] = ("hopper",)) -> list[Group]:
+    """Groups of runs whose training return is constant."""
+    for task in tasks:
+        for algo, values in returns.items():
+            for seed, value in enumerate(values, start=1):
+                fixtures.write_run(results, task, algo, seed, 5, metrics={"return/train_mean": np.full(5, value)})
+    with workers(0) as serial:
+        runs, _ = read_runs(results / "first_evidence", {"return/train_mean"}, 0.1, (0.04,), serial)
+    return group_runs(runs)[0]
+
+
+@pytest.mark.parametrize(
+    ("returns", "outcomes", "headline"),
+    [
+        ({"ppo": [10.0, 11, 12], "rgpo": [20.0, 21, 22]}, {"rgpo": BETTER}, "Use rgpo: better than ppo by more than noise"),
+        ({"ppo": [10.0, 11, 12], "rgpo": [10.5, 11, 12]}, {"rgpo": NOISE}, "Use ppo: no other arm is better by more than noise"),
+        ({"ppo": [10.0, 11, 12], "rgpo": [1.0, 2, 3]}, {"rgpo": WORSE}, "Avoid rgpo: worse by more than noise"),
+        ({"ppo": [10.0, 11], "rgpo": [20.0, 21]}, {"rgpo": FEW}, "Undecided: every arm has fewer than 3 seeds"),
+    ],
+)
+def test_the_best_arm_is_recommended_only_beyond_noise(
+    returns: dict[str, list[float]], outcomes: dict[str, str], headline: str, tmp_path: Path
+) -> None:
+    found = advice([("sweep", groups(tmp_path, returns))], parse([])[0])
+    assert found is not None and headline in found.headlines[0]
+    assert {arm.label: arm.outcome for arm in found.contests[0].arms} == {"ppo": "", **outcomes}
+    assert found.contests[0].arms[0].mean == max(np.mean(values) for values in returns.values())
+
+
+def test_one_arm_alone_is_no_contest(tmp_path: Path) -> None:
+    assert advice([("sweep", groups(tmp_path, {"ppo": [1.0, 2, 3]}))], parse([])[0]) is None
+
+
+def test_a_sweep_without_ppo_has_a_baseline_and_a_sentence_about_it(here: Path) -> None:
+    for sharpness in (4.0, 10.0):
+        for seed in (1, 2, 3):
+            fixtures.write_run(here / "results", algo="rgpo", seed=seed, name="sweep", gate={"sharpness": sharpness})
+    assert main([*FAST]) == 0
+    page = (here / "report/index.html").read_text()
+    assert "Which arm is best?" in page and "Does RGPO reproduce?" not in page and 'id="claims"' not in page
+    assert "ppo was not run, so arms are compared with rgpo sharpness=4" in page
+    rows = fixtures.read_csv(here / "report/sweep/tables/comparisons.csv")
+    assert {row["baseline"] for row in rows} == {"rgpo sharpness=4"}
+
+
+def test_the_first_screen_answers_for_the_experiments_of_the_claims(here: Path) -> None:
+    fixtures.write_experiment(here / "results", tasks=("hopper",), algos=("ppo", "rgpo"), iterations=5)
+    assert main([*FAST]) == 0
+    page = (here / "report/index.html").read_text()
+    assert page.index("Does RGPO reproduce?") < page.index("What should I use instead?") < page.index('id="first_evidence"')
+    assert "Not decided yet: of the paper&#39;s 13 claims 1 undecided, 12 not tested." in page
+
+
+def test_more_reward_at_more_kl_alone_is_no_reason_to_use_an_arm(tmp_path: Path) -> None:
+    """Two arms on one frontier, reward sqrt(KL) less a tenth: the one that goes further ends higher and is not recommended."""
+    for algo, end, factor in (("ppo", 4.0, 1.0), ("grpo", 16.0, 0.9)):
+        for seed in (1, 2, 3):
+            kl = end * np.linspace(0.05, 1, 20)
+            columns = {"kl/eval_ref_sequence": kl, "reward/eval_proxy_change": factor * (1 + 0.01 * seed) * np.sqrt(kl)}
+            fixtures.write_run(tmp_path, "qwen_rlhf", algo, seed, 20, metrics=columns, scale="embedded")
+    columns = {"kl/eval_ref_sequence", "reward/eval_proxy_change"}
+    with workers(0) as serial:
+        runs, _ = read_runs(tmp_path / "first_evidence", columns, 0.1, (0.04,), serial)
+    members = group_runs(runs)[0]
+    found = advice([("sweep", members)], parse([])[0])
+    assert found is not None and {arm.label: arm.outcome for arm in found.contests[0].arms} == {"grpo": DRIFT, "ppo": ""}
+    assert found.headlines[0].startswith("Use ppo: ") and "only with more KL to the reference: grpo" in found.headlines[0]
+    table = matched_table(members, parse([])[0])
+    rows = table.rows if table else ()
+    assert [row["kl"] for row in rows] == pytest.approx([1, 2, 3, 4])
+    assert [row["percent"] for row in rows] == pytest.approx([-10] * 4, abs=2)  # linear between evaluations of a square root
