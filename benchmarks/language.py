@@ -1,9 +1,11 @@
 """GRPO on the same model, ours beside TRL's GRPOTrainer: tokens per CPU-second, time per phase, peak memory.
 
     pip install -e ".[llm,bench]"
-    python benchmarks/language.py [rounds] [out.parquet] [tiny] [smollm2]
+    python benchmarks/language.py [rounds] [out.parquet] [case ...]
 
-Cases: tiny, a random Qwen2 of 0.15 M parameters, all of them trained; smollm2, SmolLM2-135M-Instruct from rgpo's cache, LoRA.
+Cases: tiny_TxG, a random Qwen2 of 0.15 M parameters, all of them trained, with completions of at most T = 32, 128 or 512 tokens
+in groups of G = 4, 16 or 32; prompt_G, the same model with prompts longer than the 32 tokens of its completions; smollm2 and
+smollm2_256, SmolLM2-135M-Instruct from rgpo's cache, LoRA, with 32 and 256 tokens. Rows of other cases in out.parquet are kept.
 Both sides: one thread, float32, the same weights, prompts, reward function and adapters, 2 passes over each batch in one
 minibatch, clip 0.2, group-relative advantages, KL to the reference 0.04 (k3), Adam; ours with its diagnostics. Contestants are
 interleaved, each in a fresh process; CPU seconds and tokens are counted after the warm-up. Tokens are prompt + completion
@@ -206,7 +208,9 @@ def main(words: Sequence[str]) -> None:
     if len(words) > 1:
         import pandas as pd
 
-        pd.DataFrame(rows).to_parquet(words[1])
+        measured = {row["case"] for row in rows}
+        earlier = pd.read_parquet(words[1]) if Path(words[1]).exists() else pd.DataFrame({"case": []})
+        pd.concat([earlier[~earlier["case"].isin(measured)], pd.DataFrame(rows)]).to_parquet(words[1], index=False)
 
 
 if __name__ == "__main__":

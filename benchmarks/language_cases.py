@@ -26,7 +26,7 @@ SENTENCE = "I have a friend who says that most people do not know how to ask for
 
 
 def tiny_case(group_size: int, max_new_tokens: int, words: int = 8) -> Case:
-    """32 completions per iteration under a random Qwen2 of 0.15 M parameters; words: of a prompt, about two tokens each."""
+    """32 completions per iteration under a random Qwen2 of 0.15 M parameters; words: of a prompt, about four tokens each."""
     return Case(
         num_prompts=32 // group_size,
         group_size=group_size,
@@ -40,26 +40,31 @@ def tiny_case(group_size: int, max_new_tokens: int, words: int = 8) -> Case:
     )
 
 
-CASES = {
-    **{f"tiny_{t}x{g}": tiny_case(g, t) for t in (32, 128, 512) for g in (4, 16, 32)},
-    **{f"prompt_{g}": tiny_case(g, 32, words=96) for g in (4, 16)},
-    "smollm2": Case(  # prompts of 40 to 80 tokens; HH-RLHF's harmless ones under the chat template have 33 to 96, 55 on average
+def smollm2_case(max_new_tokens: int) -> Case:
+    """Prompts of 40 to 80 tokens; HH-RLHF's harmless ones under the chat template have 33 to 96, 55 on average."""
+    return Case(
         num_prompts=4,
         group_size=4,
-        max_new_tokens=32,
+        max_new_tokens=max_new_tokens,
         prompts=[" ".join((SENTENCE.split() * 5)[i : i + 40 + 8 * (i % 6)]) for i in range(24)],
         lora={"rank": 16, "alpha": 32.0, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
         lr=2e-4,
         micro_batch_size=8,
         warm_up=1,
         iterations=3,
-    ),
+    )
+
+
+CASES = {
+    **{f"tiny_{t}x{g}": tiny_case(g, t) for t in (32, 128, 512) for g in (4, 16, 32)},
+    **{f"prompt_{g}": tiny_case(g, 32, words=64) for g in (4, 16)},
+    **{name: smollm2_case(tokens) for name, tokens in (("smollm2", 32), ("smollm2_256", 256))},
 }
 
 
 def find_model(name: str, folder: Path) -> Path:
     """The case's checkpoint: SmolLM2 as rgpo downloads and converts it, or the tiny one, written below folder."""
-    if name == "smollm2":
+    if name.startswith("smollm2"):
         from rgpo.language.sources.smollm2 import convert
         from rgpo.paths import cache_dir
 

@@ -22,7 +22,7 @@ from rgpo.report.read.load import CHECKED, queued, run_folders
 from rgpo.runtime import manifest, run_folder
 from rgpo.runtime.own_metrics import glossary, sample_columns
 from rgpo.runtime.reader import Unreadable, printable, user_path
-from rgpo.runtime.resources import limited_threads
+from rgpo.runtime.resources import compute_threads, limited_threads
 from rgpo.runtime.schema import SAMPLES
 from rgpo.runtime.settings import Settings
 
@@ -219,7 +219,7 @@ class Run:
         Raises: ConfigError if there is no checkpoint that can be read, or a number of episodes for a task that has none.
         """
         task = self.task if num_episodes is None else self._with_episodes(num_episodes)
-        with limited_threads(Settings.of(self.config).num_threads):
+        with limited_threads(compute_threads(task, Settings.of(self.config).num_threads)):
             return task.evaluate(self._parts.policy)
 
     def _with_episodes(self, num_episodes: int) -> Task:

@@ -83,11 +83,14 @@ main()
 """
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_numpy_and_torch_take_the_threads_a_run_was_given(threads: int, tmp_path: Path) -> None:
-    """numpy takes every core when it is imported, waits for work by spinning, and divides its products by their number."""
+@pytest.mark.parametrize(("width", "given", "threads"), [(64, 1, 1), (64, 2, 1), (300, 2, 2)])
+def test_numpy_and_torch_take_the_threads_a_run_was_given(width: int, given: int, threads: int, tmp_path: Path) -> None:
+    """numpy takes every core when it is imported, waits for work by spinning, and divides its products by their number.
+
+    Small networks compute on one thread, so that no run is slower with more, and all have the same bits.
+    """
     env = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
-    words = [*TINY, "algo=ppo", "num_iterations=1", f"num_threads={threads}"]
+    words = [*TINY, "algo=ppo", "num_iterations=1", f"num_threads={given}", f"task.policy.hidden_sizes=[{width}]"]
     command = [sys.executable, "-c", THREADS_OF_A_RUN, *words]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert f"threads {threads}\n" in done.stdout

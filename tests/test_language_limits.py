@@ -15,6 +15,7 @@ from tiny_models import make_assets, write_model
 
 from rgpo.cli.config import compose_jobs
 from rgpo.errors import ConfigError
+from rgpo.language.assets import Log
 from rgpo.language.data.build_cache import artifact_folder, build_once
 from rgpo.language.data.chat import apply_chat_template
 from rgpo.language.data.dataset import check_data, find_files, read_pairs
@@ -136,7 +137,7 @@ def test_one_flipped_bit_of_a_build_is_noticed(tmp_path: Path) -> None:
     """In any file, the report and the stamp among them; a stamp without the report's digest is an earlier version's."""
     built: list[int] = []
 
-    def build(aside: Path) -> dict[str, Any]:
+    def build(aside: Path, log: Log) -> dict[str, Any]:
         (aside / "model").mkdir(parents=True)
         (aside / "model" / "weights").write_bytes(bytes(range(256)))
         built.append(1)

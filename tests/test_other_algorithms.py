@@ -105,7 +105,8 @@ def test_the_report_has_both_with_their_units(whole: dict[str, Job], tmp_path: P
     code = report.main([f"results_dir={results}", f"out={tmp_path}", "figures=[own_metrics,kl]", "format=svg"])
     assert code == 0, capsys.readouterr().err
     page = (tmp_path / "index.html").read_text()
-    assert "a2c/value_loss [reward^2]" in " ".join(page.split()) and "dpo/margin [nats]" in " ".join(page.split())
+    for name, unit in (("a2c/value_loss", "reward^2"), ("dpo/margin", "nats")):
+        assert f'"name":"{name}","unit":"{unit}"' in page
 
 
 def test_both_can_be_listed_and_printed(

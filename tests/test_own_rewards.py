@@ -104,7 +104,8 @@ def test_report_and_evaluation_show_every_term(parts: Path, tmp_path: Path, caps
     assert report.main(["results_dir=results", f"out={tmp_path}/report", "figures=[own_metrics]", "format=svg"]) == 0
     page = " ".join((tmp_path / "report/index.html").read_text().split())
     last = samples[samples["iteration"] == 2].iloc[0]
-    assert f"vowels {last['reward/vowels']:.3f}" in page and "reward/vowels_mean [score]" in page
+    score = float(f"{last['reward/vowels']:.6g}")
+    assert f'"vowels":{score}' in page and '"name":"reward/vowels_mean","unit":"score"' in page
     table = pd.read_csv(tmp_path / "report/default/tables/reward_terms.csv").set_index("term")
     frame = pd.read_parquet(ran.folder / "metrics.parquet")
     for name in ("brevity", "vowels"):

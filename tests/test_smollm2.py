@@ -20,6 +20,7 @@ from tiny_models import TEMPLATE, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rgpo.errors import ConfigError, NonFiniteError
+from rgpo.language.assets import Log
 from rgpo.language.data.build_cache import artifact_folder, build_once
 from rgpo.language.data.pypi_archive import Archive, fetch
 from rgpo.language.rewards.pairwise import CompletionFeatures, PairwiseRewardModel, RewardHead, margin_accuracy, train_head
@@ -156,7 +157,7 @@ def test_a_build_is_whole_or_not_at_all(tmp_path: Path) -> None:
     folder = artifact_folder(tmp_path, "thing", {"x": 1})
     assert folder != artifact_folder(tmp_path, "thing", {"x": 2}) and folder.name.startswith("thing-")
 
-    def build(aside: Path, fails: bool = False) -> dict[str, Any]:
+    def build(aside: Path, log: Log, fails: bool = False) -> dict[str, Any]:
         aside.mkdir()
         (aside / "data").write_text("whole")
         if fails:
@@ -164,12 +165,12 @@ def test_a_build_is_whole_or_not_at_all(tmp_path: Path) -> None:
         return {"n": 3}
 
     with pytest.raises(RuntimeError, match="killed"):
-        build_once(folder, {"x": 1}, lambda aside: build(aside, True), quiet, "lock", "thing")
+        build_once(folder, {"x": 1}, lambda aside, log: build(aside, log, True), quiet, "lock", "thing")
     assert not folder.exists()
     report = build_once(folder, {"x": 1}, build, quiet, "lock", "thing")
     assert report["n"] == 3 and (folder / "data").read_text() == "whole"
 
-    def never(aside: Path) -> dict[str, Any]:
+    def never(aside: Path, log: Log) -> dict[str, Any]:
         raise AssertionError
 
     assert build_once(folder, {"x": 1}, never, quiet, "lock", "thing") == report

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rgpo.errors import ConfigError
 from rgpo.runtime import checkpoint, manifest, reader
 from rgpo.runtime.former import canonical_config
-from rgpo.runtime.resources import limited_threads
+from rgpo.runtime.resources import compute_threads, limited_threads
 from rgpo.runtime.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def restore_parts(run: StoredRun) -> Parts:
             f"{run.folder}: has no {checkpoint.NAME}, from which the policy is restored; repeat the run with force=true."
         )
     settings = Settings.of(run.config)
-    with limited_threads(settings.num_threads):
-        task, algorithm = build(run.config)
+    task, algorithm = build(run.config)
+    with limited_threads(compute_threads(task, settings.num_threads)):
         policy, _ = set_up(settings, task, algorithm)
         restore(saved, task, policy, algorithm)
     return Parts(task, policy, algorithm, saved["iteration"], saved["env_steps"])

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from rgpo.control.policy import ControlPolicy, ControlRollout
 
 VERSION = accept(lambda name: re.fullmatch(r"v[0-9]{1,9}", name) is not None, "must be a version such as v4 or v5.")
+SMALL_LAYER = 256  # units of a hidden layer that one thread computes as fast as several
 LONGEST_EVALUATION = 10_000  # steps after which an evaluation episode without a time limit is cut
 
 
@@ -57,12 +59,13 @@ class Control:
     clip_observation: float = field(metadata=POSITIVE)
     clip_reward: float = field(metadata=POSITIVE)
     num_eval_episodes: int = field(metadata=count(100_000))
-    backend: str  # auto steps MuJoCo directly where the id is known; gymnasium or mujoco force one
+    backend: str  # auto steps MuJoCo and CartPole itself where the id is known; gymnasium or mujoco force one
     env_kwargs: Mapping[str, object]  # of gymnasium.make
     wrappers: list[Wrapper] = field(default_factory=list)  # around each environment, the first one inside
     action_bounds: str = field(default="clip", metadata=one_of("clip", "rescale"))  # rescale: [-1, 1] onto finite bounds of a Box
     staleness: int = field(default=0, metadata=count(100, least=0))
     correction_cap: float | None = field(default=None, metadata=or_null(POSITIVE))  # null: ratios to the drawing policy
+    num_threads: int = field(default=1, init=False, repr=False)  # that step environments
 
     def __post_init__(self) -> None:
         require(isinstance(self.env_id, str) and self.env_id != "???", "task.env_id", self.env_id, "give a gymnasium id.")
@@ -100,9 +103,16 @@ class Control:
         """The number of whole iterations that collect at least total_env_steps."""
         return -(-total_env_steps // self.batch_size)
 
+    def divide_threads(self, num_threads: int) -> int:
+        """Step environments on that many threads; returns those that compute: one, which is faster, for small networks."""
+        self.num_threads = num_threads
+        return 1 if isinstance(self.policy, MLP) and max(self.policy.hidden_sizes) <= SMALL_LAYER else num_threads
+
     def make_env(self, num_envs: int) -> VectorEnv:
         """Copies of the environment."""
-        return make_vector_env(self.full_id, num_envs, self.backend, self.wrappers, **self.env_kwargs)
+        env = make_vector_env(self.full_id, num_envs, self.backend, self.wrappers, **self.env_kwargs)
+        env.use_threads(self.num_threads)
+        return env
 
     def setup(self, seed: int, requirements: Requirements) -> None:
         """Make and seed the environments; the reward normalizer has the algorithm's discount."""
@@ -191,16 +201,8 @@ class Control:
         if self._num_restarted:
             metrics["return/num_restarted"] = float(self._num_restarted)
             self._num_restarted = 0
-        return ControlRollout(
-            observation=seen,
-            action=actions,
-            reward=reward,
-            terminated=terminated,
-            done=done,
-            value=value,
-            next_value=next_value,
-            metrics=metrics,
-        )
+        made = partial(ControlRollout, observation=seen, action=actions, reward=reward, terminated=terminated, done=done)
+        return made(value=value, next_value=next_value, metrics=metrics)
 
     def _step(self, action: Array, seen: Array) -> Step:
         """One step of every environment; seen: the observations (t, E, D) that led to the actions."""

@@ -31,6 +31,12 @@ def jobs_that_fit(threads: int, memory_gb: float) -> int:
     return max(1, min(num_cpus() // threads, int(min(available_gb() / memory_gb, 2**31))))
 
 
+def compute_threads(task: object, number: int) -> int:
+    """Threads of torch and BLAS in a run that was given a number of threads: a task may keep them for its environments."""
+    divide = getattr(task, "divide_threads", None)
+    return number if divide is None else int(divide(number))
+
+
 @contextmanager
 def limited_threads(number: int) -> Iterator[None]:
     """Compute with that many threads of torch and of numpy's BLAS, which would take every core and wait for work by spinning."""

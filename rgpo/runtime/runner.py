@@ -11,7 +11,7 @@ from rgpo import distributed
 from rgpo.errors import MAX_LINE, OutOfMemory, is_out_of_memory, printable
 from rgpo.learning.types import Algorithm, Metrics, Task
 from rgpo.runtime import manifest, run_folder
-from rgpo.runtime.resources import limited_threads
+from rgpo.runtime.resources import compute_threads, limited_threads
 from rgpo.runtime.session import Session
 from rgpo.runtime.signals import Interrupted, Signals
 from rgpo.runtime.streams import tolerant_output
@@ -33,7 +33,8 @@ def run(config: Mapping[str, object], task: Task, algorithm: Algorithm, run_dir:
             print(f"{printable(str(run_dir), MAX_LINE)}: already complete, skipped (force=true runs it again){but}", flush=True)
         else:
             session = Session(config, task, algorithm, run_dir, config_hash, command)
-            with Signals() as signals, _recorded(session), limited_threads(session.settings.num_threads):
+            num_threads = compute_threads(task, session.settings.num_threads)
+            with Signals() as signals, _recorded(session), limited_threads(num_threads):
                 session.start()
                 if _loop(session, signals):
                     session.write_state("interrupted", f"paused after iteration {session.iteration}")

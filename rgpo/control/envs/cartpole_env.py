@@ -116,6 +116,9 @@ class CartPoleVector:
             self._set_elapsed(i, saved["elapsed"])
         return restarts
 
+    def use_threads(self, num_threads: int) -> None:
+        """One thread: all copies are one array."""
+
     def close(self) -> None:
         """Nothing to release."""
 

@@ -147,6 +147,9 @@ class GymnasiumVector:
             for env, recording in zip(self._envs, self._recordings, strict=True)
         ]
 
+    def use_threads(self, num_threads: int) -> None:
+        """One thread: Python's lock lets one copy step at a time."""
+
     def close(self) -> None:
         for env in self._envs:
             try:

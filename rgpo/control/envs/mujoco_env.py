@@ -8,7 +8,10 @@ order, so that results agree to the last bit; tests/test_environments.py compare
 from __future__ import annotations
 
 import ctypes
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import TypedDict, cast
@@ -19,6 +22,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import seeding
 
+from rgpo.control.envs.crew import Crew
 from rgpo.control.envs.mujoco_tasks import EPISODE_STEPS, TASKS, bounds
 from rgpo.control.envs.vector_env import Flags, Floats, Restart, SavedEnvs, Step, check_saved
 from rgpo.core.rollout import Array
@@ -66,6 +70,8 @@ class MujocoVector:
         self._views = [self._physics_views(i) for i in range(num_envs)]
         self._loop = list(zip(self._data, [d.ctrl for d in self._data], self._action, self._views, strict=True))
 
+        self.use_threads(1)
+
         # observation = (qpos[num_hidden:], qvel, forces on every body but the world)
         num_moving = size - task.num_hidden
         self.observation_size = num_moving + (self._forces.shape[1] - 6 if task.contact_cost is not None else 0)
@@ -103,16 +109,7 @@ class MujocoVector:
         np.minimum(self._above_low, self._high, out=self._action)
         np.copyto(self._x_before, self._x)
 
-        model, frame_skip, advance = self._model, self._task.frame_skip, mujoco.mj_step
-        has_forces = self._task.contact_cost is not None
-        for data, control, action, views in self._loop:
-            control[:] = action
-            advance(model, data, frame_skip)
-            if has_forces:  # outputs only: without it the trajectory is the same
-                mujoco.mj_rnePostConstraint(model, data)
-            for target, source in views:
-                target[:] = source
-
+        self._simulate()
         self._observe()
         truncated = self._check_end()
         np.subtract(self._x, self._x_before, out=self._distance)
@@ -124,6 +121,18 @@ class MujocoVector:
             self._begin(i)
         self._observe()
         return Step(self._observation, self._terminated, truncated, self._final)
+
+    def _simulate_some(self, loop: Sequence[tuple[mujoco.MjData, Array, Array, list[tuple[Array, Array]]]]) -> None:
+        """The physics of some environments; MuJoCo computes without Python's lock."""
+        model, frame_skip, advance = self._model, self._task.frame_skip, mujoco.mj_step
+        has_forces = self._task.contact_cost is not None
+        for data, control, action, views in loop:
+            control[:] = action
+            advance(model, data, frame_skip)
+            if has_forces:  # outputs only: without it the trajectory is the same
+                mujoco.mj_rnePostConstraint(model, data)
+            for target, source in views:
+                target[:] = source
 
     def rewards(self) -> Floats:
         """The formula of ``mujoco_tasks``, in gymnasium's order of operations."""
@@ -169,6 +178,12 @@ class MujocoVector:
                 target[:] = source
             self._x[i] = saved["x"]
         return []
+
+    def use_threads(self, num_threads: int) -> None:
+        """Each thread steps some of the copies."""
+        count = min(num_threads, self.num_envs)
+        parts = [partial(MujocoVector._simulate_some, weakref.proxy(self), self._loop[i::count]) for i in range(count)]
+        self._simulate: Callable[[], None] = Crew(parts) if count > 1 else parts[0]
 
     def close(self) -> None:
         """Nothing to release: MuJoCo frees a model with its last reference."""

@@ -82,6 +82,10 @@ class VectorEnv(Protocol):
         """Continue from a saved state: the following steps equal the uninterrupted ones bitwise, except after restarts."""
         ...
 
+    def use_threads(self, num_threads: int) -> None:
+        """Step on that many threads, where several are of use; results are the same bits."""
+        ...
+
     def close(self) -> None:
         """Release resources held by the environments."""
         ...

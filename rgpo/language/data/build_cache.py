@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rgpo.atomic import locked
+from rgpo.atomic import locked, write_text
 from rgpo.errors import ConfigError
 from rgpo.language.assets import Log
 from rgpo.language.data.pypi_archive import sha256_of
@@ -24,7 +26,8 @@ from rgpo.language.data.pypi_archive import sha256_of
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 Settings = Mapping[str, object]
 BuildReport = dict[str, Any]  # what report.json holds
-Builder = Callable[[Path], BuildReport]  # writes into a folder that it creates, and returns its results
+Builder = Callable[[Path, Log], BuildReport]  # writes into a folder that it creates, logs progress, and returns its results
+POLL_S = 1.0  # between two tries to take a lock that another process holds
 
 
 def artifact_folder(cache: Path, name: str, settings: Settings) -> Path:
@@ -33,14 +36,17 @@ def artifact_folder(cache: Path, name: str, settings: Settings) -> Path:
 
 
 def build_once(folder: Path, settings: Settings, build: Builder, log: Log, lock: str, what: str) -> BuildReport:
-    """The report of a folder, which is built first if it is missing or damaged; other processes wait for the one that builds.
+    """The report of a folder, which is built first if it is missing or damaged.
+
+    Other processes wait for the one that builds, and log which one it is and its latest line of progress.
 
     Raises: ConfigError if the parent folder is not writable.
     """
     if not _is_intact(folder):
         with _build_lock(folder.parent, lock, log, what):
             if not _is_intact(folder):  # no other process has built it in the meantime
-                _build_aside(folder, settings, build, log, what)
+                with _shown_progress(_progress_file(folder.parent, lock), log) as shown:
+                    _build_aside(folder, settings, build, shown, what)
     report: BuildReport = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return report
 
@@ -55,13 +61,46 @@ def _build_lock(cache: Path, name: str, log: Log, what: str) -> Iterator[None]:
         raise ConfigError(
             f"RGPO_CACHE={cache}: cannot write there ({error.strerror}); set RGPO_CACHE to a folder that can be written."
         ) from error
-    with locked(file, wait=False) as acquired:
-        if acquired:
-            yield
-            return
-    log(f"{what}: waiting for another process that builds it")
-    with locked(file, wait=True):
-        yield
+    last: str | None = None
+    while True:
+        with locked(file, wait=False) as acquired:
+            if acquired:
+                yield
+                return
+        progress = _read_progress(_progress_file(cache, name))
+        if last is None or progress not in (None, last):
+            last = progress or "another process that builds it"
+            log(f"{what}: waiting for {last}")
+        time.sleep(POLL_S)
+
+
+def _progress_file(cache: Path, name: str) -> Path:
+    return cache / f".{name}.progress"
+
+
+@contextmanager
+def _shown_progress(file: Path, log: Log) -> Iterator[Log]:
+    """A log whose latest line is also kept in a file, with the process and when it began, while the context lasts."""
+    who = f"process {os.getpid()} on {socket.gethostname()}, which builds it since {time.strftime('%H:%M:%S')}"
+
+    def shown(line: str) -> None:
+        write_text(file, f"{who}: {line}\n")
+        log(line)
+
+    write_text(file, f"{who}\n")
+    try:
+        yield shown
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _read_progress(file: Path) -> str | None:
+    """Its first line, None if there is none to read."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return lines[0][:300] if lines else None
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -87,7 +126,7 @@ def _build_aside(folder: Path, settings: Settings, build: Builder, log: Log, wha
     aside = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(aside, ignore_errors=True)
     cpu_s, wall_s = time.process_time(), time.monotonic()
-    report = build(aside)
+    report = build(aside, log)
     sha256 = _digests(aside)
     report["fingerprint"] = hashlib.sha256(json.dumps(sha256).encode()).hexdigest()
     report["versions"] = {name: importlib.metadata.version(name) for name in VERSIONS}

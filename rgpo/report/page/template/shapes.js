@@ -56,7 +56,7 @@ function heatMap(box, { name, rowKey, columnKey, rows, columns, cells, unit }) {
     const line = node("tr", {}, node("th", { scope: "row" }, r));
     for (const c of columns) {
       const cell = cells.get(`${r}\t${c}`), share = cell ? (cell.value - low) / (high - low || 1) : 0;
-      line.append(cell ? node("td", { style: `--share:${Math.round(100 * share)}%`, class: share > 0.55 ? "strong" : "" }, `${short(cell.value)} (${cell.n})`) : node("td", { class: "none" }, "–"));
+      line.append(cell ? node("td", { style: `--share:${Math.round(45 * share)}%` }, `${short(cell.value)} (${cell.n})`) : node("td", { class: "none" }, "–"));
     }
     body.append(line);
   }

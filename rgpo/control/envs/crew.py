@@ -1,0 +1,61 @@
+"""Threads that repeat the parts of one piece of work together, once per step of the environments."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+
+
+class Crew:
+    """Calls every function of a sequence at each call: the first in this thread, each other one in a thread of its own.
+
+    A call costs about 20 us for waking the threads, so it pays for functions that take longer without Python's lock.
+    """
+
+    def __init__(self, parts: Sequence[Callable[[], None]]) -> None:
+        self._first, *others = parts
+        self._workers = [_Worker(part) for part in others]
+        for worker in self._workers:
+            weakref.finalize(self, worker.dismiss)
+
+    def __call__(self) -> None:
+        """Raises: the first error of a part, when all of them have returned."""
+        for worker in self._workers:
+            worker.begin.release()
+        try:
+            self._first()
+        finally:
+            for worker in self._workers:
+                worker.ended.acquire()
+        for worker in self._workers:
+            if worker.error is not None:
+                raise worker.error
+
+
+class _Worker:
+    """One thread; begin and ended are locked while it waits and while it works."""
+
+    def __init__(self, part: Callable[[], None]) -> None:
+        self.begin, self.ended = threading.Lock(), threading.Lock()
+        self.begin.acquire()
+        self.ended.acquire()
+        self.error: BaseException | None = None
+        self._part: Callable[[], None] | None = part
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            self.begin.acquire()
+            if self._part is None:
+                return
+            try:
+                self._part()
+            except BaseException as error:  # raised again by the thread that called
+                self.error = error
+            self.ended.release()
+
+    def dismiss(self) -> None:
+        """End the thread, which waits."""
+        self._part = None
+        self.begin.release()
