@@ -50,7 +50,7 @@ NOWHERE = Facts(run_id="", task="", algo="", seed=0, iteration=0, env_steps=0, c
 
 
 class Size(NamedTuple):
-    """How much is measured: states of a run, batches per state, episodes per policy."""
+    """Amounts that are measured: states of a run, batches per state, episodes per policy."""
 
     states: int = 10
     batches: int = 5
