@@ -11,6 +11,8 @@ import pytest
 from rgpo.report.figures import proxy_against_gold, style
 from rgpo.report.figures.frontier import Plane, Trajectory
 from rgpo.report.figures.render import Job, render
+from rgpo.report.figures.series import Panel, Series
+from rgpo.report.page.panels import drawn
 from rgpo.report.stats.bootstrap import Interval
 
 LINES = {label: style.KNOWN[label] for label in ("ppo", "rgpo")}
@@ -46,3 +48,14 @@ def test_panels_of_algorithms_have_common_limits_that_hold_every_curve(scale: st
     assert len({(axes.get_xlim(), axes.get_ylim()) for axes in figure.axes}) == 1
     (low, high), (bottom, top) = figure.axes[1].get_xlim(), figure.axes[1].get_ylim()
     assert low < 1.0 and high > 8.0 and bottom < 0.0 and top > 1.1
+
+
+@pytest.mark.parametrize(("count", "seeds", "points"), [(16, 3, 100), (17, 0, 40)])
+def test_the_page_draws_no_single_seeds_in_crowded_panels(count: int, seeds: int, points: int) -> None:
+    x = np.linspace(0.0, 1.0, 500)
+    series = tuple(Series(f"x{k}", x, x, x - 1, x + 1, ((x, x),) * 3, 3) for k in range(count))
+    (panel,) = drawn("spikes", [Panel("hopper", "threshold", "updates", series)])
+    curves = panel["curves"]
+    assert isinstance(curves, list) and len(curves) == count
+    assert all((len(curve["seeds"]), len(curve["x"])) == (seeds, points) for curve in curves)
+    assert curves[0]["x"][0] == 0.0 and curves[0]["x"][-1] == 1.0

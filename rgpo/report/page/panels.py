@@ -20,6 +20,8 @@ from rgpo.report.tables.matched import REWARDS, against_baseline
 
 MAX_POINTS = 100  # of a curve
 MAX_SEEDS = 5  # of a curve, drawn singly
+MANY_CURVES = 16  # of a panel; from more, no single seeds, and fewer points: they would be neither legible nor small
+FEW_POINTS = 40
 LOG = {  # figure -> logarithmic axes
     "epoch_drift": (False, True),
     "spikes": (True, False),
@@ -76,19 +78,22 @@ def _curves(panel: Panel, log_x: bool, log_y: bool) -> dict[str, object]:
         "logX": log_x,
         "logY": log_y,
         "levels": list(panel.levels),
-        "curves": [_series(series) for series in panel.series],
+        "curves": [_series(series, len(panel.series) > MANY_CURVES) for series in panel.series],
     }
 
 
-def _series(series: Series) -> dict[str, object]:
-    at = _chosen(len(series.x))
+def _series(series: Series, many: bool) -> dict[str, object]:
+    at = _chosen(len(series.x), FEW_POINTS if many else MAX_POINTS)
     return {
         "label": series.label,
         "x": _numbers(series.x[at]),
         "y": _numbers(series.mean[at]),
         "low": _numbers(series.low[at]),
         "high": _numbers(series.high[at]),
-        "seeds": [[_numbers(x[_chosen(len(x))]), _numbers(y[_chosen(len(y))])] for x, y in series.seeds[:MAX_SEEDS]],
+        "seeds": [
+            [_numbers(x[_chosen(len(x), MAX_POINTS)]), _numbers(y[_chosen(len(y), MAX_POINTS)])]
+            for x, y in (() if many else series.seeds[:MAX_SEEDS])
+        ],
         "n": series.num_seeds,
     }
 
@@ -150,11 +155,11 @@ def _gates(curves: Iterable[object]) -> list[Panel]:
     return panels
 
 
-def _chosen(num_points: int) -> slice | np.ndarray:
-    """Places of at most MAX_POINTS points, the first and the last included."""
-    if num_points <= MAX_POINTS:
+def _chosen(num_points: int, most: int) -> slice | np.ndarray:
+    """Places of at most `most` points, the first and the last included."""
+    if num_points <= most:
         return slice(None)
-    return np.unique(np.linspace(0, num_points - 1, MAX_POINTS).astype(int))
+    return np.unique(np.linspace(0, num_points - 1, most).astype(int))
 
 
 def _numbers(values: Floats) -> list[float | None]:
