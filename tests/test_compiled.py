@@ -251,10 +251,11 @@ def test_a_failing_compiler_is_reported_in_one_line(tmp_path: Path) -> None:
 def test_on_auto_a_failing_compiler_leaves_the_run_uncompiled(
     make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
-        raise CppCompileError(["g++"], "no Python.h")
+    class Refusing(compiled_adam.CompiledEpochs):
+        def __call__(self, *_: Any) -> None:
+            raise CppCompileError(["g++"], "no Python.h")
 
-    monkeypatch.setattr(compiled_adam, "CompiledEpochs", lambda run_epochs, loop: refuse)
+    monkeypatch.setattr(compiled_adam, "CompiledEpochs", Refusing)
     monkeypatch.setattr(compiled_adam, "STEPS_NEW", 1)
     monkeypatch.setattr(compiled_adam, "STEPS_CACHED", 1)
     eager, tried = make_policy(), make_policy()
