@@ -1,7 +1,8 @@
 """python benchmarks/environments.py [word ...]: train 5 iterations in each environment, or record the sentence of its refusal.
 
-Writes docs/environments.md. Words select groups by name; without any, all of those whose packages are installed are run. It needs
-the extras atari and box2d, and minigrid, gymnasium-robotics and shimmy[dm-control].
+Writes docs/environments.md. Words select groups by name, "page" none of them; without any, all of those whose packages are
+installed are run. It needs the extras atari and box2d, and minigrid, gymnasium-robotics and shimmy[dm-control]. What was learned
+with published settings is read from results/zoo.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 ROOT = Path(__file__).parents[1]
 PAGE, RECORD = ROOT / "docs" / "environments.md", Path(__file__).with_suffix(".json")
@@ -69,6 +73,14 @@ GROUPS: dict[str, tuple[str, list[Case]]] = {  # name -> package, environments
 }
 
 
+PUBLISHED = {  # task.env_id -> experiment, and what rl-baselines3-zoo's benchmark.md reports for PPO
+    "LunarLander-v3": ("zoo_lunarlander", "242 +- 32 after 1,000,000 steps (LunarLander-v2)"),
+    "BipedalWalker-v3": ("zoo_bipedalwalker", "288 +- 2 after 5,000,000 steps"),
+    "MountainCarContinuous-v0": ("zoo_mountaincar_continuous", "88 +- 3 after 20,000 steps, with state-dependent exploration"),
+    "minigrid:MiniGrid-Empty-8x8-v0": ("zoo_minigrid_empty", "none for this one; the largest possible return is about 0.96"),
+}
+
+
 def main(words: list[str]) -> None:
     """Run the groups, keep what was found before of the others, and write the table."""
     rows: dict[str, list[list[str]]] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
@@ -83,24 +95,30 @@ def main(words: list[str]) -> None:
             rows[name].append([env_id, *train(env_id, extra)])
             print(name, *rows[name][-1], flush=True)
         RECORD.write_text(json.dumps(rows, indent=1) + "\n")
-        PAGE.write_text(page(rows))
+    PAGE.write_text(page(rows))
 
 
 def train(env_id: str, extra: tuple[str, ...]) -> tuple[str, str]:
     """The words of a run, and its result: iterations with a finite KL, or the sentence that refused it."""
     words = [*(extra if "task=atari" in extra else ("task=gym", *extra)), f"task.env_id={env_id}"]
     size = ["algo=ppo", "num_iterations=5", "task.num_envs=2", "task.num_steps=64", "eval_every=0", "gradvar_every=0"]
-    begun = time.monotonic()
+    begun = cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "rgpo.cli.run", *size, *words, f"results_dir={folder}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     if done.returncode == 0:
         last = next((line for line in reversed(lines) if "iteration 5/5" in line), "")
-        return " ".join(map(quoted, words)), f"trained, {time.monotonic() - begun:.0f} s" if last else lines[-1]
+        return " ".join(map(quoted, words)), f"trained, {cpu_seconds() - begun:.0f} CPU-s" if last else lines[-1]
     sentence = next((line for line in reversed(lines) if line.startswith("rgpo-run:")), lines[-1] if lines else "no output")
     reason = re.sub(r"^rgpo-run: | \(traceback in .*\)$", "", sentence)
     return " ".join(map(quoted, words)), f"refused: {reason}"
+
+
+def cpu_seconds() -> float:
+    """CPU time of the runs so far."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def quoted(word: str) -> str:
@@ -112,15 +130,30 @@ def page(rows: dict[str, list[list[str]]]) -> str:
     """docs/environments.md."""
     parts = ["# Environments that were tried", ""]
     parts += ["Each row is `rgpo-run algo=ppo num_iterations=5 task.num_envs=2 task.num_steps=64` with the words shown, as"]
-    parts += [
-        "`python benchmarks/environments.py` runs it; the time includes imports, on two busy cores. Environments of the script"
-    ]
-    parts += ["without a row were not run.", ""]
+    parts += ["`python benchmarks/environments.py` runs it; the CPU time includes imports.", ""]
+    parts += learned()
     for name, table in rows.items():
         parts += [f"## {name}", "", "| environment | words | result |", "|---|---|---|"]
         parts += [f"| {env_id} | `{words}` | {result.replace('|', ' ')} |" for env_id, words, result in table]
         parts += [""]
     return "\n".join(parts)
+
+
+def learned() -> list[str]:
+    """The table of what PPO learned with published settings, from results/zoo."""
+    parts = ["## Learning with published settings", ""]
+    parts += ["`rgpo-run experiment=...` with each name below; returns of 20 episodes of the deterministic policy after the last"]
+    parts += ["iteration, mean over seeds with their standard deviation.", ""]
+    parts += ["| environment | experiment | steps | seeds | return | published |", "|---|---|---:|---:|---:|---|"]
+    files = sorted((ROOT / "results" / "zoo").glob("*/metrics.parquet"))
+    for env_id, (experiment, published) in PUBLISHED.items():
+        runs = [pd.read_parquet(file) for file in files if f"env_id: {env_id}\n" in (file.parent / "config.yaml").read_text()]
+        returns = np.array([run["return/eval_mean"].dropna().iloc[-1] for run in runs])
+        steps = f"{max(run['env_steps'].iloc[-1] for run in runs):,}" if runs else "-"
+        spread = f" +- {returns.std(ddof=1):.3g}" if len(runs) > 1 else ""
+        mean = f"{returns.mean():.3g}{spread}" if runs else "not run"
+        parts += [f"| {env_id} | `{experiment}` | {steps} | {len(runs)} | {mean} | {published} |"]
+    return [*parts, ""]
 
 
 if __name__ == "__main__":

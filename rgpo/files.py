@@ -42,6 +42,8 @@ def opened(path: Path, limit: int = MAX_TEXT) -> IO[bytes]:
     try:
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise Unreadable.file(path, "it is a link to nothing") from None
         raise Missing(f"{printable(path.name)} is missing") from None
     except IsADirectoryError:
         raise Unreadable.file(path, "it is a folder") from None

@@ -231,6 +231,26 @@ def test_rewards_are_compared_at_equal_kl(gain: Mapping[str, float], outcome: st
     assert "at 5.0" in found.ours
 
 
+@pytest.mark.parametrize(("factor", "outcome"), [(1.3, REPRODUCED), (0.7, CONTRADICTED)])
+def test_a_path_leads_through_the_ends_of_a_seeds_runs(factor: float, outcome: str, here: Path) -> None:
+    """Each run's own path has a KL of 20 and no reward; the ends, at KL 1, 4 and 9, have what its algorithm earns there."""
+    for algo, slope in {"rgpo": factor, "ppo": 1.0, "trpo": 1.0}.items():
+        for seed in (1, 2, 3):
+            for coef, kl in {0.1: 9.0, 0.2: 4.0, 0.4: 1.0}.items():
+                end = slope * (1 + 0.01 * seed) * np.sqrt(kl)
+                columns = {"kl/eval_ref_sequence": np.full(20, 20.0), "reward/eval_proxy_change": np.zeros(20)}
+                columns["kl/eval_ref_sequence"][-2:], columns["reward/eval_proxy_change"][-2:] = kl, end  # the last tenth
+                config = {"penalty": {"coef": coef}}
+                fixtures.write_run(here / "results", "qwen_rlhf", algo, seed, 20, metrics=columns, scale="embedded", **config)
+    rule = {"kind": "dominance", "x": "kl/eval_ref_sequence", "y": "reward/eval_proxy_change"}
+    evidence = {"tasks": ["qwen_rlhf (embedded)"], "over": ["penalty.coef"]}
+    found = verdict(here, claim(here, rule=rule, evidence=evidence))
+    assert found.outcome == outcome and "at 9.0" in found.ours and "3 seeds" in found.setting, found
+    shutil.rmtree(next(run for run in (here / "results").glob("*/*") if "rgpo-s2" in run.name))
+    found = verdict(here, claim(here, rule=rule, evidence=evidence))
+    assert found.outcome == UNDECIDED and "without all of seed 2 of 3" in found.ours, found
+
+
 def test_a_path_is_read_where_it_first_reaches_the_level() -> None:
     x, y = np.array([0.0, 2.0, 1.0, 4.0]), np.array([0.0, 4.0, 7.0, 10.0])
     assert [read_off(x, y, level) for level in (1.0, 2.0, 3.0, 4.0)] == [2.0, 4.0, 9.0, 10.0]

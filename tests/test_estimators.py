@@ -16,7 +16,7 @@ from rgpo.report.read.run import Run
 from rgpo.report.stats import bootstrap
 from rgpo.report.stats.bootstrap import Floats, Interval
 from rgpo.report.stats.independent import student, summarize
-from rgpo.report.tables.matched import at_levels, matched
+from rgpo.report.tables.matched import at_levels, matched, paths_of
 
 
 class Curves:
@@ -77,7 +77,7 @@ def test_matched_differences_and_levels() -> None:
     for _ in range(200):
         slopes = rng.normal([[1.2], [1.0]], 0.1, (2, 6))
         first, second = ([cast(Run, Curves(x, s * np.sqrt(x))) for s in row] for row in slopes)
-        found = matched(first, second, "x", "y", 4, 0.95)
+        found = matched(paths_of(first, "x", "y"), paths_of(second, "x", "y"), 4, 0.95)
         true = [0.2 * np.sqrt(at.level) for at in found]
         joint.append(all(at.difference.low <= t <= at.difference.high for at, t in zip(found, true, strict=True)))
         values.append(found[-1].difference.value / true[-1])

@@ -10,6 +10,7 @@ import pytest
 
 from rgpo.report.figures import proxy_against_gold, style
 from rgpo.report.figures.frontier import Plane, Trajectory
+from rgpo.report.figures.looks import KNOWN, algorithm_lines, assign
 from rgpo.report.figures.render import Job, render
 from rgpo.report.figures.series import Panel, Series
 from rgpo.report.page.panels import drawn
@@ -59,3 +60,15 @@ def test_the_page_draws_no_single_seeds_in_crowded_panels(count: int, seeds: int
     assert isinstance(curves, list) and len(curves) == count
     assert all((len(curve["seeds"]), len(curve["x"])) == (seeds, points) for curve in curves)
     assert curves[0]["x"][0] == 0.0 and curves[0]["x"][-1] == 1.0
+
+
+def test_the_looks_have_contrast_and_differ() -> None:
+    def light(color: str) -> float:
+        parts = (int(color[k : k + 2], 16) / 255 for k in (1, 3, 5))
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    lines = assign([(f"x{k}", f"x{k}") for k in range(8)], algorithm_lines(f"x{k}" for k in range(8))) | KNOWN
+    assert len({line.color for line in lines.values()}) == len({line.dark for line in lines.values()}) == len(lines) == 20
+    for line in lines.values():
+        assert 1.05 / (light(line.color) + 0.05) >= 3 and (light(line.dark) + 0.05) / (light("#16181b") + 0.05) >= 3, line

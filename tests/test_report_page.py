@@ -18,7 +18,6 @@ import pytest
 import report_fixtures as fixtures
 
 from rgpo.report.cli import main
-from rgpo.report.figures.looks import KNOWN, algorithm_lines, assign
 from rgpo.report.figures.render import inline
 from rgpo.report.page.columns import STEPS, encode
 
@@ -145,18 +144,6 @@ def test_the_page_has_every_run_once_with_what_varies(page: Path) -> None:
     assert len(set(colors)) == len(colors)
 
 
-def test_the_looks_have_contrast_and_differ() -> None:
-    def light(color: str) -> float:
-        parts = (int(color[k : k + 2], 16) / 255 for k in (1, 3, 5))
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    lines = assign([(f"x{k}", f"x{k}") for k in range(8)], algorithm_lines(f"x{k}" for k in range(8))) | KNOWN
-    assert len({line.color for line in lines.values()}) == len({line.dark for line in lines.values()}) == len(lines) == 20
-    for line in lines.values():
-        assert 1.05 / (light(line.color) + 0.05) >= 3 and (light(line.dark) + 0.05) / (light("#16181b") + 0.05) >= 3, line
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
@@ -246,6 +233,15 @@ def test_values_are_shown_at_the_pointer_and_zoomed_by_key(tab: Any) -> None:
     tab.keyboard.press("Escape")
     tab.wait_for_timeout(100)
     assert tab.evaluate(limits) == first
+
+
+def test_an_address_of_other_results_is_read_as_far_as_it_fits(tab: Any) -> None:
+    tab.evaluate(
+        """location.hash = '#first_evidence={"axis":"x","metrics":7,"group":"y","filter":{"z":["1"]},"off":["trpo","ppo"]}'"""
+    )
+    tab.reload()
+    assert "rgpo ends at" in first_plot(tab).get_attribute("aria-label")
+    assert "ppo ends at" not in first_plot(tab).get_attribute("aria-label")
 
 
 def test_runs_are_filtered_by_a_setting(tab: Any) -> None:

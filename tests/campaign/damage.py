@@ -97,7 +97,7 @@ def whole(file: Path, made: Path) -> bool:
         return False
     if file.suffix == ".json":
         try:
-            return bool(json.loads(file.read_text()).keys() == json.loads(expected.read_text()).keys())
+            return bool(json.loads(file.read_text("utf-8-sig")).keys() == json.loads(expected.read_text()).keys())
         except (ValueError, AttributeError):
             return False
     if file.suffix == ".parquet":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -107,6 +108,8 @@ def read_claim(path: Path, experiments: Collection[str], sources: Collection[str
     named = fill(Named, claim.evidence, f"{where}evidence.")
     loaded = Loaded(claim, path, rule, None, named, _arms(claim, rule, where, sources))
     _check_evidence(named, f"{where}evidence.", experiments)
+    fits = not named.over or isinstance(rule, Dominance)
+    require(fits, f"{where}evidence.over", shown(named.over), "is for rule.kind=dominance; leave it out or change the rule")
     for column in loaded.columns:
         _one_of(column, GLOSSARY, f"{where}rule.{'metric' if loaded.numbers else 'x'}", "metric")
     for _, statistic in loaded.numbers:
@@ -123,14 +126,20 @@ def read_claim(path: Path, experiments: Collection[str], sources: Collection[str
 
 
 def _check_evidence(named: Named, where: str, experiments: Collection[str]) -> None:
-    declared = {path.stem for path in (conf_dir() / "experiment").glob("*.yaml")}
-    _one_of(named.experiment, sorted(declared | set(experiments)), f"{where}experiment", "experiment")
+    _one_of(named.experiment, sorted({*_declared(), *experiments}), f"{where}experiment", "experiment")
     require(3 <= named.seeds <= MAX_SEEDS, f"{where}seeds", named.seeds, f"give 3 to {MAX_SEEDS} seeds per arm and task")
     require(bool(named.tasks), f"{where}tasks", "[]", "name at least one task")
     budget = (named.steps is None) != (named.iterations is None)
     require(budget, f"{where}steps", shown(named.steps), "give steps or iterations, and not both")
     length = named.steps if named.steps is not None else named.iterations
     require(length is not None and length > 0, f"{where}steps", shown(length), "give a length above 0")
+
+
+@functools.cache
+def _declared() -> frozenset[str]:
+    """The names of the packaged experiments, of which several files may share one."""
+    nodes = (read_yaml(path) for path in (conf_dir() / "experiment").glob("*.yaml"))
+    return frozenset(str(node["name"]) for node in nodes)
 
 
 def _arms(claim: Claim, rule: Rule, where: str, sources: Collection[str]) -> dict[str, Arm]:

@@ -14,6 +14,7 @@ from rgpo.report.read.groups import distinguishing_keys, identity, short_label
 from rgpo.report.read.run import Run
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.report.stats.independent import Summary, summarize
+from rgpo.report.tables.matched import Path, path_through_ends, paths_of
 from rgpo.runtime.schema import AXES
 
 CHOICES = ("algo", "scale", "sampler", *AXES)  # words of an arm that are options of conf/: gate, not choices.gate
@@ -29,6 +30,7 @@ class Named:
     steps: int | None = None  # total_env_steps
     iterations: int | None = None
     config: dict[str, object] = field(default_factory=dict)  # dotted key -> value that every run of the claim has
+    over: list[str] = field(default_factory=list)  # keys whose values a seed's runs differ in; they are one path of a dominance
     code: list[str] | None = None  # beginnings of the digests (or commits) that count as one version; null: any single one
 
 
@@ -38,6 +40,15 @@ class Sample:
 
     runs: tuple[Run, ...] = ()
     anchor: Anchor | None = None
+    over: bool = False  # whether a seed has several runs
+
+    def paths(self, x: str, y: str) -> list[Path]:
+        """One path (P,) per seed: through the run's evaluations, or through the ends of its runs."""
+        if not self.over:
+            return paths_of(self.runs, x, y)
+        seeds = sorted({run.seed for run in self.runs})
+        found = (path_through_ends([run for run in self.runs if run.seed == seed], x, y) for seed in seeds)
+        return [path for path in found if path is not None]
 
     def values(self, column: str, statistic: str) -> Floats:
         """One number (S,) per run that measured it."""
@@ -52,7 +63,7 @@ class Sample:
 
     @property
     def n(self) -> int:
-        return self.anchor.n if self.anchor is not None else len(self.runs)
+        return self.anchor.n if self.anchor is not None else len({run.seed for run in self.runs})
 
 
 class Lack(NamedTuple):
@@ -96,8 +107,8 @@ def select(
                 lacking += [] if anchor else [Lack(arm, task, f"{settings['external']} has no number")]
                 continue
             of_arm = [run for run in inside if run.task == task and matches(run, settings)]
-            chosen, why, note = _one_variant(of_arm, named.seeds)
-            samples[task][arm] = Sample(tuple(chosen))
+            chosen, why, note = _one_variant(of_arm, named.seeds, named.over)
+            samples[task][arm] = Sample(tuple(chosen), over=bool(named.over))
             lacking += [Lack(arm, task, why)] if why else []
             notes += [f"{task}, {arm}: {note}"] if note else []
     chosen = [run for by_arm in samples.values() for sample in by_arm.values() for run in sample.runs]
@@ -123,26 +134,32 @@ def _is_named(named: Named, run: Run) -> bool:
     return of_experiment and of_budget and of_code and 1 <= run.seed <= named.seeds and matches(run, named.config)
 
 
-def _one_variant(runs: Sequence[Run], num_seeds: int) -> tuple[list[Run], str, str]:
+def _one_variant(runs: Sequence[Run], num_seeds: int, over: Sequence[str]) -> tuple[list[Run], str, str]:
     """The runs of the only configuration and code version that has every seed, else of the only one that there is.
 
     Returns them by seed, a clause about what is lacking or "", and a clause about other variants that were left out or "".
     """
-    variants: dict[Hashable, dict[int, Run]] = defaultdict(dict)
+    variants: dict[Hashable, dict[int, dict[Hashable, Run]]] = defaultdict(lambda: defaultdict(dict))
     for run in sorted(runs, key=lambda r: r.run_id):
         if run.complete:  # a doubled seed counts once: the first by name
-            variants[run.version, identity(run)].setdefault(run.seed, run)
+            place = tuple(repr(run.config.get(key)) for key in over)
+            variants[run.version, identity(run, over)][run.seed].setdefault(place, run)
     kept = [by_seed for by_seed in variants.values() if len(by_seed) == num_seeds] or list(variants.values())
     if not kept:
         return [], "unfinished" if runs else "not run", ""
     if len(kept) > 1:
-        firsts = [next(iter(by_seed.values())) for by_seed in kept]
+        firsts = [next(iter(next(iter(by_seed.values())).values())) for by_seed in kept]
         keys = distinguishing_keys(firsts)
         labels = " and ".join(sorted({short_label(run, keys) or f"code {run.version}" for run in firsts}))
         return [], f"run in several variants ({labels}), of which the claim names none", ""
     (by_seed,) = kept
-    absent = [str(seed) for seed in range(1, num_seeds + 1) if seed not in by_seed]
-    lost = f"without seed{'s' if len(absent) > 1 else ''} {', '.join(absent)} of {num_seeds}" if absent else ""
+    places = {place for by_place in by_seed.values() for place in by_place}
+    absent = [str(seed) for seed in range(1, num_seeds + 1) if set(by_seed.get(seed, ())) != places]
+    lost = (
+        f"without {'all of ' if over else ''}seed{'s' if len(absent) > 1 else ''} {', '.join(absent)} of {num_seeds}"
+        if absent
+        else ""
+    )
     others = len(variants) - 1
     note = f"{others} other variant{'s' if others > 1 else ''} left out" if others else ""
-    return [by_seed[seed] for seed in sorted(by_seed)], lost, note
+    return [run for seed in sorted(by_seed) for _, run in sorted(by_seed[seed].items(), key=repr)], lost, note

@@ -36,7 +36,7 @@ class Dominance(Rule):
         )
 
     def judge(self, task: str, arm: Sample, baseline: Sample, confidence: float) -> Finding:
-        found = matched(arm.runs, baseline.runs, self.x, self.y, self.levels, confidence)
+        found = matched(arm.paths(self.x, self.y), baseline.paths(self.x, self.y), self.levels, confidence)
         if not found:
             return Finding(OPEN, "the runs have no common range")
         last = found[-1]

@@ -132,7 +132,7 @@ def _setting(selection: Selection) -> str:
     """Length and seeds, once if they are the same everywhere."""
     words = []
     for arms in selection.samples.values():
-        sizes = {len(sample.runs) for sample in arms.values() if sample.runs}
+        sizes = {sample.n for sample in arms.values() if sample.runs}
         first = next((sample.runs[0] for sample in arms.values() if sample.runs), None)
         if first is not None:
             span = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,9 +93,9 @@ def distinguishing_keys(runs: Sequence[Run]) -> list[str]:
     return keys
 
 
-def identity(run: Run) -> Hashable:
-    """The values of every key that identifies a run, which are equal for runs that differ in the seed only."""
-    return tuple(sorted((key, repr(_value(run, key))) for key in run.config if _identifies(key)))
+def identity(run: Run, without: Collection[str] = ()) -> Hashable:
+    """The values of every key that identifies a run, equal for runs that differ in the seed, or in the keys `without`, only."""
+    return tuple(sorted((key, repr(_value(run, key))) for key in run.config if key not in without and _identifies(key)))
 
 
 def short_label(run: Run, keys: Sequence[str]) -> str:

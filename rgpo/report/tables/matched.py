@@ -1,14 +1,15 @@
 """Two metrics along each run, one as a function of the other: reward over KL, compared at equal KL.
 
-Every run is a path from (0, 0), the reference policy, through its evaluations. At each of a few levels of x that every run of
-both arms reaches, y is read off the path where it first reaches the level; the difference of the arms is Welch's. Intervals hold
-at all levels together (Bonferroni). Comparing at equal KL is our choice: at the end of a run, a reward and a KL follow from the
-penalty's coefficient as much as from the algorithm.
+Every run is a path from (0, 0), the reference policy, through its evaluations; or a seed's runs, which differ in how strong a
+penalty is, are one path through their ends. At each of a few levels of x that every path of both arms reaches, y is read off
+where the path first reaches it; the difference of the arms is Welch's. Intervals hold at all levels together (Bonferroni).
+Comparing at equal KL is our choice: at the end of a run, a reward and a KL follow from the penalty's coefficient as much as from
+the algorithm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from rgpo.report.tables.baseline import baseline_of
 from rgpo.report.tables.table import Cell, Table, estimate, interval_cells, number, word
 
 LEVELS = 4  # of KL in the table and the figure
+Path = tuple[Floats, Floats]  # x and y (P,), from (0, 0)
 REWARDS = {"reward, proxy": PROXY, "reward, gold": GOLD}
 
 
@@ -67,7 +69,8 @@ def against_baseline(groups: Sequence[Group], column: str, settings: Settings) -
     for group in groups:
         base = baseline_of(group.task, groups, settings.baseline)
         if base is not None and base is not group:
-            levels = matched(group.used, base.used, KL_REF, column, LEVELS, settings.confidence)
+            ours, theirs = (paths_of(each.used, KL_REF, column) for each in (group, base))
+            levels = matched(ours, theirs, LEVELS, settings.confidence)
             found += [(group, base, levels)] if levels else []
     return found
 
@@ -79,7 +82,7 @@ def _row(measure: str, group: Group, base: Group, at: Matched) -> dict[str, Cell
     return row | interval_cells("noise", at.alike)
 
 
-def at_levels(paths: Sequence[tuple[Floats, Floats]], num_levels: int, confidence: float) -> list[tuple[float, Interval]]:
+def at_levels(paths: Sequence[Path], num_levels: int, confidence: float) -> list[tuple[float, Interval]]:
     """Mean of y at levels of x that all paths reach, with Student intervals that hold together."""
     largest = min((float(x.max()) for x, _ in paths), default=0.0)
     each = simultaneous(confidence, num_levels)
@@ -87,29 +90,42 @@ def at_levels(paths: Sequence[tuple[Floats, Floats]], num_levels: int, confidenc
     return [(float(x), student(summarize(np.array([read_off(*path, float(x)) for path in paths])), each)) for x in levels]
 
 
-def matched(first: Sequence[Run], second: Sequence[Run], x: str, y: str, num_levels: int, confidence: float) -> list[Matched]:
-    """Differences of y between two sets of runs at equal x, at levels from 0 (excluded) to the largest that all reach."""
-    sides = [[path for path in (path_of(run, x, y) for run in runs) if path is not None] for runs in (first, second)]
-    if not all(sides):
+def matched(first: Sequence[Path], second: Sequence[Path], num_levels: int, confidence: float) -> list[Matched]:
+    """Differences of y between two sets of paths at equal x, at levels from 0 (excluded) to the largest that all reach."""
+    if not first or not second:
         return []
-    largest = min(float(path[0].max()) for side in sides for path in side)
+    largest = min(float(x.max()) for x, _ in (*first, *second))
     each = simultaneous(confidence, num_levels)
     found = []
     for level in largest * np.arange(1, num_levels + 1) / num_levels if largest > 0 else ():
-        ours, theirs = (summarize(np.array([read_off(*path, float(level)) for path in side])) for side in sides)
+        ours, theirs = (summarize(np.array([read_off(*path, float(level)) for path in side])) for side in (first, second))
         difference, _ = welch(ours, theirs, each)
         again, _ = welch(theirs, theirs, each)
         found.append(Matched(float(level), difference, relative_change(ours, theirs, each), again, min(ours.n, theirs.n)))
     return found
 
 
-def path_of(run: Run, x: str, y: str) -> tuple[Floats, Floats] | None:
+def paths_of(runs: Iterable[Run], x: str, y: str) -> list[Path]:
+    """The path of every run that measured both columns at least once."""
+    return [path for run in runs if (path := path_of(run, x, y)) is not None]
+
+
+def path_of(run: Run, x: str, y: str) -> Path | None:
     """(x, y) at the run's evaluations, after the reference policy's (0, 0); None if either was never measured."""
     both = np.stack([run.curve(x), run.curve(y)])
     both = both[:, np.isfinite(both).all(axis=0)]
     if not both.shape[1]:
         return None
     return np.concatenate([[0.0], both[0]]), np.concatenate([[0.0], both[1]])
+
+
+def path_through_ends(runs: Iterable[Run], x: str, y: str) -> Path | None:
+    """Means of (x, y) over the last tenth of each run by increasing x, after (0, 0); None if no run measured both there."""
+    both = (np.stack([run.curve(x), run.curve(y)]) for run in runs)
+    last = (rows[:, -max(1, rows.shape[1] // 10) :] for rows in both)
+    ends = sorted(tuple(np.nanmean(rows, 1)) for rows in last if np.isfinite(rows).any(1).all())
+    levels, values = zip((0.0, 0.0), *ends, strict=True)
+    return (np.array(levels), np.array(values)) if ends else None
 
 
 def read_off(x: Floats, y: Floats, level: float) -> float:

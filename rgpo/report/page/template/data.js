@@ -121,7 +121,7 @@ const state = (() => {
   if (text.includes("=")) {
     for (const [key, value] of new URLSearchParams(text)) {
       if (key === "go" || key === "show") { found.set(key, value); continue; }
-      try { found.set(key, JSON.parse(value)); } catch { continue; } // typed by hand
+      try { found.set(key, Object(JSON.parse(value))); } catch { continue; } // typed by hand
     }
   }
   return {

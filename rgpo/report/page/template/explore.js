@@ -13,7 +13,11 @@ function explorer(section, box) {
     : [section.score, ...(language ? ["reward/eval_gold_change", "kl/eval_ref_sequence"] : []), "kl/old_exact"]).filter(name => index.has(name));
   const initial = { metrics: start.length ? start : section.metrics.slice(0, 1).map(m => m.name), axis: section.axes.env_steps && !language ? "env_steps" : "iteration",
     smooth: 7, band: "range", group: "arm", scale: "auto", seeds: true, published: true, off: [], filter: {} };
-  const saved = state.at(section.name) || {}, now = { ...initial, ...saved };
+  const alike = (key, value) => key in initial && typeof value === typeof initial[key] && Array.isArray(value) === Array.isArray(initial[key]);
+  const now = { ...initial, ...Object.fromEntries(Object.entries(state.at(section.name) || {}).filter(([key, value]) => alike(key, value))) };
+  now.filter = Object.fromEntries(Object.entries(now.filter).filter(([key, value]) => ["task", ...section.keys].includes(key) && Array.isArray(value)));
+  if (!section.axes[now.axis]) now.axis = initial.axis; // the address may be that of other results
+  if (!["arm", "seed", ...section.keys].includes(now.group)) now.group = initial.group;
   now.metrics = now.metrics.filter(name => index.has(name));
   if (state.at("go") === section.name && index.has(state.at("show")) && !now.metrics.includes(state.at("show"))) now.metrics = [state.at("show"), ...now.metrics];
   const save = () => state.put(section.name, Object.fromEntries(Object.entries(now).filter(([key, value]) => JSON.stringify(value) !== JSON.stringify(initial[key]))));
