@@ -87,11 +87,6 @@ def _phases() -> dict[str, Metric]:
         for phase, what in phases.items()
         for end, clock in (("s", "wall"), ("cpu_s", "CPU"))
     }
-    return {
-        f"time/{phase}_{end}": Metric("s", f"{clock} time of {what}")
-        for phase, what in phases.items()
-        for end, clock in (("s", "wall"), ("cpu_s", "CPU"))
-    }
 
 
 EVALUATED = {  # ends of the names of a score's metrics on held-out prompts
