@@ -11,50 +11,15 @@ TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.ex
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-HELP = """\
-rgpo-run [-m] [key=value ...]     run one experiment, or with -m a sweep over comma-separated values
-
-  rgpo-run algo=rgpo task=hopper
-  rgpo-run -m algo=rgpo gate=sigmoid,sigmoid_log seed=1,2,3
-  rgpo-run -m experiment=first_evidence
-
-  algo=              {algo}
-  task=              {task}
-  scale=             {scale} (of task=qwen_rlhf)
-  gate=              {gate}
-  gate@ref_gate=     a second gate, on the ratio to the reference policy (language tasks)
-  gate_combination=  {gate_combination}
-  advantage=         {advantage}
-  penalty=           {penalty}
-  update=            {update}
-  experiment=        {experiment} (run with -m)
-
-  hydra/launcher=    joblib ray submitit_slurm (with -m: several runs at once)
-  hydra/sweeper=     optuna (with -m: search ranges of values)
-
-  seed num_iterations total_env_steps results_dir name num_threads memory_gb
-  resume_from=RUN    continue a finished run for longer: give a greater total_env_steps or num_iterations
-  save_model=false   write neither policy/ nor model/ at the end; rgpo-export does it later
-  on_failure=stop    with -m: start no further run once one has failed
-  plan=true          list runs and cells, what is done, expected CPU-hours and parts without starting any
-  force=true         move existing run folders aside and start again
-  --config-dir D     add options from your own folder D/gate, D/algo, ...
-  --cfg job          print the whole configuration; --version; -h, --help
-
-Classes of your own, named by _target_ in yaml, are imported from the current directory, --config-dir or PYTHONPATH.
-The same command again resumes interrupted runs and skips completed ones.
-"""
-GROUPS = ("algo", "task", "scale", "gate", "gate_combination", "advantage", "penalty", "update", "experiment")
-WIDTH = 130
-
 
 def main() -> None:
     """Entry point; exit code 0 done, 1 a run failed, 2 a bad command line, 130 or 143 stopped by a signal."""
     interrupt.exit_at_once()
     words = sys.argv[1:]
-    if any(word in ("-h", "--help") for word in words):
-        print(_help(), end="")
-        return
+    if not words or any(word in ("-h", "--help") for word in words):
+        from rgpo.cli import help
+
+        sys.exit(help.show(words))
     if "--version" in words:
         from rgpo.version import __version__
 
@@ -176,19 +141,6 @@ def _print_config(words: list[str]) -> int:
     config.pop("presets", None)
     print(yaml.safe_dump(config, sort_keys=False), end="")
     return 0
-
-
-def _help() -> str:
-    import textwrap
-
-    from rgpo.cli.config_dir import group_options
-
-    indent = " " * len(HELP[: HELP.index("{algo}")].rpartition("\n")[2])
-    options = {
-        group: textwrap.fill(" ".join(group_options(group)), WIDTH, initial_indent=indent, subsequent_indent=indent).lstrip()
-        for group in GROUPS
-    }
-    return HELP.format(**options)
 
 
 def program() -> None:
