@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from rgpo import distributed, interrupt
-from rgpo.cli import engines
+from rgpo.cli import engines, outcome
 from rgpo.cli.config import Job, build, make_job, num_alike_of
 from rgpo.cli.overrides import Composer, hydra_on
 from rgpo.cli.plan import planned
@@ -149,7 +148,7 @@ def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
                 for why in manifest.problems(folder):
                     print(f"  {printable(f'{folder}: {why}', MAX_LINE)}", file=sys.stderr)
         code, broken = launcher.run(left)
-    failed = _report(jobs, broken, earlier)
+    failed = outcome.show(jobs, broken, earlier)
     return code or failed
 
 
@@ -286,20 +285,3 @@ def _warn_of_crowding(config: DictConfig, num_jobs: int) -> None:
     if at_a_time * threads > num_cpus():
         need = f"{at_a_time} runs at a time x num_threads={threads}"
         print(f"rgpo-run: warning: {need} share {num_cpus()} CPUs and slow each other down; {remedy}", file=sys.stderr)
-
-
-def _report(jobs: list[Job], broken: Mapping[Path, str], earlier: Mapping[Path, Path]) -> int:
-    """Print how many runs are complete and, for every other one that was started, the reason and the log; 1 if there is any."""
-    states = {job.run_dir: run_folder.status(earlier.get(job.run_dir, job.run_dir)) for job in jobs}
-    count = Counter(states.values())
-    others = [f", {count[state]} {text}" for state, text in (("running", "running"), ("missing", "queued")) if count[state]]
-    print(f"{count['completed']} of {len(jobs)} runs are complete{''.join(others)}", flush=True)
-    for job in jobs:
-        state, log = states[job.run_dir], job.run_dir / "error.txt"
-        if state in ("failed", "interrupted") or job.run_dir in broken:
-            killed = "its process was killed; repeat the command to resume"
-            reason = run_folder.read_state(job.run_dir).get("reason") or broken.get(job.run_dir, killed)
-            where = f"log: {log}" if state == "failed" and log.exists() else f"folder: {job.run_dir}"
-            line = f"{state}: {' '.join(job.overrides)}: {printable(reason)} ({where})"
-            print(f"  {printable(line, MAX_LINE)}", file=sys.stderr)
-    return int(count["completed"] + count["running"] < len(jobs))

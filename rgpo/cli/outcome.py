@@ -1,0 +1,118 @@
+"""The end of a sweep on the terminal: how many runs are complete, what the cells reached, and why the others failed."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rgpo.cli.config import Job
+from rgpo.errors import MAX_LINE, printable, shell_word
+from rgpo.runtime import reader, run_folder
+from rgpo.runtime.console import table
+
+RESULTS = {"return": "return/train_mean", "reward": "reward/train_mean"}  # heading -> column, of which a task has one
+KL = "kl/old_exact"
+FINAL = 0.1  # share of a run's values that its result is the mean of, as in the report
+MAX_ROWS = 40
+
+
+class Cell(NamedTuple):
+    """The completed runs of a sweep that differ in their seed alone."""
+
+    task: str
+    words: tuple[str, ...]
+    results: list[float]
+    kls: list[float]
+
+
+def show(jobs: Sequence[Job], broken: Mapping[Path, str], earlier: Mapping[Path, Path]) -> int:
+    """Print all of it; 1 if a run is neither complete nor running. broken: errors of lost processes by run folder."""
+    states = {job.run_dir: run_folder.status(earlier.get(job.run_dir, job.run_dir)) for job in jobs}
+    count = Counter(states.values())
+    others = [f", {count[state]} {text}" for state, text in (("running", "running"), ("missing", "queued")) if count[state]]
+    print(f"{count['completed']} of {len(jobs)} runs are complete{''.join(others)}", flush=True)
+    done = [(job, earlier.get(job.run_dir, job.run_dir)) for job in jobs if states[job.run_dir] == "completed"]
+    if done and len(jobs) > 1:
+        print(results(done), flush=True)
+    for job in jobs:
+        state, log = states[job.run_dir], job.run_dir / "error.txt"
+        if state in ("failed", "interrupted") or job.run_dir in broken:
+            killed = "its process was killed; repeat the command to resume"
+            reason = run_folder.read_state(job.run_dir).get("reason") or broken.get(job.run_dir, killed)
+            where = f"log: {log}" if state == "failed" and log.exists() else f"folder: {job.run_dir}"
+            line = f"{state}: {' '.join(job.overrides)}: {printable(reason)} ({where})"
+            print(f"  {printable(line, MAX_LINE)}", file=sys.stderr)
+    return int(count["completed"] + count["running"] < len(jobs))
+
+
+def results(done: Sequence[tuple[Job, Path]]) -> str:
+    """A line for each cell: mean +- standard error of its runs' results (n), the best of a task marked, and its KL."""
+    cells, heading = cells_of(done)
+    by_task: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_task.setdefault(cell.task, []).append(cell)
+    best = [max(rivals, key=lambda cell: mean(cell.results)) for rivals in by_task.values() if len(rivals) > 1]
+    rows = []
+    for cell in cells[:MAX_ROWS]:
+        mark = "  best" if cell in best and cell.results else ""
+        kl = f"{mean(cell.kls):.3g}" if cell.kls else "-"
+        rows.append([f"  {' '.join(cell.words) or cell.task}", f"{spread(cell.results)}{mark}", kl])
+    header = ["  cell", f"final {heading}, mean +- SE (n)", "final KL"]
+    lines = [printable(line, MAX_LINE) for line in table(rows, header).splitlines()]
+    lines += [f"  and {len(cells) - MAX_ROWS} cells more"] if len(cells) > MAX_ROWS else []
+    config = done[0][0].config
+    words = ["rgpo-report", f"results_dir={config['results_dir']}", f"experiment={config['name']}"]
+    return "\n".join([*lines, f"`{' '.join(map(shell_word, words))}` draws them"])
+
+
+def cells_of(done: Sequence[tuple[Job, Path]]) -> tuple[list[Cell], str]:
+    """The cells in the order of their first runs, and the heading of their results."""
+    common = set.intersection(*(set(job.overrides) for job, _ in done)) if len(done) > 1 else set()
+    found: dict[tuple[str, tuple[str, ...]], Cell] = {}
+    heading = "result"
+    for job, folder in done:
+        words = tuple(word for word in job.overrides if word not in common and not word.startswith("seed="))
+        key = (job.choice("task"), words)
+        cell = found.setdefault(key, Cell(*key, [], []))
+        try:
+            values = final_values(folder)
+        except (reader.Missing, reader.Unreadable) as error:
+            print(f"  {printable(f'{folder}: {error}', MAX_LINE)}", file=sys.stderr)
+            continue
+        for name, column in RESULTS.items():
+            if column in values:
+                heading = name
+                cell.results.append(values[column])
+        cell.kls.extend([values[KL]] if KL in values else [])
+    return list(found.values()), heading
+
+
+def final_values(folder: Path) -> dict[str, float]:
+    """Column -> mean of the last values of a run, of the columns that it measured.
+
+    Raises: Unreadable if metrics.parquet is damaged; Missing if there is none.
+    """
+    with reader.parquet(folder / "metrics.parquet") as file:
+        names = [name for name in (*RESULTS.values(), KL) if name in file.schema_arrow.names]
+        columns = file.read(names, use_threads=False).to_pydict()
+    finite = {name: [x for x in values if x is not None and math.isfinite(x)] for name, values in columns.items()}
+    return {name: float(np.mean(x[-max(1, int(len(x) * FINAL)) :])) for name, x in finite.items() if x}
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; -inf of none, so that a cell without results is never the best."""
+    return float(np.mean(values)) if values else -math.inf
+
+
+def spread(values: Sequence[float]) -> str:
+    """mean +- standard error (n)."""
+    if not values:
+        return "not measured"
+    error = f" +- {np.std(values, ddof=1) / math.sqrt(len(values)):.3g}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4g}{error} ({len(values)})"
