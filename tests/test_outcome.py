@@ -40,3 +40,17 @@ def test_what_was_not_measured_or_is_damaged_is_never_the_best(tmp_path: Path, c
     shown = outcome.results(done)
     assert "algo=ppo   -5 (1)  best" in shown and shown.count("not measured") == 2
     assert "metrics.parquet cannot be read" in capsys.readouterr().err
+
+
+def test_progress_counts_runs_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes share the file; after two of four runs in 100 seconds, 100 seconds are left."""
+    first, second = (outcome.Tally(tmp_path / "new" / "tally", 4, 1000.0) for _ in range(2))
+    monkeypatch.setattr(outcome.time, "time", lambda: 1100.0)
+    assert first.add(failed=False) == "1 of 4 runs ended, about 5 min left"
+    assert second.add(failed=True) == "2 of 4 runs ended, 1 failed, about 100 s left"
+    first.add(failed=False)
+    assert second.add(failed=False) == "4 of 4 runs ended, 1 failed"
+    (tmp_path / "file").touch()
+    lost = outcome.Tally(tmp_path / "file" / "tally", 4, 1000.0).add(failed=False)
+    assert lost.startswith("progress is not known") and "File exists" in lost
+    assert [outcome.duration(x) for x in (0.4, 119, 120, 7200, 86400)] == ["0 s", "119 s", "2 min", "2 h", "24 h"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +31,38 @@ class Cell(NamedTuple):
     words: tuple[str, ...]
     results: list[float]
     kls: list[float]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Runs of a sweep that have ended, in whatever process: a byte for each in a file."""
+
+    path: Path
+    num_runs: int
+    started: float  # seconds since the epoch
+
+    def add(self, failed: bool) -> str:
+        """Count a run, and state how many there are, how many failed, and how long the others will take at this pace."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab+") as file:
+                file.write(b"f" if failed else b".")
+                file.flush()
+                file.seek(0)
+                ended = file.read()
+        except OSError as error:
+            return f"progress is not known: {self.path} cannot be written ({error.strerror})"
+        left = (time.time() - self.started) / len(ended) * max(0, self.num_runs - len(ended))
+        failures = f", {ended.count(b'f')} failed" if b"f" in ended else ""
+        return f"{len(ended)} of {self.num_runs} runs ended{failures}" + (f", about {duration(left)} left" if left else "")
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit of which there are at least two."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def show(jobs: Sequence[Job], broken: Mapping[Path, str], earlier: Mapping[Path, Path]) -> int:

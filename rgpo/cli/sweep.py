@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,9 +97,8 @@ class Cell:
 
     pid: int  # of the command
     stop_file: Path | None  # with on_failure=stop; once it exists, no run starts
-    alike: Mapping[str, int] = field(
-        default_factory=dict
-    )  # runs that differ from a run in their seed alone, by its folder's name
+    tally: outcome.Tally
+    alike: Mapping[str, int] = field(default_factory=dict)  # by a run's folder, the runs that differ from it in their seed alone
 
     def __call__(self, composed: DictConfig) -> None:
         """Make the job from its composed configuration and run it."""
@@ -114,6 +114,8 @@ class Cell:
             words = tuple(user_form(item) for item in composer.parse_hydra(list(hydra.overrides.task)))
         job = make_job(composed, hydra.runtime.choices, words, config_dir=folders[0] if folders else None)
         code = start(job, self.alike.get(job.run_dir.name, 1))
+        if code in (0, 1, 2):
+            print(self.tally.add(failed=code > 0), flush=True)
         if code in (1, 2):
             self.fail()
         elif code:
@@ -169,17 +171,20 @@ class Launcher:
     def run(self, jobs: Sequence[Job]) -> tuple[int, dict[Path, str]]:
         """Run the jobs; returns an exit code other than 0 after a signal, and the errors of lost processes by run folder."""
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
-        stop_file = folder / f"stop-{os.uname().nodename}-{os.getpid()}" if self.stops else None
+        name = f"{os.uname().nodename}-{os.getpid()}"
+        stop_file = folder / f"stop-{name}" if self.stops else None
+        tally = outcome.Tally(folder / f"tally-{name}", len(jobs), time.time())
         try:
             with interrupt.Raising():
-                return 0, self._rounds(jobs, Cell(os.getpid(), stop_file, num_alike_of(jobs)))
+                return 0, self._rounds(jobs, Cell(os.getpid(), stop_file, tally, num_alike_of(jobs)))
         except KeyboardInterrupt:
             return 130, {}
         except SystemExit as stop:  # a run was stopped by a signal
             return int(stop.code or 0), {}
         finally:
-            if stop_file is not None:
-                stop_file.unlink(missing_ok=True)
+            for path in (stop_file, tally.path):
+                if path is not None:
+                    path.unlink(missing_ok=True)
 
     def _rounds(self, jobs: Sequence[Job], cell: Cell) -> dict[Path, str]:
         before = {job.run_dir: run_folder.last_attempt(job.run_dir) for job in jobs}
