@@ -122,9 +122,12 @@ def test_a_compiled_penalized_step_equals_the_eager_one(make_policy: MakePolicy,
 
 
 def test_compiled_code_is_cached_on_disk(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
-    """Another process finds it, also that of a gate whose sharpness is a tensor, which each process traces."""
+    """It is found again, also that of a gate whose sharpness is a tensor, which each process traces.
+
+    The first compilation of a process sets up the compiler, so that its key is that of other processes' first ones.
+    """
     adaptive = AdaptiveSharpness(gate=sigmoid(3.0), kl_target=0.01, rate=1.0, min_sharpness=1.0, max_sharpness=60.0)
-    for _ in range(2):
+    for _ in range(3):
         torch.compiler.reset()
         torch._dynamo.utils.counters.clear()
         policy = make_policy()

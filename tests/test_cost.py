@@ -57,14 +57,16 @@ def test_a_rollout_never_calls_torch() -> None:
 
 
 def test_a_gradient_step_is_one_forward_one_backward_and_one_flat_adam() -> None:
-    """The cost of an iteration grows by the same number of operations with each gradient step, and by no more than 256."""
+    """The cost of an iteration grows by the same number of operations with each gradient step, and by no more than 276."""
     counts = []
     for minibatches in (1, 2, 3):
         task, algorithm, policy = cartpole("task.num_envs=2", "task.num_steps=48", f"update.num_minibatches={minibatches}")
         rollout = task.collect(policy)
         counts.append(operations(lambda a=algorithm, p=policy, r=rollout: a.learn(p, r, False)))
     per_step = np.diff(counts) / 4  # epochs
-    assert per_step[0] == per_step[1] <= 256
+    assert (
+        per_step[0] == per_step[1] <= 276
+    )  # autograd without torch.func: 20 more and cheaper ones, and no import of the compiler
 
 
 THREADS_OF_A_RUN = """

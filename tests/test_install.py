@@ -23,8 +23,8 @@ def test_the_wheel_runs_by_itself(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "site")
     for file in [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "claims").rglob("*.yaml")]:
         assert f"rgpo/{file.relative_to(ROOT)}" in names
-    for file in (ROOT / "rgpo").rglob("template/*"):
-        assert str(file.relative_to(ROOT)) in names
+    for file in (ROOT / "rgpo").rglob("template/**/*"):
+        assert file.is_dir() or str(file.relative_to(ROOT)) in names
     assert any("/template/" in name for name in names) and "rgpo/py.typed" in names
     entry = next((tmp_path / "site").glob("*.dist-info/entry_points.txt")).read_text()
     assert "rgpo-run = rgpo.cli.run:program" in entry and "rgpo-report = rgpo.report.cli:program" in entry

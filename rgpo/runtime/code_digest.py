@@ -10,6 +10,7 @@ import ast
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -118,9 +119,13 @@ def _of_option(group: str, name: str) -> str:
     return f"{group}={name} {json.dumps(values, sort_keys=True, default=str)}\n"
 
 
+_parsing = threading.Lock()  # Python 3.11's parser counts the depth of all threads together, and fails where they do not agree
+
+
 def without_comments(source: str) -> str:
     """A text that is equal for two sources which differ only in comments, docstrings and layout."""
-    tree = ast.parse(source)
+    with _parsing:
+        tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and node.body and _is_text(node.body[0]):
             node.body = node.body[1:]

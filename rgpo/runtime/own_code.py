@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 import sysconfig
@@ -50,6 +51,11 @@ def _digest(file: Path) -> str:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return "unreadable"
+    return _digest_of(text)
+
+
+@functools.lru_cache(maxsize=2 * MAX_FILES)  # one process may start many runs
+def _digest_of(text: str) -> str:
     with suppress(SyntaxError, ValueError, RecursionError):  # of a file that is being edited
         text = without_comments(text)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
