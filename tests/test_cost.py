@@ -64,9 +64,7 @@ def test_a_gradient_step_is_one_forward_one_backward_and_one_flat_adam() -> None
         rollout = task.collect(policy)
         counts.append(operations(lambda a=algorithm, p=policy, r=rollout: a.learn(p, r, False)))
     per_step = np.diff(counts) / 4  # epochs
-    assert (
-        per_step[0] == per_step[1] <= 276
-    )  # autograd without torch.func: 20 more and cheaper ones, and no import of the compiler
+    assert per_step[0] == per_step[1] <= 276  # plain autograd: 20 more than torch.func, but cheaper
 
 
 THREADS_OF_A_RUN = """
