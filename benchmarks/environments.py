@@ -2,7 +2,7 @@
 
 Writes docs/environments.md. Words select groups by name, "page" none of them; without any, all of those whose packages are
 installed are run. It needs the extras atari and box2d, and minigrid, gymnasium-robotics and shimmy[dm-control]. What was learned
-with published settings is read from results/zoo.
+with published settings is read from benchmarks/zoo, copies of run folders.
 """
 
 from __future__ import annotations
@@ -140,12 +140,12 @@ def page(rows: dict[str, list[list[str]]]) -> str:
 
 
 def learned() -> list[str]:
-    """The table of what PPO learned with published settings, from results/zoo."""
+    """The table of what PPO learned with published settings, from benchmarks/zoo."""
     parts = ["## Learning with published settings", ""]
     parts += ["`rgpo-run experiment=...` with each name below; returns of 20 episodes of the deterministic policy after the last"]
     parts += ["iteration, mean over seeds with their standard deviation.", ""]
     parts += ["| environment | experiment | steps | seeds | return | published |", "|---|---|---:|---:|---:|---|"]
-    files = sorted((ROOT / "results" / "zoo").glob("*/metrics.parquet"))
+    files = sorted((ROOT / "benchmarks" / "zoo").glob("*/metrics.parquet"))
     for env_id, (experiment, published) in PUBLISHED.items():
         runs = [pd.read_parquet(file) for file in files if f"env_id: {env_id}\n" in (file.parent / "config.yaml").read_text()]
         returns = np.array([run["return/eval_mean"].dropna().iloc[-1] for run in runs])
