@@ -121,6 +121,19 @@ def test_a_compiled_penalized_step_equals_the_eager_one(make_policy: MakePolicy,
     torch.testing.assert_close(*found, rtol=1e-5, atol=2e-6)
 
 
+def test_compiled_code_is_found_again_in_one_process(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    """Also that of a gate whose sharpness is a tensor and changes between calls."""
+    for _ in range(2):
+        adaptive = AdaptiveSharpness(gate=sigmoid(3.0), kl_target=0.01, rate=1.0, min_sharpness=1.0, max_sharpness=60.0)
+        torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
+        policy = make_policy()
+        trained(policy, make_batch(policy, 32), adaptive, compile=True)
+    counters = torch._dynamo.utils.counters
+    assert counters["aot_autograd"]["autograd_cache_hit"] == 1
+    assert counters["aot_autograd"]["autograd_cache_bypass"] == counters["inductor"]["fxgraph_cache_bypass"] == 0
+
+
 LEARN_ONCE = """
 import torch
 from rgpo.cli.config import build, compose_jobs

@@ -110,6 +110,7 @@ class CompiledEpochs:
 
     def __init__(self, run_epochs: Callable[..., ahead.Epochs], loop: Fold) -> None:
         self._run_epochs, self._loop = run_epochs, loop
+        self._as_made = _described(run_epochs)  # of a function that is traced, whose gate may change its sharpness meanwhile
         self._calls: dict[tuple[str, str], tuple[Callable[..., ahead.Epochs], CrashRecord]] = {}  # by function and shapes
         self._traced: Callable[..., ahead.Epochs] | None = None
 
@@ -123,7 +124,7 @@ class CompiledEpochs:
     def __call__(self, *arguments: object) -> ahead.Epochs:
         """Raises: ConfigError if the folder of the compiled code cannot be used; any error of torch or its compiler."""
         description, shapes = ahead.description(self._run_epochs), _described(arguments)
-        what = description or f"{_described(self._run_epochs)} {torch.get_num_threads()}"
+        what = description or f"{self._as_made} {torch.get_num_threads()}"
         if (what, shapes) in self._calls:
             call, record = self._calls[what, shapes]
             with record:
