@@ -123,8 +123,8 @@ def test_a_compiled_penalized_step_equals_the_eager_one(make_policy: MakePolicy,
 
 def test_compiled_code_is_found_again_in_one_process(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
     """Also that of a gate whose sharpness is a tensor and changes between calls."""
+    adaptive = AdaptiveSharpness(gate=sigmoid(3.0), kl_target=0.01, rate=1.0, min_sharpness=1.0, max_sharpness=60.0)
     for _ in range(2):
-        adaptive = AdaptiveSharpness(gate=sigmoid(3.0), kl_target=0.01, rate=1.0, min_sharpness=1.0, max_sharpness=60.0)
         torch.compiler.reset()
         torch._dynamo.utils.counters.clear()
         policy = make_policy()

@@ -28,7 +28,7 @@ class AdaptiveSharpness:
     rate: float = field(metadata=POSITIVE)
     min_sharpness: float = field(metadata=POSITIVE)
     max_sharpness: float = field(metadata=POSITIVE)
-    sharpness: float = field(init=False)
+    sharpness: float = field(init=False, repr=False)  # a state: compiled code is named by the representation
     _live: Gate = field(init=False, repr=False, compare=False)  # a copy of gate with tensors for its sharpness and divisor
 
     def __post_init__(self) -> None:

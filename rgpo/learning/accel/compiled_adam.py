@@ -110,7 +110,7 @@ class CompiledEpochs:
 
     def __init__(self, run_epochs: Callable[..., ahead.Epochs], loop: Fold) -> None:
         self._run_epochs, self._loop = run_epochs, loop
-        self._as_made = _described(run_epochs)  # of a function that is traced, whose gate may change its sharpness meanwhile
+        self._as_made = _described(run_epochs)  # the name of a function that is traced
         self._calls: dict[tuple[str, str], tuple[Callable[..., ahead.Epochs], CrashRecord]] = {}  # by function and shapes
         self._traced: Callable[..., ahead.Epochs] | None = None
 
