@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -57,3 +58,20 @@ def test_threads_end_with_their_environments() -> None:
             break
         time.sleep(0.05)
     assert threading.active_count() == before
+
+
+def test_an_error_of_a_part_is_raised_once() -> None:
+    """In the call in which it occurred, when all parts have returned, and not in the next one."""
+    fails, calls = [True], [0, 0, 0]
+
+    def work(i: int) -> None:
+        calls[i] += 1
+        if i and fails[0]:
+            raise ValueError("of a part")
+
+    crew = Crew([partial(work, i) for i in range(3)])
+    with pytest.raises(ValueError, match="of a part"):
+        crew()
+    fails[0] = False
+    crew()
+    assert calls == [2, 2, 2]

@@ -20,6 +20,7 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 
 from rgpo.control.envs.gymnasium_env import GymnasiumVector
+from rgpo.control.envs.time_limit import TimeLimit
 from rgpo.control.envs.vector_env import Floats, Restart, SavedEnvs, Step, check_saved
 from rgpo.core.rollout import Array
 
@@ -43,7 +44,7 @@ class CartPoleVector:
     def __init__(self, env_id: str, num_envs: int) -> None:
         self.env_id, self.num_envs = env_id, num_envs
         self.time_limit: int | None = TIME_LIMITS[env_id]
-        self._limit = TIME_LIMITS[env_id]
+        self._timer = TimeLimit(num_envs, TIME_LIMITS[env_id])
         self.module = "gymnasium"  # whose environments it equals
         self.layers: tuple[str, ...] = ("all copies at once",)
         self.action_space = spaces.Discrete(2)
@@ -53,9 +54,6 @@ class CartPoleVector:
         self._rngs: list[np.random.Generator] = []  # empty before the first reset
         self._state = np.zeros((4, num_envs))  # x, x', theta, theta'
         self._bounds = np.repeat([[MAX_X], [MAX_ANGLE]], num_envs, 1)
-        self._clock, self._first_limit = 0, self._limit  # steps taken, and the clock at which the oldest episode times out
-        self._begun = np.zeros(num_envs, np.int64)  # the clock when each episode began
-        self._never = np.zeros(num_envs, bool)
         self._num_unpaid = 0
 
     def reset(self, seed: int) -> Floats:
@@ -73,13 +71,12 @@ class CartPoleVector:
         turning = (GRAVITY * sin - cos * push) / (LENGTH * (4.0 / 3.0 - POLE_MASS * np.square(cos) / MASS))
         pushing = push - POLE_MOMENT * turning * cos / MASS
         self._state = self._state + DT * np.array((speed, pushing, turn, turning))
-        self._clock += 1
         self._num_unpaid += 1
         outside = np.abs(self._state[::2]) > self._bounds
         terminated = np.logical_or(outside[0], outside[1])
-        truncated = self._never if self._clock < self._first_limit else self._clock - self._begun >= self._limit
+        truncated = self._timer.advance()
         observation = self._observe()
-        if truncated is self._never and not terminated.any():
+        if truncated is self._timer.never and not terminated.any():
             return Step(observation, terminated, truncated, observation)
         for i in np.flatnonzero(terminated | truncated).tolist():
             self._begin(i)
@@ -91,9 +88,8 @@ class CartPoleVector:
 
     def state_dict(self) -> SavedEnvs:
         assert self._rngs, "state_dict before reset"
-        elapsed = self._clock - self._begun
         envs: list[SavedCart] = [
-            {"state": self._state[:, i].tolist(), "elapsed": int(elapsed[i]), "rng": dict(rng.bit_generator.state)}
+            {"state": self._state[:, i].tolist(), "elapsed": self._timer.elapsed(i), "rng": dict(rng.bit_generator.state)}
             for i, rng in enumerate(self._rngs)
         ]
         return {"backend": "cartpole", "env_id": self.env_id, "envs": envs}
@@ -113,7 +109,7 @@ class CartPoleVector:
         for i, saved in enumerate(cast(list[SavedCart], state["envs"])):
             self._rngs[i].bit_generator.state = saved["rng"]
             self._state[:, i] = saved["state"]
-            self._set_elapsed(i, saved["elapsed"])
+            self._timer.set_elapsed(i, saved["elapsed"])
         return restarts
 
     def use_threads(self, num_threads: int) -> None:
@@ -125,12 +121,7 @@ class CartPoleVector:
     def _begin(self, i: int) -> None:
         """Start an episode near the upright position at rest."""
         self._state[:, i] = self._rngs[i].uniform(-0.05, 0.05, 4)
-        self._set_elapsed(i, 0)
-
-    def _set_elapsed(self, i: int, elapsed: int) -> None:
-        """Record that the open episode of copy i has taken `elapsed` steps."""
-        self._begun[i] = self._clock - elapsed
-        self._first_limit = int(self._begun.min()) + self._limit
+        self._timer.set_elapsed(i, 0)
 
     def _observe(self) -> Floats:
         """The state (E, 4), rounded to float32."""

@@ -28,9 +28,11 @@ class Crew:
         finally:
             for worker in self._workers:
                 worker.ended.acquire()
+        errors = [worker.error for worker in self._workers if worker.error is not None]
         for worker in self._workers:
-            if worker.error is not None:
-                raise worker.error
+            worker.error = None
+        if errors:
+            raise errors[0]
 
 
 class _Worker:

@@ -24,6 +24,7 @@ from gymnasium.utils import seeding
 
 from rgpo.control.envs.crew import Crew
 from rgpo.control.envs.mujoco_tasks import EPISODE_STEPS, TASKS, bounds
+from rgpo.control.envs.time_limit import TimeLimit
 from rgpo.control.envs.vector_env import Flags, Floats, Restart, SavedEnvs, Step, check_saved
 from rgpo.core.rollout import Array
 
@@ -87,9 +88,8 @@ class MujocoVector:
         self._monitored = self._coordinates[:, first:last]
         self._lowest, self._highest = np.tile(lowest, (num_envs, 1)), np.tile(highest, (num_envs, 1))
         self._above, self._below = np.zeros_like(self._lowest, bool), np.zeros_like(self._lowest, bool)
-        self._healthy, self._terminated, self._never = (np.zeros(num_envs, bool) for _ in range(3))
-        self._clock, self._first_limit = 0, EPISODE_STEPS  # steps taken, and the clock at which the oldest episode times out
-        self._begun = np.zeros(num_envs, np.int64)  # the clock when each episode began
+        self._healthy, self._terminated = (np.zeros(num_envs, bool) for _ in range(2))
+        self._timer = TimeLimit(num_envs, EPISODE_STEPS)
         # the inputs of a step's reward, and their copies at each step since the last call of rewards()
         self._reward_inputs = [self._distance, self._action]
         self._reward_inputs += [self._healthy] if task.bonus == "healthy" else []
@@ -114,7 +114,7 @@ class MujocoVector:
         truncated = self._check_end()
         np.subtract(self._x, self._x_before, out=self._distance)
         self._unpaid.append([source.copy() for source in self._reward_inputs])
-        if truncated is self._never and not (self._task.healthy and np.count_nonzero(self._terminated)):
+        if truncated is self._timer.never and not (self._task.healthy and np.count_nonzero(self._terminated)):
             return Step(self._observation, self._terminated, truncated, self._observation)
         np.copyto(self._final, self._observation)
         for i in np.flatnonzero(self._terminated | truncated).tolist():
@@ -158,7 +158,7 @@ class MujocoVector:
                 {
                     "physics": physics.tolist(),
                     "x": float(self._x[i]),
-                    "elapsed": self._clock - int(self._begun[i]),
+                    "elapsed": self._timer.elapsed(i),
                     "rng": dict(self._rngs[i].bit_generator.state),
                 }
             )
@@ -173,7 +173,7 @@ class MujocoVector:
             mujoco.mj_resetData(self._model, self._data[i])
             mujoco.mj_setState(self._model, self._data[i], np.asarray(saved["physics"], np.float64), _STATE)
             self._rngs[i].bit_generator.state = saved["rng"]
-            self._set_elapsed(i, saved["elapsed"])
+            self._timer.set_elapsed(i, saved["elapsed"])
             for target, source in self._views[i]:
                 target[:] = source
             self._x[i] = saved["x"]
@@ -210,12 +210,7 @@ class MujocoVector:
         mujoco.mj_forward(model, data)
         for target, source in self._views[i]:
             target[:] = source
-        self._set_elapsed(i, 0)
-
-    def _set_elapsed(self, i: int, elapsed: int) -> None:
-        """Record that environment i's episode has taken `elapsed` steps."""
-        self._begun[i] = self._clock - elapsed
-        self._first_limit = int(self._begun.min()) + EPISODE_STEPS
+        self._timer.set_elapsed(i, 0)
 
     def _observe(self) -> None:
         """Fill the observation from the coordinates and forces."""
@@ -234,8 +229,7 @@ class MujocoVector:
             np.logical_and(self._above, self._below, out=self._above)
             np.logical_and.reduce(self._above, axis=1, out=self._healthy)
             np.logical_not(self._healthy, out=self._terminated)
-        self._clock += 1
-        return self._never if self._clock < self._first_limit else self._clock - self._begun >= EPISODE_STEPS
+        return self._timer.advance()
 
 
 def load_model(xml: str) -> mujoco.MjModel:
