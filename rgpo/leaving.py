@@ -37,7 +37,6 @@ def _finished() -> bool:
     import gc
     import io
     import threading
-    from contextlib import suppress
 
     vars(threading)["_shutdown"]()  # which type checkers do not know
     atexit._run_exitfuncs()
@@ -54,8 +53,11 @@ def _finished() -> bool:
         if layer is not None and not any(found is stream for stream in standard):
             layers[layer].append(found)
     for found in (found for layer in layers for found in layer):
-        with suppress(Exception):  # as in a finalizer, nobody could handle it
+        try:
             found.close()
+        except Exception as error:  # as in a finalizer, nobody could handle it
+            if sys.stderr is not None:
+                print(f"Exception ignored in: {found!r}: {type(error).__name__}: {error}", file=sys.stderr)
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:

@@ -73,3 +73,10 @@ def test_a_stdout_that_cannot_be_flushed_has_pythons_exit_code(tmp_path: Path) -
         program = "import sys\nfrom rgpo.leaving import run_program\nrun_program(lambda: sys.stdout.write('x') and 0)"
         done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED)
     assert done.returncode == 120 and "No space left" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_file_that_cannot_be_written_at_the_end_is_reported(tmp_path: Path) -> None:
+    """As Python does it: the exit code stays, and stderr has the error."""
+    done = end('  global full\n  full = open("/dev/full", "w"); full.write("lost")\n  return 0', tmp_path)
+    assert done.returncode == 0 and "Exception ignored in" in done.stderr and "No space left" in done.stderr, done

@@ -25,6 +25,9 @@ class AdamState(NamedTuple):
         return cls(parameters.detach().clone(), zeros, zeros.clone())
 
 
+Epochs = tuple[AdamState, Tensor, list[Tensor]]  # the last state, statistics of every step, and measures after every epoch
+
+
 def bias_corrections(lr: float, num_steps: int, count: int) -> Tensor:
     """lr/(1 - beta1^t) and 1/sqrt(1 - beta2^t) for the `count` steps t after the first num_steps, (count, 2) float64."""
     t = np.arange(num_steps + 1, num_steps + count + 1)

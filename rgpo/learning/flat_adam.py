@@ -18,7 +18,7 @@ from torch import Tensor
 from rgpo.core.ranges import MANY
 from rgpo.errors import ConfigError
 from rgpo.learning.accel import compiled_adam
-from rgpo.learning.adam import AdamState, adam, bias_corrections, clip_by_norm
+from rgpo.learning.adam import AdamState, Epochs, adam, bias_corrections, clip_by_norm
 from rgpo.learning.culprits import NonFiniteStep
 from rgpo.learning.loss import LossParts
 from rgpo.learning.samples import Samples
@@ -35,7 +35,6 @@ class LossFunction(Protocol):
 
 
 Measure = Callable[[Tensor, Data], tuple[Tensor, ...]]  # of parameters (P,) and the whole data
-Epochs = tuple[AdamState, Tensor, list[Tensor]]
 
 
 class Statistics(NamedTuple):

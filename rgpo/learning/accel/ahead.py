@@ -23,13 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rgpo.learning.adam import AdamState
+from rgpo.learning.adam import AdamState, Epochs
 
 LIBRARY = "update.so"
 SOURCES = ("core", "gates.py", "learning", "control")  # of rgpo: all that a compiled function may call
 SETTINGS = ("TORCHINDUCTOR_", "CXX", "CFLAGS")  # first letters of environment variables that the compiler reads
 PLAIN = (bool, int, float, str, bytes, type(None))
-Epochs = tuple[AdamState, Tensor, list[Tensor]]
 
 
 class Indescribable(Exception):

@@ -30,6 +30,7 @@ from torch import Tensor
 from rgpo.errors import ConfigError, first_line
 from rgpo.learning.accel import ahead
 from rgpo.learning.accel.compiler_cache import DIGESTS, CrashRecord, private_dir, verified
+from rgpo.learning.adam import Epochs
 from rgpo.learning.alike import num_alike
 
 Tensors = tuple[Tensor, ...]
@@ -108,11 +109,11 @@ class CompiledEpochs:
     loop is the fold in Python, for a torch without scan.
     """
 
-    def __init__(self, run_epochs: Callable[..., ahead.Epochs], loop: Fold) -> None:
+    def __init__(self, run_epochs: Callable[..., Epochs], loop: Fold) -> None:
         self._run_epochs, self._loop = run_epochs, loop
         self._as_made = _described(run_epochs)  # the name of a function that is traced
-        self._calls: dict[tuple[str, str], tuple[Callable[..., ahead.Epochs], CrashRecord]] = {}  # by function and shapes
-        self._traced: Callable[..., ahead.Epochs] | None = None
+        self._calls: dict[tuple[str, str], tuple[Callable[..., Epochs], CrashRecord]] = {}  # by function and shapes
+        self._traced: Callable[..., Epochs] | None = None
 
     @property
     def is_cached(self) -> bool:
@@ -121,7 +122,7 @@ class CompiledEpochs:
         marker = None if description is None else _marker(description)
         return marker is not None and marker.exists() and (marker.parent / marker.read_text() / DIGESTS).exists()
 
-    def __call__(self, *arguments: object) -> ahead.Epochs:
+    def __call__(self, *arguments: object) -> Epochs:
         """Raises: ConfigError if the folder of the compiled code cannot be used; any error of torch or its compiler."""
         description, shapes = ahead.description(self._run_epochs), _described(arguments)
         what = description or f"{self._as_made} {torch.get_num_threads()}"
@@ -139,7 +140,7 @@ class CompiledEpochs:
         self._calls[what, shapes] = call, record
         return results
 
-    def _load(self, path: Path, arguments: tuple[object, ...]) -> Callable[..., ahead.Epochs]:
+    def _load(self, path: Path, arguments: tuple[object, ...]) -> Callable[..., Epochs]:
         if not path.exists():
             parts = engine()
             if parts.scan is None or parts.export is None:
@@ -150,7 +151,7 @@ class CompiledEpochs:
             )
         return ahead.Library(path)
 
-    def _trace(self) -> Callable[..., ahead.Epochs]:
+    def _trace(self) -> Callable[..., Epochs]:
         """The function under torch.compile. Runs of one process with equal constants share a graph."""
         if self._traced is None:
             if next(_traced_runs) % MOST_GRAPHS == 0:
