@@ -17,7 +17,7 @@ from rgpo.cli.config import compose_jobs
 from rgpo.runtime import continuation, former, manifest, schema
 
 TINY = ("algo=ppo", "task=cartpole", "task.num_envs=2", "task.num_steps=32", "task.num_eval_episodes=2", "eval_every=2")
-TINY += ("gradvar_every=0", "update.num_minibatches=4", "task.normalize_observation=true")
+TINY += ("gradvar_every=0", "update.num_minibatches=4", "task.normalize_observation=true", "update.compile=false")
 
 
 def measured(run: rgpo.Run) -> pd.DataFrame:

@@ -46,18 +46,21 @@ def test_an_error_of_any_part_reaches_the_caller(place: int) -> None:
         Crew([fail if i == place else (lambda: None) for i in range(2)])()
 
 
+def crew_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "rgpo-crew"}
+
+
 def test_threads_end_with_their_environments() -> None:
-    before = threading.active_count()
+    before = crew_threads()
     env = make_vector_env("HalfCheetah-v4", 4, "auto")
     env.use_threads(4)
-    assert threading.active_count() == before + 3
+    own = crew_threads() - before
+    assert len(own) == 3
     del env
     gc.collect()
-    for _ in range(100):
-        if threading.active_count() == before:
-            break
-        time.sleep(0.05)
-    assert threading.active_count() == before
+    for thread in own:
+        thread.join(timeout=5)
+    assert not any(thread.is_alive() for thread in own)
 
 
 def test_an_error_of_a_part_is_raised_once() -> None:

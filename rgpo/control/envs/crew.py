@@ -44,7 +44,7 @@ class _Worker:
         self.ended.acquire()
         self.error: BaseException | None = None
         self._part: Callable[[], None] | None = part
-        threading.Thread(target=self._work, daemon=True).start()
+        threading.Thread(target=self._work, daemon=True, name="rgpo-crew").start()
 
     def _work(self) -> None:
         while True:
