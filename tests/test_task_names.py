@@ -8,7 +8,7 @@ import pytest
 import report_fixtures as fixtures
 
 from rgpo.report.cli import main
-from rgpo.report.read.task_name import declared_options, task_name
+from rgpo.runtime.task_name import declared_options, folder_name, task_name
 
 HOPPER = {"choices.task": "hopper", "task.env_id": "Hopper", "task.version": "v4", "task.env_kwargs": {}}
 GYM = {"choices.task": "gym", "task.env_id": "CartPole-v1", "task.version": None}
@@ -39,6 +39,23 @@ HUB = {"choices.task": "qwen_rlhf"} | PAPER
 )  # fmt: skip
 def test_names(config: dict[str, object], scale: str, name: str) -> None:
     assert task_name(config, scale) == name
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (HOPPER, "hopper-ppo-s3-0f5394b8"),
+        (HOPPER | {"task.version": "v5"}, "hopper-v5-ppo-s3-0f5394b8"),
+        (GYM, "gym-CartPole-v1-ppo-s3-0f5394b8"),
+        (GYM | {"task.env_id": "my_module:Mine-v0"}, "gym-Mine-v0-ppo-s3-0f5394b8"),
+        (GYM | {"task.env_id": "ALE/Pong-v5"}, "gym-ALE_Pong-v5-ppo-s3-0f5394b8"),
+        (GYM | {"task.env_id": "../../etc/x y"}, "gym-etc_x_y-ppo-s3-0f5394b8"),
+        (GYM | {"task.env_id": 200 * "x"}, f"gym-{40 * 'x'}-ppo-s3-0f5394b8"),
+        ({"choices.task": "qwen_rlhf"}, "qwen_rlhf-ppo-s3-0f5394b8"),
+    ],
+)
+def test_a_run_folder_is_named_after_its_environment(config: dict[str, object], name: str) -> None:
+    assert folder_name(config | {"choices.algo": "ppo"}, 3, "0f5394b8") == name
 
 
 def test_two_environments_are_two_tasks_with_a_baseline_each(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

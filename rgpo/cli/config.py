@@ -32,6 +32,7 @@ from rgpo.runtime.provenance import redact_word
 from rgpo.runtime.reader import user_path
 from rgpo.runtime.schema import AXES, NOT_IDENTITY
 from rgpo.runtime.settings import MOST_ITERATIONS, Settings
+from rgpo.runtime.task_name import folder_name
 from rgpo.runtime.trackers import ADAPTERS
 
 __all__ = ["Job", "build", "compose_jobs", "make", "make_job"]
@@ -137,7 +138,7 @@ def make_job(
     continuation.check(config, _check_length(config, task))
     refuse_unused(typed or {}, config, algorithm.requirements)
     digest = config_hash(config)
-    name = "-".join(str(part or "none") for part in (choices.get("task"), choices.get("algo"), f"s{config['seed']}", digest))
+    name = folder_name(flat(config), config["seed"], digest)
     job = Job(overrides, config, Path(str(config["results_dir"])) / str(config["name"]) / name, config_dir)
     try:
         check_task(json.dumps(config["task"]))

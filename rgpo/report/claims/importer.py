@@ -30,9 +30,9 @@ from rgpo.errors import ConfigError, require
 from rgpo.paths import conf_dir
 from rgpo.report.claims.external import FOLDER
 from rgpo.report.claims.typed import fill
-from rgpo.report.read.task_name import declared_options
 from rgpo.report.stats.independent import Summary, summarize
 from rgpo.runtime.reader import Unreadable, read_json, read_text, read_yaml, user_path
+from rgpo.runtime.task_name import declared_options
 
 FINAL = 0.1  # share of a chart's rows, at the end, that make a run's number
 CELL = re.compile(r"\s*(-?[\d.]+(?:e[+-]?\d+)?|nan)\s*±\s*([\d.]+(?:e[+-]?\d+)?|nan)\s*", re.IGNORECASE)

@@ -23,7 +23,6 @@ from rgpo.report.read import rows
 from rgpo.report.read.columns import COLUMNS, SCORES
 from rgpo.report.read.reduce import Detail, reduce
 from rgpo.report.read.run import Problem, Provenance, Run
-from rgpo.report.read.task_name import task_name
 from rgpo.report.read.workers import Map
 from rgpo.runtime import manifest, reader
 from rgpo.runtime.former import canonical_config, flat_config
@@ -32,6 +31,7 @@ from rgpo.runtime.provenance import Provenance as Stored
 from rgpo.runtime.reader import Missing, Unreadable, printable
 from rgpo.runtime.run_folder import ERROR, RunState
 from rgpo.runtime.schema import GLOSSARY, Metric
+from rgpo.runtime.task_name import task_name
 
 RUN_FOLDER = re.compile(r".+-s\d+-[0-9a-f]{8}")
 STATUSES = ("running", "completed", "interrupted", "failed")

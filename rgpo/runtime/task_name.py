@@ -1,13 +1,14 @@
-"""A task's name in the report: the option of conf/task, and whatever makes its environment or data another than the option's own.
+"""A task's name: the option of conf/task, and whatever makes its environment or data another than the option's own.
 
 Runs are compared only within a task. So its environment (env_id, version, env_kwargs, wrappers), its scale, and its model and
 data are part of its name wherever they differ from what conf/ declares: "hopper", "hopper (v5)", "gym (CartPole-v1)",
 "qwen_rlhf (embedded)".
-The name depends on the run alone, never on what other runs there are.
+The name depends on the run alone, never on what other runs there are. A run folder's name has its environment.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ def task_name(config: Mapping[str, object], scale: str) -> str:
     """The name of the task of a flat configuration with present names."""
     option = str(config.get("choices.task"))
     declared = declared_options("task", option)
-    parts = [_environment(config, declared)]
+    parts = [_short(other_environment(config))]
     if scale != "none":
         of_scale = declared_options("scale", scale)
         parts = [scale, *(_short(config[key]) for key in DATA if config.get(key, of_scale.get(key)) != of_scale.get(key))]
@@ -39,14 +40,22 @@ def task_name(config: Mapping[str, object], scale: str) -> str:
     return f"{option} ({', '.join(named)})" if named else option
 
 
-def _environment(config: Mapping[str, object], declared: Mapping[str, object]) -> str:
+def other_environment(config: Mapping[str, object]) -> str:
     """id-version where the id is not the option's own, the version alone where only that differs, "" where neither does."""
+    declared = declared_options("task", str(config.get("choices.task")))
     env_id, version = (config.get(key) for key in ENVIRONMENT)
     if not isinstance(env_id, str):
         return ""
     if env_id != declared.get("task.env_id"):
-        return _short(f"{env_id}-{version}" if version else env_id)
-    return "" if version == declared.get("task.version") else _short(version or "no version")
+        return f"{env_id}-{version}" if version else env_id
+    return "" if version == declared.get("task.version") else str(version or "no version")
+
+
+def folder_name(config: Mapping[str, object], seed: object, config_hash: str) -> str:
+    """task-environment-algorithm-sSEED-HASH, as in gym-Pong-v5-ppo-s1-0f5394b8; no environment where it is the task's own."""
+    environment = re.sub(r"[^\w.-]+", "_", other_environment(config).rpartition(":")[2])[-MAX_PART:].strip("-_.")
+    parts = (config.get("choices.task"), environment, config.get("choices.algo"), f"s{seed}", config_hash)
+    return "-".join(str(part or "none") for part in parts if part != "")
 
 
 def _wrappers(used: object, declared: object) -> list[str]:
