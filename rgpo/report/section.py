@@ -18,6 +18,7 @@ from rgpo.report.page import completions, films
 from rgpo.report.page.index import PageFigure, Section
 from rgpo.report.page.panels import drawn as page_panels
 from rgpo.report.page.panels import equal_kl
+from rgpo.report.read.arms import arms_of
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import queued, read_runs, run_folders
 from rgpo.report.read.run import Problem, Run
@@ -67,7 +68,7 @@ def _tables(section: Section, settings: Settings) -> list[Table]:
     makers: dict[str, Callable[[], Table | None]] = {
         **({"returns": partial(summary.returns, control, settings)} if control else {}),
         **({"rewards": partial(summary.rewards, language, settings)} if language else {}),
-        **({"matched_kl": partial(matched_table, language, settings)} if language else {}),
+        "matched_kl": partial(matched_table, groups, settings),
         **({"reward_terms": partial(summary.reward_terms, language, settings)} if language else {}),
         "comparisons": partial(comparisons, groups, settings),
         "overall": partial(overall, groups, settings),
@@ -106,7 +107,9 @@ def section_of(
         return section
     section.problems += baseline_problems(loaded.groups, settings)
     section.notes += baseline_choice(loaded.groups, settings)
-    section.lines = assign([(group.algo, group.label) for group in loaded.groups], base)
+    arms = [arm for arm in arms_of(loaded.groups) if len(arm.groups) > 1]
+    named = [(group.algo, group.label) for group in loaded.groups] + [(arm.algo, arm.label) for arm in arms]
+    section.lines = assign(named, base)
     for name, module in modules.items():
         _add_figure(section, f"{number}-{len(section.figures) + 1}", name, module, settings, defaults)
     section.tables = _tables(section, settings)

@@ -10,6 +10,7 @@ from rgpo.errors import close_matches, require, shell_word
 FIGURES = (  # modules of rgpo.report.figures, in the report's order
     "learning_curves",
     "frontier",
+    "settings_frontier",
     "proxy_against_gold",
     "aggregates",
     "profiles",

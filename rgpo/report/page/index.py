@@ -37,6 +37,7 @@ TITLES = {
     "improvement": "Probability of improvement",
     "kl": "KL per update",
     "speed": "Speed against other implementations",
+    "settings_frontier": "Results against KL over settings",
     "spikes": "KL spikes by threshold",
     "weight": "Weights",
 }

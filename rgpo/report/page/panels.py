@@ -27,6 +27,7 @@ LOG = {  # figure -> logarithmic axes
     "spikes": (True, False),
     "ratio_tails": (True, True),
     "frontier": (False, False),
+    "settings_frontier": (True, False),
 }
 
 
