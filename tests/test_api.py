@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -232,10 +233,15 @@ def test_a_run_that_another_process_holds_is_left_alone(
 ) -> None:
     folder = tmp_path / "default" / ppo.folder.name
     shutil.copytree(ppo.folder, folder)
-    (folder / "state.json").write_text(json.dumps({"status": "running", "attempt": 1, "iteration": 2, "num_iterations": 5}))
+    (folder / "state.json").write_text(
+        json.dumps({"status": "running", "attempt": 1, "iteration": 2, "num_iterations": 5, "pid": 9})
+    )
     with atomic.locked(folder / ".lock", wait=False):
         run = rgpo.run("algo=ppo", *SHORT, f"results_dir={tmp_path}")
-        assert "another process is running it" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert re.search(
+            r"process \d+ is running it \(started at ..:.. on .*; iteration 2 of 5 at its last checkpoint\), skipped", told
+        )
         assert run.status == "running" and run.evaluate()
     assert run.status == "interrupted"
 

@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -219,13 +220,17 @@ def test_of_several_processes_one_compiles(cache: Path) -> None:
     assert not any(DELETED in err for _, err in ends)
 
 
-def test_a_process_does_not_wait_for_ever(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_names_the_one_it_waits_for_and_does_not_wait_for_ever(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     use()
     monkeypatch.setattr(compiler_cache, "PATIENCE_S", 0.3)
     with (folder_of(cache) / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match=rf"{folder_of(cache)}: another process has been compiling"):
             use()
+    who = rf"process {os.getpid()} on \S+ since \d\d:\d\d:\d\d"
+    assert re.search(rf"^  waiting, for at most 0 s, for the update's code that {who} compiles\n$", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize("call", ["first", "later"])

@@ -50,6 +50,7 @@ class Progress:
     def __init__(self, num_iterations: int, start: int) -> None:
         self.num_iterations = num_iterations
         self._last = time.monotonic()
+        self._text = ""  # of the last iteration, until it is a line of its own
         self._bar: RichProgress | None = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -64,19 +65,26 @@ class Progress:
         """Show the state after an iteration."""
         parts = [f"steps {env_steps:,}", headline]
         if "kl/old_exact" in metrics:
-            parts.append(f"KL {number(metrics, 'kl/old_exact'):.4f}")
+            parts.append(f"KL {number(metrics, 'kl/old_exact'):.3g}")
         parts.append(f"{number(metrics, 'speed/env_steps_per_s'):,.0f} steps/s")
         text = "  ".join(part for part in parts if part)
+        self._text = f"  iteration {iteration:,}/{self.num_iterations:,}  {text}"
         if self._bar is not None:
             self._bar.update(self._task, completed=iteration, description=text)
-        elif time.monotonic() - self._last >= PLAIN_EVERY_S or iteration == self.num_iterations:
-            self._last = time.monotonic()
-            print(f"  iteration {iteration:,}/{self.num_iterations:,}  {text}", flush=True)
+        elif time.monotonic() - self._last >= PLAIN_EVERY_S:
+            self._print()
 
     def close(self) -> None:
-        """Remove the line."""
+        """Leave the last line as it is."""
         if self._bar is not None:
             self._bar.stop()
+        if self._text:
+            self._print()
+
+    def _print(self) -> None:
+        self._last = time.monotonic()
+        print(self._text, flush=True)
+        self._text = ""
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:

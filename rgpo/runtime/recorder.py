@@ -142,7 +142,7 @@ class Recorder:
 
     @on_first
     def close(self) -> None:
-        """Remove the progress line and close the dashboards."""
+        """Leave the last progress line and close the dashboards."""
         self._progress.close()
         self._trackers.finish()
 

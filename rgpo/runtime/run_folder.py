@@ -39,6 +39,10 @@ class _Attempt(TypedDict):
     attempt: int
 
 
+class _Start(TypedDict):
+    started: str  # UTC
+
+
 class _Origin(TypedDict):
     run_id: str
     config_hash: str
@@ -192,6 +196,22 @@ def lock(run_dir: Path) -> Iterator[bool]:
                 raise ConfigError(f"{path}: is not a regular file; remove it.") from error
             raise ConfigError(f"results_dir: cannot write {run_dir} ({error.strerror}); choose another results_dir.") from error
         yield mine
+
+
+def holder(run_dir: Path) -> str:
+    """A clause about the process that holds a run's folder: since when, and how far it is."""
+    state = read_state(run_dir)
+    known = []
+    try:
+        started = datetime.fromisoformat(reader.read_json(run_dir / "provenance.json", _Start)["started"])
+        known.append(f"started at {started.astimezone():%H:%M on %Y-%m-%d}")
+    except (reader.Unreadable, ValueError):  # it has just begun
+        pass
+    if "iteration" in state:
+        size = f" of {state['num_iterations']:,}" if "num_iterations" in state else ""
+        known.append(f"iteration {state['iteration']:,}{size} at its last checkpoint")
+    who = f"process {state['pid']}" if "pid" in state else "another process"
+    return f"{who} is running it" + (f" ({'; '.join(known)})" if known else "")
 
 
 def is_locked(run_dir: Path) -> bool:

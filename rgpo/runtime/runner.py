@@ -27,7 +27,7 @@ def run(config: Mapping[str, object], task: Task, algorithm: Algorithm, run_dir:
     """
     with tolerant_output(), _hold(run_dir) as verdict:
         if verdict == "held":
-            print(f"{printable(str(run_dir), MAX_LINE)}: another process is running it, skipped", flush=True)
+            print(f"{printable(str(run_dir), MAX_LINE)}: {run_folder.holder(run_dir)}, skipped", flush=True)
         elif verdict == "skipped":
             but = "".join(f"; {why}" for why in manifest.problems(run_dir))
             print(f"{printable(str(run_dir), MAX_LINE)}: already complete, skipped (force=true runs it again){but}", flush=True)

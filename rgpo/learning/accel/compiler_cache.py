@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import IO
 
 from rgpo import atomic
-from rgpo.errors import ConfigError
+from rgpo.errors import ConfigError, printable
 from rgpo.paths import compiler_cache_dir
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -139,14 +140,22 @@ def _lock(lock: IO[str], folder: Path) -> bool:
 
     Raises: ConfigError if another process keeps the lock for too long.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline, told = time.monotonic() + PATIENCE_S, False
     while time.monotonic() < deadline:
         if _locked(lock, fcntl.LOCK_SH) and _problem(folder) is None:
             return True
         if _locked(lock, fcntl.LOCK_EX):
             if _problem(folder) is not None:
+                lock.seek(0)
+                lock.truncate()
+                lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}\n")
+                lock.flush()
                 return False
         else:
+            if not told:
+                who = printable(os.pread(lock.fileno(), 200, 0).decode(errors="replace").strip()) or "another process"
+                print(f"  waiting, for at most {PATIENCE_S:.0f} s, for the update's code that {who} compiles", file=sys.stderr)
+            told = True
             time.sleep(0.1)
     raise ConfigError(f"{folder}: another process has been compiling for {PATIENCE_S:.0f} s; stop it or delete the folder.")
 
