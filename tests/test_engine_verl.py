@@ -39,9 +39,34 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {  # verl's loss -> its sett
         "token",
     ),
     "geo_mean": ({"clip_ratio_low": 0.4, "clip_ratio_high": 0.3}, "gate=identity", "sequence_clipped"),
+    "kl_cov": (
+        {"policy_loss": PolicyLossConfig(loss_mode="kl_cov", kl_cov_ratio=0.1, ppo_kl_coef=0.7)},
+        "gate=kl_cov gate.fraction=0.1 gate.coef=0.7",
+        "token",
+    ),
+    "clip_cov": (  # so many that all candidates are dropped and none is drawn at random
+        {"policy_loss": PolicyLossConfig(loss_mode="clip_cov", clip_cov_ratio=0.9, clip_cov_lb=0.2, clip_cov_ub=1.5)},
+        "gate=clip_cov gate.fraction=0.9 gate.cov_low=0.2 gate.cov_high=1.5",
+        "token",
+    ),
+    "bypass_mode": (
+        {
+            "policy_loss": PolicyLossConfig(
+                loss_mode="bypass_mode",
+                rollout_correction={"loss_type": "reinforce", "rollout_is": "token", "rollout_is_threshold": 1.2},
+            )
+        },
+        "gate=cispo gate.cap=1.2",
+        "token",
+    ),
 }
 CLIPS = {"geo_mean": [0.4, 0.3]}
-UNCORRECTED = ("dro", "geo_mean")  # whose weights of the sampler have another meaning; see docs/language.md
+UNCORRECTED = (
+    "dro",
+    "geo_mean",
+    "kl_cov",
+    "bypass_mode",
+)  # their weights of the sampler differ; see docs/language.md
 THRESHOLDS = {"dppo_tv": (0.05, 0.1), "dppo_kl": (0.02, 0.03)}
 
 
@@ -90,10 +115,21 @@ def test_equal_to_verl(name: str, mode: str, corrected: bool) -> None:
     found, own, metrics = loss_and_gradient("rgpo", config, mode, corrected)
     torch.testing.assert_close(own, gradient, rtol=1e-6, atol=1e-9)
     assert gradient.abs().max() > 0
-    if name in ("vanilla", "sapo", "gspo"):
+    if name in ("vanilla", "sapo", "gspo", "kl_cov", "clip_cov"):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
     assert {f"actor/{key}" for key in METRICS} < metrics.keys()
     assert all(isinstance(x, float) for x in metrics.values())
+
+
+def test_bypass_mode_with_a_clip() -> None:
+    """verl computes its weights and does not use them."""
+    correction = {"loss_type": "ppo_clip", "rollout_is": "token", "rollout_is_threshold": 1.2}
+    theirs = actor(PolicyLossConfig(loss_mode="bypass_mode", rollout_correction=correction), clip_ratio_c=1.5)
+    expected, gradient, _ = loss_and_gradient("bypass_mode", theirs, "token-mean", False)
+    ours = actor(GatedPolicyLossConfig(parts="gate=clip gate.cap=1.5"))
+    found, own, _ = loss_and_gradient("rgpo", ours, "token-mean", False)
+    torch.testing.assert_close(own, gradient, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_every_registered_loss_has_its_words() -> None:
