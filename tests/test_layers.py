@@ -35,7 +35,18 @@ REPORT = {
     "rgpo.paths",
     *(
         f"rgpo.runtime.{name}"
-        for name in ("code_digest", "former", "manifest", "own_metrics", "parts", "provenance", "reader", "run_folder", "schema")
+        for name in (
+            "code_digest",
+            "former",
+            "manifest",
+            "own_metrics",
+            "parts",
+            "provenance",
+            "reader",
+            "run_folder",
+            "schema",
+            "task_name",
+        )
     ),
     "rgpo.version",
 }  # all of ours that the report imports

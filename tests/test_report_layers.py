@@ -22,7 +22,18 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 OURS = ("rgpo.atomic", "rgpo.errors", "rgpo.files", "rgpo.interrupt", "rgpo.leaving", "rgpo.paths", "rgpo.version")
 OURS += tuple(
     f"rgpo.runtime.{name}"
-    for name in ("code_digest", "former", "manifest", "own_metrics", "parts", "provenance", "reader", "run_folder", "schema")
+    for name in (
+        "code_digest",
+        "former",
+        "manifest",
+        "own_metrics",
+        "parts",
+        "provenance",
+        "reader",
+        "run_folder",
+        "schema",
+        "task_name",
+    )
 )
 MODULES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file

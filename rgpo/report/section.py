@@ -132,7 +132,8 @@ def _add_figure(section: Section, place: str, name: str, module: FigureModule, s
     if panels is None:
         return
     if not panels:
-        columns = " or ".join(module.COLUMNS) or "a metric that its config declares"
+        others = {"arm_gates": "the curve of its gate, as runs do now"}
+        columns = " or ".join(module.COLUMNS) or others.get(name, "a metric that its config declares")
         hint = ", or there is no baseline to compare with" if name in NEED_BASELINE else ""
         if module.COLUMNS or settings.figures is not None:
             _leave_out(section, settings, where, f"no run measured {columns}{hint}")

@@ -22,6 +22,7 @@ FIGURES = (  # modules of rgpo.report.figures, in the report's order
     "weight",
     "ratio_tails",
     "own_metrics",
+    "arm_gates",
     "timing",
     "speed",
     "gates",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from rgpo import distributed
 from rgpo.runtime import reader
@@ -51,6 +51,14 @@ class Attempt(TypedDict):
     num_processes: int
 
 
+class GateCurve(TypedDict):
+    """Gate value g and weight w = dg/dd over the log ratio d, for A = 1 and A = -1; None where a value is not finite."""
+
+    log_ratio: list[float]  # nats
+    gate_value: list[list[float | None]]
+    weight: list[list[float | None]]
+
+
 class Provenance(TypedDict):
     """The contents of provenance.json."""
 
@@ -61,6 +69,7 @@ class Provenance(TypedDict):
     code: str  # digest of the code that determines numbers, of every attempt that measured a part: "first+second"
     versions: dict[str, str]
     algorithm: dict[str, str]  # its parts, as it describes them
+    gate_curve: NotRequired[GateCurve | None]  # of its gate, if it has one
     command: str
     host: dict[str, str | int | None]
     num_threads: int

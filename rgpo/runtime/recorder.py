@@ -36,13 +36,16 @@ class Recorder:
         self.notes: list[str] = []  # about what was found of earlier attempts
 
     @on_first
-    def write_facts(self, config_hash: str, command: str, attempt: int, algorithm: Mapping[str, str]) -> None:
+    def write_facts(
+        self, config_hash: str, command: str, attempt: int, algorithm: Mapping[str, str], curve: provenance.GateCurve | None
+    ) -> None:
         """Write config.yaml and provenance.json."""
         task = cast(Mapping[str, object], self.config.get("task", {}))  # there is none where the runner is used on its own
         code = code_digest(cast(Mapping[str, object], self.config["choices"]), str(task.get("_target_", "")))
         earlier, every = self._earlier_attempts(), provenance.with_earlier_code(self.run_dir, code)
         num_threads = self.settings.num_threads
         self._facts = provenance.collect(self.run_dir.name, config_hash, command, num_threads, attempt, algorithm, every)
+        self._facts["gate_curve"] = curve
         mine = provenance.attempt_of(self._facts, code, own_code.digests())
         self._facts["attempts"] = [*earlier, mine]
         with atomic.storing(self.run_dir):

@@ -16,7 +16,7 @@ from rgpo.learning.algorithm import rows_with_advantage
 from rgpo.learning.clock import Clock
 from rgpo.learning.export import NoExport
 from rgpo.learning.types import Algorithm, Metrics, Policy, State, Task
-from rgpo.runtime import checkpoint, continuation, export, manifest, provenance, reader, run_folder
+from rgpo.runtime import checkpoint, continuation, export, gate_curve, manifest, provenance, reader, run_folder
 from rgpo.runtime.metrics import number
 from rgpo.runtime.parts import storing
 from rgpo.runtime.recorder import Recorder
@@ -80,7 +80,8 @@ class Session:
         settings = self.settings
         self._reopen()
         self.write_state("running")
-        self.recorder.write_facts(self.config_hash, self.command, self.attempt, self.algorithm.describe())
+        curve = gate_curve.drawn(getattr(self.algorithm, "gate", None))
+        self.recorder.write_facts(self.config_hash, self.command, self.attempt, self.algorithm.describe(), curve)
         self.policy, self.num_iterations = set_up(settings, self.task, self.algorithm)
         self._continue_earlier()
         self.recorder.read_earlier()

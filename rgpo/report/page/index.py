@@ -32,6 +32,7 @@ from rgpo.report.tables.table import Row, Table
 TEMPLATE = Path(__file__).parent / "template"
 REPORT_PACKAGES = ("numpy", "scipy", "pyarrow", "matplotlib")
 TITLES = {
+    "arm_gates": "Gates of the arms",
     "frontier": "Reward against KL to the reference",
     "profiles": "Performance profiles",
     "improvement": "Probability of improvement",

@@ -27,6 +27,7 @@ from rgpo.report.read.workers import Map
 from rgpo.runtime import manifest, reader
 from rgpo.runtime.former import canonical_config, flat_config
 from rgpo.runtime.own_metrics import glossary
+from rgpo.runtime.provenance import GateCurve
 from rgpo.runtime.provenance import Provenance as Stored
 from rgpo.runtime.reader import Missing, Unreadable, printable
 from rgpo.runtime.run_folder import ERROR, RunState
@@ -255,7 +256,20 @@ def _provenance(stored: Mapping[str, object]) -> Provenance:
         started=printable(str(stored.get("started") or "")),
         command=_typed_again(command) if printable(command, MAX_COMMAND) == command else "",
         attempt=cast(int, stored.get("attempt", 1)),
+        gate=str(_mapping(stored.get("algorithm")).get("gate", "")),
+        gate_curve=_gate_curve(stored.get("gate_curve")),
     )
+
+
+def _gate_curve(stored: object) -> GateCurve | None:
+    """The curve of a run's gate, if it is whole."""
+    curve = _mapping(stored)
+    if not curve.keys() >= GateCurve.__annotations__.keys():
+        return None
+    found = cast(GateCurve, curve)
+    sides = [*found["gate_value"], *found["weight"]]
+    whole = len(found["gate_value"]) == len(found["weight"]) == 2 and {len(side) for side in sides} == {len(found["log_ratio"])}
+    return found if whole and found["log_ratio"] else None
 
 
 def _typed_again(command: str) -> str:

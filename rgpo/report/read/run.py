@@ -14,6 +14,7 @@ from rgpo.report.read.columns import RESTARTED
 from rgpo.report.read.reduce import Reduced
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime.own_metrics import term_names
+from rgpo.runtime.provenance import GateCurve
 from rgpo.runtime.schema import Metric
 
 
@@ -38,6 +39,8 @@ class Provenance(NamedTuple):
     started: str
     command: str
     attempt: int
+    gate: str  # with its parameters; empty for an algorithm without
+    gate_curve: GateCurve | None  # None for runs from before it was recorded
 
 
 @dataclass(frozen=True)
