@@ -18,6 +18,7 @@ from rgpo.errors import ConfigError
 from rgpo.runtime.trackers import Trackers
 
 CONFIG = {"name": "mine", "seed": 1, "choices": {"algo": "ppo"}}
+TEXT = {"prompt_id": 7, "prompt": "Why?", "completion": "Because.", "proxy": 0.5, "kl_ref": 1.5}
 ROW = {"a/b": 1.5, "bad": float("nan"), "epoch/list": [1.0], "n": 3}
 needs_tensorboard = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not there; the dev extra has it")
 
@@ -48,10 +49,15 @@ def test_trackers_get_finite_scalars(name: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, name, fake)
     trackers = Trackers([name], tmp_path / "run-1", CONFIG, 0)
     trackers.log(4, ROW)
+    trackers.log_texts(4, 30 * [TEXT])
+    trackers.log_film(4, tmp_path / "episode.mp4")
     trackers.finish()
-    init, log, finish = fake.calls
-    assert init[2]["project"] == "mine" and init[2]["name"] == "run-1"
+    init, log, table, texts, video, film, finish = fake.calls
+    assert init[2]["project"] == "mine" and init[2]["name"] == "run-1" and init[2]["config"] == CONFIG
     assert log == ("log", ({"a/b": 1.5, "n": 3.0},), {"step": 4}) and finish[0] == "finish"
+    assert table == ("Table", (), {"columns": list(TEXT), "data": 10 * [list(TEXT.values())]})
+    assert video == ("Video", (str(tmp_path / "episode.mp4"),), {"format": "mp4"})
+    assert texts[1][0].keys() == {"completions"} and film[1][0].keys() == {"episode"} and texts[2] == film[2] == {"step": 4}
 
 
 def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,9 +65,13 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", fake)
     trackers = Trackers(["mlflow"], tmp_path / "run-1", CONFIG, 0)
     trackers.log(4, ROW)
+    trackers.log_texts(4, [TEXT, TEXT])
+    trackers.log_film(4, tmp_path / "episode.gif")
     trackers.finish()
-    assert [name for name, *_ in fake.calls] == ["set_experiment", "start_run", "log_params", "log_metrics", "end_run"]
-    assert fake.calls[2][1] == ({"choices.algo": "ppo", "seed": 1},)
+    calls = ["set_experiment", "start_run", "log_params", "log_metrics", "log_table", "log_artifact", "end_run"]
+    assert [name for name, *_ in fake.calls] == calls
+    assert fake.calls[2][1] == ({"name": "mine", "choices.algo": "ppo", "seed": "1"},)
+    assert fake.calls[4][1] == ({"step": [4, 4], **{key: [value, value] for key, value in TEXT.items()}},)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +114,45 @@ def read_events(folder: Path) -> dict[str, dict[int, float]]:
 @needs_tensorboard
 def test_tensorboard_shows_what_the_parquet_file_holds(tmp_path: Path) -> None:
     rgpo_run([*TINY, "num_iterations=3", "exports=[tensorboard]"], tmp_path)
-    metrics = pd.read_parquet(the_run(tmp_path) / "metrics.parquet").set_index("iteration")
+    metrics = pd.read_parquet(the_run(tmp_path) / "metrics.parquet").set_index("env_steps")
     events = read_events(the_run(tmp_path) / "tensorboard")
-    numbers = metrics.select_dtypes("number").replace([np.inf, -np.inf], np.nan).drop(columns=["seed", "attempt", "env_steps"])
+    numbers = metrics.select_dtypes("number").replace([np.inf, -np.inf], np.nan).drop(columns=["seed", "attempt"])
     assert events == {name: column.dropna().to_dict() for name, column in numbers.items() if column.notna().any()}
-    assert len(events) > 40 and list(events["kl/old_exact"]) == [1, 2, 3]
+    assert len(events) > 40 and list(events["kl/old_exact"]) == metrics.index.tolist() != [1, 2, 3]
+
+
+@needs_tensorboard
+def test_tensorboard_has_parameters_completions_and_a_film(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    film = tmp_path / "episode.gif"
+    film.write_bytes(b"GIF89a and more")
+    trackers = Trackers(["tensorboard"], tmp_path, CONFIG, 0)
+    trackers.log_texts(5, [TEXT])
+    trackers.log_film(5, film)
+    trackers.log_film(5, tmp_path / "episode.mp4")  # which it cannot show
+    trackers.finish()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (text,) = events.Tensors("completion/7/text_summary")
+    shown = text.tensor_proto.string_val[0].decode()
+    assert text.step == 5 and all(part in shown for part in ("Why?", "Because.", "proxy 0.5"))
+    assert events.Images("episode")[0].encoded_image_string == film.read_bytes()
+    start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"choices.algo" in start and b"ppo" in start
+
+
+@pytest.mark.parametrize("name", ["trackio", "mlflow"])
+def test_the_real_package_takes_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(name)
+    for key, folder in (("TRACKIO_DIR", "trackio"), ("MLFLOW_TRACKING_URI", "mlflow.db")):
+        monkeypatch.setenv(key, f"sqlite:///{tmp_path}/{folder}" if folder.endswith(".db") else str(tmp_path / folder))
+    monkeypatch.chdir(tmp_path)
+    said = rgpo_run([*TINY, "num_iterations=3", f"exports=[{name}]"], tmp_path)
+    assert f"exports={name}" not in said
+    trackers = Trackers([name], the_run(tmp_path), CONFIG, 0)
+    trackers.log_texts(5, [TEXT])
+    trackers.finish()
+    assert list(trackers._trackers) == [name]
 
 
 @needs_tensorboard

@@ -74,6 +74,8 @@ def _control(run: StoredRun, task: Control, settings: Words) -> int:
 
     from rgpo.cli.stored_run import restore_parts, restored_actor, stored_actor
     from rgpo.control import evaluation
+    from rgpo.runtime.settings import Settings
+    from rgpo.runtime.trackers import Trackers
 
     episodes, seed = number(settings, "episodes", 10, 1, MOST), number(settings, "seed", 0, 0, 2**31)
     video = flag(settings, "video")
@@ -86,7 +88,12 @@ def _control(run: StoredRun, task: Control, settings: Words) -> int:
         cut = f", {num_cut} cut after {evaluation.LONGEST_EPISODE:,} steps" if num_cut else ""
         print(f"  {name:13} return {found.mean():.6g} +- {error:.3g} (standard error, n = {episodes}{cut})", flush=True)
     if video:
-        print(f"  {evaluation.film(task, actor, run.folder / FOLDER, seed)}")
+        path = evaluation.film(task, actor, run.folder / FOLDER, seed)
+        print(f"  {path}")
+        step = int(str(facts["env_steps"]))
+        dashboards = Trackers(Settings.of(run.config).exports, run.folder, run.config, step)
+        dashboards.log_film(step, path)
+        dashboards.finish()
     return 0
 
 

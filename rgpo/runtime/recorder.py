@@ -99,7 +99,7 @@ class Recorder:
         return self._writer.num_samples if self._writer is not None else 0
 
     @on_first
-    def open(self, iteration: int, num_iterations: int, note: str, inexact: str) -> None:
+    def open(self, iteration: int, env_steps: int, num_iterations: int, note: str, inexact: str) -> None:
         """Continue after an iteration: open metrics and dashboards, print the banner and what was found of earlier attempts.
 
         inexact: why the run does not continue bit for bit, "" if it does.
@@ -108,7 +108,7 @@ class Recorder:
         facts = self._facts
         self._writer.resume(iteration)
         config = cast(Mapping[str, object], provenance.redact_values(self.config))
-        self._trackers = Trackers(self.settings.exports, self.run_dir, config, iteration)
+        self._trackers = Trackers(self.settings.exports, self.run_dir, config, env_steps)
         print(
             console.banner(self.run_dir, self.settings, facts, num_iterations, note, getattr(self.task, "facts", {})), flush=True
         )
@@ -132,8 +132,10 @@ class Recorder:
         """Add one iteration to metrics, dashboards, samples, rollouts and the progress line."""
         assert self._writer is not None
         self._writer.log(iteration, env_steps, metrics)
-        self._trackers.log(iteration, metrics)
-        self._writer.log_samples(iteration, samples)
+        self._trackers.log(env_steps, {"iteration": float(iteration), **metrics})
+        rows = list(samples)
+        self._writer.log_samples(iteration, rows)
+        self._trackers.log_texts(env_steps, rows)
         self._writer.log_rollout(iteration, rollout)
         self._progress.update(iteration, env_steps, metrics, self.task.headline(metrics))
 

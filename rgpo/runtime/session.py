@@ -92,7 +92,7 @@ class Session:
         require(
             alike, "results_dir", settings.results_dir, "the processes see different files; use a folder that all of them share."
         )
-        self.recorder.open(self.iteration, self.num_iterations, self.algorithm.note, self.inexact)
+        self.recorder.open(self.iteration, self.env_steps, self.num_iterations, self.algorithm.note, self.inexact)
         if saved is not None:
             self._compare_machines(saved)
 
