@@ -226,6 +226,7 @@ def engine() -> Engine:
         "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.scan": torch.__version__},  # or scan is not cached on disk
         "cpp.vec_isa_ok": True,  # trust the processor's flags instead of testing them at every start
         "cpp_cache_precompile_headers": False,  # 300 MB in the temporary folder, where anyone could have put them; saves no time
+        "aot_inductor.precompile_headers": False,  # likewise
     }
     known = set(torch._inductor.list_options())
     unknown = sorted(set(chosen) - known)
