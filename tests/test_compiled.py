@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import itertools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,14 +161,16 @@ def test_compiled_code_is_cached_on_disk(tmp_path: Path) -> None:
 def test_a_library_is_loaded_without_the_compiler(
     make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The guard of a warm start: no tracing, and the same bits."""
-    found = []
+    """The guard of a warm start: no tracing, and the same bits. Headers are not compiled apart, where all users can write."""
+    headers = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}" / "precompiled_headers"
+    found, before = [], sorted(headers.glob("*"))
     for attempt in range(2):
         policy = make_policy()
         if attempt:
             monkeypatch.setattr(compiled_adam, "engine", None)
         found.append(trained(policy, make_batch(policy, 32), CLIP, compile=True))
     assert torch.equal(*found)
+    assert sorted(headers.glob("*")) == before
 
 
 def test_a_library_belongs_to_all_that_its_function_reads(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
