@@ -76,14 +76,14 @@ def test_language_continues_with_its_samples(parts: Path, tmp_path: Path) -> Non
 
 
 def test_a_killed_continuation_resumes(short: rgpo.Run, tmp_path: Path) -> None:
-    words = [*TINY, "update.anneal_lr=false", "num_iterations=300", "checkpoint_every_s=0", f"resume_from={short.folder}"]
+    words = [*TINY, "update.anneal_lr=false", "num_iterations=100", "checkpoint_every_s=0", f"resume_from={short.folder}"]
     process = start(words, tmp_path)
     wait_for_iteration(tmp_path / "results", 20, process)
     process.kill()
     process.wait()
     text = rgpo_run(words, tmp_path)
     assert "attempt 2 resumes after iteration" in text and "continues" not in text
-    whole = rgpo.run(*TINY, "update.anneal_lr=false", "num_iterations=300", f"results_dir={tmp_path / 'whole'}")
+    whole = rgpo.run(*TINY, "update.anneal_lr=false", "num_iterations=100", f"results_dir={tmp_path / 'whole'}")
     pd.testing.assert_frame_equal(measured(rgpo.load(the_run(tmp_path / "results"))), measured(whole))
 
 

@@ -22,6 +22,7 @@ from rgpo.cli.hints import MAPPINGS, SCALARS, SEQUENCES, plain_hint
 from rgpo.errors import ConfigError, first_line
 from rgpo.runtime.former import MOVED_MODULES
 from rgpo.runtime.own_code import own_folders
+from rgpo.version import distributions_of
 
 OWN = "a module of rgpo, of the current directory or of --config-dir"
 ENTRY_POINTS = "rgpo"  # group in which an installed package declares that configurations may name its classes
@@ -83,7 +84,7 @@ def refuse_foreign_environment(env_id: str) -> None:
 
 def needs_gymnasium(module: str) -> bool:
     """True for a module of gymnasium or of an installed package that requires it."""
-    packages = metadata.packages_distributions().get(module.partition(".")[0], [])
+    packages = distributions_of(module)
     needs = [requirement for package in packages for requirement in metadata.requires(package) or ()]
     return any(re.match(r"gymnasium\b", need) for need in (*packages, *needs))
 
