@@ -67,9 +67,10 @@ def trained(policy: ActorCritic, batch: ControlBatch, gate: Gate, compile: bool 
 
 
 def test_compiled_steps_equal_eager_ones_after_any_other_run(
-    make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+    make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Several runs in one process: none may use a constant of another, and equal ones share their graph."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # without what earlier processes compiled
     monkeypatch.setattr(compiled_adam, "_traced_runs", itertools.count())  # every MOST_GRAPHS runs graphs are dropped
     graphs = torch._dynamo.utils.counters["stats"]
     before, seen, results = graphs["unique_graphs"], [], []
