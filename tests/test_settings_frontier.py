@@ -94,3 +94,11 @@ def test_the_page_and_a_drawing_have_it(here: Path) -> None:
     assert (here / "report/first_evidence/figures/settings_frontier.svg").stat().st_size > 5000
     page = (here / "report/index.html").read_text()
     assert "Results against KL over settings" in page and "At equal KL" in page
+
+
+def test_annealed_learning_rates_are_named(here: Path) -> None:
+    for algo, update in (("ppo", {"anneal_lr": True}), ("rgpo", {"anneal_lr": False}), ("trpo", {})):
+        for seed in (1, 2):
+            fixtures.write_run(here / "results", "hopper", algo, seed, update=update)
+    assert main(["figures=[]", "num_resamples=100"]) == 0
+    assert "annealed to 0 over the run (anneal_lr) in ppo; " in (here / "report/index.html").read_text()

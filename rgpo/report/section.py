@@ -33,6 +33,7 @@ from rgpo.runtime.reader import Unreadable, printable
 from rgpo.runtime.schema import is_list
 
 Made = TypeVar("Made")
+MAX_NAMED = 8  # arms in a sentence
 
 
 @dataclass
@@ -106,7 +107,7 @@ def section_of(
     if not loaded.groups:
         return section
     section.problems += baseline_problems(loaded.groups, settings)
-    section.notes += baseline_choice(loaded.groups, settings)
+    section.notes += baseline_choice(loaded.groups, settings) + _annealing(loaded.groups)
     arms = [arm for arm in arms_of(loaded.groups) if len(arm.groups) > 1]
     named = [(group.algo, group.label) for group in loaded.groups] + [(arm.algo, arm.label) for arm in arms]
     section.lines = assign(named, base)
@@ -119,6 +120,16 @@ def section_of(
     section.films, damaged = films.films(loaded.groups)
     section.problems += problems + damaged
     return section
+
+
+def _annealing(groups: Sequence[Group]) -> list[str]:
+    """A sentence about the arms whose learning rate falls to 0 over the run, so that the ends of their curves are flat."""
+    found = [next((v for k, v in group.runs[0].config.items() if k.endswith(".anneal_lr")), None) for group in groups]
+    annealed = list(dict.fromkeys(group.label for group, value in zip(groups, found, strict=True) if value is True))
+    if not annealed:
+        return []
+    who = "every arm" if all(found) else ", ".join(annealed[:MAX_NAMED]) + (" and others" if len(annealed) > MAX_NAMED else "")
+    return [f"The learning rate is annealed to 0 over the run (anneal_lr) in {who}; its curves would differ in a longer run."]
 
 
 def _add_figure(section: Section, place: str, name: str, module: FigureModule, settings: Settings, defaults: Settings) -> None:
