@@ -238,3 +238,27 @@ def test_a_sweep_is_extended_and_goes_on_after_a_signal(tmp_path: Path) -> None:
     assert "2 of 3 runs already complete" in out and "3 of 3 runs are complete" in out
     assert all(file.read_text() == text for file, text in states.items())
     assert [json.loads(file.read_text())["attempt"] for file in tmp_path.rglob("state.json")] == [1, 1, 1]
+
+
+POOL = """
+import re
+from pathlib import Path
+from rgpo.cli.engines import start_pool
+start_pool(2)
+for folder in Path("/proc").glob("[0-9]*"):
+    try:
+        status, command = (folder / "status").read_text(), (folder / "cmdline").read_text()
+    except OSError:
+        continue
+    if "popen_loky_posix" in command and re.search(rf"PPid:\\s+{__import__('os').getpid()}\\n", status):
+        print(re.search(r"SigBlk:\\s+(\\w+)", status)[1])
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("joblib") is None, reason="joblib is not installed")
+def test_workers_start_with_signals_blocked(tmp_path: Path) -> None:
+    """From their first instruction on: a signal during their imports would print a traceback."""
+    ended = subprocess.run([sys.executable, "-c", POOL], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=True)
+    wanted = sum(1 << (number - 1) for number in (signal.SIGINT, signal.SIGTERM))
+    masks = [int(mask, 16) & wanted for mask in ended.stdout.split()]
+    assert masks == [wanted, wanted], ended.stdout

@@ -57,12 +57,21 @@ def _blocked() -> Iterator[None]:
 
 
 def _joblib(engine: JoblibLauncher, cells: Cells, lost: Lost) -> list[JobReturn]:
-    from joblib import Parallel, delayed, effective_n_jobs
-
-    processes = int(engine.joblib["n_jobs"])
-    with _blocked():  # the plugin's call reuses these processes
-        Parallel(processes, backend="loky")(delayed(int)() for _ in range(effective_n_jobs(processes)))
+    start_pool(int(engine.joblib["n_jobs"]))  # the plugin's call reuses its processes
     return list(engine.launch(cells, initial_job_idx=0))
+
+
+def start_pool(processes: int) -> None:
+    """Start joblib's processes with signals blocked, since a signal during their imports would print a traceback of each."""
+    from multiprocessing import resource_tracker
+
+    from joblib import Parallel, delayed, effective_n_jobs
+    from joblib.externals.loky.backend import resource_tracker as its_own
+
+    for tracker in (resource_tracker, its_own):
+        tracker.ensure_running()  # which unblocks signals here once it has started its process
+    with _blocked():
+        Parallel(processes, backend="loky")(delayed(int)() for _ in range(effective_n_jobs(processes)))
 
 
 def _ray(engine: RayLauncher, cells: Cells, lost: Lost) -> list[JobReturn]:
