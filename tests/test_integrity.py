@@ -48,6 +48,19 @@ def test_a_flipped_bit_of_the_manifest_is_found(tmp_path: Path) -> None:
         assert manifest.problems(tmp_path) or manifest.read(tmp_path) == same  # white space carries nothing
 
 
+def test_the_manifest_of_another_run_is_named(tmp_path: Path) -> None:
+    ours, theirs = (tmp_path / name for name in ("ours", "theirs"))
+    for folder in (ours, theirs):
+        folder.mkdir()
+        finished(folder)
+    for name in CONTENTS:
+        (theirs / name).write_bytes(b"another run's")
+    manifest.write(theirs)
+    (ours / manifest.NAME).write_bytes((theirs / manifest.NAME).read_bytes())
+    first, *others = manifest.problems(ours)
+    assert first.startswith("manifest.json fits none of the files") and len(others) == len(CONTENTS)
+
+
 @pytest.mark.parametrize(
     ("plant", "why"),
     [

@@ -70,8 +70,8 @@ def other_values(path: Path, rng: random.Random) -> None:
         content[key] = rng.choice((None, [], {}, -1, 10**30, "text", True, float("nan"), 0))
         path.write_text(json.dumps(content))
     except (ValueError, TypeError, IndexError):
-        lines = path.read_bytes().splitlines(keepends=True)
-        del lines[rng.randrange(len(lines))]
+        lines = path.read_bytes().splitlines(keepends=True) or [b"text"]  # of an empty file
+        lines[rng.randrange(len(lines))] = b"" if len(lines) > 1 else b"other text"
         path.write_bytes(b"".join(lines))
 
 
