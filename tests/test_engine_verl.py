@@ -61,12 +61,8 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {  # verl's loss -> its sett
     ),
 }
 CLIPS = {"geo_mean": [0.4, 0.3]}
-UNCORRECTED = (
-    "dro",
-    "geo_mean",
-    "kl_cov",
-    "bypass_mode",
-)  # their weights of the sampler differ; see docs/language.md
+# whose weights of the sampler have another meaning; see docs/language.md
+UNCORRECTED = ("dro", "geo_mean", "kl_cov", "clip_cov", "bypass_mode")
 THRESHOLDS = {"dppo_tv": (0.05, 0.1), "dppo_kl": (0.02, 0.03)}
 
 
