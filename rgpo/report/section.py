@@ -17,7 +17,7 @@ from rgpo.report.figures.render import Failed, FigureModule, Job, render
 from rgpo.report.page import completions, films
 from rgpo.report.page.index import PageFigure, Section
 from rgpo.report.page.panels import drawn as page_panels
-from rgpo.report.page.panels import equal_kl
+from rgpo.report.page.panels import equal_kl, equal_kl_over_settings
 from rgpo.report.read.arms import arms_of
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import queued, read_runs, run_folders
@@ -175,8 +175,9 @@ def _draw(section: Section, figure: PageFigure, place: str, panels: Sequence[Any
             return
         figure = figure._replace(svg=shown if own else "")
     if not own and not figure.metrics:
-        more = equal_kl(section.groups, settings) if figure.name == "frontier" else []
-        figure = figure._replace(panels=page_panels(figure.name, panels) + more)
+        more = {"frontier": equal_kl, "settings_frontier": equal_kl_over_settings}.get(figure.name)
+        compared = more(section.groups, settings) if more else []
+        figure = figure._replace(panels=page_panels(figure.name, panels) + compared)
     section.figures.append(figure)
 
 

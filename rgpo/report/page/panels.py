@@ -16,7 +16,7 @@ from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
 from rgpo.report.stats.bootstrap import Floats, Interval
 from rgpo.report.tables.bench import Case, median_and_range
-from rgpo.report.tables.matched import REWARDS, against_baseline
+from rgpo.report.tables.matched import OVER_SETTINGS, REWARDS, Matched, against_baseline, arms_against_baseline
 
 MAX_POINTS = 100  # of a curve
 MAX_SEEDS = 5  # of a curve, drawn singly
@@ -61,13 +61,29 @@ def equal_kl(groups: Sequence[Group], settings: Settings) -> list[dict[str, obje
     for name, column in REWARDS.items():
         for task in sorted({group.task for group in groups}):
             found = against_baseline([group for group in groups if group.task == task], column, settings)
-            rows = {f"{group.label} at {levels[-1].level:.2g} nats": (group, levels[-1].change) for group, _, levels in found}
-            if rows:
-                title = f"{task}: {name}, at equal KL, change against {found[0][1].label}"
-                panel = _intervals(title, "percent", {label: change for label, (_, change) in rows.items()}, 0.0)
-                panel["looks"] = {label: group.label for label, (group, _) in rows.items()}
-                made.append(panel)
+            made += _changes(f"{task}: {name}", [(group.label, base.label, levels) for group, base, levels in found])
     return made
+
+
+def equal_kl_over_settings(groups: Sequence[Group], settings: Settings) -> list[dict[str, object]]:
+    """The same for arms that were run with several settings, and for returns over the KL per update."""
+    made = []
+    for name, (x, y) in OVER_SETTINGS.items():
+        for task in sorted({group.task for group in groups}):
+            found = arms_against_baseline([group for group in groups if group.task == task], x, y, settings)
+            made += _changes(f"{task}: {name}", [(arm.label, base.label, levels) for arm, base, levels in found])
+    return made
+
+
+def _changes(title: str, found: Sequence[tuple[str, str, Sequence[Matched]]]) -> list[dict[str, object]]:
+    """One panel of the changes at the last level of each (label, baseline's label, levels)."""
+    rows = {f"{label} at {levels[-1].level:.2g} nats": (label, levels[-1].change) for label, _, levels in found}
+    if not rows:
+        return []
+    shown = {text: change for text, (_, change) in rows.items()}
+    panel = _intervals(f"{title}, at equal KL, change against {found[0][1]}", "percent", shown, 0.0)
+    panel["looks"] = {text: label for text, (label, _) in rows.items()}
+    return [panel]
 
 
 def _curves(panel: Panel, log_x: bool, log_y: bool) -> dict[str, object]:

@@ -75,10 +75,14 @@ def matched_table(groups: Sequence[Group], settings: Settings) -> Table | None:
 
 
 def against_baseline(groups: Sequence[Group], column: str, settings: Settings) -> list[tuple[Group, Group, list[Matched]]]:
-    """(arm, baseline, differences of a reward at equal KL) of every arm that shares a range of KL with its task's baseline."""
+    """(arm, baseline, differences of a reward at equal KL) of every arm that shares a range of KL with its task's baseline.
+
+    Arms that were run with several settings are compared over these, by ``arms_against_baseline``, and left out here.
+    """
     found = []
-    for group in groups:
-        base = baseline_of(group.task, groups, settings.baseline)
+    single = [group for arm in arms_of(groups) if len(arm.groups) == 1 for group in arm.groups]
+    for group in single:
+        base = baseline_of(group.task, single, settings.baseline)
         if base is not None and base is not group:
             ours, theirs = (paths_of(each.used, KL_REF, column) for each in (group, base))
             levels = matched(ours, theirs, LEVELS, settings.confidence)
