@@ -109,7 +109,7 @@ def section_of(
     section.problems += baseline_problems(loaded.groups, settings)
     section.notes += baseline_choice(loaded.groups, settings) + _annealing(loaded.groups)
     arms = [arm for arm in arms_of(loaded.groups) if len(arm.groups) > 1]
-    named = [(group.algo, group.label) for group in loaded.groups] + [(arm.algo, arm.label) for arm in arms]
+    named = [(arm.algo, arm.label) for arm in arms] + [(group.algo, group.label) for group in loaded.groups]
     section.lines = assign(named, base)
     for name, module in modules.items():
         _add_figure(section, f"{number}-{len(section.figures) + 1}", name, module, settings, defaults)

@@ -47,7 +47,7 @@ def draw_panels(
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=style.GRAY)
             continue
         if log_x:
-            style.log_scale(axes, "x")
+            style.log_axis(axes, "x")
         else:
             x_axis(axes)
         if log_y:

@@ -137,14 +137,15 @@ def log_scale(axes: Axes, *names: str) -> None:
             getattr(axes, f"{name}axis").set_minor_locator(NullLocator())
 
 
-def log_axis(axes: Axes) -> None:
-    """Make the y axis logarithmic after plotting: decades, or plain numbers if it spans fewer than two of them."""
-    log_scale(axes, "y")
-    low, high = axes.get_ylim()
+def log_axis(axes: Axes, name: str = "y") -> None:
+    """Make the axis "x" or "y" logarithmic after plotting: decades, or plain numbers if it spans fewer than two of them."""
+    log_scale(axes, name)
+    low, high = axes.get_xlim() if name == "x" else axes.get_ylim()
     if high < 100 * low:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def update_axis(axes: Axes) -> None:
