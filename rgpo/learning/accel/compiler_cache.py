@@ -34,7 +34,7 @@ from rgpo.paths import compiler_cache_dir
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 DIGESTS = "digests.json"
-PATIENCE_S = 300.0  # a compilation takes about 15 s on an idle machine
+PATIENCE_S = 300.0  # a compilation takes about half a minute on an idle machine
 LARGEST = 2**30  # bytes of a file that is read
 CRASH_NAME = re.compile(r"crash-[1-9]\d{0,8}-.*", re.DOTALL)
 UNMAPPED = 65534  # owner of files from outside a container
