@@ -225,7 +225,7 @@ def test_a_second_sweep_leaves_what_the_first_holds(tmp_path: Path) -> None:
     with run_folder.lock(held):
         run_folder.write_state(held, status="running", attempt=1)
         out = rgpo_run(words, tmp_path)
-        assert "another process is running it, skipped" in out and "1 of 2 runs are complete, 1 running" in out
+        assert "is running it, skipped" in out and "1 of 2 runs are complete, 1 running" in out
     assert run_folder.status(held) == "interrupted" and run_folder.status(free) == "completed"
 
 
