@@ -20,6 +20,7 @@ from rgpo.runtime.former import canonical_config, canonical_name, canonical_targ
 from rgpo.runtime.own_metrics import glossary
 from rgpo.runtime.schema import GLOSSARY
 
+EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 STORED = sorted((Path(__file__).parents[1] / "results").glob("*/*/config.yaml"))
 
 
@@ -118,23 +119,26 @@ def test_older_runs_group_with_newer_ones(experiment: str) -> None:
     def identity(config: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in canonical_config(config).items() if key not in schema.NOT_IDENTITY}
 
-    def cell(config: dict[str, Any]) -> tuple[Any, ...]:
-        return config["choices"]["task"], config["choices"]["algo"], config["seed"]
-
     files = [file for file in STORED if file.parts[-3] == experiment]
-    present = {cell(config := identity(job.config)): config for job in compose_jobs([f"experiment={experiment}"], True, None)}
+    options = [file.stem for file in sorted(EXPERIMENTS.glob("*.yaml")) if name_of(file) == experiment]
+    present = [identity(job.config) for option in options for job in compose_jobs([f"experiment={option}"], True, None)]
     for file in files:
         config = identity(yaml.safe_load(file.read_text()))
-        assert with_present_defaults(config, config["choices"]["algo"]) == present[cell(config)], file
+        assert with_present_defaults(config, config["choices"]["algo"]) in present, file
+
+
+def name_of(file: Path) -> str:
+    """The folder of an experiment's runs, which several options may share."""
+    return str(yaml.safe_load(file.read_text()).get("name", file.stem))
 
 
 def stored(pattern: str) -> dict[str, Any]:
-    (file,) = (file for file in STORED if file.match(f"*/{pattern}/config.yaml"))
+    (file,) = (file for file in STORED if file.match(f"{pattern}/config.yaml"))
     return canonical_config(yaml.safe_load(file.read_text()))
 
 
 def test_a_kl_in_the_reward_is_a_penalty_of_its_own() -> None:
-    reinforce, dapo, rgpo = (stored(f"qwen_rlhf-{algo}-s1-*") for algo in ("reinforce", "dapo", "rgpo"))
+    reinforce, dapo, rgpo = (stored(f"rlhf_embedded/qwen_rlhf-{algo}-s1-*") for algo in ("reinforce", "dapo", "rgpo"))
     assert reinforce["penalty"] == {"_target_": "rgpo.core.kl_penalty.RewardKL", "coef": 0.05}
     assert dapo["penalty"] == {"_target_": "rgpo.core.kl_penalty.NoPenalty"}
     assert [x["choices"]["penalty"] for x in (reinforce, dapo, rgpo)] == ["reward_kl", "none", "adaptive"]
@@ -142,10 +146,10 @@ def test_a_kl_in_the_reward_is_a_penalty_of_its_own() -> None:
 
 
 def test_keys_added_since_have_their_defaults_and_stored_values_win() -> None:
-    language, control = stored("qwen_rlhf-rgpo-s1-*"), stored("hopper-trpo-s1-*")
+    language, control = stored("rlhf_embedded/qwen_rlhf-rgpo-s1-*"), stored("first_evidence/hopper-trpo-s1-*")
     assert language["penalty"]["estimator"] == "k3" and language["penalty"]["anchor"] == "reference"
     assert not language["task"]["center_scores"] and language["update"]["clip_jointly"]
-    hopper = stored("hopper-rgpo-s1-*")
+    hopper = stored("first_evidence/hopper-rgpo-s1-*")
     assert hopper["penalty"]["estimator"] == "exact" and hopper["penalty"]["anchor"] == "old" and hopper["update"]["clip_jointly"]
     assert "estimator" not in control["penalty"] and "clip_jointly" not in control["update"]
     assert language["task"]["parallel"] == "ddp" and language["task"]["sampler"]["correction_cap"] is None
