@@ -173,9 +173,15 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder if it is empty."""
-    with suppress(OSError):
+    """Delete a folder if it is empty.
+
+    Raises: OSError if it is, and cannot be deleted.
+    """
+    try:
         os.rmdir(folder)  # noqa: PTH106
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Files replaced whole or not at all, and locks that the kernel releases."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -53,3 +54,16 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
     with atomic.locked(path, wait=True) as mine:  # waits until the kernel has released it
         assert mine
     process.wait()
+
+
+def test_a_folder_that_cannot_be_deleted_is_an_error_unless_it_has_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    atomic.remove_folder(tmp_path)
+    assert tmp_path.is_dir()
+
+    def fail(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+
+    monkeypatch.setattr(os, "rmdir", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        atomic.remove_folder(tmp_path)

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from test_layers import REPORT as OURS
 
 from rgpo.report.figures.render import load
 from rgpo.report.page.completions import Sample
@@ -19,22 +20,6 @@ from rgpo.runtime.schema import GLOSSARY, SAMPLES
 ROOT = Path(__file__).parents[1]
 ORDER = [["settings"], ["stats"], ["read"], ["tables"], ["figures", "claims"], ["page"], ["section"], ["build"], ["cli"]]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-OURS = ("rgpo.atomic", "rgpo.errors", "rgpo.files", "rgpo.interrupt", "rgpo.leaving", "rgpo.paths", "rgpo.version")
-OURS += tuple(
-    f"rgpo.runtime.{name}"
-    for name in (
-        "code_digest",
-        "former",
-        "manifest",
-        "own_metrics",
-        "parts",
-        "provenance",
-        "reader",
-        "run_folder",
-        "schema",
-        "task_name",
-    )
-)
 MODULES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted((ROOT / "rgpo/report").rglob("*.py"))

@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 
 from rgpo.cli.config import make
 from rgpo.paths import conf_dir
-from rgpo.runtime.gate_curve import FARTHEST, SIGNS, gate_curve
+from rgpo.runtime.gate_curve import FARTHEST, gate_curve
 from rgpo.runtime.parts import write_atomically
+from rgpo.runtime.provenance import SIGNS
 
 NUM_POINTS = 241
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from rgpo.core.gate import GateBatch, GateLike, weight
-from rgpo.runtime.provenance import GateCurve
+from rgpo.runtime.provenance import SIGNS, GateCurve
 
 FARTHEST = 3.0  # nats
-SIGNS = (1.0, -1.0)  # of the advantage
 OLD_PROBABILITY = 0.5  # of every sample, for gates that read it
 BATCH_SIZE, BATCH_SPREAD = 400, 0.4  # normal log ratios of that standard deviation with A = 1, -1, for gates that read a batch
 FEW_POINTS = 121  # of a run's own gate

@@ -51,8 +51,11 @@ class Attempt(TypedDict):
     num_processes: int
 
 
+SIGNS = (1.0, -1.0)  # of the advantage, for each of which a gate has a curve
+
+
 class GateCurve(TypedDict):
-    """Gate value g and weight w = dg/dd over the log ratio d, for A = 1 and A = -1; None where a value is not finite."""
+    """Gate value g and weight w = dg/dd over the log ratio d, for each of SIGNS; None where a value is not finite."""
 
     log_ratio: list[float]  # nats
     gate_value: list[list[float | None]]

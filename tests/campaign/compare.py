@@ -55,6 +55,5 @@ def equal(found: Path, expected: Path) -> Result:
         if different:
             rows = ours[name].get("iteration", "no iterations")
             return Result(WRONG, f"{name}: other values of {', '.join(different[:5])}; its iterations are {rows[:80]}")
-    folders = (path for path in found.glob("*/[!.]*/*") if path.name in ("metrics", "samples"))
-    left = [str(path.relative_to(found)) for path in folders if not path.is_dir() or any(path.iterdir())]
+    left = [str(path.relative_to(found)) for path in found.glob("*/[!.]*/*") if path.name in ("metrics", "samples")]
     return Result(WRONG, f"parts are left: {', '.join(left)}") if left else HELD_WELL

@@ -12,13 +12,12 @@ from rgpo.report.figures.gates import MAX_NAME, Curve
 from rgpo.report.figures.style import Line
 from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
-from rgpo.runtime.provenance import GateCurve
+from rgpo.runtime.provenance import SIGNS, GateCurve
 from rgpo.runtime.reader import printable
 
 COLUMNS = ()
 SCALES = ("",)
 MAX_GATES = 40
-SIGNS = (1.0, -1.0)  # of the advantage, as in a run's gate_curve
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Curve, ...]:
