@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ from rgpo.errors import StorageError
 
 TEMPORARY = re.compile(r"\..+\.writing")
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # file systems without it; folders that cannot be listed
+
+LOCK_TRIES, LOCK_PAUSE_S = 20, 0.005
 
 
 @contextmanager
@@ -212,9 +215,7 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
     while True:
         descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
+            if not _acquired(descriptor, wait):
                 yield False
                 return
             if not _is_at(descriptor, path):  # the file was deleted or replaced in between
@@ -223,6 +224,20 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
             return
         finally:
             os.close(descriptor)
+
+
+def _acquired(descriptor: int, wait: bool) -> bool:
+    """True once the file is locked; `is_locked` of another process locks it for a moment, which is waited for in any case."""
+    if wait:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_S)
+    return False
 
 
 def is_locked(path: Path) -> bool:

@@ -56,6 +56,26 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
     process.wait()
 
 
+PROBE = "import sys; from pathlib import Path; from rgpo import atomic\nprint('probing', flush=True)\n"
+PROBE += "while True: atomic.is_locked(Path(sys.argv[1]))"
+
+
+def test_asking_for_a_lock_never_keeps_another_process_from_taking_it(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    path.touch()
+    process = subprocess.Popen([sys.executable, "-c", PROBE, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "probing\n"
+        taken = []
+        for _ in range(200):
+            with atomic.locked(path, wait=False) as mine:
+                taken.append(mine)
+        assert all(taken)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_folder_that_cannot_be_deleted_is_an_error_unless_it_has_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     atomic.remove_folder(tmp_path)

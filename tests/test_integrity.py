@@ -347,6 +347,8 @@ def test_the_folder_of_another_run_is_not_this_run(whole: Path, tmp_path: Path) 
             run_folder.prepare(other, force=False)
     run_folder.prepare(other, force=True)
     assert run_folder.status(other) == "missing"
+    with run_folder.lock(other) as mine:
+        assert mine and run_folder.status(other) == "running"  # it has just begun
 
 
 def test_two_damaged_checkpoints_are_refused(half: Path) -> None:

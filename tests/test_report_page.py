@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,7 +21,6 @@ from rgpo.report.figures.render import inline
 from rgpo.report.page.columns import STEPS, encode
 
 EVIL = '<script>document.title="hacked"</script><img src=http://evil.example/x.png onerror=alert(1)> & "quoted"'
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "input", "br", "img", "link"}
 
 
@@ -142,17 +140,6 @@ def test_the_page_has_every_run_once_with_what_varies(page: Path) -> None:
     }
     colors = [look[0] for look in language["lines"].values()]
     assert len(set(colors)) == len(colors)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

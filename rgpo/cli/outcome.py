@@ -82,6 +82,8 @@ def show(jobs: Sequence[Job], broken: Mapping[Path, str], earlier: Mapping[Path,
             where = f"log: {log}" if state == "failed" and log.exists() else f"folder: {job.run_dir}"
             line = f"{state}: {' '.join(job.overrides)}: {printable(reason)} ({where})"
             print(f"  {printable(line, MAX_LINE)}", file=sys.stderr)
+    if count["missing"]:
+        print(f"  {count['missing']} of {len(jobs)} runs have not started; repeat the command to start them", file=sys.stderr)
     return int(count["completed"] + count["running"] < len(jobs))
 
 

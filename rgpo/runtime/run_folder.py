@@ -68,9 +68,11 @@ def _status_without_state(run_dir: Path) -> str:
     """The status by a run's other files, where state.json is lost or damaged."""
     if os.path.lexists(run_dir / manifest.NAME) and not manifest.problems(run_dir, ROWS):
         return "completed"
+    if is_locked(run_dir):
+        return "running"
     if not any(map(_mode, (run_dir / name for name in ("metrics", *manifest.FILES)))):
         return "missing"
-    return "running" if is_locked(run_dir) else "failed" if _mode(run_dir / ERROR) else "interrupted"
+    return "failed" if _mode(run_dir / ERROR) else "interrupted"
 
 
 def write_state(run_dir: Path, **facts: object) -> None:

@@ -24,6 +24,11 @@ MAX_NAME, MAX_GATES = 40, 100  # characters of a gate's name; panels
 G, W = style.BLUE, style.VERMILLION
 G_WIDTH, W_WIDTH = 2.0, 1.0  # points; different, so that both are visible where they coincide
 Y_LIMITS = (-1.0, 3.2)
+JUMP, STEEPER, MAX_JUMPS = (
+    0.05,
+    4.0,
+    4,
+)  # a difference between neighbors is a jump from this on, and if that much above those beside it
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,9 @@ def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line], scale: str = 
             (positive.gate_value, negative.gate_value, G, G_WIDTH),
             (positive.weight, negative.weight, W, W_WIDTH),
         ):
-            axes.plot(positive.log_ratio, y, color=color, linewidth=width)
+            axes.plot(*with_jumps(positive.log_ratio, y), color=color, linewidth=width)
             if y.shape != other.shape or not np.allclose(y, other, rtol=1e-4, atol=1e-6, equal_nan=True):
-                axes.plot(negative.log_ratio, other, color=color, linewidth=width, linestyle=style.DASHED)
+                axes.plot(*with_jumps(negative.log_ratio, other), color=color, linewidth=width, linestyle=style.DASHED)
         axes.axvline(0, color=style.GRAY, linewidth=0.5, zorder=1)
         axes.set_title(gate)
         axes.set_ylim(*Y_LIMITS)
@@ -88,6 +93,18 @@ def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line], scale: str = 
     handles = [Line2D([], [], color=c, linestyle=dashes, linewidth=width, label=text) for c, dashes, width, text in looks]
     style.legend_below(figure, {}, handles)
     return figure
+
+
+def with_jumps(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """x and y (I,) with two points between the neighbors of every jump of y, so that it is drawn as a step instead of a slope."""
+    rise = np.nan_to_num(np.abs(np.diff(y)))
+    beside = np.maximum(np.r_[0.0, rise[:-1]], np.r_[rise[1:], 0.0])
+    jumps = np.flatnonzero((rise > JUMP) & (rise > STEEPER * beside))
+    jumps = np.sort(jumps[np.argsort(-rise[jumps], kind="stable")][:MAX_JUMPS])
+    middle, width = (x[jumps] + x[jumps + 1]) / 2, (x[jumps + 1] - x[jumps]) / 20
+    at = np.repeat(jumps + 1, 2)
+    sides, levels = np.c_[middle - width, middle + width], np.c_[y[jumps], y[jumps + 1]]
+    return np.insert(x, at, sides.ravel()), np.insert(y, at, levels.ravel())
 
 
 def caption(curves: Sequence[Curve]) -> str:

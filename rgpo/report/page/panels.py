@@ -9,7 +9,7 @@ import numpy as np
 
 from rgpo.report.figures.aggregates import Aggregate
 from rgpo.report.figures.frontier import Plane, Trajectory
-from rgpo.report.figures.gates import Curve
+from rgpo.report.figures.gates import MAX_JUMPS, Curve, with_jumps
 from rgpo.report.figures.proxy_against_gold import LOOKS
 from rgpo.report.figures.series import Panel, Series
 from rgpo.report.read.groups import Group
@@ -165,9 +165,10 @@ def _gates(curves: Iterable[object]) -> list[Panel]:
                 alike = y.shape == first.shape and np.allclose(y, first, rtol=1e-4, atol=1e-6, equal_nan=True)
                 if curve is sides[0] or not alike:
                     label = f"{'g' if what == 'gate_value' else 'w = dg/dd'}, A {'≥' if curve.advantage > 0 else '<'} 0"
-                    nothing = np.full(len(y), np.nan)
-                    shown = np.where((y >= -1) & (y <= 3.2), y, np.nan)
-                    series.append(Series(label, curve.log_ratio, shown, nothing, nothing, (), 0))
+                    at = _chosen(len(y), MAX_POINTS - 2 * MAX_JUMPS)
+                    x, shown = with_jumps(curve.log_ratio[at], np.where((y >= -1) & (y <= 3.2), y, np.nan)[at])
+                    nothing = np.full(len(x), np.nan)
+                    series.append(Series(label, x, shown, nothing, nothing, (), 0))
         panels.append(Panel("", "log ratio d, nats", "", tuple(series), title=gate))
     return panels
 

@@ -21,7 +21,7 @@ function explorer(section, box) {
   now.metrics = now.metrics.filter(name => index.has(name));
   if (state.at("go") === section.name && index.has(state.at("show")) && !now.metrics.includes(state.at("show"))) now.metrics = [state.at("show"), ...now.metrics];
   const save = () => state.put(section.name, Object.fromEntries(Object.entries(now).filter(([key, value]) => JSON.stringify(value) !== JSON.stringify(initial[key]))));
-  const drawnCharts = [];
+  const drawnCharts = [], home = box.closest(".experiment")?.querySelector("div.films"), films = home ? [...home.children] : [];
 
   const groupOf = run => (now.group === "arm" ? run.label : now.group === "seed" ? `${run.label}, seed ${run.seed}` : `${now.group.split(".").pop()}=${run.config[section.keys.indexOf(now.group)]}`);
   const passes = run => Object.entries(now.filter).every(([key, values]) => {
@@ -100,7 +100,7 @@ function explorer(section, box) {
       change();
     } }, "compared pair") : "", node("button", { type: "button", onclick: () => { now.off = []; change(); } }, "all"));
     metricList.replaceChildren(node("option", { value: "" }, "add a metric …"), ...section.metrics.filter(m => !now.metrics.includes(m.name)).map(m => node("option", { value: m.name, title: m.meaning }, m.name)));
-    for (const row of box.closest(".experiment")?.querySelectorAll("tr[data-label], .films [data-label]") || []) row.classList.toggle("off", now.group === "arm" && now.off.includes(row.dataset.label));
+    for (const row of box.closest(".experiment")?.querySelectorAll("tr[data-label], figure[data-label]") || []) row.classList.toggle("off", now.group === "arm" && now.off.includes(row.dataset.label));
   }
 
   function change() {
@@ -110,6 +110,7 @@ function explorer(section, box) {
     const tasks = [...new Set(used.map(i => section.runs[i]).filter(passes).map(run => run.task))];
     const boxes = [];
     let n = new Set();
+    home?.append(...films);
     for (const name of now.metrics) {
       const metric = section.metrics[index.get(name)];
       for (const task of tasks) {
@@ -124,7 +125,8 @@ function explorer(section, box) {
             ribbons: score && now.published ? section.published.filter(p => p.task === task) : [] });
           if (made) drawnCharts.push(made);
           if (score && now.published) for (const p of section.published.filter(p => p.task === task)) cell.append(node("p", { class: "axis below" }, `dotted: published, ${p.text}, ${short(p.value)}${p.sd ? ` ± ${short(p.sd)} (sd)` : ""}`));
-          cell.append(close);
+          const clips = films.filter(film => score && film.dataset.task === task && film.parentNode === home); // beside the first return of its task
+          cell.append(clips.length ? node("div", { class: "films clips", tabindex: "0", role: "group", "aria-label": `Episodes of ${task}` }, ...clips) : "", close);
           say();
         });
       }
