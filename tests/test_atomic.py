@@ -67,7 +67,7 @@ def test_asking_for_a_lock_never_keeps_another_process_from_taking_it(tmp_path: 
     try:
         assert process.stdout is not None and process.stdout.readline() == "probing\n"
         taken = []
-        for _ in range(200):
+        for _ in range(5000):
             with atomic.locked(path, wait=False) as mine:
                 taken.append(mine)
         assert all(taken)
