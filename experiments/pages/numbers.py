@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from experiments.pages.results import Results
 from rgpo.cli.config_dir import group_options
 from rgpo.paths import conf_dir
+from rgpo.report.claims.ledger import in_short
 from rgpo.report.read.groups import Group
 from rgpo.report.tables import summary
+from rgpo.report.tables.advice import advice
 from rgpo.report.tables.table import Table
 
-VERDICTS = ("reproduced", "contradicted", "undecided", "not tested")
 CONTROL = ("task", "label", "n", "return", "kl", "spikes")  # columns that are shown
 LANGUAGE = ("label", "n", "proxy", "gold", "kl_ref", "length")
 
@@ -67,16 +67,18 @@ def gate_of(algo: str) -> str | None:
 
 
 def verdict(found: Results) -> str:
-    """One sentence: how many claims of the paper have which verdict."""
-    counts = Counter(claim.verdict for claim in found.claims)
-    listed = [f"{counts[word]} {word}" for word in VERDICTS if counts[word]]
-    return f"**Does it reproduce?** Of the paper's {len(found.claims)} claims, {', '.join(listed[:-1])} and {listed[-1]}."
+    """Both answers of the report's first screen: whether the paper reproduces, and what to use instead."""
+    word, counts = in_short([(claim.subject, claim.verdict) for claim in found.claims])
+    advised = advice(list(found.groups.items()), found.settings)
+    lines = [f"**Does it reproduce?** {word}. {counts}"]
+    lines += [f"**What should I use instead?** {' '.join(advised.headlines)}"] if advised else []
+    return "\n\n".join(lines)
 
 
 def verdicts(found: Results) -> str:
     """A row per claim of the paper."""
-    rows = [f"| {claim.id} | {claim.claim} | {claim.verdict} |" for claim in found.claims]
-    return "\n".join(["| id | claim | verdict |", "| :-- | :-- | :-- |", *rows])
+    rows = [f"| {claim.id} | {claim.subject} | {claim.claim} | {claim.verdict} |" for claim in found.claims]
+    return "\n".join(["| id | about | claim | verdict |", "| :-- | :-- | :-- | :-- |", *rows])
 
 
 RENDERERS: Mapping[str, Callable[..., str]] = {

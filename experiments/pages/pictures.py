@@ -11,7 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pages.numbers import VERDICTS, gate_of
+from experiments.pages.numbers import gate_of
 from experiments.pages.results import Judged, Results
 from experiments.theory.common import load_gate
 from rgpo import gates, surrogate
@@ -21,6 +21,7 @@ from rgpo.core.gate import GateLike
 from rgpo.core.kl_penalty import AdaptivePenalty
 from rgpo.core.rollout import Rollout
 from rgpo.core.surrogate import Detached
+from rgpo.report.claims.verdict import OUTCOMES
 from rgpo.report.figures import learning_curves, style
 
 GATES = {"identity": "trpo", "clip": "ppo", "sigmoid": "rgpo", "sign_aware_sigmoid": "rgpo_sign_aware"}  # gate -> whose line
@@ -51,19 +52,24 @@ def pictures(results: Results) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def verdict(claims: Sequence[Judged]) -> Figure:
-    """A row per claim of the paper, with a mark in the column of its verdict."""
-    figure = Figure(figsize=(style.WIDTH, 0.24 * len(claims) + 0.5), layout="constrained")
+    """A row per claim of the paper under its subject, with a mark in the column of its verdict."""
+    rows: list[Judged | str] = []
+    for subject in dict.fromkeys(claim.subject for claim in claims):
+        rows += [subject.capitalize(), *(claim for claim in claims if claim.subject == subject)]
+    figure = Figure(figsize=(style.WIDTH, 0.22 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots()
-    looks = dict(
-        zip(VERDICTS, ((style.GREEN, "o"), (style.VERMILLION, "X"), (style.ORANGE, "s"), (style.GRAY, "D")), strict=True)
-    )
-    for place, claim in enumerate(claims):
-        color, marker = looks[claim.verdict]
-        axes.plot(VERDICTS.index(claim.verdict), place, marker=marker, color=color, markersize=8)
-    axes.set_yticks(range(len(claims)), [f"{claim.id}  {textwrap.shorten(claim.claim, 80)}" for claim in claims])
-    axes.set_xticks(range(len(VERDICTS)), VERDICTS)
-    axes.set_xlim(-0.5, len(VERDICTS) - 0.5)
-    axes.set_ylim(len(claims) - 0.4, -0.6)
+    colors = (style.GREEN, "o"), (style.VERMILLION, "X"), (style.ORANGE, "s"), (style.GRAY, "D")
+    looks = dict(zip(OUTCOMES, colors, strict=True))
+    for place, row in enumerate(rows):
+        if isinstance(row, Judged):
+            color, marker = looks[row.verdict]
+            axes.plot(OUTCOMES.index(row.verdict), place, marker=marker, color=color, markersize=8)
+    labels = [row if isinstance(row, str) else f"{row.id}  {textwrap.shorten(row.claim, 80)}" for row in rows]
+    for label, row in zip(axes.set_yticks(range(len(rows)), labels), rows, strict=True):
+        label.label1.set_fontweight("bold" if isinstance(row, str) else "normal")
+    axes.set_xticks(range(len(OUTCOMES)), OUTCOMES)
+    axes.set_xlim(-0.5, len(OUTCOMES) - 0.5)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     return figure

@@ -8,6 +8,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+from rgpo.paths import claims_dir
+from rgpo.report.claims.claim import read_claims
+from rgpo.report.claims.external import read_external
 from rgpo.report.claims.ledger import START
 from rgpo.report.cli import parse
 from rgpo.report.figures import learning_curves
@@ -22,8 +25,9 @@ COLUMNS = {*learning_curves.COLUMNS, TRAIN, KL, PROXY, GOLD, KL_REF, LENGTH, TRU
 
 
 class Judged(NamedTuple):
-    """A claim of the paper, and what became of it."""
+    """A claim of the paper, what it is about, and what became of it."""
 
+    subject: str
     id: str
     claim: str
     verdict: str
@@ -65,4 +69,6 @@ class Results:
         ]
         head, found = first[0], first[2:]
         places = [head.index(name) for name in ("id", "claim", "verdict")]
-        return [Judged(*(row[place] for place in places)) for row in found]
+        loaded, _ = read_claims(claims_dir() / "rgpo", experiments(self.folder, None), read_external(self.folder)[0])
+        subjects = {one.claim.id: one.subject for one in loaded}
+        return [Judged(subjects[row[places[0]]], *(row[place] for place in places)) for row in found]

@@ -26,6 +26,7 @@ RULES = (*OF_RUNS, *OF_THEORY)
 STATED_BY = ("paper", "reader", "ours")
 TREATMENT, BASELINE, NULL = "treatment", "baseline", "null"
 FOLDERS = {"algo": "algo", "ref_gate": "gate"}  # group -> folder of conf/, where they differ
+THEORY, COST, CONTROL, LANGUAGE = SUBJECTS = "theory", "cost", "control", "language models"
 MAX_SEEDS = 1000
 Arm = dict[str, object]
 
@@ -46,6 +47,7 @@ class Claim:
     arms: dict[str, Arm] = field(default_factory=dict)
     null_arm: dict[str, object] | None = None  # an arm for which the rule must not hold
     matched: str = ""  # the variable on which the arms are matched
+    note: str = ""  # what a reader of the verdict should know about our setting
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,13 @@ class Loaded:
     theory: Statements | CostRatio | None = None
     named: Named | None = None
     arms: dict[str, Arm] = field(default_factory=dict)  # treatment, baseline, null
+
+    @property
+    def subject(self) -> str:
+        """What the claim is about, one of SUBJECTS."""
+        if self.theory is not None:
+            return COST if isinstance(self.theory, CostRatio) else THEORY
+        return LANGUAGE if any(column.startswith("reward/") for column in self.columns) else CONTROL
 
     @property
     def numbers(self) -> list[Number]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from rgpo.atomic import write_text
 from rgpo.errors import ConfigError
 from rgpo.report.claims.claim import Loaded
 from rgpo.report.claims.theory import Theory
-from rgpo.report.claims.verdict import UNTESTED, Anchors, Verdict, judge
+from rgpo.report.claims.verdict import CONTRADICTED, OUTCOMES, REPRODUCED, UNTESTED, Anchors, Verdict, judge
 from rgpo.report.read.run import Problem, Run
 from rgpo.report.tables.table import NOTHING, Table, word
 from rgpo.runtime.reader import Unreadable, printable, read_text
@@ -42,6 +43,29 @@ class Judged:
         return self.loaded.claim.stated_by == OURS
 
 
+def in_short(found: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """A word for the whole, and how many claims about each subject have which verdict, from (subject, verdict) of every claim."""
+    counts = Counter(outcome for _, outcome in found)
+    parts = []
+    for subject in dict.fromkeys(subject for subject, _ in found):
+        here = Counter(outcome for name, outcome in found if name == subject)
+        parts.append(f"{subject} {', '.join(f'{here[outcome]} {outcome}' for outcome in OUTCOMES if here[outcome])}")
+    if not counts[CONTRADICTED] and counts[UNTESTED] < len(found):
+        parts.append("none is contradicted")
+    return _in_a_word(counts), f"The paper's {len(found)} claims by subject: {'; '.join(parts)}."
+
+
+def _in_a_word(counts: Counter[str]) -> str:
+    decided, total = counts[REPRODUCED] + counts[CONTRADICTED], sum(counts.values())
+    if counts[REPRODUCED] == total:
+        return "Yes"
+    if counts[UNTESTED] == total:
+        return "Not tested here"
+    if counts[CONTRADICTED] > counts[REPRODUCED]:
+        return "Mostly not" if decided == total else "Rather not, so far"
+    return "In part" if decided == total else "Not decided yet"
+
+
 def judge_all(claims: Sequence[Loaded], evidence: Evidence) -> tuple[list[Judged], list[Problem]]:
     """Every claim with its verdict, in the given order; a problem for each that cannot be judged."""
     found, problems = [], []
@@ -62,7 +86,8 @@ def ledger(judged: Sequence[Judged], confidence: float) -> list[Table]:
         claim, verdict = one.loaded.claim, one.verdict
         rule = one.loaded.rule or one.loaded.theory
         assert rule is not None
-        row: dict[str, str | float] = {"id": claim.id, "claim": claim.claim, "setting": verdict.setting, "ours": verdict.ours}
+        setting = "; ".join(filter(None, (verdict.setting, claim.note)))
+        row: dict[str, str | float] = {"id": claim.id, "claim": claim.claim, "setting": setting, "ours": verdict.ours}
         row |= {"paper": claim.paper, "verdict": verdict.outcome, "rule": f"reproduced if {rule.sentence()}"}
         row |= {"version": verdict.version, "quote": claim.quote, "source": claim.source, "changes": claim.changes_our_mind}
         rows[one.ours].append(row)

@@ -17,7 +17,7 @@ from rgpo.report.tables.summary import setting
 from rgpo.report.tables.table import NOTHING
 from rgpo.runtime.code_digest import code_digest
 
-REPRODUCED, CONTRADICTED, UNDECIDED, UNTESTED = "reproduced", "contradicted", "undecided", "not tested"
+REPRODUCED, CONTRADICTED, UNDECIDED, UNTESTED = OUTCOMES = "reproduced", "contradicted", "undecided", "not tested"
 Anchors = Mapping[str, Mapping[str, Mapping[str, Anchor]]]  # file -> arm -> task -> number
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,12 +21,16 @@ from rgpo.report.tables.table import percent, plain
 BETTER, WORSE, NOISE, FEW = "better", "worse", "within noise", "too few seeds"
 DRIFT = "better at the end, but not at equal KL to the reference"
 SHORT = "worse at the end, but better at equal KL to the reference"
+OURS, NAME = "rgpo", "RGPO"  # the algorithm of the paper, which the advice names in any case
+PLACES = {BETTER: "better", WORSE: "worse", NOISE: "within noise of it"}
+PLACES |= {DRIFT: "better, but not at equal KL to the reference,", SHORT: "worse, but better at equal KL to the reference,"}
 WORDS = {TRAIN: "training return", GOLD: "gold reward", PROXY: "proxy reward"}
 
 
 class Arm(NamedTuple):
     """One arm of a task: its mean over n seeds, its change against the baseline, and whether that is more than noise."""
 
+    algo: str
     label: str
     mean: float
     n: int
@@ -51,7 +56,8 @@ class Contest(NamedTuple):
     def sentence(self) -> str:
         """The best arm, its lead over the second, and its place beside the baseline."""
         best, second = self.arms[0], self.arms[1]
-        text = f"{best.label} has the highest {WORDS[self.column]}, {plain(best.mean, 4)} (n = {best.n}): "
+        text = "" if self.leads else "no clear winner; "
+        text += f"{best.label} has the highest {WORDS[self.column]}, {plain(best.mean, 4)} (n = {best.n}): "
         text += f"{percent(self.lead)} over the next, {second.label}, "
         text += "which is more than noise" if self.leads else "which may be noise"
         if second.label != self.baseline != best.label:
@@ -65,9 +71,10 @@ class Contest(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """The arm to use, in one sentence for each kind of task, and the reason in each task."""
+    """The arm to use, in one sentence for each kind of task, what else to know, and the reason in each task."""
 
     headlines: tuple[str, ...]
+    remarks: tuple[str, ...]
     contests: tuple[Contest, ...]
 
 
@@ -85,10 +92,14 @@ def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) 
         if (contest := _contest(name, [group for group in groups if group.task == task], settings)) is not None
     ]
     kinds = {"For control": [c for c in contests if not c.language], "For language models": [c for c in contests if c.language]}
-    found = {kind: _headline(members) for kind, members in kinds.items() if members}
-    alone = len(found) == 1
-    headlines = [text if alone else f"{kind}, {text[0].lower()}{text[1:]}" for kind, text in found.items()]
-    return Advice(tuple(headlines), tuple(contests)) if contests else None
+    kinds = {kind: members for kind, members in kinds.items() if members}
+    alone = len(kinds) == 1
+    headlines, remarks = [], []
+    for kind, members in kinds.items():
+        text = _headline(members)
+        headlines.append(text if alone else f"{kind}, {text[0].lower()}{text[1:]}")
+        remarks += [one if alone else f"{kind}: {one[0].lower()}{one[1:]}" for one in _remarks(members)]
+    return Advice(tuple(headlines), tuple(remarks), tuple(contests)) if contests else None
 
 
 def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Contest | None:
@@ -115,7 +126,7 @@ def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Co
             outcome = SHORT
         note = f"at equal KL to the reference, {level.level:.2g} nats, {percent(level.change)}" if level is not None else ""
         change = relative_change(sample, against, each)
-        arms.append(Arm(group.label, sample.mean, sample.n, change, "" if group is base else outcome, note))
+        arms.append(Arm(group.algo, group.label, sample.mean, sample.n, change, "" if group is base else outcome, note))
     lead, _ = welch(samples[0], samples[1], each)
     over_next = relative_change(samples[0], samples[1], each)
     return Contest(
@@ -132,31 +143,53 @@ def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Co
 
 
 def _headline(contests: Sequence[Contest]) -> str:
-    """The recommended arms, or the baselines and the reason."""
+    """The recommended arms, or the baselines and the reason, and the place of the paper's algorithm."""
     outcomes: dict[str, list[str]] = {}
-    for contest in contests:
-        for arm in contest.arms:
-            outcomes.setdefault(arm.label, []).append(arm.outcome)
+    for arm in (arm for contest in contests for arm in contest.arms):
+        outcomes.setdefault(arm.label, []).append(arm.outcome)
     good = {label: found.count(BETTER) for label, found in outcomes.items() if BETTER in found and WORSE not in found}
-    bases = " or ".join(dict.fromkeys(contest.baseline for contest in contests))
+    bases = _baselines(contests)
     if good:
         most = max(good.values())
         names = " or ".join(label for label, count in good.items() if count == most)
         where = f"in {most} of {len(contests)} tasks" if len(contests) > 1 else "in the only task"
         return f"Use {names}: better than {bases} by more than noise {where}{', and worse in none' if len(contests) > 1 else ''}."
-    if all(arm.outcome in ("", FEW) for contest in contests for arm in contest.arms):
+    if all(outcome in ("", FEW) for found in outcomes.values() for outcome in found):
         return f"Undecided: every arm has fewer than {MIN_RUNS} seeds. The highest means are listed below."
     where = "in any task" if len(contests) > 1 else "in the only task"
-    lost = sorted({arm.label for contest in contests for arm in contest.arms if arm.outcome == WORSE})
-    avoid = f" Avoid {', '.join(lost)}: worse by more than noise in at least one task." if lost else ""
-    better = sorted({arm.label for contest in contests for arm in contest.arms if arm.outcome == BETTER})
+    better = sorted(label for label, found in outcomes.items() if BETTER in found)
     what = (
         f"{', '.join(better)} beat it in one task and lost in another"
         if better
-        else f"no other arm is better by more than noise {where}"
+        else f"nothing else beats it beyond noise {where}"
     )
-    drift = list(dict.fromkeys(arm.label for contest in contests for arm in contest.arms if arm.outcome == DRIFT))
-    caution = f" More reward at the end only with more KL to the reference: {', '.join(drift)}." if drift else ""
-    short = list(dict.fromkeys(arm.label for contest in contests for arm in contest.arms if arm.outcome == SHORT))
-    caution += f" Less reward at the end, with less KL, but more at equal KL: {', '.join(short)}." if short else ""
-    return f"Use {bases}: {what}.{caution}{avoid}"
+    return f"Use {bases}: {what}.{_ours(contests)}"
+
+
+def _baselines(contests: Sequence[Contest]) -> str:
+    """The names of the baselines, without settings where several differ in nothing else."""
+    bases = [arm for contest in contests for arm in contest.arms if arm.label == contest.baseline]
+    labels, algos = (list(dict.fromkeys(names)) for names in ([arm.label for arm in bases], [arm.algo for arm in bases]))
+    return " or ".join(algos if len(algos) == 1 < len(labels) else labels)
+
+
+def _ours(contests: Sequence[Contest]) -> str:
+    """How often the paper's algorithm came out how against the baseline, where there were enough seeds."""
+    outcomes = [arm.outcome for contest in contests for arm in contest.arms if arm.algo == OURS and arm.outcome]
+    found = Counter(outcome for outcome in outcomes if outcome != FEW)
+    if not outcomes or not found:
+        return f" {NAME} has {FEW} to be compared." if outcomes else ""
+    total = sum(found.values())
+    listed = ", ".join(f"{PLACES[outcome]} in {number} of {total} comparisons" for outcome, number in found.most_common())
+    return f" {NAME} is {listed if total > 1 else PLACES[next(iter(found))]}."
+
+
+def _remarks(contests: Sequence[Contest]) -> list[str]:
+    """Arms that trade KL for reward, and arms to avoid where the baseline is recommended."""
+    arms = [arm for contest in contests for arm in contest.arms]
+    drift, short, worse = (
+        ", ".join(dict.fromkeys(arm.label for arm in arms if arm.outcome == outcome)) for outcome in (DRIFT, SHORT, WORSE)
+    )
+    found = [f"More reward at the end only with more KL to the reference: {drift}."] if drift else []
+    found += [f"Less reward at the end, with less KL, but more at equal KL: {short}."] if short else []
+    return [*found, f"Worse by more than noise in at least one task: {worse}."] if worse else found
