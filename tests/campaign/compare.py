@@ -15,7 +15,8 @@ UNCOMPARED = ("time/", "speed/", "attempt", "git_sha")  # the checkout may get a
 
 def columns(file: Path) -> Columns:
     """The compared columns of a parquet file."""
-    table = pq.read_table(file, partitioning=None, use_threads=False)
+    with file.open("rb") as stream:  # pyarrow takes no names that are not UTF-8
+        table = pq.read_table(stream, use_threads=False)
     return {name: repr(table[name].to_pylist()) for name in table.column_names if not name.startswith(UNCOMPARED)}
 
 
@@ -32,7 +33,8 @@ def iterations(folder: Path) -> set[tuple[str, int]]:
         if file.is_symlink() or not file.is_file():
             continue
         try:
-            table = pq.read_table(file, partitioning=None, use_threads=False, columns=["run_id", "iteration"])
+            with file.open("rb") as stream:
+                table = pq.read_table(stream, use_threads=False, columns=["run_id", "iteration"])
             rows = zip(table["run_id"].to_pylist(), table["iteration"].to_pylist(), strict=True)
             found |= {(run, i) for run, i in rows if isinstance(run, str) and isinstance(i, int)}
         except (pa.ArrowException, OSError, KeyError, UnicodeError):
