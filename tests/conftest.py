@@ -114,6 +114,25 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six finished runs, written once; copy before changing."""
+    import report_fixtures as fixtures
+
+    results = tmp_path_factory.mktemp("healthy") / "results"
+    for algo in ("ppo", "rgpo"):
+        for seed in (1, 2, 3):
+            fixtures.write_run(results, algo=algo, seed=seed, iterations=20)
+    return results
+
+
+@pytest.fixture
+def victim(healthy: Path, here: Path) -> Path:
+    """The folder of one of six healthy runs in results/."""
+    shutil.copytree(healthy, here / "results")
+    return next((here / "results" / "first_evidence").glob("hopper-rgpo-s2-*"))
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """An installed Chromium."""
     if CHROMIUM is None:

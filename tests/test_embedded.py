@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import io
-import os
-import tarfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from corpora import TINY, reviews, write_sdist
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -25,60 +22,6 @@ from rgpo.language.sources.embedded.artifacts import Artifacts, load_artifacts
 from rgpo.language.sources.embedded.build import make_prompts
 from rgpo.language.sources.embedded.pairs import sample_pairs
 from rgpo.language.sources.embedded.source import Embedded
-from rgpo.language.sources.embedded.training import Recipe
-
-TINY = Recipe(
-    vocab_size=320,
-    hidden_size=16,
-    intermediate_size=32,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    lm_epochs=1,
-    lm_lr=1e-2,
-    reward_epochs=8,
-    reward_lr=1e-2,
-)
-
-
-def write_tar(files: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-        for name, target in (links or {}).items():
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, target
-            tar.addfile(info)
-    return out.getvalue()
-
-
-def write_sdist(folder: Path, movie: list[tuple[str, list[int]]], amazon: list[tuple[str, list[int]]]) -> str:
-    """Put an archive in the format of the real one into folder; returns its sha256."""
-    files = {"hutto_ICWSM_2014/_README_.txt": b"\xff not utf-8"}
-    for source, rows, mark in (("movie", movie, ""), ("amazon", amazon, "\ufeff")):
-        truth = [f"{source}_{i}\t{np.mean(r):.11f}\t{text}\r\n" for i, (text, r) in enumerate(rows)]
-        raters = [f"{source}_{i}\t{np.mean(r):.9f}\t{np.std(r):.5f}\t{r}\r\n" for i, (_, r) in enumerate(rows)]
-        files[f"hutto_ICWSM_2014/{source}ReviewSnippets_GroundTruth.txt"] = "".join(truth).encode()
-        files[f"hutto_ICWSM_2014/{source}ReviewSnippets_anonDataRatings.txt"] = (mark + "".join(raters)).encode()
-    data = write_tar({corpus.INNER: write_tar(files), "vaderSentiment-3.3.2/setup.py": b"raise SystemExit('must not run')"})
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / corpus.SDIST).write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def reviews(count: int, noun: str, seed: int) -> list[tuple[str, list[int]]]:
-    """Sentences whose one adjective decides the rating, up to the raters' noise."""
-    rng = np.random.default_rng(seed)
-    value = {"great": 3, "lovely": 2, "fine": 1, "dull": -1, "bad": -2, "awful": -3}
-    out = []
-    for i in range(count):
-        word = list(value)[int(rng.integers(6))]
-        text = f"The {noun} number {i} is a {word} thing to have at home ."
-        out.append((text, np.clip(value[word] + rng.integers(-1, 2, size=20), -4, 4).tolist()))
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -165,78 +108,6 @@ def test_caches_of_earlier_versions_are_found(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         load_artifacts(tmp_path, lambda line: None)
     assert folders == ["embedded-1-f7757759"]
-
-
-def test_sentences_are_read_cleaned_and_distinct(tmp_path: Path) -> None:
-    movie = [("The  Rock is ''big''", [4, 1, 2, 1, 3]), ("Café society", [0, 0]), ('the rock is "big"', [-4, -4])]
-    sha256 = write_sdist(tmp_path, movie, [("fine .", [1, 2])])
-    found = corpus.read_sentences(corpus.fetch(tmp_path, sha256))
-    assert found == [('the rock is "big"', (4, 1, 2, 1, 3)), ("café society", (0, 0)), ("fine .", (1, 2))]
-    assert (corpus.mean_rating(found[0], 0), corpus.mean_rating(found[0], 1)) == (3.0, 1.0)  # raters 0, 2, 4 and 1, 3
-
-
-def test_the_split_is_disjoint_complete_and_seeded() -> None:
-    sentences = [corpus.Sentence(str(i), (0,)) for i in range(103)]
-    parts = corpus.split(sentences, (0.15, 0.4, 0.35, 0.1), seed=3)
-    texts = [sentence.text for part in parts for sentence in part]
-    assert sorted(texts) == sorted(str(i) for i in range(103))
-    assert [len(part) for part in parts] == [15, 42, 36, 10]  # rounded cumulative shares of 103
-    assert corpus.split(sentences, (0.15, 0.4, 0.35, 0.1), seed=3) == parts
-    assert corpus.split(sentences, (0.15, 0.4, 0.35, 0.1), seed=4) != parts
-
-
-def test_an_archive_with_another_sha256_is_refused_before_it_is_opened(tmp_path: Path) -> None:
-    write_sdist(tmp_path, reviews(3, "movie", 0), [])
-    with pytest.raises(ConfigError, match=r"has sha256 [0-9a-f]{12}\.\.\., not 5d7c06e027fc.*delete it") as error:
-        corpus.read_sentences(corpus.fetch(tmp_path))
-    assert str(tmp_path / corpus.SDIST) in str(error.value)
-
-
-def test_only_plain_files_of_the_archive_are_read_and_none_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    secret = tmp_path / "secret"
-    secret.write_text("secret")
-    archive = write_tar({"../escaped": b"x", "/escaped": b"x", "data": b"rows"}, {"link": str(secret), "inside": "data"})
-    assert corpus.read_member(archive, "data") == b"rows"
-    for name in ("link", "inside"):
-        with pytest.raises(ConfigError, match="not a plain file"):
-            corpus.read_member(archive, name)
-    for broken in (archive[:40], b"not an archive", write_tar({"other": b""})):
-        with pytest.raises(ConfigError, match="cannot be read"):
-            corpus.read_member(broken, "data")
-    monkeypatch.setattr(corpus, "MAX_BYTES", 3)
-    with pytest.raises(ConfigError, match="is not a plain file of at most 3 bytes"):
-        corpus.read_member(archive, "data")
-    assert [path.name for path in tmp_path.iterdir()] == ["secret"] and not (tmp_path.parent / "escaped").exists()
-
-
-def test_without_an_index_the_error_names_the_file_and_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    cache = tmp_path / "new"
-    with pytest.raises(ConfigError) as error:
-        load_artifacts(cache, lambda line: None)
-    message = str(error.value)
-    assert f"put that file of PyPI's vaderSentiment 3.3.2 (sha256 {corpus.SHA256}) at {cache / corpus.SDIST}" in message
-    assert "No matching distribution" in message and "\n" not in message and ". " not in message
-    assert [path.name for path in cache.iterdir()] == [".embedded.lock"]
-
-
-def test_pip_verifies_the_hash_and_runs_no_code_of_another_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_sdist(tmp_path / "mirror", reviews(3, "movie", 0), [])
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "mirror"))
-    with pytest.raises(ConfigError, match=r"pip cannot download.*HASHES") as error:
-        corpus.fetch(tmp_path / "cache")
-    assert "must not run" not in str(error.value)
-
-
-def test_a_cache_that_is_not_writable_is_a_config_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"RGPO_CACHE=.*/file: cannot write there .*; set RGPO_CACHE"):
-        load_artifacts(tmp_path / "file", lambda line: None, TINY)
 
 
 def test_the_artifacts_are_complete_and_load_with_the_auto_classes(built: tuple[Path, str, Artifacts]) -> None:
