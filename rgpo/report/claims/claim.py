@@ -63,7 +63,7 @@ class Loaded:
 
     @property
     def subject(self) -> str:
-        """What the claim is about, one of SUBJECTS."""
+        """The subject of the claim, one of SUBJECTS."""
         if self.theory is not None:
             return COST if isinstance(self.theory, CostRatio) else THEORY
         return LANGUAGE if any(column.startswith("reward/") for column in self.columns) else CONTROL

@@ -174,7 +174,7 @@ def _baselines(contests: Sequence[Contest]) -> str:
 
 
 def _ours(contests: Sequence[Contest]) -> str:
-    """How often the paper's algorithm came out how against the baseline, where there were enough seeds."""
+    """A sentence on the outcomes of the paper's algorithm against the baseline, where there were enough seeds."""
     outcomes = [arm.outcome for contest in contests for arm in contest.arms if arm.algo == OURS and arm.outcome]
     found = Counter(outcome for outcome in outcomes if outcome != FEW)
     if not outcomes or not found:
