@@ -285,3 +285,14 @@ def test_two_damaged_checkpoints_are_refused(half: Path) -> None:
         ):
             run(half)
     assert sorted(file.name for file in (half / "metrics").iterdir()) == before
+
+
+def test_a_link_in_place_of_the_parts_is_removed_and_what_it_leads_to_stays(copy: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "part.parquet").write_text("precious")
+    for name in ("metrics", "samples"):
+        (copy / name).symlink_to(outside)
+    run_folder.tidy(copy)
+    assert not (copy / "metrics").is_symlink() and not (copy / "samples").is_symlink()
+    assert (outside / "part.parquet").read_text() == "precious"

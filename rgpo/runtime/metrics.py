@@ -66,7 +66,9 @@ def remove_parts(run_dir: Path) -> None:
     """Delete the part files; only once manifest.json and state.json record completion, because until then they are needed."""
     for kind in KINDS:
         folder = run_dir / kind
-        if folder.is_dir() and not folder.is_symlink():
+        if folder.is_symlink():
+            atomic.remove([folder])  # the link, not what it leads to
+        elif folder.is_dir():
             atomic.remove(part_files(folder))
             atomic.remove_temporary(folder)
             atomic.remove_folder(folder)

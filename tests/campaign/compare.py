@@ -29,7 +29,7 @@ def results(folder: Path) -> dict[str, Columns]:
 def iterations(folder: Path) -> set[tuple[str, int]]:
     """(run, iteration) of each row in each readable file below a folder, also in set-aside folders; no damaged values."""
     found: set[tuple[str, int]] = set()
-    for file in folder.rglob("*.parquet"):
+    for file in folder.rglob("*.parquet*"):  # those set aside as .damaged included
         if file.is_symlink() or not file.is_file():
             continue
         try:
