@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from forked import server
 
 TINY = ["task=cartpole", "task.num_envs=2", "task.num_steps=32", "num_iterations=6", "eval_every=3", "gradvar_every=2"]
 TINY += ["task.num_eval_episodes=2", "update.num_minibatches=4"]
@@ -19,11 +20,19 @@ def start(words: list[str], cwd: Path, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
 
 
-def rgpo_run(words: list[str], cwd: Path, code: int = 0) -> str:
-    """stdout and stderr of a run that must end with the exit code."""
+def ended(words: list[str], cwd: Path) -> tuple[int | None, str, str]:
+    """Exit code, stdout and stderr of a run; in a forked process where one fits, which is ten times faster to start."""
+    if server().fits():
+        return server().run(words, cwd)
     process = start(words, cwd)
     out, err = process.communicate(timeout=240)
-    assert process.returncode == code, out + err
+    return process.returncode, out, err
+
+
+def rgpo_run(words: list[str], cwd: Path, code: int = 0) -> str:
+    """stdout and stderr of a run that must end with the exit code."""
+    found, out, err = ended(words, cwd)
+    assert found == code, out + err
     return out + err
 
 

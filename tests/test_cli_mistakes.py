@@ -1,11 +1,10 @@
 """Mistakes on the command line: one sentence each."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from cli import ended
 
 from rgpo.cli.config import compose_jobs
 from rgpo.errors import ConfigError
@@ -51,13 +50,11 @@ BAD = {
 
 @pytest.mark.parametrize("line", BAD)
 def test_bad_input_is_one_sentence(line: str, tmp_path: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-m", "rgpo.cli.run", *line.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert process.returncode == 2, process.stdout + process.stderr
-    assert process.stdout == "" and process.stderr.count("\n") == 1 and process.stderr.startswith("rgpo-run: ")
+    code, out, err = ended(line.split(), tmp_path)
+    assert code == 2, out + err
+    assert out == "" and err.count("\n") == 1 and err.startswith("rgpo-run: ")
     for word in BAD[line]:
-        assert word in process.stderr
+        assert word in err
     assert not list(tmp_path.rglob("*.parquet"))
 
 
