@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from experiments.pages import one_update
 from experiments.pages.results import Results
 from rgpo.cli.config_dir import group_options
 from rgpo.paths import conf_dir
@@ -13,7 +14,8 @@ from rgpo.report.claims.ledger import in_short
 from rgpo.report.read.groups import Group
 from rgpo.report.tables import summary
 from rgpo.report.tables.advice import advice
-from rgpo.report.tables.table import Table
+from rgpo.report.tables.matched import matched_table
+from rgpo.report.tables.table import Table, between, plain
 
 CONTROL = ("task", "label", "n", "return", "kl", "spikes")  # columns that are shown
 LANGUAGE = ("label", "n", "proxy", "gold", "kl_ref", "length")
@@ -81,9 +83,34 @@ def verdicts(found: Results) -> str:
     return "\n".join(["| id | about | claim | verdict |", "| :-- | :-- | :-- | :-- |", *rows])
 
 
+def equal_kl(found: Results, experiment: str) -> str:
+    """Rewards of an experiment's arms against PPO's at the largest KL to the reference that both reach."""
+    table = matched_table(found.groups.get(experiment, []), found.settings)
+    if table is None:
+        return f"`rgpo-run -m experiment={experiment}` has not been run."
+    last = {(row["measure"], row["label"]): row for row in table.rows}
+    return _chosen(replace(table, rows=tuple(last.values())), ("measure", "label", "n", "kl", "percent"))
+
+
+def single_updates(found: Results) -> str:
+    """Gains of single updates at equal KL, with the differences from PPO's clip."""
+    changes = one_update.changes(found.single_updates, found.settings.confidence)
+    if not changes:
+        return "`python -m experiments.one_update` has not been run."
+    head = ["task", "arm", "KL, nats", "states", "gain in return", f"minus that of {one_update.BASELINE}"]
+    lines = [f"| {' | '.join(head)} |", "| :-- | :-- | --: | --: | --: | --: |"]
+    for one in changes:
+        gain, minus = (f"{plain(i.value, 3)} {between(i.low, i.high, 3)}" for i in (one.gain, one.difference))
+        cells = [one.task, one.arm, f"{one.kl:.2g}", str(one.num_states), gain, "" if one.arm == one_update.BASELINE else minus]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\n![Gain over KL](figures/one_update.svg)"
+
+
 RENDERERS: Mapping[str, Callable[..., str]] = {
     "results": results,
     "curve": curve,
     "verdict": verdict,
     "verdicts": verdicts,
+    "equal_kl": equal_kl,
+    "single_updates": single_updates,
 }

@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.pages import one_update
 from experiments.pages.numbers import gate_of
 from experiments.pages.results import Judged, Results
 from experiments.theory.common import load_gate
@@ -22,9 +23,11 @@ from rgpo.core.kl_penalty import AdaptivePenalty
 from rgpo.core.rollout import Rollout
 from rgpo.core.surrogate import Detached
 from rgpo.report.claims.verdict import OUTCOMES
-from rgpo.report.figures import learning_curves, style
+from rgpo.report.figures import learning_curves, settings_frontier, style
+from rgpo.report.read.arms import arms_of
 
 GATES = {"identity": "trpo", "clip": "ppo", "sigmoid": "rgpo", "sign_aware_sigmoid": "rgpo_sign_aware"}  # gate -> whose line
+FRONTIER = "language_frontier"
 RATIOS = np.linspace(0.02, 2.0, 200)
 
 
@@ -44,6 +47,10 @@ def pictures(results: Results) -> Iterator[tuple[str, dict[str, bytes]]]:
             drawn[f"gate_{gate}"] = partial(gate_and_weight, gate)
         if any(not group.language for groups in results.of(algo).values() for group in groups):
             drawn[f"results_{algo}"] = partial(learning, results, algo)
+    if results.single_updates:
+        drawn["one_update"] = partial(one_update.figure, results.single_updates, results.settings.confidence)
+    if FRONTIER in results.groups:
+        drawn["frontier"] = partial(frontier, results)
     for name, draw in drawn.items():
         with style.context():
             figure = draw()
@@ -208,6 +215,16 @@ def learning(results: Results, algo: str) -> Figure:
         [(group.algo, group.label) for group in found[name]], style.algorithm_lines(group.algo for group in found[name])
     )
     return learning_curves.draw(learning_curves.compute(found[name], results.settings), lines)
+
+
+def frontier(results: Results) -> Figure:
+    """Rewards over the KL to the reference, a curve per arm through its settings."""
+    groups = results.groups[FRONTIER]
+    panels = settings_frontier.compute(groups, results.settings)
+    labels = {series.label: None for panel in panels for series in panel.series}
+    algos = {arm.label: arm.algo for arm in arms_of(groups)}
+    lines = style.assign([(algos[label], label) for label in labels], style.algorithm_lines(algos.values()))
+    return settings_frontier.draw(panels, lines)
 
 
 def _at_one(axes: Axes, place: float) -> None:

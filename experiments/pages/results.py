@@ -8,6 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.pages import one_update
 from rgpo.paths import claims_dir
 from rgpo.report.claims.claim import read_claims
 from rgpo.report.claims.external import read_external
@@ -19,6 +20,7 @@ from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import experiments, read_runs
 from rgpo.report.read.workers import workers
 from rgpo.report.settings import Settings
+from rgpo.report.stats.bootstrap import Floats
 
 LEDGER = Path(__file__).parents[1] / "README.md"
 COLUMNS = {*learning_curves.COLUMNS, TRAIN, KL, PROXY, GOLD, KL_REF, LENGTH, TRUNCATED}
@@ -59,6 +61,12 @@ class Results:
             if chosen:
                 found[name] = chosen
         return found
+
+    @cached_property
+    def single_updates(self) -> Mapping[str, Mapping[str, Floats]]:
+        """Gains in return over KL of single updates, by task and arm; empty if none was measured."""
+        rows = one_update.read(self.folder / "one_update")
+        return one_update.gains(rows) if len(rows) else {}
 
     @cached_property
     def claims(self) -> list[Judged]:
