@@ -84,9 +84,9 @@ def _control(run: StoredRun, task: Control, settings: Words) -> int:
     print(f"{run.folder.name}: {actor.description['env_id']}, iteration {facts['iteration']:,}, {facts['env_steps']:,} steps")
     for name, deterministic in (("deterministic", True), ("stochastic", False)):
         found, num_cut = evaluation.returns(task, actor, episodes, seed, deterministic)
-        error = found.std(ddof=1) / np.sqrt(episodes) if episodes > 1 else float("nan")
         cut = f", {num_cut} cut after {evaluation.LONGEST_EPISODE:,} steps" if num_cut else ""
-        print(f"  {name:13} return {found.mean():.6g} +- {error:.3g} (standard error, n = {episodes}{cut})", flush=True)
+        error = f" +- {found.std(ddof=1) / np.sqrt(episodes):.3g} (standard error, n = {episodes}" if episodes > 1 else " (n = 1"
+        print(f"  {name:13} return {found.mean():.6g}{error}{cut})", flush=True)
     if video:
         path = evaluation.film(task, actor, run.folder / FOLDER, seed)
         print(f"  {path}")
