@@ -106,6 +106,11 @@ def single_updates(found: Results) -> str:
     return "\n".join(lines) + "\n\n![Gain over KL](figures/one_update.svg)"
 
 
+def campaign(found: Results, name: str) -> str:
+    """The table of a campaign of faults, as the campaign wrote it."""
+    return (found.folder / "campaign" / f"{name}.md").read_text(encoding="utf-8").partition("\n\n")[2]
+
+
 RENDERERS: Mapping[str, Callable[..., str]] = {
     "results": results,
     "curve": curve,
@@ -113,4 +118,5 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "verdicts": verdicts,
     "equal_kl": equal_kl,
     "single_updates": single_updates,
+    "campaign": campaign,
 }
