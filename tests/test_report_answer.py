@@ -84,6 +84,29 @@ def test_the_first_screen_answers_for_the_experiments_of_the_claims(here: Path) 
     assert f"The paper&#39;s 13 claims by subject: {counts}; none is contradicted." in page and "Not decided yet." in page
 
 
+def test_less_reward_at_less_kl_alone_is_no_reason_against_an_arm(tmp_path: Path) -> None:
+    """Three strengths of the penalty per algorithm: rgpo's end on ppo's curve, with less KL; grpo's end far below the curve."""
+    reach = {"ppo": (4.0, 8.0, 16.0), "rgpo": (1.0, 2.0, 4.0), "grpo": (4.0, 8.0, 16.0)}
+    for algo, ends in reach.items():
+        for end in ends:
+            for seed in (1, 2, 3):
+                kl = end * np.linspace(0.05, 1, 20)
+                reward = (0.4 if algo == "grpo" else 1.0) * (1 + 0.01 * seed) * kl
+                columns = {"kl/eval_ref_sequence": kl, "reward/eval_proxy_change": reward}
+                fixtures.write_run(
+                    tmp_path, "qwen_rlhf", algo, seed, 20, metrics=columns, scale="embedded", penalty={"coef": 1 / end}
+                )
+    with workers(0) as serial:
+        runs, _ = read_runs(
+            tmp_path / "first_evidence", {"kl/eval_ref_sequence", "reward/eval_proxy_change"}, 0.1, (0.04,), serial
+        )
+    found = advice([("sweep", group_runs(runs)[0])], parse([])[0])
+    assert found is not None
+    assert {(arm.family, arm.outcome) for arm in found.contests[0].arms} == {("ppo", ""), ("rgpo", NOISE), ("grpo", WORSE)}
+    assert found.headlines[0].startswith("Use ppo: ") and "RGPO is within noise of it at equal KL" in found.headlines[0]
+    assert "Worse by more than noise in at least one task: grpo." in found.remarks
+
+
 def test_more_reward_at_more_kl_alone_is_no_reason_to_use_an_arm(tmp_path: Path) -> None:
     """Two arms on one frontier, reward sqrt(KL) less a tenth: the one that goes further ends higher and is not recommended."""
     for algo, end, factor in (("ppo", 4.0, 1.0), ("grpo", 16.0, 0.9)):

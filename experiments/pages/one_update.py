@@ -57,7 +57,7 @@ def gains(rows: pd.DataFrame) -> dict[str, dict[str, Floats]]:
 
 def _at_levels(state: pd.DataFrame) -> Floats:
     kl, gain = state.kl.to_numpy(float), state.gain.to_numpy(float)
-    return np.interp(np.log(LEVELS), np.log(kl), gain, left=np.nan, right=np.nan)
+    return np.asarray(np.interp(np.log(LEVELS), np.log(kl), gain, left=np.nan, right=np.nan), float)
 
 
 def changes(by_task: Mapping[str, Mapping[str, Floats]], confidence: float) -> list[Change]:

@@ -129,7 +129,7 @@ def _is_named(named: Named, run: Run) -> bool:
     of_budget = (named.steps is None or run.config.get("total_env_steps") == named.steps) and (
         named.iterations is None or run.num_iterations == named.iterations
     )
-    of_code = not named.code or any(run.version.startswith(version) for version in named.code)
+    of_code = not named.code or any(version.startswith(tuple(named.code)) for version in run.versions)
     of_experiment = run.experiment == named.experiment == run.config.get("name")
     return of_experiment and of_budget and of_code and 1 <= run.seed <= named.seeds and matches(run, named.config)
 

@@ -77,6 +77,11 @@ class Run:
         return self.provenance.code or (f"{commit}{changed}" if commit else "unknown")
 
     @property
+    def versions(self) -> list[str]:
+        """By what a claim may name that code: its version and, unless there were uncommitted changes, its commit."""
+        return [self.version, *([self.provenance.commit] if self.provenance.commit and not self.provenance.dirty else [])]
+
+    @property
     def complete(self) -> bool:
         """True if the run ended as planned and every iteration has a row."""
         return self.status in ("completed", "unknown") and self.reached >= self.num_iterations

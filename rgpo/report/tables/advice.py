@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rgpo.report.read.columns import GOLD, PROXY, TRAIN
+from rgpo.report.read.arms import arms_of
+from rgpo.report.read.columns import GOLD, KL_REF, PROXY, TRAIN
 from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.stats.independent import relative_change, simultaneous, summarize, welch
 from rgpo.report.tables.baseline import baseline_of
-from rgpo.report.tables.matched import against_baseline
+from rgpo.report.tables.matched import Matched, against_baseline, arms_against_baseline
 from rgpo.report.tables.summary import setting
 from rgpo.report.tables.table import percent, plain
 
@@ -22,16 +23,18 @@ BETTER, WORSE, NOISE, FEW = "better", "worse", "within noise", "too few seeds"
 DRIFT = "better at the end, but not at equal KL to the reference"
 SHORT = "worse at the end, but better at equal KL to the reference"
 OURS, NAME = "rgpo", "RGPO"  # the algorithm of the paper, which the advice names in any case
+NO_GATE = "identity"
 PLACES = {BETTER: "better", WORSE: "worse", NOISE: "within noise of it"}
-PLACES |= {DRIFT: "better, but not at equal KL to the reference,", SHORT: "worse, but better at equal KL to the reference,"}
+PLACES |= {DRIFT: "ahead only by more KL", SHORT: "behind only by less KL"}
 WORDS = {TRAIN: "training return", GOLD: "gold reward", PROXY: "proxy reward"}
 
 
 class Arm(NamedTuple):
     """One arm of a task: its mean over n seeds, its change against the baseline, and whether that is more than noise."""
 
-    algo: str
+    algo: str  # "" where its gate is left out
     label: str
+    family: str  # the label without how strongly the policy is held back, of several such arms
     mean: float
     n: int
     change: Interval  # percent
@@ -82,7 +85,7 @@ def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) 
     """The advice from all experiments (name, groups); None if no task has two arms.
 
     An arm is recommended if it is better than the baseline beyond noise in some task and worse in none; else the baseline is. For
-    language models, better at the end does not count for an arm that is not better at equal KL to the reference.
+    language models an arm is better or worse at equal KL to the reference, instead of at the end.
     Noise: Welch's interval at `confidence`, over all arms of a task together (Bonferroni).
     """
     contests = [
@@ -112,21 +115,19 @@ def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Co
     ranked = sorted(measured, key=lambda group: -float(np.mean(group.values(column, "final"))))
     samples = [summarize(group.values(column, "final")) for group in ranked]
     against = summarize(base.values(column, "final"))
-    equal = (
-        {group.label: levels[-1] for group, _, levels in against_baseline(measured, column, settings)} if base.language else {}
-    )
+    equal = _equal_kl(measured, column, settings) if base.language else {}
+    families = {group.label: arm.label if equal else group.label for arm in arms_of(measured) for group in arm.groups}
     arms = []
     for group, sample in zip(ranked, samples, strict=True):
         difference, _ = welch(sample, against, each)
-        outcome = FEW if np.isnan(difference.low) else BETTER if difference.low > 0 else WORSE if difference.high < 0 else NOISE
         level = equal.get(group.label)
-        if outcome == BETTER and level is not None and level.change.value <= 0:
-            outcome = DRIFT
-        elif outcome == WORSE and level is not None and level.change.value > 0:
-            outcome = SHORT
+        outcome = (
+            "" if group is base or (equal and families[group.label] is families[base.label]) else _outcome(difference, level)
+        )
         note = f"at equal KL to the reference, {level.level:.2g} nats, {percent(level.change)}" if level is not None else ""
         change = relative_change(sample, against, each)
-        arms.append(Arm(group.algo, group.label, sample.mean, sample.n, change, "" if group is base else outcome, note))
+        algo = "" if group.used[0].config.get("choices.gate") == NO_GATE else group.algo
+        arms.append(Arm(algo, group.label, families[group.label], sample.mean, sample.n, change, outcome, note))
     lead, _ = welch(samples[0], samples[1], each)
     over_next = relative_change(samples[0], samples[1], each)
     return Contest(
@@ -142,11 +143,42 @@ def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Co
     )
 
 
+def _equal_kl(groups: Sequence[Group], column: str, settings: Settings) -> dict[str, Matched]:
+    """By label, the change against the baseline at the largest KL to the reference that both reach."""
+    found = {group.label: levels[-1] for group, _, levels in against_baseline(groups, column, settings)}
+    for arm, _, levels in arms_against_baseline(groups, KL_REF, column, settings):
+        found |= {group.label: levels[-1] for group in arm.groups}
+    return found
+
+
+def _outcome(difference: Interval, level: Matched | None) -> str:
+    """The outcome at equal KL where there is one, else by the difference from the baseline at the end of training."""
+    end = _of_interval(difference)
+    if level is None or np.isnan(level.change.low):
+        return end
+    equal = _of_interval(level.change)
+    if end == BETTER != equal:
+        return DRIFT
+    return SHORT if end == WORSE and equal == BETTER else equal
+
+
+def _of_interval(found: Interval) -> str:
+    return FEW if np.isnan(found.low) else BETTER if found.low > 0 else WORSE if found.high < 0 else NOISE
+
+
+def _outcomes(contests: Sequence[Contest], algo: str | None = None) -> dict[str, list[str]]:
+    """By family, its outcomes against the baselines, each once per task; those of one algorithm if it is given."""
+    found: dict[str, list[str]] = {}
+    for contest in contests:
+        once = dict.fromkeys((arm.family, arm.outcome) for arm in contest.arms if arm.outcome and algo in (None, arm.algo))
+        for family, outcome in once:
+            found.setdefault(family, []).append(outcome)
+    return found
+
+
 def _headline(contests: Sequence[Contest]) -> str:
     """The recommended arms, or the baselines and the reason, and the place of the paper's algorithm."""
-    outcomes: dict[str, list[str]] = {}
-    for arm in (arm for contest in contests for arm in contest.arms):
-        outcomes.setdefault(arm.label, []).append(arm.outcome)
+    outcomes = _outcomes(contests)
     good = {label: found.count(BETTER) for label, found in outcomes.items() if BETTER in found and WORSE not in found}
     bases = _baselines(contests)
     if good:
@@ -154,7 +186,7 @@ def _headline(contests: Sequence[Contest]) -> str:
         names = " or ".join(label for label, count in good.items() if count == most)
         where = f"in {most} of {len(contests)} tasks" if len(contests) > 1 else "in the only task"
         return f"Use {names}: better than {bases} by more than noise {where}{', and worse in none' if len(contests) > 1 else ''}."
-    if all(outcome in ("", FEW) for found in outcomes.values() for outcome in found):
+    if all(outcome == FEW for found in outcomes.values() for outcome in found):
         return f"Undecided: every arm has fewer than {MIN_RUNS} seeds. The highest means are listed below."
     where = "in any task" if len(contests) > 1 else "in the only task"
     better = sorted(label for label, found in outcomes.items() if BETTER in found)
@@ -167,28 +199,29 @@ def _headline(contests: Sequence[Contest]) -> str:
 
 
 def _baselines(contests: Sequence[Contest]) -> str:
-    """The names of the baselines, without settings where several differ in nothing else."""
+    """The names of the baselines, without settings where these are no part of the comparison or all that differs."""
     bases = [arm for contest in contests for arm in contest.arms if arm.label == contest.baseline]
-    labels, algos = (list(dict.fromkeys(names)) for names in ([arm.label for arm in bases], [arm.algo for arm in bases]))
-    return " or ".join(algos if len(algos) == 1 < len(labels) else labels)
+    names, algos = (list(dict.fromkeys(one)) for one in ([arm.family for arm in bases], [arm.algo for arm in bases]))
+    return " or ".join(algos if len(algos) == 1 < len(names) else names)
 
 
 def _ours(contests: Sequence[Contest]) -> str:
     """A sentence on the outcomes of the paper's algorithm against the baseline, where there were enough seeds."""
-    outcomes = [arm.outcome for contest in contests for arm in contest.arms if arm.algo == OURS and arm.outcome]
+    outcomes = [outcome for found in _outcomes(contests, OURS).values() for outcome in found]
     found = Counter(outcome for outcome in outcomes if outcome != FEW)
     if not outcomes or not found:
         return f" {NAME} has {FEW} to be compared." if outcomes else ""
     total = sum(found.values())
-    listed = ", ".join(f"{PLACES[outcome]} in {number} of {total} comparisons" for outcome, number in found.most_common())
-    return f" {NAME} is {listed if total > 1 else PLACES[next(iter(found))]}."
+    listed = " and ".join(f"{PLACES[outcome]} in {number}" for outcome, number in found.most_common())
+    where = " at equal KL to the reference" if any(arm.equal_kl for contest in contests for arm in contest.arms) else ""
+    return f" {NAME} is {f'{listed} of {total} comparisons' if total > 1 else PLACES[next(iter(found))]}{where}."
 
 
 def _remarks(contests: Sequence[Contest]) -> list[str]:
     """Arms that trade KL for reward, and arms to avoid where the baseline is recommended."""
-    arms = [arm for contest in contests for arm in contest.arms]
+    outcomes = _outcomes(contests)
     drift, short, worse = (
-        ", ".join(dict.fromkeys(arm.label for arm in arms if arm.outcome == outcome)) for outcome in (DRIFT, SHORT, WORSE)
+        ", ".join(family for family, found in outcomes.items() if outcome in found) for outcome in (DRIFT, SHORT, WORSE)
     )
     found = [f"More reward at the end only with more KL to the reference: {drift}."] if drift else []
     found += [f"Less reward at the end, with less KL, but more at equal KL: {short}."] if short else []
