@@ -15,9 +15,10 @@ from rgpo.runtime.schema import GLOSSARY, Metric, is_list
 
 Encoded = tuple[float, float, int, str]  # smallest, largest (of logarithms if the third is 1), and the codes
 STEPS = 65534  # between the smallest and the largest value; the code above is a missing one
-MAX_VALUES = 560_000  # points of all curves of a page, 1.5 MB
+MAX_VALUES = 300_000  # points of all curves of a page, 0.8 MB
 LOG_RANGE = 50.0  # from this ratio of largest to smallest on, equal relative errors are better than equal absolute ones
 FIRST = (TRAIN, EVAL, PROXY, GOLD, REWARD, KL, KL_REF, LENGTH, "weight/relative_mean", "ess/weight", "ess/ratio", "ratio/max")
+OF_EACH_RUN = ("samples", "wall", "cpu")  # axes on which no two runs have the same points
 AXES = {"iteration": "iteration", "env_steps": "env_steps", "samples": SUM_TOKENS, "wall": WALL, "cpu": CPU}  # x axis -> curve
 
 
@@ -56,7 +57,7 @@ def curves(runs: Sequence[Run], metrics: Mapping[str, Metric]) -> dict[str, obje
     axes: dict[str, object] = {}
     for name, column in AXES.items():
         distinct: dict[bytes, int] = {}
-        points: list[list[float]] = []
+        points: list[list[float] | Encoded | None] = []
         places = []
         for run in runs:
             values = run.curve(column)
@@ -65,7 +66,9 @@ def curves(runs: Sequence[Run], metrics: Mapping[str, Metric]) -> dict[str, obje
                 continue
             place = distinct.setdefault(values.tobytes(), len(distinct))
             if place == len(points):
-                points.append([int(v) if v % 1 == 0 else float(f"{v:.6g}") for v in values])
+                points.append(
+                    encode(values) if name in OF_EACH_RUN else [int(v) if v % 1 == 0 else float(f"{v:.6g}") for v in values]
+                )
             places.append(place)
         if max(places, default=-1) >= 0:
             axes[name] = {"points": points, "of": places}

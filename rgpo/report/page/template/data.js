@@ -40,7 +40,7 @@ const AXES = {
 function curveOf(section, place, run, axis) {
   const y = decode(section.metrics[place].of[run]), along = section.axes[axis];
   if (!y || !along || along.of[run] < 0) return null;
-  const x = along.points[along.of[run]], points = { x: [], y: [] };
+  const known = along.points[along.of[run]], x = typeof known[3] === "string" ? decode(known) : known, points = { x: [], y: [] };
   for (let i = 0; i < y.length; i++) if (!Number.isNaN(y[i])) { points.x.push(x[i]); points.y.push(y[i]); }
   return points.x.length ? points : null;
 }

@@ -4,6 +4,8 @@ const NAMES = {
   "reward/eval_proxy_change": "Proxy reward, held out", "reward/eval_gold_change": "Gold reward, held out", "kl/eval_ref_sequence": "KL to the reference, held out",
 };
 
+const CROWDED = 15; // arms; from more on the compared ones are shown first
+
 function explorer(section, box) {
   const index = new Map(section.metrics.map((metric, i) => [metric.name, i]));
   const used = section.runs.map((run, i) => i).filter(i => section.runs[i].used);
@@ -11,8 +13,9 @@ function explorer(section, box) {
   const language = section.axes.samples != null && section.score.startsWith("reward/");
   const start = (figures.length && figures.every(f => f.name !== "learning_curves") ? figures.flatMap(f => f.metrics)
     : [section.score, ...(language ? ["reward/eval_gold_change", "kl/eval_ref_sequence"] : []), "kl/old_exact"]).filter(name => index.has(name));
+  const labels = Object.keys(section.lines), crowded = labels.length > CROWDED && section.front.length > 1; // more than can be told apart
   const initial = { metrics: start.length ? start : section.metrics.slice(0, 1).map(m => m.name), axis: section.axes.env_steps && !language ? "env_steps" : "iteration",
-    smooth: 7, band: "range", group: "arm", scale: "auto", seeds: true, published: true, off: [], filter: {} };
+    smooth: 7, band: "range", group: "arm", scale: "auto", seeds: !crowded, published: true, off: crowded ? labels.filter(label => !section.front.includes(label)) : [], filter: {} };
   const alike = (key, value) => key in initial && typeof value === typeof initial[key] && Array.isArray(value) === Array.isArray(initial[key]);
   const now = { ...initial, ...Object.fromEntries(Object.entries(state.at(section.name) || {}).filter(([key, value]) => alike(key, value))) };
   now.filter = Object.fromEntries(Object.entries(now.filter).filter(([key, value]) => ["task", ...section.keys].includes(key) && Array.isArray(value)));
@@ -20,6 +23,7 @@ function explorer(section, box) {
   if (!["arm", "seed", ...section.keys].includes(now.group)) now.group = initial.group;
   now.metrics = now.metrics.filter(name => index.has(name));
   if (state.at("go") === section.name && index.has(state.at("show")) && !now.metrics.includes(state.at("show"))) now.metrics = [state.at("show"), ...now.metrics];
+  const atFirst = () => crowded && same(now.off, initial.off);
   const save = () => state.put(section.name, Object.fromEntries(Object.entries(now).filter(([key, value]) => JSON.stringify(value) !== JSON.stringify(initial[key]))));
   const drawnCharts = [], home = box.closest(".experiment")?.querySelector("div.films"), films = home ? [...home.children] : [];
 
@@ -61,7 +65,7 @@ function explorer(section, box) {
         select("group", [["arm", "arm"], ["seed", "arm and seed"], ...section.keys.map(key => [key, key.replace("choices.", "")])], "group by"),
         select("scale", [["auto", "auto"], ["linear", "linear"], ["log", "log"]], "y axis"),
         check("seeds", "seeds"), section.published.length ? check("published", "published") : null,
-        node("button", { type: "button", onclick: () => { Object.assign(now, initial, { off: [], filter: {} }); state.put(section.name, {}); box.replaceChildren(); for (const one of drawnCharts) one.destroy(); explorer(section, box); } }, "reset")),
+        node("button", { type: "button", onclick: () => { Object.assign(now, initial, { off: [...initial.off], filter: {} }); state.put(section.name, {}); box.replaceChildren(); for (const one of drawnCharts) one.destroy(); explorer(section, box); } }, "reset")),
       filters.length ? filterBox : null, legend),
     grid, caption);
 
@@ -100,7 +104,7 @@ function explorer(section, box) {
       change();
     } }, "compared pair") : "", node("button", { type: "button", onclick: () => { now.off = []; change(); } }, "all"));
     metricList.replaceChildren(node("option", { value: "" }, "add a metric …"), ...section.metrics.filter(m => !now.metrics.includes(m.name)).map(m => node("option", { value: m.name, title: m.meaning }, m.name)));
-    for (const row of box.closest(".experiment")?.querySelectorAll("tr[data-label], figure[data-label]") || []) row.classList.toggle("off", now.group === "arm" && now.off.includes(row.dataset.label));
+    for (const row of box.closest(".experiment")?.querySelectorAll("tr[data-label], figure[data-label]") || []) row.classList.toggle("off", now.group === "arm" && now.off.includes(row.dataset.label) && !atFirst());
   }
 
   function change() {
@@ -134,7 +138,7 @@ function explorer(section, box) {
     const say = () => {
       const [few, many] = [Math.min(...n), Math.max(...n)], seeds = few === many ? `${many} seed${many > 1 ? "s" : ""}` : `${few} to ${many} seeds`;
       const band = { range: `band: smallest to largest of the seeds`, interval: "band: 95 % interval of the mean (Student; none below 3 seeds)", none: "no band" }[now.band];
-      caption.textContent = `Thick: mean over ${seeds}${now.smooth > 1 ? `, running mean over ${now.smooth} points` : ""}; ${now.seeds ? "thin: single seeds, not smoothed; " : ""}${band}. In front: ${section.front.join(", ") || "none"}. Drag to zoom, double-click to reset; a log axis where curves differ by 10.`;
+      caption.textContent = `Thick: mean over ${seeds}${now.smooth > 1 ? `, running mean over ${now.smooth} points` : ""}; ${now.seeds ? "thin: single seeds, not smoothed; " : ""}${band}. In front: ${section.front.join(", ") || "none"}${atFirst() ? "; the other arms are shown by “all”" : ""}. Drag to zoom, double-click to reset; a log axis where curves differ by 10.`;
     };
     grid.replaceChildren(...boxes);
     grid.style.setProperty("--columns", Math.min(3, Math.max(1, tasks.length > 1 ? tasks.length : Math.min(2, boxes.length))));
