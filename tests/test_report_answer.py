@@ -35,17 +35,17 @@ def groups(results: Path, returns: dict[str, list[float]], tasks: tuple[str, ...
         (
             {"ppo": [10.0, 11, 12], "rgpo": [20.0, 21, 22]},
             {"rgpo": BETTER},
-            "Use rgpo: better than ppo by more than noise in the only task.",
+            "Use rgpo: better than ppo by more than noise on hopper.",
         ),
         (
             {"ppo": [10.0, 11, 12], "rgpo": [10.5, 11, 12]},
             {"rgpo": NOISE},
-            "beats it beyond noise in the only task. RGPO is within noise of it.",
+            "the other does not beat it beyond noise on hopper. RGPO is within noise of it.",
         ),
         (
             {"ppo": [10.0, 11, 12], "rgpo": [1.0, 2, 3]},
             {"rgpo": WORSE},
-            "Use ppo: nothing else beats it beyond noise in the only task. RGPO is worse.",
+            "Use ppo: the other does not beat it beyond noise on hopper. RGPO is worse.",
         ),
         ({"ppo": [10.0, 11], "rgpo": [20.0, 21]}, {"rgpo": FEW}, "Undecided: every arm has fewer than 3 seeds"),
     ],
@@ -80,8 +80,8 @@ def test_the_first_screen_answers_for_the_experiments_of_the_claims(here: Path) 
     assert main([*FAST]) == 0
     page = (here / "report/index.html").read_text()
     assert page.index("Does RGPO reproduce?") < page.index("What should I use instead?") < page.index('id="first_evidence"')
-    counts = "theory 4 not tested; cost 1 undecided; control 5 not tested; language models 3 not tested"
-    assert f"The paper&#39;s 13 claims by subject: {counts}; none is contradicted." in page and "Not decided yet." in page
+    assert "Theory: not tested; cost: undecided; control: not tested; language models: not tested." in page
+    assert "The paper&#39;s 13 claims: 1 undecided, 12 not tested, at our scale" in page
 
 
 def test_less_reward_at_less_kl_alone_is_no_reason_against_an_arm(tmp_path: Path) -> None:

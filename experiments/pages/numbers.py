@@ -70,9 +70,9 @@ def gate_of(algo: str) -> str | None:
 
 def verdict(found: Results) -> str:
     """Both answers of the report's first screen: whether the paper reproduces, and what to use instead."""
-    word, counts = in_short([(claim.subject, claim.verdict) for claim in found.claims])
+    words, counts = in_short([(claim.subject, claim.verdict) for claim in found.claims])
     advised = advice(list(found.groups.items()), found.settings)
-    lines = [f"**Does it reproduce?** {word}. {counts}"]
+    lines = [f"**Does it reproduce?** {words}. {counts}"]
     lines += [f"**What should I use instead?** {' '.join(advised.headlines)}"] if advised else []
     return "\n\n".join(lines)
 

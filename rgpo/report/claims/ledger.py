@@ -11,13 +11,14 @@ from rgpo.atomic import write_text
 from rgpo.errors import ConfigError
 from rgpo.report.claims.claim import Loaded
 from rgpo.report.claims.theory import Theory
-from rgpo.report.claims.verdict import CONTRADICTED, OUTCOMES, REPRODUCED, UNTESTED, Anchors, Verdict, judge
+from rgpo.report.claims.verdict import CONTRADICTED, OUTCOMES, REPRODUCED, UNDECIDED, UNTESTED, Anchors, Verdict, judge
 from rgpo.report.read.run import Problem, Run
 from rgpo.report.tables.table import NOTHING, Table, word
 from rgpo.runtime.reader import Unreadable, printable, read_text
 
 START, END = "<!-- ledger -->", "<!-- /ledger -->"
 OURS = "ours"
+SHORT = {REPRODUCED: "yes", CONTRADICTED: "no", UNDECIDED: "undecided", UNTESTED: "not tested"}
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,18 @@ class Judged:
 
 
 def in_short(found: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """A word for the whole, and how many claims about each subject have which verdict, from (subject, verdict) of every claim."""
+    """A word for each subject, and how many claims have which verdict, from (subject, verdict) of every claim."""
     counts = Counter(outcome for _, outcome in found)
-    parts = []
+    words = []
     for subject in dict.fromkeys(subject for subject, _ in found):
-        here = Counter(outcome for name, outcome in found if name == subject)
-        parts.append(f"{subject} {', '.join(f'{here[outcome]} {outcome}' for outcome in OUTCOMES if here[outcome])}")
-    if not counts[CONTRADICTED] and counts[UNTESTED] < len(found):
-        parts.append("none is contradicted")
-    return _in_a_word(counts), f"The paper's {len(found)} claims by subject: {'; '.join(parts)}."
-
-
-def _in_a_word(counts: Counter[str]) -> str:
-    decided, total = counts[REPRODUCED] + counts[CONTRADICTED], sum(counts.values())
-    if counts[REPRODUCED] == total:
-        return "Yes"
-    if counts[UNTESTED] == total:
-        return "Not tested here"
-    if counts[CONTRADICTED] > counts[REPRODUCED]:
-        return "Mostly not" if decided == total else "Rather not, so far"
-    return "In part" if decided == total else "Not decided yet"
+        here = {outcome for name, outcome in found if name == subject}
+        words.append(f"{subject}: {SHORT[here.pop()] if len(here) == 1 else 'in part'}")
+    listed = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+    text = "; ".join(words)
+    return (
+        f"{text[0].upper()}{text[1:]}",
+        f"The paper's {len(found)} claims: {listed}, at our scale and settings, which are not the paper's.",
+    )
 
 
 def judge_all(claims: Sequence[Loaded], evidence: Evidence) -> tuple[list[Judged], list[Problem]]:

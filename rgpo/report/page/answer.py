@@ -34,10 +34,10 @@ class Sentence(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The question, its answer in a word and by subject, and a sentence per claim under its subject."""
+    """The question, its answer in a word for each subject and in numbers, and a sentence per claim under its subject."""
 
     question: str
-    word: str
+    words: str
     counts: str
     subjects: dict[str, list[Sentence]]
 

@@ -24,6 +24,7 @@ DRIFT = "better at the end, but not at equal KL to the reference"
 SHORT = "worse at the end, but better at equal KL to the reference"
 OURS, NAME = "rgpo", "RGPO"  # the algorithm of the paper, which the advice names in any case
 NO_GATE = "identity"
+MAX_TASKS = 4  # named in the headline
 PLACES = {BETTER: "better", WORSE: "worse", NOISE: "within noise of it"}
 PLACES |= {DRIFT: "ahead only by more KL", SHORT: "behind only by less KL"}
 WORDS = {TRAIN: "training return", GOLD: "gold reward", PROXY: "proxy reward"}
@@ -184,17 +185,15 @@ def _headline(contests: Sequence[Contest]) -> str:
     if good:
         most = max(good.values())
         names = " or ".join(label for label, count in good.items() if count == most)
-        where = f"in {most} of {len(contests)} tasks" if len(contests) > 1 else "in the only task"
+        where = f"in {most} of {len(contests)} tasks" if len(contests) > 1 else f"on {contests[0].task}"
         return f"Use {names}: better than {bases} by more than noise {where}{', and worse in none' if len(contests) > 1 else ''}."
     if all(outcome == FEW for found in outcomes.values() for outcome in found):
         return f"Undecided: every arm has fewer than {MIN_RUNS} seeds. The highest means are listed below."
-    where = "in any task" if len(contests) > 1 else "in the only task"
+    tasks = list(dict.fromkeys(contest.task for contest in contests))
+    where = f"on {' or '.join(tasks)}" if len(tasks) <= MAX_TASKS else "in any task"
     better = sorted(label for label, found in outcomes.items() if BETTER in found)
-    what = (
-        f"{', '.join(better)} beat it in one task and lost in another"
-        if better
-        else f"nothing else beats it beyond noise {where}"
-    )
+    others = f"none of {len(outcomes)} others beats it" if len(outcomes) > 1 else "the other does not beat it"
+    what = f"{', '.join(better)} beat it in one task and lost in another" if better else f"{others} beyond noise {where}"
     return f"Use {bases}: {what}.{_ours(contests)}"
 
 
