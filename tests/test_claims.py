@@ -133,7 +133,7 @@ def test_two_variants_or_two_versions_decide_nothing_until_one_is_named(here: Pa
 
 def test_evidence_is_current_while_the_code_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registered(here)
-    monkeypatch.setattr("rgpo.report.claims.verdict.code_digest", lambda choices, target: "0123456789")
+    monkeypatch.setattr("rgpo.report.read.run.code_digest", lambda choices, target: "0123456789")
     assert verdict(here).version == "0123456789: unchanged"
 
 

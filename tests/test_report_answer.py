@@ -12,7 +12,7 @@ from rgpo.report.cli import main, parse
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import read_runs
 from rgpo.report.read.workers import workers
-from rgpo.report.tables.advice import BETTER, DRIFT, FEW, NOISE, WORSE, advice
+from rgpo.report.tables.advice import APART, BETTER, DRIFT, FEW, NOISE, WORSE, advice
 from rgpo.report.tables.matched import matched_table
 
 FAST = ["num_resamples=100", "figures=[]"]
@@ -40,12 +40,12 @@ def groups(results: Path, returns: dict[str, list[float]], tasks: tuple[str, ...
         (
             {"ppo": [10.0, 11, 12], "rgpo": [10.5, 11, 12]},
             {"rgpo": NOISE},
-            "the other does not beat it beyond noise on hopper. RGPO is within noise of it.",
+            "the other does not beat it beyond noise on hopper (3 seeds). RGPO is within noise of it.",
         ),
         (
             {"ppo": [10.0, 11, 12], "rgpo": [1.0, 2, 3]},
             {"rgpo": WORSE},
-            "Use ppo: the other does not beat it beyond noise on hopper. RGPO is worse.",
+            "Use ppo: the other does not beat it beyond noise on hopper (3 seeds). RGPO is worse.",
         ),
         ({"ppo": [10.0, 11], "rgpo": [20.0, 21]}, {"rgpo": FEW}, "Undecided: every arm has fewer than 3 seeds"),
     ],
@@ -85,8 +85,8 @@ def test_the_first_screen_answers_for_the_experiments_of_the_claims(here: Path) 
 
 
 def test_less_reward_at_less_kl_alone_is_no_reason_against_an_arm(tmp_path: Path) -> None:
-    """Three strengths of the penalty per algorithm: rgpo's end on ppo's curve, with less KL; grpo's end far below the curve."""
-    reach = {"ppo": (4.0, 8.0, 16.0), "rgpo": (1.0, 2.0, 4.0), "grpo": (4.0, 8.0, 16.0)}
+    """Three strengths of the penalty per algorithm: rgpo's end on ppo's curve with less KL, grpo's below it, rloo's elsewhere."""
+    reach = {"ppo": (4.0, 8.0, 16.0), "rgpo": (2.0, 4.0, 8.0), "grpo": (4.0, 8.0, 16.0), "rloo": (0.5, 1.0, 2.0)}
     for algo, ends in reach.items():
         for end in ends:
             for seed in (1, 2, 3):
@@ -102,7 +102,8 @@ def test_less_reward_at_less_kl_alone_is_no_reason_against_an_arm(tmp_path: Path
         )
     found = advice([("sweep", group_runs(runs)[0])], parse([])[0])
     assert found is not None
-    assert {(arm.family, arm.outcome) for arm in found.contests[0].arms} == {("ppo", ""), ("rgpo", NOISE), ("grpo", WORSE)}
+    outcomes = {arm.family: arm.outcome for arm in found.contests[0].arms}
+    assert outcomes == {"ppo": "", "rgpo": NOISE, "grpo": WORSE, "rloo": APART}
     assert found.headlines[0].startswith("Use ppo: ") and "RGPO is within noise of it at equal KL" in found.headlines[0]
     assert "Worse by more than noise in at least one task: grpo." in found.remarks
 

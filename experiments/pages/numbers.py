@@ -83,12 +83,12 @@ def verdicts(found: Results) -> str:
     return "\n".join(["| id | about | claim | verdict |", "| :-- | :-- | :-- | :-- |", *rows])
 
 
-def equal_kl(found: Results, experiment: str) -> str:
-    """Rewards of an experiment's arms against PPO's at the largest KL to the reference that both reach."""
-    table = matched_table(found.groups.get(experiment, []), found.settings)
+def equal_kl(found: Results, experiment: str, baseline: str = "ppo", algo: str = "") -> str:
+    """Rewards of an experiment's arms, or those of one algorithm, against a baseline's at the largest KL that both reach."""
+    table = matched_table(found.groups.get(experiment, []), replace(found.settings, baseline=baseline))
     if table is None:
         return f"`rgpo-run -m experiment={experiment}` has not been run."
-    last = {(row["measure"], row["label"]): row for row in table.rows}
+    last = {(row["measure"], row["label"]): row for row in table.rows if algo in ("", row["algo"])}
     return _chosen(replace(table, rows=tuple(last.values())), ("measure", "label", "n", "kl", "percent"))
 
 

@@ -15,7 +15,6 @@ from rgpo.report.stats.bootstrap import MIN_RUNS
 from rgpo.report.stats.independent import MAX_RUNS
 from rgpo.report.tables.summary import setting
 from rgpo.report.tables.table import NOTHING
-from rgpo.runtime.code_digest import code_digest
 
 REPRODUCED, CONTRADICTED, UNDECIDED, UNTESTED = OUTCOMES = "reproduced", "contradicted", "undecided", "not tested"
 Anchors = Mapping[str, Mapping[str, Mapping[str, Anchor]]]  # file -> arm -> task -> number
@@ -100,12 +99,6 @@ def lacks(found: Sequence[Lack]) -> list[str]:
     return [f"{arm} {why} in {', '.join(names)}" for (arm, why), names in tasks.items()]
 
 
-def is_current(run: Run) -> bool:
-    """True if the run was measured with the code that determines numbers as it is now."""
-    choices = {key.removeprefix("choices."): value for key, value in run.config.items() if key.startswith("choices.")}
-    return run.version == code_digest(choices, str(run.config.get("task._target_", "")))
-
-
 def _null(rule: Rule, selection: Selection, confidence: float) -> tuple[str, str]:
     """The null arm through the same rule: HOLDS only if it holds in every task that the claim has."""
     found = findings(rule, NULL, selection, confidence)
@@ -146,7 +139,7 @@ def _version(selection: Selection) -> str:
     if not runs:
         return NOTHING
     versions = ", ".join(dict.fromkeys(run.version for run in runs))
-    return f"{versions}: {'unchanged' if all(map(is_current, runs)) else 'changed since'}"
+    return f"{versions}: {'unchanged' if all(run.is_current for run in runs) else 'changed since'}"
 
 
 def _join(clauses: Sequence[str]) -> str:

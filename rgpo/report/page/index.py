@@ -17,7 +17,6 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from rgpo.report.claims.verdict import is_current
 from rgpo.report.figures.looks import Line
 from rgpo.report.page.answer import Answer
 from rgpo.report.page.completions import Pair
@@ -180,7 +179,7 @@ def _counted(values: Iterable[str]) -> list[str]:
 
 def _code(run: Run) -> str:
     """The version of the code of a run, and whether the code that determines numbers is the same now."""
-    return f"{run.version}, {'unchanged' if is_current(run) else 'changed since'}"
+    return f"{run.version}, {'unchanged' if run.is_current else 'changed since'}"
 
 
 def _commit(run: Run) -> str:

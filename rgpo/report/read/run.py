@@ -13,6 +13,7 @@ import numpy as np
 from rgpo.report.read.columns import RESTARTED
 from rgpo.report.read.reduce import Reduced
 from rgpo.report.stats.bootstrap import Floats
+from rgpo.runtime.code_digest import code_digest
 from rgpo.runtime.own_metrics import term_names
 from rgpo.runtime.provenance import GateCurve
 from rgpo.runtime.schema import Metric
@@ -80,6 +81,12 @@ class Run:
     def versions(self) -> list[str]:
         """By what a claim may name that code: its version and, unless there were uncommitted changes, its commit."""
         return [self.version, *([self.provenance.commit] if self.provenance.commit and not self.provenance.dirty else [])]
+
+    @property
+    def is_current(self) -> bool:
+        """True if the run was measured with the code that determines numbers as it is now."""
+        choices = {key.removeprefix("choices."): value for key, value in self.config.items() if key.startswith("choices.")}
+        return self.version == code_digest(choices, str(self.config.get("task._target_", "")))
 
     @property
     def complete(self) -> bool:

@@ -25,8 +25,9 @@ SHORT = "worse at the end, but better at equal KL to the reference"
 OURS, NAME = "rgpo", "RGPO"  # the algorithm of the paper, which the advice names in any case
 NO_GATE = "identity"
 MAX_TASKS = 4  # named in the headline
+APART = "never at the baseline's KL to the reference"
 PLACES = {BETTER: "better", WORSE: "worse", NOISE: "within noise of it"}
-PLACES |= {DRIFT: "ahead only by more KL", SHORT: "behind only by less KL"}
+PLACES |= {APART: APART, DRIFT: "ahead only by more KL", SHORT: "behind only by less KL"}
 WORDS = {TRAIN: "training return", GOLD: "gold reward", PROXY: "proxy reward"}
 
 
@@ -39,7 +40,7 @@ class Arm(NamedTuple):
     mean: float
     n: int
     change: Interval  # percent
-    outcome: str  # BETTER, WORSE, NOISE, FEW, DRIFT, SHORT; "" for the baseline itself
+    outcome: str  # BETTER, WORSE, NOISE, FEW, DRIFT, SHORT, APART; "" for the baseline itself
     equal_kl: str = ""  # change against the baseline at equal KL to the reference
 
 
@@ -55,6 +56,7 @@ class Contest(NamedTuple):
     lead: Interval  # change of the best against the second, percent
     leads: bool  # the lead is more than noise
     language: bool
+    current: bool  # all its runs were made with today's code that determines numbers
 
     @property
     def sentence(self) -> str:
@@ -99,7 +101,8 @@ def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) 
     kinds = {kind: members for kind, members in kinds.items() if members}
     alone = len(kinds) == 1
     headlines, remarks = [], []
-    for kind, members in kinds.items():
+    for kind, of_kind in kinds.items():
+        members = [contest for contest in of_kind if contest.current] or of_kind
         text = _headline(members)
         headlines.append(text if alone else f"{kind}, {text[0].lower()}{text[1:]}")
         remarks += [one if alone else f"{kind}: {one[0].lower()}{one[1:]}" for one in _remarks(members)]
@@ -123,7 +126,11 @@ def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Co
         difference, _ = welch(sample, against, each)
         level = equal.get(group.label)
         outcome = (
-            "" if group is base or (equal and families[group.label] is families[base.label]) else _outcome(difference, level)
+            ""
+            if group is base or (equal and families[group.label] is families[base.label])
+            else APART
+            if equal and level is None
+            else _outcome(difference, level)
         )
         note = f"at equal KL to the reference, {level.level:.2g} nats, {percent(level.change)}" if level is not None else ""
         change = relative_change(sample, against, each)
@@ -141,6 +148,7 @@ def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Co
         over_next,
         lead.low > 0,
         base.language,
+        all(run.is_current for group in measured for run in group.used),
     )
 
 
@@ -191,6 +199,7 @@ def _headline(contests: Sequence[Contest]) -> str:
         return f"Undecided: every arm has fewer than {MIN_RUNS} seeds. The highest means are listed below."
     tasks = list(dict.fromkeys(contest.task for contest in contests))
     where = f"on {' or '.join(tasks)}" if len(tasks) <= MAX_TASKS else "in any task"
+    where += f" ({min(arm.n for contest in contests for arm in contest.arms)} seeds)"
     better = sorted(label for label, found in outcomes.items() if BETTER in found)
     others = f"none of {len(outcomes)} others beats it" if len(outcomes) > 1 else "the other does not beat it"
     what = f"{', '.join(better)} beat it in one task and lost in another" if better else f"{others} beyond noise {where}"

@@ -159,15 +159,14 @@ def arm_paths(arm: Arm, x: str, y: str) -> list[Path]:
 def path_through_ends(runs: Iterable[Run], x: str, y: str) -> Path | None:
     """Means of (x, y) over the last tenth of each run by increasing x; None if no run measured both there.
 
-    A path over the KL to the reference policy begins at (0, 0), the reference itself; one over the KL per update begins at its
-    first run, since nothing is known below.
+    It begins at its first run, since nothing was measured below: a line from the reference policy's (0, 0) would be a guess.
     """
     both = (np.stack([run.curve(x), run.curve(y)]) for run in runs)
     last = (rows[:, -max(1, rows.shape[1] // 10) :] for rows in both)
     ends = sorted(tuple(np.nanmean(rows, 1)) for rows in last if np.isfinite(rows).any(1).all())
     if not ends:
         return None
-    levels, values = zip(*([(0.0, 0.0)] if x == KL_REF else []), *ends, strict=True)
+    levels, values = zip(*ends, strict=True)
     return np.array(levels), np.array(values)
 
 
