@@ -49,8 +49,11 @@ def in_short(found: Sequence[tuple[str, str]]) -> tuple[str, str]:
     counts = Counter(outcome for _, outcome in found)
     words = []
     for subject in dict.fromkeys(subject for subject, _ in found):
-        here = {outcome for name, outcome in found if name == subject}
-        words.append(f"{subject}: {SHORT[here.pop()] if len(here) == 1 else 'in part'}")
+        here = Counter(outcome for name, outcome in found if name == subject)
+        each = [
+            SHORT[outcome] if len(here) == 1 else f"{here[outcome]} {SHORT[outcome]}" for outcome in OUTCOMES if here[outcome]
+        ]
+        words.append(f"{subject}: {', '.join(each)}")
     listed = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
     text = "; ".join(words)
     return (
