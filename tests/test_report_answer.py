@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import report_fixtures as fixtures
 
+from rgpo.report.claims.ledger import in_short
 from rgpo.report.cli import main, parse
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import read_runs
@@ -82,6 +83,13 @@ def test_the_first_screen_answers_for_the_experiments_of_the_claims(here: Path) 
     assert page.index("Does RGPO reproduce?") < page.index("What should I use instead?") < page.index('id="first_evidence"')
     assert "Theory: not tested; cost: undecided; control: not tested; language models: not tested." in page
     assert "The paper&#39;s 13 claims: 1 undecided, 12 not tested, at our scale" in page
+
+
+def test_the_short_answer_counts_the_verdicts_of_a_subject_only_where_they_differ() -> None:
+    found = [("theory", "reproduced"), ("theory", "reproduced"), ("control", "contradicted"), ("control", "undecided")]
+    words, counts = in_short(found)
+    assert words == "Theory: yes; control: 1 no, 1 undecided"
+    assert counts.startswith("The paper's 4 claims: 2 reproduced, 1 contradicted, 1 undecided, at our scale")
 
 
 def test_less_reward_at_less_kl_alone_is_no_reason_against_an_arm(tmp_path: Path) -> None:
