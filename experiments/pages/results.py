@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from experiments.pages import one_update
 from rgpo.paths import claims_dir
-from rgpo.report.claims.claim import read_claims
+from rgpo.report.claims.claim import declared_experiments, read_claims
 from rgpo.report.claims.external import read_external
 from rgpo.report.claims.ledger import START
 from rgpo.report.cli import parse
@@ -44,9 +44,9 @@ class Results:
 
     @cached_property
     def groups(self) -> Mapping[str, list[Group]]:
-        """Experiment -> its groups, for experiments with finished runs."""
+        """Experiment -> its groups, for the packaged experiments with finished runs; a reader's own runs are on no page."""
         found = {}
-        for name in experiments(self.folder, None):
+        for name in sorted(declared_experiments() & set(experiments(self.folder, None))):
             with workers(0) as serial:  # in this process, so that a test can call it
                 runs, _ = read_runs(self.folder / name, COLUMNS, self.settings.final_fraction, self.settings.thresholds, serial)
             found[name] = [group for group in group_runs(runs)[0] if not group.provisional]

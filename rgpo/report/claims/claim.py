@@ -135,7 +135,7 @@ def read_claim(path: Path, experiments: Collection[str], sources: Collection[str
 
 
 def _check_evidence(named: Named, where: str, experiments: Collection[str]) -> None:
-    _one_of(named.experiment, sorted({*_declared(), *experiments}), f"{where}experiment", "experiment")
+    _one_of(named.experiment, sorted({*declared_experiments(), *experiments}), f"{where}experiment", "experiment")
     require(3 <= named.seeds <= MAX_SEEDS, f"{where}seeds", named.seeds, f"give 3 to {MAX_SEEDS} seeds per arm and task")
     require(bool(named.tasks), f"{where}tasks", "[]", "name at least one task")
     budget = (named.steps is None) != (named.iterations is None)
@@ -145,7 +145,7 @@ def _check_evidence(named: Named, where: str, experiments: Collection[str]) -> N
 
 
 @functools.cache
-def _declared() -> frozenset[str]:
+def declared_experiments() -> frozenset[str]:
     """The names of the packaged experiments, of which several files may share one."""
     nodes = (read_yaml(path) for path in (conf_dir() / "experiment").glob("*.yaml"))
     return frozenset(str(node["name"]) for node in nodes)
