@@ -45,7 +45,7 @@ def test_the_adaptive_coefficient_observes_the_kl_from_its_anchor(
 ) -> None:
     run = TinyRun(tiny_checkpoint, "rgpo", f"penalty.anchor={anchor}")
     seen: list[float] = []
-    monkeypatch.setattr(run.algorithm.penalty, "observe", seen.append)  # type: ignore[attr-defined]
+    monkeypatch.setattr(run.algorithm.penalty, "observe", seen.append)
     metrics = [run.iterate() for _ in range(2)]
     assert seen == [row[key] for row in metrics] and seen[1] > 0
 
@@ -65,7 +65,7 @@ def test_the_adaptive_coefficient_observes_the_kl_from_its_anchor(
 )
 def test_defaults(words: tuple[str, ...], estimator: str, anchor: str) -> None:
     _, algorithm = build(compose_jobs(list(words), False, None)[0].config)
-    divergence: Any = algorithm.penalty.divergence  # type: ignore[attr-defined]
+    divergence: Any = algorithm.penalty.divergence
     assert (divergence.estimator, divergence.anchor) == (estimator, anchor)
     assert f"estimator={estimator}, anchor={anchor}" in algorithm.describe()["penalty"]
 

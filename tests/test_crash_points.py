@@ -114,9 +114,9 @@ class Disk:
             self.contents[number] = self.synced[number] = b""
             self._rename(path.parent, {path: number})
         elif kind == "write":
-            self.contents[self.names[path]] += rest[0]  # type: ignore[index]
+            self.contents[self.names[path]] += rest[0]
         elif kind == "fsync" and path in self.names and self.names[path] is not None:
-            self.synced[self.names[path]] = self.contents[self.names[path]]  # type: ignore[index]
+            self.synced[self.names[path]] = self.contents[self.names[path]]
         elif kind == "fsync":
             for _, change in [change for change in self.pending if change[0] == path]:
                 _change(self.names_synced, change)

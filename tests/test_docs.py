@@ -24,10 +24,10 @@ def test_rendered_numbers_and_pictures_are_those_of_the_results(capsys: pytest.C
 
 def test_a_stale_number_and_a_moved_point_are_noticed() -> None:
     text = "<!-- rendered: count a b -->\nold\n<!-- /rendered -->\nrest\n"
-    made = pages.render(text, None, {"count": lambda results, *words: f"{len(words)} words"})  # type: ignore[arg-type]
+    made = pages.render(text, None, {"count": lambda results, *words: f"{len(words)} words"})
     assert made == "<!-- rendered: count a b -->\n2 words\n<!-- /rendered -->\nrest\n"
     with pytest.raises(KeyError):
-        pages.render(text, None, {})  # type: ignore[arg-type]
+        pages.render(text, None, {})
     drawing = b'<path d="M 1.001 2"/><text>r</text>'
     assert pages.same_picture(drawing, drawing.replace(b"1.001", b"1.002"))
     assert not pages.same_picture(drawing, drawing.replace(b"1.001", b"1.2"))

@@ -45,7 +45,7 @@ def test_rgpo_learns_and_is_loaded_as_it_was(tmp_path: Path) -> None:
     """algo=rgpo has an adaptive penalty on the exact KL; a loaded model continues with its state."""
     seen: list[dict[str, float]] = []
 
-    class Records(sb3.common.callbacks.BaseCallback):  # type: ignore[misc, name-defined]
+    class Records(sb3.common.callbacks.BaseCallback):
         def _on_step(self) -> bool:
             return True
 

@@ -200,7 +200,7 @@ def test_a_run_is_on_the_frontier(folder: str, tmp_path: Path, capsys: pytest.Ca
         own = run.identity["algo"] == "rgpo"
         assert ("kl/eval_ref_sequence" in table) == own
         assert not own or (table["kl/eval_ref_sequence"].dropna() != 0).all()
-        assert run.config["engine"]["settings"]["num_iterations"] == 2  # type: ignore[index]
+        assert run.config["engine"]["settings"]["num_iterations"] == 2
     out = tmp_path / "report"
     capsys.readouterr()
     assert report([f"results_dir={tmp_path / 'results'}", f"out={out}", "format=svg"]) == 1

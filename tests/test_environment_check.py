@@ -92,7 +92,7 @@ class Raises(Sound):
 
 
 class OldReset(Sound):
-    def reset(self) -> Any:  # type: ignore[override]
+    def reset(self) -> Any:
         return self.see(), {}
 
 

@@ -102,12 +102,12 @@ def test_more_episodes_than_environments_at_a_time(runs: Runs, monkeypatch: pyte
     run = runs("cartpole")
     actor = run._stored_actor
     assert actor is not None
-    whole, _ = evaluation.returns(run.task, actor, 10, 3, True)  # type: ignore[arg-type]
+    whole, _ = evaluation.returns(run.task, actor, 10, 3, True)
     monkeypatch.setattr(evaluation, "AT_A_TIME", 4)
-    cut, _ = evaluation.returns(run.task, actor, 10, 3, True)  # type: ignore[arg-type]
+    cut, _ = evaluation.returns(run.task, actor, 10, 3, True)
     np.testing.assert_array_equal(whole, cut)
     monkeypatch.setattr(evaluation, "LONGEST_EPISODE", 5)
-    total, num_cut = evaluation.returns(run.task, actor, 3, 3, True)  # type: ignore[arg-type]
+    total, num_cut = evaluation.returns(run.task, actor, 3, 3, True)
     assert num_cut == 3 and list(total) == [5.0, 5.0, 5.0]
 
 

@@ -57,7 +57,7 @@ def test_metrics_are_means_with_standard_errors_and_paired_changes() -> None:
     evaluator = make_evaluator()
     lengths = torch.randint(2, 5, (3,), generator=torch.Generator().manual_seed(7)).double().numpy()
     for _ in range(2):  # every evaluation draws the same numbers
-        found = evaluator.evaluate(Policy())  # type: ignore[arg-type]
+        found = evaluator.evaluate(Policy())
         wanted = {
             "reward/eval_proxy_mean": lengths.mean(),
             "reward/eval_proxy_se": lengths.std(ddof=1) / math.sqrt(3),
@@ -75,7 +75,7 @@ def test_metrics_are_means_with_standard_errors_and_paired_changes() -> None:
 
 def test_rows_are_kept_of_the_first_samples_and_taken_once() -> None:
     evaluator = make_evaluator()
-    evaluator.evaluate(Policy())  # type: ignore[arg-type]
+    evaluator.evaluate(Policy())
     rows = evaluator.take_samples()
     assert [(row["reference"], row["prompt_id"]) for row in rows] == [(True, 0), (True, 1), (False, 0), (False, 1)]
     first = rows[2]
@@ -83,20 +83,20 @@ def test_rows_are_kept_of_the_first_samples_and_taken_once() -> None:
     assert (first["proxy"], first["gold"], first["kl_ref"]) == (first["length"], 0.5, first["length"] / 2)
     assert first["finished"] == (first["length"] > 2) and rows[0]["kl_ref"] == 0
     assert evaluator.take_samples() == []
-    evaluator.evaluate(Policy())  # type: ignore[arg-type]
+    evaluator.evaluate(Policy())
     assert [row["reference"] for row in evaluator.take_samples()] == [False, False]  # the reference is sampled once
 
 
 def test_without_a_gold_reward_model_its_metrics_are_absent_and_its_column_is_nan() -> None:
     evaluator = make_evaluator(gold=False)
-    assert not any("gold" in key for key in evaluator.evaluate(Policy()))  # type: ignore[arg-type]
+    assert not any("gold" in key for key in evaluator.evaluate(Policy()))
     assert all(math.isnan(row["gold"]) for row in evaluator.take_samples())
 
 
 def test_the_summary_compares_before_and_after() -> None:
     evaluator = make_evaluator()
     assert evaluator.summary({}) == []
-    lines = evaluator.summary(evaluator.evaluate(Policy()))  # type: ignore[arg-type]
+    lines = evaluator.summary(evaluator.evaluate(Policy()))
     assert lines[0].startswith("reward model on 3 held-out prompts: ") and "change +1.000 +- 0.000 (95 %)" in lines[0]
     assert lines[1].startswith("gold reward model on 3 held-out prompts: +0.500 before, +0.500 +- ")
     assert "nats per completion" in lines[2] and lines[3] == "'prompt 0'" and len(lines) == 3 + 2 * 3
@@ -105,10 +105,10 @@ def test_the_summary_compares_before_and_after() -> None:
 
 def test_a_restored_evaluator_compares_with_the_same_reference() -> None:
     evaluator, restored = make_evaluator(), make_evaluator()
-    metrics = evaluator.evaluate(Policy())  # type: ignore[arg-type]
+    metrics = evaluator.evaluate(Policy())
     restored.load_state_dict(evaluator.state_dict())
     restored.reference_scores["proxy"] = restored.reference_scores["proxy"] - 1  # it is read, not measured again
-    changed = restored.evaluate(Policy())  # type: ignore[arg-type]
+    changed = restored.evaluate(Policy())
     assert changed["reward/eval_proxy_change"] == metrics["reward/eval_proxy_change"] + 1
     assert all(not row["reference"] for row in restored.take_samples())
     assert restored.summary(metrics) == evaluator.summary(metrics)
@@ -126,5 +126,5 @@ def test_a_reward_of_nan_is_a_non_finite_error() -> None:
 
 def test_texts_leave_out_padding_and_special_tokens() -> None:
     completions = make_completions([[2, 3], [4]], [([5, 6, 1], [0.0] * 3, True), ([7], [0.0], False)], 0, torch.device("cpu"))
-    assert decode_completions(completions, Letters(), NO_STOP) == ["ef", "g"]  # type: ignore[arg-type]
+    assert decode_completions(completions, Letters(), NO_STOP) == ["ef", "g"]
     assert math.isnan(standard_error(np.ones(1)))

@@ -139,14 +139,14 @@ def test_pictures_are_learned_from_kept_as_bytes_and_exported(tmp_path: Path) ->
     run = rgpo.load(rgpo.run(*words).folder)
     assert run.metrics["return/train_mean"].iloc[-1] > 5  # 4 by chance, 8 at best
     rollout = run.task.collect(run._parts.policy)
-    assert rollout.observation.dtype == np.uint8  # type: ignore[attr-defined]
+    assert rollout.observation.dtype == np.uint8
     acts_and_exports(run.folder, np.random.default_rng(0).integers(0, 256, (5, 40, 44, 3), np.uint8), tmp_path)
 
 
 def acts_and_exports(folder: Path, seen: Any, out: Path) -> None:
     """policy/, rgpo-eval, rgpo-export and the checkpoint agree."""
     stored, restored = rgpo.load(folder), rgpo.load(folder)
-    expected = restored._parts.policy.mode_output(seen.reshape(len(seen), -1)).argmax(-1)  # type: ignore[attr-defined]
+    expected = restored._parts.policy.mode_output(seen.reshape(len(seen), -1)).argmax(-1)
     assert np.array_equal(stored.policy(seen), expected) and stored.policy(seen[0]) == expected[0]
     assert evaluate.main([str(folder), "episodes=2"]) == 0
     assert export.main([str(folder), str(out / "out")]) == 0

@@ -56,7 +56,7 @@ def start(words: list[str], results: Path, fails_at: int = 0) -> Job:
             raise OSError(5, "unplugged")
         return collect(policy)
 
-    task.collect = stops  # type: ignore[method-assign]
+    task.collect = stops
     runner.run(job.config, task, algorithm, job.run_dir, job.config_hash, job.command)
     return job
 

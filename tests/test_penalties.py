@@ -104,7 +104,7 @@ def test_bad_values_are_refused(cls: Any, key: str, value: Any) -> None:
 
 def test_no_penalty_has_no_knob_and_the_others_name_it_as_the_remedy() -> None:
     with pytest.raises(TypeError):
-        NoPenalty(coef=0.1)  # type: ignore[call-arg]
+        NoPenalty(coef=0.1)
     for cls in (FixedPenalty, RewardKL):
         with pytest.raises(ConfigError, match=r"choose penalty=none"):
             cls(**VALID[cls] | {"coef": 0.0})

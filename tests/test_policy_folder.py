@@ -91,7 +91,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], rgpo.Run]:
 
 def observations(run: rgpo.Run, count: int = 50) -> np.ndarray[Any, Any]:
     """Raw observations of the run's environment."""
-    env, seen = run.task.make_env(1), []  # type: ignore[attr-defined]
+    env, seen = run.task.make_env(1), []
     env.reset(3)
     space = env.observation_space
     for i in range(count):
@@ -102,17 +102,17 @@ def observations(run: rgpo.Run, count: int = 50) -> np.ndarray[Any, Any]:
 
 def flat(run: rgpo.Run, seen: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """As the vector environment would return them."""
-    space = run.task.env.observation_space  # type: ignore[attr-defined]
+    space = run.task.env.observation_space
     return np.eye(space.n)[seen - space.start] if isinstance(space, spaces.Discrete) else seen.reshape(len(seen), -1)
 
 
 def expected(run: rgpo.Run, seen: np.ndarray[Any, Any], rng: np.random.Generator | None = None) -> np.ndarray[Any, Any]:
     """Actions of the policy of the checkpoint, as the environment's ``step`` gets them."""
     task, policy = run.task, run._parts.policy
-    prepared = task._prepare(flat(run, seen).astype(np.float64), learn=False)  # type: ignore[attr-defined]
-    silence = np.zeros((len(seen), policy.output_size), np.float32)  # type: ignore[attr-defined]
-    noise = silence if rng is None else policy.draw_noise((len(seen),), rng)  # type: ignore[attr-defined]
-    action, space = policy.act(prepared, noise), task.env.action_space  # type: ignore[attr-defined]
+    prepared = task._prepare(flat(run, seen).astype(np.float64), learn=False)
+    silence = np.zeros((len(seen), policy.output_size), np.float32)
+    noise = silence if rng is None else policy.draw_noise((len(seen),), rng)
+    action, space = policy.act(prepared, noise), task.env.action_space
     if isinstance(space, spaces.Discrete):
         return np.asarray(action + space.start)
     return np.clip(action.reshape(-1, *space.shape), space.low, space.high)
@@ -123,7 +123,7 @@ def test_the_stored_policy_acts_as_the_trained_one(name: str, runs: Callable[[st
     run = runs(name)
     seen = observations(run)
     stored = rgpo.load(run.folder).policy
-    space = run.task.env.action_space  # type: ignore[attr-defined]
+    space = run.task.env.action_space
     action = stored(seen)
     np.testing.assert_allclose(action, expected(run, seen), atol=1e-6)
     assert action.dtype == space.dtype and action.shape == (50, *space.shape)

@@ -153,4 +153,4 @@ def test_a_gate_without_a_curve_cannot_be_made() -> None:
         pass
 
     with pytest.raises(TypeError, match="curve"):
-        Empty()  # type: ignore[abstract]
+        Empty()

@@ -92,6 +92,19 @@ def test_the_short_answer_counts_the_verdicts_of_a_subject_only_where_they_diffe
     assert counts.startswith("The paper's 4 claims: 2 reproduced, 1 contradicted, 1 undecided, at our scale")
 
 
+def test_a_baseline_without_a_gate_keeps_its_name_and_is_not_the_papers_algorithm(tmp_path: Path) -> None:
+    for gate, value in (("identity", 10.0), ("sigmoid", 10.5)):
+        for seed in (1, 2, 3):
+            columns = {"return/train_mean": np.full(5, value + seed)}
+            fixtures.write_run(tmp_path, "hopper", "rgpo", seed, 5, metrics=columns, choices={"gate": gate})
+    with workers(0) as serial:
+        runs, _ = read_runs(tmp_path / "first_evidence", {"return/train_mean"}, 0.1, (0.04,), serial)
+    found = advice([("sweep", group_runs(runs)[0])], parse([])[0])
+    assert found is not None and found.headlines[0].startswith("Use rgpo gate=identity: ")
+    assert [arm.ours for arm in found.contests[0].arms if "identity" in arm.label] == [False]
+    assert "RGPO is within noise of it." in found.headlines[0]
+
+
 def test_less_reward_at_less_kl_alone_is_no_reason_against_an_arm(tmp_path: Path) -> None:
     """Three strengths of the penalty per algorithm: rgpo's end on ppo's curve with less KL, grpo's below it, rloo's elsewhere."""
     reach = {"ppo": (4.0, 8.0, 16.0), "rgpo": (2.0, 4.0, 8.0), "grpo": (4.0, 8.0, 16.0), "rloo": (0.5, 1.0, 2.0)}

@@ -38,7 +38,7 @@ class Point:
         return {"x": self.x}
 
     def load_state_dict(self, state: State) -> None:
-        self.x = float(state["x"])  # type: ignore[arg-type]
+        self.x = float(state["x"])
 
 
 class Line:
@@ -123,7 +123,7 @@ class Halve:
         return {"num_steps": self.num_steps}
 
     def load_state_dict(self, state: State) -> None:
-        self.num_steps = int(state["num_steps"])  # type: ignore[call-overload]
+        self.num_steps = int(state["num_steps"])
 
 
 def run(run_dir: Path, task: Line | None = None, algorithm: Halve | None = None, **changes: object) -> str:

@@ -100,8 +100,8 @@ class Engine:
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     module, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
-    module.LLM, module.SamplingParams = Engine, SimpleNamespace  # type: ignore[attr-defined]
-    request.LoRARequest = lambda name, number, path: SimpleNamespace(number=number, path=path)  # type: ignore[attr-defined]
+    module.LLM, module.SamplingParams = Engine, SimpleNamespace
+    request.LoRARequest = lambda name, number, path: SimpleNamespace(number=number, path=path)
     for name, fake in (("vllm", module), ("vllm.lora", lora), ("vllm.lora.request", request)):
         monkeypatch.setitem(sys.modules, name, fake)
 

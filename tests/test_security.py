@@ -183,8 +183,8 @@ def test_python_m_rgpo_does_not_make_its_functions_the_users(monkeypatch: pytest
         raise AssertionError("called")
 
     script = ModuleType("__main__")
-    script.main, main.__module__ = main, "__main__"  # type: ignore[attr-defined]
-    script.__spec__ = SimpleNamespace(name="rgpo.cli.run")  # type: ignore[assignment]
+    script.main, main.__module__ = main, "__main__"
+    script.__spec__ = SimpleNamespace(name="rgpo.cli.run")
     monkeypatch.setitem(sys.modules, "__main__", script)
     with pytest.raises(ConfigError, match="is a function of rgpo; name a class"):
         make("gate", {"_target_": "__main__.main"}, Gate)

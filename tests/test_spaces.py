@@ -249,7 +249,7 @@ def test_a_replayed_state_continues_bit_for_bit_with_composite_actions() -> None
 def test_rescaled_actions_learn_where_clipped_ones_do_not(tmp_path: Path) -> None:
     words = ["algo=ppo", *SMALL, "task.num_steps=256", "task.env_id=Opening-v0", "total_env_steps=5120"]
     clipped = rgpo.run(*words, f"results_dir={tmp_path}")
-    (text,) = clipped.task.findings  # type: ignore[attr-defined]
+    (text,) = clipped.task.findings
     assert "has actions in [0, 100], of which a new policy reaches 2 %; task.action_bounds=rescale maps" in text
     scaled = rgpo.run(*words, "task.action_bounds=rescale", f"results_dir={tmp_path}")
     last = [float(run.metrics["return/train_mean"].iloc[-1]) for run in (clipped, scaled)]
@@ -276,7 +276,7 @@ WRAPPERS = "task.wrappers=[{_target_:gymnasium.wrappers.ClipAction},{_target_:te
 
 def test_wrappers_of_gymnasium_and_of_the_user(tmp_path: Path) -> None:
     run = rgpo.run("algo=ppo", *SMALL, "task.env_id=Pendulum-v1", WRAPPERS, "num_iterations=1", f"results_dir={tmp_path}")
-    env = run.task.make_env(1)  # type: ignore[attr-defined]
+    env = run.task.make_env(1)
     inner = env._envs[0]
     assert isinstance(inner, Halved) and isinstance(inner.env, gymnasium.wrappers.ClipAction) and inner.factor == 0.5
 

@@ -53,7 +53,7 @@ def test_the_token_that_a_template_writes_after_an_answer_ends_a_turn(folder: Pa
 @pytest.mark.parametrize(("listed", "expected"), [(None, {1, 9}), (5, {1, 5, 9}), ([5, 6], {1, 5, 6, 9})])
 def test_tokenizer_generation_config_and_template_are_united(listed: Any, expected: set[int]) -> None:
     model: Any = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=listed))
-    assert find_stop_ids(model, SimpleNamespace(eos_token_id=1), 9) == expected  # type: ignore[arg-type]
+    assert find_stop_ids(model, SimpleNamespace(eos_token_id=1), 9) == expected
 
 
 def test_a_completion_stops_at_any_of_several_tokens(folder: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_trial_is_the_mean_over_seeds_and_a_paused_run_equals_a_whole_one(tmp_
 
 def names(folder: Path, lr: float) -> list[str]:
     found = sorted((folder / "results" / "default").glob("cartpole-*-s*"))
-    return [path.name for path in found if rgpo.load(path).config["update"]["lr"] == lr]  # type: ignore[index]
+    return [path.name for path in found if rgpo.load(path).config["update"]["lr"] == lr]
 
 
 def test_a_worse_trial_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,7 @@ class TinyRun:
         assert isinstance(task, Language)
         model, _ = load_causal_lm(checkpoint, dtype="float32", device="cpu", attn_implementation="sdpa")
         assets = make_assets(model, Letters(), PROMPTS, PAIRS, reward_model=lambda prompts, texts: reward(texts))
-        task.source = SimpleNamespace(check=lambda: None, load=lambda log: assets)  # type: ignore[assignment]
+        task.source = SimpleNamespace(check=lambda: None, load=lambda log: assets)
         task.sampler = task.sampler if rows is None else Given(rows)
         self.task: Language = task
         task.validate(self.algorithm.requirements)

@@ -15,7 +15,7 @@ from rgpo.report.read.groups import Group
 from rgpo.report.tables import summary
 from rgpo.report.tables.advice import advice
 from rgpo.report.tables.matched import matched_table
-from rgpo.report.tables.table import Table, between, plain
+from rgpo.report.tables.table import Table, estimate, interval_cells, number, word
 
 CONTROL = ("task", "label", "n", "return", "kl", "spikes")  # columns that are shown
 LANGUAGE = ("label", "n", "proxy", "gold", "kl_ref", "length")
@@ -97,13 +97,21 @@ def single_updates(found: Results) -> str:
     changes = one_update.changes(found.single_updates, found.settings.confidence)
     if not changes:
         return "`python -m experiments.one_update` has not been run."
-    head = ["task", "arm", "KL, nats", "states", "gain in return", f"minus that of {one_update.BASELINE}"]
-    lines = [f"| {' | '.join(head)} |", "| :-- | :-- | --: | --: | --: | --: |"]
+    rows: list[dict[str, str | float]] = []
     for one in changes:
-        gain, minus = (f"{plain(i.value, 3)} {between(i.low, i.high, 3)}" for i in (one.gain, one.difference))
-        cells = [one.task, one.arm, f"{one.kl:.2g}", str(one.num_states), gain, "" if one.arm == one_update.BASELINE else minus]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\n![Gain over KL](figures/one_update.svg)"
+        row: dict[str, str | float] = {"task": one.task, "label": one.arm, "kl": one.kl, "n": one.num_states}
+        row |= interval_cells("gain", one.gain) | interval_cells("difference", one.difference)
+        rows.append(row)
+    columns = (
+        word("task", "task"),
+        word("label", "arm"),
+        number("kl", "KL, nats", 2),
+        number("n", "states"),
+        estimate("gain", "gain in return"),
+        estimate("difference", f"minus that of {one_update.BASELINE}", sign=True),
+    )
+    table = Table("single_updates", "", "", columns, tuple(rows))
+    return f"{table.markdown()}\n\n![Gain over KL](figures/one_update.svg)"
 
 
 def campaign(found: Results, name: str) -> str:

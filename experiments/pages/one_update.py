@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rgpo.report.figures import style
-from rgpo.report.stats.bootstrap import Floats, Interval
+from rgpo.report.stats.bootstrap import MIN_RUNS, Floats, Interval
 from rgpo.report.stats.independent import simultaneous, student, summarize
 
 LEVELS = np.geomspace(1e-3, 1.0, 13)  # nats
@@ -69,7 +69,7 @@ def changes(by_task: Mapping[str, Mapping[str, Floats]], confidence: float) -> l
             for level in TABLE_LEVELS:
                 pair = np.stack([gain[:, level], by_arm[BASELINE][:, level]], 1)
                 pair = pair[np.isfinite(pair).all(1)]
-                if len(pair) >= 3:
+                if len(pair) >= MIN_RUNS:
                     difference = student(summarize(pair[:, 0] - pair[:, 1]), each)
                     own = student(summarize(pair[:, 0]), confidence)
                     found.append(Change(task, arm, float(LEVELS[level]), own, difference, len(pair)))

@@ -215,7 +215,7 @@ def _become(main: Callable[[], int | None], words: Sequence[str], cwd: Path, beg
         traceback.print_exc()
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
     try:
-        threading._shutdown()  # type: ignore[attr-defined]
+        threading._shutdown()
         atexit._run_exitfuncs()
         sys.stdout.flush()
     except BaseException:

@@ -37,7 +37,7 @@ class Operations:
             return (counted if set(mode) & set("wax+") else plain_open)(file, mode, *args, **more)
 
         counted = self._counted(plain_open)
-        builtins.open = io.open = opening  # type: ignore[assignment]
+        builtins.open = io.open = opening
         low_level = os.open
         counted_low = self._counted(low_level)
 

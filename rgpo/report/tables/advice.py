@@ -34,7 +34,8 @@ WORDS = {TRAIN: "training return", GOLD: "gold reward", PROXY: "proxy reward"}
 class Arm(NamedTuple):
     """One arm of a task: its mean over n seeds, its change against the baseline, and whether that is more than noise."""
 
-    algo: str  # "" where its gate is left out
+    algo: str
+    ours: bool  # the paper's algorithm, with a gate
     label: str
     family: str  # the label without how strongly the policy is held back, of several such arms
     mean: float
@@ -125,17 +126,14 @@ def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Co
     for group, sample in zip(ranked, samples, strict=True):
         difference, _ = welch(sample, against, each)
         level = equal.get(group.label)
-        outcome = (
-            ""
-            if group is base or (equal and families[group.label] is families[base.label])
-            else APART
-            if equal and level is None
-            else _outcome(difference, level)
-        )
+        if families[group.label] == families[base.label]:
+            outcome = ""
+        else:
+            outcome = APART if equal and level is None else _outcome(difference, level)
         note = f"at equal KL to the reference, {level.level:.2g} nats, {percent(level.change)}" if level is not None else ""
         change = relative_change(sample, against, each)
-        algo = "" if group.used[0].config.get("choices.gate") == NO_GATE else group.algo
-        arms.append(Arm(algo, group.label, families[group.label], sample.mean, sample.n, change, outcome, note))
+        ours = group.algo == OURS and group.used[0].config.get("choices.gate") != NO_GATE
+        arms.append(Arm(group.algo, ours, group.label, families[group.label], sample.mean, sample.n, change, outcome, note))
     lead, _ = welch(samples[0], samples[1], each)
     over_next = relative_change(samples[0], samples[1], each)
     return Contest(
@@ -175,11 +173,11 @@ def _of_interval(found: Interval) -> str:
     return FEW if np.isnan(found.low) else BETTER if found.low > 0 else WORSE if found.high < 0 else NOISE
 
 
-def _outcomes(contests: Sequence[Contest], algo: str | None = None) -> dict[str, list[str]]:
-    """By family, its outcomes against the baselines, each once per task; those of one algorithm if it is given."""
+def _outcomes(contests: Sequence[Contest], only_ours: bool = False) -> dict[str, list[str]]:
+    """By family, its outcomes against the baselines, each once per task."""
     found: dict[str, list[str]] = {}
     for contest in contests:
-        once = dict.fromkeys((arm.family, arm.outcome) for arm in contest.arms if arm.outcome and algo in (None, arm.algo))
+        once = dict.fromkeys((arm.family, arm.outcome) for arm in contest.arms if arm.outcome and (arm.ours or not only_ours))
         for family, outcome in once:
             found.setdefault(family, []).append(outcome)
     return found
@@ -215,7 +213,7 @@ def _baselines(contests: Sequence[Contest]) -> str:
 
 def _ours(contests: Sequence[Contest]) -> str:
     """A sentence on the outcomes of the paper's algorithm against the baseline, where there were enough seeds."""
-    outcomes = [outcome for found in _outcomes(contests, OURS).values() for outcome in found]
+    outcomes = [outcome for found in _outcomes(contests, only_ours=True).values() for outcome in found]
     found = Counter(outcome for outcome in outcomes if outcome != FEW)
     if not outcomes or not found:
         return f" {NAME} has {FEW} to be compared." if outcomes else ""
