@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,18 @@ def test_queued_runs_are_queued_and_not_damaged(victim: Path, capsys: pytest.Cap
     shown = capsys.readouterr()
     assert shown.err == "" and "6 runs, 2 queued, " in shown.out
     assert "2 runs are queued." in Path("report/index.html").read_text()
+
+
+def test_a_run_that_has_begun_and_has_no_rows_is_queued(victim: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = victim.with_name("hopper-ppo-s8-00000000")
+    with run_folder.lock(folder):
+        run_folder.write_state(folder, status="running", attempt=1, iteration=0, num_iterations=0)
+        for name in ("config.yaml", "provenance.json"):
+            shutil.copy(victim / name, folder)
+        assert main(WORDS) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "" and "6 runs, 1 queued, " in shown.out
+    assert "it has no metrics yet" in report(capsys, 1)  # its process has ended
 
 
 def test_a_foreign_exception_costs_one_run(

@@ -146,6 +146,18 @@ def test_an_algorithm_outside_the_gate_family_runs(tmp_path: Path, capsys: pytes
     assert run(tmp_path / "run") == "skipped"
 
 
+def test_the_state_has_the_length_before_the_first_checkpoint(tmp_path: Path) -> None:
+    found: list[run_folder.RunState] = []
+
+    class Observed(Line):
+        def collect(self, policy: Point) -> Rollout:
+            found.append(run_folder.read_state(tmp_path / "run"))
+            return super().collect(policy)
+
+    run(tmp_path / "run", Observed(), checkpoint_every_s=1000)
+    assert len(found) == 10 and all(state["status"] == "running" and state["num_iterations"] == 10 for state in found)
+
+
 def test_it_resumes_with_its_own_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "whole")
     with pytest.raises(Interrupted):

@@ -44,7 +44,7 @@ class Experiment:
     runs: list[Run]
     groups: list[Group]
     problems: list[Problem]
-    num_queued: int = 0  # runs that a sweep has not started yet
+    num_queued: int = 0  # runs of a sweep that have no rows yet
 
 
 def load(

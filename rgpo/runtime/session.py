@@ -93,6 +93,7 @@ class Session:
             alike, "results_dir", settings.results_dir, "the processes see different files; use a folder that all of them share."
         )
         self.recorder.open(self.iteration, self.env_steps, self.num_iterations, self.algorithm.note, self.inexact)
+        self.write_state("running")  # with the number of iterations, which readers need before the first checkpoint
         if saved is not None:
             self._compare_machines(saved)
 

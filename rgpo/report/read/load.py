@@ -30,7 +30,7 @@ from rgpo.runtime.own_metrics import glossary
 from rgpo.runtime.provenance import GateCurve
 from rgpo.runtime.provenance import Provenance as Stored
 from rgpo.runtime.reader import Missing, Unreadable, printable
-from rgpo.runtime.run_folder import ERROR, RunState
+from rgpo.runtime.run_folder import ERROR, RunState, is_locked
 from rgpo.runtime.schema import GLOSSARY, Metric
 from rgpo.runtime.task_name import task_name
 
@@ -81,9 +81,13 @@ def run_folders(experiment_dir: Path) -> list[Path]:
 
 
 def queued(folder: Path) -> bool:
-    """True for the folder of a run that has not started, which holds no more than a lock and the reason why it cannot."""
+    """True for the folder of a run without rows: one that has not started, or that a living process has just begun.
+
+    One that has not started holds no more than a lock and the reason why it cannot start.
+    """
     try:
-        return all(file.name.startswith(".") or file.name == ERROR for file in folder.iterdir())
+        empty = all(file.name.startswith(".") or file.name == ERROR for file in folder.iterdir())
+        return empty or (not rows.files(folder) and is_locked(folder))
     except OSError:
         return False
 
