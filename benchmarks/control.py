@@ -1,225 +1,98 @@
-"""PPO and TRPO on the same work, ours beside Stable-Baselines3, sb3-contrib and a plain loop in CleanRL's manner.
+"""PPO and TRPO on the same work, ours beside the strongest other implementations.
 
     pip install -e ".[bench]"
     python benchmarks/control.py [rounds] [out.parquet]
     python benchmarks/control.py learning [seeds] [out.parquet]
 
-Equal samples, epochs, minibatches of 64, networks (64 x 64, tanh, two of them) and one thread. Contestants are interleaved,
-each in a fresh process; ours compiles (`auto` does so from 15,000 gradient steps on), from a cache filled before.
+Rivals: Stable-Baselines3 and sb3-contrib; SBX, its PPO in JAX; a plain loop in CleanRL's manner, and the same loop compiled as
+LeanRL does; and PPO with CartPole jitted as one function of JAX. Equal samples, epochs, minibatches of 64, networks (64 x 64,
+tanh, two of them) and one thread. Contestants are interleaved, each in a fresh process; ours compiles, with its code cached.
 Seconds and CPU seconds are counted from the second rollout on, over whole iterations of collecting and learning (ours with
 diagnostics, and the gradient's variance every tenth); a run's evaluation, checkpoints and files are not in them. CPU seconds
-decide. `learning` lets them train for 100,000 steps instead and compares the returns of the last 10 episodes (of which ours
-each count as the mean of their rollout).
+decide. The case "whole process" has all that a user waits for: the same work for 100,000 steps of CartPole with imports and
+compiling, ours as rgpo-run with evaluation and files, with its code cached and without ("cold"). A rival whose package is
+missing is skipped with a line. `learning` trains for 100,000 steps instead and compares the returns of the last 10 episodes (of
+which ours each count as the mean of their rollout).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
-SAMPLES = {"HalfCheetah-v4": 2048, "Hopper-v4": 2048, "CartPole-v1": 1024}  # of one rollout over all environments
-TASKS = {"HalfCheetah-v4": "halfcheetah", "Hopper-v4": "hopper", "CartPole-v1": "cartpole"}
-EPOCHS, MINIBATCH = 10, 64
+from contestants import CONTESTANTS, EPOCHS, MINIBATCH, PACKAGES, SAMPLES
+
 GATES = ("sigmoid", "sigmoid_log", "sign_aware_sigmoid", "gaussian_log", "power", "rational", "sapo", "spo", "cispo", "budget")
 ITERATIONS = 11  # of which the first does not count
-LEARNING_ITERATIONS, EPISODES = 49, 10
+LEARNING_ITERATIONS = 49
 LEARNERS = ("ours", "ours-uncompiled", "sb3", "plain")
+RIVALS = ("sb3", "sbx", "plain", "compiled")
+WHOLE, WHOLE_ITERATIONS = "CartPole-v1, whole process of 100,000 steps", 98
 CASES = [
-    *((env, n, name) for env, n in (("HalfCheetah-v4", 1), ("HalfCheetah-v4", 8)) for name in ("ours", "sb3", "plain")),
-    *((env, n, name) for env, n in (("Hopper-v4", 1), ("Hopper-v4", 8)) for name in ("ours", "sb3", "plain")),
-    *(("CartPole-v1", 8, name) for name in ("ours", "sb3", "plain")),
+    *((env, n, name) for env in ("HalfCheetah-v4", "Hopper-v4") for n in (1, 8) for name in ("ours", *RIVALS)),
+    *(("CartPole-v1", 8, name) for name in ("ours", *RIVALS, "jax")),
+    *((WHOLE, 8, name) for name in ("ours", "ours-cold", *RIVALS, "jax")),
     *(("HalfCheetah-v4", 1, name) for name in ("ours-trpo", "sb3-trpo")),
     *(("HalfCheetah-v4", 1, f"ours-{gate}") for gate in GATES),
 ]
-
-
-class Stopwatch:
-    """Wall and CPU seconds from the first call of `start` to the last of `stop`."""
-
-    def start(self) -> None:
-        """Start counting."""
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
-
-    def stop(self) -> dict[str, float]:
-        """Seconds since ``start``."""
-        return {"wall_s": time.perf_counter() - self.wall, "cpu_s": time.process_time() - self.cpu}
-
-
-def ours(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> dict[str, float]:
-    """rgpo's own parts, as its runner puts them together."""
-    import torch
-
-    from rgpo.cli.config import build, compose_jobs
-
-    choice = name.partition("-")[2]
-    axes = {"": [], "trpo": ["algo=trpo"], "uncompiled": ["update.compile=false"]}.get(choice, [f"gate={choice}"])
-    axes += [] if choice == "trpo" else ["update.anneal_lr=false"]  # as the rivals' defaults have it
-    size = [f"task.num_envs={num_envs}", f"task.num_steps={SAMPLES[env_id] // num_envs}"]
-    words = ["algo=ppo", "update.compile=true", f"task={TASKS[env_id]}", *axes, *size]
-    prefix = "update.critic_" if choice == "trpo" else "update.num_"
-    words += [f"{prefix}epochs={EPOCHS}", f"{prefix}minibatches={SAMPLES[env_id] // MINIBATCH}"]
-    config = compose_jobs([*words, f"num_iterations={iterations}"], False, None)[0].config
-    torch.set_num_threads(1)
-    task, algorithm = build(config)
-    task.setup(3 * seed + 1, algorithm.requirements)
-    policy = task.make_policy(3 * seed + 2)
-    algorithm.setup(policy, iterations, 3 * seed + 3)
-    watch, phases = Stopwatch(), dict.fromkeys(("collect_s", "update_s", "diagnostics_s", "gradvar_s"), 0.0)
-    returns: list[float] = []
-    for i in range(iterations):
-        if i == 1:
-            watch.start()
-        before = time.perf_counter()
-        rollout = task.collect(policy)
-        collected = time.perf_counter() - before
-        metrics = algorithm.learn(policy, rollout, i % config["gradvar_every"] == 0)
-        returns += [rollout.metrics.get("return/train_mean", 0.0)] * int(rollout.metrics["return/num_episodes"])
-        if i >= 1:
-            phases["collect_s"] += collected
-            for phase in ("update_s", "diagnostics_s", "gradvar_s"):
-                phases[phase] += metrics.get(f"time/{phase}", 0.0)
-    return watch.stop() | phases | {"return": statistics.fmean(returns[-EPISODES:])}
-
-
-def sb3(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> dict[str, float]:
-    """Stable-Baselines3's PPO or sb3-contrib's TRPO with the same numbers."""
-    import torch
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    torch.set_num_threads(1)
-    watch, rollouts = Stopwatch(), []
-
-    class Watch(BaseCallback):
-        def _on_rollout_start(self) -> None:
-            rollouts.append(len(rollouts))
-            if len(rollouts) == 2:
-                watch.start()
-
-        def _on_step(self) -> bool:
-            return True
-
-    env = make_vec_env(env_id, n_envs=num_envs, seed=2 * seed + 1)
-    if env_id != "CartPole-v1":
-        env = VecNormalize(env)
-    shared = {"n_steps": SAMPLES[env_id] // num_envs, "batch_size": MINIBATCH, "device": "cpu"}
-    if name.endswith("trpo"):
-        from sb3_contrib import TRPO
-
-        model = TRPO("MlpPolicy", env, **shared, n_critic_updates=10, cg_max_steps=10, seed=2 * seed + 2)
-    else:
-        model = PPO("MlpPolicy", env, **shared, n_epochs=EPOCHS, ent_coef=0.0, seed=2 * seed + 2)
-    model.learn(iterations * SAMPLES[env_id], callback=Watch())
-    assert len(rollouts) == iterations
-    returns = [episode["r"] for episode in model.ep_info_buffer]
-    return watch.stop() | {"return": statistics.fmean(returns[-EPISODES:])}
-
-
-def plain(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> dict[str, float]:
-    """PPO as one plain script over gymnasium's wrappers and torch modules, the way CleanRL lays it out."""
-    import gymnasium as gym
-    import numpy as np
-    import torch
-    from torch import nn
-
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    discrete = env_id == "CartPole-v1"
-
-    def make() -> Any:
-        env = gym.wrappers.RecordEpisodeStatistics(gym.make(env_id))
-        if discrete:
-            return env
-        env = gym.wrappers.NormalizeObservation(gym.wrappers.ClipAction(env))
-        env = gym.wrappers.TransformObservation(env, lambda x: np.clip(x, -10, 10), env.observation_space)
-        return gym.wrappers.TransformReward(gym.wrappers.NormalizeReward(env), lambda r: float(np.clip(r, -10, 10)))
-
-    envs = gym.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-    size = int(np.prod(envs.single_observation_space.shape))
-    outputs = int(envs.single_action_space.n) if discrete else int(np.prod(envs.single_action_space.shape))
-
-    def layers(last: int) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(size, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, last))
-
-    actor, critic, log_std = layers(outputs), layers(1), nn.Parameter(torch.zeros(outputs))
-    parameters = [*actor.parameters(), *critic.parameters(), log_std]
-    adam = torch.optim.Adam(parameters, lr=3e-4, eps=1e-5)
-
-    def distribution(x: torch.Tensor) -> Any:
-        out = actor(x)
-        if discrete:
-            return torch.distributions.Categorical(logits=out)
-        return torch.distributions.Independent(torch.distributions.Normal(out, log_std.exp()), 1)
-
-    steps = SAMPLES[env_id] // num_envs
-    observation, _ = envs.reset(seed=1000 * seed)
-    watch, returns = Stopwatch(), []
-    for iteration in range(iterations):
-        if iteration == 1:
-            watch.start()
-        rows: list[tuple[torch.Tensor, ...]] = []
-        for _ in range(steps):
-            seen = torch.as_tensor(observation, dtype=torch.float32)
-            with torch.no_grad():
-                pi = distribution(seen)
-                action = pi.sample()
-                logp, value = pi.log_prob(action), critic(seen)[:, 0]
-            observation, reward, terminated, truncated, info = envs.step(action.numpy())
-            if "final_info" in info:
-                episodes = info["final_info"]["episode"]
-                returns += episodes["r"][episodes["_r"]].tolist()
-            done = torch.as_tensor(terminated | truncated)
-            rows.append((seen, action, logp, value, torch.as_tensor(reward, dtype=torch.float32), done))
-        seen, action, logp, value, reward, done = (torch.stack(column) for column in zip(*rows, strict=True))
-        with torch.no_grad():
-            following = critic(torch.as_tensor(observation, dtype=torch.float32))[:, 0]
-        advantage, carried = torch.zeros_like(reward), torch.zeros(num_envs)
-        for t in reversed(range(steps)):
-            alive = 1.0 - done[t].float()
-            delta = reward[t] + 0.99 * following * alive - value[t]
-            carried = delta + 0.99 * 0.95 * alive * carried
-            advantage[t], following = carried, value[t]
-        flat = [x.flatten(0, 1) for x in (seen, action, logp, value, advantage, advantage + value)]
-        for _ in range(EPOCHS):
-            for index in torch.randperm(SAMPLES[env_id]).chunk(SAMPLES[env_id] // MINIBATCH):
-                x, a, old, v_old, adv, target = (part[index] for part in flat)
-                pi, v = distribution(x), critic(x)[:, 0]
-                ratio = (pi.log_prob(a) - old).exp()
-                adv = (adv - adv.mean()) / (adv.std() + 1e-8)
-                policy_loss = torch.max(-adv * ratio, -adv * ratio.clamp(0.8, 1.2)).mean()
-                clipped = v_old + (v - v_old).clamp(-0.2, 0.2)
-                value_loss = 0.5 * torch.max((v - target) ** 2, (clipped - target) ** 2).mean()
-                adam.zero_grad()
-                (policy_loss + 0.5 * value_loss - 0.0 * pi.entropy().mean()).backward()
-                nn.utils.clip_grad_norm_(parameters, 0.5)
-                adam.step()
-    return watch.stop() | {"return": statistics.fmean(returns[-EPISODES:])}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
 
 
 def measure(env_id: str, num_envs: int, name: str, seed: int = 0, iterations: int = ITERATIONS) -> dict[str, Any]:
     """One contestant in a fresh process."""
-    command = [sys.executable, __file__, "--one", env_id, str(num_envs), name, str(seed), str(iterations)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        sys.exit(f"{name} on {env_id} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    if env_id == WHOLE:
+        return whole(num_envs, name)
+    found = result(start([sys.executable, __file__, "--one", env_id, str(num_envs), name, str(seed), str(iterations)]), name)
     steps = SAMPLES[env_id] * (iterations - 1)
     return {"steps_per_cpu_s": steps / found["cpu_s"], "steps_per_s": steps / found["wall_s"], **found}
 
 
+def whole(num_envs: int, name: str) -> dict[str, Any]:
+    """A process from its start to its end: rgpo-run, or a rival."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = [f"task.num_envs={num_envs}", f"task.num_steps={1024 // num_envs}", f"num_iterations={WHOLE_ITERATIONS}"]
+        words = [*size, f"update.num_epochs={EPOCHS}", f"update.num_minibatches={1024 // MINIBATCH}", f"results_dir={folder}"]
+        command = [sys.executable, "-m", "rgpo.cli.run", "algo=ppo", "task=cartpole", *words]
+        if not name.startswith("ours"):
+            command = [sys.executable, __file__, "--one", "CartPole-v1", str(num_envs), name, "0", str(WHOLE_ITERATIONS)]
+        cache = {"RGPO_CACHE": f"{folder}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"} if name == "ours-cold" else {}
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        done = start(command, cache)
+        after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - began
+    if done.returncode:
+        sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    steps = WHOLE_ITERATIONS * 1024
+    found = {"cpu_s": cpu, "wall_s": wall, "peak_rss_mib": float("nan")}
+    return {"steps_per_cpu_s": steps / cpu, "steps_per_s": steps / wall, **found}
+
+
+def start(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """A command on one thread, to its end."""
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | ONE_THREAD | (environment or {}))
+
+
+def result(done: subprocess.CompletedProcess[str], name: str) -> dict[str, Any]:
+    """What a contestant's process printed."""
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    return found
+
+
 def one(env_id: str, num_envs: str, name: str, seed: str = "0", iterations: str = str(ITERATIONS)) -> None:
     """Print what one contestant measured in this process."""
-    contestant = {"ours": ours, "sb3": sb3, "plain": plain}[name.partition("-")[0]]
-    found = contestant(env_id, int(num_envs), name, int(seed), int(iterations))
+    found = CONTESTANTS[name.partition("-")[0]](env_id, int(num_envs), name, int(seed), int(iterations))
     found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print("RESULT " + json.dumps(found))
 
@@ -227,13 +100,14 @@ def one(env_id: str, num_envs: str, name: str, seed: str = "0", iterations: str 
 def learning(seeds: int, out: str | None) -> None:
     """Train every learner on HalfCheetah-v4 with each seed and print the returns."""
     rows: list[dict[str, Any]] = []
+    learners = installed(LEARNERS)
     for seed in range(seeds):
-        for name in LEARNERS:
+        for name in learners:
             row = {"seed": seed, "env_id": "HalfCheetah-v4", "num_envs": 1, "contestant": name}
             rows.append(row | measure("HalfCheetah-v4", 1, name, seed, LEARNING_ITERATIONS))
             print(f"seed {seed} {name:20} return {rows[-1]['return']:8.1f}", flush=True)
         keep(rows, out)
-    for name in LEARNERS:
+    for name in learners:
         returns = [row["return"] for row in rows if row["contestant"] == name]
         spread = statistics.stdev(returns) / len(returns) ** 0.5 if len(returns) > 1 else float("nan")
         print(f"{name:20} {statistics.fmean(returns):8.1f} +- {spread:.1f} over {len(returns)} seeds")
@@ -241,31 +115,50 @@ def learning(seeds: int, out: str | None) -> None:
 
 def speed(rounds: int, out: str | None) -> None:
     """Interleave the contestants, print medians and ratios, keep every row."""
-    for case in CASES:
+    names = installed([name for _, _, name in CASES])
+    cases = [case for case in CASES if case[2] in names]
+    for case in cases:
         if case[2].startswith("ours"):
             measure(*case)  # fills the cache of compiled code
     rows: list[dict[str, Any]] = []
     for i in range(rounds):
-        for env_id, num_envs, name in CASES if i % 2 == 0 else CASES[::-1]:
+        for env_id, num_envs, name in cases if i % 2 == 0 else cases[::-1]:
             row = {"round": i, "env_id": env_id, "num_envs": num_envs, "contestant": name} | measure(env_id, num_envs, name)
             rows.append(row)
             print(f"round {i} {env_id:15} x{num_envs} {name:20} {row['steps_per_cpu_s']:8,.0f} steps per CPU-s", flush=True)
         keep(rows, out)
     print()
-    for env_id, num_envs, name in CASES:
+    for env_id, num_envs, name in cases:
         mine = speeds(rows, env_id, num_envs, name)
         line = f"{env_id:15} x{num_envs} {name:20} {statistics.median(mine):8,.0f} steps per CPU-s"
-        for rival in rivals(name):
+        for rival in filter(None, [best_rival(rows, env_id, num_envs, name)]):
             ratios = [a / b for a, b in zip(mine, speeds(rows, env_id, num_envs, rival), strict=True)]
             line += f"   {statistics.median(ratios):5.2f} x {rival} [{min(ratios):.2f}, {max(ratios):.2f}]"
         print(line)
 
 
-def rivals(name: str) -> list[str]:
-    """Whom a contestant is compared with."""
-    if not name.startswith("ours"):
-        return []
-    return {"ours": ["sb3", "plain"], "ours-trpo": ["sb3-trpo"]}.get(name, ["ours"])
+def present(name: str) -> bool:
+    """Whether a contestant's package is installed."""
+    package = PACKAGES.get(name.partition("-")[0])
+    return package is None or importlib.util.find_spec(package) is not None
+
+
+def installed(names: Sequence[str]) -> list[str]:
+    """The contestants that can take part; prints a line for each of the others."""
+    for name in dict.fromkeys(name for name in names if not present(name)):
+        print(f'{name}: skipped, its package is missing; pip install -e ".[bench]"', flush=True)
+    return [name for name in names if present(name)]
+
+
+def best_rival(rows: list[dict[str, Any]], env_id: str, num_envs: int, name: str) -> str | None:
+    """Whom ours is compared with: the fastest of the others on the same work, and PPO's gate for other gates."""
+    gate = name.partition("-")[2] in GATES
+    if not name.startswith("ours") or gate:
+        return "ours" if gate else None
+    trpo = name.endswith("trpo")
+    others = {row["contestant"] for row in rows if (row["env_id"], row["num_envs"]) == (env_id, num_envs)}
+    others = {other for other in others if not other.startswith("ours") and other.endswith("trpo") == trpo}
+    return max(others, key=lambda other: statistics.median(speeds(rows, env_id, num_envs, other)), default=None)
 
 
 def speeds(rows: list[dict[str, Any]], env_id: str, num_envs: int, name: str) -> list[float]:

@@ -34,7 +34,7 @@ NO_EVIDENCE = (  # experiments that no claim reads; those of the zoo need packag
 REPORT = 30.0  # CPU-s
 THEORY = 150.0  # CPU-s per experiment, roughly
 THEORY_SMOKE = 60.0  # CPU-s of all of them at tiny sizes
-SMALL_CONTROL = ["total_env_steps=20480", "task.num_steps=512", "eval_every=5", "gradvar_every=5"]
+SMALL_CONTROL = ["seed=1,2,3", "total_env_steps=20480", "task.num_steps=512", "eval_every=5", "gradvar_every=5"]
 SMALL_LANGUAGE = ["num_iterations=8", "eval_every=4", "gradvar_every=4"]
 
 

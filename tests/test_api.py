@@ -30,7 +30,7 @@ from rgpo.runtime import schema
 ROOT = Path(__file__).parents[1]
 SHORT = ("task=cartpole", "task.num_envs=2", "task.num_steps=32", "task.num_eval_episodes=3", "num_iterations=5", "eval_every=2")
 SHORT += ("gradvar_every=0",)
-OLD_RUN = ROOT / "results" / "rlhf_embedded" / "qwen_rlhf-rgpo_signed-s1-af0b18a9"
+OLD_RUN = ROOT / "results" / "archive" / "rlhf_embedded" / "qwen_rlhf-rgpo_signed-s1-af0b18a9"
 HEAVY = ("torch", "hydra", "omegaconf", "pandas", "numpy", "pyarrow", "gymnasium")
 
 

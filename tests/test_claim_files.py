@@ -104,7 +104,7 @@ def test_a_published_number_takes_part_with_its_own_error(here: Path) -> None:
 
 
 def test_published_returns_are_rows_beside_ours_with_their_differences() -> None:
-    runs = read_runs(ROOT / "results/published_returns", (), 0.1, (0.04,), lambda f, items, _: map(f, items))[0]
+    runs = read_runs(ROOT / "results/archive/published_returns", (), 0.1, (0.04,), lambda f, items, _: map(f, items))[0]
     table = published_table(read_external(ROOT / "results")[0], group_runs(runs)[0], 0.95)
     assert table is not None
     rows = {(row["task"], row["source"]): row for row in table.rows}

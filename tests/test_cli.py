@@ -39,7 +39,7 @@ def test_the_hash_ignores_what_changes_no_number() -> None:
 
 def test_an_experiment_carries_its_grid_and_the_command_line_overrides_it() -> None:
     jobs = compose_jobs(["experiment=first_evidence"], True, None)
-    assert len({job.run_dir for job in jobs}) == len(jobs) == 36
+    assert len({job.run_dir for job in jobs}) == len(jobs) == 60
     fewer = compose_jobs(["experiment=first_evidence", "seed=7", "algo=ppo,rgpo"], True, None)
     assert len(fewer) == 4 and all(job.config["seed"] == 7 for job in fewer)
 

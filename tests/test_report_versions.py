@@ -19,6 +19,7 @@ from rgpo.report.read.load import read_runs
 from rgpo.report.read.run import Problem
 
 COMMITTED = Path(__file__).parents[1] / "results"
+ARCHIVE = COMMITTED / "archive"
 OLD_RUN = "hopper-rgpo_signed-s{}-*"
 SHARE = "language/zero_variance_group_share"
 
@@ -50,14 +51,14 @@ def with_present_names(config: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def copy_run(results: Path, seed: int) -> Path:
-    """A committed run of the control experiment."""
-    (old,) = (COMMITTED / "first_evidence").glob(OLD_RUN.format(seed))
+    """An archived run of the control experiment."""
+    (old,) = (ARCHIVE / "first_evidence").glob(OLD_RUN.format(seed))
     return Path(shutil.copytree(old, results / "first_evidence" / old.name))
 
 
 @pytest.mark.parametrize("experiment", ["first_evidence", "rlhf_embedded", "published_returns"])
-def test_committed_results_have_present_names(experiment: str) -> None:
-    groups, problems = load(COMMITTED / experiment)
+def test_archived_results_have_present_names(experiment: str) -> None:
+    groups, problems = load(ARCHIVE / experiment)
     assert problems == []
     assert all(group.label == group.algo and len(group.used) >= 3 for group in groups if experiment != "published_returns")
     algos = {group.algo for group in groups}
@@ -67,7 +68,7 @@ def test_committed_results_have_present_names(experiment: str) -> None:
     assert not keys & {"choices.dual", "dual._target_", "kl_spike_threshold"} and not any(k.startswith("published") for k in keys)
 
 
-def test_committed_runs_group_with_runs_of_the_present_version(tmp_path: Path) -> None:
+def test_archived_runs_group_with_runs_of_the_present_version(tmp_path: Path) -> None:
     for seed in (1, 2):
         copy_run(tmp_path, seed)
     new = copy_run(tmp_path, 3)

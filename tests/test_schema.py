@@ -22,9 +22,14 @@ from rgpo.runtime.schema import GLOSSARY
 
 EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 OF_READERS = {"default", "smoke", "compare"}  # what the README's commands write
+RESULTS = Path(__file__).parents[1] / "results"
 STORED = sorted(
-    file for file in (Path(__file__).parents[1] / "results").glob("*/*/config.yaml") if file.parts[-3] not in OF_READERS
+    file
+    for pattern in ("*/*/config.yaml", "archive/*/*/config.yaml")
+    for file in RESULTS.glob(pattern)
+    if file.parts[-3] not in OF_READERS
 )
+SUCCESSORS = {"published_returns": "baselines"}  # experiments of the archive whose runs are part of another one today
 
 
 def targets(node: Any) -> Iterator[str]:
@@ -123,7 +128,7 @@ def test_older_runs_group_with_newer_ones(experiment: str) -> None:
         return {key: value for key, value in canonical_config(config).items() if key not in schema.NOT_IDENTITY}
 
     files = [file for file in STORED if file.parts[-3] == experiment]
-    options = [file.stem for file in sorted(EXPERIMENTS.glob("*.yaml")) if name_of(file) == experiment]
+    options = [file.stem for file in sorted(EXPERIMENTS.glob("*.yaml")) if name_of(file) == SUCCESSORS.get(experiment, experiment)]
     present = [identity(job.config) for option in options for job in compose_jobs([f"experiment={option}"], True, None)]
     for file in files:
         config = identity(yaml.safe_load(file.read_text()))
@@ -141,7 +146,7 @@ def stored(pattern: str) -> dict[str, Any]:
 
 
 def test_a_kl_in_the_reward_is_a_penalty_of_its_own() -> None:
-    reinforce, dapo, rgpo = (stored(f"rlhf_embedded/qwen_rlhf-{algo}-s1-*") for algo in ("reinforce", "dapo", "rgpo"))
+    reinforce, dapo, rgpo = (stored(f"archive/rlhf_embedded/qwen_rlhf-{algo}-s1-*") for algo in ("reinforce", "dapo", "rgpo"))
     assert reinforce["penalty"] == {"_target_": "rgpo.core.kl_penalty.RewardKL", "coef": 0.05}
     assert dapo["penalty"] == {"_target_": "rgpo.core.kl_penalty.NoPenalty"}
     assert [x["choices"]["penalty"] for x in (reinforce, dapo, rgpo)] == ["reward_kl", "none", "adaptive"]
@@ -149,10 +154,10 @@ def test_a_kl_in_the_reward_is_a_penalty_of_its_own() -> None:
 
 
 def test_keys_added_since_have_their_defaults_and_stored_values_win() -> None:
-    language, control = stored("rlhf_embedded/qwen_rlhf-rgpo-s1-*"), stored("first_evidence/hopper-trpo-s1-*")
+    language, control = stored("archive/rlhf_embedded/qwen_rlhf-rgpo-s1-*"), stored("archive/first_evidence/hopper-trpo-s1-*")
     assert language["penalty"]["estimator"] == "k3" and language["penalty"]["anchor"] == "reference"
     assert not language["task"]["center_scores"] and language["update"]["clip_jointly"]
-    hopper = stored("first_evidence/hopper-rgpo-s1-*")
+    hopper = stored("archive/first_evidence/hopper-rgpo-s1-*")
     assert hopper["penalty"]["estimator"] == "exact" and hopper["penalty"]["anchor"] == "old" and hopper["update"]["clip_jointly"]
     assert "estimator" not in control["penalty"] and "clip_jointly" not in control["update"]
     assert language["task"]["parallel"] == "ddp" and language["task"]["sampler"]["correction_cap"] is None

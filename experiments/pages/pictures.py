@@ -23,11 +23,12 @@ from rgpo.core.kl_penalty import AdaptivePenalty
 from rgpo.core.rollout import Rollout
 from rgpo.core.surrogate import Detached
 from rgpo.report.claims.verdict import OUTCOMES
-from rgpo.report.figures import learning_curves, settings_frontier, style
+from rgpo.report.figures import kl, learning_curves, settings_frontier, style
 from rgpo.report.read.arms import arms_of
+from rgpo.report.read.groups import Group
 
 GATES = {"identity": "trpo", "clip": "ppo", "sigmoid": "rgpo", "sign_aware_sigmoid": "rgpo_sign_aware"}  # gate -> whose line
-FRONTIER = "language_frontier"
+FRONTIER, KL_EXPERIMENT = "language_frontier", "first_evidence"
 RATIOS = np.linspace(0.02, 2.0, 200)
 
 
@@ -49,6 +50,8 @@ def pictures(results: Results) -> Iterator[tuple[str, dict[str, bytes]]]:
             drawn[f"results_{algo}"] = partial(learning, results, algo)
     if results.single_updates:
         drawn["one_update"] = partial(one_update.figure, results.single_updates, results.settings.confidence)
+    if KL_EXPERIMENT in results.groups:
+        drawn["kl_per_update"] = partial(kl_per_update, results)
     if FRONTIER in results.groups:
         drawn["frontier"] = partial(frontier, results)
     for name, draw in drawn.items():
@@ -211,10 +214,17 @@ def learning(results: Results, algo: str) -> Figure:
     """Learning curves of an algorithm beside PPO's on every control task, of the experiment with the most seeds."""
     found = {name: [group for group in groups if not group.language] for name, groups in results.of(algo).items()}
     name = max(found, key=lambda one: (sum(len(group.used) for group in found[one]), one))
-    lines: Mapping[str, style.Line] = style.assign(
-        [(group.algo, group.label) for group in found[name]], style.algorithm_lines(group.algo for group in found[name])
-    )
-    return learning_curves.draw(learning_curves.compute(found[name], results.settings), lines)
+    return learning_curves.draw(learning_curves.compute(found[name], results.settings), _lines(found[name]))
+
+
+def kl_per_update(results: Results) -> Figure:
+    """KL of every update of each arm of the first experiment."""
+    groups = results.groups[KL_EXPERIMENT]
+    return kl.draw(kl.compute(groups, results.settings), _lines(groups))
+
+
+def _lines(groups: Sequence[Group]) -> Mapping[str, style.Line]:
+    return style.assign([(group.algo, group.label) for group in groups], style.algorithm_lines(group.algo for group in groups))
 
 
 def frontier(results: Results) -> Figure:
