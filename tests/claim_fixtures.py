@@ -68,4 +68,4 @@ def verdict(here: Path, path: Path | None = None, results: Path | None = None) -
     runs = []
     for name in experiments(results, None):
         runs += read_runs(results / name, loaded.columns, 0.1, (0.04,), lambda f, items, _: map(f, items), loaded.numbers)[0]
-    return judge(loaded, runs, read_theory(results)[0], anchors, 0.95)
+    return judge(loaded, runs, read_theory(results)[0], anchors)

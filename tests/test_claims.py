@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from rgpo.report.claims.claim import read_claim
 from rgpo.report.claims.theory import Decided, Round, Theory
 from rgpo.report.claims.verdict import CONTRADICTED, REPRODUCED, UNDECIDED, UNTESTED, judge
 from rgpo.report.tables.matched import read_off
+
+KL_LEVEL = {"kind": "level", "metric": "kl/old_exact", "statistic": "mean", "low": 0.01, "high": 0.03}
+ONE_ARM = {"treatment": {"algo": "rgpo"}}
 
 # selection
 
@@ -97,6 +100,106 @@ def test_no_other_run_moves_a_verdict(disturb: Callable[[Path], None], here: Pat
     assert after.setting == before.setting and after.ours.split("; ")[:1] == before.ours.split("; ")[:1]
 
 
+def test_a_variant_counts_by_its_settings_and_not_by_its_seeds(here: Path) -> None:
+    """The registered treatment lost a seed, and runs with another learning rate have all of them."""
+    registered(here)
+    for seed in (1, 2, 3):
+        write(here, "rgpo", seed, final=5000.0, update={"lr": 1e-2})
+    assert verdict(here).outcome == REPRODUCED
+    lost = next(
+        run
+        for run in (here / "results/first_evidence").glob("hopper-rgpo-s3-*")
+        if "lr: 0.01" not in (run / "config.yaml").read_text()
+    )
+    shutil.rmtree(lost)
+    found = verdict(here)
+    assert found.outcome == UNTESTED and found.ours == "treatment without seed 3 of 3 in hopper"
+
+
+def test_a_seed_that_diverged_is_named(here: Path) -> None:
+    registered(here)
+
+    def rewrite(algo: str, seed: int, value: float | None) -> None:
+        shutil.rmtree(next((here / "results/first_evidence").glob(f"hopper-{algo}-s{seed}-*")))
+        write(here, algo, seed, final=value)
+
+    for value in (np.nan, -np.inf):
+        rewrite("rgpo", 2, value)
+        found = verdict(here)
+        assert found.outcome == UNDECIDED and "treatment without a finite return/train_mean of seed 2 in hopper" in found.ours
+    rewrite("rgpo", 2, None), rewrite("trpo", 1, np.nan)
+    found = verdict(here)
+    assert found.outcome == UNDECIDED and "the null arm was not run, or not whole" in found.ours
+
+
+def test_of_a_doubled_seed_the_earliest_run_counts(here: Path) -> None:
+    registered(here)
+    before = verdict(here)
+    again = write(here, "rgpo", 1, final=9000.0, memory_gb=7)
+    facts = json.loads((again / "provenance.json").read_text())
+    (again / "provenance.json").write_text(json.dumps(facts | {"started": "2999-01-01T00:00:00+00:00"}))
+    again.rename(again.with_name("hopper-rgpo-s1-00000000"))  # the first by name
+    after = verdict(here)
+    assert after.outcome == before.outcome == REPRODUCED and after.ours.startswith(before.ours)
+    assert "hopper, treatment: seed 1 was run more than once, of which the earliest counts" in after.ours
+
+
+def test_arms_that_differ_in_more_than_they_name_decide_nothing(here: Path) -> None:
+    for algo in FLAT:
+        for seed in (1, 2, 3):
+            write(here, algo, seed, update={"lr": 1e-2 if algo == "rgpo" else 3e-4})
+    found = verdict(here)
+    assert found.outcome == UNDECIDED
+    assert "treatment and baseline differ in update.lr (0.01 and 0.0003), without a word in evidence.differ" in found.ours
+    assert verdict(here, claim(here, evidence={"differ": ["update.lr"]})).outcome == REPRODUCED
+    arms = {"treatment": {"algo": "rgpo", "update.lr": 1e-2}, "baseline": {"algo": "ppo"}}
+    assert verdict(here, claim(here, arms=arms)).outcome == REPRODUCED
+
+
+def test_runs_with_several_versions_of_a_library_decide_nothing(here: Path) -> None:
+    registered(here)
+    for run in (here / "results/first_evidence").glob("hopper-ppo-*"):
+        facts = json.loads((run / "provenance.json").read_text())
+        (run / "provenance.json").write_text(json.dumps(facts | {"versions": facts["versions"] | {"mujoco": "2.3.3"}}))
+    found = verdict(here)
+    assert found.outcome == UNDECIDED and "the evidence was made with several versions of mujoco (2.3.3, " in found.ours
+
+
+def test_arms_of_one_commit_are_of_one_code_version(here: Path) -> None:
+    """A digest covers the options of its run, so that each arm has its own."""
+    registered(here)
+    for run in (here / "results/first_evidence").iterdir():
+        facts = json.loads((run / "provenance.json").read_text()) | {
+            "commit": "a" * 40,
+            "dirty": False,
+            "code": run.name.split("-")[1],
+        }
+        (run / "provenance.json").write_text(json.dumps(facts))
+    found = verdict(here)
+    assert found.outcome == REPRODUCED and found.version == "aaaaaaaaaa: changed since"
+    (run,) = (here / "results/first_evidence").glob("hopper-ppo-s2-*")
+    (run / "provenance.json").write_text(json.dumps(facts | {"commit": "b" * 40, "code": "ppo"}))
+    found = verdict(here)
+    assert found.outcome == UNDECIDED and "the evidence is of several code versions (ppo, rgpo, trpo)" in found.ours
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"evidence": {"tasks": ["hoper"]}}, "no run of experiment first_evidence is of task hoper"),
+        ({"evidence": {"steps": 7}}, "no run of experiment first_evidence has 7 steps"),
+        ({"evidence": {"config": {"update.lrr": 1}}}, "no run of experiment first_evidence has update.lrr=1"),
+        ({"evidence": {"code": ["0000000"]}}, "no run of experiment first_evidence is of code 0000000"),
+        ({"arms": {"treatment": {"algo": "rgpo", "update.lrr": 1}, "baseline": {"algo": "ppo"}}}, "a setting update.lrr"),
+        ({"rule": {**KL_LEVEL, "metric": "kl/ref_exact"}, "arms": ONE_ARM}, "without a finite kl/ref_exact of any seed"),
+    ],
+)  # fmt: skip
+def test_why_nothing_counts(change: dict[str, Any], why: str, here: Path) -> None:
+    registered(here)
+    found = verdict(here, claim(here, **change))
+    assert found.outcome in (UNTESTED, UNDECIDED) and why in found.ours, found
+
+
 def test_what_is_lost_is_named_and_decides_nothing(here: Path) -> None:
     registered(here), registered(here, "halfcheetah")
     path = claim(here, evidence={"tasks": ["hopper", "halfcheetah"]})
@@ -117,14 +220,14 @@ def test_what_is_lost_is_named_and_decides_nothing(here: Path) -> None:
 def test_two_variants_or_two_versions_decide_nothing_until_one_is_named(here: Path) -> None:
     registered(here)
     for seed in (1, 2, 3):
-        write(here, "rgpo", seed, final=5000.0, gate={"sharpness": 4.0})
+        write(here, "rgpo", seed, final=5000.0, gate={"slope": 4.0})  # which the other arms do not have
     found = verdict(here)
-    assert found.outcome == UNTESTED and "treatment run in several variants (sharpness=10 and sharpness=4)" in found.ours
-    named = claim(here, arms={"treatment": {"algo": "rgpo", "gate.sharpness": 10.0}, "baseline": {"algo": "ppo"}})
+    assert found.outcome == UNTESTED and "treatment run in several variants (slope=4 and slope=none)" in found.ours
+    named = claim(here, arms={"treatment": {"algo": "rgpo", "gate.slope": None}, "baseline": {"algo": "ppo"}})
     assert verdict(here, named).outcome == REPRODUCED
     for run in (here / "results/first_evidence").glob("hopper-ppo-*"):
         facts = json.loads((run / "provenance.json").read_text())
-        (run / "provenance.json").write_text(json.dumps(facts | {"code": "fedcba987654"}))
+        (run / "provenance.json").write_text(json.dumps(facts | {"code": "fedcba987654", "commit": "f" * 40}))
     found = verdict(here, named)
     assert found.outcome == UNDECIDED and "several code versions (0123456789, fedcba987654)" in found.ours
     both = claim(here, arms=yaml.safe_load(named.read_text())["arms"], evidence={"code": ["0123456789", "fedcba987654"]})
@@ -149,7 +252,6 @@ def levels(here: Path, task: str = "hopper", seeds: int = 3, **by_algo: Mapping[
             write(here, algo, seed, final=1000.0, task=task, metrics=metrics)
 
 
-KL_LEVEL = {"kind": "level", "metric": "kl/old_exact", "statistic": "mean", "low": 0.01, "high": 0.03}
 SPIKES = {"kind": "rate", "metric": "kl/old_exact", "above": 0.04, "at_most": 5, "baseline_at_least": 44}
 SPREAD = {"kind": "level", **RETURN, "over_seeds": "cv", "high": 27.0}
 
@@ -260,18 +362,39 @@ def test_a_path_is_read_where_it_first_reaches_the_level() -> None:
 
 def test_cost_is_the_ratio_of_interleaved_rounds(here: Path) -> None:
     """The load doubles from round to round, and the ratio does not notice."""
-    rule = {"kind": "cost_ratio", "algo": "rgpo", "baseline": "ppo", "tasks": ["control"], "at_most": 1.1}
-    loaded = read_claim(claim(here, rule=rule, evidence=None, arms=None, null_arm=None), [], [])
+    rule = {"kind": "cost_ratio", "algo": "rgpo", "baseline": "ppo", "tasks": ["control"], "at_most": 1.1, "rounds": 9}
+    loaded = read_claim(claim(here, rule=rule, evidence=None, arms=None, null_arm=None), [], {})
     for factor, outcome in ((1.0, REPRODUCED), (1.3, CONTRADICTED)):
         times = {"ppo": [2.0**i for i in range(9)], "rgpo": [2.0**i * (factor + 0.01 * (i % 3)) for i in range(9)]}
         rounds = [Round("control", algo, i, cpu_s) for algo, found in times.items() for i, cpu_s in enumerate(found)]
-        assert judge(loaded, [], Theory(rounds=rounds), {}, 0.95).outcome == outcome
-    assert judge(loaded, [], Theory(rounds=rounds[:2]), {}, 0.95).outcome == UNDECIDED
+        assert judge(loaded, [], Theory(rounds=rounds), {}).outcome == outcome
+        more = [
+            *rounds,
+            *(row._replace(round=row.round + 9, cpu_s=1.0) for row in rounds),
+            *(row._replace(cpu_s=9.0) for row in rounds),
+        ]
+        assert judge(loaded, [], Theory(rounds=more), {}) == judge(loaded, [], Theory(rounds=rounds), {})
+    found = judge(loaded, [], Theory(rounds=[row for row in rounds if row.round < 8]), {})
+    assert found.outcome == UNDECIDED and "control: 8 of 9 rounds" in found.ours
 
 
-def test_statements_of_our_own_decide_nothing_about_the_paper(here: Path) -> None:
-    rows = [Decided("T1", "a", 1.0, "reproduced"), Decided("T1 (ours)", "b", 2.0, "not reproduced")]
-    for name, outcome in (("T1", REPRODUCED), ("T1 (ours)", CONTRADICTED), ("T2", UNTESTED)):
-        rule = {"kind": "statements", "claim": name}
-        loaded = read_claim(claim(here, rule=rule, evidence=None, arms=None, null_arm=None), [], [])
-        assert judge(loaded, [], Theory(rows), {}, 0.95).outcome == outcome
+def test_statements_are_named_and_whole(here: Path) -> None:
+    rows = [
+        Decided("T1", "a", 1.0, "reproduced"),
+        Decided("T1", "b", 1.0, "reproduced"),
+        Decided("T1 (ours)", "c", 2.0, "not reproduced"),
+    ]
+
+    def outcome(theory: Theory, name: str = "T1", settings: Sequence[str] = ("a", "b")) -> tuple[str, str]:
+        rule = {"kind": "statements", "claim": name, "settings": list(settings)}
+        loaded = read_claim(claim(here, rule=rule, evidence=None, arms=None, null_arm=None), [], {})
+        return judge(loaded, [], theory, {})[:2]
+
+    assert outcome(Theory(rows)) == (REPRODUCED, "2 of 2 statements hold")
+    assert outcome(Theory(rows), "T1 (ours)", ["c"]) == (CONTRADICTED, "0 of 1 statements hold; not: c 2.00")
+    assert outcome(Theory(rows[1:])) == (UNDECIDED, "1 of 2 statements hold; missing: a")
+    assert outcome(Theory([row._replace(claim="T2") for row in rows]))[0] == UNDECIDED
+    assert outcome(Theory([*rows, *rows, rows[0]._replace(setting="d", verdict="not reproduced")])) == outcome(Theory(rows))
+    assert outcome(Theory())[0] == UNTESTED
+    found = judge(read_claim(here / "mine" / "T1.yaml", [], {}), [], Theory(rows, version="abc: unchanged"), {})
+    assert found.version == "abc: unchanged"

@@ -68,12 +68,12 @@ def test_values_of_the_chosen_options_count(text: str, same: bool, tmp_path: Pat
 
 def fresh() -> str:
     """The digest as a new process finds it."""
-    for cached in (digests._digest, digests._of_package, digests._of_option):
+    for cached in (digests.digest_of, digests._of_package, digests._of_option):
         cached.cache_clear()
     try:
         return code_digest(CHOICES, CONTROL)
     finally:
-        for cached in (digests._digest, digests._of_package, digests._of_option):
+        for cached in (digests.digest_of, digests._of_package, digests._of_option):
             cached.cache_clear()
 
 

@@ -100,7 +100,7 @@ def test_ratios_of_costs_in_rounds_that_share_their_load() -> None:
         found.append(Interval(*(float(np.exp(x)) for x in logs)))
     assert np.mean([i.value for i in found]) == pytest.approx(1.1, rel=0.01)
     assert covered(found, 1.1) == pytest.approx(0.95, abs=0.02)
-    assert CostRatio("rgpo", "ppo", ["control"], 1.2)._task("control", rounds, 0.95).text.startswith("control 1.1")
+    assert CostRatio("rgpo", "ppo", ["control"], 1.2, 7)._task("control", rounds, 0.95).text.startswith("control 1.1")
 
 
 def test_shares_of_updates() -> None:

@@ -21,6 +21,34 @@ Pusher-v2,-56.83 ± 13.33,-60.49 ± 4.37
 """
 
 
+RUNS = "env_id,exp_name,charts/episodic_return,seed\n"
+
+
+def test_a_file_is_not_overwritten(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "td3.csv").write_text(TABLE)
+    assert main(["import", "td3.csv", *FACTS, "n=3"]) == 0
+    before = (here / "results/external/theirs.yaml").read_bytes()
+    capsys.readouterr()
+    assert main(["import", "td3.csv", *FACTS, "n=5"]) == 2
+    assert "name=theirs: results/external/theirs.yaml exists; give another name" in capsys.readouterr().err
+    assert (here / "results/external/theirs.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_other_separators(separator: str, here: Path) -> None:
+    (here / "runs.csv").write_text((RUNS + "Hopper-v4,ppo,5,1\nHopper-v4,ppo,7,2\n").replace(",", separator))
+    assert main(["import", "runs.csv", *FACTS]) == 0
+    anchor = read_external(here / "results")[0]["theirs"]["ppo"]["hopper"]
+    assert (anchor.value, anchor.n) == (6.0, 2)
+
+
+def test_the_end_of_a_chart_is_by_its_steps(here: Path) -> None:
+    rows = [f"{step},{step * 10}" for step in range(20, 0, -1)]
+    (here / "chart.csv").write_text("\n".join(["Step,Hopper-v4__ppo__1__17 - charts/episodic_return", *rows]))
+    assert main(["import", "chart.csv", *FACTS]) == 0
+    assert read_external(here / "results")[0]["theirs"]["ppo"]["hopper"].value == 195.0
+
+
 def test_tasks_by_environment_and_version() -> None:
     names = {name: task_of(name) for name in ("Hopper-v4", "Hopper-v2", "Walker2d-v4", "CartPole-v1", "Pusher-v2", "Nothing")}
     assert names["Hopper-v4"] == "hopper" and names["Hopper-v2"] == "hopper (v2)" and names["Walker2d-v4"] == "walker2d"
@@ -41,7 +69,7 @@ def test_open_rl_benchmarks_table(here: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_table_of_runs(here: Path) -> None:
     rows = ["Name,env_id,exp_name,seed,charts/episodic_return"]
-    rows += [f"r{i},Hopper-v4,ppo_continuous_action,{i},{x}" for i, x in enumerate((2000, 2500, 2700, ""))]
+    rows += [f"r{i},Hopper-v4,ppo_continuous_action,{i},{x}" for i, x in enumerate((2000, 2500, 2700))]
     (here / "runs.csv").write_text("\n".join([*rows, "r,Ant-v4,ppo_continuous_action,1,99"]))
     assert main(["import", "runs.csv", *FACTS, "arms=ppo:ppo_"]) == 0
     arms = read_external(here / "results")[0]["theirs"]["ppo"]
@@ -75,7 +103,7 @@ def test_a_folder_of_runs(here: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words", "sentence"),
     [
-        (TABLE, FACTS, "n=None: the file does not state how many seeds"),
+        (TABLE, FACTS, "n=null: the file does not state how many seeds"),
         (TABLE, FACTS[:1], "import=source license: these are missing"),
         (TABLE, [*FACTS, "n=three"], "n=three: give a whole number"),
         (TABLE, [*FACTS, "seeds=3"], "import=seeds=3: give one of name, source"),
@@ -84,7 +112,19 @@ def test_a_folder_of_runs(here: Path) -> None:
         ("a,b\n1,2\n", FACTS, "its columns (a, b) are none that is known"),
         ("", FACTS, "it has no rows"),
         ("Step,r - charts/episodic_return\n1,2\n", FACTS, "the run r is not named task__arm__seed"),
-        ("env_id,exp_name,charts/episodic_return\nHopper-v4,ppo,nan\n", FACTS, "it has no number"),
+        (RUNS + "Hopper-v4,ppo,nan,1\n", FACTS, "row 2 has the value nan; remove the run, or give it a number"),
+        (RUNS + "Hopper-v4,ppo,,1\n", FACTS, "row 2 has the value none; remove the run"),
+        (RUNS + "Hopper-v4,ppo,5,1\nHopper-v4,ppo,6,1\n", FACTS, "seed 1 of an arm occurs twice in a task"),
+        (RUNS + "Hopper-v4,,5,1\n", FACTS, "an arm or a task has no name"),
+        (RUNS + "Hopper-v4,ppo\n", FACTS, "row 2 is shorter than the header"),
+        (",a\nHopper-v4,1.2.3 ± 300\nAnt-v4,5 ± 1\n", [*FACTS, "n=3"], "Hopper-v4, a: 1.2.3 ± 300 is no cell mean ± sd"),
+        (',a\nHopper-v4,"2,000.1 ± 300"\nAnt-v4,5 ± 1\n', [*FACTS, "n=3"], "Hopper-v4, a: 2,000.1 ± 300 is no cell"),
+        (",a\nHopper-v4,5 ± -3\nAnt-v4,5 ± 1\n", [*FACTS, "n=3"], "Hopper-v4, a: 5 ± -3 is no cell"),
+        (",a\nHopper-v4,5 ± 3\nHopper-v4,6 ± 1\n", [*FACTS, "n=3"], "a has two rows for Hopper-v4; remove one"),
+        (TABLE, [*FACTS, "n=" + "9" * 15], "give 1 to 1,000,000 seeds"),
+        (TABLE, [*FACTS[:3], "steps=²"], "steps=²: give a whole number above 0"),
+        (TABLE, [*FACTS, "n=0"], "n=0: give a whole number above 0"),
+        ("Step,Hopper-v4__ppo__1 - charts/episodic_return\n1,\n", FACTS, "the run Hopper-v4__ppo__1 has no value"),
     ],
 )
 def test_bad_input_is_one_sentence(

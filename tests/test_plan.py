@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import yaml
 
 from rgpo.cli import plan, sweep
 from rgpo.cli.config import Job, compose_jobs
+from rgpo.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
 
 WORDS = ["experiment=first_evidence", "task=hopper,ant", "algo=ppo,rgpo", "seed=1,2", "total_env_steps=1000000"]
 
@@ -73,3 +77,37 @@ def test_lengths_and_scales() -> None:
     (job,) = compose_jobs(["task=qwen_rlhf", "num_iterations=60"], False, None)
     assert plan.seconds_of(job) == 33.0
     assert plan.expected(float("nan")).startswith("an unknown time") and plan.expected(7200) == "about 2.0 CPU-hours"
+
+
+def test_a_registered_design_is_shown(here: Path) -> None:
+    text = plan.describe(compose_jobs(["experiment=factorial", "seed=1,2", "plan=true"], True, None))
+    assert "registered 2026-11-26, predictions i, ii, vii (experiments/predictions.md)" in text
+    assert "factors: task (4), gate (4), penalty (2); blocks: seed (2); null cells: gate=identity penalty=adaptive" in text
+    assert "registered" not in plan.describe(compose_jobs(["experiment=smoke", "plan=true"], True, None))
+
+
+@pytest.mark.parametrize(
+    ("design", "sentence"),
+    [
+        ("{registered: x}", "design={'registered': 'x'}: give a mapping with registered, predictions, null_cells"),
+        ("{registered: x, predictions: [i], null_cells: ['gate=open']}", "design.null_cells=gate=open: no run of the experiment"),
+    ],
+)
+def test_a_design_that_does_not_fit_is_one_sentence(design: str, sentence: str, here: Path) -> None:
+    jobs = compose_jobs(["task=cartpole", "gate=clip,identity", "seed=1,2", f"design={design}"], True, None)
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        plan.describe(jobs)
+
+
+def test_every_registered_design_names_predictions_that_are_written_down() -> None:
+    """Each prediction is in experiments/predictions.md, for that experiment; each null cell is among the experiment's runs."""
+    lines = (ROOT / "experiments/predictions.md").read_text().splitlines()
+    rows = {cells[0]: cells[1] for line in lines if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) > 5}
+    found = set()
+    for file in sorted((ROOT / "conf/experiment").glob("*.yaml")):
+        node = yaml.safe_load(file.read_text())
+        if design := node.get("design"):
+            found |= {*design["predictions"]}
+            assert all(node["name"] in rows[name] for name in design["predictions"]), file
+            plan.describe(compose_jobs([f"experiment={file.stem}", "seed=1", "plan=true"], True, None))
+    assert found == rows.keys() - {"id", ":--", "xiv"}, "xiv is of experiments/one_update.py, which is no sweep"

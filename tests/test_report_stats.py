@@ -172,12 +172,27 @@ def test_coefficient_of_variation_and_its_interval() -> None:
     assert small_samples.coefficient_of_variation(np.arange(1.0, 10.0), 0.95)[1:] == (0.0, math.inf)
 
 
-@pytest.mark.parametrize(("law", "num_seeds", "cover"), [("normal", 10, 0.95), ("bimodal", 5, 1.0), ("bimodal", 10, 0.945)])
+SPREADS = [
+    ("normal", 10, 0.95),
+    ("bimodal", 5, 1.0),
+    ("bimodal", 10, 0.945),
+    ("rare failure", 10, 0.46),
+    ("rare failure", 20, 0.71),
+]
+
+
+@pytest.mark.parametrize(("law", "num_seeds", "cover"), SPREADS)
 def test_the_interval_of_a_spread_covers(law: str, num_seeds: int, cover: float) -> None:
-    """Also for a return with two modes, as HalfCheetah's: 3/4 of the runs at 1, 1/4 at 2.5, each with noise 0.1."""
+    """Also for a return with two modes, as HalfCheetah's: 3/4 of the runs at 1, 1/4 at 2.5, each with noise 0.1.
+
+    It does not where one run in ten fails (0.2 instead of 1), as docs/claims.md states: of ten runs often none has failed.
+    """
     rng = np.random.default_rng(7)
     if law == "normal":
         true, draws = 20.0, rng.normal(100, 20, (1000, num_seeds))
+    elif law == "rare failure":
+        true = 100 * np.sqrt(0.05**2 + 0.9 * 0.1 * 0.8**2) / 0.92
+        draws = np.where(rng.random((1000, num_seeds)) < 0.9, 1.0, 0.2) + rng.normal(0, 0.05, (1000, num_seeds))
     else:
         true = 100 * np.sqrt(0.01 + 0.75 * 0.25 * 1.5**2) / 1.375
         draws = np.where(rng.random((1000, num_seeds)) < 0.75, 1.0, 2.5) + rng.normal(0, 0.1, (1000, num_seeds))

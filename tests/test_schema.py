@@ -128,7 +128,9 @@ def test_older_runs_group_with_newer_ones(experiment: str) -> None:
         return {key: value for key, value in canonical_config(config).items() if key not in schema.NOT_IDENTITY}
 
     files = [file for file in STORED if file.parts[-3] == experiment]
-    options = [file.stem for file in sorted(EXPERIMENTS.glob("*.yaml")) if name_of(file) == SUCCESSORS.get(experiment, experiment)]
+    options = [
+        file.stem for file in sorted(EXPERIMENTS.glob("*.yaml")) if name_of(file) == SUCCESSORS.get(experiment, experiment)
+    ]
     present = [identity(job.config) for option in options for job in compose_jobs([f"experiment={option}"], True, None)]
     for file in files:
         config = identity(yaml.safe_load(file.read_text()))
@@ -179,7 +181,7 @@ def test_another_algorithm_and_its_empty_axes_are_kept() -> None:
         "penalty": None,
         "choices": {"gate": None, "algo": "dpo"},
     }
-    added = {"resume_from": None, "save_model": False, "on_failure": "continue", "pause_at": None}
+    added = {"resume_from": None, "save_model": False, "on_failure": "continue", "pause_at": None, "design": None}
     assert canonical_config(own) == own | added | {"choices": {"scale": "none", "gate": None, "algo": "dpo"}}
 
 

@@ -52,9 +52,17 @@ def test_names(config: dict[str, object], scale: str, name: str) -> None:
         (GYM | {"task.env_id": "../../etc/x y"}, "gym-etc_x_y-ppo-s3-0f5394b8"),
         (GYM | {"task.env_id": 200 * "x"}, f"gym-{40 * 'x'}-ppo-s3-0f5394b8"),
         ({"choices.task": "qwen_rlhf"}, "qwen_rlhf-ppo-s3-0f5394b8"),
+        ({"choices.task": "qwen_rlhf", "choices.scale": "embedded"}, "qwen_rlhf-ppo-s3-0f5394b8"),
+        ({"choices.task": "qwen_rlhf", "choices.scale": "smollm2"}, "qwen_rlhf-smollm2-ppo-s3-0f5394b8"),
+        (
+            {"choices.task": "qwen_rlhf", "choices.scale": "paper", "task.source.model": "me/mine"},
+            "qwen_rlhf-paper_me_mine-ppo-s3-0f5394b8",
+        ),
+        (HOPPER | {"task.env_kwargs.healthy_reward": 2}, "hopper-healthy_reward_2-ppo-s3-0f5394b8"),
+        (HOPPER | {"task.wrappers": [{"_target_": "a.b.Flip", "n": 2}]}, "hopper-Flip_n_2-ppo-s3-0f5394b8"),
     ],
 )
-def test_a_run_folder_is_named_after_its_environment(config: dict[str, object], name: str) -> None:
+def test_a_run_folder_is_named_after_its_environment_and_data(config: dict[str, object], name: str) -> None:
     assert folder_name(config | {"choices.algo": "ppo"}, 3, "0f5394b8") == name
 
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import time
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 
 from experiments.theory import page
 from experiments.theory.common import Verdict
+from rgpo.report.claims.theory import MADE, theory_digest
 from rgpo.report.figures import style
 from rgpo.runtime.parts import write_atomically
 
@@ -38,7 +41,34 @@ def main(words: list[str] | None = None) -> None:
             start = time.monotonic()
             _save(name, experiment(name).measure(given.smoke), given.results)
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+    _record(given.results, given.names, given.smoke)
     publish(given.results, given.docs)
+
+
+def _record(folder: Path, names: list[str], smoke: bool) -> None:
+    """Record the code of a whole set; a part of it that is made by other code leaves no record."""
+    here = folder / MADE
+    made: dict[str, str] = {}
+    if not names or set(names) >= {*NAMES}:
+        commit = None if smoke else _commit()
+        made = {"commit": commit, "code": theory_digest()} if commit else {}
+    elif here.exists():
+        made = json.loads(here.read_text())
+        made = made if names == ["page"] or made.get("code") == theory_digest() else {}
+    here.unlink(missing_ok=True)
+    if made:
+        here.write_text(json.dumps(made) + "\n")
+
+
+def _commit() -> str | None:
+    """The commit; None where there are uncommitted changes or no repository."""
+    changes = _git("status", "--porcelain", "--untracked-files=no", "rgpo", "conf", "experiments/theory")
+    return _git("rev-parse", "HEAD") if changes == "" else None
+
+
+def _git(*words: str) -> str | None:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parents[2])  # noqa: S603, S607
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def experiment(name: str) -> ModuleType:

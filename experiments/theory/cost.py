@@ -21,10 +21,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.theory.batch import load_batch
-from experiments.theory.common import UNDECIDED, Tables, Verdict, algorithms, interval, judge, load, start
+from experiments.theory.common import CONFIDENCE, UNDECIDED, Tables, Verdict, algorithms, judge, load, start
 from rgpo.learning.loss import standardize
 from rgpo.learning.types import Batch, Policy, State
 from rgpo.report.figures import style
+from rgpo.report.stats.independent import student, summarize
 
 COMMAND = "python -m experiments.theory cost"
 BASELINE = "ppo"
@@ -120,9 +121,10 @@ def _resident(key: str) -> float:
 
 
 def relative(tables: Tables, task: str, name: str) -> tuple[float, float, float]:
-    """CPU time over the baseline's of the same round: median and its interval."""
+    """CPU time over the baseline's of the same round: geometric mean and its interval, as the ledger has them."""
     table = tables["time"][tables["time"].task == task].pivot(index="round", columns="algo", values="cpu_s")
-    return interval((table[name] / table[BASELINE]).to_numpy(), np.median)
+    found = student(summarize(np.log((table[name] / table[BASELINE]).to_numpy(float))), CONFIDENCE)
+    return float(np.exp(found.value)), float(np.exp(found.low)), float(np.exp(found.high))
 
 
 def at_most(limit: float, found: tuple[float, float, float]) -> str:
@@ -133,9 +135,8 @@ def at_most(limit: float, found: tuple[float, float, float]) -> str:
 
 def verdicts(tables: Tables) -> list[Verdict]:
     rows = []
-    rule = (
-        f"reproduced if the CPU time of one update is at most {TOLERANCE:g} of PPO's at equal batch and epochs (median of rounds)"
-    )
+    rule = f"reproduced if the CPU time of one update is at most {TOLERANCE:g} of PPO's at equal batch and epochs "
+        "(geometric mean of rounds)"
     for task in tables["time"].task.unique():
         num = int(tables["time"]["round"].nunique())
         for name in ("rgpo_literal", "rgpo"):

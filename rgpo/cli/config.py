@@ -46,6 +46,7 @@ class LaunchSettings(Settings):
     plan: bool
     force: bool
     on_failure: Literal["stop", "continue"]
+    design: dict[str, object] | None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rgpo.cli.config import Job, config_hash
-from rgpo.errors import MAX_LINE, printable
+from rgpo.errors import MAX_LINE, printable, require
 from rgpo.paths import cache_dir
 from rgpo.runtime import reader, run_folder
 from rgpo.runtime.console import table
@@ -21,6 +21,7 @@ SECONDS_PER_MILLION = {"halfcheetah": 46.0, "hopper": 77.0, "walker2d": 97.0, "a
 OTHER_CONTROL = 80.0  # CPU-s per million steps of other tasks, roughly the mean of those above
 PER_LANGUAGE_ITERATION = 0.5  # CPU-s at the embedded scale: half a minute for 60
 PER_RUN = 3.0  # CPU-s of imports, evaluation and files
+DESIGN = ("registered", "predictions", "null_cells")  # entries of an experiment's design
 BUILDING = 150.0  # CPU-s, once: model, tokenizer and reward models of the embedded scale
 
 
@@ -123,6 +124,7 @@ def describe(jobs: Sequence[Job]) -> str:
     lines = [table(rows, ("run", "state", "folder"))]
     if len(runs) > 1:
         lines += ["", table(_cells(runs), ("cell", "done", "left, CPU-h")), ""]
+    lines += _design(runs)
     for algo, found in parts.items():
         lines.append(f"algo={algo}")
         for name in dict.fromkeys(name for description in found for name in description):
@@ -133,6 +135,32 @@ def describe(jobs: Sequence[Job]) -> str:
     done = sum(run.done for run in runs)
     lines.append(f"{len(rows)} run(s), {done} done; left: {expected(left)} of {expected(whole)}, from measured rates")
     return "\n".join(lines)
+
+
+def _design(runs: Sequence[Planned]) -> list[str]:
+    """Factors, blocks, null cells and predictions of an experiment that was registered with them; [] of any other.
+
+    Raises: ConfigError for a design with other entries, or a null cell that is not among the runs' words.
+    """
+    design = runs[0].job.config["design"]
+    if design is None:
+        return []
+    entries = ", ".join(DESIGN)
+    require(isinstance(design, dict) and design.keys() == {*DESIGN}, "design", design, f"give a mapping with {entries}")
+    assert isinstance(design, dict)
+    words = [dict(word.split("=", 1) for word in run.job.overrides if "=" in word) for run in runs]
+    varied = {key: len({cell.get(key) for cell in words}) for key in dict.fromkeys(key for cell in words for key in cell)}
+    factors = ", ".join(f"{key} ({n})" for key, n in varied.items() if n > 1 and key != "seed")
+    for cell in design["null_cells"]:
+        wanted = dict(word.split("=", 1) for word in str(cell).split())
+        there = any(all(cell.get(key, value) == value for key, value in wanted.items()) for cell in words)
+        require(there or len(runs) == 1, "design.null_cells", cell, "no run of the experiment has these words; correct it")
+    predictions, nulls = ", ".join(map(str, design["predictions"])), "; ".join(map(str, design["null_cells"]))
+    return [
+        f"registered {design['registered']}, predictions {predictions} (experiments/predictions.md)",
+        f"factors: {factors or 'none'}; blocks: seed ({varied.get('seed', 1)}); null cells: {nulls or 'none'}",
+        "",
+    ]
 
 
 def _cells(runs: Sequence[Planned]) -> list[tuple[str, ...]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rgpo.atomic import remove_temporary, replacing
+from rgpo.atomic import remove, remove_temporary, replacing
 from rgpo.errors import ConfigError
 from rgpo.paths import claims_dir
 from rgpo.report.claims.claim import read_claims
 from rgpo.report.claims.external import read_external
-from rgpo.report.claims.ledger import Evidence, around, judge_all, ledger, renew
+from rgpo.report.claims.ledger import TABLES, Evidence, around, judge_all, ledger, renew
 from rgpo.report.claims.published import published_table
 from rgpo.report.claims.theory import read_theory
 from rgpo.report.figures.looks import algorithm_lines
@@ -23,7 +23,7 @@ from rgpo.report.page.index import PageFigure, Section, render_page
 from rgpo.report.read.load import experiments
 from rgpo.report.read.run import Problem
 from rgpo.report.read.workers import workers
-from rgpo.report.section import add_gates, add_speed, baseline_unknown, load, section_of, write_table
+from rgpo.report.section import TABLE_FORMATS, add_gates, add_speed, baseline_unknown, load, section_of, write_table
 from rgpo.report.settings import WITHOUT_RUNS, Settings, command
 from rgpo.report.tables.advice import advice
 from rgpo.runtime.schema import GLOSSARY
@@ -58,8 +58,8 @@ def build(settings: Settings, defaults: Settings, live: bool = False) -> tuple[s
     everything = [group for experiment in loaded for group in experiment.groups]
     every_run = [run for experiment in loaded for run in experiment.runs]
     theory, lost = read_theory(results_dir)
-    judged, unjudged = judge_all(claims, Evidence(every_run, theory, anchors, settings.confidence))
-    ledgers = ledger(judged, settings.confidence)
+    judged, unjudged = judge_all(claims, Evidence(every_run, theory, anchors))
+    ledgers = ledger(judged)
     found = answer(judged, [folder.name for folder in folders]) if not settings.experiment else None
     advised = advice([(experiment.name, experiment.groups) for experiment in loaded], settings)
     try:
@@ -74,12 +74,13 @@ def build(settings: Settings, defaults: Settings, live: bool = False) -> tuple[s
             )
         general = Section("", [], baseline_unknown(everything, settings) + damaged + more + lost + unjudged)
         general.tables += filter(None, [published_table(anchors, everything, settings.confidence)])
-        general.tables += ledgers if found or (settings.claims and not settings.experiment) else []  # it covers all experiments
+        covers_all = bool(found) or bool(settings.claims and not settings.experiment)
+        general.tables += ledgers if covers_all else []
         add_speed(general, results_dir, settings, defaults)
         if "gates" in settings.wanted_figures:
             add_gates(general, results_dir, settings, defaults)
         for one in judged if found else []:
-            panels = claim_panels(one, every_run, anchors, settings.confidence)
+            panels = claim_panels(one, every_run, anchors)
             if panels:
                 claim = one.loaded.claim
                 caption = f"{claim.id}, {one.verdict.outcome}: {claim.claim}. Here: {one.verdict.ours}."
@@ -87,6 +88,8 @@ def build(settings: Settings, defaults: Settings, live: bool = False) -> tuple[s
                 general.figures.append(PageFigure(f"claim_{one.loaded.path.stem}", {}, caption, line, (), panels))
         for table in general.tables:
             write_table(table, out / "tables")
+        stale = {*TABLES} - {table.name for table in ledgers} if covers_all else ()  # of an earlier report with other claims
+        remove([out / "tables" / f"{name}.{kind}" for name in stale for kind in TABLE_FORMATS])
         with replacing(out / "index.html") as aside, aside.open("w", encoding="utf-8", errors="backslashreplace") as page:
             page.writelines(render_page(sections, general, found, advised, settings, defaults, live))
     except OSError as error:

@@ -34,6 +34,9 @@ from rgpo.runtime.schema import is_list
 
 Made = TypeVar("Made")
 MAX_NAMED = 8  # arms in a sentence
+TABLE_FORMATS = ("md", "tex", "csv")
+
+TABLE_FORMATS = ("md", "tex", "csv")
 
 
 @dataclass
@@ -249,5 +252,5 @@ def _paths(section: Section, name: str, settings: Settings) -> dict[str, str]:
 
 def write_table(table: Table, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, text in (("md", table.markdown()), ("tex", table.tex()), ("csv", table.csv())):
+    for kind, text in zip(TABLE_FORMATS, (table.markdown(), table.tex(), table.csv()), strict=True):
         write_bytes(folder / f"{table.name}.{kind}", text.encode(errors="backslashreplace"))

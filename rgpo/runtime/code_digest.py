@@ -47,7 +47,8 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 def code_digest(choices: Mapping[str, object], target: str) -> str:
     """The digest for a task's class (its dotted path) and the options that were chosen in the groups of conf/."""
     names = tuple(sorted((group, str(choices[group])) for group in GROUPS if choices.get(group)))
-    return _digest(names, room_of(target))
+    room = room_of(target)
+    return digest_of((*ALWAYS, *([room] if room else [])), names)
 
 
 def room_of(target: str) -> str:
@@ -57,9 +58,10 @@ def room_of(target: str) -> str:
 
 
 @cache
-def _digest(choices: tuple[tuple[str, str], ...], room: str) -> str:
+def digest_of(parts: tuple[str, ...], choices: tuple[tuple[str, str], ...] = ()) -> str:
+    """The digest of packages and modules of rgpo, and of options of conf/ as (group, option)."""
     total = hashlib.sha256()
-    for part in (*ALWAYS, *([room] if room else [])):
+    for part in parts:
         total.update(_of_package(part).encode())
     for group, name in choices:
         total.update(_of_option(group, name).encode())

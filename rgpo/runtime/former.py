@@ -50,6 +50,7 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
         "save_model": False,
         "on_failure": "continue",
         "pause_at": None,
+        "design": None,
     },
     "rgpo.control.task.Control": {"wrappers": [], "action_bounds": "clip", "staleness": 0, "correction_cap": None},
     "rgpo.core.advantages.GAE": {"normalize": "minibatch"},

@@ -33,7 +33,8 @@ _SECRET = re.compile(  # by the form that those who issue them gave them
     r"|(?<=[Bb]earer )[\w.~+/-]{8,}=*"
 )
 NO_HOOKS = ("-c", "core.fsmonitor=", "-c", "core.hooksPath=/dev/null")  # options of git
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf", "pyarrow", "transformers")
+LIBRARIES = ("torch", "numpy", "gymnasium", "mujoco", "transformers")  # that determine numbers
+PACKAGES = (*LIBRARIES, "hydra-core", "omegaconf", "pyarrow")
 
 
 class Attempt(TypedDict):

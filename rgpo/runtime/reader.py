@@ -29,8 +29,20 @@ from rgpo.files import read_text as read_text
 from rgpo.runtime.schema import NOT_IDENTITY
 
 MAX_DEPTH, MAX_NODES = 50, 100_000  # of JSON and YAML, with aliases expanded
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MERGE = "tag:yaml.org,2002:merge"
 _Typed = TypeVar("_Typed")
+
+
+class _YAML(_PARSER):  # type: ignore[misc,valid-type]  # either loader of PyYAML
+    """A safe loader that refuses a key which occurs twice in a mapping, where PyYAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {twice} occurs twice")
+        return cast(dict[Hashable, object], super().construct_mapping(node, deep))
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import NamedTuple
 AXES = ("gate", "ref_gate", "gate_combination", "advantage", "penalty", "update")  # config groups of the gate family
 NOT_IDENTITY = (  # config keys that do not change which experiment a run belongs to; num_threads changes rounding only
     *("name", "results_dir", "num_threads", "memory_gb", "plan", "force", "checkpoint_every_s", "exports", "metrics", "tags"),
-    *("save_model", "on_failure", "pause_at"),
+    *("save_model", "on_failure", "pause_at", "design"),
 )
 
 PROVENANCE = ("run_id", "task", "scale", "algo", "gate", "config_hash", "git_sha")  # dictionary-encoded strings

@@ -3,7 +3,7 @@
 Runs are compared only within a task. So its environment (env_id, version, env_kwargs, wrappers), its scale, and its model and
 data are part of its name wherever they differ from what conf/ declares: "hopper", "hopper (v5)", "gym (CartPole-v1)",
 "qwen_rlhf (embedded)".
-The name depends on the run alone, never on what other runs there are. A run folder's name has its environment.
+The name depends on the run alone, never on what other runs there are. A run folder's name has the same parts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from rgpo.runtime.former import flat_config
 ENVIRONMENT = ("task.env_id", "task.version")
 KWARGS, WRAPPERS = "task.env_kwargs.", "task.wrappers"
 DATA = ("task.source.model", "task.source.data")
-MAX_PART = 40  # characters of a value
+DEFAULT_SCALE = "embedded"  # of language tasks
+MAX_PART, MAX_NAME = 40, 60  # characters of a value, and of what is different in a folder's name
 
 
 def task_name(config: Mapping[str, object], scale: str) -> str:
@@ -52,9 +53,15 @@ def other_environment(config: Mapping[str, object]) -> str:
 
 
 def folder_name(config: Mapping[str, object], seed: object, config_hash: str) -> str:
-    """task-environment-algorithm-sSEED-HASH, as in gym-Pong-v5-ppo-s1-0f5394b8; no environment where it is the task's own."""
-    environment = re.sub(r"[^\w.-]+", "_", other_environment(config).rpartition(":")[2])[-MAX_PART:].strip("-_.")
-    parts = (config.get("choices.task"), environment, config.get("choices.algo"), f"s{seed}", config_hash)
+    """task-environment-algorithm-sSEED-HASH, as in gym-Pong-v5-ppo-s1-0f5394b8 or hopper-healthy_reward_2-ppo-s1-1c44a514.
+
+    The second part is what the task's name has in parentheses, without the scale that is the task's own; often it is nothing.
+    """
+    option, scale = config.get("choices.task"), str(config.get("choices.scale") or "none")
+    _, _, inside = task_name(config, scale).partition(" (")
+    words = [word for word in inside.removesuffix(")").split(", ") if word not in ("", DEFAULT_SCALE)]
+    different = "_".join(re.sub(r"[^\w.-]+", "_", word.rpartition(":")[2]).strip("-_.") for word in words)[:MAX_NAME].strip("-_.")
+    parts = (option, different, config.get("choices.algo"), f"s{seed}", config_hash)
     return "-".join(str(part or "none") for part in parts if part != "")
 
 

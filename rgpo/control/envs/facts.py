@@ -9,7 +9,6 @@ import numpy as np
 from gymnasium import spaces
 
 from rgpo.control.envs.vector_env import VectorEnv
-from rgpo.version import distributions_of
 
 MAX_TEXT = 160  # characters of a space
 
@@ -29,7 +28,7 @@ def package_versions(env: VectorEnv) -> dict[str, str]:
     top = env.module.partition(".")[0]
     if top in ("gymnasium", "rgpo") or top in sys.stdlib_module_names:
         return {}
-    return {name: metadata.version(name) for name in distributions_of(top)}
+    return {name: metadata.version(name) for name in metadata.packages_distributions().get(top, [])}
 
 
 def space_in_words(space: spaces.Space[object]) -> str:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from rgpo.errors import ConfigError, close_matches, require
 from rgpo.paths import conf_dir
-from rgpo.report.claims.evidence import CHOICES, Named
+from rgpo.report.claims.evidence import BASELINE, EXTERNAL, NULL, TREATMENT, Named
+from rgpo.report.claims.external import Anchors
 from rgpo.report.claims.frontier import Dominance
 from rgpo.report.claims.rules import Gain, Level, Number, Parity, Rate, Rule
+from rgpo.report.claims.selection import CHOICES
 from rgpo.report.claims.theory import CostRatio, Statements
 from rgpo.report.claims.typed import fill, shown
 from rgpo.report.read.reduce import is_statistic
@@ -24,10 +26,12 @@ OF_RUNS: dict[str, type[Rule]] = {"parity": Parity, "gain": Gain, "level": Level
 OF_THEORY: dict[str, type[Statements | CostRatio]] = {"statements": Statements, "cost_ratio": CostRatio}
 RULES = (*OF_RUNS, *OF_THEORY)
 STATED_BY = ("paper", "reader", "ours")
-TREATMENT, BASELINE, NULL = "treatment", "baseline", "null"
 FOLDERS = {"algo": "algo", "ref_gate": "gate"}  # group -> folder of conf/, where they differ
 THEORY, COST, CONTROL, LANGUAGE = SUBJECTS = "theory", "cost", "control", "language models"
 MAX_SEEDS = 1000
+MIN_CODE = 7  # characters of a digest or commit
+ID = re.compile(r"[\w.+-]{1,20}")
+TEXTS = ("claim", "quote", "source", "paper", "changes_our_mind")  # that a row must have, in one line
 Arm = dict[str, object]
 
 
@@ -77,45 +81,60 @@ class Loaded:
         return [*(column for column, _ in self.numbers), *(self.rule.curves() if self.rule else [])]
 
 
-def read_claims(folder: Path, experiments: Collection[str], sources: Collection[str]) -> tuple[list[Loaded], list[Problem]]:
+def read_claims(folder: Path, experiments: Collection[str], anchors: Anchors) -> tuple[list[Loaded], list[Problem]]:
     """The claims of a folder in the order of their file names, and a problem for each that is damaged.
 
-    experiments: those that have results; sources: files of results/external.
+    experiments: those that have results; anchors: the numbers of results/external.
 
     Raises: ConfigError if the folder has no claims.
     """
     try:
-        files = [path for path in folder.iterdir() if path.suffix == ".yaml" and not path.name.startswith(".")]
+        there = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:
         raise ConfigError(f"claims={folder}: it cannot be read ({error.strerror}); give a folder of yaml files") from None
+    files = [path for path in there if path.suffix == ".yaml"]
     if not files:
         raise ConfigError(f"claims={folder}: it has no yaml files; write one per claim")
     found: list[Loaded] = []
-    problems = []
+    others = [path for path in there if path.suffix.lower() in (".yml", ".yaml") and path not in files]
+    problems = [
+        Problem(f"claims/{path.name}", "its name does not end in .yaml; rename it; the claim is left out") for path in others
+    ]
     for path in sorted(files, key=_natural):
         try:
-            found.append(read_claim(path, experiments, sources))
+            loaded = read_claim(path, experiments, anchors)
+            first = next((one for one in found if one.claim.id == loaded.claim.id), None)
+            if first is not None:
+                raise ConfigError(f"{path.name}: id={loaded.claim.id}: {first.path.name} has it; give each claim its own.")
+            found.append(loaded)
         except (ConfigError, Unreadable) as error:
             problems.append(Problem(f"claims/{path.name}", f"{printable(str(error), 600)}; the claim is left out"))
     return found, problems
 
 
-def read_claim(path: Path, experiments: Collection[str], sources: Collection[str]) -> Loaded:
+def read_claim(path: Path, experiments: Collection[str], anchors: Anchors) -> Loaded:
     """One claim.
 
     Raises: ConfigError, with file, key, value and remedy, if it cannot be used; Unreadable if it is no yaml.
     """
     where = f"{path.name}: "
     claim = fill(Claim, read_yaml(path), where)
+    require(bool(ID.fullmatch(claim.id)), f"{where}id", shown(claim.id), "give up to 20 letters, digits, and . _ + -")
+    for key in TEXTS:
+        text = getattr(claim, key)
+        require(bool(text.strip()) and printable(text, 2000) == text, f"{where}{key}", shown(text), "give a text of one line")
     _one_of(claim.stated_by, STATED_BY, f"{where}stated_by")
     node = dict(claim.rule)
     kind = node.pop("kind", None)
     _one_of(kind, RULES, f"{where}rule.kind")
     if kind in OF_THEORY:
-        return Loaded(claim, path, theory=fill(OF_THEORY[str(kind)], node, f"{where}rule."))
+        theory = fill(OF_THEORY[str(kind)], node, f"{where}rule.")
+        for key in ("algo", "baseline") if isinstance(theory, CostRatio) else ():
+            _one_of(getattr(theory, key), _options("algo"), f"{where}rule.{key}", "option of algo")
+        return Loaded(claim, path, theory=theory)
     rule = fill(OF_RUNS[str(kind)], node, f"{where}rule.")
     named = fill(Named, claim.evidence, f"{where}evidence.")
-    loaded = Loaded(claim, path, rule, None, named, _arms(claim, rule, where, sources))
+    loaded = Loaded(claim, path, rule, None, named, _arms(claim, rule, where, anchors))
     _check_evidence(named, f"{where}evidence.", experiments)
     fits = not named.over or isinstance(rule, Dominance)
     require(fits, f"{where}evidence.over", shown(named.over), "is for rule.kind=dominance; leave it out or change the rule")
@@ -138,6 +157,9 @@ def _check_evidence(named: Named, where: str, experiments: Collection[str]) -> N
     _one_of(named.experiment, sorted({*declared_experiments(), *experiments}), f"{where}experiment", "experiment")
     require(3 <= named.seeds <= MAX_SEEDS, f"{where}seeds", named.seeds, f"give 3 to {MAX_SEEDS} seeds per arm and task")
     require(bool(named.tasks), f"{where}tasks", "[]", "name at least one task")
+    require(len({*named.tasks}) == len(named.tasks), f"{where}tasks", ", ".join(named.tasks), "name each task once")
+    for code in named.code or ():
+        require(len(code) >= MIN_CODE, f"{where}code", shown(code), f"give at least {MIN_CODE} characters of a digest or commit")
     budget = (named.steps is None) != (named.iterations is None)
     require(budget, f"{where}steps", shown(named.steps), "give steps or iterations, and not both")
     length = named.steps if named.steps is not None else named.iterations
@@ -151,7 +173,7 @@ def declared_experiments() -> frozenset[str]:
     return frozenset(str(node["name"]) for node in nodes)
 
 
-def _arms(claim: Claim, rule: Rule, where: str, sources: Collection[str]) -> dict[str, Arm]:
+def _arms(claim: Claim, rule: Rule, where: str, anchors: Anchors) -> dict[str, Arm]:
     """The arms, by their roles."""
     known = (TREATMENT, BASELINE) if rule.needs_baseline else (TREATMENT,)
     for name in known:
@@ -166,30 +188,42 @@ def _arms(claim: Claim, rule: Rule, where: str, sources: Collection[str]) -> dic
     )  # fmt: skip
     arms = dict(claim.arms) | {NULL: dict(claim.null_arm or {})}
     for name, arm in arms.items():
-        _check_arm(arm, f"{where}{'null_arm' if name == NULL else f'arms.{name}'}", sources)
-    same = arms[NULL] == arms[TREATMENT]
-    require(not same, f"{where}null_arm", arms[NULL], "it is the treatment itself; give an arm without what the claim is about")
+        place = f"{where}{'null_arm' if name == NULL else f'arms.{name}'}"
+        _check_arm(arm, place, anchors)
+        number = EXTERNAL in arm and not isinstance(rule, (Parity, Gain))
+        require(not number, place, arm, "the rule needs runs, and this is a published number; give the settings of runs")
+    remedy = "give an arm without what the claim is about"
+    require(arms[NULL] != arms[TREATMENT], f"{where}null_arm", arms[NULL], f"it is the treatment itself; {remedy}")
+    require(arms[NULL] != arms.get(BASELINE), f"{where}null_arm", arms[NULL], f"it is the baseline itself; {remedy}")
+    require(
+        arms[TREATMENT] != arms.get(BASELINE), f"{where}arms.treatment", arms[TREATMENT], "it is the baseline, too; exchange one"
+    )
     return arms
 
 
-def _check_arm(arm: Arm, where: str, sources: Collection[str]) -> None:
+def _check_arm(arm: Arm, where: str, anchors: Anchors) -> None:
     require(bool(arm), where, "{}", "give at least one setting, such as {algo: ppo}")
-    if "external" in arm:
-        file, _, _ = str(arm["external"]).partition("/")
+    if EXTERNAL in arm:
+        file, _, name = str(arm[EXTERNAL]).partition("/")
         require(len(arm) == 1, where, arm, "a published number has no other settings; leave them out")
-        _one_of(file, sources, f"{where}.external", "file of results/external")
+        _one_of(file, anchors, f"{where}.external", "file of results/external")
+        _one_of(name, anchors[file], f"{where}.external={file}/", f"arm of {file}")
         return
     for key, value in arm.items():
         if key in CHOICES:
-            options = {path.stem for path in (conf_dir() / FOLDERS.get(key, key)).glob("*.yaml")} | {"none"}
-            _one_of(value, sorted(options), f"{where}.{key}", f"option of {key}")
+            _one_of(value, _options(key), f"{where}.{key}", f"option of {key}")
         else:
             require("." in key or key.isidentifier(), where, key, "give a config key, such as update.lr")
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key that puts C9 before C10."""
-    return [(int(number or 0), text) for text, number in re.findall(r"(\D+)(\d*)", path.stem)]
+def _options(group: str) -> list[str]:
+    """The options of a group of conf/, and none."""
+    return sorted({path.stem for path in (conf_dir() / FOLDERS.get(group, group)).glob("*.yaml")} | {"none"})
+
+
+def _natural(path: Path) -> list[tuple[str, int]]:
+    """Sort key that puts C9 before C10, and O2 before P1."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", path.stem)]
 
 
 def _one_of(value: object, known: Collection[str], where: str, kind: str = "") -> None:

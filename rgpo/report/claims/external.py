@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rgpo.errors import ConfigError
-from rgpo.report.claims.typed import fill
+from rgpo.errors import ConfigError, close_matches, require
+from rgpo.report.claims.typed import fill, shown
 from rgpo.report.read.run import Problem
 from rgpo.report.stats.independent import Summary
 from rgpo.runtime.reader import Unreadable, printable, read_yaml
+from rgpo.runtime.schema import GLOSSARY
 
 FOLDER = "external"  # of results_dir
+MAX_N = 1_000_000
+NOT_READ = (".yml", ".parquet", ".csv", ".json")  # files that look like numbers; only .yaml is read
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Anchor:
     value: float
     sd: float
     n: int
+    metric: str = "return/train_mean"
     source: str = ""
     differs: str = ""  # between its protocol and ours
     steps: int | None = None  # of training
@@ -54,18 +59,40 @@ class Anchor:
         return Summary(self.value, self.sd, self.n)
 
 
+Anchors = Mapping[str, Mapping[str, Mapping[str, Anchor]]]  # file -> arm -> task -> number
+
+
 def read_external(results_dir: Path) -> tuple[dict[str, dict[str, dict[str, Anchor]]], list[Problem]]:
-    """file -> arm -> task -> number; a damaged file becomes a problem and costs itself alone."""
+    """file -> arm -> task -> number; a damaged file becomes a problem and costs itself alone.
+
+    A task is one of ours with its environment: "hopper" is Hopper-v4, "hopper (v3)" is another task.
+    """
     found: dict[str, dict[str, dict[str, Anchor]]] = {}
     problems = []
-    for path in sorted((results_dir / FOLDER).glob("*.yaml")):
+    folder = results_dir / FOLDER
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         name = f"{FOLDER}/{path.name}"
+        if path.suffix in NOT_READ and not path.name.startswith("."):
+            problems.append(Problem(name, "only .yaml files are read; `rgpo-report import` makes one; the file is left out"))
+        if path.suffix != ".yaml" or path.name.startswith("."):
+            continue
         try:
             node = fill(Source, read_yaml(path), f"{name}: ")
+            _check(node, name)
             found[path.stem] = {arm: _anchors(node, arm, name) for arm in node.arms}
         except (ConfigError, Unreadable) as error:
             problems.append(Problem(name, f"{printable(str(error))}; the file is left out"))
     return found, problems
+
+
+def _check(source: Source, name: str) -> None:
+    """Raises: ConfigError for a file whose numbers nobody could trace or place."""
+    for key in ("source", "license"):
+        require(bool(getattr(source, key).strip()), f"{name}: {key}", "", "it is empty; a number without it is of no use")
+    if source.metric not in GLOSSARY:
+        near = close_matches(source.metric, GLOSSARY) or " Give one of rgpo/runtime/schema.py, such as return/train_mean."
+        raise ConfigError(f"{name}: metric={shown(source.metric)}: there is no such metric.{near}")
+    require(source.steps is None or source.steps > 0, f"{name}: steps", shown(source.steps), "give a number above 0, or null")
 
 
 def _anchors(source: Source, arm: str, name: str) -> dict[str, Anchor]:
@@ -75,8 +102,7 @@ def _anchors(source: Source, arm: str, name: str) -> dict[str, Anchor]:
 
 def _anchor(node: object, source: Source, where: str) -> Anchor:
     number = fill(Number, node, where)
-    if number.n < 1 or (number.sd is not None and number.sd < 0):
-        raise ConfigError(f"{where}n={number.n}: give at least one run, and a spread of 0 or more")
-    return Anchor(
-        number.value, float("nan") if number.sd is None else number.sd, number.n, source.source, source.differs, source.steps
-    )
+    require(1 <= number.n <= MAX_N, f"{where}n", number.n, f"give 1 to {MAX_N:,} runs")
+    require(number.sd is None or number.sd >= 0, f"{where}sd", number.sd, "give a spread of 0 or more, or null")
+    sd = float("nan") if number.sd is None else number.sd
+    return Anchor(number.value, sd, number.n, source.metric, source.source, source.differs, source.steps)

@@ -22,6 +22,7 @@ class Dominance(Rule):
 
     def __post_init__(self) -> None:
         require(1 <= self.levels <= 50, "levels", self.levels, "give 1 to 50 levels of x")
+        require(self.x != self.y, "y", self.y, "it is x, too; give another metric")
 
     def numbers(self) -> list[Number]:
         return []

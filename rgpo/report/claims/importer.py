@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -28,14 +29,18 @@ import yaml
 from rgpo.atomic import make_folder, write_text
 from rgpo.errors import ConfigError, require
 from rgpo.paths import conf_dir
-from rgpo.report.claims.external import FOLDER
+from rgpo.report.claims.external import FOLDER, MAX_N
 from rgpo.report.claims.typed import fill
 from rgpo.report.stats.independent import Summary, summarize
-from rgpo.runtime.reader import Unreadable, read_json, read_text, read_yaml, user_path
+from rgpo.runtime.reader import Unreadable, printable, read_json, read_text, read_yaml, user_path
 from rgpo.runtime.task_name import declared_options
 
 FINAL = 0.1  # share of a chart's rows, at the end, that make a run's number
-CELL = re.compile(r"\s*(-?[\d.]+(?:e[+-]?\d+)?|nan)\s*±\s*([\d.]+(?:e[+-]?\d+)?|nan)\s*", re.IGNORECASE)
+NUMBER = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?"
+CELL = re.compile(rf"\s*({NUMBER}|nan)\s*±\s*({NUMBER}|nan)\s*", re.IGNORECASE)
+SEPARATORS = ",;\t"
+STEP = ("step", "global_step", "_step")  # first columns of a chart, by which its rows are sorted
+SEED = ("seed", "config.seed")  # columns of a table of runs
 Numbers = Mapping[tuple[str, str], Summary]  # (arm, task) -> over seeds
 
 
@@ -69,6 +74,8 @@ def import_results(file: Path, words: Words) -> str:
     Raises: ConfigError if the file has no form that is recognized, or a word does not fit it.
     """
     require(bool(re.fullmatch(r"\w[\w.-]*", words.name)), "name", words.name, "give letters, digits, _, - and .")
+    path = user_path(words.results_dir) / FOLDER / f"{words.name}.yaml"
+    require(not os.path.lexists(path), "name", words.name, f"{path} exists; give another name, or remove the file first")
     found = _folder(file, words) if file.is_dir() else _table(file, words)
     known = {key: x for key, x in found.items() if math.isfinite(x.mean)}
     if not known:
@@ -77,6 +84,7 @@ def import_results(file: Path, words: Words) -> str:
     arms: dict[str, dict[str, dict[str, float | int]]] = {}
     for (theirs, environment), x in known.items():
         arm = next((name for part, name in ours.items() if part in theirs), re.sub(r"\W+", "_", theirs).strip("_"))
+        require(bool(arm and environment.strip()), "import", file, "an arm or a task has no name; give each one")
         place = arms.setdefault(arm, {})
         task = task_of(environment)
         require(task not in place, "arms", words.arms or theirs, f"{arm} has two numbers in {task}; tell them apart with arms=.")
@@ -84,7 +92,6 @@ def import_results(file: Path, words: Words) -> str:
         place[task] = {"value": round(x.mean, 6), **spread, "n": x.n}
     facts = {key: getattr(words, key) for key in ("source", "url", "protocol", "license", "metric", "differs")}
     node = facts | ({} if words.steps is None else {"steps": words.steps}) | {"arms": arms}
-    path = user_path(words.results_dir) / FOLDER / f"{words.name}.yaml"
     make_folder(path.parent)
     write_text(path, yaml.safe_dump(node, sort_keys=False, allow_unicode=True))
     return f"{path}: {len(known)} numbers of {len(arms)} arms ({', '.join(arms)})"
@@ -113,71 +120,90 @@ def words_of(texts: Sequence[str]) -> Words:
         key, _, value = text.partition("=")
         require(key in names, "import", text, f"give one of {', '.join(names)}, as key=value")
         number = key in ("steps", "n")
-        require(not number or value.isdigit(), key, value, "give a whole number")
+        require(not number or re.fullmatch("[1-9][0-9]{0,14}", value) is not None, key, value, "give a whole number above 0")
         given[key] = int(value) if number else value
     lacking = [key for key in ("name", "source", "license") if not given.get(key)]
     require(not lacking, "import", " ".join(lacking), "these are missing; a number without its source is of no use")
-    return fill(Words, given, "")
+    found = fill(Words, given, "")
+    require(found.n is None or found.n <= MAX_N, "n", found.n, f"give 1 to {MAX_N:,} seeds")
+    return found
 
 
 def _table(file: Path, words: Words) -> Numbers:
     try:
-        rows = list(csv.reader(io.StringIO(read_text(file))))
+        text = read_text(file)
+        separator = max(SEPARATORS, key=text.partition("\n")[0].count)
+        rows = list(csv.reader(io.StringIO(text), delimiter=separator))
     except (Unreadable, csv.Error) as error:
         raise ConfigError(f"import={file}: it cannot be read ({error}); give a csv or a folder of W&B.") from error
     rows = [row for row in rows if row]
     require(len(rows) > 1, "import", file, "it has no rows; give a csv with a header")
     head, *body = rows
     if not head[0].strip() and any(CELL.fullmatch(cell) for row in body for cell in row[1:]):
-        return _cells(head, body, words)
+        return _cells(file, head, body, words)
     if any(name.endswith(f" - {words.value}") for name in head):
         return _chart(file, head, body, words)
     if {words.value, words.task, words.arm} <= set(head):
-        return _runs(head, body, words)
+        return _runs(file, head, body, words)
     shown = ", ".join(head[:8])
     raise ConfigError(f"import={file}: its columns ({shown}) are none that is known; name them with task=, arm= and value=.")
 
 
-def _cells(head: Sequence[str], body: Sequence[Sequence[str]], words: Words) -> Numbers:
+def _cells(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words: Words) -> Numbers:
     """Open RL Benchmark's: rows are tasks, columns are arms, and seeds are not in the file."""
-    if words.n is None or words.n < 1:
-        raise ConfigError(f"n={words.n}: the file does not state how many seeds its numbers have; give n=.")
-    found = {}
+    if words.n is None:
+        raise ConfigError("n=null: the file does not state how many seeds its numbers have; give n=.")
+    found: dict[tuple[str, str], Summary] = {}
     for row in body:
         for arm, cell in zip(head[1:], row[1:], strict=False):
-            if match := CELL.fullmatch(cell):
-                found[arm.removesuffix(" ({})"), row[0]] = Summary(float(match[1]), float(match[2]), words.n)
+            key = arm.removesuffix(" ({})"), row[0]
+            match = CELL.fullmatch(cell)
+            if cell.strip() and (match is None or match[2].startswith("-")):
+                raise ConfigError(
+                    f"import={file}: {row[0]}, {arm}: {printable(cell, 40)} is no cell mean ± sd; repair or empty it."
+                )
+            require(key not in found, "import", file, f"{arm} has two rows for {row[0]}; remove one")
+            if match:
+                found[key] = Summary(float(match[1]), float(match[2]), words.n)
     return found
 
 
 def _chart(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words: Words) -> Numbers:
-    """W&B's chart: a run's number is the mean of the last tenth of the rows that have one."""
-    runs: dict[tuple[str, str], list[float]] = defaultdict(list)
+    """W&B's chart: a run's number is the mean of the last tenth of its rows, by their step where the first column has it."""
+    if head[0].strip().lower() in STEP:
+        require(all(_is_number(row[0]) for row in body), "import", file, f"{head[0]} is not a number in some row; repair it")
+        body = sorted(body, key=lambda row: float(row[0]))
+    runs: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for i, name in enumerate(head):
         if not name.endswith(f" - {words.value}"):
             continue
-        parts = name.removesuffix(f" - {words.value}").split("__")
+        run = name.removesuffix(f" - {words.value}")
+        parts = run.split("__")
         if len(parts) < 3:
             raise ConfigError(f"import={file}: the run {parts[0]} is not named task__arm__seed; export the table of runs.")
-        values = np.array([float(row[i]) for row in body if i < len(row) and _is_number(row[i])])
-        if values.size:
-            runs[parts[1], parts[0]].append(float(values[-max(1, round(FINAL * values.size)) :].mean()))
-    return {key: summarize(np.array(values)) for key, values in runs.items()}
+        values = np.array([_finite(file, run, row[i]) for row in body if i < len(row) and row[i].strip()])
+        require(values.size > 0, "import", file, f"the run {run} has no value; remove its column")
+        _add(file, runs[parts[1], parts[0]], parts[2], float(values[-max(1, round(FINAL * values.size)) :].mean()))
+    return _over_seeds(runs)
 
 
-def _runs(head: Sequence[str], body: Sequence[Sequence[str]], words: Words) -> Numbers:
+def _runs(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words: Words) -> Numbers:
     """W&B's table of runs: a row per run."""
     task, arm, value = (head.index(name) for name in (words.task, words.arm, words.value))
-    runs: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in body:
-        if max(task, arm, value) < len(row) and _is_number(row[value]):
-            runs[row[arm], row[task]].append(float(row[value]))
-    return {key: summarize(np.array(values)) for key, values in runs.items()}
+    seed = next((head.index(name) for name in SEED if name in head), None)
+    runs: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for number, row in enumerate(body, start=2):
+        require(
+            max(task, arm, value, seed or 0) < len(row), "import", file, f"row {number} is shorter than the header; repair it"
+        )
+        name = f"row {number}" if seed is None else row[seed]
+        _add(file, runs[row[arm], row[task]], name, _finite(file, f"row {number}", row[value]))
+    return _over_seeds(runs)
 
 
 def _folder(folder: Path, words: Words) -> Numbers:
     """W&B's own files: wandb/run-*/files with the last value of each metric and the configuration."""
-    runs: dict[tuple[str, str], list[float]] = defaultdict(list)
+    runs: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for file in sorted(folder.rglob("wandb-summary.json")):
         try:
             logged = cast(Mapping[str, object], read_json(file, _Logged))
@@ -185,10 +211,32 @@ def _folder(folder: Path, words: Words) -> Numbers:
         except Unreadable as error:
             raise ConfigError(f"import={folder}: {error}; remove the run, or repair it.") from error
         arm, task = (_setting(config.get(key)) for key in (words.arm, words.task))
-        value = logged.get(words.value)
-        if isinstance(value, int | float) and arm and task:
-            runs[arm, task].append(float(value))
-    return {key: summarize(np.array(values)) for key, values in runs.items()}
+        if arm and task and words.value in logged:
+            run = str(file.parent.relative_to(folder))
+            seed = next((_setting(config[name]) for name in SEED if name in config), run)
+            _add(folder, runs[arm, task], seed, _finite(folder, run, str(logged[words.value])))
+    return _over_seeds(runs)
+
+
+def _add(file: Path, runs: dict[str, float], seed: str, value: float) -> None:
+    """Raises: ConfigError if the seed has a run already, which would count twice."""
+    require(
+        seed not in runs, "import", file, f"seed {printable(seed, 40)} of an arm occurs twice in a task; remove one of its runs"
+    )
+    runs[seed] = value
+
+
+def _finite(file: Path, where: str, text: str) -> float:
+    """Raises: ConfigError for a value that is no finite number, since leaving out a run that diverged would flatter its arm."""
+    if not _is_number(text):
+        raise ConfigError(
+            f"import={file}: {where} has the value {printable(text.strip(), 40) or 'none'}; remove the run, or give it a number."
+        )
+    return float(text)
+
+
+def _over_seeds(runs: Mapping[tuple[str, str], Mapping[str, float]]) -> Numbers:
+    return {key: summarize(np.array(list(values.values()))) for key, values in runs.items()}
 
 
 def _setting(node: object) -> str:

@@ -10,14 +10,16 @@ from pathlib import Path
 from rgpo.atomic import write_text
 from rgpo.errors import ConfigError
 from rgpo.report.claims.claim import Loaded
+from rgpo.report.claims.external import Anchors
 from rgpo.report.claims.theory import Theory
-from rgpo.report.claims.verdict import CONTRADICTED, OUTCOMES, REPRODUCED, UNDECIDED, UNTESTED, Anchors, Verdict, judge
+from rgpo.report.claims.verdict import CONFIDENCE, CONTRADICTED, OUTCOMES, REPRODUCED, UNDECIDED, UNTESTED, Verdict, judge
 from rgpo.report.read.run import Problem, Run
 from rgpo.report.tables.table import NOTHING, Table, word
 from rgpo.runtime.reader import Unreadable, printable, read_text
 
 START, END = "<!-- ledger -->", "<!-- /ledger -->"
 OURS = "ours"
+TABLES = ("ledger", "own_statements")  # names: of the paper's claims, and of our own statements
 SHORT = {REPRODUCED: "yes", CONTRADICTED: "no", UNDECIDED: "undecided", UNTESTED: "not tested"}
 
 
@@ -28,7 +30,6 @@ class Evidence:
     runs: Sequence[Run]
     theory: Theory
     anchors: Anchors
-    confidence: float
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def judge_all(claims: Sequence[Loaded], evidence: Evidence) -> tuple[list[Judged
     found, problems = [], []
     for loaded in claims:
         try:
-            verdict = judge(loaded, evidence.runs, evidence.theory, evidence.anchors, evidence.confidence)
+            verdict = judge(loaded, evidence.runs, evidence.theory, evidence.anchors)
         except (ArithmeticError, ValueError) as error:  # of odd numbers, which must cost this claim alone
             problems.append(Problem(f"claims/{loaded.path.name}", f"cannot be judged ({printable(str(error))})"))
             verdict = Verdict(UNTESTED, "its numbers cannot be judged", NOTHING)
@@ -75,7 +76,7 @@ def judge_all(claims: Sequence[Loaded], evidence: Evidence) -> tuple[list[Judged
     return found, problems
 
 
-def ledger(judged: Sequence[Judged], confidence: float) -> list[Table]:
+def ledger(judged: Sequence[Judged]) -> list[Table]:
     """A table of the paper's claims and one of our own statements."""
     rows: dict[bool, list[dict[str, str | float]]] = {False: [], True: []}
     for one in judged:
@@ -87,9 +88,9 @@ def ledger(judged: Sequence[Judged], confidence: float) -> list[Table]:
         row |= {"paper": claim.paper, "verdict": verdict.outcome, "rule": f"reproduced if {rule.sentence()}"}
         row |= {"version": verdict.version, "quote": claim.quote, "source": claim.source, "changes": claim.changes_our_mind}
         rows[one.ours].append(row)
-    shown = [("ledger", "Ledger", rows[False], _CAPTION), ("own_statements", "Our own statements", rows[True], _OWN)]
+    shown = [(TABLES[0], "Ledger", rows[False], _CAPTION), (TABLES[1], "Our own statements", rows[True], _OWN)]
     return [
-        Table(name, title, caption.format(100 * confidence), _COLUMNS, tuple(found))
+        Table(name, title, caption.format(100 * CONFIDENCE), _COLUMNS, tuple(found))
         for name, title, found, caption in shown
         if found
     ]
@@ -108,8 +109,9 @@ _COLUMNS = (
 _CAPTION = (
     "Verdicts at our scale and settings, which are not the paper's, from the runs that each claim names (claims/*.yaml). Changes "
     "are against the claim's baseline, as independent samples, with {:g} % Welch or Fieller intervals; 'undecided' where an "
-    "interval allows both, a task or seed is missing, or the null arm was not run or passes too; A/A: the null arm through the "
-    "same rule. Evidence: the digest of the code that determines numbers, or the commit, with which the runs were made. No "
+    "interval allows both, a task or seed is missing, or the null arm was not run or passes too; A/A: by how much two sets of "
+    "runs of the baseline itself may differ; null arm: its numbers through the same rule. Evidence: the commit, or the digest "
+    "of the code that determines numbers, with which the runs were made, and whether that code has changed since. No "
     "adjustment over claims; a claim about several tasks needs all of them. [P] abstract, [Q] a reader of the full text."
 )
 _OWN = "What we state ourselves; none of it decides a verdict about the paper. Intervals of {:g} %, as above."
@@ -136,7 +138,7 @@ def renew(path: Path, tables: Sequence[Table]) -> None:
     Raises: ConfigError if the file cannot be read or written, or has no markers.
     """
     before, after = around(path)
-    heads = ["", *(f"{table.title}:\n\n" for table in tables[1:])]
+    heads = ["" if table.name == TABLES[0] else f"{table.title}:\n\n" for table in tables]
     text = "\n".join(f"{head}{table.markdown()}\n{table.caption}\n" for head, table in zip(heads, tables, strict=True))
     try:
         write_text(path, f"{before}{START}\n{text}{END}{after}")

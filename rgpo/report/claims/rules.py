@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 
 from rgpo.errors import require
 from rgpo.report.claims.evidence import Sample
+from rgpo.report.read.reduce import LAST_TENTH
 from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Interval
 from rgpo.report.stats.independent import Summary, deciding_size, noise, relative_change, student
 from rgpo.report.stats.small_samples import MIN_SPREAD_RUNS, coefficient_of_variation
@@ -62,11 +63,16 @@ class Compared(Rule):
     statistic: str
 
     def numbers(self) -> list[Number]:
-        return [(self.metric, self.statistic)]
+        return [(self.metric, self.read)]
+
+    @property
+    def read(self) -> str:
+        """The statistic; `final` is the last tenth of the rows, whatever final_fraction the report has."""
+        return LAST_TENTH if self.statistic == "final" else self.statistic
 
     def _change(self, arm: Sample, baseline: Sample, confidence: float) -> tuple[Interval, str, int]:
         """The relative change, the same in words beside the A/A noise of the baseline, and the fewer runs."""
-        x, y = (sample.summary(self.metric, self.statistic) for sample in (arm, baseline))
+        x, y = (sample.summary(self.metric, self.read) for sample in (arm, baseline))
         found, alike = relative_change(x, y, confidence), noise(y, confidence)
         text = percent(found) + (f" (A/A ±{plain(alike, 2)} %)" if math.isfinite(alike) else "")
         return found, text, min(x.n, y.n)
@@ -105,6 +111,8 @@ class Gain(Compared):
         require(
             bool(self.paper) and 0.0 not in self.paper.values(), "paper", self.paper, "give each task's change in percent, not 0"
         )
+        error = self.paper_error
+        require(error is None or 0 < error <= 1000, "paper_error", error, "give percent above 0, or leave it out")
 
     def sentence(self) -> str:
         error = "an error as large as ours" if self.paper_error is None else f"its error of {self.paper_error:g} %"
@@ -158,9 +166,9 @@ class Level(Compared):
         return f"every interval of {what} is {' and '.join(limits)}; contradicted if a prediction interval lies outside"
 
     def judge(self, task: str, arm: Sample, baseline: Sample, confidence: float) -> Finding:
-        summary = arm.summary(self.metric, self.statistic)
+        summary = arm.summary(self.metric, self.read)
         if self.over_seeds == "cv":
-            found = Interval(*coefficient_of_variation(arm.values(self.metric, self.statistic), confidence))
+            found = Interval(*coefficient_of_variation(arm.values(self.metric, self.read), confidence))
             text = f"{plain(found.value, 2)} % {between(found.low, found.high, 2)}"
         else:
             found = student(summary, confidence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, TypedDict, get_type_hints
 
 import numpy as np
 
@@ -16,9 +16,10 @@ from rgpo.report.read.run import Problem
 from rgpo.report.stats.bootstrap import MIN_RUNS, Floats, Interval
 from rgpo.report.stats.independent import deciding_size, student, summarize
 from rgpo.report.tables.table import between, plain
-from rgpo.runtime.reader import Missing, Unreadable
+from rgpo.runtime.code_digest import ALWAYS, digest_of
+from rgpo.runtime.reader import Missing, Unreadable, read_json
 
-FOLDER = "theory"  # of results_dir
+FOLDER, MADE = "theory", "made.json"  # of results_dir
 REPRODUCED, REFUTED = "reproduced", "not reproduced"  # words of verdicts.parquet
 
 
@@ -40,12 +41,20 @@ class Round(NamedTuple):
     cpu_s: float
 
 
+class Made(TypedDict):
+    """results/theory/made.json: the code of the last whole set."""
+
+    commit: str
+    code: str  # theory_digest()
+
+
 @dataclass(frozen=True)
 class Theory:
-    """Both tables; None if the experiments were not made."""
+    """Both tables; None if the experiments were not made. version: the code that made them, and whether it has changed since."""
 
     decided: Sequence[Decided] | None = None
     rounds: Sequence[Round] | None = None
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,18 +62,26 @@ class Statements:
     """The claim's statements in verdicts.parquet, by its id."""
 
     claim: str  # "C1", or "C1 (ours)"
+    settings: list[str]  # of the statements, by name: all of them, and no others
+
+    def __post_init__(self) -> None:
+        alike = len({*self.settings}) == len(self.settings)
+        require(bool(self.settings) and alike, "settings", self.settings, "name each statement of the claim once")
 
     def sentence(self) -> str:
         return "every statement that it makes holds, each by the rule beside it in docs/theory.md; contradicted if one does not"
 
     def judge(self, theory: Theory, confidence: float) -> list[Finding]:
-        rows = [row for row in theory.decided or () if row.claim == self.claim]
-        if not rows:
+        if theory.decided is None:
             return []
-        failing = [row for row in rows if row.verdict == REFUTED]
-        held = sum(row.verdict == REPRODUCED for row in rows)
-        text = f"{held} of {len(rows)} statements hold" + "".join(f"; not: {r.setting} {plain(r.measured)}" for r in failing)
-        return [Finding(FAILS if failing else HOLDS if held == len(rows) else OPEN, text)]
+        rows = {row.setting: row for row in theory.decided if row.claim == self.claim and row.setting in self.settings}
+        failing = [row for row in rows.values() if row.verdict == REFUTED]
+        held = sum(row.verdict == REPRODUCED for row in rows.values())
+        lacking = [setting for setting in self.settings if setting not in rows]
+        text = f"{held} of {len(self.settings)} statements hold"
+        text += "".join(f"; not: {row.setting} {plain(row.measured)}" for row in failing)
+        text += "".join(f"; missing: {setting}" for setting in lacking)
+        return [Finding(OPEN if lacking else FAILS if failing else HOLDS if held == len(rows) else OPEN, text)]
 
 
 @dataclass(frozen=True)
@@ -75,8 +92,11 @@ class CostRatio:
     baseline: str
     tasks: list[str]
     at_most: float
+    rounds: int  # exactly: those that are numbered from 0 on
 
     def __post_init__(self) -> None:
+        require(MIN_RUNS <= self.rounds <= 10_000, "rounds", self.rounds, f"give {MIN_RUNS} to 10,000")
+        require(self.algo != self.baseline, "baseline", self.baseline, "it is algo, too; exchange one")
         require(self.at_most > 0, "at_most", self.at_most, "give a ratio above 0")
         require(bool(self.tasks), "tasks", self.tasks, "name at least one")
 
@@ -86,12 +106,16 @@ class CostRatio:
         )
 
     def judge(self, theory: Theory, confidence: float) -> list[Finding]:
-        return [self._task(task, theory.rounds or (), confidence) for task in self.tasks]
+        if theory.rounds is None:
+            return []
+        return [
+            self._task(task, [row for row in theory.rounds if row.round in range(self.rounds)], confidence) for task in self.tasks
+        ]
 
     def _task(self, task: str, rounds: Sequence[Round], confidence: float) -> Finding:
         ratios = ratios_of([row for row in rounds if row.task == task], self.algo, self.baseline)
-        if len(ratios) < MIN_RUNS:
-            return Finding(OPEN, f"{task}: {len(ratios)} rounds", MIN_RUNS)
+        if len(ratios) < self.rounds:
+            return Finding(OPEN, f"{task}: {len(ratios)} of {self.rounds} rounds")
         logs = student(summarize(np.log(ratios)), confidence)  # the geometric mean: symmetric in the two arms
         found = Interval(*(float(np.exp(x)) for x in logs))
         text = f"{task} {plain(found.value)} {between(found.low, found.high)} ({len(ratios)} rounds)"
@@ -107,7 +131,7 @@ def ratios_of(rounds: Sequence[Round], algo: str, baseline: str) -> Floats:
     """CPU time of one algorithm over another's, of each round that has both."""
     times: dict[int, dict[str, float]] = {}
     for row in rounds:
-        times.setdefault(row.round, {})[row.algo] = row.cpu_s
+        times.setdefault(row.round, {}).setdefault(row.algo, row.cpu_s)  # the first, where a round is doubled
     both: list[Mapping[str, float]] = [found for found in times.values() if found.get(algo, 0) > 0 and found.get(baseline, 0) > 0]
     return np.array([found[algo] / found[baseline] for found in both])
 
@@ -120,7 +144,23 @@ def read_theory(results_dir: Path) -> tuple[Theory, list[Problem]]:
     return Theory(
         None if decided is None else [Decided(**row) for row in decided],
         None if rounds is None else [Round(**row) for row in rounds],
+        _version(results_dir / FOLDER / MADE),
     ), problems
+
+
+def theory_digest() -> str:
+    """The digest of the code that determines the theory's numbers: core, gates, learning, and both kinds of tasks."""
+    return digest_of((*ALWAYS, "bandit", "control", "language"))
+
+
+def _version(path: Path) -> str:
+    """The code that made the tables, from the file that `python -m experiments.theory` writes beside them; "" without one."""
+    try:
+        made = read_json(path, Made)
+        code, commit = made["code"], made["commit"]
+    except (Missing, Unreadable, KeyError):
+        return ""
+    return f"{commit[:10]}: {'unchanged' if code == theory_digest() else 'changed since'}"
 
 
 def _read(results_dir: Path, name: str, kind: type, problems: list[Problem]) -> list[dict[str, Any]] | None:

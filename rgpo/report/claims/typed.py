@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from types import UnionType
@@ -63,6 +64,8 @@ def _value(value: object, hint: object, where: str) -> object:
     if hint is object:
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not -sys.float_info.max <= value <= sys.float_info.max:
+            raise ConfigError(f"{where}={shown(value)}: give a finite number")
         return float(value)
     if isinstance(hint, type) and type(value) is hint:
         return value

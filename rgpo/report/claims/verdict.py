@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from rgpo.report.claims.claim import BASELINE, NULL, TREATMENT, Arm, Loaded
-from rgpo.report.claims.evidence import Lack, Sample, Selection, select
-from rgpo.report.claims.external import Anchor
+from rgpo.report.claims.claim import Arm, Loaded
+from rgpo.report.claims.evidence import BASELINE, EXTERNAL, NULL, TREATMENT, Lack, Sample, Selection
+from rgpo.report.claims.external import Anchor, Anchors
 from rgpo.report.claims.rules import FAILS, HOLDS, OPEN, Finding, Rule
+from rgpo.report.claims.selection import one_code, select, why_none
 from rgpo.report.claims.theory import Theory
 from rgpo.report.read.run import Run
 from rgpo.report.stats.bootstrap import MIN_RUNS
@@ -17,7 +20,7 @@ from rgpo.report.tables.summary import setting
 from rgpo.report.tables.table import NOTHING
 
 REPRODUCED, CONTRADICTED, UNDECIDED, UNTESTED = OUTCOMES = "reproduced", "contradicted", "undecided", "not tested"
-Anchors = Mapping[str, Mapping[str, Mapping[str, Anchor]]]  # file -> arm -> task -> number
+CONFIDENCE = 0.95  # of every interval that a rule reads, whatever the report's own setting is
 
 
 class Verdict(NamedTuple):
@@ -30,19 +33,20 @@ class Verdict(NamedTuple):
     n: int = 0  # the fewest seeds of an arm in a task; 0 where no runs were judged
 
 
-def judge(loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors, confidence: float) -> Verdict:
+def judge(loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors) -> Verdict:
     """The verdict on one claim from everything that was read; only the runs that it names are used."""
     if loaded.theory is not None:
-        return _from_theory(loaded.theory.judge(theory, confidence))
+        return _from_theory(loaded.theory.judge(theory, CONFIDENCE), theory)
     assert loaded.rule is not None and loaded.named is not None
     selection, published = selected(loaded, runs, anchors)
-    found = findings(loaded.rule, TREATMENT, selection, confidence)
+    found = findings(loaded.rule, TREATMENT, selection)
     where, version = _setting(selection), _version(selection)
     if not found:
-        nothing = f"no finished run of experiment {loaded.named.experiment}"
-        return Verdict(UNTESTED, _join(lacks(selection.lacking)) if selection.runs else nothing, where, version)
+        known = selection.runs or any(lack.why not in ("not run", "unfinished") for lack in selection.lacking)
+        why_not = _join(lacks(selection.lacking)) if known else why_none(loaded.named, runs)
+        return Verdict(UNTESTED, why_not, where, version)
     texts = [", ".join(f"{task} {finding.text}" for task, finding in found.items())]
-    null, null_text = _null(loaded.rule, selection, confidence)
+    null, null_text = _null(loaded.rule, selection)
     others = lacks([lack for lack in selection.lacking if lack.arm != NULL])
     texts += [f"null arm: {null_text}"] if null_text else []
     outcome, why = decide(list(found.values()), others, null)
@@ -53,12 +57,45 @@ def judge(loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors,
 
 def selected(loaded: Loaded, runs: Sequence[Run], anchors: Anchors) -> tuple[Selection, Mapping[tuple[str, str], Anchor]]:
     """The samples of a claim about runs, and the published numbers among them by (arm, task)."""
-    assert loaded.named is not None
+    assert loaded.named is not None and loaded.rule is not None
     published = {(name, task): number for name, arm in loaded.arms.items() for task, number in _published(arm, anchors).items()}
-    return select(loaded.named, loaded.arms, published, runs), published
+    found = select(loaded.named, loaded.arms, published, runs)
+    more = (*_unmeasured(loaded.rule, found), *_of_another_kind(loaded, published))
+    return replace(found, lacking=(*found.lacking, *more)), published
 
 
-def findings(rule: Rule, arm: str, selection: Selection, confidence: float) -> dict[str, Finding]:
+def _unmeasured(rule: Rule, selection: Selection) -> list[Lack]:
+    """Runs in which a metric of the rule is missing or not finite, as the return of one that diverged is."""
+    found = []
+    for task, by_arm in selection.samples.items():
+        for arm, sample in by_arm.items():
+            for column, statistic in rule.numbers():
+                bad = sorted({run.seed for run in sample.runs if not math.isfinite(run.number(column, statistic))})
+                found += [Lack(arm, task, _without(column, bad, sample.n))] if bad else []
+            for column in rule.curves():
+                bad = sorted({run.seed for run in sample.runs if not run.has(column)})
+                found += [Lack(arm, task, _without(column, bad, sample.n))] if bad else []
+    return found
+
+
+def _without(column: str, seeds: Sequence[int], n: int) -> str:
+    which = "any seed" if len(seeds) == n else f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return f"without a finite {column} of {which}"
+
+
+def _of_another_kind(loaded: Loaded, published: Mapping[tuple[str, str], Anchor]) -> list[Lack]:
+    """Published numbers of another metric or after another number of steps than the claim's."""
+    assert loaded.rule is not None and loaded.named is not None
+    metrics = {column for column, _ in loaded.rule.numbers()}
+    found = [Lack(arm, task, f"is {x.metric}, as published,") for (arm, task), x in published.items() if x.metric not in metrics]
+    return found + [
+        Lack(arm, task, f"is published after {x.steps:,} steps")
+        for (arm, task), x in published.items()
+        if x.steps is not None and loaded.named.steps is not None and x.steps != loaded.named.steps
+    ]
+
+
+def findings(rule: Rule, arm: str, selection: Selection) -> dict[str, Finding]:
     """The finding of each task in which an arm and the baseline have enough runs."""
     found = {}
     for task, samples in selection.samples.items():
@@ -67,7 +104,7 @@ def findings(rule: Rule, arm: str, selection: Selection, confidence: float) -> d
             sample.n >= MIN_RUNS or sample.anchor for sample in (samples[arm], baseline) if sample.n or sample is not baseline
         )
         if enough and samples[arm].n and (baseline.n or not rule.needs_baseline):
-            found[task] = rule.judge(task, samples[arm], baseline, confidence)
+            found[task] = rule.judge(task, samples[arm], baseline, CONFIDENCE)
     return found
 
 
@@ -84,7 +121,7 @@ def decide(found: Sequence[Finding], lacking: Sequence[str], null: str, unit: st
         n = max(finding.n for finding in open_) if all(finding.n for finding in open_) else 0
         why += [f"{'more than ' + format(MAX_RUNS, ',') if n > MAX_RUNS else n} {unit} would decide"] if n else []
     elif not lacking and null == OPEN:
-        why.append("the null arm was not run")
+        why.append("the null arm was not run, or not whole")
     elif not lacking and null == HOLDS:
         why.append("the null arm passes the same rule")
     undecided = bool(open_ or why)
@@ -99,25 +136,25 @@ def lacks(found: Sequence[Lack]) -> list[str]:
     return [f"{arm} {why} in {', '.join(names)}" for (arm, why), names in tasks.items()]
 
 
-def _null(rule: Rule, selection: Selection, confidence: float) -> tuple[str, str]:
-    """The null arm through the same rule: HOLDS only if it holds in every task that the claim has."""
-    found = findings(rule, NULL, selection, confidence)
-    if len(found) < len(selection.samples):
+def _null(rule: Rule, selection: Selection) -> tuple[str, str]:
+    """The null arm through the same rule: HOLDS only if it holds in every task that the claim has; OPEN if it is not whole."""
+    found = findings(rule, NULL, selection)
+    if len(found) < len(selection.samples) or any(lack.arm == NULL for lack in selection.lacking):
         return OPEN, ""
     text = ", ".join(f"{task} {finding.text}" for task, finding in found.items())
     return (HOLDS if all(finding.outcome == HOLDS for finding in found.values()) else FAILS), text
 
 
-def _from_theory(found: Sequence[Finding]) -> Verdict:
+def _from_theory(found: Sequence[Finding], theory: Theory) -> Verdict:
     if not found:
         return Verdict(UNTESTED, "no results of `python -m experiments.theory`", NOTHING)
     outcome, why = decide(found, [], FAILS, "rounds")
-    return Verdict(outcome, _join([*(finding.text for finding in found), *why]), "docs/theory.md")
+    return Verdict(outcome, _join([*(finding.text for finding in found), *why]), "docs/theory.md", theory.version or NOTHING)
 
 
 def _published(arm: Arm, anchors: Anchors) -> Mapping[str, Anchor]:
     """task -> number of an arm {external: file/arm}."""
-    file, _, name = str(arm.get("external", "")).partition("/")
+    file, _, name = str(arm.get(EXTERNAL, "")).partition("/")
     return anchors.get(file, {}).get(name, {})
 
 
@@ -134,12 +171,13 @@ def _setting(selection: Selection) -> str:
 
 
 def _version(selection: Selection) -> str:
-    """The code version of the evidence, and whether the code that determines numbers has changed since."""
+    """The code of the evidence, its commit if that is one, and whether the code that determines numbers has changed since."""
     runs = selection.runs
     if not runs:
         return NOTHING
-    versions = ", ".join(dict.fromkeys(run.version for run in runs))
-    return f"{versions}: {'unchanged' if all(run.is_current for run in runs) else 'changed since'}"
+    commits = {run.provenance.commit[:10] for run in runs}
+    versions = sorted(commits) if len(commits) == 1 and one_code(runs) else dict.fromkeys(run.version for run in runs)
+    return f"{', '.join(versions) or 'unknown'}: {'unchanged' if all(run.is_current for run in runs) else 'changed since'}"
 
 
 def _join(clauses: Sequence[str]) -> str:

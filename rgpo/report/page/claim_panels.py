@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rgpo.report.claims.claim import NULL, Loaded
-from rgpo.report.claims.evidence import Sample, Selection
+from rgpo.report.claims.claim import Loaded
+from rgpo.report.claims.evidence import NULL, Sample, Selection
+from rgpo.report.claims.external import Anchors
 from rgpo.report.claims.frontier import Dominance
 from rgpo.report.claims.ledger import Judged
-from rgpo.report.claims.verdict import Anchors, selected
+from rgpo.report.claims.verdict import CONFIDENCE, selected
 from rgpo.report.read.run import Run
 from rgpo.report.stats.independent import student
 from rgpo.report.tables.matched import path_of
@@ -19,7 +20,7 @@ from rgpo.report.tables.matched import path_of
 MAX_POINTS = 100  # of a path
 
 
-def claim_panels(one: Judged, runs: Sequence[Run], anchors: Anchors, confidence: float) -> list[dict[str, object]]:
+def claim_panels(one: Judged, runs: Sequence[Run], anchors: Anchors) -> list[dict[str, object]]:
     """A panel per task of a claim about runs, of the arms that have some; none for a claim about the theory."""
     loaded = one.loaded
     if loaded.rule is None:
@@ -29,7 +30,7 @@ def claim_panels(one: Judged, runs: Sequence[Run], anchors: Anchors, confidence:
         return []
     if isinstance(loaded.rule, Dominance):
         return [panel for task in selection.samples if (panel := _paths(loaded, loaded.rule, selection, task))["curves"]]
-    return [_numbers(loaded, selection, task, *number, confidence) for task in selection.samples for number in loaded.numbers]
+    return [_numbers(loaded, selection, task, *number) for task in selection.samples for number in loaded.numbers]
 
 
 def _name(loaded: Loaded, arm: str) -> str:
@@ -38,21 +39,19 @@ def _name(loaded: Loaded, arm: str) -> str:
     return f"{'null arm' if arm == NULL else arm}: {settings}"
 
 
-def _numbers(
-    loaded: Loaded, selection: Selection, task: str, metric: str, statistic: str, confidence: float
-) -> dict[str, object]:
-    rows = [_row(_name(loaded, arm), sample, metric, statistic, confidence) for arm, sample in selection.samples[task].items()]
+def _numbers(loaded: Loaded, selection: Selection, task: str, metric: str, statistic: str) -> dict[str, object]:
+    rows = [_row(_name(loaded, arm), sample, metric, statistic) for arm, sample in selection.samples[task].items()]
     title = f"{task}: {statistic} of {metric}"
     return {
         "kind": "intervals",
         "title": title,
-        "x": f"{metric}; circles: seeds; bars: {100 * confidence:g} % Student",
+        "x": f"{metric}; circles: seeds; bars: {100 * CONFIDENCE:g} % Student",
         "rows": rows,
     }
 
 
-def _row(name: str, sample: Sample, metric: str, statistic: str, confidence: float) -> dict[str, object]:
-    found = student(sample.summary(metric, statistic), confidence)
+def _row(name: str, sample: Sample, metric: str, statistic: str) -> dict[str, object]:
+    found = student(sample.summary(metric, statistic), CONFIDENCE)
     value, low, high = (None if math.isnan(end) else float(f"{end:.5g}") for end in found)
     dots = [] if sample.anchor else [float(f"{v:.5g}") for v in sample.values(metric, statistic)]
     note = "published" if sample.anchor else f"n = {sample.n}" if sample.n else "not run"

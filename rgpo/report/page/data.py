@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from rgpo.report.claims.verdict import Anchors
+from rgpo.report.claims.external import Anchors
 from rgpo.report.figures.looks import Line
 from rgpo.report.page.columns import curves, shown_metrics
 from rgpo.report.page.completions import Pair, Sample
@@ -122,9 +122,10 @@ def _published(groups: Sequence[Group], anchors: Anchors) -> list[dict[str, obje
             for arm, by_task in by_arm.items():
                 anchor = by_task.get(group.task)
                 if anchor is not None and anchor.steps == steps and canonical_name("algo", arm) == group.algo:
-                    text = f"{anchor.source}, {arm}"
+                    text = f"{anchor.source}, {arm}" + (f" (its protocol differs: {anchor.differs})" if anchor.differs else "")
                     found[group.task, text] = {
-                        "task": group.task, "text": text, "value": anchor.value, "sd": number(anchor.sd), "n": anchor.n,
+                        "task": group.task, "metric": anchor.metric, "text": text, "value": anchor.value, "sd": number(anchor.sd),
+                        "n": anchor.n,
                     }  # fmt: skip
     return list(found.values())
 

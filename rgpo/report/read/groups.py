@@ -80,7 +80,7 @@ def distinguishing_keys(runs: Sequence[Run]) -> list[str]:
     A key is taken if it varies among runs of the same task (task.* may differ from task to task) and splits them further than
     the keys before it: a subkey of a choice (gate.sharpness) must vary under the same choice.
     """
-    names = {key for run in runs for key in run.config if _identifies(key)}
+    names = {key for run in runs for key in run.config if identifies(key)}
     first = [*(f"choices.{axis}" for axis in AXES), "total_env_steps", "num_iterations"]
     ordered = [key for key in first if key in names] + sorted(names - set(first), key=lambda key: (key.count("."), key))
     keys: list[str] = []
@@ -95,7 +95,7 @@ def distinguishing_keys(runs: Sequence[Run]) -> list[str]:
 
 def identity(run: Run, without: Collection[str] = ()) -> Hashable:
     """The values of every key that identifies a run, equal for runs that differ in the seed, or in the keys `without`, only."""
-    return tuple(sorted((key, repr(_value(run, key))) for key in run.config if key not in without and _identifies(key)))
+    return tuple(sorted((key, repr(_value(run, key))) for key in run.config if key not in without and identifies(key)))
 
 
 def short_label(run: Run, keys: Sequence[str]) -> str:
@@ -103,7 +103,7 @@ def short_label(run: Run, keys: Sequence[str]) -> str:
     return " ".join(f"{_short(key, keys)}={_shown(run, key)}" for key in keys)
 
 
-def _identifies(key: str) -> bool:
+def identifies(key: str) -> bool:
     """True if runs with different values of the key are different experiments."""
     top, leaf = key.partition(".")[0], key.rpartition(".")[2]
     if leaf == "seed" or leaf.endswith("_seed") or key in ("choices.task", "choices.algo"):

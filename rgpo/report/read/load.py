@@ -27,7 +27,7 @@ from rgpo.report.read.workers import Map
 from rgpo.runtime import manifest, reader
 from rgpo.runtime.former import canonical_config, flat_config
 from rgpo.runtime.own_metrics import glossary
-from rgpo.runtime.provenance import GateCurve
+from rgpo.runtime.provenance import LIBRARIES, GateCurve
 from rgpo.runtime.provenance import Provenance as Stored
 from rgpo.runtime.reader import Missing, Unreadable, printable
 from rgpo.runtime.run_folder import ERROR, RunState, is_locked
@@ -256,6 +256,7 @@ def _provenance(stored: Mapping[str, object]) -> Provenance:
         dirty=bool(stored.get("dirty")),
         code=printable(str(stored.get("code") or ""), MAX_NAME),
         versions=printable(", ".join(f"{name} {v}" for name, v in versions.items())) or "unknown",
+        libraries={name: str(versions[name]) for name in LIBRARIES if name in versions},
         host=printable(f"{host}; threads per run: {stored.get('num_threads', '?')}"),
         started=printable(str(stored.get("started") or "")),
         command=_typed_again(command) if printable(command, MAX_COMMAND) == command else "",

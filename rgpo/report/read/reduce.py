@@ -18,6 +18,7 @@ LARGEST_KL = f"{KL}:max"  # a curve of the reduction: the largest KL of each blo
 SUM_TOKENS = "tokens"  # likewise, completion tokens since the start
 CPU = "cpu"  # likewise, CPU seconds
 TOTALS = {WALL: ITERATION, SUM_TOKENS: TOKENS, CPU: "time/iteration_cpu_s"}
+LAST_TENTH = "last tenth"  # a statistic: as "final" with a final_fraction of a tenth
 SHARE = "share above "  # a statistic: the share of rows above the number that follows
 MAX_QUANTILES = 200  # of ratio/max over a run's updates
 
@@ -113,6 +114,7 @@ _STATISTICS: dict[str, Callable[[Floats, Detail], float]] = {
     "first": lambda values, _: float(values[0]),
     "last": lambda values, _: float(values[-1]),
     "final": _final,
+    LAST_TENTH: lambda values, detail: _final(values, detail._replace(final_fraction=0.1)),
     "mean": lambda values, _: float(np.mean(values)),
     "median": lambda values, _: float(np.median(values)),
     "sum": lambda values, _: float(np.sum(values)),

@@ -76,6 +76,9 @@ def verify_run(folder: Path, at: str) -> tuple[str, list[Problem]]:
         columns = ", ".join(found.columns[:MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
         summary = f"{where}: different from iteration {found.iteration} on ({columns}), repeated {code}"
         return summary, [Problem(where, "the repetition has other numbers"), *notes]
+    if found.lacking:
+        summary = f"{where}: different, since only one of the two has {', '.join(found.lacking)}, repeated {code}"
+        return summary, [Problem(where, "the repetition has other columns"), *notes]
     equal = "equal" if found.largest == 0 else f"equal to rounding (largest relative difference {found.largest:.2g})"
     return f"{where}: {equal}, {len(stored['iteration'])} iterations, repeated {code}", notes
 

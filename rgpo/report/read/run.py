@@ -36,6 +36,7 @@ class Provenance(NamedTuple):
     dirty: bool  # uncommitted changes
     code: str  # digest of the code that determines numbers; empty for runs from before there was one
     versions: str
+    libraries: Mapping[str, str]  # versions of those that determine numbers
     host: str
     started: str
     command: str

@@ -126,9 +126,9 @@ function explorer(section, box) {
           curves.forEach(curve => n.add(curve.n));
           const score = /^(return)\//.test(name);
           const made = chart(cell, { title: `${NAMES[name] || name}: ${task}`, x: AXES[now.axis], y: `${name}, ${metric.unit}: ${metric.meaning}`, logY: isLog(name, curves), curves, seeds: now.seeds,
-            ribbons: score && now.published ? section.published.filter(p => p.task === task) : [] });
+            ribbons: score && now.published ? section.published.filter(p => p.task === task && p.metric === name) : [] });
           if (made) drawnCharts.push(made);
-          if (score && now.published) for (const p of section.published.filter(p => p.task === task)) cell.append(node("p", { class: "axis below" }, `dotted: published, ${p.text}, ${short(p.value)}${p.sd ? ` ± ${short(p.sd)} (sd)` : ""}`));
+          if (score && now.published) for (const p of section.published.filter(p => p.task === task && p.metric === name)) cell.append(node("p", { class: "axis below" }, `dotted: published, ${p.text}, ${short(p.value)}${p.sd ? ` ± ${short(p.sd)} (sd)` : ""}`));
           const clips = films.filter(film => score && film.dataset.task === task && film.parentNode === home); // beside the first return of its task
           cell.append(clips.length ? node("div", { class: "films clips", tabindex: "0", role: "group", "aria-label": `Episodes of ${task}` }, ...clips) : "", close);
           say();

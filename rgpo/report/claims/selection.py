@@ -1,0 +1,227 @@
+"""Which runs count for a claim: those that it names. No other run can move a verdict, and whatever is in doubt is lacking.
+
+An arm rarely names every setting. Where the runs that fit it have several configurations, the one counts that agrees with the
+other arms in every setting that distinguishes them; if none does, or several do, the claim has to name it. Which of them has
+more seeds is no reason.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rgpo.report.claims.evidence import BASELINE, EXTERNAL, TREATMENT, Lack, Named, Sample, Selection
+from rgpo.report.claims.external import Anchor
+from rgpo.report.read.groups import distinguishing_keys, identifies, identity, short_label
+from rgpo.report.read.run import Run
+from rgpo.runtime.schema import AXES
+
+CHOICES = ("algo", "scale", "sampler", *AXES)  # words of an arm that are options of conf/: gate, not choices.gate
+MAX_SHOWN = 3  # settings in a clause
+Arms = Mapping[str, Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """Complete runs of one configuration and code: seed -> values of the keys `over` -> runs that are alike, earliest first."""
+
+    runs: Mapping[int, Mapping[Hashable, Sequence[Run]]]
+
+    @property
+    def first(self) -> Run:
+        return next(iter(next(iter(self.runs.values())).values()))[0]
+
+    @property
+    def chosen(self) -> tuple[Run, ...]:
+        """One run per seed and place."""
+        return tuple(
+            alike[0] for seed in sorted(self.runs) for _, alike in sorted(self.runs[seed].items(), key=lambda item: repr(item[0]))
+        )
+
+    def lost(self, num_seeds: int, over: Sequence[str]) -> str:
+        """A clause about seeds without all runs; "" if there are none."""
+        places = {place for by_place in self.runs.values() for place in by_place}
+        absent = [str(seed) for seed in range(1, num_seeds + 1) if set(self.runs.get(seed, ())) != places]
+        what = f"{'all of ' if over else ''}seed{'s' if len(absent) > 1 else ''} {', '.join(absent)} of {num_seeds}"
+        return f"without {what}" if absent else ""
+
+    def doubled(self) -> str:
+        """A clause about seeds that were run more than once; "" if none was."""
+        seeds = [str(seed) for seed in sorted(self.runs) if any(len(alike) > 1 for alike in self.runs[seed].values())]
+        one = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)} {'were' if len(seeds) > 1 else 'was'}"
+        return f"{one} run more than once, of which the earliest counts" if seeds else ""
+
+
+class _Choice(NamedTuple):
+    """What counts for an arm in a task: a variant, or None with the reason; and a clause about others."""
+
+    variant: _Variant | None
+    why: str = ""
+    note: str = ""
+
+
+def select(named: Named, arms: Arms, anchors: Mapping[tuple[str, str], Anchor], runs: Sequence[Run]) -> Selection:
+    """The samples of every arm in every task of a claim.
+
+    anchors: (arm, task) -> published number, of arms that are not run.
+    """
+    inside = [run for run in runs if _is_of(named, run) and all(holds(run) for _, holds in _conditions(named))]
+    samples: dict[str, dict[str, Sample]] = {task: {} for task in named.tasks}
+    lacking: list[Lack] = []
+    notes: list[str] = []
+    for task in named.tasks:
+        here = [run for run in inside if run.task == task]
+        fits = {arm: [run for run in here if matches(run, settings)] for arm, settings in arms.items()}
+        variants = {arm: _variants(found, named.over) for arm, found in fits.items() if EXTERNAL not in arms[arm]}
+        for arm, settings in arms.items():
+            if EXTERNAL in settings:
+                anchor = anchors.get((arm, task))
+                samples[task][arm] = Sample(anchor=anchor)
+                lacking += [] if anchor else [Lack(arm, task, f"{settings[EXTERNAL]} has no number")]
+                continue
+            choice = _choose(variants[arm], [other for name, found in variants.items() if name != arm for other in found])
+            why = choice.why or _why_not(fits[arm], settings, here)
+            found = choice.variant
+            samples[task][arm] = Sample(found.chosen if found else (), over=bool(named.over))
+            why = found.lost(named.seeds, named.over) if found else why
+            lacking += [Lack(arm, task, why)] if why else []
+            clauses = filter(None, (choice.note, found.doubled() if found else ""))
+            notes += [f"{task}, {arm}: {clause}" for clause in clauses]
+        lacking += [Lack("treatment and baseline", task, why) for why in _unmatched(samples[task], arms, named)]
+    chosen = [run for by_arm in samples.values() for sample in by_arm.values() for run in sample.runs]
+    lacking += [Lack("the evidence", task, why) for why in _mixed(chosen, named) for task in named.tasks]
+    return Selection(samples, tuple(lacking), tuple(notes))
+
+
+def matches(run: Run, settings: Mapping[str, object]) -> bool:
+    """True if the run has every value of an arm: options by their group's name, other keys dotted."""
+    return all(run.config.get(_key(key)) == value for key, value in settings.items())
+
+
+def why_none(named: Named, runs: Sequence[Run]) -> str:
+    """Why no run counts: the first condition of the claim that no run of its experiment meets."""
+    left = [run for run in runs if _is_of(named, run)]
+    if not left:
+        return f"no finished run of experiment {named.experiment}"
+    for what, holds in _conditions(named):
+        left = [run for run in left if holds(run)]
+        if not left:
+            return f"no run of experiment {named.experiment} {what}"
+    return f"no finished run of experiment {named.experiment} fits an arm"
+
+
+def _is_of(named: Named, run: Run) -> bool:
+    """True if the run is part of the experiment, by the name in its own configuration and by its folder."""
+    return run.experiment == named.experiment == run.config.get("name")
+
+
+def _conditions(named: Named) -> list[tuple[str, Callable[[Run], bool]]]:
+    """What a run of the experiment must meet to count, in words and as a function."""
+
+    def of_length(run: Run) -> bool:
+        return named.steps in (None, run.config.get("total_env_steps")) and named.iterations in (None, run.num_iterations)
+
+    def of_code(run: Run) -> bool:
+        return not named.code or any(version.startswith(tuple(named.code)) for version in run.versions)
+
+    length = f"{named.steps:,} steps" if named.steps is not None else f"{named.iterations:,} iterations"
+    settings = ", ".join(f"{key}={value}" for key, value in named.config.items())
+    return [
+        (f"is of task {' or '.join(named.tasks)}", lambda run: run.task in named.tasks),
+        (f"has {length}", of_length),
+        (f"has a seed from 1 to {named.seeds}", lambda run: 1 <= run.seed <= named.seeds),
+        (f"is of code {' or '.join(named.code or ())}", of_code),
+        (f"has {settings}", lambda run: matches(run, named.config)),
+    ]
+
+
+def _key(word: str) -> str:
+    return f"choices.{word}" if word in CHOICES else word
+
+
+def _variants(runs: Sequence[Run], over: Sequence[str]) -> list[_Variant]:
+    """The configurations and code versions among complete runs."""
+    found: dict[Hashable, dict[int, dict[Hashable, list[Run]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for run in sorted(runs, key=lambda r: (r.provenance.started, r.run_id)):
+        if run.complete:
+            place = tuple(repr(run.config.get(key)) for key in over)
+            found[run.version, identity(run, over)][run.seed][place].append(run)
+    return [_Variant(by_seed) for by_seed in found.values()]
+
+
+def _choose(variants: Sequence[_Variant], others: Sequence[_Variant]) -> _Choice:
+    """The only variant, or the only one that agrees with the other arms wherever the variants differ."""
+    if not variants:
+        return _Choice(None)
+    firsts = [variant.first for variant in variants]
+    keys = [key for key in {key for run in firsts for key in run.config} if identifies(key)]
+    keys = [key for key in keys if len({repr(run.config.get(key)) for run in firsts}) > 1]
+    fitting = [variant for variant in variants if all(_agrees(variant.first, key, others) for key in keys)]
+    if len(fitting) == 1:
+        num_others = len(variants) - 1
+        note = f"{num_others} other variant{'s' if num_others > 1 else ''} left out" if num_others else ""
+        return _Choice(fitting[0], note=note)
+    names = distinguishing_keys(firsts)
+    labels = " and ".join(sorted({short_label(run, names) or f"code {run.version}" for run in firsts}))
+    return _Choice(None, f"run in several variants ({labels}), of which the claim names none")
+
+
+def _agrees(run: Run, key: str, others: Sequence[_Variant]) -> bool:
+    """False if the runs of the other arms have one other value of the key, under the same option where it belongs to one."""
+    option = f"choices.{key.partition('.')[0]}"
+    alike = (other.first.config for other in others if other.first.config.get(option) == run.config.get(option))
+    values = {repr(config[key]) for config in alike if key in config}
+    return len(values) != 1 or repr(run.config.get(key)) in values
+
+
+def _why_not(fitting: Sequence[Run], settings: Mapping[str, object], here: Sequence[Run]) -> str:
+    unknown = [key for key in settings if here and not any(_key(key) in run.config for run in here)]
+    if unknown:
+        return f"not run, since no run has a setting {unknown[0]}"
+    return "unfinished" if fitting else "not run"
+
+
+def _unmatched(samples: Mapping[str, Sample], arms: Arms, named: Named) -> list[str]:
+    """A clause if treatment and baseline differ in settings that neither an arm nor `differ` names.
+
+    What belongs to an option that differs (gate.sharpness under another gate) differs with it.
+    """
+    sides = [samples.get(name, Sample()).runs for name in (TREATMENT, BASELINE)]
+    if not all(sides):
+        return []
+    one, other = (runs[0].config for runs in sides)
+    free = {_key(key) for arm in (TREATMENT, BASELINE) for key in arms[arm]} | {*named.over, *named.differ}
+    groups = [axis for axis in AXES if one.get(f"choices.{axis}") != other.get(f"choices.{axis}")]
+    free_groups = (*(f"{group}." for group in groups), "choices.", "algorithm.")
+    found = [
+        f"{key} ({one.get(key)} and {other.get(key)})"
+        for key in sorted({*one, *other})
+        if identifies(key) and one.get(key) != other.get(key) and key not in free and not key.startswith(free_groups)
+    ]
+    more = f" and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
+    return [f"differ in {', '.join(found[:MAX_SHOWN])}{more}, without a word in evidence.differ,"] if found else []
+
+
+def _mixed(runs: Sequence[Run], named: Named) -> list[str]:
+    """Clauses about runs of several code versions, or of several versions of a library that determines numbers."""
+    versions = sorted({run.version for run in runs})
+    clauses = [f"has no setting {key}" for key in named.over if runs and not any(key in run.config for run in runs)]
+    if not named.code and not one_code(runs):
+        clauses.append(f"is of several code versions ({', '.join(versions)}), of which evidence.code names none")
+    for library in sorted({name for run in runs for name in run.provenance.libraries}):
+        found = sorted({run.provenance.libraries[library] for run in runs if library in run.provenance.libraries})
+        if len(found) > 1:
+            clauses.append(f"was made with several versions of {library} ({', '.join(found)})")
+    return clauses
+
+
+def one_code(runs: Sequence[Run]) -> bool:
+    """True if all runs were measured with the same code: by one digest, today's code, or one commit without changes.
+
+    A digest covers the options of its run, so that arms of one commit have different ones.
+    """
+    commits = {"" if run.provenance.dirty else run.provenance.commit for run in runs}
+    same_commit = len(commits) == 1 and "" not in commits
+    return len({run.version for run in runs}) <= 1 or same_commit or all(run.is_current for run in runs)
