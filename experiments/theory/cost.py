@@ -135,8 +135,10 @@ def at_most(limit: float, found: tuple[float, float, float]) -> str:
 
 def verdicts(tables: Tables) -> list[Verdict]:
     rows = []
-    rule = f"reproduced if the CPU time of one update is at most {TOLERANCE:g} of PPO's at equal batch and epochs "
+    rule = (
+        f"reproduced if the CPU time of one update is at most {TOLERANCE:g} of PPO's at equal batch and epochs "
         "(geometric mean of rounds)"
+    )
     for task in tables["time"].task.unique():
         num = int(tables["time"]["round"].nunique())
         for name in ("rgpo_literal", "rgpo"):
