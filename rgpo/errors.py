@@ -64,15 +64,23 @@ def close_matches(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message without its period; the error's type if there is no message."""
-    lines = str(error).strip().splitlines()
+    """The first line of an error's message without its period; the error's type if there is no message, or it cannot be read."""
+    lines = _message(error).splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _message(error: BaseException) -> str:
+    """The message of an error; "" where its own __str__ fails."""
+    try:
+        return str(error).strip()
+    except Exception:
+        return ""
 
 
 def described(error: BaseException) -> str:
     """The type of an error and the first line of its message; the place where it was raised if it has no message."""
     name, frames = type(error).__name__, traceback.extract_tb(error.__traceback__)
-    if str(error).strip() or not frames:
+    if _message(error) or not frames:
         return f"{name}: {first_line(error)}"
     return f"{name} in {Path(frames[-1].filename).name}, line {frames[-1].lineno}"
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from rgpo.control.envs import check
@@ -106,8 +109,72 @@ class OneElement(Sound):
         return self.see(), np.ones(1), False, False, {}
 
 
+class Moves(Sound):
+    """Changes what belongs to the whole process."""
+
+    def __init__(self) -> None:
+        os.chdir(tempfile.gettempdir())
+        torch.set_default_dtype(torch.float64)
+
+    def reset(self, seed: Any = None, options: Any = None) -> Any:
+        os.chdir("/")
+        return super().reset(seed=seed)
+
+
+class HugeReward(Sound):
+    def step(self, action: Any) -> Any:
+        return self.see(), 10**400, False, False, {}
+
+
+class Silent(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no message")
+
+
+class RaisesSilently(Sound):
+    def step(self, action: Any) -> Any:
+        raise Silent
+
+
+class Leaves(Sound):
+    def step(self, action: Any) -> Any:
+        raise GeneratorExit
+
+
+class NoSpace(Sound):
+    action_space = None
+
+
+class PlainDict(Sound):
+    observation_space = {"a": spaces.Discrete(2)}
+
+
+class NoNumbers(Sound):
+    action_space = spaces.Box(-1, 1, (0,))
+
+
+class EmptyPart(Sound):
+    action_space = spaces.Tuple((spaces.Discrete(2), spaces.Tuple(())))
+
+
+class NumberedParts(Sound):
+    action_space = spaces.Dict({1: spaces.Discrete(2), 2: spaces.Discrete(2)})  # type: ignore[dict-item]
+
+
+class Small(Sound):
+    """Actions of a type of their own."""
+
+    action_space = spaces.Discrete(3, start=1, dtype=np.int32)
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action) and action.dtype == np.int32
+        return super().step([float(action)])
+
+
 ALL = (Sound, OwnGenerator, NoSeed, NoisyStep, Wider, Outside, WholeFlags, Alone, Scalar, NoInfo)
-for kind in (*ALL, Raises, OldReset, NaNReward, OneElement):
+WRONG_SPACES = (NoSpace, PlainDict, NoNumbers, EmptyPart, NumberedParts)
+ALL += (Raises, OldReset, NaNReward, OneElement, Moves, HugeReward, RaisesSilently, Leaves, Small, *WRONG_SPACES)
+for kind in ALL:
     gymnasium.register(f"Check{kind.__name__}-v0", kind, max_episode_steps=1000)
 
 
@@ -139,6 +206,9 @@ REFUSED = {
     "Raises": r"the environment raised KeyError: 'the valve is lost' in step\(\)",
     "OldReset": r"raised TypeError: .* unexpected keyword argument 'seed' in reset\(\)",
     "NaNReward": "the reward is NaN or infinite within the first 16 steps",
+    "HugeReward": r"the reward must be a number that fits into 64 bits, but the environment returned 10000.*\(401 characters\)",
+    "RaisesSilently": r"the environment raised Silent in test_environment_check\.py, line \d+ in step\(\)",
+    "Leaves": r"the environment raised GeneratorExit in test_environment_check\.py, line \d+ in step\(\)",
     "OneElement": r"the reward must be a number, but the environment returned an array of shape \(1,\)",
 }
 
@@ -147,6 +217,46 @@ REFUSED = {
 def test_what_may_surprise_is_one_finding(name: str) -> None:
     (finding,) = try_out(f"Check{name}-v0")
     assert re.match(rf"Check{name}-v0: {FOUND[name]}", finding)
+
+
+SPACES = {
+    "NoSpace": "it has no action_space; set it to one of gymnasium.spaces",
+    "PlainDict": "its observation_space is {'a': Discrete(2)}, no space of gymnasium; set it to one of gymnasium.spaces",
+    "NoNumbers": "its action space has no numbers; give it a space with some",
+    "EmptyPart": "its action.1 is an empty Tuple; leave it out, or give it parts",
+    "NumberedParts": "its action is a Dict whose keys are not texts (1, 2); name its parts by texts",
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_what_is_no_space_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"task.env_id=Check{name}-v0: {SPACES[name]}.")):
+        try_out(f"Check{name}-v0")
+
+
+def test_what_an_environment_changes_of_the_process_is_put_back() -> None:
+    here = Path.cwd()
+    assert try_out("CheckMoves-v0") == ()
+    assert Path.cwd() == here and torch.get_default_dtype() == torch.float32
+
+
+def test_actions_have_the_type_of_their_space() -> None:
+    assert try_out("CheckSmall-v0") == ()
+    env = make_vector_env("CheckSmall-v0", 2, "auto")
+    env.reset(0)
+    env.step(np.array([0, 2]))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "remedy"),
+    [
+        (":Fine-v0", "names no module before the colon; write module:id, or Fine-v0 alone."),
+        ("base_ok.py:Fine-v0", "base_ok.py is no name of a module; write module:id, as base_ok:Fine-v0."),
+    ],
+)
+def test_a_module_is_named_by_its_name(env_id: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"task.env_id={env_id}: {remedy}")):
+        try_out(env_id)
 
 
 @pytest.mark.parametrize("name", REFUSED)

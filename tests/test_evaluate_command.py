@@ -40,8 +40,10 @@ class Drawn(gymnasium.Env):
     observation_space = spaces.Box(-1, 1, (2,))
     action_space = spaces.Discrete(2)
 
-    def __init__(self, render_mode: str | None = None, fails: bool = False) -> None:
-        self.render_mode, self.fails = render_mode, fails
+    def __init__(self, render_mode: str | None = None, fails: bool = False, picture: str = "large") -> None:
+        self.render_mode, self.fails, self.picture = render_mode, fails, picture
+        if picture == "fast":
+            self.metadata = {"render_fps": "fast"}
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
@@ -53,6 +55,8 @@ class Drawn(gymnasium.Env):
         return np.zeros(2, np.float32), 1.0, False, self.t == 10, {}
 
     def render(self) -> Any:
+        if self.picture == "tiny":
+            return np.full((1, 1, 3), 0.5, np.float32)
         return None if self.fails else np.full((401, 801, 3), 20 * self.t, np.uint8)
 
 
@@ -187,6 +191,21 @@ def test_an_environment_that_draws_nothing(drawn: Callable[..., rgpo.Run], capsy
     assert evaluate.main([str(run.folder), "episodes=2", "video=true"]) == 2
     assert "Drawn-v0 cannot be drawn here (render() returned NoneType and no picture); leave video out" in capsys.readouterr().err
     assert not (run.folder / "evaluation").exists()
+
+
+def test_tiny_pictures_of_floats_are_a_film(drawn: Callable[..., rgpo.Run]) -> None:
+    run = drawn("+task.env_kwargs.picture=tiny")
+    assert evaluate.main([str(run.folder), "episodes=1", "video=true"]) == 0
+    (film,) = (run.folder / "evaluation").glob("episode.*")
+    frames = imageio.imread(film)
+    assert film.stat().st_size > 100 and frames.shape[-3:] == (16, 16, 3) and abs(int(frames.mean()) - 128) < 8
+
+
+def test_a_film_needs_a_number_of_frames_per_second(drawn: Callable[..., rgpo.Run], capsys: pytest.CaptureFixture[str]) -> None:
+    run = drawn("+task.env_kwargs.picture=fast")
+    capsys.readouterr()
+    assert evaluate.main([str(run.folder), "episodes=1", "video=true"]) == 2
+    assert "Drawn-v0 has render_fps=fast in its metadata; give it a number above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variable", ["MUJOCO_GL", "PYOPENGL_PLATFORM"])

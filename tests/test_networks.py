@@ -17,7 +17,7 @@ from rgpo.cli import evaluate, export
 from rgpo.control.cnn import NatureCNN, picture
 from rgpo.control.module_policy import ModulePolicy, make_policy
 from rgpo.control.spaces import Head
-from rgpo.errors import ConfigError
+from rgpo.errors import ConfigError, NonFiniteError
 
 
 class Pictures(gymnasium.Env):
@@ -75,6 +75,61 @@ class Narrow(Net):
 class Raises(Net):
     def forward(self, x: torch.Tensor) -> Any:
         raise RuntimeError("no such layer")
+
+
+class Keywords(Net):
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+
+
+class Frozen(Net):
+    """A body that is not trained, as a pretrained encoder is not."""
+
+    def __init__(self, observation_shape: tuple[int, ...], output_size: int, width: int = 8) -> None:
+        super().__init__(observation_shape, output_size, width)
+        self.body.requires_grad_(False)
+
+
+class Untrained(Net):
+    def __init__(self, observation_shape: tuple[int, ...], output_size: int) -> None:
+        super().__init__(observation_shape, output_size)
+        self.requires_grad_(False)
+
+
+class Broken(Net):
+    def __init__(self, output_size: int) -> None:
+        raise FileNotFoundError("weights.pt")
+
+
+class NaN(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        output, value = super().forward(x)
+        return output * torch.nan, value
+
+
+class Noisy(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(torch.dropout(x, 0.5, train=True))
+
+
+class Mixing(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x - x.mean(0))
+
+
+class Whole(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        output, value = super().forward(x)
+        return output.long(), value
+
+
+class Named(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        return dict(zip(("a", "b"), super().forward(x), strict=True))
+
+
+def function(observation_shape: Any, output_size: int) -> None:
+    """No class."""
 
 
 gymnasium.register("Pictures-v0", Pictures)
@@ -161,15 +216,44 @@ def test_a_network_of_ones_own_is_trained_and_exported(algo: str, tmp_path: Path
     acts_and_exports(run.folder, np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32), tmp_path)
 
 
-RETURNS = r"task\.policy={}\(\): must return outputs \(n, 2\) and values \(n,\), not {} for n = 2\."
+@pytest.mark.parametrize("kind", ["Keywords", "Frozen"])
+def test_other_networks_that_work(kind: str, tmp_path: Path) -> None:
+    """With the node written as one word, too; what is not trained stays as it is, and the checkpoint has it."""
+    words = (*SMALL, f"task.policy={{_target_:test_networks.{kind}}}", "algo=ppo", f"results_dir={tmp_path}")
+    run = rgpo.run(*words)
+    assert run.metrics["kl/old_exact"].iloc[-1] > 0 and "hidden_sizes" not in run.config["task"]["policy"]
+    policy = rgpo.load(run.folder)._parts.policy
+    own = policy.state_dict().get("buffers", {})
+    assert own.keys() == ({"body.weight", "body.bias"} if kind == "Frozen" else set())
+    for x in policy.module.buffers(), policy.module.parameters():
+        assert all(torch.isfinite(value).all() for value in x)
+    changed = {name: value + 1 for name, value in own.items()}
+    policy.load_state_dict(policy.state_dict() | {"buffers": changed})
+    assert all(torch.equal(policy.module.state_dict()[name], value) for name, value in changed.items())
+
+
+def test_actions_that_are_not_finite_are_the_policys_and_not_the_environments(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"the policy's actions became NaN or infinite at step 0 .*lower update\.lr"):
+        rgpo.run("task=gym", "task.env_id=Pendulum-v1", "update.lr=1e30", "algo=ppo", *SMALL[1:5], f"results_dir={tmp_path}")
+
+
+RETURNS = r"task\.policy={}\(\): must return outputs \(n, 2\) and values \(n,\), not {} for n = 3\."
 
 
 @pytest.mark.parametrize(
     ("node", "sentence"),
     [
-        ("test_networks.Alone", RETURNS.format("Alone", r"\(2, 2\)")),
-        ("test_networks.Narrow", RETURNS.format("Narrow", r"\(2, 1\) and \(2, 1\)")),
-        ("test_networks.Raises", r"task\.policy: Raises\(\) raised on observations \(2, 4\) \(RuntimeError: no such layer\)\."),
+        ("test_networks.Alone", RETURNS.format("Alone", "Tensor")),
+        ("test_networks.Named", RETURNS.format("Named", "dict")),
+        ("test_networks.Narrow", RETURNS.format("Narrow", r"\(3, 1\) and \(3, 1\)")),
+        ("test_networks.Raises", r"task\.policy: Raises\(\) raised on observations \(3, 4\) \(RuntimeError: no such layer\)\."),
+        ("test_networks.Broken", r"task\.policy: Broken\(\) cannot be made \(FileNotFoundError: weights\.pt\)\."),
+        ("test_networks.NaN", r"task\.policy=NaN\(\): it returns NaN or infinite numbers at its initial parameters\."),
+        ("test_networks.Noisy", r"task\.policy=Noisy\(\): it returns something else when it is called again"),
+        ("test_networks.Mixing", r"task\.policy=Mixing\(\): its outputs for an observation depend on the others in the batch"),
+        ("test_networks.Whole", r"task\.policy=Whole\(\): its outputs and values must be floating-point numbers\."),
+        ("test_networks.Untrained", r"task\.policy=Untrained\(\): its outputs depend on no parameter that requires a gradient"),
+        ("test_networks.function", r"task\.policy\._target_=test_networks\.function: is no torch\.nn\.Module"),
         ("test_networks.Net,depth:3", r"task\.policy\.depth=3: is not a known key"),
         ("test_networks.Pictures", r"task\.policy\._target_=test_networks\.Pictures: is not"),
         ("torch.nn.Linear,in_features:3", r"torch is not a module of rgpo"),

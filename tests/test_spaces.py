@@ -271,6 +271,31 @@ def test_a_list_is_a_tuple_where_a_wrapper_takes_one() -> None:
     assert sized.observation_space.shape == (64, 3)
 
 
+class NoWrapper:
+    """Of another kind."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+
+
+def function(env: Any) -> Any:
+    """No class."""
+    return env
+
+
+class Number(gymnasium.Wrapper):
+    """Becomes something else."""
+
+    def __new__(cls, env: Any) -> Any:
+        return 5
+
+
+@pytest.mark.parametrize("low", [-np.finfo(np.float32).max, -np.inf])
+def test_the_largest_number_of_float32_is_no_bound(low: Any) -> None:
+    space = describe(spaces.Box(low, -low, (2,), np.float32), "action")
+    assert space["low"] is None and space["high"] is None
+
+
 WRAPPERS = "task.wrappers=[{_target_:gymnasium.wrappers.ClipAction},{_target_:test_spaces.Halved,factor:0.5}]"
 
 
@@ -291,6 +316,12 @@ def test_wrappers_of_gymnasium_and_of_the_user(tmp_path: Path) -> None:
         ("{_target_:gymnasium.wrappers.TimeLimit}", "max_episode_steps: is missing"),
         ("{_target_:gymnasium.wrappers.RescaleAction,min_action:0,max_action:1}", "cannot wrap"),
         ("{_target_:gymnasium.make,id:CartPole-v1}", "gymnasium"),
+        ("{_target_:test_spaces.NoWrapper}", r"task\.wrappers\[0\]\._target_=test_spaces\.NoWrapper: is no gymnasium\.Wrapper"),
+        ("{_target_:test_spaces.function}", r"is no gymnasium\.Wrapper; give the name of a class that is"),
+        ("{_target_:gymnasium.wrappers.vector.RecordEpisodeStatistics}", r"is no gymnasium\.Wrapper"),
+        ("{_target_:test_spaces.Number}", r"Number\(\) returned int, which is no environment; return one\."),
+        ("{_target_:gymnasium.wrappers.NormalizeObservation}", r"leave it out and use task\.normalize_observation=true\."),
+        ("{_target_:gymnasium.wrappers.NormalizeReward}", r"leave it out and use task\.normalize_reward=true\."),
         ("3", "must be a list"),
     ],
 )

@@ -49,6 +49,11 @@ def test_ranges_that_cannot_be_searched(words: list[str], why: str) -> None:
         space(*words)
 
 
+def test_words_of_paths_and_names_stay_as_typed() -> None:
+    found = space("update.lr=interval(1e-4,1e-2)", "name=mine", "results_dir=a folder")
+    assert {"name=mine", "results_dir=a folder"} <= {*found.fixed}
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -57,6 +62,8 @@ def test_ranges_that_cannot_be_searched(words: list[str], why: str) -> None:
         (["gate=sigmoid,erf", "hydra.sweeper.prune_at=[2]"], "must be shares"),
         (["gate=sigmoid,erf", "hydra.sweeper.direction=up"], "direction=up"),
         (["gate=sigmoid,erf", "hydra.sweeper.trials=3"], "trials"),
+        (["gate=sigmoid,erf", "hydra.sweeper.percentile=150"], "percentile=150"),
+        (["gate=sigmoid,erf", "hydra.sweeper.study_name=a/b"], "study_name=a/b"),
         (["update.lr=interval(1e-4,1e40)"], "update.lr"),  # the ends are checked before the first trial
     ],
 )

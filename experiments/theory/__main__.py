@@ -19,7 +19,7 @@ import torch
 
 from experiments.theory import page
 from experiments.theory.common import Verdict
-from rgpo.report.claims.theory import MADE, theory_digest
+from rgpo.report.claims.theory import MADE, theory_digests
 from rgpo.report.figures import style
 from rgpo.runtime.parts import write_atomically
 
@@ -51,10 +51,10 @@ def _record(folder: Path, names: list[str], smoke: bool) -> None:
     made: dict[str, str] = {}
     if not names or set(names) >= {*NAMES}:
         commit = None if smoke else _commit()
-        made = {"commit": commit, "code": theory_digest()} if commit else {}
+        made = dict(zip(("commit", "code", "cost_code"), (commit, *theory_digests()), strict=True)) if commit else {}
     elif here.exists():
         made = json.loads(here.read_text())
-        made = made if names == ["page"] or made.get("code") == theory_digest() else {}
+        made = made if names == ["page"] or (made.get("code"), made.get("cost_code")) == theory_digests() else {}
     here.unlink(missing_ok=True)
     if made:
         here.write_text(json.dumps(made) + "\n")

@@ -197,7 +197,8 @@ def numbers(tables: Tables) -> dict[str, object]:
         for case in table.case.unique()
     }
     facts = {case: {"batches": int(here.batch.nunique()), "kl": float(here.kl.mean())} for case, here in table.groupby("case")}
-    return {"rows": rows, "cuts": cuts, "facts": facts}
+    missed = [f"{row['case']} with `{row['gate']}`" for row in rows if not row["ratio"][1] <= 1 <= row["ratio"][2]]
+    return {"rows": rows, "cuts": cuts, "facts": facts, "missed": missed}
 
 
 def plain_ticks(axis: XAxis, ticks: list[float]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 from rgpo.cli.functions import find_function
 from rgpo.cli.hints import Node, Parameters, accepts, describe, is_node, missing_members, parameters_of, shown, takes_function
 from rgpo.cli.targets import (
+    bases_of,
     entry_hint,
     find_target,
     lacking_methods,
@@ -89,6 +90,8 @@ def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) 
     late = late_kind(hint, target)
     if late is not None:  # the task gives the rest, and the class checks what it is given
         given, parameters = dict.fromkeys(late.provided), parameters._replace(hints=dict.fromkeys(parameters.hints, object))
+    elif base := bases_of(hint, target):
+        raise ConfigError(f"{key}._target_={node['_target_']}: is no {base}; give the name of a class that is.")
     entries = {str(name): value for name, value in node.items() if name != "_target_"}
     if not parameters.open:
         refuse_unknown(f"{key}.", entries, set(parameters.hints) - set(given))

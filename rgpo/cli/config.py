@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
@@ -106,7 +106,11 @@ def jobs_of(composer: Composer, overrides: list[str], multirun: bool) -> list[Jo
     optuna = any(item.key_or_group == "hydra/sweeper" and item.value() == "optuna" for item in parsed)
     for word, item in zip(overrides, parsed, strict=True):
         if item.key_or_group.startswith("hydra.sweeper.") and not optuna:
-            raise ConfigError(f"{word}: is read by hydra/sweeper=optuna only; add hydra/sweeper=optuna, or leave it out.")
+            key = item.key_or_group.removeprefix("hydra.sweeper.")
+            known = key in OmegaConf.load(conf_dir() / "hydra" / "sweeper" / "optuna.yaml")
+            remedy = "add hydra/sweeper=optuna, or leave it out" if known else "leave it out"
+            what = "is read by hydra/sweeper=optuna only" if known else "is read by no sweeper"
+            raise ConfigError(f"{word}: {what}; {remedy}.")
         if item.is_sweep_override() and not multirun:
             raise ConfigError(f"{word}: is a sweep; add -m to run all of its jobs.")
         if item.is_hydra_override() and not multirun and item.key_or_group != "hydra.searchpath":
@@ -131,6 +135,7 @@ def make_job(
     Raises: ConfigError if it cannot run.
     """
     config = with_reward_nodes(plain(composed), typed or ())
+    config = with_own_policy(config, choices.get("policy@task.policy"), typed or ())
     _check_keys(config)
     config["choices"] = {key: choices.get(group) for key, group in GROUPS.items()} | {"scale": choices.get("scale", "none")}
     _check_values(config)
@@ -147,6 +152,19 @@ def make_job(
         where = "" if job.plan else run_folder.record_fault(job.run_dir, fault)
         raise ConfigError(f"{fault}{where}") from fault
     return job
+
+
+def with_own_policy(config: dict[str, object], option: object, typed: Collection[str]) -> dict[str, object]:
+    """A configuration whose task.policy has another _target_ than its packaged option keeps of the option's keys those typed."""
+    task, file = config.get("task"), conf_dir() / "policy" / f"{option}.yaml"
+    policy = task.get("policy") if isinstance(task, dict) else None
+    if not isinstance(task, dict) or not isinstance(policy, dict) or not file.is_file():
+        return config
+    own = cast(Node, OmegaConf.to_container(OmegaConf.load(file), resolve=False))
+    if policy.get("_target_") == present_name(str(own["_target_"])):
+        return config
+    kept = {key: value for key, value in policy.items() if key == "_target_" or key not in own or f"task.policy.{key}" in typed}
+    return config | {"task": task | {"policy": kept}}
 
 
 def plain(composed: DictConfig) -> dict[str, object]:

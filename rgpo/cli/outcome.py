@@ -83,7 +83,12 @@ def show(jobs: Sequence[Job], broken: Mapping[Path, str], earlier: Mapping[Path,
             line = f"{state}: {' '.join(job.overrides)}: {printable(reason)} ({where})"
             print(f"  {printable(line, MAX_LINE)}", file=sys.stderr)
     if count["missing"]:
-        print(f"  {count['missing']} of {len(jobs)} runs have not started; repeat the command to start them", file=sys.stderr)
+        stops = jobs[0].config["on_failure"] == "stop" and count["failed"]
+        remedy = (
+            "with on_failure=continue the same command goes past what failed" if stops else "repeat the command to start them"
+        )
+        have = "has" if count["missing"] == 1 else "have"
+        print(f"  {count['missing']} of {len(jobs)} runs {have} not started; {remedy}", file=sys.stderr)
     return int(count["completed"] + count["running"] < len(jobs))
 
 

@@ -25,7 +25,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -140,11 +140,20 @@ class Composer:
             if empty is not None:
                 remedy = f"The options are {', '.join(group_options(empty.key_or_group, self.config_dir)) or 'none'}."
                 raise ConfigError(f"{empty.input_line}: matches no option of the group {empty.key_or_group}. {remedy}")
+            nothing = next(
+                (item for item in own if isinstance(item.value(), RangeSweep) and not any(item.sweep_iterator())), None
+            )
+            if nothing is not None:
+                raise ConfigError(f"{nothing.input_line}: has no values; exchange its ends, or give another step.")
             sizes = [sum(1 for _ in islice(item.sweep_iterator(), MOST_JOBS + 1)) for item in own if item.is_sweep_override()]
             if math.prod(sizes) > MOST_JOBS:
                 raise ConfigError(f"command line {' '.join(words)}: makes over {MOST_JOBS:,} jobs; give fewer values.")
             batches = BasicSweeper.split_arguments(own, max_batch_size=None)
         except HydraException as error:
+            interval = next((item.input_line for item in own if isinstance(item.value(), IntervalSweep)), None)
+            if interval is not None:
+                remedy = "give values, separated by commas, or add hydra/sweeper=optuna"
+                raise ConfigError(f"{interval}: is an interval, which only a search has; {remedy}.") from error
             raise ConfigError(f"command line {' '.join(words)}: {first_line(error)}; separate the values by commas.") from error
         return [[user_form(item) for item in self.parse_hydra(cell)] for batch in batches for cell in batch]
 
@@ -257,6 +266,11 @@ class Composer:
         if match is None:
             if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
                 error = error.__cause__
+            text = str(error)
+            if "already at" in text and (word := next((word for word in words if word.startswith("+")), None)):
+                return f"{word}: is no new entry; write {word.lstrip('+')}."
+            if "merge DictConfig with ListConfig" in text and (word := next((w for w in words if "={" in w), None)):
+                return f"{word}: must be a list; write {_key(word)}=[{word.partition('=')[2]}]."
             return f"command line {' '.join(words)}: {first_line(error).rstrip(':')}."
         key = match.group(1)
         typed = [word for word in words if f"{key}.".startswith(f"{_key(word)}.")]

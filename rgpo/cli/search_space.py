@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from rgpo.cli.overrides import Composer
+from rgpo.cli.words import user_form
 from rgpo.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def space_of(composer: Composer, words: list[str]) -> Space:
     """
     items = {item.get_key_element(): item for item in composer.swept(words)}
     seeds = items.pop("seed", None)
-    fixed = tuple(str(item.input_line) for item in items.values() if not item.is_sweep_override())
+    fixed = tuple(user_form(item) for item in items.values() if not item.is_sweep_override())
     ranges = {key: _distribution(item) for key, item in items.items() if item.is_sweep_override()}
     if not ranges:
         raise ConfigError(NOT_SEARCHED)

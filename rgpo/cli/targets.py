@@ -154,6 +154,7 @@ def entry_hint(hint: object, mapping: bool) -> object:
 class LateKind(Protocol):
     """A class of ``rgpo.control.late``, which keeps a target for a later call."""
 
+    base: tuple[str, str]  # module and name of the class that a target must be a subclass of
     provided: frozenset[str]  # parameters that are given by then
 
     def defers(self, target: object) -> bool:
@@ -169,6 +170,17 @@ def late_kind(hint: object, target: object) -> LateKind | None:
     """The class of the hint that keeps a target for a later call (rgpo.control.late); None if the target is called now."""
     kinds = map(_kind, _members(hint))
     return next((kind for kind in kinds if isinstance(kind, LateKind) and kind.defers(target)), None)
+
+
+def bases_of(hint: object, target: object) -> str:
+    """What a target must be a subclass of, where the hint keeps its classes for a later call and the target is none of them."""
+    kinds = [_kind(member) for member in _members(hint)]
+    bases = [".".join(kind.base) for kind in kinds if isinstance(kind, LateKind)]
+    if not bases:
+        return ""
+    plain = tuple(kind for kind in kinds if isinstance(kind, type) and not isinstance(kind, LateKind))
+    fits = isinstance(target, type) and bool(plain) and issubclass(target, plain)
+    return "" if fits else " or ".join(bases)
 
 
 def of_packages(hint: object) -> bool:

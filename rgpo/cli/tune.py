@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from rgpo.cli.config import Job, jobs_of
 from rgpo.cli.overrides import Composer
 from rgpo.cli.search_space import Space, space_of
 from rgpo.cli.sweep import Launcher
-from rgpo.core.ranges import POSITIVE, UNIT_INTERVAL, accept, check_fields, count
+from rgpo.core.ranges import POSITIVE, UNIT_INTERVAL, accept, check_fields, count, or_null
 from rgpo.errors import ConfigError, close_matches, first_line, require, shell_word
 from rgpo.runtime import run_folder
 from rgpo.runtime.metrics import measured
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from optuna.trial import Trial, TrialState
 
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "qmc": "QMCSampler"}
+PERCENT = accept(lambda percent: 0 <= percent <= 100, "must be from 0 to 100.")
+STUDY = accept(lambda name: re.fullmatch(r"[\w.+-]{1,100}", name) is not None, "must be letters, digits, and . _ + - alone.")
 SHARES = accept(lambda shares: all(0 < share < 1 for share in shares), "must be shares of a run between 0 and 1.")
 
 
@@ -52,11 +55,11 @@ class Search:
     n_jobs: int = field(metadata=count(10_000))
     prune_at: list[float] = field(metadata=SHARES)
     n_startup_trials: int = field(metadata=count(1_000_000, least=0))
-    percentile: float = field(metadata=POSITIVE)
+    percentile: float = field(metadata=PERCENT)
     sampler: Literal["tpe", "random", "qmc"]
     seed: int = field(metadata=count(2**31, least=0))
     storage: str | None
-    study_name: str | None
+    study_name: str | None = field(metadata=or_null(STUDY))
 
     def __post_init__(self) -> None:
         check_fields(self, "hydra.sweeper")

@@ -17,6 +17,7 @@ from rgpo.learning.types import Requirements
 
 REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, or fixed or adaptive with penalty.anchor=old."
 SMALL_SHARE = 0.1  # of the bounds that new policies reach, or of their actions that lie within
+MAX_CHANNELS = 4  # of a picture of floats
 LARGE_IMAGE = 32  # pixels of a side from which bytes of three axes are taken for a picture
 
 
@@ -49,12 +50,28 @@ def _advice(env_id: str, env: VectorEnv, action_bounds: str, std: float, images:
         worst = max((_misfit(*pair, std) for pair in zip(low[finite], high[finite], strict=True)), default=None)
         if worst is not None and worst[0]:
             yield f"task.action_bounds=clip: {env_id} {worst[1]}; task.action_bounds=rescale maps [-1, 1] to the bounds."
-    space = env.observation_space
-    pixels = isinstance(space, spaces.Box) and space.dtype == np.uint8 and sorted(space.shape)[-2:-1] >= [LARGE_IMAGE]
-    if pixels and not images:
-        shape = " x ".join(map(str, space.shape))
-        remedy = "policy@task.policy=cnn convolves them"
+    pictures = [] if images else [box.shape for box in _boxes(env.observation_space) if _is_picture(box)]
+    if pictures:
+        shape = " x ".join(map(str, pictures[0]))
+        alone = isinstance(env.observation_space, spaces.Box)
+        own = "a network of your own or a wrapper that encodes them suits a Dict or Tuple"
+        remedy = "policy@task.policy=cnn convolves them" if alone else own
         yield f"task.policy: an MLP reads the {shape} pixels of {env_id} as a list of numbers; {remedy}."
+
+
+def _boxes(space: spaces.Space[object]) -> Iterator[spaces.Box]:
+    """The Boxes among a space and its parts."""
+    if isinstance(space, spaces.Box):
+        yield space
+    parts = space.values() if isinstance(space, spaces.Dict) else space if isinstance(space, spaces.Tuple) else ()
+    for part in parts:
+        yield from _boxes(part)
+
+
+def _is_picture(box: spaces.Box) -> bool:
+    """Bytes with two large sides, or floats with two large sides and up to four channels."""
+    large = sorted(box.shape)[-2:-1] >= [LARGE_IMAGE]
+    return large and (box.dtype == np.uint8 or (len(box.shape) == 3 and min(box.shape) <= MAX_CHANNELS))
 
 
 def _misfit(low: float, high: float, std: float) -> tuple[bool, str]:

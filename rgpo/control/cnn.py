@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from rgpo.control.late import Late
 from rgpo.control.mlp import LOG_STD
 from rgpo.core.ranges import NOT_NEGATIVE, check_fields, count
-from rgpo.errors import ConfigError, require
+from rgpo.errors import ConfigError, described, require
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 SMALLEST_SIDE = 36  # pixels; smaller pictures leave the last convolution nothing
 
@@ -90,26 +90,49 @@ class OwnNetwork(Late):
 
         known = {"observation_shape": tuple(shape), "output_size": output_size}
         parameters = inspect.signature(self.target).parameters
-        module: nn.Module = self.target(**{key: known[key] for key in known if key in parameters}, **self.keywords)
-        _check(module, self, shape, output_size)
+        takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+        given = {key: value for key, value in known.items() if takes_all or key in parameters}
+        try:
+            module: nn.Module = self.target(**given, **self.keywords).float()
+        except Exception as error:  # the module's own
+            raise ConfigError(f"task.policy: {self!r} cannot be made ({described(error)}).") from error
+        _check(module.eval(), self, shape, output_size)
         return module
 
 
 def _check(module: nn.Module, network: OwnNetwork, shape: Sequence[int], output_size: int) -> None:
-    """Raises: ConfigError unless two observations give outputs (2, output_size) and values (2,) or (2, 1)."""
+    """Raises: ConfigError unless the module is a function of one observation, of outputs (n, O) and values (n,) or (n, 1)."""
     import torch
 
+    x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.no_grad():
-            returned = module.eval()(torch.zeros(2, *shape))
+        returned, again, alone = module(x), module(x), module(x[:1])
     except Exception as error:  # the module's own
-        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise ConfigError(f"task.policy: {network!r} raised on observations (2, {_list(shape)}) ({why}).") from error
+        where = f"raised on observations (3, {_list(shape)})"
+        raise ConfigError(f"task.policy: {network!r} {where} ({described(error)}).") from error
     found = _shapes(returned)
-    if found not in ([(2, output_size), (2,)], [(2, output_size), (2, 1)]):
+    if found not in ([(3, output_size), (3,)], [(3, output_size), (3, 1)]):
         wanted = f"outputs (n, {output_size}) and values (n,)"
-        got = " and ".join(map(str, found))
-        require(False, "task.policy", repr(network), f"must return {wanted}, not {got} for n = 2.")
+        got = " and ".join(map(str, found)) if isinstance(returned, tuple | list) else type(returned).__name__
+        require(False, "task.policy", repr(network), f"must return {wanted}, not {got} for n = 3.")
+    output = returned[0]
+    sentences = (
+        (all(part.is_floating_point() for part in returned), "its outputs and values must be floating-point numbers."),
+        (all(torch.isfinite(part).all() for part in returned), "it returns NaN or infinite numbers at its initial parameters."),
+        (output.requires_grad, "its outputs depend on no parameter that requires a gradient, so there is nothing to train."),
+        (
+            torch.equal(output, again[0]),
+            "it returns something else when it is called again; leave out noise and state in eval mode.",
+        ),
+        (_close(output[:1], alone[0]), "its outputs for an observation depend on the others in the batch; treat each one alone."),
+    )
+    for holds, remedy in sentences:
+        require(bool(holds), "task.policy", repr(network), remedy)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """True for numbers that are equal but for rounding."""
+    return bool(((one - other).abs() <= 1e-3 * (1 + one.abs())).all())
 
 
 def _shapes(returned: object) -> list[tuple[int, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import os
 import sys
 import warnings
@@ -16,7 +17,7 @@ from rgpo import atomic
 from rgpo.control.actor import Actor
 from rgpo.control.envs.described import wrapped
 from rgpo.core.rollout import Array
-from rgpo.errors import ConfigError, NonFiniteError, first_line
+from rgpo.errors import ConfigError, NonFiniteError, first_line, require
 
 if TYPE_CHECKING:
     from rgpo.control.envs.vector_env import Env, VectorEnv
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 LONGEST_EPISODE = 10_000  # steps after which an episode without a time limit is cut
 AT_A_TIME = 64  # environments
-MAX_FRAMES, MAX_WIDTH, MAX_FPS = 400, 360, 25.0  # of a film
+MAX_FRAMES, MAX_WIDTH, MIN_SIDE, MAX_FPS = 400, 360, 16, 25.0  # of a film; pixels of a side
 RENDERERS = ("egl", "osmesa")
 
 
@@ -92,7 +93,7 @@ def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]
     """Pictures (H, W, 3) uint8 of an episode, evenly spaced, and their number per second."""
     env, first = _drawable(task, seed)
     try:
-        fps = float(env.metadata.get("render_fps") or 30)
+        fps = _frames_per_second(env, task.full_id)
         stride = max(1, round(fps / MAX_FPS))
         frames, seen, t, over = [_small(env.render())], first, 0, False
         while not over and len(frames) < MAX_FRAMES:
@@ -105,6 +106,17 @@ def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]
         return frames, fps / stride
     finally:
         env.close()
+
+
+def _frames_per_second(env: Env, env_id: str) -> float:
+    """Raises: ConfigError if the environment's metadata has no positive number."""
+    given = env.metadata.get("render_fps") or 30
+    try:
+        fps = float(given)
+    except (TypeError, ValueError):
+        fps = 0.0
+    require(0 < fps < math.inf, "video", "true", f"{env_id} has render_fps={given} in its metadata; give it a number above 0.")
+    return fps
 
 
 def _drawable(task: Control, seed: int) -> tuple[Env, object]:
@@ -124,8 +136,8 @@ def _drawable(task: Control, seed: int) -> tuple[Env, object]:
                 env = wrapped(gymnasium.make(env_id, **{**kwargs, "render_mode": "rgb_array"}), task.wrappers)
                 first, _ = env.reset(seed=seed)
                 picture = env.render()
-            if not isinstance(picture, np.ndarray) or picture.ndim != 3:
-                raise ValueError(f"render() returned {type(picture).__name__} and no picture")
+            if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] < 3 or not picture.size:
+                raise ValueError(f"render() returned {_named(picture)} and no picture (height, width, 3)")
             return env, first
         except Exception as error:  # of the environment, or of a graphics library
             problems.setdefault(first_line(error), []).append(renderer)
@@ -134,6 +146,10 @@ def _drawable(task: Control, seed: int) -> tuple[Env, object]:
     several = len(problems) > 1
     why = "; ".join(f"{text} with MUJOCO_GL={'/'.join(names)}" if several else text for text, names in problems.items())
     raise ConfigError(f"video=true: {env_id} cannot be drawn here ({why}); leave video out.")
+
+
+def _named(picture: object) -> str:
+    return f"an array of shape {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
 
 
 def _close(env: Env) -> None:
@@ -169,7 +185,12 @@ class _Renderer:
 
 
 def _small(picture: Array) -> Array:
-    """Every k-th pixel, so that it is at most MAX_WIDTH wide, with sides that are even, as video codecs need."""
+    """At most MAX_WIDTH pixels wide, at least MIN_SIDE, with even sides, as video codecs need; floats are from 0 to 1."""
     k = -(-picture.shape[1] // MAX_WIDTH)
-    small = np.ascontiguousarray(picture[::k, ::k, :3], np.uint8)
+    small = picture[::k, ::k, :3]
+    if small.dtype.kind == "f":
+        small = np.rint(255 * np.clip(small, 0.0, 1.0))
+    small = np.ascontiguousarray(small, np.uint8)
+    larger = -(-MIN_SIDE // min(small.shape[:2]))
+    small = small.repeat(larger, 0).repeat(larger, 1)
     return small[: small.shape[0] // 2 * 2, : small.shape[1] // 2 * 2]

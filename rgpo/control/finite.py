@@ -25,6 +25,18 @@ def require_observations(env_id: str, seen: Array, following: Array | None, fina
             raise NonFiniteError(f"{name} of {env_id} {BECAME} at step {found[0]} of the rollout.")
 
 
+def require_actions(seen: Array, actions: Array) -> None:
+    """seen: (t, E, D) observations; actions: (t, E, ...) that the policy drew at them.
+
+    Raises: NonFiniteError with the first step at which a finite observation led to an action that is not.
+    """
+    drawn = np.logical_and.reduce(np.isfinite(actions.reshape(*actions.shape[:2], -1)), 2)
+    bad = np.flatnonzero((~drawn & np.isfinite(seen).all(2)).any(1))
+    if bad.size:
+        remedy = "lower update.lr, or look at task.policy if it is your own"
+        raise NonFiniteError(f"the policy's actions became NaN or infinite at step {bad[0]} of the rollout; {remedy}.")
+
+
 def require_rewards(env_id: str, reward: Array) -> None:
     """reward: (T, E), as the environment gave it.
 

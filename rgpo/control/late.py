@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,11 +25,12 @@ class Late:
     provided: ClassVar[frozenset[str]]  # parameters that the task gives
     from_packages: ClassVar[bool] = False  # whether gymnasium and packages that need it may define the target
 
+    def __post_init__(self) -> None:
+        """Raises: ConfigError for a class that the task cannot use."""
+
     @classmethod
     def defers(cls, target: object) -> bool:
         """True for a subclass of the base; the module of the base is imported with every subclass of it."""
-        import sys
-
         module, name = cls.base
         base = getattr(sys.modules.get(module), name, None)
         return base is not None and isinstance(target, type) and issubclass(target, base)
@@ -46,6 +48,14 @@ class Wrapper(Late):
     provided = frozenset({"env"})
     from_packages = True
 
+    def __post_init__(self) -> None:
+        """Raises: ConfigError for a wrapper with running moments, which no checkpoint has and evaluation would begin anew."""
+        name = getattr(self.target, "__qualname__", "")
+        ours = {"NormalizeObservation": "task.normalize_observation", "NormalizeReward": "task.normalize_reward"}.get(name)
+        if ours is not None and str(getattr(self.target, "__module__", "")).startswith("gymnasium.wrappers"):
+            why = "has running moments of its own, which checkpoints lack and every evaluation would begin anew"
+            raise ConfigError(f"task.wrappers: {self!r} {why}; leave it out and use {ours}=true.")
+
     def __call__(self, env: Env) -> Env:
         """The wrapped environment.
 
@@ -55,7 +65,10 @@ class Wrapper(Late):
         tuples = {key for key, p in parameters.items() if "tuple[" in str(p.annotation)}
         keywords = {key: tuple(x) if key in tuples and isinstance(x, list) else x for key, x in self.keywords.items()}
         try:
-            return self.target(env, **keywords)
+            made = self.target(env, **keywords)
         except Exception as error:  # the wrapper's own
             why = described(error)
             raise ConfigError(f"task.wrappers: {self!r} cannot wrap {env} ({why}).") from error
+        if not isinstance(made, sys.modules["gymnasium"].Env):
+            raise ConfigError(f"task.wrappers: {self!r} returned {type(made).__name__}, which is no environment; return one.")
+        return made

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from rgpo.control.mlp import MLP
 from rgpo.control.policy import ControlPolicy, Evaluation
 from rgpo.control.spaces import Head
 from rgpo.core.rollout import Array
+from rgpo.learning.types import State
 
 ROWS = 512  # observations of one forward pass of values
 
@@ -32,7 +34,7 @@ class ModulePolicy(ControlPolicy):
     def __init__(self, module: nn.Module, shape: Sequence[int], heads: tuple[Head, ...], log_std_init: float) -> None:
         self.module, self.shape, self.heads = module.eval(), tuple(shape), heads
         self.observation_size = math.prod(shape)
-        named = dict(module.named_parameters())
+        named = {name: x for name, x in module.named_parameters() if x.requires_grad}  # the others stay as they are
         used = self._used_by_outputs(named)
         own = [name for name in named if name not in used]
         self.names = [*used, *(["log_std"] if self.num_gaussian else []), *own]
@@ -49,6 +51,16 @@ class ModulePolicy(ControlPolicy):
 
     def __repr__(self) -> str:
         return f"ModulePolicy({self.module}, {self.shape}, {self.heads})"
+
+    def state_dict(self) -> State:
+        """The parameters (P,), and whatever else the module keeps: buffers, and parameters that are not trained."""
+        buffers = {name: x.clone() for name, x in self.module.state_dict().items() if name not in self.names}
+        return super().state_dict() | ({"buffers": buffers} if buffers else {})
+
+    def load_state_dict(self, state: State) -> None:
+        """Copy everything in place, so that acting sees it."""
+        super().load_state_dict(state)
+        self.module.load_state_dict(cast(Mapping[str, Tensor], state.get("buffers", {})), strict=False)
 
     def _used_by_outputs(self, named: dict[str, nn.Parameter]) -> list[str]:
         output, _ = self.module(torch.zeros(2, *self.shape))

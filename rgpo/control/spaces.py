@@ -21,6 +21,7 @@ from rgpo.errors import ConfigError
 if TYPE_CHECKING:
     from gymnasium import spaces
 
+LARGEST_BOUND = 1e38  # above it there is none
 LARGEST_FACTOR = 1024  # values of one number of a Box of integers, each of which is an output of the network
 WRAP = "wrap the environment with task.wrappers so that it has other spaces"
 
@@ -67,12 +68,14 @@ def describe(space: spaces.Space[object], name: str) -> Space:
     from gymnasium import spaces
 
     shape = [int(x) for x in space.shape or ()]
+    if isinstance(space, spaces.Dict | spaces.Tuple) and not space.spaces:
+        raise ConfigError(f"{name} is an empty {type(space).__name__}; leave it out, or give it parts.")
     match space:
         case spaces.Box():
             low, high = (_bounds(x) for x in (space.low, space.high))
             return {"type": "Box", "shape": shape, "dtype": str(space.dtype), "low": low, "high": high}
         case spaces.Discrete():
-            return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+            return {"type": "Discrete", "dtype": str(space.dtype), "n": int(space.n), "start": int(space.start)}
         case spaces.MultiDiscrete():
             counts, starts = ([int(x) for x in np.ravel(values)] for values in (space.nvec, space.start))
             return {"type": "MultiDiscrete", "shape": shape, "dtype": str(space.dtype), "counts": counts, "starts": starts}
@@ -80,6 +83,8 @@ def describe(space: spaces.Space[object], name: str) -> Space:
             return {"type": "MultiBinary", "shape": shape, "dtype": str(space.dtype)}
         case spaces.Dict():
             keys = [str(key) for key in space.spaces]
+            if keys != list(space.spaces):
+                raise ConfigError(f"{name} is a Dict whose keys are not texts ({', '.join(keys)}); name its parts by texts.")
             return {"type": "Dict", "keys": keys, "parts": [describe(part, f"{name}.{key}") for key, part in space.items()]}
         case spaces.Tuple():
             return {"type": "Tuple", "parts": [describe(part, f"{name}.{i}") for i, part in enumerate(space.spaces)]}
@@ -89,8 +94,8 @@ def describe(space: spaces.Space[object], name: str) -> Space:
 
 
 def _bounds(values: Array) -> float | list[float | None] | None:
-    """One number if all are equal; None where there is no bound."""
-    found = [x if math.isfinite(x) else None for x in values.astype(np.float64).ravel().tolist()]
+    """One number if all are equal; None where there is no bound, which the largest number of float32 is often written for."""
+    found = [x if abs(x) < LARGEST_BOUND else None for x in values.astype(np.float64).ravel().tolist()]
     return found[0] if len(set(found)) == 1 else found
 
 
@@ -211,7 +216,7 @@ def to_env(space: Space, action: Array) -> EnvAction:
         parts: list[EnvAction] = [to_env(part, piece) for part, piece in zip(space["parts"], pieces, strict=True)]
         return dict(zip(space["keys"], parts, strict=True)) if space["type"] == "Dict" else tuple(parts)
     if space["type"] == "Discrete":
-        return action.reshape(len(action)).astype(np.int64, copy=False) + space["start"]
+        return (action.reshape(len(action)).astype(np.int64, copy=False) + space["start"]).astype(space.get("dtype", "int64"))
     shape = (len(action), *space["shape"])
     if space["type"] == "Box" and np.dtype(space["dtype"]).kind == "f":
         low, high = bounds(space)

@@ -181,7 +181,7 @@ class Control:
         for t in range(self.num_steps):
             seen[t] = self.observation
             actions[t] = action = policy.act(self.observation, noise[t])
-            step = self._step(action, seen[: t + 1])
+            step = self._step(action, seen[: t + 1], actions[: t + 1])
             self.observation = self._prepare(step.observation)
             if step.final_observation is not step.observation:  # an episode ended
                 terminated[t], truncated[t] = step.terminated, step.truncated
@@ -189,6 +189,7 @@ class Control:
                 final[step.terminated & ~np.isfinite(final).all(1)] = 0.0  # its value is not used
                 finals |= {(t, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
         raw_reward = self.env.rewards()
+        finite.require_actions(seen, actions)
         finite.require_observations(self.full_id, seen, self.observation, finals)
         finite.require_rewards(self.full_id, raw_reward)
         done = terminated | truncated
@@ -204,11 +205,12 @@ class Control:
         made = partial(ControlRollout, observation=seen, action=actions, reward=reward, terminated=terminated, done=done)
         return made(value=value, next_value=next_value, metrics=metrics)
 
-    def _step(self, action: Array, seen: Array) -> Step:
-        """One step of every environment; seen: the observations (t, E, D) that led to the actions."""
+    def _step(self, action: Array, seen: Array, actions: Array) -> Step:
+        """One step of every environment; seen: the observations (t, E, D) that led to the actions (t, E, ...) so far."""
         try:
             return self.env.step(self._to_env(action))
         except EnvironmentFault:
+            finite.require_actions(seen, actions)
             finite.require_observations(self.full_id, seen, None, {})  # an action that follows from NaN is no fault of the call
             raise
 

@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rgpo.control.envs.gymnasium_env import GymnasiumVector
+from rgpo.control.envs.registration import undisturbed
 from rgpo.control.envs.replay import same_bits
 from rgpo.control.envs.vector_env import Floats, VectorEnv
 from rgpo.errors import EnvironmentFault
@@ -73,7 +74,9 @@ def try_out(key: str, make: Callable[[int], VectorEnv]) -> None:
     env = make(1)
     try:
         if isinstance(env, GymnasiumVector):  # MuJoCo stepped directly is our own
-            _found[key] = tuple(f"{env.env_id}: {text}" for text in _findings(env, make))
+            with undisturbed():
+                found = _findings(env, make)
+            _found[key] = tuple(f"{env.env_id}: {text}" for text in found)
     finally:
         env.close()
 

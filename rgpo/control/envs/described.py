@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from rgpo.control.envs.vector_env import Env, VectorEnv, Wrap
 from rgpo.control.spaces import Space, describe, heads, observation_size
-from rgpo.errors import ConfigError
+from rgpo.errors import ConfigError, printable
 
 
 def wrapped(env: Env, wrappers: Sequence[Wrap]) -> Env:
@@ -34,6 +34,21 @@ def observation_shape(env: VectorEnv) -> tuple[int, ...]:
     return tuple(space.shape) if isinstance(space, spaces.Box) else (env.observation_size,)
 
 
+def spaces_of(env_id: str, env: Env) -> tuple[spaces.Space[object], spaces.Space[object]]:
+    """The spaces of observations and of actions.
+
+    Raises: ConfigError for an environment without one of them.
+    """
+    found = []
+    for name in ("observation_space", "action_space"):
+        space = getattr(env, name, None)
+        if not isinstance(space, spaces.Space):
+            what = f"it has no {name}" if space is None else f"its {name} is {printable(str(space), 80)}, no space of gymnasium"
+            raise ConfigError(f"task.env_id={env_id}: {what}; set it to one of gymnasium.spaces.")
+        found.append(space)
+    return found[0], found[1]
+
+
 def describe_spaces(env_id: str, observation: spaces.Space[object], action: spaces.Space[object]) -> tuple[Space, Space]:
     """Both spaces as data.
 
@@ -41,12 +56,14 @@ def describe_spaces(env_id: str, observation: spaces.Space[object], action: spac
     """
     try:
         acted = describe(action, "action")
-        empty = not heads(acted, "action")
+        empty = not sum(head.columns for head in heads(acted, "action"))
         seen = describe(observation, "observation")
     except ConfigError as error:
         raise ConfigError(f"task.env_id={env_id}: its {str(error).rstrip('.')}{_without_parts(observation)}.") from error
     if empty or not observation_size(seen):
-        raise ConfigError(f"task.env_id={env_id}: its {'action' if empty else 'observation'} space has no numbers.")
+        raise ConfigError(
+            f"task.env_id={env_id}: its {'action' if empty else 'observation'} space has no numbers; give it a space with some."
+        )
     return seen, acted
 
 

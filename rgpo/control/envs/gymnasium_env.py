@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rgpo.control.envs import registration
-from rgpo.control.envs.described import describe_spaces, is_pixels, wrapped
+from rgpo.control.envs.described import describe_spaces, is_pixels, spaces_of, wrapped
 from rgpo.control.envs.replay import (
     EARLIER,
     NOT_REPRODUCED,
@@ -28,7 +28,7 @@ from rgpo.control.envs.replay import (
 from rgpo.control.envs.vector_env import Env, Floats, Restart, SavedEnvs, Step, Wrap, check_saved
 from rgpo.control.spaces import flatten, heads, observation_size, row, to_env
 from rgpo.core.rollout import Array
-from rgpo.errors import EnvironmentFault, described, first_line
+from rgpo.errors import EnvironmentFault, described, first_line, printable
 
 REAL = (float, int, np.floating, np.integer, np.bool_)
 FLAGS = (bool, np.bool_)
@@ -49,8 +49,7 @@ class GymnasiumVector:
         self.time_limit = getattr(self._envs[0].spec, "max_episode_steps", None)
         self.module = type(self._envs[0].unwrapped).__module__
         self.layers = tuple(type(layer).__name__ for layer in _layers(self._envs[0]))
-        self.action_space = self._envs[0].action_space
-        self.observation_space = self._envs[0].observation_space
+        self.observation_space, self.action_space = spaces_of(env_id, self._envs[0])
         self._seen, self._acted = describe_spaces(env_id, self.observation_space, self.action_space)
         # a single index or a Box of floats, which are clipped and shaped for all copies at once
         self._plain = [head.kind for head in heads(self._acted)] in (["gaussian"], ["categorical"]) and (
@@ -163,7 +162,7 @@ class GymnasiumVector:
         rng = rng_state(env) if seed is None else None
         try:
             returned = env.reset(seed=seed)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, GeneratorExit) as error:
             raise self._raised("reset", error) from error
         if not (isinstance(returned, tuple | list) and len(returned) == 2 and isinstance(returned[1], dict)):
             raise self._fault("reset() must return an observation and a dict", returned)
@@ -173,7 +172,7 @@ class GymnasiumVector:
     def _advance(self, i: int, action: object) -> None:
         try:
             returned = self._envs[i].step(action)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, GeneratorExit) as error:
             raise self._raised("step", error) from error
         try:
             observation, reward, terminated, truncated, info = returned
@@ -183,7 +182,10 @@ class GymnasiumVector:
             raise self._fault(STEP_RETURNS, returned)
         self._terminated[i] = terminated if isinstance(terminated, FLAGS) else self._flag("terminated", terminated)
         self._truncated[i] = truncated if isinstance(truncated, FLAGS) else self._flag("truncated", truncated)
-        self._reward[i] = reward if isinstance(reward, REAL) else self._number(reward)
+        try:
+            self._reward[i] = reward if isinstance(reward, REAL) else self._number(reward)
+        except OverflowError as error:
+            raise self._fault("the reward must be a number that fits into 64 bits", reward) from error
         self._write(i, observation)
 
     def _record(self, i: int, action: Array) -> None:
@@ -240,8 +242,11 @@ class GymnasiumVector:
     def _fault(self, must: str, returned: object) -> EnvironmentFault:
         if isinstance(returned, np.ndarray):
             kind = f"an array of shape {returned.shape} and type {returned.dtype}"
+        elif isinstance(returned, tuple | list) and "dict" in must:
+            last = f", the last of which is {type(returned[-1]).__name__}" if returned else ""
+            kind = f"{len(returned)} values{last}"
         else:
-            kind = repr(returned)[:80]
+            kind = printable(_repr(returned), 80)
         return EnvironmentFault(f"task.env_id={self.env_id}: {must}, but the environment returned {kind}.")
 
     def _raised(self, call: str, error: BaseException) -> EnvironmentFault:
@@ -258,9 +263,16 @@ class GymnasiumVector:
             batch = to_env(self._acted, np.asarray(actions).reshape(len(actions), -1))
             return [row(self._acted, batch, i) for i in range(len(actions))]
         if isinstance(space, spaces.Discrete):
-            return list(np.asarray(actions) + space.start)  # numpy integers, the type that the space samples
+            return list(np.asarray(actions, space.dtype) + space.start)  # numpy integers, the type that the space samples
         shaped = np.asarray(actions).reshape(len(actions), *space.shape)
         return list(np.minimum(np.maximum(shaped, space.low), space.high).astype(space.dtype, copy=False))
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # the environment's own
+        return f"a {type(value).__name__}"
 
 
 def _layers(env: Env | None) -> Iterator[Env]:

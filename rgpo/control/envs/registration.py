@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import re
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium
@@ -45,11 +49,13 @@ def make(env_id: str, kwargs: Mapping[str, object]) -> Env:
     Raises: ConfigError if gymnasium does not know the id or cannot make it, with the remedy; EnvironmentFault if the module that
     registers it or its constructor raises an error of its own.
     """
-    _import_module(env_id)
     try:
-        with warnings.catch_warnings():
+        with undisturbed(), warnings.catch_warnings():
+            _import_module(env_id)
             warnings.simplefilter("ignore", DeprecationWarning)  # the v4 environments are used on purpose
             return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    except (ConfigError, EnvironmentFault):
+        raise
     except gymnasium.error.UnregisteredEnv as error:
         raise ConfigError(f"task.env_id={env_id}: {_remedy(env_id)}") from error
     except Exception as error:
@@ -62,11 +68,31 @@ def make(env_id: str, kwargs: Mapping[str, object]) -> Env:
         raise EnvironmentFault(f"task.env_id={env_id}: its constructor called sys.exit({error.code!r}).") from error
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put back what an environment changes of the whole process: the current directory, and the default type of torch."""
+    here, torch = Path.cwd(), sys.modules.get("torch")
+    default = torch.get_default_dtype() if torch else None
+    try:
+        yield
+    finally:
+        if Path.cwd() != here:
+            os.chdir(here)
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.get_default_dtype() != (default or torch.float32):
+            torch.set_default_dtype(default or torch.float32)
+
+
 def _import_module(env_id: str) -> None:
     """Import the module of module:id, as gymnasium would, but with its own errors apart from gymnasium's."""
-    module, colon, _ = env_id.partition(":")
+    module, colon, name = env_id.partition(":")
     if not colon:
         return
+    if not re.fullmatch(r"\w+(\.\w+)*", module) or module.endswith(".py"):
+        if not module:
+            raise ConfigError(f"task.env_id={env_id}: names no module before the colon; write module:id, or {name} alone.")
+        own = f"{module.removesuffix('.py').rpartition('/')[2]}:{name}"
+        raise ConfigError(f"task.env_id={env_id}: {module} is no name of a module; write module:id, as {own}.")
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:

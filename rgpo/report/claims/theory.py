@@ -45,7 +45,8 @@ class Made(TypedDict):
     """results/theory/made.json: the code of the last whole set."""
 
     commit: str
-    code: str  # theory_digest()
+    code: str  # of theory_digests()
+    cost_code: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Theory:
     decided: Sequence[Decided] | None = None
     rounds: Sequence[Round] | None = None
     version: str = ""
+    cost_version: str = ""  # likewise, for the rounds, which depend on the policies of the tasks, too
 
 
 @dataclass(frozen=True)
@@ -144,23 +146,26 @@ def read_theory(results_dir: Path) -> tuple[Theory, list[Problem]]:
     return Theory(
         None if decided is None else [Decided(**row) for row in decided],
         None if rounds is None else [Round(**row) for row in rounds],
-        _version(results_dir / FOLDER / MADE),
+        *_versions(results_dir / FOLDER / MADE),
     ), problems
 
 
-def theory_digest() -> str:
-    """The digest of the code that determines the theory's numbers: core, gates, learning, and both kinds of tasks."""
-    return digest_of((*ALWAYS, "bandit", "control", "language"))
+def theory_digests() -> tuple[str, str]:
+    """Digests of the code that determines the theory's numbers: core, gates and learning; and with it both kinds of tasks."""
+    return digest_of((*ALWAYS, "bandit")), digest_of((*ALWAYS, "bandit", "control", "language"))
 
 
-def _version(path: Path) -> str:
+def _versions(path: Path) -> tuple[str, str]:
     """The code that made the tables, from the file that `python -m experiments.theory` writes beside them; "" without one."""
     try:
         made = read_json(path, Made)
-        code, commit = made["code"], made["commit"]
+        commit, codes = made["commit"][:10], (made["code"], made["cost_code"])
     except (Missing, Unreadable, KeyError):
-        return ""
-    return f"{commit[:10]}: {'unchanged' if code == theory_digest() else 'changed since'}"
+        return "", ""
+    one, other = (
+        f"{commit}: {'unchanged' if code == now else 'changed since'}" for code, now in zip(codes, theory_digests(), strict=True)
+    )
+    return one, other
 
 
 def _read(results_dir: Path, name: str, kind: type, problems: list[Problem]) -> list[dict[str, Any]] | None:

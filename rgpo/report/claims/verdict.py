@@ -12,7 +12,7 @@ from rgpo.report.claims.evidence import BASELINE, EXTERNAL, NULL, TREATMENT, Lac
 from rgpo.report.claims.external import Anchor, Anchors
 from rgpo.report.claims.rules import FAILS, HOLDS, OPEN, Finding, Rule
 from rgpo.report.claims.selection import one_code, select, why_none
-from rgpo.report.claims.theory import Theory
+from rgpo.report.claims.theory import CostRatio, Theory
 from rgpo.report.read.run import Run
 from rgpo.report.stats.bootstrap import MIN_RUNS
 from rgpo.report.stats.independent import MAX_RUNS
@@ -36,7 +36,8 @@ class Verdict(NamedTuple):
 def judge(loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors) -> Verdict:
     """The verdict on one claim from everything that was read; only the runs that it names are used."""
     if loaded.theory is not None:
-        return _from_theory(loaded.theory.judge(theory, CONFIDENCE), theory)
+        version = theory.cost_version if isinstance(loaded.theory, CostRatio) else theory.version
+        return _from_theory(loaded.theory.judge(theory, CONFIDENCE), version)
     assert loaded.rule is not None and loaded.named is not None
     selection, published = selected(loaded, runs, anchors)
     found = findings(loaded.rule, TREATMENT, selection)
@@ -145,11 +146,11 @@ def _null(rule: Rule, selection: Selection) -> tuple[str, str]:
     return (HOLDS if all(finding.outcome == HOLDS for finding in found.values()) else FAILS), text
 
 
-def _from_theory(found: Sequence[Finding], theory: Theory) -> Verdict:
+def _from_theory(found: Sequence[Finding], version: str) -> Verdict:
     if not found:
         return Verdict(UNTESTED, "no results of `python -m experiments.theory`", NOTHING)
     outcome, why = decide(found, [], FAILS, "rounds")
-    return Verdict(outcome, _join([*(finding.text for finding in found), *why]), "docs/theory.md", theory.version or NOTHING)
+    return Verdict(outcome, _join([*(finding.text for finding in found), *why]), "docs/theory.md", version or NOTHING)
 
 
 def _published(arm: Arm, anchors: Anchors) -> Mapping[str, Anchor]:
