@@ -14,6 +14,7 @@ from rgpo.report.claims.external import read_external
 from rgpo.report.claims.theory import read_theory
 from rgpo.report.claims.verdict import Verdict, judge
 from rgpo.report.read.load import experiments, read_runs
+from rgpo.report.read.repeated import read_repeated
 
 RETURN = {"metric": "return/train_mean", "statistic": "final"}
 CLAIM: dict[str, Any] = {
@@ -68,4 +69,4 @@ def verdict(here: Path, path: Path | None = None, results: Path | None = None) -
     runs = []
     for name in experiments(results, None):
         runs += read_runs(results / name, loaded.columns, 0.1, (0.04,), lambda f, items, _: map(f, items), loaded.numbers)[0]
-    return judge(loaded, runs, read_theory(results)[0], anchors)
+    return judge(loaded, runs, read_theory(results)[0], anchors, read_repeated(results)[0])

@@ -14,9 +14,11 @@ import report_fixtures as fixtures
 import yaml
 from claim_fixtures import CLAIM, FLAT, GAIN, RETURN, claim, registered, verdict, write
 
+from rgpo.errors import ConfigError
 from rgpo.report.claims.claim import read_claim
 from rgpo.report.claims.theory import Decided, Round, Theory
 from rgpo.report.claims.verdict import CONTRADICTED, REPRODUCED, UNDECIDED, UNTESTED, judge
+from rgpo.report.read.repeated import read_repeated, record
 from rgpo.report.tables.matched import read_off
 
 KL_LEVEL = {"kind": "level", "metric": "kl/old_exact", "statistic": "mean", "low": 0.01, "high": 0.03}
@@ -238,6 +240,21 @@ def test_evidence_is_current_while_the_code_is(here: Path, monkeypatch: pytest.M
     registered(here)
     monkeypatch.setattr("rgpo.report.read.run.code_digest", lambda choices, target: "0123456789")
     assert verdict(here).version == "0123456789: unchanged"
+
+
+def test_runs_that_were_repeated_with_todays_code_are_counted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registered(here)
+    monkeypatch.setattr("rgpo.report.read.run.code_digest", lambda choices, target: "today")
+    path = here / "results/repeated.json"
+    for seed, code in ((1, "today"), (2, "today"), (3, "yesterday")):
+        (run,) = (here / "results/first_evidence").glob(f"hopper-rgpo-s{seed}-*")
+        record(path, f"first_evidence/{run.name}", {"code": code, "commit": "c", "found": "equal"})
+    assert verdict(here).version == "0123456789: changed since; 2 of its 9 runs repeated with today's: equal"
+    path.write_text("{")
+    found, (problem,) = read_repeated(here / "results")
+    assert not found and "repetitions are left out" in problem.why
+    with pytest.raises(ConfigError, match="cannot be written"):
+        record(path, "a/b", {"code": "", "commit": "", "found": "equal"})
 
 
 # rules

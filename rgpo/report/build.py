@@ -21,6 +21,7 @@ from rgpo.report.page.columns import MAX_VALUES
 from rgpo.report.page.data import experiment_data
 from rgpo.report.page.index import PageFigure, Section, render_page
 from rgpo.report.read.load import experiments
+from rgpo.report.read.repeated import read_repeated
 from rgpo.report.read.run import Problem
 from rgpo.report.read.workers import workers
 from rgpo.report.section import TABLE_FORMATS, add_gates, add_speed, baseline_unknown, load, section_of, write_table
@@ -58,7 +59,8 @@ def build(settings: Settings, defaults: Settings, live: bool = False) -> tuple[s
     everything = [group for experiment in loaded for group in experiment.groups]
     every_run = [run for experiment in loaded for run in experiment.runs]
     theory, lost = read_theory(results_dir)
-    judged, unjudged = judge_all(claims, Evidence(every_run, theory, anchors))
+    repeated, unread = read_repeated(results_dir)
+    judged, unjudged = judge_all(claims, Evidence(every_run, theory, anchors, repeated))
     ledgers = ledger(judged)
     found = answer(judged, [folder.name for folder in folders]) if not settings.experiment else None
     advised = advice([(experiment.name, experiment.groups) for experiment in loaded], settings)
@@ -72,7 +74,7 @@ def build(settings: Settings, defaults: Settings, live: bool = False) -> tuple[s
             section.data = experiment_data(
                 section.title, section.groups, section.lines, section.pairs, anchors, advised, settings, share
             )
-        general = Section("", [], baseline_unknown(everything, settings) + damaged + more + lost + unjudged)
+        general = Section("", [], baseline_unknown(everything, settings) + damaged + more + lost + unread + unjudged)
         general.tables += filter(None, [published_table(anchors, everything, settings.confidence)])
         covers_all = bool(found) or bool(settings.claims and not settings.experiment)
         general.tables += ledgers if covers_all else []

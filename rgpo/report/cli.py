@@ -22,7 +22,7 @@ COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # sett
 USAGE = """rgpo-report [key=value ...]
 rgpo-report compare A B [key=value ...]
 rgpo-report verify [results_dir=...] [experiment=...]
-rgpo-report verify RUN [at=commit|head]
+rgpo-report verify RUN [at=commit|head] [record=results/repeated.json]
 rgpo-report import FILE name=... source=... license=... [key=value ...]
 
 Reads results/<experiment>/<run>/ (running experiments too) and writes report/index.html, one self-contained page, with tables
@@ -39,7 +39,8 @@ Reads results/<experiment>/<run>/ (running experiments too) and writes report/in
 
 compare lists the changes beyond noise between two results folders, or between results_dir as committed at two commits.
 verify reads every file of every run and compares it with the run's manifest of digests. verify RUN, a run's folder, repeats that
-run at its commit (in a temporary checkout) or with the present code, and compares all columns but those that read a clock.
+run at its commit (in a temporary checkout) or with the present code, and compares all columns but those that read a clock;
+record= adds an equal repetition to a file, which the ledger shows.
 import writes other people's results, Open RL Benchmark's csv or exports of W&B, as results/external/NAME.yaml (docs/claims.md).
 A narrower command (experiment=, figures=) writes a narrower index.html; other files in report/ are kept.
 
@@ -121,11 +122,12 @@ def _verify_run(words: Sequence[str]) -> int:
     from rgpo.report.read.rerun import COMMIT, verify_run
     from rgpo.runtime.reader import user_path
 
-    unread = [word for word in words[1:] if not word.startswith("at=")]
-    require(not unread, "verify", " ".join(unread), "it reads one run's folder and at=; leave it out")
-    at = words[-1].removeprefix("at=") if len(words) > 1 else COMMIT
+    given = dict(word.partition("=")[::2] for word in words[1:])
+    unread = [word for word in words[1:] if word.partition("=")[0] not in ("at", "record")]
+    require(not unread, "verify", " ".join(unread), "it reads one run's folder, at= and record=; leave it out")
+    record = user_path(given["record"]) if given.get("record") else None
     with interrupt.Raising():
-        return _print(*verify_run(user_path(words[0]), at))
+        return _print(*verify_run(user_path(words[0]), given.get("at", COMMIT), record))
 
 
 def _compare(words: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rgpo.report.claims.claim import Loaded
 from rgpo.report.claims.external import Anchors
 from rgpo.report.claims.theory import Theory
 from rgpo.report.claims.verdict import CONFIDENCE, CONTRADICTED, OUTCOMES, REPRODUCED, UNDECIDED, UNTESTED, Verdict, judge
+from rgpo.report.read.repeated import Repeated
 from rgpo.report.read.run import Problem, Run
 from rgpo.report.tables.table import NOTHING, Table, word
 from rgpo.runtime.reader import Unreadable, printable, read_text
@@ -25,11 +26,12 @@ SHORT = {REPRODUCED: "yes", CONTRADICTED: "no", UNDECIDED: "undecided", UNTESTED
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that was read: runs of all experiments, the theory's tables, and published numbers."""
+    """Everything that was read: runs of all experiments, the theory's tables, published numbers, and what was repeated."""
 
     runs: Sequence[Run]
     theory: Theory
     anchors: Anchors
+    repeated: Mapping[str, Repeated]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def judge_all(claims: Sequence[Loaded], evidence: Evidence) -> tuple[list[Judged
     found, problems = [], []
     for loaded in claims:
         try:
-            verdict = judge(loaded, evidence.runs, evidence.theory, evidence.anchors)
+            verdict = judge(loaded, evidence.runs, evidence.theory, evidence.anchors, evidence.repeated)
         except (ArithmeticError, ValueError) as error:  # of odd numbers, which must cost this claim alone
             problems.append(Problem(f"claims/{loaded.path.name}", f"cannot be judged ({printable(str(error))})"))
             verdict = Verdict(UNTESTED, "its numbers cannot be judged", NOTHING)

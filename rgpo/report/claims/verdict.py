@@ -13,6 +13,7 @@ from rgpo.report.claims.external import Anchor, Anchors
 from rgpo.report.claims.rules import FAILS, HOLDS, OPEN, Finding, Rule
 from rgpo.report.claims.selection import one_code, select, why_none
 from rgpo.report.claims.theory import CostRatio, Theory
+from rgpo.report.read.repeated import Repeated
 from rgpo.report.read.run import Run
 from rgpo.report.stats.bootstrap import MIN_RUNS
 from rgpo.report.stats.independent import MAX_RUNS
@@ -33,15 +34,20 @@ class Verdict(NamedTuple):
     n: int = 0  # the fewest seeds of an arm in a task; 0 where no runs were judged
 
 
-def judge(loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors) -> Verdict:
-    """The verdict on one claim from everything that was read; only the runs that it names are used."""
+def judge(
+    loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors, repeated: Mapping[str, Repeated] | None = None
+) -> Verdict:
+    """The verdict on one claim from everything that was read; only the runs that it names are used.
+
+    repeated: runs that were repeated with later code, by their experiment and folder.
+    """
     if loaded.theory is not None:
         version = theory.cost_version if isinstance(loaded.theory, CostRatio) else theory.version
         return _from_theory(loaded.theory.judge(theory, CONFIDENCE), version)
     assert loaded.rule is not None and loaded.named is not None
     selection, published = selected(loaded, runs, anchors)
     found = findings(loaded.rule, TREATMENT, selection)
-    where, version = _setting(selection), _version(selection)
+    where, version = _setting(selection), _version(selection, repeated or {})
     if not found:
         known = selection.runs or any(lack.why not in ("not run", "unfinished") for lack in selection.lacking)
         why_not = _join(lacks(selection.lacking)) if known else why_none(loaded.named, runs)
@@ -171,14 +177,19 @@ def _setting(selection: Selection) -> str:
     return "; ".join(dict.fromkeys(words)) or NOTHING
 
 
-def _version(selection: Selection) -> str:
+def _version(selection: Selection, repeated: Mapping[str, Repeated]) -> str:
     """The code of the evidence, its commit if that is one, and whether the code that determines numbers has changed since."""
     runs = selection.runs
     if not runs:
         return NOTHING
     commits = {run.provenance.commit[:10] for run in runs}
     versions = sorted(commits) if len(commits) == 1 and one_code(runs) else dict.fromkeys(run.version for run in runs)
-    return f"{', '.join(versions) or 'unknown'}: {'unchanged' if all(run.is_current for run in runs) else 'changed since'}"
+    text = f"{', '.join(versions) or 'unknown'}: {'unchanged' if all(run.is_current for run in runs) else 'changed since'}"
+    again = [found for run in runs if (found := repeated.get(run.where)) and found["code"] == run.present_code]
+    if text.endswith("unchanged") or not again:
+        return text
+    how = "equal" if all(found["found"] == "equal" for found in again) else "equal to rounding"
+    return f"{text}; {len(again)} of its {len(runs)} runs repeated with today's: {how}"
 
 
 def _join(clauses: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from rgpo.errors import MAX_LINE, ConfigError, first_line, printable, require
 from rgpo.report.read import rows
 from rgpo.report.read.committed import extract
 from rgpo.report.read.load import RUN_FOLDER
+from rgpo.report.read.repeated import record
 from rgpo.report.read.run import Problem
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime import reader
@@ -42,8 +43,10 @@ class Difference(NamedTuple):
     lacking: tuple[str, ...]  # that only one of them has
 
 
-def verify_run(folder: Path, at: str) -> tuple[str, list[Problem]]:
+def verify_run(folder: Path, at: str, record_in: Path | None = None) -> tuple[str, list[Problem]]:
     """Repeat a run and state whether all columns but those that read a clock are equal.
+
+    record_in: a file to which an equal repetition is added, with the digest of the code that made it.
 
     Raises: ConfigError if the folder holds no run that can be repeated, or the repetition fails.
     """
@@ -66,7 +69,7 @@ def verify_run(folder: Path, at: str) -> tuple[str, list[Problem]]:
             except (OSError, ValueError) as error:
                 why = f"its commit {str(commit)[:10]} cannot be extracted ({error})"
                 raise ConfigError(f"verify={folder}: {why}; give at=head to repeat it with the present code") from None
-        repeated = _repeat(words, work, at == COMMIT, folder)
+        repeated, by = _repeat(words, work, at == COMMIT, folder)
         found = difference(stored, repeated)
     where = f"{folder.parent.name}/{folder.name}"
     code = f"at its commit {str(commit)[:10]}" if at == COMMIT else "with the present code"
@@ -80,6 +83,9 @@ def verify_run(folder: Path, at: str) -> tuple[str, list[Problem]]:
         summary = f"{where}: different, since only one of the two has {', '.join(found.lacking)}, repeated {code}"
         return summary, [Problem(where, "the repetition has other columns"), *notes]
     equal = "equal" if found.largest == 0 else f"equal to rounding (largest relative difference {found.largest:.2g})"
+    if record_in is not None:
+        commit = f"{by.get('commit') or ''}{'-dirty' if by.get('dirty') else ''}"
+        record(record_in, where, {"code": by.get("code", ""), "commit": commit, "found": equal.partition(" (")[0]})
     return f"{where}: {equal}, {len(stored['iteration'])} iterations, repeated {code}", notes
 
 
@@ -127,8 +133,8 @@ def _words(folder: Path, facts: Provenance) -> list[str]:
     return [word for word in typed[1:] if word.partition("=")[0].lstrip("+") not in DROPPED]
 
 
-def _repeat(words: list[str], work: Path, of_commit: bool, folder: Path) -> dict[str, Floats]:
-    """Run the command in a process of its own, and read its rows."""
+def _repeat(words: list[str], work: Path, of_commit: bool, folder: Path) -> tuple[dict[str, Floats], Provenance]:
+    """Run the command in a process of its own, and read its rows and its provenance."""
     results = work / "results"
     path = [str(work / "code")] if of_commit else [str(Path(__file__).parents[3])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])])}
@@ -143,7 +149,7 @@ def _repeat(words: list[str], work: Path, of_commit: bool, folder: Path) -> dict
         why = printable(lines[-1], MAX_LINE) if lines else f"exit code {done.returncode}"
         raise ConfigError(f"verify={folder}: the repetition failed ({why}); repeat its command by hand: {shlex.join(words)}")
     try:
-        return _read(found[0])
+        return _read(found[0]), reader.read_json(found[0] / "provenance.json", Provenance)
     except Unreadable as error:
         raise ConfigError(f"verify={folder}: the repetition left no rows ({first_line(error)}); repeat it by hand") from None
 

@@ -84,10 +84,15 @@ class Run:
         return [self.version, *([self.provenance.commit] if self.provenance.commit and not self.provenance.dirty else [])]
 
     @property
+    def present_code(self) -> str:
+        """The digest of the present code for the run's options."""
+        choices = {key.removeprefix("choices."): value for key, value in self.config.items() if key.startswith("choices.")}
+        return code_digest(choices, str(self.config.get("task._target_", "")))
+
+    @property
     def is_current(self) -> bool:
         """True if the run was measured with the code that determines numbers as it is now."""
-        choices = {key.removeprefix("choices."): value for key, value in self.config.items() if key.startswith("choices.")}
-        return self.version == code_digest(choices, str(self.config.get("task._target_", "")))
+        return self.version == self.present_code
 
     @property
     def complete(self) -> bool:
