@@ -18,6 +18,10 @@ BAD = {
     "+update.lrr=1": ("update.lrr=1", "lr"),
     "+sed=2": ("sed=2", "seed"),
     "+seed=2": ("+seed=2: is no new entry", "write seed=2"),
+    "-m experiment=first_evidence,smoke": (
+        "experiment=first_evidence,smoke: first_evidence has a grid",
+        "one experiment at a time",
+    ),
     "-m seed=range(3,1)": ("seed=range(3,1): has no values", "exchange its ends"),
     "-m update.lr=interval(1e-4,1e-2)": ("is an interval, which only a search has", "hydra/sweeper=optuna"),
     "-m hydra.sweeper.max_batch_size=2 seed=1,2": ("is read by no sweeper", "leave it out"),

@@ -17,6 +17,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from rgpo.cli.build import GROUPS, build, check_type, declared_ranges, make, present_name, refuse_unknown
 from rgpo.cli.functions import with_reward_nodes
+from rgpo.cli.hydra_words import read_by_optuna
 from rgpo.cli.hints import Node, parameters_of, shown
 from rgpo.cli.overrides import Choices, Composer, hydra_on
 from rgpo.cli.targets import make_importable
@@ -106,11 +107,7 @@ def jobs_of(composer: Composer, overrides: list[str], multirun: bool) -> list[Jo
     optuna = any(item.key_or_group == "hydra/sweeper" and item.value() == "optuna" for item in parsed)
     for word, item in zip(overrides, parsed, strict=True):
         if item.key_or_group.startswith("hydra.sweeper.") and not optuna:
-            key = item.key_or_group.removeprefix("hydra.sweeper.")
-            known = key in OmegaConf.load(conf_dir() / "hydra" / "sweeper" / "optuna.yaml")
-            remedy = "add hydra/sweeper=optuna, or leave it out" if known else "leave it out"
-            what = "is read by hydra/sweeper=optuna only" if known else "is read by no sweeper"
-            raise ConfigError(f"{word}: {what}; {remedy}.")
+            raise ConfigError(f"{word}: {read_by_optuna(item.key_or_group)}")
         if item.is_sweep_override() and not multirun:
             raise ConfigError(f"{word}: is a sweep; add -m to run all of its jobs.")
         if item.is_hydra_override() and not multirun and item.key_or_group != "hydra.searchpath":

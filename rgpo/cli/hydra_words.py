@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
 
 from rgpo.errors import ConfigError
+from rgpo.paths import conf_dir
 
 SWEEPERS = ("basic", "optuna")
 SETTABLE = ("hydra.launcher.", "hydra.sweeper.")
@@ -104,3 +106,10 @@ def refuse_hydra_words(word: str, item: Override) -> None:
     if not known or item.package is not None:
         remedy = "of hydra's own keys only those of hydra.launcher and hydra.sweeper can be set"
         raise ConfigError(f"{word}: is refused, because it could run other code; {remedy}.")
+
+
+def read_by_optuna(key: str) -> str:
+    """The rest of a sentence about a key of hydra.sweeper that the sweeper of this command does not read."""
+    if key.removeprefix("hydra.sweeper.") in OmegaConf.load(conf_dir() / "hydra" / "sweeper" / "optuna.yaml"):
+        return "is read by hydra/sweeper=optuna only; add hydra/sweeper=optuna, or leave it out."
+    return "is read by no sweeper; leave it out."

@@ -13,7 +13,7 @@ import math
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -30,7 +30,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rgpo.cli.config_dir import Options, check_folder, group_options
-from rgpo.cli.hydra_words import refuse_hydra_words, refuse_option, without_sweeper_params
+from rgpo.cli.hydra_words import read_by_optuna, refuse_hydra_words, refuse_option, without_sweeper_params
 from rgpo.cli.targets import refuse_code
 from rgpo.cli.words import CHOOSE_WITH, flat, former_name, hydra_form, preset_of, quote, typed_keys, user_form
 from rgpo.errors import ConfigError, close_matches, first_line
@@ -161,9 +161,18 @@ class Composer:
         """The words of a sweep without hydra's own, after those of the experiment's grid; raises as ``parse``."""
         parsed = self.parse(words, sweep=True)
         fixed = [word for word, item in zip(words, parsed, strict=True) if not item.is_sweep_override()]
+        for item in parsed:
+            if item.key_or_group == "experiment" and item.is_sweep_override() and not isinstance(item.value(), Glob):
+                self._refuse_grids(str(item.input_line), [str(value) for value in item.sweep_string_iterator()], fixed)
         params = self.whole(fixed).hydra.sweeper.params or {}
         swept = [*self.parse_hydra([f"{key}={value}" for key, value in params.items()]), *parsed]
         return [item for item in swept if not item.is_hydra_override()]
+
+    def _refuse_grids(self, word: str, names: Sequence[str], fixed: list[str]) -> None:
+        """Raises: ConfigError for experiments of which one has a grid, which a sweep over experiments would leave out."""
+        for name in names:
+            if self.whole([*fixed, f"experiment={name}"]).hydra.sweeper.params:
+                raise ConfigError(f"{word}: {name} has a grid of its own; give one experiment at a time.")
 
     def unfolded(self, words: list[str]) -> list[str]:
         """The words with those of hydra.sweeper.params as sweeps of their own; raises as ``parse``."""
@@ -283,6 +292,8 @@ class Composer:
             return f"{option}: overrides {key}, which no other option of this run has; choose a task that has it."
         word = max(typed, key=lambda word: len(_key(word)))  # task.env_kwargs.kind=plain, not task=gym
         value = word.partition("=")[2]
+        if key.startswith("hydra.sweeper."):
+            return f"{word}: {read_by_optuna(key)}"
         if (conf_dir() / key).is_dir():
             group = next((group for group in CHOOSE_WITH.values() if group.partition("@")[0] == key), key)
             return f"{key}={value}: is no group of this task; write {group}={value} with a language task."

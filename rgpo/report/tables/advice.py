@@ -60,6 +60,11 @@ class Contest(NamedTuple):
     current: bool  # all its runs were made with today's code that determines numbers
 
     @property
+    def num_seeds(self) -> int:
+        """Of the arm that has the fewest."""
+        return min(arm.n for arm in self.arms)
+
+    @property
     def sentence(self) -> str:
         """The best arm, its lead over the second, and its place beside the baseline."""
         best, second = self.arms[0], self.arms[1]
@@ -103,11 +108,18 @@ def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) 
     alone = len(kinds) == 1
     headlines, remarks = [], []
     for kind, of_kind in kinds.items():
-        members = [contest for contest in of_kind if contest.current] or of_kind
+        members = _weightiest([contest for contest in of_kind if contest.current] or of_kind)
         text = _headline(members)
         headlines.append(text if alone else f"{kind}, {text[0].lower()}{text[1:]}")
         remarks += [one if alone else f"{kind}: {one[0].lower()}{one[1:]}" for one in _remarks(members)]
     return Advice(tuple(headlines), tuple(remarks), tuple(contests)) if contests else None
+
+
+def _weightiest(contests: Sequence[Contest]) -> list[Contest]:
+    """Those with enough seeds to compare, if there are any; of a task the ones whose arms have the most."""
+    enough = [one for one in contests if any(arm.outcome not in ("", FEW) for arm in one.arms)] or list(contests)
+    most = {one.task: max(other.num_seeds for other in enough if other.task == one.task) for one in enough}
+    return [one for one in enough if one.num_seeds == most[one.task]]
 
 
 def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Contest | None:
@@ -197,7 +209,8 @@ def _headline(contests: Sequence[Contest]) -> str:
         return f"Undecided: every arm has fewer than {MIN_RUNS} seeds. The highest means are listed below."
     tasks = list(dict.fromkeys(contest.task for contest in contests))
     where = f"on {' or '.join(tasks)}" if len(tasks) <= MAX_TASKS else "in any task"
-    where += f" ({min(arm.n for contest in contests for arm in contest.arms)} seeds)"
+    sizes = sorted({contest.num_seeds for contest in contests})
+    where += f" ({' to '.join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))} seeds)"
     better = sorted(label for label, found in outcomes.items() if BETTER in found)
     others = f"none of {len(outcomes)} others beats it" if len(outcomes) > 1 else "the other does not beat it"
     what = f"{', '.join(better)} beat it in one task and lost in another" if better else f"{others} beyond noise {where}"
