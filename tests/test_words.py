@@ -155,7 +155,7 @@ REFUSED = [  # words, and what to write instead
     (["hydra.job.chdir=true"], "leave it out"),
     (["hydra/sweeper=ax"], "choose basic or optuna"),
     (["hydra/sweeper=nevergrad"], "hydra/sweeper=nevergrad: is not a sweeper"),
-    (["hydra.sweeper.max_batch_size=2"], "add hydra/sweeper=optuna"),
+    (["hydra.sweeper.max_batch_size=2"], "is read by no sweeper; leave it out"),
     (["hydra.sweeper.n_trials=2"], "add hydra/sweeper=optuna"),
     (["hydra.sweeper.params=3"], "give KEY: VALUES"),
     (["algo=ppo.yaml"], "write algo=ppo."),

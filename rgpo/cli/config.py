@@ -17,8 +17,8 @@ from omegaconf.errors import MissingMandatoryValue
 
 from rgpo.cli.build import GROUPS, build, check_type, declared_ranges, make, present_name, refuse_unknown
 from rgpo.cli.functions import with_reward_nodes
-from rgpo.cli.hydra_words import read_by_optuna
 from rgpo.cli.hints import Node, parameters_of, shown
+from rgpo.cli.hydra_words import read_by_optuna
 from rgpo.cli.overrides import Choices, Composer, hydra_on
 from rgpo.cli.targets import make_importable
 from rgpo.cli.unused import refuse_unused
