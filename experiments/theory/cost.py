@@ -29,6 +29,7 @@ from rgpo.report.stats.independent import student, summarize
 
 COMMAND = "python -m experiments.theory cost"
 BASELINE = "ppo"
+ROW = 0.15  # inches of an algorithm in the figure
 TOLERANCE = 1.1  # of PPO's time
 TASKS = {"control": "hopper", "language": "qwen_rlhf"}
 SMALL = ["ppo", "rgpo", "rgpo_literal", "trpo"]
@@ -173,7 +174,8 @@ def numbers(tables: Tables) -> dict[str, object]:
 def draw(tables: Tables) -> Figure:
     """CPU time of one update relative to PPO's, a dot per round; and peak memory."""
     tasks = list(tables["time"].task.unique())
-    figure, axes = style.grid(2 * len(tasks), columns=2, height=2.4)
+    most = max(tables["time"][tables["time"].task == task].algo.nunique() for task in tasks)
+    figure, axes = style.grid(2 * len(tasks), columns=2, height=max(2.4, ROW * most + 0.7))
     for i, task in enumerate(tasks):
         table = tables["time"][tables["time"].task == task].pivot(index="round", columns="algo", values="cpu_s")
         order = table.median().sort_values().index
