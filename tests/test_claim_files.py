@@ -58,6 +58,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"id": "<script>\n"}, "T1.yaml: id=<script> : give up to 20 letters"),
     ({"quote": " "}, "T1.yaml: quote= : give a text of one line"),
     ({"claim": "a\nb"}, "T1.yaml: claim=a b: give a text of one line"),
+    ({"note": "one\ntwo"}, "T1.yaml: note=one two: give a text of one line"),
+    ({"claim": "x <!-- /ledger --> y"}, "give a text of one line, without <!--"),
+    ({"rule": {**COST, "tasks": ["control", "control"]}}, "rule.tasks=['control', 'control']: name each task once"),
     ({"rule": None}, "T1.yaml: rule=null: it is missing; add it"),
     ({"stated_by": "nobody"}, "stated_by=nobody: there is no such value"),
     ({"arms": {"treatment": {"algo": "rgpoo"}, "baseline": {"algo": "ppo"}}}, "arms.treatment.algo=rgpoo: there is no such"),
@@ -151,7 +154,9 @@ def test_a_published_number_takes_part_with_its_own_error(here: Path) -> None:
     registered(here)
     folder = here / "results/external"
     folder.mkdir()
-    source = {"source": "a paper", "url": "", "protocol": "ours", "license": "MIT", "metric": "return/train_mean"}
+    source = {"source": "a paper", "url": "", "protocol": "ours", "license": "MIT", "metric": "return/train_mean"} | {
+        "steps": 20 * fixtures.STEPS
+    }
     for sd, outcome in ((10.0, REPRODUCED), (400.0, UNDECIDED)):
         numbers = {"ppo": {"hopper": {"value": 1000, "sd": sd, "n": 5}}}
         (folder / "theirs.yaml").write_text(yaml.safe_dump(source | {"arms": numbers}))
@@ -167,6 +172,7 @@ def test_a_published_number_takes_part_with_its_own_error(here: Path) -> None:
     [
         ({"metric": "return/eval_mean"}, "baseline is return/eval_mean, as published, in hopper"),
         ({"steps": 8_000_000}, "baseline is published after 8,000,000 steps in hopper"),
+        ({"steps": None}, "baseline is published after an unknown number of steps in hopper"),
     ],
 )
 def test_a_number_of_another_metric_or_length_decides_nothing(change: dict[str, Any], clause: str, here: Path) -> None:
@@ -188,6 +194,7 @@ def test_a_number_of_another_metric_or_length_decides_nothing(change: dict[str, 
         ({"steps": -1}, "steps=-1: give a number above 0"),
         ({"arms": {"ppo": {"hopper": {"value": float("nan"), "n": 5}}}}, "value=nan: give a finite number"),
         ({"arms": {"ppo": {"hopper": {"value": 1, "sd": float("inf"), "n": 5}}}}, "sd=inf: give a finite number"),
+        ({"arms": {"ppo": {"hopper": {"value": 1e308, "sd": 1e308, "n": 5}}}}, "value=1e+308: give numbers below 1e+100"),
         ({"arms": {"ppo": {"hopper": {"value": 10**400, "n": 5}}}}, "more than 64 bits"),
         ({"arms": {"ppo": {"hopper": {"value": 1, "sd": -1, "n": 5}}}}, "sd=-1.0: give a spread of 0 or more"),
         ({"arms": {"ppo": {"hopper": {"value": 1, "n": 10**12}}}}, "give 1 to 1,000,000 runs"),

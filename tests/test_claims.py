@@ -152,10 +152,53 @@ def test_arms_that_differ_in_more_than_they_name_decide_nothing(here: Path) -> N
             write(here, algo, seed, update={"lr": 1e-2 if algo == "rgpo" else 3e-4})
     found = verdict(here)
     assert found.outcome == UNDECIDED
-    assert "treatment and baseline differ in update.lr (0.01 and 0.0003), without a word in evidence.differ" in found.ours
+    assert "treatment differs from the baseline in update.lr (0.01 and 0.0003), without a word in evidence.differ" in found.ours
     assert verdict(here, claim(here, evidence={"differ": ["update.lr"]})).outcome == REPRODUCED
     arms = {"treatment": {"algo": "rgpo", "update.lr": 1e-2}, "baseline": {"algo": "ppo"}}
     assert verdict(here, claim(here, arms=arms)).outcome == REPRODUCED
+
+
+def test_options_and_null_arms_that_differ_without_a_word_decide_nothing(here: Path) -> None:
+    gates = {"treatment": {"gate": "sigmoid"}, "baseline": {"gate": "clip"}}
+    null = {"gate": "identity"}
+    for gate, penalty in (("sigmoid", "adaptive"), ("clip", "none"), ("identity", "none")):
+        for seed in (1, 2, 3):
+            write(here, "ppo", seed, choices={"gate": gate, "penalty": penalty}, final=300.0 if gate == "identity" else None)
+    found = verdict(here, claim(here, arms=gates, null_arm=null))
+    assert found.outcome == UNDECIDED and "treatment differs from the baseline in penalty (adaptive and none)" in found.ours
+    named = {"treatment": {"gate": "sigmoid", "penalty": "adaptive"}, "baseline": {"gate": "clip", "penalty": "none"}}
+    assert verdict(here, claim(here, arms=named, null_arm=null)).outcome == REPRODUCED
+    for run in (here / "results/first_evidence").glob("*"):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        if config["choices"]["gate"] == "identity":
+            (run / "config.yaml").write_text(yaml.safe_dump(config | {"update": {**config["update"], "lr": 0.1}}))
+    found = verdict(here, claim(here, arms=named, null_arm=null))
+    assert found.outcome == UNDECIDED and "null differs from the baseline in update.lr (0.1 and 0.0003)" in found.ours
+
+
+def test_the_same_runs_are_no_two_arms(here: Path) -> None:
+    registered(here)
+    same = {"treatment": {"algo": "ppo"}, "baseline": {"algo": "ppo", "update.lr": 3e-4}}
+    found = verdict(here, claim(here, arms=same))
+    assert found.outcome == UNDECIDED and "treatment has the runs of the baseline in hopper" in found.ours
+
+
+def test_toys_are_no_long_runs(here: Path) -> None:
+    """num_iterations has precedence over total_env_steps, which the configuration keeps."""
+    for algo in FLAT:
+        for seed in (1, 2, 3):
+            write(here, algo, seed, total_env_steps=1_000_000)
+    found = verdict(here, claim(here, evidence={"steps": 1_000_000}))
+    assert (found.outcome, found.ours) == (UNTESTED, "no run of experiment first_evidence has 1,000,000 steps")
+
+
+def test_a_seed_that_was_begun_twice_is_named(here: Path) -> None:
+    registered(here)
+    again = write(here, "rgpo", 2, memory_gb=7)
+    (again / "state.json").write_text(json.dumps({"status": "failed", "attempt": 1, "iteration": 7, "num_iterations": 20}))
+    again.rename(again.with_name("hopper-rgpo-s2-00000000"))
+    found = verdict(here)
+    assert found.outcome == REPRODUCED and "hopper, treatment: seed 2 begun once more and not finished" in found.ours
 
 
 def test_runs_with_several_versions_of_a_library_decide_nothing(here: Path) -> None:
@@ -250,6 +293,10 @@ def test_runs_that_were_repeated_with_todays_code_are_counted(here: Path, monkey
         (run,) = (here / "results/first_evidence").glob(f"hopper-rgpo-s{seed}-*")
         record(path, f"first_evidence/{run.name}", {"code": code, "commit": "c", "found": "equal"})
     assert verdict(here).version == "0123456789: changed since; 2 of its 9 runs repeated with today's: equal"
+    for odd in ({"commit": "c", "found": "equal"}, {"code": "c", "commit": "c", "found": "different"}):
+        path.write_text(json.dumps({"runs": {"a/b": odd}}))
+        found, (problem,) = read_repeated(here / "results")
+        assert not found and "the entry of a/b is no repetition" in problem.why
     path.write_text("{")
     found, (problem,) = read_repeated(here / "results")
     assert not found and "repetitions are left out" in problem.why
@@ -385,12 +432,9 @@ def test_cost_is_the_ratio_of_interleaved_rounds(here: Path) -> None:
         times = {"ppo": [2.0**i for i in range(9)], "rgpo": [2.0**i * (factor + 0.01 * (i % 3)) for i in range(9)]}
         rounds = [Round("control", algo, i, cpu_s) for algo, found in times.items() for i, cpu_s in enumerate(found)]
         assert judge(loaded, [], Theory(rounds=rounds), {}).outcome == outcome
-        more = [
-            *rounds,
-            *(row._replace(round=row.round + 9, cpu_s=1.0) for row in rounds),
-            *(row._replace(cpu_s=9.0) for row in rounds),
-        ]
-        assert judge(loaded, [], Theory(rounds=more), {}) == judge(loaded, [], Theory(rounds=rounds), {})
+    more = [row._replace(round=row.round + 9, cpu_s=1.0) for row in rounds]
+    for wrong in ([*rounds, *more], [*rounds, rounds[0]._replace(cpu_s=9.0)], [*rounds[1:], rounds[0]._replace(cpu_s=np.inf)]):
+        assert judge(loaded, [], Theory(rounds=wrong), {}).outcome == UNDECIDED
     found = judge(loaded, [], Theory(rounds=[row for row in rounds if row.round < 8]), {})
     assert found.outcome == UNDECIDED and "control: 8 of 9 rounds" in found.ours
 
@@ -411,7 +455,12 @@ def test_statements_are_named_and_whole(here: Path) -> None:
     assert outcome(Theory(rows), "T1 (ours)", ["c"]) == (CONTRADICTED, "0 of 1 statements hold; not: c 2.00")
     assert outcome(Theory(rows[1:])) == (UNDECIDED, "1 of 2 statements hold; missing: a")
     assert outcome(Theory([row._replace(claim="T2") for row in rows]))[0] == UNDECIDED
-    assert outcome(Theory([*rows, *rows, rows[0]._replace(setting="d", verdict="not reproduced")])) == outcome(Theory(rows))
+    assert outcome(Theory([*rows, rows[0]._replace(setting="d")])) == (
+        UNDECIDED,
+        "2 of 2 statements hold; not among the claim's: d",
+    )
+    assert outcome(Theory([*rows, rows[0]._replace(verdict="not reproduced")]))[0] == UNDECIDED
+    assert outcome(Theory([rows[0]._replace(measured=np.nan), rows[1]]))[0] == UNDECIDED
     assert outcome(Theory())[0] == UNTESTED
     found = judge(read_claim(here / "mine" / "T1.yaml", [], {}), [], Theory(rows, version="abc: unchanged"), {})
     assert found.version == "abc: unchanged"

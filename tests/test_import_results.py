@@ -21,6 +21,8 @@ Pusher-v2,-56.83 ± 13.33,-60.49 ± 4.37
 """
 
 
+SHORT = "Step,Hopper-v4__ppo__1 - charts/episodic_return,Hopper-v4__ppo__2 - charts/episodic_return\n"
+SHORT += "".join(f"{i},{i},{i if i < 2 else ''}\n" for i in range(20))
 RUNS = "env_id,exp_name,charts/episodic_return,seed\n"
 
 
@@ -116,6 +118,18 @@ def test_a_folder_of_runs(here: Path) -> None:
         (RUNS + "Hopper-v4,ppo,,1\n", FACTS, "row 2 has the value none; remove the run"),
         (RUNS + "Hopper-v4,ppo,5,1\nHopper-v4,ppo,6,1\n", FACTS, "seed 1 of an arm occurs twice in a task"),
         (RUNS + "Hopper-v4,,5,1\n", FACTS, "an arm or a task has no name"),
+        (RUNS + "Hopper-v4,ppo,5,1\nHopper-v4,ppo,6,1.0\n", FACTS, "seed 1 of an arm occurs twice in a task"),
+        (RUNS + "Hopper-v4,ppo,5,\n", FACTS, "row 2 has no seed"),
+        (RUNS + "Hopper-v4,ppo,1_000,1\n", FACTS, "row 2 has the value 1_000"),
+        (RUNS.replace("seed", "exp_name") + "Hopper-v4,ppo,5,1\n", FACTS, "it has the column exp_name twice"),
+        (RUNS + "Hopper-v4,ppo,5,1\n", [*FACTS, "n=7"], "n=7: is read for a table of mean ± sd only"),
+        (RUNS + "Hopper-v4,ppo,5,1\n", [*FACTS, "arms=ppo"], "arms=ppo: write ours:theirs"),
+        (RUNS + "Hopper-v4,ppo,5,1\n", [*FACTS, "arms=ppo:zzz"], "no arm of the file has zzz in its name; there are ppo"),
+        (RUNS + "Hopper-v4,ppo,5,1\n", [*FACTS, "name=again"], "name=again: it is given twice"),
+        (RUNS + "Hopper-v4,ppo,5,1\n", [*FACTS, "metric=banana"], "metric=banana: there is no such metric"),
+        (",a\nHopper-v4,5 ± 1e400\n", [*FACTS, "n=3"], "sd=inf: give a finite number"),
+        (",a,b\nHopper-v4,5 ± 1\n", [*FACTS, "n=3"], "the row of Hopper-v4 is not as long as the header"),
+        (SHORT, FACTS, "the run Hopper-v4__ppo__2 ends at row 3 of 21; remove its column"),
         (RUNS + "Hopper-v4,ppo\n", FACTS, "row 2 is shorter than the header"),
         (",a\nHopper-v4,1.2.3 ± 300\nAnt-v4,5 ± 1\n", [*FACTS, "n=3"], "Hopper-v4, a: 1.2.3 ± 300 is no cell mean ± sd"),
         (',a\nHopper-v4,"2,000.1 ± 300"\nAnt-v4,5 ± 1\n', [*FACTS, "n=3"], "Hopper-v4, a: 2,000.1 ± 300 is no cell"),
@@ -134,6 +148,16 @@ def test_bad_input_is_one_sentence(
     assert main(["import", "x.csv", *words]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1 and not (here / "results").exists()
+
+
+def test_a_run_of_a_folder_without_the_metric_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, logged in enumerate(({"charts/episodic_return": 5.0}, {"_step": 9})):
+        files = here / f"wandb/run-{seed}/files"
+        files.mkdir(parents=True)
+        (files / "wandb-summary.json").write_text(json.dumps(logged))
+        (files / "config.yaml").write_text("env_id: {value: Hopper-v4}\nexp_name: {value: ppo}\n")
+    assert main(["import", "wandb", *FACTS]) == 2
+    assert "run-1/files has no charts/episodic_return; remove the run, or repair it" in capsys.readouterr().err
 
 
 def test_no_file_is_one_sentence(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from rgpo.runtime.reader import Unreadable, printable, read_yaml
 from rgpo.runtime.schema import GLOSSARY
 
 FOLDER = "external"  # of results_dir
-MAX_N = 1_000_000
+MAX_N, LARGEST = 1_000_000, 1e100
 NOT_READ = (".yml", ".parquet", ".csv", ".json")  # files that look like numbers; only .yaml is read
 
 
@@ -77,12 +77,20 @@ def read_external(results_dir: Path) -> tuple[dict[str, dict[str, dict[str, Anch
         if path.suffix != ".yaml" or path.name.startswith("."):
             continue
         try:
-            node = fill(Source, read_yaml(path), f"{name}: ")
-            _check(node, name)
-            found[path.stem] = {arm: _anchors(node, arm, name) for arm in node.arms}
+            found[path.stem] = anchors_of(read_yaml(path), name)
         except (ConfigError, Unreadable) as error:
             problems.append(Problem(name, f"{printable(str(error))}; the file is left out"))
     return found, problems
+
+
+def anchors_of(node: object, name: str) -> dict[str, dict[str, Anchor]]:
+    """arm -> task -> number of a file's contents; name: of the file, for errors.
+
+    Raises: ConfigError if they cannot be used.
+    """
+    source = fill(Source, node, f"{name}: ")
+    _check(source, name)
+    return {arm: _anchors(source, arm, name) for arm in source.arms}
 
 
 def _check(source: Source, name: str) -> None:
@@ -104,5 +112,7 @@ def _anchor(node: object, source: Source, where: str) -> Anchor:
     number = fill(Number, node, where)
     require(1 <= number.n <= MAX_N, f"{where}n", number.n, f"give 1 to {MAX_N:,} runs")
     require(number.sd is None or number.sd >= 0, f"{where}sd", number.sd, "give a spread of 0 or more, or null")
+    fits = abs(number.value) < LARGEST and (number.sd or 0.0) < LARGEST
+    require(fits, f"{where}value", number.value, f"give numbers below {LARGEST:g}")
     sd = float("nan") if number.sd is None else number.sd
     return Anchor(number.value, sd, number.n, source.metric, source.source, source.differs, source.steps)

@@ -18,7 +18,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypedDict, cast
@@ -29,7 +29,7 @@ import yaml
 from rgpo.atomic import make_folder, write_text
 from rgpo.errors import ConfigError, require
 from rgpo.paths import conf_dir
-from rgpo.report.claims.external import FOLDER, MAX_N
+from rgpo.report.claims.external import FOLDER, MAX_N, anchors_of
 from rgpo.report.claims.typed import fill
 from rgpo.report.stats.independent import Summary, summarize
 from rgpo.runtime.reader import Unreadable, printable, read_json, read_text, read_yaml, user_path
@@ -39,7 +39,6 @@ FINAL = 0.1  # share of a chart's rows, at the end, that make a run's number
 NUMBER = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?"
 CELL = re.compile(rf"\s*({NUMBER}|nan)\s*±\s*({NUMBER}|nan)\s*", re.IGNORECASE)
 SEPARATORS = ",;\t"
-STEP = ("step", "global_step", "_step")  # first columns of a chart, by which its rows are sorted
 SEED = ("seed", "config.seed")  # columns of a table of runs
 Numbers = Mapping[tuple[str, str], Summary]  # (arm, task) -> over seeds
 
@@ -80,7 +79,7 @@ def import_results(file: Path, words: Words) -> str:
     known = {key: x for key, x in found.items() if math.isfinite(x.mean)}
     if not known:
         raise ConfigError(f"import={file}: it has no number; give value= a metric that it holds.")
-    ours = {part: name for name, _, part in (pair.partition(":") for pair in words.arms.split(",")) if part}
+    ours = dict(_pair(pair, known) for pair in words.arms.split(",") if pair)
     arms: dict[str, dict[str, dict[str, float | int]]] = {}
     for (theirs, environment), x in known.items():
         arm = next((name for part, name in ours.items() if part in theirs), re.sub(r"\W+", "_", theirs).strip("_"))
@@ -92,9 +91,22 @@ def import_results(file: Path, words: Words) -> str:
         place[task] = {"value": round(x.mean, 6), **spread, "n": x.n}
     facts = {key: getattr(words, key) for key in ("source", "url", "protocol", "license", "metric", "differs")}
     node = facts | ({} if words.steps is None else {"steps": words.steps}) | {"arms": arms}
+    anchors_of(node, path.name)
     make_folder(path.parent)
     write_text(path, yaml.safe_dump(node, sort_keys=False, allow_unicode=True))
     return f"{path}: {len(known)} numbers of {len(arms)} arms ({', '.join(arms)})"
+
+
+def _pair(text: str, known: Collection[tuple[str, str]]) -> tuple[str, str]:
+    """(a part of their name, ours) of ours:theirs.
+
+    Raises: ConfigError if it has no colon, or no arm of the file has that part.
+    """
+    name, _, part = text.partition(":")
+    require(bool(name and part), "arms", text, "write ours:theirs, where theirs is a part of an arm's name in the file")
+    there = ", ".join(sorted({arm for arm, _ in known})[:8])
+    require(any(part in arm for arm, _ in known), "arms", text, f"no arm of the file has {part} in its name; there are {there}")
+    return part, name
 
 
 def task_of(environment: str) -> str:
@@ -119,6 +131,7 @@ def words_of(texts: Sequence[str]) -> Words:
     for text in texts:
         key, _, value = text.partition("=")
         require(key in names, "import", text, f"give one of {', '.join(names)}, as key=value")
+        require(key not in given, key, value, "it is given twice; leave one out")
         number = key in ("steps", "n")
         require(not number or re.fullmatch("[1-9][0-9]{0,14}", value) is not None, key, value, "give a whole number above 0")
         given[key] = int(value) if number else value
@@ -139,8 +152,9 @@ def _table(file: Path, words: Words) -> Numbers:
     rows = [row for row in rows if row]
     require(len(rows) > 1, "import", file, "it has no rows; give a csv with a header")
     head, *body = rows
-    if not head[0].strip() and any(CELL.fullmatch(cell) for row in body for cell in row[1:]):
+    if not head[0].strip():
         return _cells(file, head, body, words)
+    require(words.n is None, "n", words.n, "is read for a table of mean ± sd only, whose first column has no name; leave it out")
     if any(name.endswith(f" - {words.value}") for name in head):
         return _chart(file, head, body, words)
     if {words.value, words.task, words.arm} <= set(head):
@@ -157,6 +171,7 @@ def _cells(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words
     for row in body:
         for arm, cell in zip(head[1:], row[1:], strict=False):
             key = arm.removesuffix(" ({})"), row[0]
+            require(len(row) == len(head), "import", file, f"the row of {row[0]} is not as long as the header; repair it")
             match = CELL.fullmatch(cell)
             if cell.strip() and (match is None or match[2].startswith("-")):
                 raise ConfigError(
@@ -169,10 +184,10 @@ def _cells(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words
 
 
 def _chart(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words: Words) -> Numbers:
-    """W&B's chart: a run's number is the mean of the last tenth of its rows, by their step where the first column has it."""
-    if head[0].strip().lower() in STEP:
-        require(all(_is_number(row[0]) for row in body), "import", file, f"{head[0]} is not a number in some row; repair it")
+    """W&B's chart: a run's number is the mean of the last tenth of its rows, by their first column where that is a number."""
+    if all(_is_number(row[0]) for row in body):
         body = sorted(body, key=lambda row: float(row[0]))
+    ends: dict[str, int] = {}
     runs: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for i, name in enumerate(head):
         if not name.endswith(f" - {words.value}"):
@@ -181,9 +196,13 @@ def _chart(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words
         parts = run.split("__")
         if len(parts) < 3:
             raise ConfigError(f"import={file}: the run {parts[0]} is not named task__arm__seed; export the table of runs.")
-        values = np.array([_finite(file, run, row[i]) for row in body if i < len(row) and row[i].strip()])
-        require(values.size > 0, "import", file, f"the run {run} has no value; remove its column")
+        places = [at for at, row in enumerate(body) if i < len(row) and row[i].strip()]
+        require(bool(places), "import", file, f"the run {run} has no value; remove its column")
+        values, ends[run] = np.array([_finite(file, run, body[at][i]) for at in places]), places[-1]
         _add(file, runs[parts[1], parts[0]], parts[2], float(values[-max(1, round(FINAL * values.size)) :].mean()))
+    for run, end in ends.items():
+        whole = end + 1 >= (1 - FINAL) * (max(ends.values()) + 1)
+        require(whole, "import", file, f"the run {run} ends at row {end + 2} of {max(ends.values()) + 2}; remove its column")
     return _over_seeds(runs)
 
 
@@ -192,11 +211,14 @@ def _runs(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words:
     task, arm, value = (head.index(name) for name in (words.task, words.arm, words.value))
     seed = next((head.index(name) for name in SEED if name in head), None)
     runs: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    doubled = sorted({name for name in (words.task, words.arm, words.value) if head.count(name) > 1})
+    require(not doubled, "import", file, f"it has the column {', '.join(doubled)} twice; remove one")
     for number, row in enumerate(body, start=2):
         require(
             max(task, arm, value, seed or 0) < len(row), "import", file, f"row {number} is shorter than the header; repair it"
         )
-        name = f"row {number}" if seed is None else row[seed]
+        name = f"row {number}" if seed is None else row[seed].strip()
+        require(bool(name), "import", file, f"row {number} has no seed; give it one")
         _add(file, runs[row[arm], row[task]], name, _finite(file, f"row {number}", row[value]))
     return _over_seeds(runs)
 
@@ -211,8 +233,9 @@ def _folder(folder: Path, words: Words) -> Numbers:
         except Unreadable as error:
             raise ConfigError(f"import={folder}: {error}; remove the run, or repair it.") from error
         arm, task = (_setting(config.get(key)) for key in (words.arm, words.task))
-        if arm and task and words.value in logged:
-            run = str(file.parent.relative_to(folder))
+        run = str(file.parent.relative_to(folder))
+        if arm and task:
+            require(words.value in logged, "import", folder, f"{run} has no {words.value}; remove the run, or repair it")
             seed = next((_setting(config[name]) for name in SEED if name in config), run)
             _add(folder, runs[arm, task], seed, _finite(folder, run, str(logged[words.value])))
     return _over_seeds(runs)
@@ -220,6 +243,7 @@ def _folder(folder: Path, words: Words) -> Numbers:
 
 def _add(file: Path, runs: dict[str, float], seed: str, value: float) -> None:
     """Raises: ConfigError if the seed has a run already, which would count twice."""
+    seed = f"{float(seed):g}" if _is_number(seed) else seed  # 1.0 is 1
     require(
         seed not in runs, "import", file, f"seed {printable(seed, 40)} of an arm occurs twice in a task; remove one of its runs"
     )
@@ -241,11 +265,9 @@ def _over_seeds(runs: Mapping[tuple[str, str], Mapping[str, float]]) -> Numbers:
 
 def _setting(node: object) -> str:
     """A value of W&B's config.yaml, which is in {value: ...}."""
-    return str(node.get("value", "")) if isinstance(node, Mapping) else str(node or "")
+    value = node.get("value") if isinstance(node, Mapping) else node
+    return "" if value is None else str(value)
 
 
 def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    return re.fullmatch(rf"\s*\+?{NUMBER}\s*", text, re.IGNORECASE) is not None and math.isfinite(float(text))

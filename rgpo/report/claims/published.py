@@ -30,7 +30,7 @@ def published_table(anchors: Anchors, groups: Sequence[Group], confidence: float
         for by_arm in anchors.values():
             for arm, by_task in by_arm.items():
                 for task, anchor in by_task.items():
-                    alike = group.used and group.used[0].config.get("total_env_steps") == anchor.steps
+                    alike = group.used and group.used[0].planned_steps == anchor.steps
                     if alike and _base(task) == _base(group.task) and canonical_name("algo", arm) == group.algo:
                         rows.append(_row(group, task, anchor, confidence))
     columns = (

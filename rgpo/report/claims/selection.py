@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rgpo.report.claims.evidence import BASELINE, EXTERNAL, TREATMENT, Lack, Named, Sample, Selection
+from rgpo.report.claims.evidence import BASELINE, EXTERNAL, NULL, TREATMENT, Lack, Named, Sample, Selection
 from rgpo.report.claims.external import Anchor
 from rgpo.report.read.groups import distinguishing_keys, identifies, identity, short_label
 from rgpo.report.read.run import Run
@@ -20,6 +20,7 @@ from rgpo.runtime.schema import AXES
 
 CHOICES = ("algo", "scale", "sampler", *AXES)  # words of an arm that are options of conf/: gate, not choices.gate
 MAX_SHOWN = 3  # settings in a clause
+LAST = "9999"  # a start that is not known counts as the last one
 Arms = Mapping[str, Mapping[str, object]]
 
 
@@ -73,7 +74,10 @@ def select(named: Named, arms: Arms, anchors: Mapping[tuple[str, str], Anchor], 
     notes: list[str] = []
     for task in named.tasks:
         here = [run for run in inside if run.task == task]
-        fits = {arm: [run for run in here if matches(run, settings)] for arm, settings in arms.items()}
+        fits = {
+            arm: [run for run in here if not _unknown(settings, here) and matches(run, settings)]
+            for arm, settings in arms.items()
+        }
         variants = {arm: _variants(found, named.over) for arm, found in fits.items() if EXTERNAL not in arms[arm]}
         for arm, settings in arms.items():
             if EXTERNAL in settings:
@@ -87,12 +91,30 @@ def select(named: Named, arms: Arms, anchors: Mapping[tuple[str, str], Anchor], 
             samples[task][arm] = Sample(found.chosen if found else (), over=bool(named.over))
             why = found.lost(named.seeds, named.over) if found else why
             lacking += [Lack(arm, task, why)] if why else []
-            clauses = filter(None, (choice.note, found.doubled() if found else ""))
-            notes += [f"{task}, {arm}: {clause}" for clause in clauses]
-        lacking += [Lack("treatment and baseline", task, why) for why in _unmatched(samples[task], arms, named)]
+            clauses = (choice.note, *(_notes(found, fits[arm]) if found else ()))
+            notes += [f"{task}, {arm}: {clause}" for clause in filter(None, clauses)]
+        for who, one, other in ((TREATMENT, TREATMENT, BASELINE), (NULL, NULL, BASELINE if BASELINE in arms else TREATMENT)):
+            lacking += [Lack(who, task, why) for why in _unmatched(samples[task], one, other, arms, named)]
+        lacking += [Lack(who, task, why) for who, why in _shared(samples[task])]
     chosen = [run for by_arm in samples.values() for sample in by_arm.values() for run in sample.runs]
     lacking += [Lack("the evidence", task, why) for why in _mixed(chosen, named) for task in named.tasks]
     return Selection(samples, tuple(lacking), tuple(notes))
+
+
+def _notes(variant: _Variant, fitting: Sequence[Run]) -> list[str]:
+    """Clauses about what a reader of the verdict should know of an arm's runs."""
+    chosen = variant.chosen
+    ids = {identity(run) for run in chosen}
+    begun = [run for run in fitting if not run.complete and identity(run) in ids]
+    of_seeds = {
+        "begun once more and not finished": {run.seed for run in begun if run.seed in variant.runs},
+        "resumed with fresh episodes": {run.seed for run in chosen if not run.exact},
+        "without a state.json": {run.seed for run in chosen if run.status == "unknown"},
+    }
+    return [
+        variant.doubled(),
+        *(f"seed {', '.join(map(str, sorted(seeds)))} {what}" for what, seeds in of_seeds.items() if seeds),
+    ]
 
 
 def matches(run: Run, settings: Mapping[str, object]) -> bool:
@@ -121,7 +143,7 @@ def _conditions(named: Named) -> list[tuple[str, Callable[[Run], bool]]]:
     """What a run of the experiment must meet to count, in words and as a function."""
 
     def of_length(run: Run) -> bool:
-        return named.steps in (None, run.config.get("total_env_steps")) and named.iterations in (None, run.num_iterations)
+        return named.steps in (None, run.planned_steps) and named.iterations in (None, run.num_iterations)
 
     def of_code(run: Run) -> bool:
         return not named.code or any(version.startswith(tuple(named.code)) for version in run.versions)
@@ -133,7 +155,7 @@ def _conditions(named: Named) -> list[tuple[str, Callable[[Run], bool]]]:
         (f"has {length}", of_length),
         (f"has a seed from 1 to {named.seeds}", lambda run: 1 <= run.seed <= named.seeds),
         (f"is of code {' or '.join(named.code or ())}", of_code),
-        (f"has {settings}", lambda run: matches(run, named.config)),
+        (f"has {settings}", lambda run: {*named.config} <= {*run.config} and matches(run, named.config)),
     ]
 
 
@@ -144,7 +166,7 @@ def _key(word: str) -> str:
 def _variants(runs: Sequence[Run], over: Sequence[str]) -> list[_Variant]:
     """The configurations and code versions among complete runs."""
     found: dict[Hashable, dict[int, dict[Hashable, list[Run]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for run in sorted(runs, key=lambda r: (r.provenance.started, r.run_id)):
+    for run in sorted(runs, key=lambda r: (r.provenance.started or LAST, r.run_id)):
         if run.complete:
             place = tuple(repr(run.config.get(key)) for key in over)
             found[run.version, identity(run, over)][run.seed][place].append(run)
@@ -177,31 +199,52 @@ def _agrees(run: Run, key: str, others: Sequence[_Variant]) -> bool:
 
 
 def _why_not(fitting: Sequence[Run], settings: Mapping[str, object], here: Sequence[Run]) -> str:
-    unknown = [key for key in settings if here and not any(_key(key) in run.config for run in here)]
-    if unknown:
+    if unknown := _unknown(settings, here):
         return f"not run, since no run has a setting {unknown[0]}"
     return "unfinished" if fitting else "not run"
 
 
-def _unmatched(samples: Mapping[str, Sample], arms: Arms, named: Named) -> list[str]:
-    """A clause if treatment and baseline differ in settings that neither an arm nor `differ` names.
+def _unknown(settings: Mapping[str, object], here: Sequence[Run]) -> list[str]:
+    """Settings that no run has, of which null would fit every run."""
+    return [key for key in settings if here and not any(_key(key) in run.config for run in here)]
 
-    What belongs to an option that differs (gate.sharpness under another gate) differs with it.
+
+def _unmatched(samples: Mapping[str, Sample], one: str, other: str, arms: Arms, named: Named) -> list[str]:
+    """A clause if two arms differ in settings that neither of them nor `differ` names.
+
+    What belongs to an option (gate.sharpness) differs with it. An algorithm names all its options, and not their values.
     """
-    sides = [samples.get(name, Sample()).runs for name in (TREATMENT, BASELINE)]
+    sides = [samples.get(name, Sample()).runs for name in (one, other)]
     if not all(sides):
         return []
-    one, other = (runs[0].config for runs in sides)
-    free = {_key(key) for arm in (TREATMENT, BASELINE) for key in arms[arm]} | {*named.over, *named.differ}
-    groups = [axis for axis in AXES if one.get(f"choices.{axis}") != other.get(f"choices.{axis}")]
-    free_groups = (*(f"{group}." for group in groups), "choices.", "algorithm.")
+    left, right = (runs[0].config for runs in sides)
+    words = {*arms[one], *arms[other]}
+    free = {_key(word) for word in words} | {*named.over, *named.differ}
+    options = [*AXES, "algo"] if "algo" in words else [axis for axis in AXES if axis in words]
+    changed = [axis for axis in ("algo", *AXES) if left.get(f"choices.{axis}") != right.get(f"choices.{axis}")]
     found = [
-        f"{key} ({one.get(key)} and {other.get(key)})"
-        for key in sorted({*one, *other})
-        if identifies(key) and one.get(key) != other.get(key) and key not in free and not key.startswith(free_groups)
+        f"{axis} ({left.get(f'choices.{axis}')} and {right.get(f'choices.{axis}')})" for axis in changed if axis not in options
+    ]
+    theirs = ("choices.", *(f"{'algorithm' if axis == 'algo' else axis}." for axis in changed))
+    found += [
+        f"{key} ({left.get(key)} and {right.get(key)})"
+        for key in sorted({*left, *right})
+        if identifies(key) and left.get(key) != right.get(key) and key not in free and not key.startswith(theirs)
     ]
     more = f" and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
-    return [f"differ in {', '.join(found[:MAX_SHOWN])}{more}, without a word in evidence.differ,"] if found else []
+    text = f"differs from the {other} in {', '.join(found[:MAX_SHOWN])}{more}, without a word in evidence.differ,"
+    return [text] if found else []
+
+
+def _shared(samples: Mapping[str, Sample]) -> list[tuple[str, str]]:
+    """An arm and a clause for each two arms that have a run in common, however their settings are written."""
+    found = []
+    names = list(samples)
+    for i, name in enumerate(names):
+        for other in names[:i]:
+            if {run.where for run in samples[name].runs} & {run.where for run in samples[other].runs}:
+                found.append((name, f"has the runs of the {other}"))
+    return found
 
 
 def _mixed(runs: Sequence[Run], named: Named) -> list[str]:
@@ -214,6 +257,9 @@ def _mixed(runs: Sequence[Run], named: Named) -> list[str]:
         found = sorted({run.provenance.libraries[library] for run in runs if library in run.provenance.libraries})
         if len(found) > 1:
             clauses.append(f"was made with several versions of {library} ({', '.join(found)})")
+    known = [bool(run.provenance.libraries) for run in runs]
+    if any(known) and not all(known):
+        clauses.append(f"has {known.count(False)} runs whose versions of libraries are not known")
     return clauses
 
 

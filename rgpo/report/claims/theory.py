@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,7 @@ from rgpo.report.stats.bootstrap import MIN_RUNS, Floats, Interval
 from rgpo.report.stats.independent import deciding_size, student, summarize
 from rgpo.report.tables.table import between, plain
 from rgpo.runtime.code_digest import ALWAYS, digest_of
-from rgpo.runtime.reader import Missing, Unreadable, read_json
+from rgpo.runtime.reader import Missing, Unreadable, printable, read_json
 
 FOLDER, MADE = "theory", "made.json"  # of results_dir
 REPRODUCED, REFUTED = "reproduced", "not reproduced"  # words of verdicts.parquet
@@ -76,14 +79,19 @@ class Statements:
     def judge(self, theory: Theory, confidence: float) -> list[Finding]:
         if theory.decided is None:
             return []
-        rows = {row.setting: row for row in theory.decided if row.claim == self.claim and row.setting in self.settings}
+        own = [row for row in theory.decided if row.claim == self.claim]
+        rows = {row.setting: row for row in own if row.setting in self.settings}
         failing = [row for row in rows.values() if row.verdict == REFUTED]
         held = sum(row.verdict == REPRODUCED for row in rows.values())
-        lacking = [setting for setting in self.settings if setting not in rows]
+        doubts = [f"missing: {setting}" for setting in self.settings if setting not in rows]
+        doubts += [f"not among the claim's: {row.setting}" for row in own if row.setting not in self.settings]
+        doubts += [f"twice: {setting}" for setting in rows if sum(row.setting == setting for row in own) > 1]
+        doubts += [f"without a number: {row.setting}" for row in rows.values() if not math.isfinite(row.measured)]
         text = f"{held} of {len(self.settings)} statements hold"
-        text += "".join(f"; not: {row.setting} {plain(row.measured)}" for row in failing)
-        text += "".join(f"; missing: {setting}" for setting in lacking)
-        return [Finding(OPEN if lacking else FAILS if failing else HOLDS if held == len(rows) else OPEN, text)]
+        text += "".join(f"; not: {row.setting} {plain(row.measured)}" for row in failing) + "".join(
+            f"; {doubt}" for doubt in doubts
+        )
+        return [Finding(OPEN if doubts else FAILS if failing else HOLDS if held == len(rows) else OPEN, text)]
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class CostRatio:
         require(MIN_RUNS <= self.rounds <= 10_000, "rounds", self.rounds, f"give {MIN_RUNS} to 10,000")
         require(self.algo != self.baseline, "baseline", self.baseline, "it is algo, too; exchange one")
         require(self.at_most > 0, "at_most", self.at_most, "give a ratio above 0")
-        require(bool(self.tasks), "tasks", self.tasks, "name at least one")
+        require(bool(self.tasks) and len({*self.tasks}) == len(self.tasks), "tasks", self.tasks, "name each task once")
 
     def sentence(self) -> str:
         return f"the ratio of CPU times of interleaved rounds is at most {self.at_most:g} in every task, by its interval; " + (
@@ -110,14 +118,15 @@ class CostRatio:
     def judge(self, theory: Theory, confidence: float) -> list[Finding]:
         if theory.rounds is None:
             return []
-        return [
-            self._task(task, [row for row in theory.rounds if row.round in range(self.rounds)], confidence) for task in self.tasks
-        ]
+        return [self._task(task, [row for row in theory.rounds if row.task == task], confidence) for task in self.tasks]
 
     def _task(self, task: str, rounds: Sequence[Round], confidence: float) -> Finding:
-        ratios = ratios_of([row for row in rounds if row.task == task], self.algo, self.baseline)
-        if len(ratios) < self.rounds:
-            return Finding(OPEN, f"{task}: {len(ratios)} of {self.rounds} rounds")
+        pairs = Counter((row.round, row.algo) for row in rounds)
+        whole = set(pairs) >= {(i, algo) for i in range(self.rounds) for algo in (self.algo, self.baseline)}
+        ratios = ratios_of(rounds, self.algo, self.baseline)
+        if not whole or len(ratios) != self.rounds or max(pairs.values()) > 1:
+            doubled = ", some of them twice" if pairs and max(pairs.values()) > 1 else ""
+            return Finding(OPEN, f"{task}: {len(ratios)} of {self.rounds} rounds{doubled}")
         logs = student(summarize(np.log(ratios)), confidence)  # the geometric mean: symmetric in the two arms
         found = Interval(*(float(np.exp(x)) for x in logs))
         text = f"{task} {plain(found.value)} {between(found.low, found.high)} ({len(ratios)} rounds)"
@@ -134,7 +143,9 @@ def ratios_of(rounds: Sequence[Round], algo: str, baseline: str) -> Floats:
     times: dict[int, dict[str, float]] = {}
     for row in rounds:
         times.setdefault(row.round, {}).setdefault(row.algo, row.cpu_s)  # the first, where a round is doubled
-    both: list[Mapping[str, float]] = [found for found in times.values() if found.get(algo, 0) > 0 and found.get(baseline, 0) > 0]
+    both: list[Mapping[str, float]] = [
+        found for found in times.values() if all(0 < found.get(name, 0) < math.inf for name in (algo, baseline))
+    ]
     return np.array([found[algo] / found[baseline] for found in both])
 
 
@@ -143,10 +154,11 @@ def read_theory(results_dir: Path) -> tuple[Theory, list[Problem]]:
     problems: list[Problem] = []
     decided = _read(results_dir, "verdicts.parquet", Decided, problems)
     rounds = _read(results_dir, "cost_time.parquet", Round, problems)
+    versions = _versions(results_dir / FOLDER / MADE, problems)
     return Theory(
         None if decided is None else [Decided(**row) for row in decided],
         None if rounds is None else [Round(**row) for row in rounds],
-        *_versions(results_dir / FOLDER / MADE),
+        *versions,
     ), problems
 
 
@@ -155,15 +167,22 @@ def theory_digests() -> tuple[str, str]:
     return digest_of((*ALWAYS, "bandit")), digest_of((*ALWAYS, "bandit", "control", "language"))
 
 
-def _versions(path: Path) -> tuple[str, str]:
+def _versions(path: Path, problems: list[Problem]) -> tuple[str, str]:
     """The code that made the tables, from the file that `python -m experiments.theory` writes beside them; "" without one."""
     try:
         made = read_json(path, Made)
-        commit, codes = made["commit"][:10], (made["code"], made["cost_code"])
-    except (Missing, Unreadable, KeyError):
+        commit, codes = made["commit"], (made["code"], made["cost_code"])
+        if not re.fullmatch("[0-9a-f]{40}", commit):
+            raise Unreadable(f"{path.name}: commit={printable(commit, 60)} is none")
+    except Missing:
+        return "", ""
+    except (Unreadable, KeyError) as error:
+        why = f"{path.name} lacks {error}" if isinstance(error, KeyError) else str(error)
+        problems.append(Problem(FOLDER, f"{why}; the code of these tables is not known; make them again"))
         return "", ""
     one, other = (
-        f"{commit}: {'unchanged' if code == now else 'changed since'}" for code, now in zip(codes, theory_digests(), strict=True)
+        f"{commit[:10]}: {'unchanged' if code == now else 'changed since'}"
+        for code, now in zip(codes, theory_digests(), strict=True)
     )
     return one, other
 

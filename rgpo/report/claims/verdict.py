@@ -57,6 +57,8 @@ def judge(
     others = lacks([lack for lack in selection.lacking if lack.arm != NULL])
     texts += [f"null arm: {null_text}"] if null_text else []
     outcome, why = decide(list(found.values()), others, null)
+    if null == OPEN and outcome == UNDECIDED:
+        why += lacks([lack for lack in selection.lacking if lack.arm == NULL])
     differs = dict.fromkeys(f"protocol of {number.source}: {number.differs}" for number in published.values() if number.differs)
     n = min(sample.n for by_arm in selection.samples.values() for name, sample in by_arm.items() if sample.n and name != NULL)
     return Verdict(outcome, _join([*texts, *why, *selection.notes, *differs]), where, version, n)
@@ -93,13 +95,16 @@ def _without(column: str, seeds: Sequence[int], n: int) -> str:
 def _of_another_kind(loaded: Loaded, published: Mapping[tuple[str, str], Anchor]) -> list[Lack]:
     """Published numbers of another metric or after another number of steps than the claim's."""
     assert loaded.rule is not None and loaded.named is not None
-    metrics = {column for column, _ in loaded.rule.numbers()}
-    found = [Lack(arm, task, f"is {x.metric}, as published,") for (arm, task), x in published.items() if x.metric not in metrics]
-    return found + [
-        Lack(arm, task, f"is published after {x.steps:,} steps")
-        for (arm, task), x in published.items()
-        if x.steps is not None and loaded.named.steps is not None and x.steps != loaded.named.steps
-    ]
+    metrics, steps = {column for column, _ in loaded.rule.numbers()}, loaded.named.steps
+    found = []
+    for (arm, task), number in published.items():
+        if task in loaded.named.tasks:
+            length = "an unknown number of" if number.steps is None else f"{number.steps:,}"
+            found += [Lack(arm, task, f"is {number.metric}, as published,")] if number.metric not in metrics else []
+            found += (
+                [Lack(arm, task, f"is published after {length} steps")] if number.steps is None or number.steps != steps else []
+            )
+    return found
 
 
 def findings(rule: Rule, arm: str, selection: Selection) -> dict[str, Finding]:

@@ -117,7 +117,7 @@ def _published(groups: Sequence[Group], anchors: Anchors) -> list[dict[str, obje
     """Published returns of the tasks, algorithms and lengths of the groups."""
     found = {}
     for group in groups:
-        steps = group.runs[0].config.get("total_env_steps")
+        steps = group.runs[0].planned_steps
         for by_arm in anchors.values():
             for arm, by_task in by_arm.items():
                 anchor = by_task.get(group.task)

@@ -11,9 +11,10 @@ from rgpo import atomic
 from rgpo.errors import ConfigError
 from rgpo.report.read.run import Problem
 from rgpo.runtime import reader
-from rgpo.runtime.reader import Missing, Unreadable
+from rgpo.runtime.reader import Missing, Unreadable, printable
 
-NAME = "repeated.json"
+NAME, REMEDY = "repeated.json", "remove the file, or write it again with verify RUN record="
+FOUND, KEYS = ("equal", "equal to rounding"), {"code", "commit", "found"}
 
 
 class Repeated(TypedDict):
@@ -29,15 +30,24 @@ class _File(TypedDict):
 
 
 def read_repeated(results_dir: Path) -> tuple[Mapping[str, Repeated], list[Problem]]:
-    """experiment/folder -> the repetition of a run; a damaged file is a problem."""
+    """experiment/folder -> the repetition of a run; a damaged file or entry is a problem."""
     try:
-        return reader.read_json(results_dir / NAME, _File)["runs"], []
+        found, odd = _read(results_dir / NAME)
     except Missing:
         return {}, []
-    except (Unreadable, KeyError) as error:
-        return {}, [
-            Problem(NAME, f"{error}; repetitions are left out; remove the file, or write it again with verify RUN record=")
-        ]
+    except Unreadable as error:
+        return {}, [Problem(NAME, f"{error}; repetitions are left out; {REMEDY}")]
+    return found, [Problem(NAME, f"the entry of {', '.join(odd)} is no repetition; it is left out; {REMEDY}")] if odd else []
+
+
+def _read(path: Path) -> tuple[dict[str, Repeated], list[str]]:
+    """The entries that are whole, and the names of the others.
+
+    Raises: Missing or Unreadable.
+    """
+    entries = reader.read_json(path, _File).get("runs", {})
+    whole = {name: entry for name, entry in entries.items() if entry.keys() == KEYS and entry["found"] in FOUND}
+    return whole, [printable(name, 100) for name in entries.keys() - whole.keys()]
 
 
 def record(path: Path, where: str, repeated: Repeated) -> None:
@@ -46,7 +56,7 @@ def record(path: Path, where: str, repeated: Repeated) -> None:
     Raises: ConfigError if the file is damaged or cannot be written.
     """
     try:
-        runs = dict(reader.read_json(path, _File).get("runs", {})) if path.exists() else {}
+        runs = _read(path)[0] if path.exists() else {}
         atomic.write_text(path, json.dumps({"runs": dict(sorted((runs | {where: repeated}).items()))}, indent=1) + "\n")
     except (Unreadable, OSError) as error:
         raise ConfigError(f"record={path}: cannot be written ({error}); give another file") from error

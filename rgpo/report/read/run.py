@@ -95,6 +95,15 @@ class Run:
         return self.version == self.present_code
 
     @property
+    def planned_steps(self) -> int | None:
+        """Environment steps that its configuration asks for; num_iterations has precedence over total_env_steps."""
+        iterations, steps = self.config.get("num_iterations"), self.config.get("total_env_steps")
+        if isinstance(iterations, int):
+            size, copies = self.config.get("task.num_steps"), self.config.get("task.num_envs", 1)
+            steps = iterations * size * copies if isinstance(size, int) and isinstance(copies, int) else None
+        return steps if isinstance(steps, int) else None
+
+    @property
     def complete(self) -> bool:
         """True if the run ended as planned and every iteration has a row."""
         return self.status in ("completed", "unknown") and self.reached >= self.num_iterations
