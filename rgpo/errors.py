@@ -21,7 +21,7 @@ class ConfigError(ValueError):
 
     def __init__(self, sentence: str) -> None:
         text = sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST // 2]} ... {sentence[-LONGEST // 2 :]}"
-        super().__init__(_escaped(text))
+        super().__init__(escaped(text))
 
 
 class NonFiniteError(ArithmeticError):
@@ -87,7 +87,7 @@ def described(error: BaseException) -> str:
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:
     """A text from a file or an error as one line for a terminal: control characters escaped, the rest cut at the limit."""
-    shown = _escaped(re.sub(r"[\n\r\t]+", " ", text[:limit]))
+    shown = escaped(re.sub(r"[\n\r\t]+", " ", text[:limit]))
     return shown if len(text) <= limit else f"{shown}... ({len(text):,} characters)"
 
 
@@ -103,6 +103,6 @@ def _bytes(character: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """The text with escapes for what a terminal would obey or not show: control, direction and invisible characters."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,7 +1,7 @@
 """The end of a command's process without freeing memory: Python would free torch's objects one by one, which takes a second.
 
-All else that Python does at its end is done, in its order: threads that are no daemons are joined, functions of atexit are
-called, and files that are still open are closed.
+All else that Python does at its end is done, in its order: threads that are no daemons are joined, for some seconds, functions of
+atexit are called, and files that are still open are closed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ import sys
 TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.exit_at_once()
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from threading import Thread
+    from types import ModuleType
     from typing import NoReturn
+
+PATIENCE_S = 20.0  # for threads that are no daemons
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
@@ -30,6 +34,23 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
     raise SystemExit(code)
 
 
+def _others(threading: ModuleType) -> list[Thread]:
+    """Threads besides this one that are no daemons."""
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.current_thread()]
+
+
+def _join(threading: ModuleType) -> None:
+    """End pools of threads, as Python does first, and wait for the other threads, but no longer than PATIENCE_S."""
+    import time
+
+    callbacks = vars(threading).get("_threading_atexits", [])  # of concurrent.futures
+    while callbacks:
+        callbacks.pop()()
+    end = time.monotonic() + PATIENCE_S
+    for thread in _others(threading):
+        thread.join(max(0.0, end - time.monotonic()))
+
+
 def _finished() -> bool:
     """Do the work of Python's end; False if stdout or stderr cannot be flushed, which Python reports with a code of its own."""
     import atexit
@@ -38,7 +59,12 @@ def _finished() -> bool:
     import io
     import threading
 
-    vars(threading)["_shutdown"]()  # which type checkers do not know
+    _join(threading)
+    if _others(threading):  # of an environment, say; waiting for them would keep a finished run alive
+        names = ", ".join(thread.name for thread in _others(threading))
+        print(f"left without threads that do not end: {names}; make them daemons, or end them in close()", file=sys.stderr)
+    else:
+        vars(threading)["_shutdown"]()  # which type checkers do not know
     atexit._run_exitfuncs()
     standard = [sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__]
     standard += [stream.buffer for stream in standard if stream is not None and hasattr(stream, "buffer")]

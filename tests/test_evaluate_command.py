@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,12 @@ class Drawn(gymnasium.Env):
     def render(self) -> Any:
         if self.picture == "tiny":
             return np.full((1, 1, 3), 0.5, np.float32)
+        if self.picture == "grows":
+            return np.zeros((40 + 8 * self.t, 40, 3), np.uint8)
+        if self.picture == "stops" and self.t > 5:
+            return None
+        if self.picture == "exits" and self.t > 5:
+            sys.exit(0)
         return None if self.fails else np.full((401, 801, 3), 20 * self.t, np.uint8)
 
 
@@ -199,6 +206,23 @@ def test_tiny_pictures_of_floats_are_a_film(drawn: Callable[..., rgpo.Run]) -> N
     (film,) = (run.folder / "evaluation").glob("episode.*")
     frames = imageio.imread(film)
     assert film.stat().st_size > 100 and frames.shape[-3:] == (16, 16, 3) and abs(int(frames.mean()) - 128) < 8
+
+
+@pytest.mark.parametrize(
+    ("picture", "why"),
+    [
+        ("grows", "render() returned pictures of different sizes"),
+        ("stops", "render() returned NoneType and no picture"),
+        ("exits", "sys.exit(0)"),
+    ],
+)
+def test_a_film_that_breaks_off(
+    picture: str, why: str, drawn: Callable[..., rgpo.Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = drawn(f"+task.env_kwargs.picture={picture}")
+    capsys.readouterr()
+    assert evaluate.main([str(run.folder), "episodes=1", "video=true"]) == 2
+    assert f"Drawn-v0 cannot be drawn to its end ({why}" in capsys.readouterr().err
 
 
 def test_a_film_needs_a_number_of_frames_per_second(drawn: Callable[..., rgpo.Run], capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,3 +80,18 @@ def test_a_file_that_cannot_be_written_at_the_end_is_reported(tmp_path: Path) ->
     """As Python does it: the exit code stays, and stderr has the error."""
     done = end('  global full\n  full = open("/dev/full", "w"); full.write("lost")\n  return 0', tmp_path)
     assert done.returncode == 0 and "Exception ignored in" in done.stderr and "No space left" in done.stderr, done
+
+
+def test_a_thread_that_does_not_end_is_named_and_left(tmp_path: Path) -> None:
+    code = """
+import threading, time, rgpo.leaving as leaving
+leaving.PATIENCE_S = 0.2
+def main():
+    threading.Thread(target=time.sleep, args=(60,), name="of an environment").start()
+    print("done")
+    return 4
+leaving.run_program(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 4 and done.stdout == "done\n"
+    assert done.stderr == "left without threads that do not end: of an environment; make them daemons, or end them in close()\n"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from rgpo.control.envs.gymnasium_env import GymnasiumVector
@@ -80,16 +83,29 @@ class Odd(gymnasium.Env):
     def close(self) -> None:
         if self.kind == "close raises":
             raise RuntimeError("close is broken")
+        if self.kind == "close exits":
+            sys.exit(3)
+
+
+class Strange(BaseException):
+    """No Exception."""
 
 
 def fail(error: BaseException) -> None:
     raise error
 
 
+def fail_not(_: object) -> None:
+    """Return as usual."""
+
+
 RAISES: dict[str, Callable[[], None]] = {
     "raises": lambda: fail(ValueError("the simulator is broken")),
     "raises OSError": lambda: fail(OSError(2, "No such file", "simulator.bin")),
     "exits": lambda: sys.exit("bye"),
+    "raises BaseException": lambda: fail(Strange("odd")),
+    "moves": lambda: os.chdir("/"),
+    "switches gradients off": lambda: fail_not(torch.set_grad_enabled(False)),
 }
 gymnasium.register("Odd-v0", Odd)
 
@@ -188,6 +204,7 @@ NAMED: dict[str, tuple[type[Exception], str]] = {
         r"^task\.env_id=Odd-v0: the environment raised ValueError: the simulator is broken in step\(\)\.$",
     ),
     "raises OSError": (EnvironmentFault, r"raised FileNotFoundError: .*simulator\.bin.* in step\(\)"),
+    "raises BaseException": (EnvironmentFault, r"task\.env_id=Odd-v0: the environment raised Strange: odd in step\(\)\.$"),
     "exits": (EnvironmentFault, r"task\.env_id=Odd-v0: the environment called sys\.exit\('bye'\) in step\(\)"),
     "constructor raises": (
         EnvironmentFault,
@@ -213,6 +230,18 @@ def test_numbers_without_a_finite_square_are_not_normalized_to_zero(kind: str, w
 def test_an_evaluation_with_a_reward_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(NonFiniteError, match="reward of Odd-v0 became NaN or infinite in an evaluation episode"):
         train("nan reward", num_evaluations=2)
+
+
+@pytest.mark.parametrize("kind", ["moves", "switches gradients off"])
+def test_what_an_environment_changes_of_the_process_is_put_back(kind: str) -> None:
+    here = Path.cwd()
+    assert math.isfinite(train(kind, num_evaluations=1)["loss/value"])
+    assert Path.cwd() == here and torch.is_grad_enabled()
+
+
+def test_an_environment_that_exits_when_it_is_closed_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match=r"task\.env_id=Odd-v0: close\(\) called sys\.exit\(3\)"):
+        train("close exits")
 
 
 def test_an_environment_that_cannot_be_closed_is_a_warning() -> None:

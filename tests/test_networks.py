@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from safetensors.numpy import load_file
 from torch import nn
 
 import rgpo
@@ -88,6 +89,18 @@ class Frozen(Net):
     def __init__(self, observation_shape: tuple[int, ...], output_size: int, width: int = 8) -> None:
         super().__init__(observation_shape, output_size, width)
         self.body.requires_grad_(False)
+
+
+class Std(Net):
+    """With a parameter that has the name of ours."""
+
+    def __init__(self, observation_shape: tuple[int, ...], output_size: int) -> None:
+        super().__init__(observation_shape, output_size)
+        self.log_std = nn.Parameter(torch.full((8,), 2.0))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        hidden = torch.tanh(self.body(x)) * self.log_std
+        return self.actor(hidden), self.critic(hidden)
 
 
 class Untrained(Net):
@@ -230,6 +243,22 @@ def test_other_networks_that_work(kind: str, tmp_path: Path) -> None:
     changed = {name: value + 1 for name, value in own.items()}
     policy.load_state_dict(policy.state_dict() | {"buffers": changed})
     assert all(torch.equal(policy.module.state_dict()[name], value) for name, value in changed.items())
+
+
+def test_a_parameter_may_have_the_name_of_ours(tmp_path: Path) -> None:
+    own = ("task=gym", "task.env_id=Pendulum-v1", "task.policy={_target_:test_networks.Std}", "algo=ppo")
+    run = rgpo.run(*own, *SMALL[1:], f"results_dir={tmp_path}")
+    weights = load_file(run.folder / "policy/policy.safetensors")
+    assert weights["log_std"].shape == (1,) and weights["module.log_std"].shape == (8,)
+
+
+def test_exported_weights_have_what_is_not_trained(tmp_path: Path) -> None:
+    run = rgpo.run(*SMALL, "task.policy={_target_:test_networks.Frozen}", "algo=ppo", f"results_dir={tmp_path}")
+    weights, module = load_file(run.folder / "policy/policy.safetensors"), Frozen((4,), 2)
+    assert not module.load_state_dict({name: torch.from_numpy(x) for name, x in weights.items()}).missing_keys
+    seen = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    policy = rgpo.load(run.folder)._parts.policy
+    assert np.allclose(module.eval()(torch.from_numpy(seen))[0].detach(), policy.mode_output(seen), atol=1e-6)
 
 
 def test_actions_that_are_not_finite_are_the_policys_and_not_the_environments(tmp_path: Path) -> None:

@@ -246,7 +246,8 @@ class Trials:
         words = [*self.space.fixed, *(f"{key}={value}" for key, value in best.params.items())]
         seeds = [f"seed={','.join(self.space.seeds)}"] if self.space.seeds != ("",) else []
         print(f"best of {len(self.study.trials)} trials: trial {best.number}, {self.settings.metric} {best.value:.6g}")
-        print(f"  {' '.join(map(shell_word, ['rgpo-run', '-m', *words, *seeds]))}", flush=True)
+        own = [f"--config-dir={self.composer.config_dir}"] if self.composer.config_dir else []
+        print(f"  {' '.join(map(shell_word, ['rgpo-run', '-m', *own, *words, *seeds]))}", flush=True)
 
 
 def _length(job: Job) -> int:

@@ -95,14 +95,14 @@ def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]
     try:
         fps = _frames_per_second(env, task.full_id)
         stride = max(1, round(fps / MAX_FPS))
-        frames, seen, t, over = [_small(env.render())], first, 0, False
+        frames, seen, t, over = [_drawn(env, task.full_id, None)], first, 0, False
         while not over and len(frames) < MAX_FRAMES:
             action = actor(seen)
             number = action.item() if isinstance(action, np.ndarray | np.generic) and action.ndim == 0 else None
             seen, _, terminated, truncated, _ = env.step(action if number is None else number)
             t, over = t + 1, bool(terminated or truncated)
             if t % stride == 0 or over:
-                frames.append(_small(env.render()))
+                frames.append(_drawn(env, task.full_id, frames[0]))
         return frames, fps / stride
     finally:
         env.close()
@@ -135,17 +135,38 @@ def _drawable(task: Control, seed: int) -> tuple[Env, object]:
 
                 env = wrapped(gymnasium.make(env_id, **{**kwargs, "render_mode": "rgb_array"}), task.wrappers)
                 first, _ = env.reset(seed=seed)
-                picture = env.render()
-            if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] < 3 or not picture.size:
-                raise ValueError(f"render() returned {_named(picture)} and no picture (height, width, 3)")
+                _require_picture(env.render())
             return env, first
-        except Exception as error:  # of the environment, or of a graphics library
+        except (Exception, SystemExit) as error:  # of the environment, or of a graphics library
             problems.setdefault(first_line(error), []).append(renderer)
             if env is not None:
                 _close(env)
     several = len(problems) > 1
     why = "; ".join(f"{text} with MUJOCO_GL={'/'.join(names)}" if several else text for text, names in problems.items())
     raise ConfigError(f"video=true: {env_id} cannot be drawn here ({why}); leave video out.")
+
+
+def _drawn(env: Env, env_id: str, first: Array | None) -> Array:
+    """The next picture of a film, of the size of the first one.
+
+    Raises: ConfigError if the environment draws none, or one of another size.
+    """
+    try:
+        picture = env.render()
+        _require_picture(picture)
+        small = _small(picture)
+        if first is not None and small.shape != first.shape:
+            raise ValueError("render() returned pictures of different sizes")
+        return small
+    except (Exception, SystemExit) as error:  # the environment's own
+        why = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else first_line(error)
+        raise ConfigError(f"video=true: {env_id} cannot be drawn to its end ({why}); leave video out.") from error
+
+
+def _require_picture(picture: object) -> None:
+    """Raises: ValueError for anything but a picture in color."""
+    if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] < 3 or not picture.size:
+        raise ValueError(f"render() returned {_named(picture)} and no picture (height, width, 3)")
 
 
 def _named(picture: object) -> str:

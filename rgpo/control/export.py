@@ -17,7 +17,7 @@ from rgpo.control.actor_critic import ActorCritic
 from rgpo.control.convolutions import Convolutions
 from rgpo.control.description import Description, Moments, Network
 from rgpo.control.envs.vector_env import VectorEnv
-from rgpo.control.module_policy import ModulePolicy
+from rgpo.control.module_policy import LOG_STD, ModulePolicy
 from rgpo.control.normalize import EPSILON, ObservationNormalizer
 from rgpo.control.policy import ControlPolicy
 from rgpo.control.spaces import Rescale, column_bounds, column_starts, describe, heads
@@ -47,7 +47,10 @@ def make_actor(
     if isinstance(policy, ActorCritic):
         weights, network, module = _weights(policy, flat), _describe_layers(policy), None
     elif isinstance(policy, ModulePolicy):
-        weights = {name: x.numpy() for name, x in zip(policy.names, policy.unflatten(flat), strict=True)}
+        kept = cast(dict[str, Tensor], state.get("buffers", {}))
+        weights = {
+            _own_name(name): x.numpy() for name, x in [*zip(policy.names, policy.unflatten(flat), strict=True), *kept.items()]
+        }
         network, module = _describe_module(policy), TorchNetwork(policy.module, policy.shape)
     else:
         raise NoExport(f"{type(policy).__name__} is no policy of rgpo and has no method export")
@@ -62,6 +65,11 @@ def make_actor(
         "run": asdict(facts),
     }
     return Actor(description, weights, module)
+
+
+def _own_name(name: str) -> str:
+    """A parameter's name in policy.safetensors, where log_std is that of the actions."""
+    return {LOG_STD: "log_std", "log_std": "module.log_std"}.get(name, name)
 
 
 def _describe_layers(policy: ActorCritic) -> Network:

@@ -19,6 +19,7 @@ from rgpo.control.spaces import Head
 from rgpo.core.rollout import Array
 from rgpo.learning.types import State
 
+LOG_STD = ".log_std"  # among the names of parameters, of which none begins with a point
 ROWS = 512  # observations of one forward pass of values
 
 
@@ -37,15 +38,15 @@ class ModulePolicy(ControlPolicy):
         named = {name: x for name, x in module.named_parameters() if x.requires_grad}  # the others stay as they are
         used = self._used_by_outputs(named)
         own = [name for name in named if name not in used]
-        self.names = [*used, *(["log_std"] if self.num_gaussian else []), *own]
+        self.names = [*used, *([LOG_STD] if self.num_gaussian else []), *own]
         tensors = {name: x.detach().float() for name, x in named.items()}
-        tensors["log_std"] = torch.full((self.num_gaussian,), log_std_init)
+        tensors[LOG_STD] = torch.full((self.num_gaussian,), log_std_init)
         self.shapes = [tuple(tensors[name].shape) for name in self.names]
         self.sizes = [math.prod(x) for x in self.shapes]
         self.num_actor_parameters = sum(tensors[name].numel() for name in self.names[: len(self.names) - len(own)])
         self.flat = torch.cat([tensors[name].reshape(-1) for name in self.names])
         views = dict(zip(self.names, self.unflatten(self.flat), strict=True))
-        self.log_std = views.pop("log_std", None)
+        self.log_std = views.pop(LOG_STD, None)
         for name, parameter in named.items():
             parameter.requires_grad_(False).data = views[name]  # what updates write is what acts
 
@@ -70,7 +71,7 @@ class ModulePolicy(ControlPolicy):
     def evaluate(self, flat: Tensor, observation: Tensor, *, value: bool) -> Evaluation:
         """The module at the parameters flat (P,)."""
         tensors = dict(zip(self.names, self.unflatten(flat), strict=True))
-        log_std = tensors.pop("log_std", None)
+        log_std = tensors.pop(LOG_STD, None)
         output, values = functional_call(self.module, tensors, (self._shaped(observation),))
         return Evaluation(output, log_std, values.reshape(-1) if value else None)
 

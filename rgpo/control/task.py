@@ -20,7 +20,7 @@ import numpy as np
 from rgpo.control import finite
 from rgpo.control.advice import advice, refuse_unserved
 from rgpo.control.cnn import NatureCNN, OwnNetwork
-from rgpo.control.envs import check, facts
+from rgpo.control.envs import check, facts, registration
 from rgpo.control.envs.described import observation_shape
 from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.envs.vector_env import SavedEnvs, Step, VectorEnv
@@ -32,7 +32,7 @@ from rgpo.control.spaces import Rescale, describe, heads
 from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, one_of, or_null
 from rgpo.core.rollout import Array
 from rgpo.distributed import refuse_many
-from rgpo.errors import EnvironmentFault, require
+from rgpo.errors import ConfigError, EnvironmentFault, described, require
 from rgpo.learning.export import Facts
 from rgpo.learning.types import Policy, Requirements, State
 
@@ -128,7 +128,8 @@ class Control:
         env_seed, self.eval_seed = (int(x) for x in streams[1].generate_state(2) >> 2)
         self.normalize = ObservationNormalizer(self.num_envs, self.env.observation_size, self.clip_observation)
         self.scale_reward = RewardNormalizer(self.num_envs, requirements.gamma, self.clip_reward)
-        self.observation = self._prepare(self.env.reset(env_seed))
+        with registration.undisturbed():
+            self.observation = self._prepare(self.env.reset(env_seed))
         self.episodes = OpenEpisodes(self.num_envs)
         self.waiting: deque[ControlRollout] = deque()  # collected and not yet learned from
         self.latest_return = float("nan")
@@ -140,7 +141,15 @@ class Control:
         from rgpo.control.module_policy import make_policy
 
         pixels = self.observation.dtype == np.uint8
-        return make_policy(self.policy, observation_shape(self.env), self.heads, pixels=pixels, seed=seed)
+        policy = make_policy(self.policy, observation_shape(self.env), self.heads, pixels=pixels, seed=seed)
+        if isinstance(self.policy, OwnNetwork):
+            try:
+                policy.mode_output(self.observation)
+            except Exception as error:  # the module's own
+                key, normalized = "task.normalize_observation", str(self.normalize_observation).lower()
+                why = f"raised on the first observations ({described(error)}), with {key}={normalized}"
+                raise ConfigError(f"task.policy: {self.policy!r} {why}; it must take what the environment returns.") from error
+        return policy
 
     def _prepare(self, observation: Array, learn: bool = True) -> Array:
         """Observations (E, D) as the policy sees them, normalized if normalize_observation is set."""
@@ -162,10 +171,11 @@ class Control:
         from rgpo.control.policy import ControlPolicy
 
         assert isinstance(policy, ControlPolicy)
-        if not self.staleness:
-            return self._collect(policy)
-        while len(self.waiting) <= self.staleness:
-            self.waiting.append(stale.kept(policy, self._collect(policy)))
+        with registration.undisturbed():
+            if not self.staleness:
+                return self._collect(policy)
+            while len(self.waiting) <= self.staleness:
+                self.waiting.append(stale.kept(policy, self._collect(policy)))
         rollout = self.waiting.popleft()
         return rollout if self.correction_cap is None else stale.decoupled(policy, rollout, self.correction_cap)
 
@@ -222,6 +232,10 @@ class Control:
         from rgpo.control.policy import ControlPolicy
 
         assert isinstance(policy, ControlPolicy)
+        with registration.undisturbed():
+            return self._evaluate(policy)
+
+    def _evaluate(self, policy: ControlPolicy) -> dict[str, float]:
         if self.eval_env is None:
             self.eval_env = self.make_env(self.num_eval_episodes)
         seen = self._prepare(self.eval_env.reset(self.eval_seed), learn=False)
@@ -286,7 +300,8 @@ class Control:
         from rgpo.control.stale import restore_rollout
 
         self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state.get("waiting", [])))
-        restarts = self.env.load_state_dict(cast(SavedEnvs, state["env"]))
+        with registration.undisturbed():
+            restarts = self.env.load_state_dict(cast(SavedEnvs, state["env"]))
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])
         self.normalize.load_state_dict(cast(ObservationMoments, state["observation_moments"]))
         self.scale_reward.load_state_dict(cast(RewardMoments, state["reward_scale"]))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from rgpo import atomic
-from rgpo.errors import ConfigError, EnvironmentFault, StorageError
+from rgpo.errors import ConfigError, EnvironmentFault, StorageError, escaped
 from rgpo.runtime import manifest, reader
 from rgpo.runtime.provenance import redact
 
@@ -134,7 +134,8 @@ def settle(run_dir: Path) -> bool:
 def traceback_of(error: BaseException) -> str:
     """The traceback of an error; of an environment's fault, that of the environment's own error."""
     cause = error.__cause__ if isinstance(error, EnvironmentFault) else None
-    return redact("".join(traceback.format_exception(cause or error)))
+    lines = redact("".join(traceback.format_exception(cause or error))).split("\n")
+    return "\n".join(escaped(line) for line in lines)
 
 
 def record_fault(run_dir: Path, fault: BaseException) -> str:

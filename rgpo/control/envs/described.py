@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from rgpo.control.envs.vector_env import Env, VectorEnv, Wrap
 from rgpo.control.spaces import Space, describe, heads, observation_size
-from rgpo.errors import ConfigError, printable
+from rgpo.errors import ConfigError, described, printable
 
 
 def wrapped(env: Env, wrappers: Sequence[Wrap]) -> Env:
@@ -41,7 +41,11 @@ def spaces_of(env_id: str, env: Env) -> tuple[spaces.Space[object], spaces.Space
     """
     found = []
     for name in ("observation_space", "action_space"):
-        space = getattr(env, name, None)
+        try:
+            space = getattr(env, name, None)
+        except Exception as error:  # of a property
+            remedy = "set it in the constructor"
+            raise ConfigError(f"task.env_id={env_id}: its {name} cannot be read ({described(error)}); {remedy}.") from error
         if not isinstance(space, spaces.Space):
             what = f"it has no {name}" if space is None else f"its {name} is {printable(str(space), 80)}, no space of gymnasium"
             raise ConfigError(f"task.env_id={env_id}: {what}; set it to one of gymnasium.spaces.")

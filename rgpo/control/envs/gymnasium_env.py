@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from rgpo.control.envs import registration
 from rgpo.control.envs.described import describe_spaces, is_pixels, spaces_of, wrapped
+from rgpo.control.envs.registration import is_own
 from rgpo.control.envs.replay import (
     EARLIER,
     NOT_REPRODUCED,
@@ -153,8 +154,11 @@ class GymnasiumVector:
         for env in self._envs:
             try:
                 env.close()
-            except Exception as error:  # the environment's own; all results are there by now
-                warnings.warn(f"task.env_id={self.env_id}: close() failed ({type(error).__name__}: {error})", stacklevel=2)
+            except BaseException as error:  # the environment's own; all results are there by now
+                if is_own(error):
+                    raise
+                what = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"failed ({described(error)})"
+                warnings.warn(f"task.env_id={self.env_id}: close() {what}", stacklevel=2)
 
     def _begin(self, i: int, seed: int | None) -> None:
         """Start an episode; with seed None, np_random keeps its state."""
@@ -162,7 +166,9 @@ class GymnasiumVector:
         rng = rng_state(env) if seed is None else None
         try:
             returned = env.reset(seed=seed)
-        except (Exception, SystemExit, GeneratorExit) as error:
+        except BaseException as error:
+            if is_own(error):
+                raise
             raise self._raised("reset", error) from error
         if not (isinstance(returned, tuple | list) and len(returned) == 2 and isinstance(returned[1], dict)):
             raise self._fault("reset() must return an observation and a dict", returned)
@@ -172,7 +178,9 @@ class GymnasiumVector:
     def _advance(self, i: int, action: object) -> None:
         try:
             returned = self._envs[i].step(action)
-        except (Exception, SystemExit, GeneratorExit) as error:
+        except BaseException as error:
+            if is_own(error):
+                raise
             raise self._raised("step", error) from error
         try:
             observation, reward, terminated, truncated, info = returned

@@ -68,19 +68,38 @@ def make(env_id: str, kwargs: Mapping[str, object]) -> Env:
         raise EnvironmentFault(f"task.env_id={env_id}: its constructor called sys.exit({error.code!r}).") from error
 
 
+def is_own(error: BaseException) -> bool:
+    """True for what ends a run from outside, a signal or Ctrl-C, and is no error of an environment."""
+    return isinstance(error, KeyboardInterrupt) or (
+        not isinstance(error, Exception) and type(error).__module__.startswith("rgpo.")
+    )
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put back what an environment changes of the whole process: the current directory, and the default type of torch."""
-    here, torch = Path.cwd(), sys.modules.get("torch")
-    default = torch.get_default_dtype() if torch else None
+    """Put back what an environment changes of the process: the current directory, and torch's default type, device and mode."""
+    here, torch = _directory(), sys.modules.get("torch")
+    before = (torch.get_default_dtype(), torch.is_grad_enabled()) if torch else None
     try:
         yield
     finally:
-        if Path.cwd() != here:
+        if here is not None and _directory() != here:
             os.chdir(here)
         torch = sys.modules.get("torch")
-        if torch is not None and torch.get_default_dtype() != (default or torch.float32):
-            torch.set_default_dtype(default or torch.float32)
+        if torch is not None:
+            dtype, gradients = before or (torch.float32, True)
+            torch.set_default_dtype(dtype)
+            torch.set_grad_enabled(gradients)
+            if torch.get_default_device().type != "cpu":
+                torch.set_default_device("cpu")
+
+
+def _directory() -> Path | None:
+    """The current directory; None if it was deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return None
 
 
 def _import_module(env_id: str) -> None:
