@@ -196,7 +196,10 @@ def test_an_environment_that_draws_nothing(drawn: Callable[..., rgpo.Run], capsy
     run = drawn("+task.env_kwargs.fails=true")
     capsys.readouterr()
     assert evaluate.main([str(run.folder), "episodes=2", "video=true"]) == 2
-    assert "Drawn-v0 cannot be drawn here (render() returned NoneType and no picture); leave video out" in capsys.readouterr().err
+    assert (
+        "Drawn-v0 cannot be drawn here (render() returned NoneType and no picture (height, width, 3)); leave video out"
+        in capsys.readouterr().err
+    )
     assert not (run.folder / "evaluation").exists()
 
 
@@ -205,7 +208,7 @@ def test_tiny_pictures_of_floats_are_a_film(drawn: Callable[..., rgpo.Run]) -> N
     assert evaluate.main([str(run.folder), "episodes=1", "video=true"]) == 0
     (film,) = (run.folder / "evaluation").glob("episode.*")
     frames = imageio.imread(film)
-    assert film.stat().st_size > 100 and frames.shape[-3:] == (16, 16, 3) and abs(int(frames.mean()) - 128) < 8
+    assert frames.shape[-3:] == (16, 16, 3) and abs(int(frames.mean()) - 128) < 8
 
 
 @pytest.mark.parametrize(

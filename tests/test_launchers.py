@@ -87,7 +87,7 @@ def test_on_failure_stop_starts_no_further_run(engine: tuple[str, ...], folder: 
     words = [*SWEEP[:-1], "+task.env_kwargs.number=2,4,5", "on_failure=stop", *engine]
     out = rgpo_run(words, folder, code=1)
     assert "0 of 3 runs are complete, 2 queued" in out and out.count("  failed:") == 1
-    assert "2 of 3 runs have not started; repeat the command to start them" in out
+    assert "2 of 3 runs have not started; with on_failure=continue the same command goes past what failed" in out
     assert not list((folder / "results" / ".hydra").glob("stop-*"))
 
 

@@ -16,6 +16,7 @@ from torch import nn
 import rgpo
 from rgpo.cli import evaluate, export
 from rgpo.control.cnn import NatureCNN, picture
+from rgpo.control.finite import require_actions
 from rgpo.control.module_policy import ModulePolicy, make_policy
 from rgpo.control.spaces import Head
 from rgpo.errors import ConfigError, NonFiniteError
@@ -187,7 +188,7 @@ def test_the_flat_vector_is_the_modules_parameters_and_shared_layers_are_the_act
     observation = torch.rand(5, 6400)
     leaf = policy.flat.clone().requires_grad_()
     count, critic = policy.num_actor_parameters, 16 + 1
-    assert len(leaf) == count + critic and policy.names[-3:] == ["log_std", "critic.weight", "critic.bias"]
+    assert len(leaf) == count + critic and policy.names[-3:] == [".log_std", "critic.weight", "critic.bias"]
     found = policy.evaluate(leaf, observation, value=True)
     np.testing.assert_allclose(found.output.detach(), policy.mode_output(observation.numpy()), atol=1e-6)
     assert found.value is not None
@@ -261,9 +262,15 @@ def test_exported_weights_have_what_is_not_trained(tmp_path: Path) -> None:
     assert np.allclose(module.eval()(torch.from_numpy(seen))[0].detach(), policy.mode_output(seen), atol=1e-6)
 
 
-def test_actions_that_are_not_finite_are_the_policys_and_not_the_environments(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match=r"the policy's actions became NaN or infinite at step 0 .*lower update\.lr"):
-        rgpo.run("task=gym", "task.env_id=Pendulum-v1", "update.lr=1e30", "algo=ppo", *SMALL[1:5], f"results_dir={tmp_path}")
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4)])
+def test_actions_that_are_not_finite_are_the_policys_and_not_the_environments(shape: tuple[int, ...]) -> None:
+    seen, actions = np.zeros((3, 2, 5)), np.zeros(shape)
+    require_actions(seen, actions)
+    actions[1, 1] = np.nan
+    with pytest.raises(NonFiniteError, match=r"the policy's actions became NaN or infinite at step 1 .*lower update\.lr"):
+        require_actions(seen, actions)
+    seen[1, 1] = np.inf
+    require_actions(seen, actions)  # what follows from an observation is the environment's
 
 
 RETURNS = r"task\.policy={}\(\): must return outputs \(n, 2\) and values \(n,\), not {} for n = 3\."
@@ -284,7 +291,7 @@ RETURNS = r"task\.policy={}\(\): must return outputs \(n, 2\) and values \(n,\),
         ("test_networks.Untrained", r"task\.policy=Untrained\(\): its outputs depend on no parameter that requires a gradient"),
         ("test_networks.function", r"task\.policy\._target_=test_networks\.function: is no torch\.nn\.Module"),
         ("test_networks.Net,depth:3", r"task\.policy\.depth=3: is not a known key"),
-        ("test_networks.Pictures", r"task\.policy\._target_=test_networks\.Pictures: is not"),
+        ("test_networks.Pictures", r"task\.policy\._target_=test_networks\.Pictures: is no torch\.nn\.Module"),
         ("torch.nn.Linear,in_features:3", r"torch is not a module of rgpo"),
     ],
 )

@@ -55,7 +55,7 @@ def test_what_cannot_be_repeated_is_refused(run: Path, tmp_path: Path, capsys: p
         ({"commit": "f" * 40}, [], "its commit ffffffffff cannot be extracted"),
         ({"command": "rm -rf /"}, [], "provenance.json has no rgpo-run command"),
         ({}, ["at=noon"], "at=noon: give commit"),
-        ({}, ["out=x"], "verify=out=x: it reads one run's folder and at="),
+        ({}, ["out=x"], "verify=out=x: it reads one run's folder, at= and record="),
     ]
     for change, words, sentence in cases:
         (folder / "provenance.json").write_text(json.dumps(facts | change))

@@ -17,6 +17,7 @@ import yaml
 
 from rgpo.paths import conf_dir
 from rgpo.runtime.former import flat_config
+from rgpo.runtime.provenance import redact_values
 
 ENVIRONMENT = ("task.env_id", "task.version")
 KWARGS, WRAPPERS = "task.env_kwargs.", "task.wrappers"
@@ -58,7 +59,8 @@ def folder_name(config: Mapping[str, object], seed: object, config_hash: str) ->
     The second part is what the task's name has in parentheses, without the scale that is the task's own; often it is nothing.
     """
     option, scale = config.get("choices.task"), str(config.get("choices.scale") or "none")
-    _, _, inside = task_name(config, scale).partition(" (")
+    shown = {key: redact_values(value, key) for key, value in config.items()}  # secrets are in no file's name
+    _, _, inside = task_name(shown, scale).partition(" (")
     words = [word for word in inside.removesuffix(")").split(", ") if word not in ("", DEFAULT_SCALE)]
     different = "_".join(re.sub(r"[^\w.-]+", "_", word.rpartition(":")[2]).strip("-_.") for word in words)[:MAX_NAME].strip("-_.")
     parts = (option, different, config.get("choices.algo"), f"s{seed}", config_hash)
