@@ -60,6 +60,15 @@ def test_the_best_arm_is_recommended_only_beyond_noise(
     assert found.contests[0].arms[0].mean == max(np.mean(values) for values in returns.values())
 
 
+def test_a_baseline_at_a_worse_setting_is_no_comparison(tmp_path: Path) -> None:
+    fast = groups(tmp_path / "fast", {"ppo": [1.0, 2, 3], "rgpo": [18.0, 19, 20]})
+    alone = groups(tmp_path / "usual", {"ppo": [20.0, 21, 22]})
+    assert "Use rgpo" in advice([("fast", fast)], parse([])[0]).headlines[0]
+    both = groups(tmp_path / "both", {"ppo": [20.0, 21, 22], "rgpo": [19.0, 20, 21]})
+    found = advice([("fast", fast), ("usual", alone), ("both", both)], parse([])[0])
+    assert found is not None and found.headlines[0].startswith("Use ppo: the other does not beat it beyond noise")
+
+
 def test_one_arm_alone_is_no_contest(tmp_path: Path) -> None:
     assert advice([("sweep", groups(tmp_path, {"ppo": [1.0, 2, 3]}))], parse([])[0]) is None
 

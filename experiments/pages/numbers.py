@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from experiments.pages import one_update
-from experiments.pages.results import Results
+from experiments.pages.results import ESS, SPIKES, TAIL, Results
 from rgpo.cli.config_dir import group_options
 from rgpo.paths import conf_dir
 from rgpo.report.claims.ledger import in_short
+from rgpo.report.read.columns import KL, TRAIN
 from rgpo.report.read.groups import Group
 from rgpo.report.tables import summary
 from rgpo.report.tables.advice import advice
@@ -83,6 +84,37 @@ def verdicts(found: Results) -> str:
     return "\n".join(["| id | about | claim | verdict |", "| :-- | :-- | :-- | :-- |", *rows])
 
 
+def arms(found: Results, experiment: str) -> str:
+    """A row per arm and task: KL per update, share of updates with a spike, tail of the ratios, and return, over seeds."""
+    groups = found.groups.get(experiment, [])
+    if not groups:
+        return f"`rgpo-run -m experiment={experiment}` has not been run."
+    rows: list[dict[str, str | float]] = []
+    for group in groups:
+        config = group.used[0].config
+        row: dict[str, str | float] = {"task": group.task, "gate": str(config["choices.gate"])}
+        row |= {"penalty": str(config["choices.penalty"]), "n": len(group.used)}
+        numbers = {"kl": (KL, "mean"), "spikes": SPIKES, "tail": TAIL, "ess": ESS, "return": (TRAIN, "final")}
+        for key, name in numbers.items():
+            scale = 100 if key in ("spikes", "ess") else 1
+            values = scale * group.values(*name)
+            row |= {key: float(values.mean()), f"{key}_sd": float(values.std(ddof=1)) if len(values) > 1 else float("nan")}
+        rows.append(row)
+    columns = (
+        word("task", "task"),
+        word("gate", "gate"),
+        word("penalty", "penalty"),
+        number("n", "n"),
+        number("kl", "KL per update, nats", 2),
+        number("spikes", "KL > 0.04, % of updates", 2),
+        number("tail", "tail index of the ratios", 2),
+        number("ess", "effective sample size, %", 2),
+        number("return", "return", 4),
+        number("return_sd", "± sd", 3),
+    )
+    return Table("arms", "", "", columns, tuple(rows)).markdown()
+
+
 def equal_kl(found: Results, experiment: str, baseline: str = "ppo", algo: str = "") -> str:
     """Rewards of an experiment's arms, or those of one algorithm, against a baseline's at the largest KL that both reach."""
     table = matched_table(found.groups.get(experiment, []), replace(found.settings, baseline=baseline))
@@ -124,6 +156,7 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "curve": curve,
     "verdict": verdict,
     "verdicts": verdicts,
+    "arms": arms,
     "equal_kl": equal_kl,
     "single_updates": single_updates,
     "campaign": campaign,

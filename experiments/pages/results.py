@@ -23,7 +23,9 @@ from rgpo.report.settings import Settings
 from rgpo.report.stats.bootstrap import Floats
 
 LEDGER = Path(__file__).parents[1] / "README.md"
-COLUMNS = {*learning_curves.COLUMNS, TRAIN, KL, PROXY, GOLD, KL_REF, LENGTH, TRUNCATED}
+TAIL, ESS, SPIKES = ("ratio/tail_index", "median"), ("ess/ratio", "mean"), (KL, "share above 0.04")
+NUMBERS = (TAIL, ESS, SPIKES, (KL, "mean"))  # of runs, for the table of arms
+COLUMNS = {*learning_curves.COLUMNS, TRAIN, KL, PROXY, GOLD, KL_REF, LENGTH, TRUNCATED, TAIL[0], ESS[0]}
 
 
 class Judged(NamedTuple):
@@ -48,7 +50,8 @@ class Results:
         found = {}
         for name in sorted(declared_experiments() & set(experiments(self.folder, None))):
             with workers(0) as serial:  # in this process, so that a test can call it
-                runs, _ = read_runs(self.folder / name, COLUMNS, self.settings.final_fraction, self.settings.thresholds, serial)
+                options = (COLUMNS, self.settings.final_fraction, self.settings.thresholds, serial, NUMBERS)
+                runs, _ = read_runs(self.folder / name, *options)
             found[name] = [group for group in group_runs(runs)[0] if not group.provisional]
         return {name: groups for name, groups in found.items() if groups}
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +59,7 @@ class Contest(NamedTuple):
     leads: bool  # the lead is more than noise
     language: bool
     current: bool  # all its runs were made with today's code that determines numbers
+    fair: bool  # the baseline does no better with other settings, in another experiment of this task and length
 
     @property
     def num_seeds(self) -> int:
@@ -97,22 +99,44 @@ def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) 
     language models an arm is better or worse at equal KL to the reference, instead of at the end.
     Noise: Welch's interval at `confidence`, over all arms of a task together (Bonferroni).
     """
+    best = _best_means(sections)
     contests = [
         contest
         for name, groups in sections
         for task in sorted({group.task for group in groups})
-        if (contest := _contest(name, [group for group in groups if group.task == task], settings)) is not None
+        if (contest := _contest(name, [group for group in groups if group.task == task], settings, best)) is not None
     ]
     kinds = {"For control": [c for c in contests if not c.language], "For language models": [c for c in contests if c.language]}
     kinds = {kind: members for kind, members in kinds.items() if members}
     alone = len(kinds) == 1
     headlines, remarks = [], []
     for kind, of_kind in kinds.items():
-        members = _weightiest([contest for contest in of_kind if contest.current] or of_kind)
+        fair = [contest for contest in of_kind if contest.fair] or of_kind
+        members = _weightiest([contest for contest in fair if contest.current] or fair)
         text = _headline(members)
         headlines.append(text if alone else f"{kind}, {text[0].lower()}{text[1:]}")
         remarks += [one if alone else f"{kind}: {one[0].lower()}{one[1:]}" for one in _remarks(members)]
     return Advice(tuple(headlines), tuple(remarks), tuple(contests)) if contests else None
+
+
+def _best_means(sections: Sequence[tuple[str, Sequence[Group]]]) -> dict[tuple[object, ...], float]:
+    """The highest mean of an algorithm with one gate and penalty in a task, over all experiments of that length."""
+    found: dict[tuple[object, ...], float] = {}
+    for group in (group for _, groups in sections for group in groups):
+        values = group.values(_column([group]), "final")
+        if values.size:
+            found[_kind(group)] = max(found.get(_kind(group), -math.inf), float(np.mean(values)))
+    return found
+
+
+def _kind(group: Group) -> tuple[object, ...]:
+    config = group.used[0].config
+    return (group.task, setting(group.used[0]), group.algo, config.get("choices.gate"), config.get("choices.penalty"))
+
+
+def _column(groups: Sequence[Group]) -> str:
+    """What the arms of a task are compared by."""
+    return TRAIN if not groups[0].language else GOLD if all(g.values(GOLD, "final").size for g in groups) else PROXY
 
 
 def _weightiest(contests: Sequence[Contest]) -> list[Contest]:
@@ -122,8 +146,10 @@ def _weightiest(contests: Sequence[Contest]) -> list[Contest]:
     return [one for one in enough if one.num_seeds == most[one.task]]
 
 
-def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Contest | None:
-    column = TRAIN if not groups[0].language else GOLD if all(g.values(GOLD, "final").size for g in groups) else PROXY
+def _contest(
+    experiment: str, groups: Sequence[Group], settings: Settings, best: Mapping[tuple[object, ...], float]
+) -> Contest | None:
+    column = _column(groups)
     measured = [group for group in groups if group.values(column, "final").size]
     base = baseline_of(groups[0].task, measured, settings.baseline)
     if len(measured) < 2 or base is None:
@@ -159,6 +185,7 @@ def _contest(experiment: str, groups: Sequence[Group], settings: Settings) -> Co
         lead.low > 0,
         base.language,
         all(run.is_current for group in measured for run in group.used),
+        base.language or against.mean >= best[_kind(base)],
     )
 
 
