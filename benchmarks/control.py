@@ -82,7 +82,7 @@ def start(command: list[str], environment: dict[str, str] | None = None) -> subp
 
 
 def result(done: subprocess.CompletedProcess[str], name: str) -> dict[str, Any]:
-    """What a contestant's process printed."""
+    """The result that a contestant's process printed."""
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
@@ -138,7 +138,7 @@ def speed(rounds: int, out: str | None) -> None:
 
 
 def present(name: str) -> bool:
-    """Whether a contestant's package is installed."""
+    """True if a contestant's package is installed."""
     package = PACKAGES.get(name.partition("-")[0])
     return package is None or importlib.util.find_spec(package) is not None
 

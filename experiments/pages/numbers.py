@@ -98,7 +98,9 @@ def arms(found: Results, experiment: str) -> str:
         for key, name in numbers.items():
             scale = 100 if key in ("spikes", "ess") else 1
             values = scale * group.values(*name)
-            row |= {key: float(values.mean()), f"{key}_sd": float(values.std(ddof=1)) if len(values) > 1 else float("nan")}
+            row[key] = float(values.mean())
+        returns = group.values(*numbers["return"])
+        row["return_sd"] = float(returns.std(ddof=1)) if len(returns) > 1 else float("nan")
         rows.append(row)
     columns = (
         word("task", "task"),

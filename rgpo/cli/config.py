@@ -157,11 +157,16 @@ def with_own_policy(config: dict[str, object], option: object, typed: Collection
     policy = task.get("policy") if isinstance(task, dict) else None
     if not isinstance(task, dict) or not isinstance(policy, dict) or not file.is_file():
         return config
-    own = cast(Node, OmegaConf.to_container(OmegaConf.load(file), resolve=False))
+    own = _policy_option(file)
     if policy.get("_target_") == present_name(str(own["_target_"])):
         return config
     kept = {key: value for key, value in policy.items() if key == "_target_" or key not in own or f"task.policy.{key}" in typed}
     return config | {"task": task | {"policy": kept}}
+
+
+@functools.cache
+def _policy_option(file: Path) -> Node:
+    return cast(Node, OmegaConf.to_container(OmegaConf.load(file), resolve=False))
 
 
 def plain(composed: DictConfig) -> dict[str, object]:

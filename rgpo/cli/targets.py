@@ -173,7 +173,7 @@ def late_kind(hint: object, target: object) -> LateKind | None:
 
 
 def bases_of(hint: object, target: object) -> str:
-    """What a target must be a subclass of, where the hint keeps its classes for a later call and the target is none of them."""
+    """The base classes that a target lacks, where the hint keeps its classes for a later call; "" if it lacks none."""
     kinds = [_kind(member) for member in _members(hint)]
     bases = [".".join(kind.base) for kind in kinds if isinstance(kind, LateKind)]
     if not bases:

@@ -169,9 +169,9 @@ def _cells(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words
         raise ConfigError("n=null: the file does not state how many seeds its numbers have; give n=.")
     found: dict[tuple[str, str], Summary] = {}
     for row in body:
-        for arm, cell in zip(head[1:], row[1:], strict=False):
+        require(len(row) == len(head), "import", file, f"the row of {row[0]} is not as long as the header; repair it")
+        for arm, cell in zip(head[1:], row[1:], strict=True):
             key = arm.removesuffix(" ({})"), row[0]
-            require(len(row) == len(head), "import", file, f"the row of {row[0]} is not as long as the header; repair it")
             match = CELL.fullmatch(cell)
             if cell.strip() and (match is None or match[2].startswith("-")):
                 raise ConfigError(

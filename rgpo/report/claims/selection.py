@@ -56,7 +56,7 @@ class _Variant:
 
 
 class _Choice(NamedTuple):
-    """What counts for an arm in a task: a variant, or None with the reason; and a clause about others."""
+    """The variant that counts for an arm in a task, or None with the reason; and a clause about others."""
 
     variant: _Variant | None
     why: str = ""
@@ -75,7 +75,7 @@ def select(named: Named, arms: Arms, anchors: Mapping[tuple[str, str], Anchor], 
     for task in named.tasks:
         here = [run for run in inside if run.task == task]
         fits = {
-            arm: [run for run in here if not _unknown(settings, here) and matches(run, settings)]
+            arm: [] if _unknown(settings, here) else [run for run in here if matches(run, settings)]
             for arm, settings in arms.items()
         }
         variants = {arm: _variants(found, named.over) for arm, found in fits.items() if EXTERNAL not in arms[arm]}
@@ -93,8 +93,8 @@ def select(named: Named, arms: Arms, anchors: Mapping[tuple[str, str], Anchor], 
             lacking += [Lack(arm, task, why)] if why else []
             clauses = (choice.note, *(_notes(found, fits[arm]) if found else ()))
             notes += [f"{task}, {arm}: {clause}" for clause in filter(None, clauses)]
-        for who, one, other in ((TREATMENT, TREATMENT, BASELINE), (NULL, NULL, BASELINE if BASELINE in arms else TREATMENT)):
-            lacking += [Lack(who, task, why) for why in _unmatched(samples[task], one, other, arms, named)]
+        for arm, other in ((TREATMENT, BASELINE), (NULL, BASELINE if BASELINE in arms else TREATMENT)):
+            lacking += [Lack(arm, task, why) for why in _unmatched(samples[task], arm, other, arms, named)]
         lacking += [Lack(who, task, why) for who, why in _shared(samples[task])]
     chosen = [run for by_arm in samples.values() for sample in by_arm.values() for run in sample.runs]
     lacking += [Lack("the evidence", task, why) for why in _mixed(chosen, named) for task in named.tasks]
@@ -140,7 +140,7 @@ def _is_of(named: Named, run: Run) -> bool:
 
 
 def _conditions(named: Named) -> list[tuple[str, Callable[[Run], bool]]]:
-    """What a run of the experiment must meet to count, in words and as a function."""
+    """The conditions under which a run of the experiment counts, in words and as a function."""
 
     def of_length(run: Run) -> bool:
         return named.steps in (None, run.planned_steps) and named.iterations in (None, run.num_iterations)

@@ -135,7 +135,7 @@ def _kind(group: Group) -> tuple[object, ...]:
 
 
 def _column(groups: Sequence[Group]) -> str:
-    """What the arms of a task are compared by."""
+    """The metric by which the arms of a task are compared."""
     return TRAIN if not groups[0].language else GOLD if all(g.values(GOLD, "final").size for g in groups) else PROXY
 
 
