@@ -60,7 +60,7 @@ def _finished() -> bool:
     import threading
 
     _join(threading)
-    if _others(threading):  # of an environment, say; waiting for them would keep a finished run alive
+    if _others(threading):  # an environment may start some; waiting for them would keep a finished run alive
         names = ", ".join(thread.name for thread in _others(threading))
         print(f"left without threads that do not end: {names}; make them daemons, or end them in close()", file=sys.stderr)
     else:

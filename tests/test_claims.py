@@ -152,7 +152,7 @@ def test_arms_that_differ_in_more_than_they_name_decide_nothing(here: Path) -> N
             write(here, algo, seed, update={"lr": 1e-2 if algo == "rgpo" else 3e-4})
     found = verdict(here)
     assert found.outcome == UNDECIDED
-    assert "treatment differs from the baseline in update.lr (0.01 and 0.0003), without a word in evidence.differ" in found.ours
+    assert "treatment differs from the baseline in update.lr (0.01 and 0.0003), which evidence.differ does not name" in found.ours
     assert verdict(here, claim(here, evidence={"differ": ["update.lr"]})).outcome == REPRODUCED
     arms = {"treatment": {"algo": "rgpo", "update.lr": 1e-2}, "baseline": {"algo": "ppo"}}
     assert verdict(here, claim(here, arms=arms)).outcome == REPRODUCED

@@ -1,4 +1,4 @@
-"""Which runs count for a claim: those that it names. No other run can move a verdict, and whatever is in doubt is lacking.
+"""Select the runs of a claim: those that it names. No other run can move a verdict, and whatever is in doubt is lacking.
 
 An arm rarely names every setting. Where the runs that fit it have several configurations, the one counts that agrees with the
 other arms in every setting that distinguishes them; if none does, or several do, the claim has to name it. Which of them has
@@ -232,7 +232,7 @@ def _unmatched(samples: Mapping[str, Sample], one: str, other: str, arms: Arms, 
         if identifies(key) and left.get(key) != right.get(key) and key not in free and not key.startswith(theirs)
     ]
     more = f" and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
-    text = f"differs from the {other} in {', '.join(found[:MAX_SHOWN])}{more}, without a word in evidence.differ,"
+    text = f"differs from the {other} in {', '.join(found[:MAX_SHOWN])}{more}, which evidence.differ does not name,"
     return [text] if found else []
 
 

@@ -96,7 +96,7 @@ class Run:
 
     @property
     def planned_steps(self) -> int | None:
-        """Environment steps that its configuration asks for; num_iterations has precedence over total_env_steps."""
+        """Environment steps that its configuration sets; num_iterations has precedence over total_env_steps."""
         iterations, steps = self.config.get("num_iterations"), self.config.get("total_env_steps")
         if isinstance(iterations, int):
             size, copies = self.config.get("task.num_steps"), self.config.get("task.num_envs", 1)
