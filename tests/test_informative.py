@@ -10,7 +10,7 @@ import pytest
 from tiny_runs import TinyRun, sum_of_codes
 
 from rgpo.core.rollout import Array
-from rgpo.runtime.session import is_informative
+from rgpo.runtime.runner import is_informative
 
 
 def constant(texts: Sequence[str]) -> Array:

@@ -13,6 +13,7 @@ import yaml
 
 from rgpo.cli import plan, sweep
 from rgpo.cli.config import Job, compose_jobs
+from rgpo.cli.run import start
 from rgpo.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,7 @@ def started(jobs: list[Job], words: list[str], monkeypatch: pytest.MonkeyPatch) 
         return 0, {}
 
     monkeypatch.setattr(sweep.Launcher, "run", run)
-    assert sweep.sweep(jobs, words, None) == 1  # nothing was really run
+    assert sweep.sweep(jobs, words, None, start) == 1  # nothing was really run
     return found
 
 

@@ -13,6 +13,7 @@ from cli import TINY, rgpo_run
 import rgpo
 from rgpo.cli import search_space, tune
 from rgpo.cli.overrides import hydra_on
+from rgpo.cli.run import start
 from rgpo.errors import ConfigError
 from rgpo.runtime import run_folder
 
@@ -69,7 +70,7 @@ def test_words_of_paths_and_names_stay_as_typed() -> None:
 )
 def test_refusals(words: list[str], why: str) -> None:
     with hydra_on(None) as composer, pytest.raises(ConfigError, match=why):
-        tune.search(composer, [*SEARCH, *words])
+        tune.search(composer, [*SEARCH, *words], start)
 
 
 def test_a_trial_is_the_mean_over_seeds_and_a_paused_run_equals_a_whole_one(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_a_worse_trial_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(run_folder, "status", lambda folder: "completed")
     words = [*SEARCH, "num_iterations=8", "update.lr=interval(1e-4,1e-2)", "hydra.sweeper.n_startup_trials=1"]
     with hydra_on(None) as composer:
-        assert tune.search(composer, words) == 0
+        assert tune.search(composer, words, start) == 0
     out = capsys.readouterr().out
     assert "trial 0: " in out and "complete" in out and "pruned, -4 +- 0 (n = 2) after iteration 2" in out
     assert launched == [["pause_at=2"] * 2, ["pause_at=4"] * 2, [], ["pause_at=2"] * 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 from rgpo import interrupt
 from rgpo.leaving import run_program
@@ -10,6 +11,10 @@ from rgpo.leaving import run_program
 TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.exit_at_once()
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rgpo.cli.config import Job
+
+_python_format = warnings.formatwarning
 
 
 def main() -> None:
@@ -60,13 +65,64 @@ def _main(words: list[str]) -> int:
             print(plan.describe(jobs))
             return 0
         if multirun:
-            return sweep.sweep(jobs, overrides, config_dir)
+            return sweep.sweep(jobs, overrides, config_dir, start)
         if distributed.rank() == 0:
             run_folder.prepare(jobs[0].run_dir, jobs[0].force)
     except ConfigError as error:
         distributed.report_error(str(error), error)
         return 2
-    return sweep.start(jobs[0])
+    return start(jobs[0])
+
+
+def start(job: Job, num_sharing: int = 1) -> int:
+    """Run one job in this process; its exit code: 0 done, 1 failed, 2 cannot run, 130 or 143 stopped by a signal.
+
+    num_sharing: runs of its sweep, this one included, that can share its compiled code.
+    """
+    import gc
+    import os
+
+    from rgpo import distributed
+    from rgpo.cli.build import build
+    from rgpo.errors import EXPLAINED, MAX_LINE, ConfigError, EnvironmentFault, printable
+    from rgpo.learning.alike import num_alike
+    from rgpo.paths import cache_dir
+    from rgpo.runtime.run_folder import ERROR
+    from rgpo.runtime.runner import run
+    from rgpo.runtime.signals import Interrupted
+
+    num_alike.set(num_sharing)
+    gc.set_threshold(*gc.get_threshold()[:2], 100)  # imports create objects that stay: collecting them took 10 % of a start
+    warnings.formatwarning = _format_warning
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # before torch is imported
+    try:
+        run(job.config, *build(job.config), job.run_dir, job.config_hash, job.command)
+    except Interrupted as stop:
+        print(f"stopped; the same command resumes the run: {printable(str(job.run_dir), MAX_LINE)}", flush=True)
+        distributed.stop()
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except (ConfigError, *EXPLAINED) as error:
+        where = f" (traceback in {job.run_dir / ERROR})" if isinstance(error, EnvironmentFault) else ""
+        distributed.report_error(f"{error}{where}", error)
+        return 2 if isinstance(error, ConfigError) else 1
+    except Exception as error:
+        distributed.report_error(
+            f"{job.run_dir.name}: {type(error).__name__}: {error} (traceback in {job.run_dir / ERROR})", error
+        )
+        return 1
+    distributed.stop()
+    return 0
+
+
+def _format_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning of rgpo's as its sentence, any other as Python prints it."""
+    from rgpo.errors import MAX_LINE, printable
+
+    if category is UserWarning and "/rgpo/" in filename:
+        return f"  {printable(str(message), MAX_LINE)}\n"
+    return _python_format(message, category, filename, lineno, line)
 
 
 def _tuned(words: list[str], config_dir: str | None) -> int | None:
@@ -76,7 +132,7 @@ def _tuned(words: list[str], config_dir: str | None) -> int | None:
 
     with hydra_on(config_dir) as composer:
         words = composer.unfolded(words)
-        return tune.search(composer, words) if tune.wanted(composer, words) else None
+        return tune.search(composer, words, start) if tune.wanted(composer, words) else None
 
 
 def _split(words: Sequence[str]) -> tuple[bool, str | None, list[str]]:

@@ -1,16 +1,14 @@
-"""Start runs: one in this process, or a sweep on the engine of a launcher, with a list of the runs that failed."""
+"""A sweep on the engine of a launcher, with a list of the runs that failed."""
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,23 +20,20 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from rgpo import distributed, interrupt
+from rgpo import interrupt
 from rgpo.cli import engines, outcome
-from rgpo.cli.config import Job, build, make_job, num_alike_of
+from rgpo.cli.config import Job, make_job, num_alike_of
 from rgpo.cli.overrides import Composer, hydra_on
 from rgpo.cli.plan import planned
 from rgpo.cli.words import hydra_form, user_form
-from rgpo.errors import EXPLAINED, MAX_LINE, ConfigError, EnvironmentFault, first_line, printable
-from rgpo.learning.alike import num_alike
-from rgpo.paths import cache_dir
+from rgpo.errors import MAX_LINE, ConfigError, first_line, printable
 from rgpo.runtime import manifest, run_folder
 from rgpo.runtime.resources import available_gb, jobs_that_fit, num_cpus
-from rgpo.runtime.runner import run
-from rgpo.runtime.signals import QUEUE_SIGNALS, Interrupted
+from rgpo.runtime.signals import QUEUE_SIGNALS
 
+Start = Callable[[Job, int], int]  # of a job and the number of runs that share its compiled code; returns an exit code
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}
 RAY_ANSWERS_WITHIN_S = 25  # with this process's own start, half a minute
-_python_format = warnings.formatwarning
 CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 
@@ -55,46 +50,11 @@ def import_from_current_directory() -> None:
         sys.path.insert(0, here)
 
 
-def start(job: Job, alike: int = 1) -> int:
-    """Run one job in this process; its exit code: 0 done, 1 failed, 2 cannot run, 130 or 143 stopped by a signal.
-
-    alike: runs of its sweep, this one included, that can share its compiled code.
-    """
-    num_alike.set(alike)
-    gc.set_threshold(*gc.get_threshold()[:2], 100)  # imports create objects that stay: collecting them took 10 % of a start
-    warnings.formatwarning = _format_warning
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # before torch is imported
-    try:
-        run(job.config, *build(job.config), job.run_dir, job.config_hash, job.command)
-    except Interrupted as stop:
-        print(f"stopped; the same command resumes the run: {printable(str(job.run_dir), MAX_LINE)}", flush=True)
-        distributed.stop()
-        return stop.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except (ConfigError, *EXPLAINED) as error:
-        where = f" (traceback in {job.run_dir / run_folder.ERROR})" if isinstance(error, EnvironmentFault) else ""
-        distributed.report_error(f"{error}{where}", error)
-        return 2 if isinstance(error, ConfigError) else 1
-    except Exception as error:
-        log = job.run_dir / "error.txt"
-        distributed.report_error(f"{job.run_dir.name}: {type(error).__name__}: {error} (traceback in {log})", error)
-        return 1
-    distributed.stop()
-    return 0
-
-
-def _format_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-    """A warning of rgpo's as its sentence, any other as Python prints it."""
-    if category is UserWarning and "/rgpo/" in filename:
-        return f"  {printable(str(message), MAX_LINE)}\n"
-    return _python_format(message, category, filename, lineno, line)
-
-
 @dataclass(frozen=True)
 class Cell:
     """One run of a sweep, in whatever process the engine chose; a failure is recorded in the run's folder."""
 
+    start: Start
     pid: int  # of the command
     stop_file: Path | None  # with on_failure=stop; once it exists, no run starts
     tally: outcome.Tally
@@ -113,7 +73,7 @@ class Cell:
         with hydra_on(None) as composer:
             words = tuple(user_form(item) for item in composer.parse_hydra(list(hydra.overrides.task)))
         job = make_job(composed, hydra.runtime.choices, words, config_dir=folders[0] if folders else None)
-        code = start(job, self.alike.get(job.run_dir.name, 1))
+        code = self.start(job, self.alike.get(job.run_dir.name, 1))
         if code in (0, 1, 2):
             print(self.tally.add(failed=code > 0), flush=True)
         if code in (1, 2):
@@ -129,7 +89,7 @@ class Cell:
             self.stop_file.touch()
 
 
-def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
+def sweep(jobs: list[Job], words: list[str], config_dir: str | None, start: Start) -> int:
     """Run every job that is not complete on the chosen engine; returns the exit code. words: those of the command line.
 
     Raises: ConfigError if the engine is not installed or cannot be reached.
@@ -139,7 +99,7 @@ def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
     if len(jobs) < num_jobs:
         print(f"{num_jobs} jobs map to {len(jobs)} distinct runs (num_threads and the like do not change the run id)", flush=True)
     with hydra_on(config_dir) as composer:
-        launcher = Launcher(composer, composer.unfolded(words), jobs)
+        launcher = Launcher(composer, composer.unfolded(words), jobs, start)
         for job in jobs:
             run_folder.prepare(job.run_dir, job.force)
         earlier = {} if jobs[0].force else {run.job.run_dir: run.folder for run in planned(jobs) if run.folder != run.job.run_dir}
@@ -157,10 +117,11 @@ def sweep(jobs: list[Job], words: list[str], config_dir: str | None) -> int:
 class Launcher:
     """The engine that the words name; a run whose process is lost is started once more, unless on_failure=stop."""
 
-    def __init__(self, composer: Composer, words: Sequence[str], jobs: Sequence[Job]) -> None:
+    def __init__(self, composer: Composer, words: Sequence[str], jobs: Sequence[Job], start: Start) -> None:
         """Raises: ConfigError if the engine is not installed or cannot be reached."""
         own = [word for word, item in zip(words, composer.parse(list(words)), strict=True) if item.is_hydra_override()]
         self.config = composer.whole([*own, *jobs[0].overrides])
+        self.start = start
         self.stops = jobs[0].config["on_failure"] == "stop"
         _refuse_missing_engine(self.config)
         _warn_of_crowding(self.config, len(jobs))
@@ -176,7 +137,7 @@ class Launcher:
         tally = outcome.Tally(folder / f"tally-{name}", len(jobs), time.time())
         try:
             with interrupt.Raising():
-                return 0, self._rounds(jobs, Cell(os.getpid(), stop_file, tally, num_alike_of(jobs)))
+                return 0, self._rounds(jobs, Cell(self.start, os.getpid(), stop_file, tally, num_alike_of(jobs)))
         except KeyboardInterrupt:
             return 130, {}
         except SystemExit as stop:  # a run was stopped by a signal

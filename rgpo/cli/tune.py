@@ -26,7 +26,7 @@ from rgpo.cli.build import build, make
 from rgpo.cli.config import Job, jobs_of
 from rgpo.cli.overrides import Composer
 from rgpo.cli.search_space import Space, space_of
-from rgpo.cli.sweep import Launcher
+from rgpo.cli.sweep import Launcher, Start
 from rgpo.core.ranges import POSITIVE, UNIT_INTERVAL, accept, check_fields, count, or_null
 from rgpo.errors import ConfigError, close_matches, first_line, require, shell_word
 from rgpo.runtime import run_folder
@@ -72,7 +72,7 @@ def wanted(composer: Composer, words: list[str]) -> bool:
     return bool(composer.whole(fixed).hydra.runtime.choices["hydra/sweeper"] == "optuna")
 
 
-def search(composer: Composer, words: list[str]) -> int:
+def search(composer: Composer, words: list[str], start: Start) -> int:
     """Run the trials that are left; returns the exit code.
 
     Raises: ConfigError if optuna is not installed, the words cannot run, or the study belongs to other words.
@@ -101,7 +101,7 @@ def search(composer: Composer, words: list[str]) -> int:
     with atomic.locked(folder / f".{name}.lock", wait=False) as mine:
         require(mine, "hydra.sweeper.study_name", name, "another process is searching it; wait for it, or give another name.")
         study = _open(settings, space, folder / f"{name}.optuna", name)
-        launcher = Launcher(composer, words, jobs[: settings.n_jobs * len(space.seeds)])
+        launcher = Launcher(composer, words, jobs[: settings.n_jobs * len(space.seeds)], start)
         return Trials(composer, settings, space, study, launcher).run()
 
 

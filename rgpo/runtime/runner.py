@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -9,8 +10,11 @@ from pathlib import Path
 
 from rgpo import distributed
 from rgpo.errors import MAX_LINE, OutOfMemory, is_out_of_memory, printable
+from rgpo.learning.algorithm import rows_with_advantage
+from rgpo.learning.clock import Clock
 from rgpo.learning.types import Algorithm, Metrics, Task
 from rgpo.runtime import manifest, run_folder
+from rgpo.runtime.metrics import number
 from rgpo.runtime.resources import compute_threads, limited_threads
 from rgpo.runtime.session import Session
 from rgpo.runtime.signals import Interrupted, Signals
@@ -81,7 +85,7 @@ def _loop(session: Session, signals: Signals) -> bool:
     metrics: Metrics = {}
     try:
         while session.iteration < end:
-            metrics = session.iterate()
+            metrics = iterate(session)
             due = time.monotonic() - saved_at >= session.settings.checkpoint_every_s
             received, due_on = zip(*distributed.all_gather((signals.received or 0, due)), strict=True)
             if any(received):
@@ -102,3 +106,40 @@ def _loop(session: Session, signals: Signals) -> bool:
     elif session.ratio_moved < RATIO_MOVED:
         session.recorder.notice("the ratio was 1 at every gradient (one step per rollout): no gate can matter in this run")
     return False
+
+
+def iterate(session: Session) -> Metrics:
+    """Collect, learn, evaluate if it is due, and record one iteration."""
+    clock = Clock()
+    every, last = session.settings.gradvar_every, session.iteration + 1 == session.num_iterations
+    rollout = session.task.collect(session.policy)
+    clock.add("collect")
+    metrics: Metrics = dict(rollout.metrics)
+    metrics |= session.algorithm.learn(session.policy, rollout, every > 0 and session.iteration % every == 0)
+    clock.add("update")  # of an algorithm that keeps no clock itself
+    session.iteration += 1
+    num_steps = int(rollout.live().sum())
+    session.env_steps += num_steps
+    session.ratio_moved = max(session.ratio_moved, number(metrics, "ratio/abs_log_max_learning", math.inf))
+    session.informative = session.informative or is_informative(metrics)
+    every = session.settings.eval_every
+    if every > 0 and (session.iteration % every == 0 or last):
+        evaluation = Clock()
+        metrics |= session.task.evaluate(session.policy)
+        evaluation.add("evaluate")
+        metrics |= evaluation.seconds
+    clock.total("iteration")
+    metrics = {**clock.seconds, **metrics}
+    busy = sum(number(metrics, f"time/{phase}_s", 0.0) for phase in ("collect", "update", "diagnostics"))
+    metrics["speed/env_steps_per_s"] = num_steps / busy
+    rows = rows_with_advantage(rollout, getattr(session.algorithm, "advantage", None))
+    session.recorder.record(session.iteration, session.env_steps, metrics, session.task.take_samples(), rows)
+    return metrics
+
+
+def is_informative(metrics: Metrics) -> bool:
+    """False if an iteration's advantages are all 0, or no prompt has completions with different scores."""
+    if "advantage/std" not in metrics:  # an algorithm that learns from something else
+        return True
+    alike = number(metrics, "language/zero_variance_group_share", 0.0) == 1
+    return not alike and any(number(metrics, f"advantage/{moment}", 0.0) != 0 for moment in ("mean", "std"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,12 +11,9 @@ import numpy as np
 
 from rgpo import atomic, distributed
 from rgpo.errors import EXPLAINED, MAX_LINE, ConfigError, EnvironmentFault, StorageError, first_line, printable, require
-from rgpo.learning.algorithm import rows_with_advantage
-from rgpo.learning.clock import Clock
 from rgpo.learning.export import NoExport
 from rgpo.learning.types import Algorithm, Metrics, Policy, State, Task
 from rgpo.runtime import checkpoint, continuation, export, gate_curve, manifest, provenance, reader, run_folder
-from rgpo.runtime.metrics import number
 from rgpo.runtime.parts import storing
 from rgpo.runtime.recorder import Recorder
 from rgpo.runtime.settings import Settings
@@ -47,14 +43,6 @@ def restore(saved: checkpoint.Checkpoint, task: Task, policy: Policy, algorithm:
     task.load_state_dict(saved["task"])
     policy.load_state_dict(saved["policy"])
     algorithm.load_state_dict(saved["algorithm"])
-
-
-def is_informative(metrics: Metrics) -> bool:
-    """False if an iteration's advantages are all 0, or no prompt has completions with different scores."""
-    if "advantage/std" not in metrics:  # an algorithm that learns from something else
-        return True
-    alike = number(metrics, "language/zero_variance_group_share", 0.0) == 1
-    return not alike and any(number(metrics, f"advantage/{moment}", 0.0) != 0 for moment in ("mean", "std"))
 
 
 class Session:
@@ -164,34 +152,6 @@ class Session:
         if (processes, threads) != (distributed.world_size(), self.settings.num_threads):
             was = f"{processes} process(es) wrote the checkpoint, with {threads} thread(s) each"
             self.recorder.notice(f"{was}: the resumed run is equal up to rounding, not bit for bit")
-
-    def iterate(self) -> Metrics:
-        """Collect, learn, evaluate if it is due, and record one iteration."""
-        clock = Clock()
-        every, last = self.settings.gradvar_every, self.iteration + 1 == self.num_iterations
-        rollout = self.task.collect(self.policy)
-        clock.add("collect")
-        metrics: Metrics = dict(rollout.metrics)
-        metrics |= self.algorithm.learn(self.policy, rollout, every > 0 and self.iteration % every == 0)
-        clock.add("update")  # of an algorithm that keeps no clock itself
-        self.iteration += 1
-        num_steps = int(rollout.live().sum())
-        self.env_steps += num_steps
-        self.ratio_moved = max(self.ratio_moved, number(metrics, "ratio/abs_log_max_learning", math.inf))
-        self.informative = self.informative or is_informative(metrics)
-        every = self.settings.eval_every
-        if every > 0 and (self.iteration % every == 0 or last):
-            evaluation = Clock()
-            metrics |= self.task.evaluate(self.policy)
-            evaluation.add("evaluate")
-            metrics |= evaluation.seconds
-        clock.total("iteration")
-        metrics = {**clock.seconds, **metrics}
-        busy = sum(number(metrics, f"time/{phase}_s", 0.0) for phase in ("collect", "update", "diagnostics"))
-        metrics["speed/env_steps_per_s"] = num_steps / busy
-        rows = rows_with_advantage(rollout, getattr(self.algorithm, "advantage", None))
-        self.recorder.record(self.iteration, self.env_steps, metrics, self.task.take_samples(), rows)
-        return metrics
 
     def save(self) -> None:
         """Flush the metrics, then replace the checkpoint, so that a checkpoint is never ahead of the rows on disk.
