@@ -29,8 +29,8 @@ from rgpo.runtime.settings import Settings
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from rgpo.control.actions import EnvAction
     from rgpo.control.actor import Actor
-    from rgpo.control.spaces import EnvAction
     from rgpo.learning.types import Algorithm, Task
 
 _composing = threading.Lock()  # hydra has one global state

@@ -18,10 +18,10 @@ import pytest
 import setuptools  # noqa: F401  before a test imports distutils: torch's compiler needs setuptools's own
 import torch
 
+from rgpo.control.actions import Head
 from rgpo.control.actor_critic import ActorCritic
 from rgpo.control.mlp import MLP
 from rgpo.control.policy import ControlBatch, ControlRollout
-from rgpo.control.spaces import Head
 
 if TYPE_CHECKING:
     from rgpo.language.policy.language_model import LanguageModel

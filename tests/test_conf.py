@@ -10,7 +10,8 @@ from changed_defaults import with_present_defaults
 from omegaconf import OmegaConf
 
 from rgpo.cli.build import present_name
-from rgpo.cli.config import LaunchSettings, build, compose_jobs, config_hash, plain
+from rgpo.cli.checks import LaunchSettings, plain
+from rgpo.cli.config import build, compose_jobs, config_hash
 from rgpo.cli.config_dir import group_options
 from rgpo.cli.hints import is_node, parameters_of
 from rgpo.cli.overrides import hydra_on

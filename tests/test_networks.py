@@ -15,10 +15,10 @@ from torch import nn
 
 import rgpo
 from rgpo.cli import evaluate, export
+from rgpo.control.actions import Head
 from rgpo.control.cnn import NatureCNN, picture
 from rgpo.control.finite import require_actions
 from rgpo.control.module_policy import ModulePolicy, make_policy
-from rgpo.control.spaces import Head
 from rgpo.errors import ConfigError, NonFiniteError
 
 

@@ -21,7 +21,8 @@ from tiny_models import write_model, write_reward_model
 
 from rgpo import distributed
 from rgpo.cli import run
-from rgpo.cli.config import check_task, compose_jobs
+from rgpo.cli.checks import check_task
+from rgpo.cli.config import compose_jobs
 from rgpo.errors import ConfigError
 
 HERE = Path(__file__).parent

@@ -12,24 +12,13 @@ import torch
 from gymnasium import spaces
 
 import rgpo
+from rgpo.control.actions import Head, Rescale, choose, column_bounds, draw_noise, heads, row, to_env
 from rgpo.control.advice import advice
 from rgpo.control.distributions import Bernoulli, Product, make_distribution
 from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.late import Wrapper
 from rgpo.control.mlp import MLP
-from rgpo.control.spaces import (
-    Head,
-    Rescale,
-    choose,
-    column_bounds,
-    describe,
-    draw_noise,
-    flatten,
-    heads,
-    observation_size,
-    row,
-    to_env,
-)
+from rgpo.control.spaces import describe, flatten, observation_size
 from rgpo.errors import ConfigError
 
 PARTS: dict[str, Any] = {

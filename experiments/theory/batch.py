@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from experiments.theory.common import load, start
+from rgpo.control.actions import Head
 from rgpo.control.actor_critic import ActorCritic
 from rgpo.control.mlp import MLP
 from rgpo.control.policy import ControlBatch, Observations
-from rgpo.control.spaces import Head
 from rgpo.control.task import Control
 from rgpo.learning.samples import Samples
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import pickle
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import cast
@@ -26,13 +26,14 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from rgpo.cli import explain
 from rgpo.cli.config_dir import Options, check_folder, group_options
-from rgpo.cli.hydra_words import read_by_optuna, refuse_hydra_words, refuse_option, without_sweeper_params
+from rgpo.cli.hydra_words import refuse_hydra_words, refuse_option, without_sweeper_params
 from rgpo.cli.targets import refuse_code
-from rgpo.cli.words import CHOOSE_WITH, flat, former_name, hydra_form, preset_of, quote, typed_keys, user_form
+from rgpo.cli.words import flat, former_name, hydra_form, preset_of, quote, typed_keys, user_form
 from rgpo.errors import ConfigError, close_matches, first_line
 from rgpo.paths import conf_dir
 from rgpo.runtime.reader import user_path
@@ -111,7 +112,7 @@ class Composer:
         try:
             ConfigLoaderImpl._apply_overrides_to_config(values, composed)
         except Exception as error:  # whatever hydra raises for a value that it cannot set
-            raise ConfigError(self._explain(error, words)) from error
+            raise ConfigError(explain.composition(error, words, partial(self._similar, words))) from error
         return composed, choices
 
     def whole(self, words: list[str]) -> DictConfig:
@@ -123,9 +124,9 @@ class Composer:
         try:
             composed: DictConfig = compose("config", [*map(hydra_form, words), *self.search], return_hydra_config=True)
         except MissingConfigException as error:
-            raise ConfigError(self._explain_missing(error)) from error
+            raise ConfigError(explain.missing_option(error, self.config_dir)) from error
         except Exception as error:  # whatever hydra raises for a word or a file that it cannot read
-            raise ConfigError(self._explain(error, words)) from error
+            raise ConfigError(explain.composition(error, words, partial(self._similar, words))) from error
         refuse_code(OmegaConf.to_container(composed.hydra, resolve=False), "hydra")
         return composed
 
@@ -258,48 +259,8 @@ class Composer:
             if by_name and "/" in str(item.value()) and not item.is_hydra_override() and not self._sets_a_value(item):
                 raise ConfigError(f"{word}: must be the name of an option, without folders; rgpo-run --help lists them.")
 
-    def _explain_missing(self, error: MissingConfigException) -> str:
-        match = re.search(r"[Cc]ould not find '([^']+)'", str(error))
-        path = match.group(1) if match else str(error.missing_cfg_file)
-        group, _, option = path.strip("/").rpartition("/")
-        former = former_name(group, option)
-        if former is not None:
-            return f"{group}={option}: {former}"
-        options = group_options(group, self.config_dir)
-        near = close_matches(option, options) or f" The options are {', '.join(options)}."
-        return f"{group}={option}: is not an option of the group {group}.{near}"
-
-    def _explain(self, error: Exception, words: list[str]) -> str:
-        text = str(error)
-        match = re.search(r"Could not override '([^']+)'", text) or re.search(r"not in struct\s+full_key: (\S+)", text)
-        if match is None:
-            if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
-                error = error.__cause__
-            text = str(error)
-            if "already at" in text and (word := next((word for word in words if word.startswith("+")), None)):
-                return f"{word}: is no new entry; write {word.lstrip('+')}."
-            if "merge DictConfig with ListConfig" in text and (word := next((w for w in words if "={" in w), None)):
-                return f"{word}: must be a list; write {_key(word)}=[{word.partition('=')[2]}]."
-            return f"command line {' '.join(words)}: {first_line(error).rstrip(':')}."
-        key = match.group(1)
-        typed = [word for word in words if f"{key}.".startswith(f"{_key(word)}.")]
-        former = former_name(key, "")
-        if former is not None:
-            return f"{key}: {former}"
-        if not typed:
-            file = re.search(r"In '([^']+)'", text)
-            option = "=".join(file.group(1).rsplit("/", 1)) if file else "yaml"
-            return f"{option}: overrides {key}, which no other option of this run has; choose a task that has it."
-        word = max(typed, key=lambda word: len(_key(word)))  # task.env_kwargs.kind=plain, not task=gym
-        value = word.partition("=")[2]
-        if key.startswith("hydra.sweeper."):
-            return f"{word}: {read_by_optuna(key)}"
-        if (conf_dir() / key).is_dir():
-            group = next((group for group in CHOOSE_WITH.values() if group.partition("@")[0] == key), key)
-            return f"{key}={value}: is no group of this task; write {group}={value} with a language task."
-        return f"{key}={value}: {self._similar(key, word, words)}"
-
-    def _similar(self, key: str, typed: str, words: list[str]) -> str:
+    def _similar(self, words: list[str], key: str, typed: str) -> str:
+        """A clause about an unknown key of the word typed."""
         others = [word for word in words if word != typed]
         base, choices = self(
             [word for word, item in zip(others, self.parse(others), strict=True) if not self._sets_a_value(item)]
@@ -314,7 +275,3 @@ class Composer:
             head, _, tail = key.rpartition(".")
             near = close_matches(tail, [name.rpartition(".")[2] for name in names if name.startswith(head)])
         return f"is not a known key.{near or ' `rgpo-run --cfg job` lists the keys.'}"
-
-
-def _key(word: str) -> str:
-    return word.lstrip("+~").partition("=")[0]

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rgpo import atomic
+from rgpo.control.actions import EnvAction, Rescale, choose, draw_noise, heads, row, to_env
 from rgpo.control.description import Description, Network
-from rgpo.control.spaces import EnvAction, Rescale, choose, draw_noise, flatten, heads, row, to_env
+from rgpo.control.spaces import flatten
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, described, require
 

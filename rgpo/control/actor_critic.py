@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from rgpo.control.actions import Head
 from rgpo.control.mlp import MLP
 from rgpo.control.policy import ControlPolicy, Evaluation
-from rgpo.control.spaces import Head
 from rgpo.core.rollout import Array
 
 

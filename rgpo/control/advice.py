@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 from gymnasium import spaces
 
+from rgpo.control.actions import column_bounds
 from rgpo.control.cnn import NatureCNN, OwnNetwork
 from rgpo.control.envs.vector_env import VectorEnv
 from rgpo.control.mlp import MLP
-from rgpo.control.spaces import column_bounds, describe
+from rgpo.control.spaces import describe
 from rgpo.errors import ConfigError, require
 from rgpo.learning.types import Requirements
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from rgpo.control.spaces import Head
+from rgpo.control.actions import Head
 
 
 class Gaussian(NamedTuple):

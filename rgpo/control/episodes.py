@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from rgpo.control import finite
+from rgpo.control.envs.vector_env import VectorEnv
 from rgpo.core.rollout import Array
 from rgpo.learning.types import State
+
+LONGEST_EVALUATION = 10_000  # steps after which an evaluation episode without a time limit is cut
 
 
 class OpenEpisodes:
@@ -48,10 +52,31 @@ class OpenEpisodes:
         self.lengths = np.array(state["episode_length"], np.int64)
 
 
-def evaluated(metrics: Mapping[str, float | list[float]], num_episodes: int, longest: int) -> list[str]:
-    """A line about the deterministic return, if it was measured, and about episodes that were cut after `longest` steps."""
+def evaluated(metrics: Mapping[str, float | list[float]], num_episodes: int) -> list[str]:
+    """A line about the deterministic return, if it was measured, and about episodes that were cut."""
     if "return/eval_mean" not in metrics:
         return []
     num_cut = metrics.get("return/eval_num_cut", 0.0)
-    cut = f" ({num_cut:.0f} of {num_episodes} episodes were cut after {longest:,} steps)" if num_cut else ""
+    cut = f" ({num_cut:.0f} of {num_episodes} episodes were cut after {LONGEST_EVALUATION:,} steps)" if num_cut else ""
     return [f"deterministic return {metrics['return/eval_mean']:.4g}{cut}"]
+
+
+def mode_returns(
+    env: VectorEnv, env_id: str, seed: int, *, prepare: Callable[[Array], Array], act: Callable[[Array], Array]
+) -> dict[str, float]:
+    """Raw returns of one episode (mean and standard deviation over environments), with prepared observations and actions of act.
+
+    Raises: NonFiniteError if an observation or a reward is NaN or infinite.
+    """
+    seen = prepare(env.reset(seed))
+    running = [np.ones(len(seen), bool)]  # which episodes each step belongs to
+    while running[-1].any() and len(running) <= LONGEST_EVALUATION:
+        finite.require_evaluated("observation", env_id, seen[running[-1]])
+        step = env.step(act(seen))
+        running.append(running[-1] & ~(step.terminated | step.truncated))
+        seen = prepare(step.observation)
+    reward = np.where(running[:-1], env.rewards(), 0.0)
+    finite.require_evaluated("reward", env_id, reward)
+    total, num_cut = reward.sum(0), int(running[-1].sum())
+    cut = {"return/eval_num_cut": float(num_cut)} if num_cut else {}
+    return {"return/eval_mean": float(total.mean()), "return/eval_std": float(total.std()), **cut}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rgpo.control.actions import Rescale, column_bounds, column_starts, heads
 from rgpo.control.actor import FORMAT, Actor
 from rgpo.control.actor_critic import ActorCritic
 from rgpo.control.convolutions import Convolutions
@@ -20,7 +21,7 @@ from rgpo.control.envs.vector_env import VectorEnv
 from rgpo.control.module_policy import LOG_STD, ModulePolicy
 from rgpo.control.normalize import EPSILON, ObservationNormalizer
 from rgpo.control.policy import ControlPolicy
-from rgpo.control.spaces import Rescale, column_bounds, column_starts, describe, heads
+from rgpo.control.spaces import describe
 from rgpo.control.torch_network import TorchNetwork
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rgpo.control.actions import Head
 from rgpo.control.actor_critic import ActorCritic
 from rgpo.control.cnn import NatureCNN, OwnNetwork
 from rgpo.control.mlp import MLP
 from rgpo.control.policy import ControlPolicy, Evaluation
-from rgpo.control.spaces import Head
 from rgpo.core.rollout import Array
+from rgpo.errors import ConfigError, described
 from rgpo.learning.types import State
 
 LOG_STD = ".log_std"  # among the names of parameters, of which none begins with a point
@@ -113,3 +114,12 @@ def make_policy(
         torch.manual_seed(seed)
         module = design.make(shape, pixels, sum(head.size for head in heads))
     return ModulePolicy(module, shape, heads, design.log_std_init)
+
+
+def refuse_failing(policy: ControlPolicy, design: OwnNetwork, observation: Array, normalized: bool) -> None:
+    """Raises: ConfigError if a network of the user's raises on observations (N, D)."""
+    try:
+        policy.mode_output(observation)
+    except Exception as error:  # the module's own
+        why = f"raised on the first observations ({described(error)}), with task.normalize_observation={str(normalized).lower()}"
+        raise ConfigError(f"task.policy: {design!r} {why}; it must take what the environment returns.") from error

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgpo.control.actions import Head, choose, draw_noise
 from rgpo.control.distributions import Distribution, make_distribution
-from rgpo.control.spaces import Head, choose, draw_noise
 from rgpo.core.rollout import Array, Rollout
 from rgpo.learning.flat_adam import select
 from rgpo.learning.samples import PolicyOutput, PolicyShift, Samples

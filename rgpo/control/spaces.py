@@ -1,17 +1,16 @@
-"""Spaces of an environment as plain data: observations as rows of numbers, rows of action numbers as the environment's actions.
+"""Spaces of an environment as plain data, and observations as rows of numbers.
 
 Observations are flattened as gymnasium.spaces.flatten does: a Box row by row, one-hot vectors for Discrete and for each number
-of a MultiDiscrete, and the parts of a Dict or Tuple one after the other. An action has one factor per part: independent
-categoricals for Discrete, MultiDiscrete and Boxes of integers, Gaussians for Boxes of floats, Bernoullis for MultiBinary.
+of a MultiDiscrete, and the parts of a Dict or Tuple one after the other. ``rgpo.control.actions`` has the other direction.
 
-Shapes: N observations or actions, D observation numbers, A action numbers, O outputs of the policy's network.
+Shapes: N observations, D observation numbers, A numbers of a Box.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from gymnasium import spaces
 
 LARGEST_BOUND = 1e38  # above it there is none
-LARGEST_FACTOR = 1024  # values of one number of a Box of integers, each of which is an output of the network
 WRAP = "wrap the environment with task.wrappers so that it has other spaces"
 
 
@@ -43,21 +41,6 @@ class Space(TypedDict, total=False):
     starts: list[int]
     keys: list[str]
     parts: list[Space]
-
-
-EnvAction: TypeAlias = "Array | dict[str, EnvAction] | tuple[EnvAction, ...]"  # as an environment takes it
-
-
-class Head(NamedTuple):
-    """One factor of the distribution of actions."""
-
-    kind: str  # categorical, gaussian or bernoulli
-    size: int  # outputs of the network: logits or means
-
-    @property
-    def columns(self) -> int:
-        """Numbers of an action: the index of a categorical, else one per output."""
-        return 1 if self.kind == "categorical" else self.size
 
 
 def describe(space: spaces.Space[object], name: str) -> Space:
@@ -142,7 +125,7 @@ def flatten(space: Space, observation: object, name: str = "observation") -> tup
         if not ((flat == 0) | (flat == 1)).all():
             raise ValueError(f"{name}: must consist of 0 and 1.")
         return flat.astype(np.float64), single
-    counts, starts = _discrete(space)
+    counts, starts = integers(space)
     place = flat.astype(np.int64) - starts
     if not ((place >= 0) & (place < counts) & (flat == place + starts)).all():
         last = (starts + counts - 1).tolist()
@@ -175,7 +158,7 @@ def part_names(space: Space) -> list[str]:
     return space["keys"] if space["type"] == "Dict" else [str(i) for i in range(len(space["parts"]))]
 
 
-def _discrete(space: Space) -> tuple[Array, Array]:
+def integers(space: Space) -> tuple[Array, Array]:
     """Number of values and first value of each number of a space of integers."""
     if space["type"] == "Discrete":
         return np.array([space["n"]]), np.array([space["start"]])
@@ -183,123 +166,3 @@ def _discrete(space: Space) -> tuple[Array, Array]:
         return np.array(space["counts"]), np.array(space["starts"])
     low, high = (np.broadcast_to(x, (math.prod(space["shape"]),)) for x in bounds(space))
     return (high - low + 1).astype(np.int64), low.astype(np.int64)
-
-
-def heads(space: Space, name: str = "its action space") -> tuple[Head, ...]:
-    """The factors of the distribution over a space of actions.
-
-    Raises: ConfigError for integers without bounds, or with very many values.
-    """
-    match space["type"]:
-        case "Dict" | "Tuple":
-            parts = zip(part_names(space), space["parts"], strict=True)
-            return tuple(head for key, part in parts for head in heads(part, f"{name}.{key}"))
-        case "MultiBinary":
-            return (Head("bernoulli", math.prod(space["shape"])),)
-        case "Box" if np.dtype(space["dtype"]).kind == "f":
-            return (Head("gaussian", math.prod(space["shape"])),)
-        case "Box":
-            spread = max((high - low for low, high in zip(*bounds(space), strict=False)), default=0.0)
-            if not spread < LARGEST_FACTOR:
-                raise ConfigError(f"{name} is a Box of integers with over {LARGEST_FACTOR:,} values; {WRAP}.")
-    return tuple(Head("categorical", int(n)) for n in _discrete(space)[0])
-
-
-def to_env(space: Space, action: Array) -> EnvAction:
-    """Action numbers (N, A), or (N,) indices of one categorical, as actions with N in front of every array.
-
-    Indices count from the start of their space; numbers of a Box are clipped to its bounds.
-    """
-    if space["type"] in ("Dict", "Tuple"):
-        ends = np.cumsum([sum(head.columns for head in heads(part)) for part in space["parts"]])
-        pieces = np.split(action, ends[:-1], axis=1)
-        parts: list[EnvAction] = [to_env(part, piece) for part, piece in zip(space["parts"], pieces, strict=True)]
-        return dict(zip(space["keys"], parts, strict=True)) if space["type"] == "Dict" else tuple(parts)
-    if space["type"] == "Discrete":
-        return (action.reshape(len(action)).astype(np.int64, copy=False) + space["start"]).astype(space.get("dtype", "int64"))
-    shape = (len(action), *space["shape"])
-    if space["type"] == "Box" and np.dtype(space["dtype"]).kind == "f":
-        low, high = bounds(space)
-        clipped = np.minimum(np.maximum(action, low), high)
-        return clipped.astype(space["dtype"], copy=False).reshape(shape)
-    if space["type"] != "MultiBinary":
-        action = action + _discrete(space)[1]
-    return action.astype(space["dtype"]).reshape(shape)
-
-
-def row(space: Space, batch: EnvAction, i: int) -> EnvAction:
-    """Entry i of the result of ``to_env``, in memory of its own."""
-    if isinstance(batch, dict):
-        return {key: row(part, batch[key], i) for key, part in zip(space["keys"], space["parts"], strict=True)}
-    if isinstance(batch, tuple):
-        return tuple(row(part, x, i) for part, x in zip(space["parts"], batch, strict=True))
-    found: Array = batch[i]  # a number of a Discrete space, which has no copy of its own
-    return found if space["type"] == "Discrete" else found.copy()
-
-
-class Rescale:
-    """Gaussian action numbers from [-1, 1] to the bounds of their Box, where both are finite; all others stay as they are."""
-
-    def __init__(self, space: Space) -> None:
-        low, high = column_bounds(space)
-        finite = np.isfinite(high - low)
-        low, high = np.where(finite, low, -1.0), np.where(finite, high, 1.0)
-        self.middle, self.radius = ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
-        self.limit = np.where(finite, 1.0, np.inf).astype(np.float32)
-
-    def __call__(self, action: Array) -> Array:
-        """middle + radius clip(a, -1, 1), (N, A) -> (N, A)."""
-        scaled: Array = self.middle + self.radius * np.clip(action, -self.limit, self.limit)
-        return scaled
-
-
-def column_bounds(space: Space) -> tuple[Array, Array]:
-    """Bounds (A,) of the action numbers of Boxes of floats; infinite for all others."""
-    if space["type"] in ("Dict", "Tuple"):
-        low, high = zip(*map(column_bounds, space["parts"]), strict=True)
-        return np.concatenate(low), np.concatenate(high)
-    size = sum(head.columns for head in heads(space))
-    if heads(space)[:1] != (Head("gaussian", size),):
-        return np.full(size, -np.inf), np.full(size, np.inf)
-    ends = bounds(space)
-    return np.broadcast_to(ends[0], (size,)), np.broadcast_to(ends[1], (size,))
-
-
-def column_starts(space: Space) -> Array:
-    """First value (A,) int64 of each action number that is an index; 0 for all others."""
-    if space["type"] in ("Dict", "Tuple"):
-        return np.concatenate([column_starts(part) for part in space["parts"]])
-    own = heads(space)
-    if all(head.kind == "categorical" for head in own):
-        return _discrete(space)[1].astype(np.int64)
-    return np.zeros(sum(head.columns for head in own), np.int64)
-
-
-def draw_noise(factors: Sequence[Head], shape: tuple[int, ...], std: Array | None, rng: np.random.Generator) -> Array:
-    """Noise (*shape, O) float32 that makes outputs a draw: Gumbel, std (numbers of Gaussians,) times Gaussian, or logistic."""
-    parts, begin = [], 0
-    for kind, size in factors:
-        if kind == "categorical":
-            part = rng.gumbel(size=(*shape, size)).astype(np.float32)
-        elif kind == "bernoulli":
-            part = rng.logistic(size=(*shape, size)).astype(np.float32)
-        else:
-            assert std is not None
-            part = std[begin : begin + size] * rng.standard_normal((*shape, size)).astype(np.float32)
-            begin += size
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
-
-
-def choose(factors: Sequence[Head], output: Array) -> Array:
-    """Action numbers (N, A) of outputs (N, O) with noise added, or without it their mode; (N,) int64 for one categorical."""
-    if len(factors) == 1:
-        kind = factors[0].kind
-        chosen: Array = output.argmax(-1) if kind == "categorical" else output if kind == "gaussian" else output > 0
-        return chosen.astype(np.float32) if kind == "bernoulli" else chosen
-    pieces = np.split(output, np.cumsum([head.size for head in factors])[:-1], axis=-1)
-    columns = []
-    for head, piece in zip(factors, pieces, strict=True):
-        found = piece.argmax(-1)[:, None] if head.kind == "categorical" else piece if head.kind == "gaussian" else piece > 0
-        columns.append(found.astype(np.float32))
-    return np.concatenate(columns, -1)

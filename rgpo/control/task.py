@@ -18,21 +18,22 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import numpy as np
 
 from rgpo.control import finite
+from rgpo.control.actions import Rescale, heads
 from rgpo.control.advice import advice, refuse_unserved
 from rgpo.control.cnn import NatureCNN, OwnNetwork
 from rgpo.control.envs import check, facts, registration
 from rgpo.control.envs.described import observation_shape
 from rgpo.control.envs.make_env import make_vector_env
 from rgpo.control.envs.vector_env import SavedEnvs, Step, VectorEnv
-from rgpo.control.episodes import OpenEpisodes, evaluated
+from rgpo.control.episodes import OpenEpisodes, evaluated, mode_returns
 from rgpo.control.late import Wrapper
 from rgpo.control.mlp import MLP
 from rgpo.control.normalize import ObservationMoments, ObservationNormalizer, RewardMoments, RewardNormalizer
-from rgpo.control.spaces import Rescale, describe, heads
+from rgpo.control.spaces import describe
 from rgpo.core.ranges import MANY, POSITIVE, accept, check_fields, count, one_of, or_null
 from rgpo.core.rollout import Array
 from rgpo.distributed import refuse_many
-from rgpo.errors import ConfigError, EnvironmentFault, described, require
+from rgpo.errors import EnvironmentFault, require
 from rgpo.learning.export import Facts
 from rgpo.learning.types import Policy, Requirements, State
 
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 VERSION = accept(lambda name: re.fullmatch(r"v[0-9]{1,9}", name) is not None, "must be a version such as v4 or v5.")
 SMALL_LAYER = 256  # units of a hidden layer that one thread computes as fast as several
-LONGEST_EVALUATION = 10_000  # steps after which an evaluation episode without a time limit is cut
 
 
 @dataclass(kw_only=True)
@@ -138,17 +138,12 @@ class Control:
 
     def make_policy(self, seed: int) -> ControlPolicy:
         """A fresh actor-critic for the environment's spaces."""
-        from rgpo.control.module_policy import make_policy
+        from rgpo.control.module_policy import make_policy, refuse_failing
 
         pixels = self.observation.dtype == np.uint8
         policy = make_policy(self.policy, observation_shape(self.env), self.heads, pixels=pixels, seed=seed)
         if isinstance(self.policy, OwnNetwork):
-            try:
-                policy.mode_output(self.observation)
-            except Exception as error:  # the module's own
-                key, normalized = "task.normalize_observation", str(self.normalize_observation).lower()
-                why = f"raised on the first observations ({described(error)}), with {key}={normalized}"
-                raise ConfigError(f"task.policy: {self.policy!r} {why}; it must take what the environment returns.") from error
+            refuse_failing(policy, self.policy, self.observation, self.normalize_observation)
         return policy
 
     def _prepare(self, observation: Array, learn: bool = True) -> Array:
@@ -232,25 +227,11 @@ class Control:
         from rgpo.control.policy import ControlPolicy
 
         assert isinstance(policy, ControlPolicy)
-        with registration.undisturbed():
-            return self._evaluate(policy)
-
-    def _evaluate(self, policy: ControlPolicy) -> dict[str, float]:
-        if self.eval_env is None:
-            self.eval_env = self.make_env(self.num_eval_episodes)
-        seen = self._prepare(self.eval_env.reset(self.eval_seed), learn=False)
         silence = np.zeros((self.num_eval_episodes, policy.output_size), np.float32)
-        running = [np.ones(self.num_eval_episodes, bool)]  # which episodes each step belongs to
-        while running[-1].any() and len(running) <= LONGEST_EVALUATION:
-            finite.require_evaluated("observation", self.full_id, seen[running[-1]])
-            step = self.eval_env.step(self._to_env(policy.act(seen, silence)))
-            running.append(running[-1] & ~(step.terminated | step.truncated))
-            seen = self._prepare(step.observation, learn=False)
-        reward = np.where(running[:-1], self.eval_env.rewards(), 0.0)
-        finite.require_evaluated("reward", self.full_id, reward)
-        total, num_cut = reward.sum(0), int(running[-1].sum())
-        cut = {"return/eval_num_cut": float(num_cut)} if num_cut else {}
-        return {"return/eval_mean": float(total.mean()), "return/eval_std": float(total.std()), **cut}
+        prepare, act = partial(self._prepare, learn=False), lambda seen: self._to_env(policy.act(seen, silence))
+        with registration.undisturbed():
+            self.eval_env = self.eval_env or self.make_env(self.num_eval_episodes)
+            return mode_returns(self.eval_env, self.full_id, self.eval_seed, prepare=prepare, act=act)
 
     def headline(self, metrics: Mapping[str, float | list[float]]) -> str:
         """Return of the latest episodes that ended."""
@@ -259,7 +240,7 @@ class Control:
 
     def summary(self, metrics: Mapping[str, float | list[float]]) -> list[str]:
         """The last deterministic return, if there was an evaluation."""
-        return evaluated(metrics, self.num_eval_episodes, LONGEST_EVALUATION)
+        return evaluated(metrics, self.num_eval_episodes)
 
     def take_samples(self) -> list[Mapping[str, object]]:
         """No rows: episodes leave no samples."""

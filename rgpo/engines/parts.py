@@ -127,7 +127,7 @@ def compose_parts(words: str | Sequence[str], *, kind: str, config_dir: str | No
     Raises: ConfigError for a word that cannot be composed, or one that the trainer's own arguments set.
     """
     from rgpo.cli.build import make
-    from rgpo.cli.config import plain
+    from rgpo.cli.checks import plain
     from rgpo.cli.overrides import hydra_on
     from rgpo.cli.targets import make_importable
     from rgpo.cli.unused import refuse_unused

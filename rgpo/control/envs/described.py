@@ -8,8 +8,9 @@ from contextlib import suppress
 import numpy as np
 from gymnasium import spaces
 
+from rgpo.control.actions import heads
 from rgpo.control.envs.vector_env import Env, VectorEnv, Wrap
-from rgpo.control.spaces import Space, describe, heads, observation_size
+from rgpo.control.spaces import Space, describe, observation_size
 from rgpo.errors import ConfigError, described, printable
 
 

@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from rgpo.control.actions import heads, row, to_env
 from rgpo.control.envs import registration
 from rgpo.control.envs.described import describe_spaces, is_pixels, spaces_of, wrapped
 from rgpo.control.envs.registration import is_own
@@ -27,7 +28,7 @@ from rgpo.control.envs.replay import (
     set_rng_state,
 )
 from rgpo.control.envs.vector_env import Env, Floats, Restart, SavedEnvs, Step, Wrap, check_saved
-from rgpo.control.spaces import flatten, heads, observation_size, row, to_env
+from rgpo.control.spaces import flatten, observation_size
 from rgpo.core.rollout import Array
 from rgpo.errors import EnvironmentFault, described, first_line, printable
 
