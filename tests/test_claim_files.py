@@ -17,7 +17,7 @@ from rgpo.report.claims.claim import RULES, read_claim, read_claims
 from rgpo.report.claims.external import read_external
 from rgpo.report.claims.published import published_table
 from rgpo.report.claims.theory import Theory
-from rgpo.report.claims.verdict import REPRODUCED, UNDECIDED, judge
+from rgpo.report.claims.verdict import REPRODUCED, UNDECIDED, UNTESTED, judge
 from rgpo.report.cli import main
 from rgpo.report.read.groups import group_runs
 from rgpo.report.read.load import read_runs
@@ -98,7 +98,7 @@ def test_a_damaged_claim_removes_no_other(here: Path, capsys: pytest.CaptureFixt
     registered(here)
     claim(here)
     doubled = (here / "mine" / "T1.yaml").read_text()
-    damaged = {"A": "id: [unclosed", "B": "just text", "C": "id: 3", "D": "\x00", "E": f"{doubled}id: T5\n", "U": doubled}
+    damaged = {"A": "id: [unclosed", "B": "just text", "C": "id: 3", "D": "\x00", "E": f"{doubled}id: T5\n"}
     for name, text in damaged.items():
         (here / "mine" / f"{name}.yaml").write_text(text)
     (here / "mine" / "F.yml").write_text(doubled)
@@ -106,15 +106,35 @@ def test_a_damaged_claim_removes_no_other(here: Path, capsys: pytest.CaptureFixt
     (row,) = fixtures.read_csv(here / "report/tables/ledger.csv")
     assert row["verdict"] == REPRODUCED and row["quote"] == "on par"
     lines = [line for line in capsys.readouterr().err.splitlines() if "claims/" in line]
-    assert len(lines) == 7 and all("; the claim is left out" in line for line in lines)
+    assert len(lines) == 6 and all("; the claim is left out" in line for line in lines)
     shown = " ".join(lines)
-    assert (
-        "U.yaml: id=T1: T1.yaml has it" in shown
-        and "the key id occurs twice" in shown
-        and "F.yml: its name does not end" in shown
-    )
+    assert "the key id occurs twice" in shown and "F.yml: its name does not end" in shown
     assert main(["figures=[]", "claims=nowhere"]) == 2
     assert "claims=nowhere: it cannot be read" in capsys.readouterr().err.replace(str(here) + "/", "")
+
+
+def test_claims_of_one_id_are_both_not_tested_whatever_their_files_are_called(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registered(here)
+    claim(here)
+    (here / "mine" / "A.yaml").write_text((here / "mine" / "T1.yaml").read_text())
+    assert main(["figures=[]", "claims=mine/", "num_resamples=100"]) == 1
+    why = "id=T1: A.yaml and T1.yaml have it; give each claim its own"
+    assert f"claims: {why}; neither is judged" in capsys.readouterr().err
+    table = fixtures.read_csv(here / "report/tables/ledger.csv")
+    assert [(row["verdict"], row["ours"]) for row in table] == [(UNTESTED, why)] * 2
+
+
+def test_a_damaged_anchor_leaves_its_claim_in_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registered(here)
+    claim(here, arms={"treatment": {"algo": "rgpo"}, "baseline": {"external": "theirs/ppo"}})
+    (here / "results/external").mkdir()
+    (here / "results/external/theirs.yaml").write_text("source: a paper\n")
+    assert main(["figures=[]", "claims=mine/", "num_resamples=100"]) == 1
+    assert "external/theirs.yaml" in capsys.readouterr().err
+    (row,) = fixtures.read_csv(here / "report/tables/ledger.csv")
+    assert row["verdict"] == UNTESTED and "theirs/ppo has no usable number" in row["ours"]
 
 
 def test_the_packaged_claims_are_whole_and_use_every_rule() -> None:
@@ -206,7 +226,7 @@ def test_a_published_number_that_cannot_be_used_is_one_sentence(change: dict[str
     (here / "results/external/theirs.yaml").write_text(yaml.safe_dump(source | change))
     (here / "results/external/more.parquet").write_bytes(b"PAR1")
     found, problems = read_external(here / "results")
-    assert not found and len(problems) == 2 and sentence in str(problems[1])
+    assert found == {"theirs": {}} and len(problems) == 2 and sentence in str(problems[1])
     assert "external/more.parquet: only .yaml files are read" in str(problems[0])
 
 

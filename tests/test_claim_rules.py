@@ -13,8 +13,12 @@ import report_fixtures as fixtures
 from claim_fixtures import CLAIM, GAIN, RETURN, claim, verdict, write
 
 from rgpo.report.claims.claim import read_claim
+from rgpo.report.claims.evidence import Sample
+from rgpo.report.claims.external import Anchor
+from rgpo.report.claims.rules import OPEN, Gain, Level, OfNumbers, Parity, Rate, fewest
 from rgpo.report.claims.theory import Decided, Round, Theory
 from rgpo.report.claims.verdict import CONTRADICTED, REPRODUCED, UNDECIDED, UNTESTED, judge
+from rgpo.report.stats.independent import MAX_RUNS, Summary
 from rgpo.report.tables.matched import read_off
 
 KL_LEVEL = {"kind": "level", "metric": "kl/old_exact", "statistic": "mean", "low": 0.01, "high": 0.03}
@@ -68,6 +72,31 @@ def test_rules_and_their_null_arms(rule: dict[str, Any], columns: dict[str, Any]
 
 def arms_for(rule: dict[str, Any]) -> dict[str, Any]:
     return {"treatment": {"algo": "rgpo"}} if rule["kind"] == "level" else CLAIM["arms"]
+
+
+RULES = [
+    (Parity("x", "mean", margin=20), Summary(105, 60, 5), Summary(100, 60, 5)),
+    (Parity("x", "mean", margin=20), Summary(70, 20, 5), Summary(100, 20, 5)),
+    (Parity("x", "mean", margin=20), Summary(105, 5, 5), Summary(100, 60, 5)),
+    (Gain("x", "mean", paper={"hopper": 20.0}, paper_error=10), Summary(100, 5, 5), Summary(100, 5, 5)),
+    (Gain("x", "mean", paper={"hopper": 50.0}), Summary(130, 78, 5), Summary(100, 60, 5)),
+    (Level("x", "mean", low=0.9), Summary(0.85, 0.2, 5), Summary(0, 0, 0)),
+    (Level("x", "mean", high=27.0, over_seeds="cv"), Summary(100, 35, 10), Summary(0, 0, 0)),
+    (Rate("x", above=0.04, at_most=5, baseline_at_least=44), Summary(0.06, 0.02, 5), Summary(0.9, 0.1, 5)),
+]
+
+
+@pytest.mark.parametrize(("rule", "x", "y"), RULES, ids=[f"{type(case[0]).__name__}{i}" for i, case in enumerate(RULES)])
+def test_the_number_of_seeds_that_would_decide_is_found_with_the_rule_itself(rule: OfNumbers, x: Summary, y: Summary) -> None:
+    arms = [Sample(anchor=Anchor(found.mean, found.sd, found.n)) for found in (x, y)]
+
+    def outcome(n: int) -> str:
+        return rule.decide("hopper", x._replace(n=n), y._replace(n=n), False, 0.95)[0]
+
+    n = fewest(lambda n: outcome(n) != OPEN, x.n)
+    assert outcome(x.n) == OPEN and x.n < n <= MAX_RUNS
+    assert outcome(n) != OPEN and outcome(n - 1) == OPEN
+    assert rule.judge("hopper", arms[0], arms[1], 0.95).n == 0  # published numbers do not gain seeds
 
 
 def test_a_spread_needs_ten_seeds(here: Path) -> None:

@@ -7,14 +7,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import report_fixtures as fixtures
 
 from rgpo.report.cli import main
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import read_run, read_runs
-from rgpo.report.read.reduce import Detail
+from rgpo.report.read.reduce import ENDS_EARLY, Detail, reduce
 from rgpo.report.read.run import Problem
+from rgpo.runtime.reader import Unreadable
 
 COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "epoch/kl_old_exact")
 FAST = ["format=svg", "num_resamples=200"]
@@ -35,11 +38,48 @@ def test_highest_attempt_wins_where_parts_overlap(tmp_path: Path) -> None:
     later = {**metrics, "return/train_mean": metrics["return/train_mean"] + 1e6}
     fixtures.write_parquet(folder / "metrics/part-0002-000000.parquet", later, 3, 8, attempt=2)
     (folder / "metrics/.part-0002-000001.parquet.writing").write_bytes(b"PAR1 half")
+    with pytest.raises(Unreadable, match="rows are of 2 attempts"):
+        read_run(folder, COLUMNS, DETAIL)
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"attempt": 2}))
     run, problems = read_run(folder, COLUMNS, DETAIL)
     assert problems == [] and not run.complete
     assert run.curve("iteration").tolist() == list(range(1, 9))
     assert (run.curve("return/train_mean") > 5e5).tolist() == [False] * 3 + [True] * 5
     assert run.curve("attempt").tolist() == [1] * 3 + [2] * 5
+
+
+def test_rows_that_cannot_be_a_runs_own_are_refused(tmp_path: Path) -> None:
+    """Rows that occur twice, of another configuration or seed, or of fewer steps than planned would move a mean."""
+    folder = fixtures.write_run(tmp_path, iterations=10)
+    whole = pq.read_table(folder / "metrics.parquet")
+    config = (folder / "config.yaml").read_text()
+
+    def refused(table: pa.Table, why: str) -> None:
+        pq.write_table(table, folder / "metrics.parquet")
+        with pytest.raises(Unreadable, match=why):
+            read_run(folder, COLUMNS, DETAIL)
+
+    refused(pa.concat_tables([whole, whole.slice(3, 2)]), "an iteration has several rows of one attempt")
+    for change in ({"seed": 2}, {"gate": {"_target_": "rgpo.gates.Open"}}):
+        other = json.dumps(json.loads(config) | change)
+        refused(whole.replace_schema_metadata({"config": other}), "not the configuration that its rows were measured with")
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"num_iterations": 4}))
+    refused(whole.slice(0, 4), r"its rows end after [0-9,]+ of the [0-9,]+ steps of its configuration")
+    (folder / "state.json").write_text(json.dumps(state))
+    pq.write_table(whole.replace_schema_metadata({"config": config}), folder / "metrics.parquet")
+    assert read_run(folder, COLUMNS, DETAIL)[1] == []
+
+
+def test_a_metric_that_ends_before_its_run_is_marked() -> None:
+    """Evaluations every ten rows end with the run; a return that is missing after row 40 of 100 does not."""
+    every_ten, early = np.full(100, np.nan), np.arange(100.0)
+    every_ten[9::10], early[40:] = 1.0, np.nan
+    detail = DETAIL._replace(numbers=(("reward/eval_proxy", "final"), ("return/train_mean", "final")))
+    columns = {"reward/eval_proxy": every_ten, "return/train_mean": early, "iteration": np.arange(100.0)}
+    found = reduce(columns, detail).numbers
+    assert ("reward/eval_proxy", ENDS_EARLY) not in found and found["return/train_mean", ENDS_EARLY] == 1
 
 
 def test_parts_with_other_columns_and_longer_lists(tmp_path: Path) -> None:

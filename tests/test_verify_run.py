@@ -48,7 +48,8 @@ def test_what_cannot_be_repeated_is_refused(run: Path, tmp_path: Path, capsys: p
     facts = json.loads((run / "provenance.json").read_text())
     folder = tmp_path / "a-b-s1-00000000"
     folder.mkdir()
-    (folder / "metrics.parquet").write_bytes((run / "metrics.parquet").read_bytes())
+    for name in ("metrics.parquet", "config.yaml"):
+        (folder / name).write_bytes((run / name).read_bytes())
     cases = [
         ({"dirty": True}, [], "its code has uncommitted changes; give at=head"),
         ({"commit": None}, [], "its code has no commit; give at=head"),
@@ -62,6 +63,9 @@ def test_what_cannot_be_repeated_is_refused(run: Path, tmp_path: Path, capsys: p
         assert main(["verify", str(folder), *words]) == 2
         assert sentence in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "nothing")]) == 2
+    (folder / "config.yaml").write_text((run / "config.yaml").read_text().replace("lr: ", "lr: 1"))
+    assert main(["verify", str(folder)]) == 2
+    assert "config.yaml is not the configuration that its rows were measured with" in capsys.readouterr().err
 
 
 def test_differences_are_found_where_they_begin() -> None:

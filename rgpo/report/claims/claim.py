@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rgpo.errors import ConfigError, close_matches, require
@@ -65,6 +66,7 @@ class Loaded:
     theory: Statements | CostRatio | None = None
     named: Named | None = None
     arms: dict[str, Arm] = field(default_factory=dict)  # treatment, baseline, null
+    damage: str = ""  # why it cannot be judged
 
     @property
     def subject(self) -> str:
@@ -103,14 +105,17 @@ def read_claims(folder: Path, experiments: Collection[str], anchors: Anchors) ->
     ]
     for path in sorted(files, key=_natural):
         try:
-            loaded = read_claim(path, experiments, anchors)
-            first = next((one for one in found if one.claim.id == loaded.claim.id), None)
-            if first is not None:
-                raise ConfigError(f"{path.name}: id={loaded.claim.id}: {first.path.name} has it; give each claim its own.")
-            found.append(loaded)
+            found.append(read_claim(path, experiments, anchors))
         except (ConfigError, Unreadable) as error:
             problems.append(Problem(f"claims/{path.name}", f"{printable(str(error), 600)}; the claim is left out"))
-    return found, problems
+    files_of: dict[str, list[str]] = defaultdict(list)
+    for one in found:
+        files_of[one.claim.id].append(one.path.name)
+    clashes = {
+        name: f"id={name}: {' and '.join(of)} have it; give each claim its own" for name, of in files_of.items() if len(of) > 1
+    }
+    problems += [Problem("claims", f"{why}; neither is judged") for why in clashes.values()]
+    return [replace(one, damage=clashes.get(one.claim.id, "")) for one in found], problems
 
 
 def read_claim(path: Path, experiments: Collection[str], anchors: Anchors) -> Loaded:
@@ -165,6 +170,8 @@ def _check_evidence(named: Named, where: str, experiments: Collection[str]) -> N
     require(len({*named.tasks}) == len(named.tasks), f"{where}tasks", ", ".join(named.tasks), "name each task once")
     for code in named.code or ():
         require(len(code) >= MIN_CODE, f"{where}code", shown(code), f"give at least {MIN_CODE} characters of a digest or commit")
+    for key, value in named.config.items():
+        _refuse_text_of_number(value, f"{where}config.{key}")
     budget = (named.steps is None) != (named.iterations is None)
     require(budget, f"{where}steps", shown(named.steps), "give steps or iterations, and not both")
     length = named.steps if named.steps is not None else named.iterations
@@ -212,13 +219,21 @@ def _check_arm(arm: Arm, where: str, anchors: Anchors) -> None:
         file, _, name = str(arm[EXTERNAL]).partition("/")
         require(len(arm) == 1, where, arm, "a published number has no other settings; leave them out")
         _one_of(file, anchors, f"{where}.external", "file of results/external")
-        _one_of(name, anchors[file], f"{where}.external={file}/", f"arm of {file}")
+        if anchors[file]:  # a file without numbers is damaged, and no arm of it can be known
+            _one_of(name, anchors[file], f"{where}.external={file}/", f"arm of {file}")
         return
     for key, value in arm.items():
+        _refuse_text_of_number(value, f"{where}.{key}")
         if key in CHOICES:
             _one_of(value, _options(key), f"{where}.{key}", f"option of {key}")
         else:
             require("." in key or key.isidentifier(), where, key, "give a config key, such as update.lr")
+
+
+def _refuse_text_of_number(value: object, where: str) -> None:
+    """Raises: ConfigError for a number that yaml reads as text, as it does 3e-4."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", value):
+        raise ConfigError(f"{where}={shown(value)}: is text in yaml; write a number with a decimal point, such as 3.0e-4.")
 
 
 def _options(group: str) -> list[str]:

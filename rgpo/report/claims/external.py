@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from rgpo.errors import ConfigError, close_matches, require
 from rgpo.report.claims.typed import fill, shown
 from rgpo.report.read.run import Problem
+from rgpo.report.stats.bootstrap import MIN_RUNS
 from rgpo.report.stats.independent import Summary
 from rgpo.runtime.reader import Unreadable, printable, read_yaml
 from rgpo.runtime.schema import GLOSSARY
@@ -58,12 +60,19 @@ class Anchor:
         """The number as a sample; the standard deviation is nan where none was published."""
         return Summary(self.value, self.sd, self.n)
 
+    @property
+    def why_not(self) -> str:
+        """Why a relative change against it has no interval; "" if it has one."""
+        if self.value == 0:
+            return "is 0, of which nothing is a percentage"
+        return "" if self.n >= MIN_RUNS and math.isfinite(self.sd) else f"has no spread over at least {MIN_RUNS} runs"
+
 
 Anchors = Mapping[str, Mapping[str, Mapping[str, Anchor]]]  # file -> arm -> task -> number
 
 
 def read_external(results_dir: Path) -> tuple[dict[str, dict[str, dict[str, Anchor]]], list[Problem]]:
-    """file -> arm -> task -> number; a damaged file becomes a problem and costs itself alone.
+    """file -> arm -> task -> number; a damaged file becomes a problem and has no numbers.
 
     A task is one of ours with its environment: "hopper" is Hopper-v4, "hopper (v3)" is another task.
     """
@@ -80,6 +89,7 @@ def read_external(results_dir: Path) -> tuple[dict[str, dict[str, dict[str, Anch
             found[path.stem] = anchors_of(read_yaml(path), name)
         except (ConfigError, Unreadable) as error:
             problems.append(Problem(name, f"{printable(str(error))}; the file is left out"))
+            found[path.stem] = {}
     return found, problems
 
 

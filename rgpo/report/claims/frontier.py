@@ -49,5 +49,6 @@ class Dominance(Rule):
             return Finding(FAILS, text)
         n = min(arm.n, baseline.n)
         each = simultaneous(confidence, self.levels)
-        sizes = [deciding_size(m.difference, n, abs(m.difference.value), each, 2) for m in found if m.difference.low <= 0]
-        return Finding(OPEN, text, max(sizes, default=0))
+        sizes = {m: deciding_size(m.difference, n, abs(m.difference.value), each, 2) for m in found if m.difference.low <= 0}
+        against = [size for m, size in sizes.items() if m.difference.value < 0]  # one level where it is smaller would decide
+        return Finding(OPEN, text, min(against) if against else max(sizes.values(), default=0))

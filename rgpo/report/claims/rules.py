@@ -1,7 +1,7 @@
 """The rules that judge runs: a closed set. Each sees one task at a time, and the null arm goes through the same function.
 
-A rule holds, fails, or leaves a task open; for what is open it gives the number of seeds per arm that would decide it, if the
-estimate and the spread stayed as they are. It holds by our interval. It fails by the prediction interval of a result like the
+A rule holds, fails, or leaves a task open; for what is open it gives the fewest seeds per arm with which the same rule would
+decide, if mean and spread stayed as they are. It holds by our interval. It fails by the prediction interval of a result like the
 paper's: wider by sqrt(2), since the paper's estimate has its own error, taken to be as large as ours where none is published.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -16,8 +17,8 @@ from rgpo.errors import require
 from rgpo.report.claims.evidence import Sample
 from rgpo.report.read.reduce import LAST_TENTH
 from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Interval
-from rgpo.report.stats.independent import Summary, deciding_size, noise, relative_change, student
-from rgpo.report.stats.small_samples import MIN_SPREAD_RUNS, coefficient_of_variation
+from rgpo.report.stats.independent import MAX_RUNS, Summary, noise, relative_change, student
+from rgpo.report.stats.small_samples import MIN_SPREAD_RUNS, spread
 from rgpo.report.tables.table import between, percent, plain
 
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
@@ -56,26 +57,61 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True)
-class Compared(Rule):
+class OfNumbers(Rule):
     """Base of the rules about one number per run."""
 
     metric: str
-    statistic: str
+
+    @property
+    @abstractmethod
+    def read(self) -> str:
+        """The statistic over the rows of a run."""
+
+    @abstractmethod
+    def decide(self, task: str, x: Summary, y: Summary, published: bool, confidence: float) -> tuple[str, str]:
+        """The outcome in one task and our numbers in words; published: whether y has an error of its own."""
 
     def numbers(self) -> list[Number]:
         return [(self.metric, self.read)]
+
+    def judge(self, task: str, arm: Sample, baseline: Sample, confidence: float) -> Finding:
+        x, y = (sample.summary(self.metric, self.read) for sample in (arm, baseline))
+        published = baseline.anchor is not None
+        outcome, text = self.decide(task, x, y, published, confidence)
+
+        def decides(n: int) -> bool:
+            more = [found._replace(n=max(n, found.n)) if sample.runs else found for found, sample in ((x, arm), (y, baseline))]
+            return self.decide(task, more[0], more[1], published, confidence)[0] != OPEN
+
+        present = [sample.n for sample in (arm, baseline) if sample.runs]
+        return Finding(outcome, text, fewest(decides, min(present)) if present and outcome == OPEN else 0)
+
+
+def fewest(decides: Callable[[int], bool], present: int) -> int:
+    """The smallest n above the present one for which decides(n), true from some n on; MAX_RUNS + 1 if there is none up to it."""
+    low, high = present, MAX_RUNS + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decides(middle) else (middle, high)
+    return high
+
+
+@dataclass(frozen=True)
+class Compared(OfNumbers):
+    """Base of those with a statistic of their choice."""
+
+    statistic: str
 
     @property
     def read(self) -> str:
         """The statistic; `final` is the last tenth of the rows, whatever final_fraction the report has."""
         return LAST_TENTH if self.statistic == "final" else self.statistic
 
-    def _change(self, arm: Sample, baseline: Sample, confidence: float) -> tuple[Interval, str, int]:
-        """The relative change, the same in words beside the A/A noise of the baseline, and the fewer runs."""
-        x, y = (sample.summary(self.metric, self.read) for sample in (arm, baseline))
-        found, alike = relative_change(x, y, confidence), noise(y, confidence)
-        text = percent(found) + (f" (A/A ±{plain(alike, 2)} %)" if math.isfinite(alike) else "")
-        return found, text, min(x.n, y.n)
+
+def change(x: Summary, y: Summary, confidence: float) -> tuple[Interval, str]:
+    """The relative change, and the same in words beside the A/A noise of the baseline."""
+    found, alike = relative_change(x, y, confidence), noise(y, confidence)
+    return found, percent(found) + (f" (A/A ±{plain(alike, 2)} %)" if math.isfinite(alike) else "")
 
 
 @dataclass(frozen=True)
@@ -90,14 +126,12 @@ class Parity(Compared):
     def sentence(self) -> str:
         return f"every interval of the change lies within ±{self.margin:g} %; contradicted if a prediction interval lies outside"
 
-    def judge(self, task: str, arm: Sample, baseline: Sample, confidence: float) -> Finding:
-        found, text, n = self._change(arm, baseline, confidence)
+    def decide(self, task: str, x: Summary, y: Summary, published: bool, confidence: float) -> tuple[str, str]:
+        found, text = change(x, y, confidence)
         if -self.margin <= found.low and found.high <= self.margin:
-            return Finding(HOLDS, text)
-        reach = found if baseline.anchor else prediction(found)  # an anchor's own error is in the interval
-        if reach.low > self.margin or reach.high < -self.margin:
-            return Finding(FAILS, text)
-        return Finding(OPEN, text, deciding_size(found, n, abs(self.margin - abs(found.value)), confidence, 2))
+            return HOLDS, text
+        reach = found if published else prediction(found)  # a published number's own error is in the interval
+        return (FAILS if reach.low > self.margin or reach.high < -self.margin else OPEN), text
 
 
 @dataclass(frozen=True)
@@ -121,20 +155,14 @@ class Gain(Compared):
             "beyond the prediction interval or the change has the other sign"
         )
 
-    def judge(self, task: str, arm: Sample, baseline: Sample, confidence: float) -> Finding:
-        found, text, n = self._change(arm, baseline, confidence)
+    def decide(self, task: str, x: Summary, y: Summary, published: bool, confidence: float) -> tuple[str, str]:
+        found, text = change(x, y, confidence)
         goal = self.paper[task]
         sign = math.copysign(1, goal)
         low, high = sorted((sign * found.low, sign * found.high))
-        value, size = sign * found.value, abs(goal)
-        half = high - value
-        own = self.paper_error
-        reach = value + (math.sqrt(2) * half if own is None else math.hypot(half, 1.96 * own))
-        if high < 0 or reach < size:
-            return Finding(FAILS, text)
-        if low > 0:
-            return Finding(HOLDS, text)
-        return Finding(OPEN, text, deciding_size(found, n, max(abs(value), abs(size - value) / math.sqrt(2)), confidence, 2))
+        value, own = sign * found.value, self.paper_error
+        reach = value + (math.sqrt(2) * (high - value) if own is None else math.hypot(high - value, 1.96 * own))
+        return (FAILS if high < 0 or reach < abs(goal) else HOLDS if low > 0 else OPEN), text
 
 
 @dataclass(frozen=True)
@@ -150,6 +178,8 @@ class Level(Compared):
         require(self.over_seeds in ("mean", "cv"), "over_seeds", self.over_seeds, "give mean or cv")
         require(self.low is not None or self.high is not None, "low", "null", "give low, high or both")
         require(self.lower < self.upper, "low", self.low, f"it is not below high={self.high}; exchange them")
+        for key in ("low", "high") if self.over_seeds == "cv" else ():
+            require((getattr(self, key) or 0) >= 0, key, getattr(self, key), "a coefficient of variation has none below 0")
 
     @property
     def lower(self) -> float:
@@ -165,30 +195,23 @@ class Level(Compared):
         limits += [f"at most {self.high:g}"] if self.high is not None else []
         return f"every interval of {what} is {' and '.join(limits)}; contradicted if a prediction interval lies outside"
 
-    def judge(self, task: str, arm: Sample, baseline: Sample, confidence: float) -> Finding:
-        summary = arm.summary(self.metric, self.read)
+    def decide(self, task: str, x: Summary, y: Summary, published: bool, confidence: float) -> tuple[str, str]:
         if self.over_seeds == "cv":
-            found = Interval(*coefficient_of_variation(arm.values(self.metric, self.read), confidence))
+            found = Interval(*spread(x, confidence))
             text = f"{plain(found.value, 2)} % {between(found.low, found.high, 2)}"
         else:
-            found = student(summary, confidence)
+            found = student(x, confidence)
             text = f"{plain(found.value, 3)} {between(found.low, found.high, 3)}"
         if self.lower <= found.low and found.high <= self.upper:
-            return Finding(HOLDS, text)
+            return HOLDS, text
         reach = prediction(found)
-        if reach.high < self.lower or reach.low > self.upper:
-            return Finding(FAILS, text)
-        if self.over_seeds == "cv" and summary.n < MIN_SPREAD_RUNS:
-            return Finding(OPEN, text, MIN_SPREAD_RUNS)
-        distance = min(abs(found.value - self.lower), abs(found.value - self.upper))
-        return Finding(OPEN, text, deciding_size(found, summary.n, distance, confidence, 1))
+        return (FAILS if reach.high < self.lower or reach.low > self.upper else OPEN), text
 
 
 @dataclass(frozen=True)
-class Rate(Rule):
+class Rate(OfNumbers):
     """The share of a run's updates with a metric above a threshold: low in one arm, high in the baseline."""
 
-    metric: str
     above: float
     at_most: float  # percent, of the arm
     baseline_at_least: float  # percent
@@ -198,11 +221,8 @@ class Rate(Rule):
             require(0 <= getattr(self, key) <= 100, key, getattr(self, key), "give percent from 0 to 100")
 
     @property
-    def statistic(self) -> str:
+    def read(self) -> str:
         return f"share above {self.above:g}"
-
-    def numbers(self) -> list[Number]:
-        return [(self.metric, self.statistic)]
 
     def sentence(self) -> str:
         return (
@@ -211,18 +231,13 @@ class Rate(Rule):
             "by its prediction interval"
         )
 
-    def judge(self, task: str, arm: Sample, baseline: Sample, confidence: float) -> Finding:
-        ours, theirs = (student(_in_percent(s.summary(self.metric, self.statistic)), confidence) for s in (arm, baseline))
+    def decide(self, task: str, x: Summary, y: Summary, published: bool, confidence: float) -> tuple[str, str]:
+        ours, theirs = (student(_in_percent(found), confidence) for found in (x, y))
         text = " against ".join(f"{plain(x.value, 2)} % {between(max(x.low, 0), min(x.high, 100), 2)}" for x in (ours, theirs))
         if ours.high <= self.at_most and theirs.low >= self.baseline_at_least:
-            return Finding(HOLDS, text)
-        if prediction(ours).low > self.at_most or prediction(theirs).high < self.baseline_at_least:
-            return Finding(FAILS, text)
-        sides = [(ours, abs(ours.value - self.at_most), arm.n)] if ours.high > self.at_most else []
-        low = theirs.low < self.baseline_at_least
-        sides += [(theirs, abs(theirs.value - self.baseline_at_least), baseline.n)] if low else []
-        sizes = [deciding_size(found, n, distance, confidence, 1) for found, distance, n in sides]
-        return Finding(OPEN, text, max(sizes, default=0) if all(sizes) else 0)
+            return HOLDS, text
+        fails = prediction(ours).low > self.at_most or prediction(theirs).high < self.baseline_at_least
+        return (FAILS if fails else OPEN), text
 
 
 def prediction(found: Interval) -> Interval:

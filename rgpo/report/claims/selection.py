@@ -20,7 +20,6 @@ from rgpo.runtime.schema import AXES
 
 CHOICES = ("algo", "scale", "sampler", *AXES)  # words of an arm that are options of conf/: gate, not choices.gate
 MAX_SHOWN = 3  # settings in a clause
-LAST = "9999"  # a start that is not known counts as the last one
 Arms = Mapping[str, Mapping[str, object]]
 
 
@@ -83,7 +82,8 @@ def select(named: Named, arms: Arms, anchors: Mapping[tuple[str, str], Anchor], 
             if EXTERNAL in settings:
                 anchor = anchors.get((arm, task))
                 samples[task][arm] = Sample(anchor=anchor)
-                lacking += [] if anchor else [Lack(arm, task, f"{settings[EXTERNAL]} has no number")]
+                why = "has no usable number" if anchor is None else anchor.why_not
+                lacking += [Lack(arm, task, f"{settings[EXTERNAL]} {why}")] if why else []
                 continue
             choice = _choose(variants[arm], [other for name, found in variants.items() if name != arm for other in found])
             why = choice.why or _why_not(fits[arm], settings, here)
@@ -166,7 +166,7 @@ def _key(word: str) -> str:
 def _variants(runs: Sequence[Run], over: Sequence[str]) -> list[_Variant]:
     """The configurations and code versions among complete runs."""
     found: dict[Hashable, dict[int, dict[Hashable, list[Run]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for run in sorted(runs, key=lambda r: (r.provenance.started or LAST, r.run_id)):
+    for run in sorted(runs, key=lambda r: (r.started, r.run_id)):
         if run.complete:
             place = tuple(repr(run.config.get(key)) for key in over)
             found[run.version, identity(run, over)][run.seed][place].append(run)
@@ -250,7 +250,9 @@ def _shared(samples: Mapping[str, Sample]) -> list[tuple[str, str]]:
 def _mixed(runs: Sequence[Run], named: Named) -> list[str]:
     """Clauses about runs of several code versions, or of several versions of a library that determines numbers."""
     versions = sorted({run.version for run in runs})
-    clauses = [f"has no setting {key}" for key in named.over if runs and not any(key in run.config for run in runs)]
+    clauses = [
+        f"has no setting {key}" for key in (*named.over, *named.differ) if runs and not any(key in run.config for run in runs)
+    ]
     if not named.code and not one_code(runs):
         clauses.append(f"is of several code versions ({', '.join(versions)}), of which evidence.code names none")
     for library in sorted({name for run in runs for name in run.provenance.libraries}):

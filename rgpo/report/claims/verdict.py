@@ -13,6 +13,7 @@ from rgpo.report.claims.external import Anchor, Anchors
 from rgpo.report.claims.rules import FAILS, HOLDS, OPEN, Finding, Rule
 from rgpo.report.claims.selection import one_code, select, why_none
 from rgpo.report.claims.theory import CostRatio, Theory
+from rgpo.report.read.reduce import ENDS_EARLY
 from rgpo.report.read.repeated import Repeated
 from rgpo.report.read.run import Run
 from rgpo.report.stats.bootstrap import MIN_RUNS
@@ -41,6 +42,8 @@ def judge(
 
     repeated: runs that were repeated with later code, by their experiment and folder.
     """
+    if loaded.damage:
+        return Verdict(UNTESTED, loaded.damage, NOTHING)
     if loaded.theory is not None:
         version = theory.cost_version if isinstance(loaded.theory, CostRatio) else theory.version
         return _from_theory(loaded.theory.judge(theory, CONFIDENCE), version)
@@ -74,17 +77,22 @@ def selected(loaded: Loaded, runs: Sequence[Run], anchors: Anchors) -> tuple[Sel
 
 
 def _unmeasured(rule: Rule, selection: Selection) -> list[Lack]:
-    """Runs in which a metric of the rule is missing or not finite, as the return of one that diverged is."""
+    """Runs in which a metric of the rule is missing, not finite or not measured at the end, as where one diverged."""
     found = []
     for task, by_arm in selection.samples.items():
         for arm, sample in by_arm.items():
             for column, statistic in rule.numbers():
-                bad = sorted({run.seed for run in sample.runs if not math.isfinite(run.number(column, statistic))})
+                bad = sorted({run.seed for run in sample.runs if not _is_measured(run, column, statistic)})
                 found += [Lack(arm, task, _without(column, bad, sample.n))] if bad else []
             for column in rule.curves():
                 bad = sorted({run.seed for run in sample.runs if not run.has(column)})
                 found += [Lack(arm, task, _without(column, bad, sample.n))] if bad else []
     return found
+
+
+def _is_measured(run: Run, column: str, statistic: str) -> bool:
+    """True if a number of a run is finite and its metric was measured until the end."""
+    return math.isfinite(run.number(column, statistic)) and math.isnan(run.number(column, ENDS_EARLY))
 
 
 def _without(column: str, seeds: Sequence[int], n: int) -> str:

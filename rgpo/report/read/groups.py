@@ -148,10 +148,10 @@ def _natural(label: str) -> list[tuple[int, float, str]]:
 
 
 def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
-    """The most advanced run of each seed; a second one with the same config and seed would be counted twice."""
+    """The most advanced run of each seed, of several the earliest; a second one would be counted twice."""
     best: dict[int, Run] = {}
     problems = []
-    for run in sorted(runs, key=lambda r: (r.seed, not r.complete, -r.reached, r.run_id)):
+    for run in sorted(runs, key=lambda r: (r.seed, not r.complete, -r.reached, r.started, r.run_id)):
         if run.seed in best:
             kept = best[run.seed].run_id
             problems.append(Problem(run.where, f"has the config and seed of {kept}; it is left out"))

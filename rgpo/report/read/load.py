@@ -8,6 +8,7 @@ Configs and columns of earlier versions are read by their present names (rgpo.ru
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -149,6 +150,9 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     iteration = found.columns["iteration"]
     if not 1 <= iteration.min() <= iteration.max() <= num_iterations:
         raise Unreadable(f"its rows are of iterations {iteration.min():g} to {iteration.max():g}, but it has {num_iterations}")
+    attempt, last = found.columns["attempt"].max(), state.get("attempt", math.inf)
+    if attempt > last:
+        raise Unreadable(f"its rows are of {attempt:g} attempts, but state.json has {last}{remedy}")
     flat, scale = flat_config(config), found.words.get("scale", "none")
     if not all(map(_is_name, flat)):
         raise Unreadable(f"config.yaml has a key of more than {MAX_NAME} characters, or with invisible ones")
@@ -171,6 +175,9 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
         reached=len(iteration),
         reduced=reduce(found.columns, detail, metrics),
     )
+    steps, wanted = found.columns["env_steps"].max(), run.planned_steps or 0
+    if run.complete and steps < wanted:
+        raise Unreadable(f"its rows end after {steps:,.0f} of the {wanted:,} steps of its configuration{remedy}")
     gap = int(iteration.max()) - len(iteration)
     if gap and run.status != "completed":
         problems.append(Problem(where, f"{gap} iterations before its last one have no row"))

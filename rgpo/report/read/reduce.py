@@ -18,6 +18,7 @@ LARGEST_KL = f"{KL}:max"  # a curve of the reduction: the largest KL of each blo
 SUM_TOKENS = "tokens"  # likewise, completion tokens since the start
 CPU = "cpu"  # likewise, CPU seconds
 TOTALS = {WALL: ITERATION, SUM_TOKENS: TOKENS, CPU: "time/iteration_cpu_s"}
+ENDS_EARLY = "ends early"  # 1 for a column that was not measured any more at the end of its run; not there for others
 LAST_TENTH = "last tenth"  # a statistic: as "final" with a final_fraction of a tenth
 SHARE = "share above "  # a statistic: the share of rows above the number that follows
 MAX_QUANTILES = 200  # of ratio/max over a run's updates
@@ -52,6 +53,8 @@ def reduce(columns: Mapping[str, Floats], detail: Detail, own: Collection[str] =
         if column in columns and not is_list(column):
             values = columns[column][~np.isnan(columns[column])]
             numbers[column, name] = _statistic(name)(values, detail) if values.size else float("nan")
+            if _ends_early(columns[column]):
+                numbers[column, ENDS_EARLY] = 1.0
     kl = columns.get(KL, np.empty(0))
     kl = kl[~np.isnan(kl)]
     rates = [np.mean(kl > threshold) if kl.size else np.nan for threshold in detail.thresholds]
@@ -60,6 +63,15 @@ def reduce(columns: Mapping[str, Floats], detail: Detail, own: Collection[str] =
     quantiles = np.quantile(ratio, np.linspace(0, 1, min(detail.num_points, MAX_QUANTILES))) if ratio.size else np.empty(0)
     lists = {name: mean_over_rows(values) for name, values in columns.items() if is_list(name)}
     return Reduced(_thin(columns, detail.num_points), lists, numbers, np.array(rates), quantiles)
+
+
+def _ends_early(values: Floats) -> bool:
+    """True if a column (I,) has no value in its last rows: over a tenth of all, and more than between any two values before."""
+    measured = np.flatnonzero(~np.isnan(values))
+    if not measured.size:
+        return False
+    end = len(values) - 1 - int(measured[-1])
+    return end > max(0.1 * len(values), int(np.diff(measured, prepend=-1).max()))
 
 
 def mean_over_rows(values: Floats) -> Floats:

@@ -22,7 +22,7 @@ from rgpo.report.read.load import RUN_FOLDER
 from rgpo.report.read.repeated import record
 from rgpo.report.read.run import Problem
 from rgpo.report.stats.bootstrap import Floats
-from rgpo.runtime import reader
+from rgpo.runtime import manifest, reader
 from rgpo.runtime.former import RENAMED_COLUMNS
 from rgpo.runtime.provenance import Provenance, versions
 from rgpo.runtime.reader import Unreadable
@@ -164,13 +164,20 @@ def _entry_point(code: Path) -> str:
 
 
 def _read(folder: Path) -> dict[str, Floats]:
-    """Every column of a run that two identical runs share, by present names."""
+    """Every column of a run that two identical runs share, by present names.
+
+    Raises: Unreadable if there are none, or config.yaml is not that of the rows.
+    """
     path = folder / "metrics.parquet"
     with reader.parquet(path) as file:
         names = {RENAMED_COLUMNS.get(name, name) for name in file.schema_arrow.names}
     left_out = {*PROVENANCE, *COUNTERS} - {"iteration", "env_steps"}
     wanted = {name for name in names - left_out if not name.startswith(CLOCK_PREFIXES)}
-    return {name: column for name, column in rows.read(folder, wanted).columns.items() if name != "attempt"}
+    found = rows.read(folder, wanted)
+    if why := manifest.damage(folder).get("config.yaml"):
+        raise Unreadable(why)
+    rows.require_own(found, reader.read_yaml(folder / "config.yaml"))
+    return {name: column for name, column in found.columns.items() if name != "attempt"}
 
 
 def _notes(facts: Provenance, found: Difference) -> list[str]:

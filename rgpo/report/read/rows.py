@@ -32,7 +32,7 @@ class Rows(NamedTuple):
 
     columns: dict[str, Floats]
     words: dict[str, str]  # WORDS
-    configs: set[str]  # with which the parts of an unfinished run were written
+    configs: set[str]  # with which the files were written
     problems: list[str]
 
 
@@ -158,13 +158,15 @@ def _read_file(path: Path, wanted: Collection[str]) -> tuple[dict[str, Floats], 
         problems = [f"{name} is {kinds[name]} and not numbers; it is left out" for name in unusable]
         table = file.read(columns=[stored[name] for name in usable], use_threads=False)
         words = _first_words(file, [name for name in WORDS if name in types])
-        if path.parent.name == "metrics":
-            words |= {"config": (file.schema_arrow.metadata or {}).get(b"config", b"").decode(errors="replace")}
+        words |= {"config": (file.schema_arrow.metadata or {}).get(b"config", b"").decode(errors="replace")}
         columns = {name: table[stored[name]] for name in usable}
         found = {name: _padded(path, column) if is_list(name) else floats(column) for name, column in columns.items()}
     for name, least in zip(INDEX_COLUMNS, (0, 1, 0), strict=True):
         if name not in found or not ((found[name] >= least) & (found[name] % 1 == 0)).all():
             raise Unreadable(f"{path.name}: {name} is not a whole number from {least} in every row")
+    row = found["attempt"] * 2.0**32 + found["iteration"]
+    if np.any(np.diff(row) <= 0) and len(np.unique(row)) < len(row):
+        raise Unreadable(f"{path.name}: an iteration has several rows of one attempt")
     return found, words, problems
 
 

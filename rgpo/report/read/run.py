@@ -84,6 +84,11 @@ class Run:
         return [self.version, *([self.provenance.commit] if self.provenance.commit and not self.provenance.dirty else [])]
 
     @property
+    def started(self) -> str:
+        """When it was started, in ISO format; one that is not known sorts as the last."""
+        return self.provenance.started or "9999"
+
+    @property
     def present_code(self) -> str:
         """The digest of the present code for the run's options."""
         choices = {key.removeprefix("choices."): value for key, value in self.config.items() if key.startswith("choices.")}

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rgpo.report.read import rows
-from rgpo.report.read.load import experiments, queued, run_folders
+from rgpo.report.read.load import experiments, queued, read_run, run_folders
+from rgpo.report.read.reduce import Detail
 from rgpo.report.read.run import Problem
 from rgpo.report.settings import Settings
 from rgpo.runtime import manifest, reader
@@ -14,6 +15,8 @@ from rgpo.runtime.provenance import Provenance
 from rgpo.runtime.reader import Missing, Unreadable
 from rgpo.runtime.run_folder import RunState
 from rgpo.runtime.schema import GLOSSARY
+
+MIN_POINTS = 20  # of a curve that nobody draws
 
 
 def verify(settings: Settings) -> tuple[str, list[Problem]]:
@@ -28,14 +31,14 @@ def verify(settings: Settings) -> tuple[str, list[Problem]]:
         for folder in run_folders(results_dir / name):
             if not queued(folder):
                 num_runs, num_checked = num_runs + 1, num_checked + (folder / manifest.NAME).exists()
-                damage = _damage(folder)
-                problems += [Problem(f"{name}/{folder.name}", "; ".join(damage))] if damage else []
+                clauses = damage(folder)
+                problems += [Problem(f"{name}/{folder.name}", "; ".join(clauses))] if clauses else []
     digests = f"{num_checked} of them finished with a manifest"
     return f"{results_dir}: {num_runs} runs ({digests}), {len(problems)} damaged", problems
 
 
-def _damage(folder: Path) -> list[str]:
-    """One clause for each file that is damaged, and one for rows that are missing."""
+def damage(folder: Path) -> list[str]:
+    """One clause for each file that is damaged, and whatever else makes the report doubt a run."""
     found = manifest.damage(folder)
     checks: dict[str, Callable[[Path], object]] = {
         "config.yaml": reader.read_yaml,
@@ -55,19 +58,10 @@ def _damage(folder: Path) -> list[str]:
             rows.read_samples(folder, rows.SAMPLE_COLUMNS)
         except Unreadable as error:
             found[rows.SAMPLES_FILE] = str(error)
-    clauses = list(found.values())
-    if "metrics.parquet" not in found and rows.files(folder):
+    if not found.keys() & {"metrics.parquet", *checks} and rows.files(folder):
         try:
-            read_rows = rows.read(folder, GLOSSARY)
+            _, problems = read_run(folder, GLOSSARY, Detail(0.1, (), MIN_POINTS))
         except Unreadable as error:
-            return [*clauses, str(error)]
-        iteration = read_rows.columns["iteration"]
-        gap = int(iteration.max()) - len(iteration)
-        clauses += read_rows.problems
-        if "config.yaml" not in found:
-            try:
-                rows.require_own(read_rows, reader.read_yaml(folder / "config.yaml"))
-            except Unreadable as error:
-                clauses.append(str(error))
-        clauses += [f"{gap} of the iterations up to {iteration.max():g} have no row"] if gap > 0 else []
-    return clauses
+            return [*found.values(), str(error)]
+        return [*found.values(), *(problem.why for problem in problems)]
+    return list(found.values())

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.special import chdtri, stdtr, stdtrit
 
 from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Floats
+from rgpo.report.stats.independent import Summary, summarize
 
 MIN_SPREAD_RUNS = 10  # fewer seeds may all come from one mode of a bimodal return, so no finite interval of the spread covers
 
@@ -80,10 +81,15 @@ def coefficient_of_variation(values: Floats, confidence: float) -> tuple[float, 
     s with n - 1; all nan for fewer than two values or mean 0. Below MIN_SPREAD_RUNS values the interval is [0, inf]: Vangel's is
     for normal values, and covers 77 % at a nominal 95 % if a quarter of the runs end at 2.5 times the return of the others.
     """
-    n, mean = values.size, float(np.mean(values)) if values.size > 1 else 0.0
-    if not mean:
+    return spread(summarize(values), confidence)
+
+
+def spread(x: Summary, confidence: float) -> tuple[float, float, float]:
+    """``coefficient_of_variation`` of a sample that is known by its mean, standard deviation and size."""
+    n = x.n
+    if n < 2 or not x.mean:
         return NAN, NAN, NAN
-    k = float(np.std(values, ddof=1)) / abs(mean)
+    k = x.sd / abs(x.mean)
     if n < MIN_SPREAD_RUNS:
         return 100 * k, 0.0, math.inf
     ends = []
