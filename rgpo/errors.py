@@ -77,6 +77,13 @@ def _message(error: BaseException) -> str:
         return ""
 
 
+def is_own(error: BaseException) -> bool:
+    """True for what ends a run from outside, a signal or Ctrl-C, and is no error of an environment."""
+    return isinstance(error, KeyboardInterrupt) or (
+        not isinstance(error, Exception) and type(error).__module__.startswith("rgpo.")
+    )
+
+
 def described(error: BaseException) -> str:
     """The type of an error and the first line of its message; the place where it was raised if it has no message."""
     name, frames = type(error).__name__, traceback.extract_tb(error.__traceback__)

@@ -300,3 +300,101 @@ def test_time_limit_and_wrappers_are_described() -> None:
 
     assert layers("CheckSound-v0") == "CheckSound-v0, time limit 1,000 steps, TimeLimit > OrderEnforcing > Sound"
     assert layers("Hopper-v4") == "Hopper-v4, time limit 1,000 steps, MuJoCo stepped directly"
+
+
+TWO_MODULES = """
+import gymnasium, test_environment_check as base
+
+class Same(base.Sound):
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, {factor} * reward, *rest
+
+gymnasium.register("{name}", Same, max_episode_steps=20)
+"""
+
+
+@pytest.mark.parametrize("name", ["Same-v0", "Pendulum-v1"])
+def test_each_of_two_modules_has_its_own_environment_of_one_id(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the user's may also have the id of one of gymnasium's own."""
+    monkeypatch.syspath_prepend(tmp_path)
+    stock = make_vector_env(name, 1, "auto").module if name in gymnasium.registry else ""
+    modules = {factor: f"same_{name[:4].lower()}_{factor}" for factor in (1, 100)}
+    for factor, module in modules.items():
+        (tmp_path / f"{module}.py").write_text(TWO_MODULES.format(factor=factor, name=name))
+    envs = {factor: make_vector_env(f"{module}:{name}", 1, "auto") for factor, module in modules.items()}
+    again = make_vector_env(f"{modules[1]}:{name}", 1, "auto")
+    try:
+        rewards = []
+        for env in (*envs.values(), again):
+            env.reset(3)
+            env.step(np.zeros((1, 1), np.float32))
+            rewards.append(float(env.rewards()[0, 0]))
+        assert rewards[1] == pytest.approx(100 * rewards[0]) and rewards[2] == rewards[0] != 0
+        if stock:
+            assert make_vector_env(name, 1, "auto").module == stock
+    finally:
+        if not stock:
+            del gymnasium.registry[name]
+
+
+class Keywords(Sound):
+    def __init__(self, backend: str = "cpu", num_envs: int = 1, wrappers: Any = None, raises: bool = False) -> None:
+        if raises:
+            raise GeneratorExit("stopped")
+        self.backend = backend
+
+
+class ScalarAction(Sound):
+    """An action of shape (), which arrives as the space samples it."""
+
+    action_space = spaces.Box(-1, 1, (), np.float32)
+
+    def step(self, action: Any) -> Any:
+        assert isinstance(action, np.ndarray) and action.shape == ()
+        return super().step(action[None])
+
+
+class OneAtATime(Sound):
+    taken = False
+
+    def __init__(self) -> None:
+        if OneAtATime.taken:
+            raise RuntimeError("port 5005 is in use")
+        OneAtATime.taken = True
+
+    def close(self) -> None:
+        OneAtATime.taken = False
+
+
+for kind in (Keywords, ScalarAction, OneAtATime):
+    gymnasium.register(f"Check{kind.__name__}-v0", kind)
+
+
+def test_keywords_of_an_environment_may_have_the_names_of_ours() -> None:
+    env = make_vector_env("CheckKeywords-v0", 1, "auto", kwargs={"backend": "gpu", "num_envs": 4, "wrappers": 2})
+    assert env.num_envs == 1
+    with pytest.raises(EnvironmentFault, match=r"its constructor failed \(GeneratorExit: stopped\)"):
+        make_vector_env("CheckKeywords-v0", 1, "auto", kwargs={"raises": True})
+
+
+def test_an_action_without_axes_is_an_array() -> None:
+    env = make_vector_env("CheckScalarAction-v0", 2, "auto")
+    env.reset(0)
+    env.step(np.zeros((2, 1), np.float32))
+
+
+def test_an_environment_of_which_there_may_be_one_is_reported() -> None:
+    check.try_out("one", lambda num_envs: make_vector_env("CheckOneAtATime-v0", num_envs, "auto"))
+    assert "a second copy beside the first cannot be made" in " ".join(check.findings("one"))
+
+
+def test_spaces_of_a_billion_numbers_are_refused() -> None:
+    class Huge(Sound):
+        observation_space = spaces.Discrete(10**9)
+
+    gymnasium.register("CheckHuge-v0", Huge)
+    with pytest.raises(ConfigError, match=r"its observation space makes 1,000,000,000 numbers of the network, over 10,000,000"):
+        make_vector_env("CheckHuge-v0", 1, "auto")

@@ -27,7 +27,7 @@ def _scratch_folder(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(env_id: str, num_envs: int, backend: str = "auto", **kwargs: object) -> VectorEnv:
-    return make_vector_env(env_id, num_envs, backend, **kwargs)
+    return make_vector_env(env_id, num_envs, backend, kwargs=kwargs)
 
 
 def random_actions(env, num_steps: int, seed: int) -> np.ndarray:

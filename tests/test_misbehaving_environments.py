@@ -245,7 +245,7 @@ def test_an_environment_that_exits_when_it_is_closed_is_a_warning() -> None:
 
 
 def test_an_environment_that_cannot_be_closed_is_a_warning() -> None:
-    env = GymnasiumVector("Odd-v0", 1, kind="close raises")
+    env = GymnasiumVector("Odd-v0", 1, kwargs={"kind": "close raises"})
     with pytest.warns(UserWarning, match=r"task\.env_id=Odd-v0: close\(\) failed \(RuntimeError: close is broken\)"):
         env.close()
 

@@ -137,6 +137,34 @@ class Whole(Net):
         return output.long(), value
 
 
+class NoisyValue(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        output, value = super().forward(x)
+        return output, value + torch.randn_like(value)
+
+
+class Half(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        output, value = super().forward(x)
+        return output.half(), value
+
+
+class Exits(Net):
+    def __init__(self) -> None:
+        raise SystemExit(4)
+
+
+class InPlace(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        x /= 2.0
+        return super().forward(x)
+
+
+class OutOfPlace(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x / 2.0)
+
+
 class Named(Net):
     def forward(self, x: torch.Tensor) -> Any:
         return dict(zip(("a", "b"), super().forward(x), strict=True))
@@ -286,8 +314,17 @@ RETURNS = r"task\.policy={}\(\): must return outputs \(n, 2\) and values \(n,\),
         ("test_networks.Broken", r"task\.policy: Broken\(\) cannot be made \(FileNotFoundError: weights\.pt\)\."),
         ("test_networks.NaN", r"task\.policy=NaN\(\): it returns NaN or infinite numbers at its initial parameters\."),
         ("test_networks.Noisy", r"task\.policy=Noisy\(\): it returns something else when it is called again"),
-        ("test_networks.Mixing", r"task\.policy=Mixing\(\): its outputs for an observation depend on the others in the batch"),
-        ("test_networks.Whole", r"task\.policy=Whole\(\): its outputs and values must be floating-point numbers\."),
+        (
+            "test_networks.Mixing",
+            r"Mixing\(\): what it returns for an observation depends on the others",
+        ),
+        ("test_networks.NoisyValue", r"task\.policy=NoisyValue\(\): it returns something else when it is called again"),
+        ("test_networks.Half", r"Half\(\): its outputs and values must be floating-point numbers of 32 or 64 bits"),
+        ("test_networks.Exits", r"task\.policy: Exits\(\) cannot be made \(SystemExit: 4\)"),
+        (
+            "test_networks.Whole",
+            r"Whole\(\): its outputs and values must be floating-point numbers of 32 or 64 bits",
+        ),
         ("test_networks.Untrained", r"task\.policy=Untrained\(\): its outputs depend on no parameter that requires a gradient"),
         ("test_networks.function", r"task\.policy\._target_=test_networks\.function: is no torch\.nn\.Module"),
         ("test_networks.Net,depth:3", r"task\.policy\.depth=3: is not a known key"),
@@ -298,6 +335,15 @@ RETURNS = r"task\.policy={}\(\): must return outputs \(n, 2\) and values \(n,\),
 def test_another_network_is_refused_in_one_sentence(node: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=sentence):
         rgpo.run(*SMALL, "~task.policy", f"+task.policy={{_target_:{node}}}", "algo=ppo", f"results_dir={tmp_path}")
+
+
+def test_a_network_that_changes_its_input_in_place_learns_as_one_that_does_not(tmp_path: Path) -> None:
+    found = []
+    for name in ("InPlace", "OutOfPlace"):
+        words = ("~task.policy", f"+task.policy={{_target_:test_networks.{name}}}", "algo=ppo", f"results_dir={tmp_path}/{name}")
+        table = rgpo.run(*SMALL, *words).metrics
+        found.append(table[["kl/old_exact", "loss/policy", "loss/value", "return/train_mean"]].to_numpy())
+    assert np.array_equal(*found, equal_nan=True) and np.isfinite(found[0]).any()
 
 
 def test_what_convolutions_cannot_read_is_refused(tmp_path: Path) -> None:

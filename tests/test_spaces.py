@@ -217,7 +217,7 @@ def leaves(x: Any) -> list[Any]:
 
 
 def test_a_replayed_state_continues_bit_for_bit_with_composite_actions() -> None:
-    env, fresh = (make_vector_env("Parts-v0", 2, "auto", action="nested") for _ in range(2))
+    env, fresh = (make_vector_env("Parts-v0", 2, "auto", kwargs={"action": "nested"}) for _ in range(2))
     space = env.action_space
     space.seed(0)
     factors, rng = heads(describe(space, "action")), np.random.default_rng(0)

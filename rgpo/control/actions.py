@@ -84,7 +84,7 @@ def row(space: Space, batch: EnvAction, i: int) -> EnvAction:
     if isinstance(batch, tuple):
         return tuple(row(part, x, i) for part, x in zip(space["parts"], batch, strict=True))
     found: Array = batch[i]  # a number of a Discrete space, which has no copy of its own
-    return found if space["type"] == "Discrete" else found.copy()
+    return found if space["type"] == "Discrete" else np.array(found)  # of shape (), too
 
 
 class Rescale:

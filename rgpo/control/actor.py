@@ -93,8 +93,10 @@ class Actor:
         Raises: ValueError for observations of another shape, or that are not finite.
         """
         seen, single = flatten(self.description["observation_space"], observation)
-        if not np.isfinite(seen).all():
-            raise ValueError("observation: contains NaN or infinity.")
+        with np.errstate(over="ignore"):
+            fits = np.isfinite(seen if self.description["observation_normalizer"] else seen.astype(np.float32)).all()
+        if not fits:
+            raise ValueError("observation: contains NaN, infinity or numbers too large for float32.")
         space = self.description["action_space"]
         found = to_env(space, self.draw(seen, None if deterministic else rng or self._rng))
         return row(space, found, 0) if single else found

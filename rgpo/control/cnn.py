@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rgpo.control.late import Late
 from rgpo.control.mlp import LOG_STD
 from rgpo.core.ranges import NOT_NEGATIVE, check_fields, count
-from rgpo.errors import ConfigError, described, require
+from rgpo.errors import ConfigError, described, is_own, require
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,7 +94,9 @@ class OwnNetwork(Late):
         given = {key: value for key, value in known.items() if takes_all or key in parameters}
         try:
             module: nn.Module = self.target(**given, **self.keywords).float()
-        except Exception as error:  # the module's own
+        except BaseException as error:  # the module's own
+            if is_own(error):
+                raise
             raise ConfigError(f"task.policy: {self!r} cannot be made ({described(error)}).") from error
         _check(module.eval(), self, shape, output_size)
         return module
@@ -106,7 +108,7 @@ def _check(module: nn.Module, network: OwnNetwork, shape: Sequence[int], output_
 
     x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     try:
-        returned, again, alone = module(x), module(x), module(x[:1])
+        returned, again, alone = module(x.clone()), module(x.clone()), module(x[:1].clone())
     except Exception as error:  # the module's own
         where = f"raised on observations (3, {_list(shape)})"
         raise ConfigError(f"task.policy: {network!r} {where} ({described(error)}).") from error
@@ -117,14 +119,20 @@ def _check(module: nn.Module, network: OwnNetwork, shape: Sequence[int], output_
         require(False, "task.policy", repr(network), f"must return {wanted}, not {got} for n = 3.")
     output = returned[0]
     sentences = (
-        (all(part.is_floating_point() for part in returned), "its outputs and values must be floating-point numbers."),
+        (
+            all(part.dtype in (torch.float32, torch.float64) for part in returned),
+            "its outputs and values must be floating-point numbers of 32 or 64 bits.",
+        ),
         (all(torch.isfinite(part).all() for part in returned), "it returns NaN or infinite numbers at its initial parameters."),
         (output.requires_grad, "its outputs depend on no parameter that requires a gradient, so there is nothing to train."),
         (
-            torch.equal(output, again[0]),
+            all(torch.equal(one, other) for one, other in zip(returned, again, strict=True)),
             "it returns something else when it is called again; leave out noise and state in eval mode.",
         ),
-        (_close(output[:1], alone[0]), "its outputs for an observation depend on the others in the batch; treat each one alone."),
+        (
+            all(_close(one[:1], other) for one, other in zip(returned, alone, strict=True)),
+            "what it returns for an observation depends on the others in the batch; treat each one alone.",
+        ),
     )
     for holds, remedy in sentences:
         require(bool(holds), "task.policy", repr(network), remedy)

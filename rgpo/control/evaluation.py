@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rgpo import atomic
+from rgpo.control.actions import heads
 from rgpo.control.actor import Actor
 from rgpo.control.envs.described import wrapped
+from rgpo.control.spaces import describe, observation_size
 from rgpo.core.rollout import Array
-from rgpo.errors import ConfigError, NonFiniteError, first_line, require
+from rgpo.errors import ConfigError, NonFiniteError, described, first_line, is_own, require
 
 if TYPE_CHECKING:
     from rgpo.control.envs.vector_env import Env, VectorEnv
@@ -52,6 +54,16 @@ def returns(task: Control, actor: Actor, num_episodes: int, seed: int, determini
 
 def _episodes(env: VectorEnv, actor: Actor, seed: int, rng: np.random.Generator | None) -> tuple[Array, int]:
     """The return of the first episode of every environment, and how many of them were cut."""
+    trained = actor.description
+    for what, now, then in (
+        ("observations", observation_size(describe(env.observation_space, "")), observation_size(trained["observation_space"])),
+        ("actions", heads(describe(env.action_space, "")), heads(trained["action_space"])),
+    ):
+        remedy = "restore the environment, or train again"
+        if now != then:
+            raise ConfigError(
+                f"{trained['env_id']}: its {what} are others than those that the policy was trained with; {remedy}."
+            )
     seen = env.reset(seed)
     running = [np.ones(env.num_envs, bool)]  # which episodes each step belongs to
     while running[-1].any() and len(running) <= LONGEST_EPISODE:
@@ -97,15 +109,28 @@ def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]
         stride = max(1, round(fps / MAX_FPS))
         frames, seen, t, over = [_drawn(env, task.full_id, None)], first, 0, False
         while not over and len(frames) < MAX_FRAMES:
-            action = actor(seen)
-            number = action.item() if isinstance(action, np.ndarray | np.generic) and action.ndim == 0 else None
-            seen, _, terminated, truncated, _ = env.step(action if number is None else number)
-            t, over = t + 1, bool(terminated or truncated)
+            seen, terminated, truncated = _step(env, task.full_id, actor(seen))
+            t, over = t + 1, terminated or truncated
             if t % stride == 0 or over:
                 frames.append(_drawn(env, task.full_id, frames[0]))
         return frames, fps / stride
     finally:
         env.close()
+
+
+def _step(env: Env, env_id: str, action: object) -> tuple[object, bool, bool]:
+    """Observation, terminated and truncated after a step.
+
+    Raises: ConfigError if the environment raises, as some do only while they draw.
+    """
+    try:
+        observation, _, terminated, truncated, _ = env.step(action)
+    except BaseException as error:  # the environment's own
+        if is_own(error):
+            raise
+        why = f"{env_id} raised {described(error)} in step() while it was drawn; leave it out."
+        raise ConfigError(f"video=true: {why}") from error
+    return observation, bool(terminated), bool(truncated)
 
 
 def _frames_per_second(env: Env, env_id: str) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rgpo.errors import ConfigError, described
+from rgpo.errors import ConfigError, described, is_own
 
 if TYPE_CHECKING:
     from rgpo.control.envs.vector_env import Env
@@ -66,7 +66,9 @@ class Wrapper(Late):
         keywords = {key: tuple(x) if key in tuples and isinstance(x, list) else x for key, x in self.keywords.items()}
         try:
             made = self.target(env, **keywords)
-        except Exception as error:  # the wrapper's own
+        except BaseException as error:  # the wrapper's own
+            if is_own(error):
+                raise
             why = described(error)
             raise ConfigError(f"task.wrappers: {self!r} cannot wrap {env} ({why}).") from error
         if not isinstance(made, sys.modules["gymnasium"].Env):

@@ -84,7 +84,7 @@ class ModulePolicy(ControlPolicy):
         return values
 
     def _shaped(self, observation: Tensor) -> Tensor:
-        return observation.float().reshape(-1, *self.shape)
+        return observation.to(torch.float32, copy=True).reshape(-1, *self.shape)  # a copy: a module may change its input
 
     @torch.no_grad()
     def mode_output(self, observation: Array) -> Array:

@@ -17,6 +17,7 @@ from torch import Tensor
 from rgpo.control.actions import Head, choose, draw_noise
 from rgpo.control.distributions import Distribution, make_distribution
 from rgpo.core.rollout import Array, Rollout
+from rgpo.errors import ConfigError
 from rgpo.learning.flat_adam import select
 from rgpo.learning.samples import PolicyOutput, PolicyShift, Samples
 from rgpo.learning.types import Batch, Minibatch, State, View
@@ -179,7 +180,12 @@ class ControlPolicy(ABC):
 
     def load_state_dict(self, state: State) -> None:
         """Copy the parameters in place, so that acting sees them."""
-        self.flat.copy_(cast(Tensor, state["flat"]))
+        saved = cast(Tensor, state["flat"])
+        have = f"checkpoint: its policy has {len(saved):,} parameters, this one {len(self.flat):,}"
+        if saved.shape != self.flat.shape:
+            remedy = "restore the environment and the network with which it was trained, or start anew with force=true"
+            raise ConfigError(f"{have}; {remedy}.")
+        self.flat.copy_(saved)
 
     def act(self, observation: Array, noise: Array) -> Array:
         """Draw actions for observation (E, D) with noise (E, O) of ``draw_noise``; none of it gives the mode.

@@ -70,6 +70,8 @@ class Control:
     def __post_init__(self) -> None:
         require(isinstance(self.env_id, str) and self.env_id != "???", "task.env_id", self.env_id, "give a gymnasium id.")
         check_fields(self, "task")
+        fits = self.version is None or re.search(r"-v[0-9]+$", self.env_id) is None
+        require(fits, "task.version", self.version, f"task.env_id={self.env_id} has a version already; leave it out.")
         fits = self.correction_cap is None or self.staleness > 0
         require(fits, "task.correction_cap", self.correction_cap, "corrects stale rollouts only; set task.staleness.")
         fits, remedy = self.batch_size <= MANY, f"makes rollouts of {self.batch_size:,} samples, over {MANY:,}; lower it."
@@ -110,7 +112,7 @@ class Control:
 
     def make_env(self, num_envs: int) -> VectorEnv:
         """Copies of the environment."""
-        env = make_vector_env(self.full_id, num_envs, self.backend, self.wrappers, **self.env_kwargs)
+        env = make_vector_env(self.full_id, num_envs, self.backend, self.wrappers, self.env_kwargs)
         env.use_threads(self.num_threads)
         return env
 

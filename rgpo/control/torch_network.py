@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,7 +39,9 @@ class TorchNetwork:
         try:
             example = (torch.zeros(2, *self.shape),)
             program = torch.export.export(self.module, example, dynamic_shapes=({0: torch.export.Dim("N")},))
-            torch.export.save(program, folder / PROGRAM)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "No complete tensor found in the group")  # weights that are views of one vector
+                torch.export.save(program, folder / PROGRAM)
         except Exception as error:  # of torch, about the user's module
             why = f"torch.export cannot trace {type(self.module).__name__} ({type(error).__name__})"
             raise NoExport(f"{why}; the checkpoint alone holds the policy") from error

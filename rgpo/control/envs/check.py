@@ -20,7 +20,7 @@ from rgpo.control.envs.gymnasium_env import GymnasiumVector
 from rgpo.control.envs.registration import undisturbed
 from rgpo.control.envs.replay import same_bits
 from rgpo.control.envs.vector_env import Floats, VectorEnv
-from rgpo.errors import EnvironmentFault
+from rgpo.errors import ConfigError, EnvironmentFault
 
 SEED, NUM_STEPS, MAX_S = 7, 16, 2.0
 UNREPEATABLE = "runs cannot be repeated, and resumed ones begin their episodes anew"
@@ -153,7 +153,10 @@ def _resume(env: GymnasiumVector, make: Callable[[int], VectorEnv], actions: lis
     """A finding if an episode cannot be restored that follows two others, so that generators have moved on."""
     _play(env, actions, None)
     env._begin(0, None)
-    again = make(1)
+    try:
+        again = make(1)
+    except (ConfigError, EnvironmentFault) as error:
+        return [f"a second copy beside the first cannot be made, which evaluation needs ({str(error).rstrip('.')})"]
     try:
         restarts = again.load_state_dict(env.state_dict())
     finally:

@@ -10,8 +10,10 @@ from gymnasium import spaces
 
 from rgpo.control.actions import heads
 from rgpo.control.envs.vector_env import Env, VectorEnv, Wrap
-from rgpo.control.spaces import Space, describe, observation_size
-from rgpo.errors import ConfigError, described, printable
+from rgpo.control.spaces import WRAP, Space, describe, observation_size
+from rgpo.errors import ConfigError, described, is_own, printable, require
+
+MOST_NUMBERS = 10_000_000  # of one observation, or outputs of the network for one action
 
 
 def wrapped(env: Env, wrappers: Sequence[Wrap]) -> Env:
@@ -44,7 +46,9 @@ def spaces_of(env_id: str, env: Env) -> tuple[spaces.Space[object], spaces.Space
     for name in ("observation_space", "action_space"):
         try:
             space = getattr(env, name, None)
-        except Exception as error:  # of a property
+        except BaseException as error:  # of a property
+            if is_own(error):
+                raise
             remedy = "set it in the constructor"
             raise ConfigError(f"task.env_id={env_id}: its {name} cannot be read ({described(error)}); {remedy}.") from error
         if not isinstance(space, spaces.Space):
@@ -65,6 +69,9 @@ def describe_spaces(env_id: str, observation: spaces.Space[object], action: spac
         seen = describe(observation, "observation")
     except ConfigError as error:
         raise ConfigError(f"task.env_id={env_id}: its {str(error).rstrip('.')}{_without_parts(observation)}.") from error
+    for what, size in (("observation", observation_size(seen)), ("action", sum(head.size for head in heads(acted)))):
+        remedy = f"makes {size:,} numbers of the network, over {MOST_NUMBERS:,}; {WRAP}"
+        require(size <= MOST_NUMBERS, "task.env_id", env_id, f"its {what} space {remedy}.")
     if empty or not observation_size(seen):
         raise ConfigError(
             f"task.env_id={env_id}: its {'action' if empty else 'observation'} space has no numbers; give it a space with some."

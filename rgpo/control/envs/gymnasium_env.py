@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import cast
 
@@ -14,7 +14,6 @@ from gymnasium import spaces
 from rgpo.control.actions import heads, row, to_env
 from rgpo.control.envs import registration
 from rgpo.control.envs.described import describe_spaces, is_pixels, spaces_of, wrapped
-from rgpo.control.envs.registration import is_own
 from rgpo.control.envs.replay import (
     EARLIER,
     NOT_REPRODUCED,
@@ -30,7 +29,7 @@ from rgpo.control.envs.replay import (
 from rgpo.control.envs.vector_env import Env, Floats, Restart, SavedEnvs, Step, Wrap, check_saved
 from rgpo.control.spaces import flatten, observation_size
 from rgpo.core.rollout import Array
-from rgpo.errors import EnvironmentFault, described, first_line, printable
+from rgpo.errors import ConfigError, EnvironmentFault, described, first_line, is_own, printable
 
 REAL = (float, int, np.floating, np.integer, np.bool_)
 FLAGS = (bool, np.bool_)
@@ -44,10 +43,12 @@ class GymnasiumVector:
     does not reproduce it, a fresh episode begins.
     """
 
-    def __init__(self, env_id: str, num_envs: int, wrappers: Sequence[Wrap] = (), **kwargs: object) -> None:
+    def __init__(
+        self, env_id: str, num_envs: int, wrappers: Sequence[Wrap] = (), kwargs: Mapping[str, object] | None = None
+    ) -> None:
         self.env_id = env_id
         self.num_envs = num_envs
-        self._envs = [wrapped(registration.make(env_id, kwargs), wrappers) for _ in range(num_envs)]
+        self._envs = [wrapped(registration.make(env_id, kwargs or {}), wrappers) for _ in range(num_envs)]
         self.time_limit = getattr(self._envs[0].spec, "max_episode_steps", None)
         self.module = type(self._envs[0].unwrapped).__module__
         self.layers = tuple(type(layer).__name__ for layer in _layers(self._envs[0]))
@@ -108,6 +109,9 @@ class GymnasiumVector:
         check_saved(state, "gymnasium", self.env_id, self.num_envs)
         restarts = []
         for i, saved in enumerate(cast(list[SavedEpisode], state["envs"])):
+            size, where = len(saved["observation"]), f"task.env_id={self.env_id}: its observations have {self.observation_size}"
+            if size != self.observation_size:
+                raise ConfigError(f"{where} numbers, those of the checkpoint {size}; restore the environment, or use force=true.")
             if why := self._replay(i, saved):
                 recording = self._recordings[i]
                 recording.seed, recording.num_steps = saved["seed"], saved.get("num_steps", 0)
@@ -274,7 +278,8 @@ class GymnasiumVector:
         if isinstance(space, spaces.Discrete):
             return list(np.asarray(actions, space.dtype) + space.start)  # numpy integers, the type that the space samples
         shaped = np.asarray(actions).reshape(len(actions), *space.shape)
-        return list(np.minimum(np.maximum(shaped, space.low), space.high).astype(space.dtype, copy=False))
+        found = np.minimum(np.maximum(shaped, space.low), space.high).astype(space.dtype, copy=False)
+        return list(found) if space.shape else [np.array(x) for x in found]
 
 
 def _repr(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rgpo.control.envs.cartpole_env import TIME_LIMITS, CartPoleVector
 from rgpo.control.envs.gymnasium_env import GymnasiumVector
@@ -13,7 +13,9 @@ from rgpo.errors import require
 BACKENDS = ("auto", "gymnasium", "mujoco")
 
 
-def make_vector_env(env_id: str, num_envs: int, backend: str, wrappers: Sequence[Wrap] = (), **kwargs: object) -> VectorEnv:
+def make_vector_env(
+    env_id: str, num_envs: int, backend: str, wrappers: Sequence[Wrap] = (), kwargs: Mapping[str, object] | None = None
+) -> VectorEnv:
     """Make num_envs copies; backend ``auto`` takes the faster ones if they know the id and no wrappers or kwargs are given.
 
     Raises: ConfigError if the id or the backend is unknown, a package is missing, a space is unsupported or num_envs < 1.
@@ -25,8 +27,8 @@ def make_vector_env(env_id: str, num_envs: int, backend: str, wrappers: Sequence
         direct or backend != "mujoco",
         "task.backend",
         backend,
-        f"cannot run {env_id} with env_kwargs {kwargs} and wrappers {list(wrappers)}, only {', '.join(TASKS)} without them; "
-        "set task.backend=gymnasium.",
+        f"cannot run {env_id} with env_kwargs {dict(kwargs or {})} and wrappers {list(wrappers)}, "
+        f"only {', '.join(TASKS)} without them; set task.backend=gymnasium.",
     )
     if direct and backend != "gymnasium":
         from rgpo.control.envs.mujoco_env import MujocoVector  # loads MuJoCo's library
@@ -34,4 +36,4 @@ def make_vector_env(env_id: str, num_envs: int, backend: str, wrappers: Sequence
         return MujocoVector(env_id, num_envs)
     if env_id in TIME_LIMITS and not kwargs and not wrappers and backend == "auto":
         return CartPoleVector(env_id, num_envs)
-    return GymnasiumVector(env_id, num_envs, wrappers, **kwargs)
+    return GymnasiumVector(env_id, num_envs, wrappers, kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import importlib.util
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import gymnasium
 
 from rgpo.control.envs.vector_env import Env
-from rgpo.errors import ConfigError, EnvironmentFault, described, first_line
+from rgpo.errors import ConfigError, EnvironmentFault, described, first_line, is_own
 
 
 class Package(NamedTuple):
@@ -42,6 +43,8 @@ PACKAGES: dict[str, Package] = {  # pattern of its ids
     r"panda-gym/|Panda": Package("panda_gym", "panda-gym"),
 }
 
+_specs: dict[tuple[str, str], gymnasium.envs.registration.EnvSpec] = {}  # module ("": none) and id -> its registration
+
 
 def make(env_id: str, kwargs: Mapping[str, object]) -> Env:
     """The environment of an id, or of module:id.
@@ -53,26 +56,18 @@ def make(env_id: str, kwargs: Mapping[str, object]) -> Env:
         with undisturbed(), warnings.catch_warnings():
             _import_module(env_id)
             warnings.simplefilter("ignore", DeprecationWarning)  # the v4 environments are used on purpose
-            return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+            return gymnasium.make(_own_spec(env_id) or env_id, disable_env_checker=True, **kwargs)
     except (ConfigError, EnvironmentFault):
         raise
     except gymnasium.error.UnregisteredEnv as error:
         raise ConfigError(f"task.env_id={env_id}: {_remedy(env_id)}") from error
-    except Exception as error:
+    except BaseException as error:  # whatever a constructor of the user's raises, which must not end a sweep
+        if is_own(error):
+            raise
         if isinstance(error, gymnasium.error.Error | ImportError) or _is_wrong_call(error):
             given = f" with env_kwargs {dict(kwargs)}" if kwargs else ""
             raise ConfigError(f"task.env_id={env_id}: gymnasium cannot make it{given}; {first_line(error)}.") from error
-        why = described(error)
-        raise EnvironmentFault(f"task.env_id={env_id}: cannot be made, its constructor failed ({why}).") from error
-    except SystemExit as error:
-        raise EnvironmentFault(f"task.env_id={env_id}: its constructor called sys.exit({error.code!r}).") from error
-
-
-def is_own(error: BaseException) -> bool:
-    """True for what ends a run from outside, a signal or Ctrl-C, and is no error of an environment."""
-    return isinstance(error, KeyboardInterrupt) or (
-        not isinstance(error, Exception) and type(error).__module__.startswith("rgpo.")
-    )
+        raise EnvironmentFault(f"task.env_id={env_id}: cannot be made, its constructor failed ({described(error)}).") from error
 
 
 @contextmanager
@@ -112,8 +107,10 @@ def _import_module(env_id: str) -> None:
             raise ConfigError(f"task.env_id={env_id}: names no module before the colon; write module:id, or {name} alone.")
         own = f"{module.removesuffix('.py').rpartition('/')[2]}:{name}"
         raise ConfigError(f"task.env_id={env_id}: {module} is no name of a module; write module:id, as {own}.")
+    before = dict(gymnasium.registry)
     try:
         importlib.import_module(module)
+        _remember(module, before)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise EnvironmentFault(f"task.env_id={env_id}: {module} imports {error.name}, which is not installed.") from error
@@ -121,12 +118,29 @@ def _import_module(env_id: str) -> None:
         where = "there is no such module in the current directory, --config-dir or PYTHONPATH, and no such installed package"
         remedy = f"pip install '{package.requirement}'" if package else where
         raise ConfigError(f"task.env_id={env_id}: {module} cannot be imported; {remedy}.") from error
-    except (Exception, SystemExit) as error:  # the user's own
-        why = described(error)
-        raise EnvironmentFault(f"task.env_id={env_id}: {module} cannot be imported ({why}).") from error
+    except BaseException as error:  # the user's own
+        if is_own(error):
+            raise
+        raise EnvironmentFault(f"task.env_id={env_id}: {module} cannot be imported ({described(error)}).") from error
 
 
-def _is_wrong_call(error: Exception) -> bool:
+def _remember(module: str, before: Mapping[str, gymnasium.envs.registration.EnvSpec]) -> None:
+    """Keep what a module registers, and what it replaces: two modules may register one id."""
+    for name, spec in gymnasium.registry.items():
+        if spec is not before.get(name):
+            _specs[module, name] = spec
+            if name in before:
+                _specs.setdefault(("", name), before[name])
+
+
+def _own_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec | None:
+    """The registration by the module of module:id, or the first one of an id alone, if another module replaced it."""
+    module, _, name = env_id.rpartition(":")
+    spec = _specs.get((module, name))
+    return None if spec is gymnasium.registry.get(name) else copy.deepcopy(spec)
+
+
+def _is_wrong_call(error: BaseException) -> bool:
     """True for a TypeError about the arguments of the constructor, or about what it returned, and not one inside it."""
     if not isinstance(error, TypeError):
         return False
