@@ -48,6 +48,8 @@ class GymnasiumVector:
     ) -> None:
         self.env_id = env_id
         self.num_envs = num_envs
+        around = f" with task.wrappers=[{', '.join(map(repr, wrappers))}]" if wrappers else ""
+        self._where = f"task.env_id={env_id}{around}"
         self._envs = [wrapped(registration.make(env_id, kwargs or {}), wrappers) for _ in range(num_envs)]
         self.time_limit = getattr(self._envs[0].spec, "max_episode_steps", None)
         self.module = type(self._envs[0].unwrapped).__module__
@@ -260,14 +262,14 @@ class GymnasiumVector:
             kind = f"{len(returned)} values{last}"
         else:
             kind = printable(_repr(returned), 80)
-        return EnvironmentFault(f"task.env_id={self.env_id}: {must}, but the environment returned {kind}.")
+        return EnvironmentFault(f"{self._where}: {must}, but the environment returned {kind}.")
 
     def _raised(self, call: str, error: BaseException) -> EnvironmentFault:
         """The fault of a call that raised an error; sys.exit() must not end the sweep that its run is part of."""
         what = f"raised {described(error)}"
         if isinstance(error, SystemExit):
             what = f"called sys.exit({error.code!r})"
-        return EnvironmentFault(f"task.env_id={self.env_id}: the environment {what} in {call}().")
+        return EnvironmentFault(f"{self._where}: the environment {what} in {call}().")
 
     def _to_env(self, actions: Array) -> Sequence[object]:
         """One action per environment, in fresh memory (an environment may keep or change its action)."""
