@@ -1,6 +1,7 @@
 """Arrows point down: imports between and inside packages, at any depth of the code and under TYPE_CHECKING, form no circle."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -154,3 +155,15 @@ def test_core_is_pure(module: str) -> None:
     """Nothing heavy at import time, no framework at any time."""
     assert not {name.split(".")[0] for name in imports(MODULES[module])} & {"gymnasium", "transformers", "hydra", "omegaconf"}
     assert "torch" not in {name.split(".")[0] for name in imports(MODULES[module], top_level=True)}
+
+
+def test_the_way_from_the_command_to_a_gate_is_as_documented() -> None:
+    """Each file of the table has the functions beside it, and names the module of the next one."""
+    text = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8").partition("## From the command")[2]
+    rows = re.findall(r"^\| `(rgpo/[\w/]+\.py)` \| (.+?) \|", text, re.MULTILINE)
+    sources = [(ROOT / path).read_text(encoding="utf-8") for path, _ in rows]
+    assert len(rows) == 7
+    for source, (_, functions) in zip(sources, rows, strict=True):
+        assert all(f"def {name}(" in source for name in re.findall(r"`(\w+)`", functions))
+    named = ["rgpo.runtime.runner", "session.algorithm.learn", "self.update(", "rgpo.learning.loss", "objective(", "gate"]
+    assert all(word in source for source, word in zip(sources, named, strict=False))
