@@ -37,14 +37,14 @@ gymnasium.register("Valve-v0", Valve)
 STOPPED = """
 import os, signal
 from rgpo.cli import run
-from rgpo.runtime.session import Session
-iterate = Session.iterate
+from rgpo.runtime import runner
+iterate = runner.iterate
 def stopped(session):
     metrics = iterate(session)
     if session.iteration == 2:
         os.kill(os.getpid(), signal.SIGTERM)
     return metrics
-Session.iterate = stopped
+runner.iterate = stopped
 run.main()
 """
 WORDS = ["task=gym", "task.env_id=valve:Valve-v0", "task.num_envs=2", "task.num_steps=16", "update.num_minibatches=2"]
