@@ -19,12 +19,15 @@ from rgpo.report.tables.matched import matched_table
 FAST = ["num_resamples=100", "figures=[]"]
 
 
-def groups(results: Path, returns: dict[str, list[float]], tasks: tuple[str, ...] = ("hopper",)) -> list[Group]:
+def groups(
+    results: Path, returns: dict[str, list[float]], tasks: tuple[str, ...] = ("hopper",), iterations: int = 5
+) -> list[Group]:
     """Groups of runs whose training return is constant."""
     for task in tasks:
         for algo, values in returns.items():
             for seed, value in enumerate(values, start=1):
-                fixtures.write_run(results, task, algo, seed, 5, metrics={"return/train_mean": np.full(5, value)})
+                metrics = {"return/train_mean": np.full(iterations, value)}
+                fixtures.write_run(results, task, algo, seed, iterations, metrics=metrics)
     with workers(0) as serial:
         runs, _ = read_runs(results / "first_evidence", {"return/train_mean"}, 0.1, (0.04,), serial)
     return group_runs(runs)[0]
@@ -67,6 +70,14 @@ def test_a_baseline_at_a_worse_setting_is_no_comparison(tmp_path: Path) -> None:
     both = groups(tmp_path / "both", {"ppo": [20.0, 21, 22], "rgpo": [19.0, 20, 21]})
     found = advice([("fast", fast), ("usual", alone), ("both", both)], parse([])[0])
     assert found is not None and found.headlines[0].startswith("Use ppo: the other does not beat it beyond noise")
+
+
+def test_of_a_task_the_longer_experiment_counts(tmp_path: Path) -> None:
+    """With equally many seeds; arms of both together would be counted as compared in one design."""
+    short = groups(tmp_path / "short", {"ppo": [10.0, 11, 12], "trpo": [1.0, 2, 3], "awr": [1.0, 2, 3]})
+    long = groups(tmp_path / "long", {"ppo": [10.0, 11, 12], "rgpo": [10.5, 11, 12]}, iterations=10)
+    found = advice([("short", short), ("long", long)], parse([])[0])
+    assert found is not None and "the other does not beat it beyond noise on hopper" in found.headlines[0]
 
 
 def test_one_arm_alone_is_no_contest(tmp_path: Path) -> None:

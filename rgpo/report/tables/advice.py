@@ -24,7 +24,7 @@ BETTER, WORSE, NOISE, FEW = "better", "worse", "within noise", "too few seeds"
 DRIFT = "better at the end, but not at equal KL to the reference"
 SHORT = "worse at the end, but better at equal KL to the reference"
 OURS, NAME = "rgpo", "RGPO"  # the algorithm of the paper, which the advice names in any case
-NO_GATE = "identity"
+NO_GATE, PARTS = "identity", ("sigmoid", "adaptive")  # gate and penalty of the paper's algorithm
 MAX_TASKS = 4  # named in the headline
 APART = "never at the baseline's KL to the reference"
 PLACES = {BETTER: "better", WORSE: "worse", NOISE: "within noise of it"}
@@ -52,6 +52,7 @@ class Contest(NamedTuple):
     experiment: str
     task: str
     setting: str
+    length: int  # steps, or iterations where a run is not planned in steps
     column: str
     baseline: str
     arms: tuple[Arm, ...]
@@ -65,6 +66,11 @@ class Contest(NamedTuple):
     def num_seeds(self) -> int:
         """Of the arm that has the fewest."""
         return min(arm.n for arm in self.arms)
+
+    @property
+    def weight(self) -> tuple[int, int]:
+        """By which the contests of a task are ranked."""
+        return self.num_seeds, self.length
 
     @property
     def sentence(self) -> str:
@@ -140,10 +146,10 @@ def _column(groups: Sequence[Group]) -> str:
 
 
 def _weightiest(contests: Sequence[Contest]) -> list[Contest]:
-    """Those with enough seeds to compare, if there are any; of a task the ones whose arms have the most."""
+    """Those with enough seeds to compare, if there are any; of a task the longest of those whose arms have the most."""
     enough = [one for one in contests if any(arm.outcome not in ("", FEW) for arm in one.arms)] or list(contests)
-    most = {one.task: max(other.num_seeds for other in enough if other.task == one.task) for one in enough}
-    return [one for one in enough if one.num_seeds == most[one.task]]
+    most = {one.task: max(other.weight for other in enough if other.task == one.task) for one in enough}
+    return [one for one in enough if one.weight == most[one.task]]
 
 
 def _contest(
@@ -170,7 +176,8 @@ def _contest(
             outcome = APART if equal and level is None else _outcome(difference, level)
         note = f"at equal KL to the reference, {level.level:.2g} nats, {percent(level.change)}" if level is not None else ""
         change = relative_change(sample, against, each)
-        ours = group.algo == OURS and group.used[0].config.get("choices.gate") != NO_GATE
+        gate, penalty = (group.used[0].config.get(f"choices.{axis}") for axis in ("gate", "penalty"))
+        ours = (group.algo == OURS and gate != NO_GATE) or (gate, penalty) == PARTS
         arms.append(Arm(group.algo, ours, group.label, families[group.label], sample.mean, sample.n, change, outcome, note))
     lead, _ = welch(samples[0], samples[1], each)
     over_next = relative_change(samples[0], samples[1], each)
@@ -178,6 +185,7 @@ def _contest(
         experiment,
         base.task,
         setting(base.used[0]),
+        base.used[0].planned_steps or base.used[0].num_iterations,
         column,
         base.label,
         tuple(arms),
