@@ -243,7 +243,8 @@ def _headline(contests: Sequence[Contest]) -> str:
     if all(outcome == FEW for found in outcomes.values() for outcome in found):
         return f"Undecided: every arm has fewer than {MIN_RUNS} seeds. The highest means are listed below."
     tasks = list(dict.fromkeys(contest.task for contest in contests))
-    where = f"on {' or '.join(tasks)}" if len(tasks) <= MAX_TASKS else "in any task"
+    listed = " or ".join(filter(None, [", ".join(tasks[:-1]), tasks[-1]]))
+    where = f"on {listed}" if len(tasks) <= MAX_TASKS else "in any task"
     sizes = sorted({contest.num_seeds for contest in contests})
     where += f" ({' to '.join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))} seeds)"
     better = sorted(label for label, found in outcomes.items() if BETTER in found)

@@ -74,14 +74,21 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
 def baseline_of(task: str, groups: Sequence[Group], label: str | None) -> Group | None:
     """The only group of the task that has the given label or algorithm, or None if there is none or several.
 
-    Without a label: the default baseline, else the arm with the most seeds, of several the first by name.
+    Without a label: the default baseline, else the arm with the most seeds, of several one without an adaptive penalty whose gate
+    is PPO's clip, else the first by name.
     """
     name = label or DEFAULT_BASELINE
     members = [group for group in groups if group.task == task]
     found = [g for g in members if g.label == name] or [g for g in members if g.algo == name]
     if len(found) == 1 or label or not members:
         return found[0] if len(found) == 1 else None
-    return max(found or members, key=lambda group: len(group.used))
+    return max(found or members, key=lambda group: (len(group.used), _is_plain(group)))
+
+
+def _is_plain(group: Group) -> bool:
+    """True for PPO's clip without a further trust region."""
+    config = group.runs[0].config
+    return config.get("choices.gate") == "clip" and config.get("choices.penalty") != "adaptive"
 
 
 def baseline_problems(groups: Sequence[Group], settings: Settings) -> list[Problem]:
