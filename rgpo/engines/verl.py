@@ -82,7 +82,7 @@ class GatedPolicyLossConfig(PolicyLossConfig):
         _parts(self.parts)
 
 
-@register_policy_loss(NAME)  # type: ignore[untyped-decorator]
+@register_policy_loss(NAME)  # type: ignore[untyped-decorator]  # verl has no types
 def gated_policy_loss(
     old_log_prob: Tensor,
     log_prob: Tensor,

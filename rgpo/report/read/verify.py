@@ -31,13 +31,13 @@ def verify(settings: Settings) -> tuple[str, list[Problem]]:
         for folder in run_folders(results_dir / name):
             if not queued(folder):
                 num_runs, num_checked = num_runs + 1, num_checked + (folder / manifest.NAME).exists()
-                clauses = damage(folder)
+                clauses = _damage(folder)
                 problems += [Problem(f"{name}/{folder.name}", "; ".join(clauses))] if clauses else []
     digests = f"{num_checked} of them finished with a manifest"
     return f"{results_dir}: {num_runs} runs ({digests}), {len(problems)} damaged", problems
 
 
-def damage(folder: Path) -> list[str]:
+def _damage(folder: Path) -> list[str]:
     """One clause for each file that is damaged, and whatever else makes the report doubt a run."""
     found = manifest.damage(folder)
     checks: dict[str, Callable[[Path], object]] = {
