@@ -46,7 +46,7 @@ class ActorCritic(ControlPolicy):
         tensors = self.unflatten(self.flat)
         self.log_std = tensors[self.num_layers] if self.num_gaussian else None
         views = [t.numpy() for t in tensors]
-        self._actor, self._critic = views[: self.num_layers], views[len(self.actor_shapes) :]
+        self.actor_layers, self._critic = views[: self.num_layers], views[len(self.actor_shapes) :]  # weight, bias, weight, ...
         self._act: Callable[..., Array] = np.tanh if mlp.activation == "tanh" else partial(np.maximum, 0.0)
 
     def __repr__(self) -> str:
@@ -92,7 +92,7 @@ class ActorCritic(ControlPolicy):
 
     def mode_output(self, observation: Array) -> Array:
         """Outputs (N, O) for observation (N, D), in numpy."""
-        return self._evaluate(self._actor, observation)
+        return self._evaluate(self.actor_layers, observation)
 
     def values(self, observation: Array) -> Array:
         """V (N,) of observation (N, D), in numpy."""

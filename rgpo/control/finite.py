@@ -12,6 +12,18 @@ from rgpo.errors import NonFiniteError
 BECAME = "became NaN, infinite or too large for float32"
 
 
+def require_steps(
+    env_id: str,
+    seen: Array,
+    actions: Array,
+    following: Array | None = None,
+    finals: Mapping[tuple[int, int], Array] | None = None,
+) -> None:
+    """``require_actions``, then ``require_observations``: an action that follows from NaN is no fault of the policy."""
+    require_actions(seen, actions)
+    require_observations(env_id, seen, following, finals or {})
+
+
 def require_observations(env_id: str, seen: Array, following: Array | None, finals: Mapping[tuple[int, int], Array]) -> None:
     """seen: (T, E, D) before each step; following: (E, D) after the last one; finals: by step and environment, of ended episodes.
 

@@ -40,11 +40,12 @@ class ObservationNormalizer:
 
     def __init__(self, num_envs: int, size: int, clip: float) -> None:
         shape = (1, size)  # two axes, so that one environment needs no broadcasting
+        self.clip = clip
         self.high, self.low = np.full(shape, clip), np.full(shape, -clip)
         self.mean = np.zeros(shape)
         self.squares = np.full(shape, PRIOR_COUNT)
         self.count = PRIOR_COUNT
-        self._ones = np.ones((1, num_envs))  # ones @ x sums over environments in half the time of x.sum(0)
+        self.ones = np.ones((1, num_envs))  # ones @ x sums over environments in half the time of x.sum(0)
 
     def __call__(self, observation: Array, learn: bool = True) -> Array:
         """Normalize observation (E, D); learn: update the moments with it first."""
@@ -61,10 +62,10 @@ class ObservationNormalizer:
         """Update the moments with observation (E, D); returns observation - mean."""
         gap = observation - self.mean
         self.count += len(observation)
-        self.mean += self._ones.dot(gap) / self.count
+        self.mean += self.ones.dot(gap) / self.count
         centered: Array = observation - self.mean
         gap *= centered
-        self.squares += self._ones.dot(gap)
+        self.squares += self.ones.dot(gap)
         return centered
 
     @property

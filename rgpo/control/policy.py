@@ -196,6 +196,10 @@ class ControlPolicy(ABC):
         output += noise
         return choose(self.heads, output)
 
+    def empty_actions(self, shape: tuple[int, ...]) -> Array:
+        """Memory for actions as ``act`` returns them, (*shape, A) float32, or (*shape,) int64 of a single categorical."""
+        return np.empty(shape, np.int64) if self.discrete else np.empty((*shape, self.action_size), np.float32)
+
     def draw_noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         """Noise (*shape, O) float32 that ``act`` adds to ``mode_output``."""
         return draw_noise(self.heads, shape, None if self.log_std is None else self.log_std.exp().numpy(), rng)

@@ -135,15 +135,14 @@ class Control:
         self.episodes = OpenEpisodes(self.num_envs)
         self.waiting: deque[ControlRollout] = deque()  # collected and not yet learned from
         self.latest_return = float("nan")
-        self.inexact = ""
-        self._num_restarted = 0
+        self.inexact, self._num_restarted = "", 0
 
     def make_policy(self, seed: int) -> ControlPolicy:
         """A fresh actor-critic for the environment's spaces."""
         from rgpo.control.module_policy import make_policy, refuse_failing
 
-        pixels = self.observation.dtype == np.uint8
-        policy = make_policy(self.policy, observation_shape(self.env), self.heads, pixels=pixels, seed=seed)
+        shape, pixels = observation_shape(self.env), self.observation.dtype == np.uint8
+        policy = make_policy(self.policy, shape, self.heads, pixels=pixels, seed=seed)
         if isinstance(self.policy, OwnNetwork):
             refuse_failing(policy, self.policy, self.observation, self.normalize_observation)
         return policy
@@ -177,48 +176,49 @@ class Control:
         return rollout if self.correction_cap is None else stale.decoupled(policy, rollout, self.correction_cap)
 
     def _collect(self, policy: ControlPolicy) -> ControlRollout:
+        from rgpo.control.accel.collector import make_collector
         from rgpo.control.policy import ControlRollout
 
-        shape = (self.num_steps, self.num_envs)
+        t, shape = 0, (self.num_steps, self.num_envs)
         noise = policy.draw_noise(shape, self.rng)
         seen = np.empty((*shape, self.env.observation_size), self.observation.dtype)
-        actions = np.empty(shape, np.int64) if policy.discrete else np.empty((*shape, policy.action_size), np.float32)
+        actions = policy.empty_actions(shape)
         terminated, truncated = np.zeros(shape, bool), np.zeros(shape, bool)
         finals: dict[tuple[int, int], Array] = {}  # (step, environment) of an end: the last observation as the policy sees it
-        for t in range(self.num_steps):
+        normalizer = self.normalize if self.normalize_observation else None
+        in_c = make_collector(self.env, policy, normalizer, seen, noise, actions) if self._rescale is None else None
+        advance = in_c or partial(self._advance, policy, seen, noise, actions)
+        while t < self.num_steps:
             seen[t] = self.observation
-            actions[t] = action = policy.act(self.observation, noise[t])
-            step = self._step(action, seen[: t + 1], actions[: t + 1])
+            t, step = advance(t)
             self.observation = self._prepare(step.observation)
             if step.final_observation is not step.observation:  # an episode ended
-                terminated[t], truncated[t] = step.terminated, step.truncated
+                terminated[t - 1], truncated[t - 1] = step.terminated, step.truncated
                 final = self._prepare(step.final_observation, learn=False)
                 final[step.terminated & ~np.isfinite(final).all(1)] = 0.0  # its value is not used
-                finals |= {(t, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
+                finals |= {(t - 1, e): final[e] for e in np.flatnonzero(step.terminated | step.truncated).tolist()}
         raw_reward = self.env.rewards()
-        finite.require_actions(seen, actions)
-        finite.require_observations(self.full_id, seen, self.observation, finals)
+        finite.require_steps(self.full_id, seen, actions, self.observation, finals)
         finite.require_rewards(self.full_id, raw_reward)
         done = terminated | truncated
         reward = self.scale_reward(raw_reward, done) if self.normalize_reward else raw_reward
-        for key, normalizer in (("normalize_observation", self.normalize), ("normalize_reward", self.scale_reward)):
+        for key, scaler in (("normalize_observation", self.normalize), ("normalize_reward", self.scale_reward)):
             if getattr(self, key):
-                finite.require_moments(self.full_id, key, normalizer.overflowed)
+                finite.require_moments(self.full_id, key, scaler.overflowed)
         value, next_value = policy.values_around(seen, self.observation, finals)
         metrics = self.episodes.metrics(raw_reward, done)
         if self._num_restarted:
-            metrics["return/num_restarted"] = float(self._num_restarted)
-            self._num_restarted = 0
+            metrics["return/num_restarted"], self._num_restarted = float(self._num_restarted), 0
         made = partial(ControlRollout, observation=seen, action=actions, reward=reward, terminated=terminated, done=done)
         return made(value=value, next_value=next_value, metrics=metrics)
 
-    def _step(self, action: Array, seen: Array, actions: Array) -> Step:
-        """One step of every environment; seen: the observations (t, E, D) that led to the actions (t, E, ...) so far."""
+    def _advance(self, policy: ControlPolicy, seen: Array, noise: Array, actions: Array, t: int) -> tuple[int, Step]:
+        """Act and step once; the next t, and the step's result."""
+        actions[t] = action = policy.act(self.observation, noise[t])
         try:
-            return self.env.step(self._to_env(action))
+            return t + 1, self.env.step(self._to_env(action))
         except EnvironmentFault:
-            finite.require_actions(seen, actions)
-            finite.require_observations(self.full_id, seen, None, {})  # an action that follows from NaN is no fault of the call
+            finite.require_steps(self.full_id, seen[: t + 1], actions[: t + 1])
             raise
 
     def evaluate(self, policy: Policy) -> dict[str, float]:
@@ -296,5 +296,5 @@ class Control:
             self.observation[places] = self._prepare(np.stack([restart.observation for restart in restarts]), learn=False)
             self.scale_reward.discounted[places] = 0.0
             self.episodes.forget(places)
-            count = f"{len(restarts)} of {self.num_envs} episodes begin anew"
-            self.inexact = f"{count}, because {' or '.join(sorted({restart.why for restart in restarts}))}"
+            why = " or ".join(sorted({restart.why for restart in restarts}))
+            self.inexact = f"{len(restarts)} of {self.num_envs} episodes begin anew, because {why}"

@@ -72,7 +72,13 @@ def digest_of(parts: tuple[str, ...], choices: tuple[tuple[str, str], ...] = ())
 def _of_package(name: str) -> str:
     root = Path(__file__).parents[1]
     path = root / name
-    files = sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.exists() else []
+    files = (
+        sorted(file for kind in ("*.py", "*.c") for file in path.rglob(kind))
+        if path.is_dir()
+        else [path]
+        if path.exists()
+        else []
+    )
     sources = {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
     return _remembered(sources) or _remember(sources)
 
@@ -90,7 +96,8 @@ def _remembered(sources: Mapping[str, bytes]) -> str:
 def _remember(sources: Mapping[str, bytes]) -> str:
     total = hashlib.sha256()
     for name, data in sources.items():
-        total.update(f"{name}\n{without_comments(data.decode())}\n".encode())
+        text = data.decode()
+        total.update(f"{name}\n{without_comments(text) if name.endswith('.py') else text}\n".encode())
     place = _place(sources)
     with suppress(OSError):  # a cache that cannot be written costs time only
         atomic.make_folder(place.parent)

@@ -20,6 +20,7 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 
 from rgpo.control.envs.gymnasium_env import GymnasiumVector
+from rgpo.control.envs.native import Cart, Native, address
 from rgpo.control.envs.time_limit import TimeLimit
 from rgpo.control.envs.vector_env import Floats, Restart, SavedEnvs, Step, check_saved
 from rgpo.core.rollout import Array
@@ -47,12 +48,13 @@ class CartPoleVector:
         self._timer = TimeLimit(num_envs, TIME_LIMITS[env_id])
         self.module = "gymnasium"  # whose environments it equals
         self.layers: tuple[str, ...] = ("all copies at once",)
-        self.action_space = spaces.Discrete(2)
+        self.action_space, self.num_actions = spaces.Discrete(2), 2
         high = np.array([MAX_X * 2, np.inf, MAX_ANGLE * 2, np.inf], np.float32)
         self.observation_space = spaces.Box(-high, high, dtype=np.float32)
         self.observation_size = 4
         self._rngs: list[np.random.Generator] = []  # empty before the first reset
         self._state = np.zeros((4, num_envs))  # x, x', theta, theta'
+        self._terminated = np.zeros(num_envs, bool)
         self._bounds = np.repeat([[MAX_X], [MAX_ANGLE]], num_envs, 1)
         self._num_unpaid = 0
 
@@ -70,17 +72,31 @@ class CartPoleVector:
         push = (force + POLE_MOMENT * np.square(turn) * sin) / MASS
         turning = (GRAVITY * sin - cos * push) / (LENGTH * (4.0 / 3.0 - POLE_MASS * np.square(cos) / MASS))
         pushing = push - POLE_MOMENT * turning * cos / MASS
-        self._state = self._state + DT * np.array((speed, pushing, turn, turning))
-        self._num_unpaid += 1
+        self._state += DT * np.array((speed, pushing, turn, turning))
         outside = np.abs(self._state[::2]) > self._bounds
-        terminated = np.logical_or(outside[0], outside[1])
-        truncated = self._timer.advance()
+        np.logical_or(outside[0], outside[1], out=self._terminated)
+        return self.settle(1)
+
+    def settle(self, num_steps: int) -> Step:
+        """For ``NativeEnv``."""
+        self._num_unpaid += num_steps
+        terminated, truncated = self._terminated, self._timer.advance(num_steps)
         observation = self._observe()
         if truncated is self._timer.never and not terminated.any():
             return Step(observation, terminated, truncated, observation)
         for i in np.flatnonzero(terminated | truncated).tolist():
             self._begin(i)
         return Step(self._observe(), terminated, truncated, observation)
+
+    def native(self, num_steps: int) -> Native:
+        """For ``NativeEnv``."""
+        seen, cos, sin = self._observe(), np.empty(self.num_envs), np.empty(self.num_envs)
+        constants = (FORCE, POLE_MOMENT, MASS, POLE_MASS, GRAVITY, LENGTH, DT, MAX_X, MAX_ANGLE)
+        struct = Cart(address(self._state), *constants, address(cos), address(sin))
+        return Native(struct, seen, self._terminated, (cos, sin))
+
+    def steps_left(self) -> int:
+        return self._timer.left
 
     def rewards(self) -> Floats:
         count, self._num_unpaid = self._num_unpaid, 0
@@ -125,4 +141,4 @@ class CartPoleVector:
 
     def _observe(self) -> Floats:
         """The state (E, 4), rounded to float32."""
-        return self._state.T.astype(np.float32).astype(np.float64)
+        return self._state.T.astype(np.float32, order="C").astype(np.float64)

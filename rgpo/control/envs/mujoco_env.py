@@ -10,20 +10,19 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from math import inf
-from pathlib import Path
 from typing import TypedDict, cast
 
-import gymnasium
 import mujoco
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import seeding
 
 from rgpo.control.envs.crew import Crew
+from rgpo.control.envs.mujoco_model import function_address, load_model
 from rgpo.control.envs.mujoco_tasks import EPISODE_STEPS, TASKS, bounds
+from rgpo.control.envs.native import Body, Mujoco, Native, address
 from rgpo.control.envs.time_limit import TimeLimit
 from rgpo.control.envs.vector_env import Flags, Floats, Restart, SavedEnvs, Step, check_saved
 from rgpo.core.rollout import Array
@@ -59,7 +58,7 @@ class MujocoVector:
         self._rngs: list[np.random.Generator] = []  # empty before the first reset
 
         low, high = model.actuator_ctrlrange.astype(np.float32).T
-        self.action_space = spaces.Box(low, high, dtype=np.float32)
+        self.action_space, self.num_actions = spaces.Box(low, high, dtype=np.float32), model.nu
         self._low, self._high = np.tile(low, (num_envs, 1)), np.tile(high, (num_envs, 1))
         self._above_low, self._action = (np.zeros((num_envs, model.nu), np.float32) for _ in range(2))
 
@@ -84,16 +83,18 @@ class MujocoVector:
 
         self._x_before, self._distance = np.zeros(num_envs), np.zeros(num_envs)
 
-        first, last, lowest, highest = bounds(task.healthy, size)
-        self._monitored = self._coordinates[:, first:last]
+        *self._monitored_range, lowest, highest = bounds(task.healthy, size)
+        self._monitored = self._coordinates[:, slice(*self._monitored_range)]
         self._lowest, self._highest = np.tile(lowest, (num_envs, 1)), np.tile(highest, (num_envs, 1))
         self._above, self._below = np.zeros_like(self._lowest, bool), np.zeros_like(self._lowest, bool)
         self._healthy, self._terminated = (np.zeros(num_envs, bool) for _ in range(2))
         self._timer = TimeLimit(num_envs, EPISODE_STEPS)
         # the inputs of a step's reward, and their copies at each step since the last call of rewards()
-        self._reward_inputs = [self._distance, self._action]
-        self._reward_inputs += [self._healthy] if task.bonus == "healthy" else []
-        self._reward_inputs += [self._forces] if task.contact_cost is not None else []
+        self._sources = {"distance": self._distance, "action": self._action, "healthy": self._healthy, "forces": self._forces}
+        self._paid_by = ["distance", "action"]
+        self._paid_by += ["healthy"] if task.bonus == "healthy" else []
+        self._paid_by += ["forces"] if task.contact_cost is not None else []
+        self._reward_inputs = [self._sources[name] for name in self._paid_by]
         self._unpaid: list[list[Array]] = []
 
     def reset(self, seed: int) -> Floats:
@@ -113,7 +114,11 @@ class MujocoVector:
         self._observe()
         truncated = self._check_end()
         np.subtract(self._x, self._x_before, out=self._distance)
-        self._unpaid.append([source.copy() for source in self._reward_inputs])
+        self._unpaid.append([source[None].copy() for source in self._reward_inputs])
+        return self._settled(truncated)
+
+    def _settled(self, truncated: Flags) -> Step:
+        """The step that the buffers hold; episodes that ended begin anew."""
         if truncated is self._timer.never and not (self._task.healthy and np.count_nonzero(self._terminated)):
             return Step(self._observation, self._terminated, truncated, self._observation)
         np.copyto(self._final, self._observation)
@@ -137,7 +142,7 @@ class MujocoVector:
     def rewards(self) -> Floats:
         """The formula of ``mujoco_tasks``, in gymnasium's order of operations."""
         task = self._task
-        distance, action, *rest = (np.array(column) for column in zip(*self._unpaid, strict=True))
+        distance, action, *rest = (np.concatenate(column) for column in zip(*self._unpaid, strict=True))
         self._unpaid = []
         income = distance / (self._model.opt.timestep * task.frame_skip)
         if task.bonus != "none":
@@ -147,6 +152,35 @@ class MujocoVector:
             cost = cost + task.contact_cost * np.square(rest.pop()).sum(axis=2)
         reward: Floats = income - cost
         return reward
+
+    def native(self, num_steps: int) -> Native:
+        """For ``NativeEnv``."""
+        task, model, num_envs = self._task, self._model, self.num_envs
+        kept = {name: np.zeros((num_steps, *source.shape), source.dtype) for name, source in self._sources.items()}
+        bodies = (Body * num_envs)()
+        for i, (body, data) in enumerate(zip(bodies, self._data, strict=True)):
+            body.data, body.x = data._address, self._x[i:].ctypes.data
+            body.ctrl, body.qpos, body.qvel = (address(x) for x in (data.ctrl, data.qpos, data.qvel))
+            body.torso = address(data.xpos[1]) if task.measure == "torso" else None
+            body.pushes = address(data.cfrc_ext) if task.contact_cost is not None else None
+        struct = Mujoco(
+            *(model._address, function_address("mj_step"), function_address("mj_rnePostConstraint")),
+            *(task.frame_skip, model.nq, model.nv, model.nu, task.num_hidden, self._forces.shape[1], self._num_threads),
+            *(ctypes.addressof(bodies), address(self._coordinates), address(self._forces)),
+            *(address(self._low, np.float32), address(self._high, np.float32), task.velocity_clip, *self._monitored_range),
+            *(address(self._lowest), address(self._highest), address(self._healthy, np.bool_)),
+            *(address(array, array.dtype) for array in kept.values()),
+        )
+        self._kept, self._num_kept = [kept[name] for name in self._paid_by], 0
+        return Native(struct, self._observation, self._terminated, (bodies, kept))
+
+    def steps_left(self) -> int:
+        return self._timer.left
+
+    def settle(self, num_steps: int) -> Step:
+        begin, self._num_kept = self._num_kept, self._num_kept + num_steps
+        self._unpaid.append([array[begin : self._num_kept] for array in self._kept])
+        return self._settled(self._timer.advance(num_steps))
 
     def state_dict(self) -> SavedEnvs:
         assert self._rngs, "state_dict before reset"
@@ -181,7 +215,7 @@ class MujocoVector:
 
     def use_threads(self, num_threads: int) -> None:
         """Each thread steps some of the copies."""
-        count = min(num_threads, self.num_envs)
+        self._num_threads = count = min(num_threads, self.num_envs)
         parts = [partial(MujocoVector._simulate_some, weakref.proxy(self), self._loop[i::count]) for i in range(count)]
         self._simulate: Callable[[], None] = Crew(parts) if count > 1 else parts[0]
 
@@ -230,29 +264,3 @@ class MujocoVector:
             np.logical_and.reduce(self._above, axis=1, out=self._healthy)
             np.logical_not(self._healthy, out=self._terminated)
         return self._timer.advance()
-
-
-def load_model(xml: str) -> mujoco.MjModel:
-    """Compile one of gymnasium's models without MuJoCo's warnings about the file (deprecated attributes)."""
-    path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml
-    warn = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda _: None)  # the default prints them and writes MUJOCO_LOG.TXT to the current folder
-    try:
-        model = mujoco.MjModel.from_xml_path(str(path))
-    finally:
-        mujoco.set_mju_user_warning(warn)
-    # each model is one tree, so all of its constraints form one island: searching for islands costs 5 to 7 % of a step
-    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
-    _stop_clocks()
-    return model
-
-
-def _stop_clocks() -> None:
-    """Stop MuJoCo from timing the stages of every step in this process (mjData.timer), which takes a fifth of a step.
-
-    Only MuJoCo's library can clear its clock: the Python setter accepts no null pointer. A library without that symbol is
-    left unchanged, which is slower and gives the same numbers.
-    """
-    if mujoco.get_mjcb_time() is None:  # a user's callback is kept
-        with suppress(AttributeError, OSError, ValueError):
-            ctypes.c_void_p.in_dll(ctypes.CDLL(mujoco._functions.__file__), "mjcb_time").value = None

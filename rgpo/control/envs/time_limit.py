@@ -16,9 +16,14 @@ class TimeLimit:
         self._clock, self._first_end = 0, limit  # steps taken, and the clock at which the oldest episode times out
         self._begun = np.zeros(num_envs, np.int64)  # the clock when each episode began
 
-    def advance(self) -> Flags:
-        """Count a step; returns truncated (E,)."""
-        self._clock += 1
+    @property
+    def left(self) -> int:
+        """Steps until the oldest episode times out."""
+        return self._first_end - self._clock
+
+    def advance(self, num_steps: int = 1) -> Flags:
+        """Count a step, or several that are not more than are left; returns truncated (E,)."""
+        self._clock += num_steps
         return self.never if self._clock < self._first_end else self._clock - self._begun >= self.limit
 
     def elapsed(self, i: int) -> int:

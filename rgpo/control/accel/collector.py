@@ -1,0 +1,142 @@
+"""Rollouts of an MLP in MuJoCo's and CartPole's environments, as many steps in one call as no episode ends in."""
+
+from __future__ import annotations
+
+import ctypes
+from copy import deepcopy
+from typing import Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from rgpo.control.accel.layout import Job, Layer, Network, Normalizer
+from rgpo.control.accel.library import library, numpy_functions
+from rgpo.control.actor_critic import ActorCritic
+from rgpo.control.envs.native import Cart, Mujoco, Native, address
+from rgpo.control.envs.vector_env import Step, VectorEnv
+from rgpo.control.normalize import EPSILON, ObservationNormalizer
+from rgpo.control.policy import ControlPolicy
+from rgpo.core.rollout import Array
+
+LONGEST = 4096  # steps of one call, during which Python handles no signal
+
+
+@runtime_checkable
+class NativeEnv(Protocol):
+    """A ``VectorEnv`` that collect.c can step."""
+
+    num_actions: int  # outputs of a policy: numbers of an action, or values of an index
+
+    def native(self, num_steps: int) -> Native:
+        """Addresses of its memory, with room for the reward's inputs of that many steps."""
+        ...
+
+    def steps_left(self) -> int:
+        """Steps until the first time limit."""
+        ...
+
+    def settle(self, num_steps: int) -> Step:
+        """The result of that many steps by collect.c, with new episodes where the last one ended any."""
+        ...
+
+
+class Collector:
+    """Steps of one rollout: seen (T, E, D), noise (T, E, O) and actions, all as in ``Control``."""
+
+    def __init__(
+        self,
+        native: NativeEnv,
+        policy: ActorCritic,
+        normalizer: ObservationNormalizer | None,
+        seen: Array,
+        noise: Array,
+        actions: Array,
+    ) -> None:
+        code, functions = library(), numpy_functions()
+        assert code is not None and functions is not None
+        self._code, self._env, self._normalizer = code, native, normalizer
+        self._alive: list[object] = [policy, seen, noise, actions]
+        self.num_steps, num_envs, size = seen.shape
+        parts = native.native(self.num_steps)
+        self._alive.append(parts)
+        self._moments = Normalizer(epsilon=EPSILON, gap=self._memory(num_envs * size), sum=self._memory(size))
+        if normalizer is not None:
+            self._moments.mean, self._moments.squares = address(normalizer.mean), address(normalizer.squares)
+            self._moments.ones, self._moments.clip = address(normalizer.ones), normalizer.clip
+        self._job = Job(
+            *(num_envs, size, policy.output_size),
+            *(self._held(functions), self._held(self._network(policy, num_envs))),
+            None if normalizer is None else self._held(self._moments),
+            *(self._held(parts.struct) if isinstance(parts.struct, kind) else None for kind in (Mujoco, Cart)),
+            *(address(parts.observation), address(parts.terminated, np.bool_)),
+            *(
+                address(seen, np.float32),
+                address(noise, np.float32),
+                address(actions, np.int64 if policy.discrete else np.float32),
+            ),
+        )
+
+    def _network(self, policy: ActorCritic, num_envs: int) -> Network:
+        weights, biases = policy.actor_layers[::2], policy.actor_layers[1::2]
+        layers = (Layer * len(weights))()
+        for layer, w, b in zip(layers, weights, biases, strict=True):
+            layer.inputs, layer.outputs = w.shape
+            layer.weight, layer.bias = address(w, np.float32), address(b, np.float32)
+            layer.out = self._memory(num_envs * b.size, np.float32)
+        return Network(len(layers), self._held(layers), policy.mlp.activation == "tanh")
+
+    def _held(self, x: ctypes.Structure | ctypes.Array[Layer]) -> int:
+        """Its address, valid as long as this object lives."""
+        self._alive.append(x)
+        return ctypes.addressof(x)
+
+    def _memory(self, count: int, kind: type = np.float64) -> int:
+        array: Array = np.empty(count, kind)
+        self._alive.append(array)
+        return address(array, kind)
+
+    def __call__(self, t: int) -> tuple[int, Step]:
+        """Steps t, t + 1, ... of the rollout, up to the end of an episode: the next t, and the result of the last step."""
+        last = min(self.num_steps, t + self._env.steps_left(), t + LONGEST)
+        if self._normalizer is not None:
+            self._moments.count = self._normalizer.count
+        end = self._code.collect(ctypes.byref(self._job), t, last)
+        if self._normalizer is not None:
+            self._normalizer.count = self._moments.count
+        return end, self._env.settle(end - t)
+
+    def prepare_and_act(self) -> None:
+        """The environments' present observation as the policy sees it, in seen[0], and its action."""
+        if self._normalizer is not None:
+            self._moments.count = self._normalizer.count
+        self._code.prepare(ctypes.byref(self._job), 0)
+        self._code.act(ctypes.byref(self._job), 0)
+
+
+_served: WeakKeyDictionary[object, bool] = WeakKeyDictionary()  # environments that were tried
+
+
+def make_collector(
+    env: VectorEnv, policy: ControlPolicy, normalizer: ObservationNormalizer | None, seen: Array, noise: Array, actions: Array
+) -> Collector | None:
+    """A collector of one rollout; None for policies and environments that collect.c does not know, or where it is not exact."""
+    if not isinstance(env, NativeEnv) or type(policy) is not ActorCritic or policy.output_size != env.num_actions:
+        return None
+    if library() is None or numpy_functions() is None:
+        return None
+    if env not in _served:
+        _served[env] = _is_exact(env, policy, normalizer)
+    return Collector(env, policy, normalizer, seen, noise, actions) if _served[env] else None
+
+
+def _is_exact(env: NativeEnv, policy: ActorCritic, normalizer: ObservationNormalizer | None) -> bool:
+    """True if the next observation that the policy sees, and its action, are numpy's to the last bit."""
+    ours, theirs = deepcopy(normalizer), deepcopy(normalizer)
+    observation = env.native(0).observation
+    seen = np.empty((1, *observation.shape), np.float32)
+    noise = np.random.default_rng(0).standard_normal((*seen.shape[:2], policy.output_size)).astype(np.float32)
+    actions = policy.empty_actions(seen.shape[:2])
+    Collector(env, policy, ours, seen, noise, actions).prepare_and_act()
+    prepared = observation.astype(np.float32) if theirs is None else theirs(observation)
+    same = seen[0].tobytes() == prepared.tobytes(), actions[0].tobytes() == policy.act(prepared, noise[0]).tobytes()
+    return all(same)

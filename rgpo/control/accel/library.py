@@ -1,0 +1,78 @@
+"""collect.c as a shared library, compiled at first use, and the functions of numpy that it calls."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from contextlib import suppress
+from ctypes import c_int, c_int64, c_void_p
+from pathlib import Path
+
+import numpy as np
+
+from rgpo.control.accel.layout import Function, Numpy
+from rgpo.errors import ConfigError
+from rgpo.learning.accel import compiler_cache
+
+SOURCE = Path(__file__).with_name("collect.c")
+FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-pthread")  # no operation is fused: numpy's bits
+PATIENCE_S = 60.0
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled file; None without a C compiler, or where its code cannot be kept safely."""
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if compiler is None:
+        return None
+    known = (hashlib.sha256(SOURCE.read_bytes()).hexdigest(), compiler, *FLAGS, platform.machine(), platform.libc_ver())
+    with suppress(ConfigError, OSError, subprocess.SubprocessError), compiler_cache.verified(f"collect {known}") as record:
+        path = record.code / "collect.so"
+        if not path.exists():
+            words = [compiler, *FLAGS, str(SOURCE), "-o", str(path), "-lm"]
+            subprocess.run(words, check=True, capture_output=True, timeout=PATIENCE_S)  # noqa: S603  # no shell
+        found = ctypes.CDLL(str(path))
+        found.collect.restype, found.collect.argtypes = c_int64, (c_void_p, c_int64, c_int64)
+        return found
+    return None
+
+
+@functools.cache
+def numpy_functions() -> Numpy | None:
+    """Addresses of the functions that numpy computes with; None if they have other names than in its packages on PyPI."""
+    blas = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]  # a name that numpy does not export
+    try:
+        products = [ctypes.cast(getattr(blas, f"scipy_cblas_{name}64_"), c_void_p).value for name in ("sgemm", "sgemv", "dgemv")]
+    except AttributeError:
+        return None
+    loops = [_loop(np.tanh, np.float32), _loop(np.cos, np.float64), _loop(np.sin, np.float64)]
+    return None if None in loops else Numpy(*products, *loops)
+
+
+class _Ufunc(ctypes.Structure):
+    """The first fields of PyUFuncObject, numpy's public struct."""
+
+    _fields_ = [
+        ("head", ctypes.c_byte * object.__basicsize__),
+        *((name, c_int) for name in ("nin", "nout", "nargs", "identity")),
+        *((name, c_void_p) for name in ("functions", "data")),
+        *((name, c_int) for name in ("ntypes", "reserved")),
+        ("name", ctypes.c_char_p),
+        ("types", c_void_p),
+    ]
+
+
+def _loop(ufunc: np.ufunc, kind: type) -> Function | None:
+    """The loop of a function of one array, for numbers of that kind."""
+    view = _Ufunc.from_address(id(ufunc))
+    wanted = bytes([np.dtype(kind).num] * 2)
+    for i in range(view.ntypes):
+        if ctypes.string_at(view.types + 2 * i, 2) == wanted:
+            call, data = (ctypes.cast(x, ctypes.POINTER(c_void_p))[i] if x else None for x in (view.functions, view.data))
+            return Function(call, data)
+    return None
