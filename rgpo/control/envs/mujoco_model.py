@@ -37,5 +37,5 @@ def _stop_clocks() -> None:
 
 
 def function_address(name: str) -> int | None:
-    """Where a function of MuJoCo's library is."""
+    """The address of a function of MuJoCo's library."""
     return ctypes.cast(getattr(ctypes.CDLL(mujoco._functions.__file__), name), ctypes.c_void_p).value

@@ -11,7 +11,7 @@ from rgpo.core.rollout import Array
 
 
 def address(array: Array, kind: type = np.float64) -> int:
-    """Where the numbers of an array lie, which the caller keeps alive."""
+    """The address of the first number of an array, which the caller keeps alive."""
     assert array.flags.c_contiguous and array.dtype == kind, (array.flags, array.dtype)
     return int(array.ctypes.data)
 
