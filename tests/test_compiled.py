@@ -35,6 +35,7 @@ from rgpo.learning.accel import ahead, compiled_adam
 from rgpo.learning.accel.compiled_adam import MOST_GRAPHS, resolve
 from rgpo.learning.alike import num_alike
 from rgpo.learning.flat_adam import loop
+from rgpo.learning.loss import GateLoss
 from rgpo.learning.natural_gradient import NaturalGradient
 from rgpo.learning.sgd import SGD
 
@@ -54,7 +55,7 @@ def sgd(policy: ActorCritic, gate: Gate, compile: bool | str, *, divergence: Div
     knobs |= {"clip_jointly": True, "vf_coef": 0.5, "ent_coef": 0.0, "value_clip": 0.2}
     update = SGD(**(knobs | change), compile=compile)
     objective = GateObjective(gate=gate, ref_gate=gates.Open(), combine=Detached())
-    update.setup(policy, objective, divergence=divergence, normalize="minibatch", num_iterations=2, seed=0)
+    update.setup(policy, GateLoss(objective=objective, divergence=divergence), normalize="minibatch", num_iterations=2, seed=0)
     return update
 
 
@@ -104,7 +105,7 @@ def test_a_compiled_critic_equals_the_eager_one(make_policy: MakePolicy, make_ba
         knobs = {"kl_max": 0.01, "cg_iterations": 10, "cg_damping": 0.1, "line_search_shrink": 0.8, "line_search_tries": 10}
         update = NaturalGradient(**knobs, critic_epochs=3, critic_minibatches=8, critic_lr=1e-2, compile=compile)
         objective = GateObjective(gate=gates.Identity(), ref_gate=gates.Open(), combine=Detached())
-        update.setup(policy, objective, divergence=None, normalize="minibatch", num_iterations=1, seed=0)
+        update.setup(policy, GateLoss(objective=objective, divergence=None), normalize="minibatch", num_iterations=1, seed=0)
         before = policy.flat.clone()
         loss = update(policy, batch, 0.0)[0]["loss/value"]
         assert (policy.flat - before).abs().max() > 1e-2

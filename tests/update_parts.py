@@ -15,11 +15,11 @@ from rgpo.control.policy import ControlBatch
 from rgpo.core import gates
 from rgpo.core.advantages import GAE
 from rgpo.core.kl_penalty import Divergence, NoPenalty
-from rgpo.core.surrogate import Detached, GateObjective
+from rgpo.core.surrogate import Detached, GateObjective, Objective
 from rgpo.learning.algorithm import GateAlgorithm
+from rgpo.learning.loss import GateLoss
 from rgpo.learning.natural_gradient import NaturalGradient
 from rgpo.learning.sgd import SGD
-from rgpo.learning.types import Objective
 
 Make = Callable[..., ActorCritic]
 MakeBatch = Callable[..., ControlBatch]
@@ -68,7 +68,8 @@ def setup(
     seed: int = 0,
 ) -> None:
     """update.setup with the surrogate of one gate."""
-    update.setup(policy, objective(gate), divergence=divergence, normalize=normalize, num_iterations=iterations, seed=seed)
+    loss = GateLoss(objective=objective(gate), divergence=divergence)
+    update.setup(policy, loss, normalize=normalize, num_iterations=iterations, seed=seed)
 
 
 def nudge(policy: ActorCritic, scale: float = 0.05, seed: int = 0) -> None:

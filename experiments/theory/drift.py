@@ -27,12 +27,11 @@ from rgpo.control.policy import ControlBatch
 from rgpo.core.gate import Gate, GateLike, ratio, ratio_minus_one, weight
 from rgpo.core.gates import Open
 from rgpo.core.kl_penalty import Divergence
-from rgpo.core.surrogate import Detached, GateObjective
+from rgpo.core.surrogate import Detached, GateObjective, Objective
 from rgpo.learning.adam import clip_by_norm
 from rgpo.learning.flat_adam import select
-from rgpo.learning.loss import loss, standardize
+from rgpo.learning.loss import GateLoss, loss, standardize
 from rgpo.learning.sgd import flat_loss
-from rgpo.learning.types import Objective
 from rgpo.report.figures import style
 
 COMMAND = "python -m experiments.theory drift"
@@ -117,7 +116,8 @@ def adam(arm: Arm, policy: ActorCritic, batch: ControlBatch, num_epochs: int, se
     """The update of rgpo-run with PPO's published settings: KL(old || new) after each epoch, (E, N)."""
     _, algorithm = load("task=hopper", "algo=ppo", f"update.num_epochs={num_epochs}")
     update = algorithm.update
-    update.setup(policy, objective(arm.gate), divergence=divergence(arm), normalize="minibatch", num_iterations=1, seed=seed)
+    whole = GateLoss(objective=objective(arm.gate), divergence=divergence(arm))
+    update.setup(policy, whole, normalize="minibatch", num_iterations=1, seed=seed)
     _, shift = update(policy, batch, arm.kl_coef)
     return shift.kl
 

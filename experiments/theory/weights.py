@@ -24,7 +24,7 @@ from rgpo.control.policy import ControlBatch
 from rgpo.core.gate import GateLike, weight
 from rgpo.core.rollout import Array
 from rgpo.learning.algorithm import GateAlgorithm
-from rgpo.learning.loss import standardize
+from rgpo.learning.loss import GateLoss, standardize
 from rgpo.report.figures import style
 
 COLUMNS = 5  # of the figure
@@ -148,7 +148,8 @@ def _natural_cosine(algorithm: GateAlgorithm) -> float:
     logp = _log_prob(policy, batch, flat)
     advantage = standardize(batch.samples.advantage)
     gradient = torch.autograd.grad((weight(gate, logp - batch.samples.logp_old, advantage) * advantage * logp).mean(), flat)[0]
-    update.setup(policy, objective(gate), divergence=None, normalize="minibatch", num_iterations=1, seed=0)
+    loss = GateLoss(objective=objective(gate), divergence=None)
+    update.setup(policy, loss, normalize="minibatch", num_iterations=1, seed=0)
     update(policy, batch, 0.0)
     step = policy.flat - start
     return float(torch.cosine_similarity(step[:count], gradient[:count], dim=0))

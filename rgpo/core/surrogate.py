@@ -116,6 +116,24 @@ def surrogate(
     return Surrogate(-gate_value * advantage + kl_coef * kl, gate_value)
 
 
+class Objective(Protocol):
+    """``GateObjective``, or a function."""
+
+    def __call__(
+        self,
+        d_old: Tensor,
+        d_ref: Tensor,
+        advantage: Tensor,
+        kl: Tensor,
+        *,
+        kl_coef: Tensor | float,
+        logp_old: Tensor | None = None,
+        batch: GateBatch | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gate value of each sample, (n,)."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class GateObjective:
     """``surrogate`` with its gates and their combination bound."""

@@ -84,15 +84,11 @@ class GateAlgorithm:
 
     def setup(self, policy: Policy, num_iterations: int, seed: int) -> None:
         """Prepare to train policy for num_iterations."""
+        from rgpo.learning.loss import GateLoss
+
         self.objective = GateObjective(gate=self.gate, ref_gate=self.ref_gate, combine=self.gate_combination)
-        self.update.setup(
-            policy,
-            self.objective,
-            divergence=self.penalty.divergence,
-            normalize=self.advantage.normalize,
-            num_iterations=num_iterations,
-            seed=seed,
-        )
+        loss = GateLoss(objective=self.objective, divergence=self.penalty.divergence)
+        self.update.setup(policy, loss, normalize=self.advantage.normalize, num_iterations=num_iterations, seed=seed)
 
     @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:

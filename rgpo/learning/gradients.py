@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rgpo import distributed
 from rgpo.core.gate import GateBatch
 from rgpo.core.rollout import Array
-from rgpo.core.surrogate import GateObjective
+from rgpo.core.surrogate import GateObjective, Objective
 from rgpo.learning import sharded
 from rgpo.learning.loss import gate_inputs, policy_loss
-from rgpo.learning.types import Batch, Objective, Policy, View
+from rgpo.learning.types import Batch, Policy, View
 
 
 def trainable(policy: Policy) -> tuple[Tensor | None, list[Tensor]]:

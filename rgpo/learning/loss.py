@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,14 +12,14 @@ from torch import Tensor
 from rgpo.core.gate import GateBatch
 from rgpo.core.kl_penalty import Divergence
 from rgpo.core.sequence import RatioLevel, keep_near
+from rgpo.core.surrogate import Objective
 from rgpo.learning.samples import PolicyOutput, Samples
-from rgpo.learning.types import Objective
 
 CLIP_RANGE = 0.2, 0.2  # of gates that have none: published PPO's
 
 
 class Loss(Protocol):
-    """``loss`` with the objective, the divergence and its own coefficients bound."""
+    """A ``GateLoss`` with the coefficients of value and entropy bound."""
 
     def __call__(
         self, out: PolicyOutput, samples: Samples, *, kl_coef: Tensor | float, batch: GateBatch | None = None
@@ -160,3 +161,47 @@ def loss(
     largest = d.abs().max() if len(d) else d.new_zeros(())
     outside = ((d < math.log1p(-clip_range[0])) | (d > math.log1p(clip_range[1]))).to(d.dtype).sum()
     return total, LossParts(actor.detach(), critic.detach(), largest, outside, d.new_full((), len(d)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateLoss:
+    """``loss`` with an algorithm's gates and divergence bound: what an update differentiates."""
+
+    objective: Objective
+    divergence: Divergence | None
+
+    @property
+    def exact_kl(self) -> bool:
+        """True if it reads the exact KL(old || new) of every sample."""
+        return self.divergence is not None and self.divergence.estimator == "exact"
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """(eps_low, eps_high) of the gate, such that it clips ratios outside [1 - eps_low, 1 + eps_high]; else PPO's."""
+        gate = getattr(self.objective, "gate", None)
+        low, high = (getattr(gate, key, None) for key in ("eps_low", "eps_high"))
+        return (low, high) if isinstance(low, float) and isinstance(high, float) else CLIP_RANGE
+
+    def __call__(
+        self,
+        out: PolicyOutput,
+        samples: Samples,
+        *,
+        kl_coef: Tensor | float,
+        vf_coef: float,
+        ent_coef: float,
+        value_clip: float | None,
+        batch: GateBatch | None = None,
+    ) -> tuple[Tensor, LossParts]:
+        return loss(
+            out,
+            samples,
+            objective=self.objective,
+            divergence=self.divergence,
+            kl_coef=kl_coef,
+            vf_coef=vf_coef,
+            ent_coef=ent_coef,
+            value_clip=value_clip,
+            clip_range=self.clip_range,
+            batch=batch,
+        )

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from rgpo import distributed
+from rgpo.core.surrogate import Objective
 from rgpo.learning import sharded
 from rgpo.learning.culprits import NonFiniteStep
 from rgpo.learning.flat_adam import Statistics
 from rgpo.learning.gradients import gate_batch
 from rgpo.learning.loss import Loss, standardize
 from rgpo.learning.samples import PolicyShift
-from rgpo.learning.types import Batch, Minibatch, Objective, Policy, State
+from rgpo.learning.types import Batch, Minibatch, Policy, State
 
 
 class MicroBatchAdam:

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, cast
 from rgpo.core.ranges import FRACTION, MANY, POSITIVE, check_fields, count, one_of
 from rgpo.errors import require
 from rgpo.learning.samples import PolicyShift, Samples
-from rgpo.learning.types import Batch, Metrics, Objective, Policy, State, View
+from rgpo.learning.types import Batch, Metrics, Policy, State, View
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rgpo.core.kl_penalty import Divergence
     from rgpo.learning.flat_adam import Data, FlatAdam
-    from rgpo.learning.loss import LossParts
+    from rgpo.learning.loss import GateLoss, LossParts
 
 CRITIC_EPS = 1e-5  # Adam's, as published PPO has it
 
@@ -93,13 +92,11 @@ class NaturalGradient:
             f"does not divide the batch of {batch_size}.",
         )
 
-    def setup(
-        self, policy: Policy, objective: Objective, divergence: Divergence | None, normalize: str, num_iterations: int, seed: int
-    ) -> None:
+    def setup(self, policy: Policy, loss: GateLoss, normalize: str, num_iterations: int, seed: int) -> None:
         """Make the critic's optimizer; the policy's step needs none."""
         from rgpo.learning.flat_adam import FlatAdam
 
-        self._objective = objective
+        self._objective = loss.objective
         self._standardize = normalize == "minibatch"  # the whole batch is the one minibatch of the policy's step
         self._critic: FlatAdam | None = None
         if policy.critic is not None:

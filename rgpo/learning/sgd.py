@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, cast
 from rgpo.core.ranges import MANY, NOT_NEGATIVE, POSITIVE, check_fields, count, one_of, or_null
 from rgpo.errors import require
 from rgpo.learning.samples import PolicyShift, Samples
-from rgpo.learning.types import Batch, Metrics, Objective, Policy, State, View
+from rgpo.learning.types import Batch, Metrics, Policy, State, View
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rgpo.core.kl_penalty import Divergence
     from rgpo.learning.flat_adam import Data, FlatAdam
-    from rgpo.learning.loss import Loss, LossParts
+    from rgpo.learning.loss import GateLoss, Loss, LossParts
     from rgpo.learning.micro_batch_adam import MicroBatchAdam
 
 
@@ -63,33 +62,21 @@ class SGD:
             f"leaves {size} sample per minibatch, too few to standardize advantages over; choose fewer minibatches.",
         )
 
-    def setup(
-        self, policy: Policy, objective: Objective, divergence: Divergence | None, normalize: str, num_iterations: int, seed: int
-    ) -> None:
-        """Make the engine that the policy needs; objective is the surrogate without its kl_coef."""
-        from rgpo.learning.loss import loss
-
+    def setup(self, policy: Policy, loss: GateLoss, normalize: str, num_iterations: int, seed: int) -> None:
+        """Make the engine that the policy needs."""
         self.num_iterations = num_iterations
         self.num_updates = 0
         self._standardizes = normalize == "minibatch"
         self.optimizer: FlatAdam | MicroBatchAdam
         num_apart = None if self.clip_jointly else policy.num_actor_parameters
-        bound = partial(
-            loss,
-            objective=objective,
-            divergence=divergence,
-            vf_coef=self.vf_coef,
-            ent_coef=self.ent_coef,
-            value_clip=self.value_clip,
-            clip_range=clip_range(objective),
-        )
+        whole = partial(loss, vf_coef=self.vf_coef, ent_coef=self.ent_coef, value_clip=self.value_clip)
         if policy.flat is None:
             from rgpo.learning.micro_batch_adam import MicroBatchAdam
 
             self.optimizer = MicroBatchAdam(
                 policy,
-                objective,
-                bound,
+                loss.objective,
+                whole,
                 normalize=normalize == "minibatch",
                 max_grad_norm=self.max_grad_norm,
                 num_apart=num_apart,
@@ -105,8 +92,8 @@ class SGD:
                 partial(
                     flat_loss,
                     policy=policy,
-                    loss=bound,
-                    exact_kl=divergence is not None and divergence.estimator == "exact",
+                    loss=whole,
+                    exact_kl=loss.exact_kl,
                     entropy=self.ent_coef != 0,
                     normalize=normalize == "minibatch",
                 ),
@@ -221,15 +208,6 @@ def flat_shift(flat: Tensor, data: Data, *, policy: Policy) -> tuple[Tensor, ...
     out = policy.forward(view, flat=flat, kl=True, value=False)
     assert out.kl_old is not None and out.entropy is not None
     return out.logp - samples.logp_old, out.kl_old, out.entropy
-
-
-def clip_range(objective: Objective) -> tuple[float, float]:
-    """(eps_low, eps_high) of a surrogate's gate, such that it clips ratios outside [1 - eps_low, 1 + eps_high]; else PPO's."""
-    from rgpo.learning.loss import CLIP_RANGE
-
-    gate = getattr(objective, "gate", None)
-    low, high = (getattr(gate, key, None) for key in ("eps_low", "eps_high"))
-    return (low, high) if isinstance(low, float) and isinstance(high, float) else CLIP_RANGE
 
 
 def nearest_divisor(number: int, target: int) -> int:

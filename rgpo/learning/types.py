@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from rgpo.core.gate import GateBatch
-from rgpo.core.kl_penalty import Divergence
 from rgpo.core.rollout import Array, Rollout
 from rgpo.learning.samples import PolicyOutput, PolicyShift, Samples
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from rgpo.learning.loss import GateLoss
 
 State = dict[str, object]  # of a checkpoint: tensors, numbers, strings, and lists and dicts of them
 Metrics = dict[str, float | list[float]]  # one iteration's row; a list has one entry per epoch
@@ -139,7 +139,7 @@ class Requirements(NamedTuple):
 
 
 class Update(Protocol):
-    """Optimizes the objective; owns the optimizer and its knobs."""
+    """Optimizes a loss; owns the optimizer and its knobs."""
 
     @property
     def trust_region(self) -> bool:
@@ -158,10 +158,8 @@ class Update(Protocol):
         """Raises: ConfigError if the minibatches do not divide the batch."""
         ...
 
-    def setup(
-        self, policy: Policy, objective: Objective, divergence: Divergence | None, normalize: str, num_iterations: int, seed: int
-    ) -> None:
-        """Make the optimizer; normalize: what advantages are standardized over (minibatch, batch or none)."""
+    def setup(self, policy: Policy, loss: GateLoss, normalize: str, num_iterations: int, seed: int) -> None:
+        """Make the optimizer of a loss; normalize: what advantages are standardized over (minibatch, batch or none)."""
         ...
 
     def __call__(self, policy: Policy, batch: Batch, kl_coef: float) -> tuple[Metrics, PolicyShift]:
@@ -174,24 +172,6 @@ class Update(Protocol):
     def state_dict(self) -> State: ...
 
     def load_state_dict(self, state: State) -> None: ...
-
-
-class Objective(Protocol):
-    """``rgpo.core.surrogate.GateObjective``, or a function."""
-
-    def __call__(
-        self,
-        d_old: Tensor,
-        d_ref: Tensor,
-        advantage: Tensor,
-        kl: Tensor,
-        *,
-        kl_coef: Tensor | float,
-        logp_old: Tensor | None = None,
-        batch: GateBatch | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Loss and gate value of each sample, (n,)."""
-        ...
 
 
 class Algorithm(Protocol):
