@@ -6,7 +6,8 @@ import difflib
 import re
 import shlex
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MAX_SHOWN, MAX_LINE = 300, 4000  # characters of a text from a file, and of a line on a terminal
@@ -82,6 +83,20 @@ def is_own(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) or (
         not isinstance(error, Exception) and type(error).__module__.startswith("rgpo.")
     )
+
+
+@contextmanager
+def blamed(explain: Callable[[BaseException], Exception]) -> Iterator[None]:
+    """Whatever a user's code raises inside, sys.exit() included, becomes the error that explain returns for it.
+
+    Raises: the explained error; what ends a run from outside as it is.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if is_own(error):
+            raise
+        raise explain(error) from error
 
 
 def described(error: BaseException) -> str:

@@ -79,6 +79,11 @@ class Raises(Net):
         raise RuntimeError("no such layer")
 
 
+class Leaves(Net):
+    def forward(self, x: torch.Tensor) -> Any:
+        raise SystemExit(3)
+
+
 class Keywords(Net):
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -310,6 +315,7 @@ RETURNS = r"task\.policy={}\(\): must return outputs \(n, 2\) and values \(n,\),
         ("test_networks.Alone", RETURNS.format("Alone", "Tensor")),
         ("test_networks.Named", RETURNS.format("Named", "dict")),
         ("test_networks.Narrow", RETURNS.format("Narrow", r"\(3, 1\) and \(3, 1\)")),
+        ("test_networks.Leaves", r"task\.policy: Leaves\(\) raised on observations \(3, 4\) \(SystemExit: 3\)\."),
         ("test_networks.Raises", r"task\.policy: Raises\(\) raised on observations \(3, 4\) \(RuntimeError: no such layer\)\."),
         ("test_networks.Broken", r"task\.policy: Broken\(\) cannot be made \(FileNotFoundError: weights\.pt\)\."),
         ("test_networks.NaN", r"task\.policy=NaN\(\): it returns NaN or infinite numbers at its initial parameters\."),

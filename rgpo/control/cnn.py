@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rgpo.control.late import Late
 from rgpo.control.mlp import LOG_STD
 from rgpo.core.ranges import NOT_NEGATIVE, check_fields, count
-from rgpo.errors import ConfigError, described, is_own, require
+from rgpo.errors import ConfigError, blamed, described, require
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -92,12 +92,8 @@ class OwnNetwork(Late):
         parameters = inspect.signature(self.target).parameters
         takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
         given = {key: value for key, value in known.items() if takes_all or key in parameters}
-        try:
+        with blamed(lambda error: ConfigError(f"task.policy: {self!r} cannot be made ({described(error)}).")):
             module: nn.Module = self.target(**given, **self.keywords).float()
-        except BaseException as error:  # the module's own
-            if is_own(error):
-                raise
-            raise ConfigError(f"task.policy: {self!r} cannot be made ({described(error)}).") from error
         _check(module.eval(), self, shape, output_size)
         return module
 
@@ -107,11 +103,9 @@ def _check(module: nn.Module, network: OwnNetwork, shape: Sequence[int], output_
     import torch
 
     x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
-    try:
+    about = f"task.policy: {network!r} raised on observations (3, {_list(shape)})"
+    with blamed(lambda error: ConfigError(f"{about} ({described(error)}).")):
         returned, again, alone = module(x.clone()), module(x.clone()), module(x[:1].clone())
-    except Exception as error:  # the module's own
-        where = f"raised on observations (3, {_list(shape)})"
-        raise ConfigError(f"task.policy: {network!r} {where} ({described(error)}).") from error
     found = _shapes(returned)
     if found not in ([(3, output_size), (3,)], [(3, output_size), (3, 1)]):
         wanted = f"outputs (n, {output_size}) and values (n,)"

@@ -19,7 +19,7 @@ from rgpo.control.actor import Actor
 from rgpo.control.envs.described import wrapped
 from rgpo.control.spaces import describe, observation_size
 from rgpo.core.rollout import Array
-from rgpo.errors import ConfigError, NonFiniteError, described, first_line, is_own, require
+from rgpo.errors import ConfigError, NonFiniteError, blamed, described, first_line, require
 
 if TYPE_CHECKING:
     from rgpo.control.envs.vector_env import Env, VectorEnv
@@ -123,13 +123,9 @@ def _step(env: Env, env_id: str, action: object) -> tuple[object, bool, bool]:
 
     Raises: ConfigError if the environment raises, as some do only while they draw.
     """
-    try:
+    when = "in step() while it was drawn; leave it out."
+    with blamed(lambda error: ConfigError(f"video=true: {env_id} raised {described(error)} {when}")):
         observation, _, terminated, truncated, _ = env.step(action)
-    except BaseException as error:  # the environment's own
-        if is_own(error):
-            raise
-        why = f"{env_id} raised {described(error)} in step() while it was drawn; leave it out."
-        raise ConfigError(f"video=true: {why}") from error
     return observation, bool(terminated), bool(truncated)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rgpo.errors import ConfigError, described, is_own
+from rgpo.errors import ConfigError, blamed, described
 
 if TYPE_CHECKING:
     from rgpo.control.envs.vector_env import Env
@@ -64,13 +64,8 @@ class Wrapper(Late):
         parameters = inspect.signature(self.target).parameters
         tuples = {key for key, p in parameters.items() if "tuple[" in str(p.annotation)}
         keywords = {key: tuple(x) if key in tuples and isinstance(x, list) else x for key, x in self.keywords.items()}
-        try:
+        with blamed(lambda error: ConfigError(f"task.wrappers: {self!r} cannot wrap {env} ({described(error)}).")):
             made = self.target(env, **keywords)
-        except BaseException as error:  # the wrapper's own
-            if is_own(error):
-                raise
-            why = described(error)
-            raise ConfigError(f"task.wrappers: {self!r} cannot wrap {env} ({why}).") from error
         if not isinstance(made, sys.modules["gymnasium"].Env):
             raise ConfigError(f"task.wrappers: {self!r} returned {type(made).__name__}, which is no environment; return one.")
         return made

@@ -17,7 +17,7 @@ from rgpo.control.cnn import NatureCNN, OwnNetwork
 from rgpo.control.mlp import MLP
 from rgpo.control.policy import ControlPolicy, Evaluation
 from rgpo.core.rollout import Array
-from rgpo.errors import ConfigError, described
+from rgpo.errors import ConfigError, blamed, described
 from rgpo.learning.types import State
 
 LOG_STD = ".log_std"  # among the names of parameters, of which none begins with a point
@@ -118,8 +118,7 @@ def make_policy(
 
 def refuse_failing(policy: ControlPolicy, design: OwnNetwork, observation: Array, normalized: bool) -> None:
     """Raises: ConfigError if a network of the user's raises on observations (N, D)."""
-    try:
+    when = f"with task.normalize_observation={str(normalized).lower()}; it must take what the environment returns."
+    about = f"task.policy: {design!r} raised on the first observations"
+    with blamed(lambda error: ConfigError(f"{about} ({described(error)}), {when}")):
         policy.mode_output(observation)
-    except Exception as error:  # the module's own
-        why = f"raised on the first observations ({described(error)}), with task.normalize_observation={str(normalized).lower()}"
-        raise ConfigError(f"task.policy: {design!r} {why}; it must take what the environment returns.") from error

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from rgpo.control.actions import heads
 from rgpo.control.envs.vector_env import Env, VectorEnv, Wrap
 from rgpo.control.spaces import WRAP, Space, describe, observation_size
-from rgpo.errors import ConfigError, described, is_own, printable, require
+from rgpo.errors import ConfigError, blamed, described, printable, require
 
 MOST_NUMBERS = 10_000_000  # of one observation, or outputs of the network for one action
 
@@ -42,20 +42,17 @@ def spaces_of(env_id: str, env: Env) -> tuple[spaces.Space[object], spaces.Space
 
     Raises: ConfigError for an environment without one of them.
     """
-    found = []
-    for name in ("observation_space", "action_space"):
-        try:
-            space = getattr(env, name, None)
-        except BaseException as error:  # of a property
-            if is_own(error):
-                raise
-            remedy = "set it in the constructor"
-            raise ConfigError(f"task.env_id={env_id}: its {name} cannot be read ({described(error)}); {remedy}.") from error
-        if not isinstance(space, spaces.Space):
-            what = f"it has no {name}" if space is None else f"its {name} is {printable(str(space), 80)}, no space of gymnasium"
-            raise ConfigError(f"task.env_id={env_id}: {what}; set it to one of gymnasium.spaces.")
-        found.append(space)
-    return found[0], found[1]
+    return _space(env_id, env, "observation_space"), _space(env_id, env, "action_space")
+
+
+def _space(env_id: str, env: Env, name: str) -> spaces.Space[object]:
+    about = f"task.env_id={env_id}: its {name}"
+    with blamed(lambda error: ConfigError(f"{about} cannot be read ({described(error)}); set it in the constructor.")):
+        space = getattr(env, name, None)  # perhaps a property
+    if not isinstance(space, spaces.Space):
+        what = f"it has no {name}" if space is None else f"its {name} is {printable(str(space), 80)}, no space of gymnasium"
+        raise ConfigError(f"task.env_id={env_id}: {what}; set it to one of gymnasium.spaces.")
+    return space
 
 
 def describe_spaces(env_id: str, observation: spaces.Space[object], action: spaces.Space[object]) -> tuple[Space, Space]:
