@@ -18,7 +18,7 @@ from rgpo.control.normalize import EPSILON, ObservationNormalizer
 from rgpo.control.policy import ControlPolicy
 from rgpo.core.rollout import Array
 
-LONGEST = 4096  # steps of one call, during which Python handles no signal
+LONGEST = 4096  # steps over all environments of one call, during which Python handles no signal
 
 
 @runtime_checkable
@@ -57,6 +57,7 @@ class Collector:
         self._code, self._env, self._normalizer = code, native, normalizer
         self._alive: list[object] = [policy, seen, noise, actions]
         self.num_steps, num_envs, size = seen.shape
+        self._longest = max(1, LONGEST // num_envs)
         parts = native.native(self.num_steps)
         self._alive.append(parts)
         self._moments = Normalizer(epsilon=EPSILON, gap=self._memory(num_envs * size), sum=self._memory(size))
@@ -97,7 +98,7 @@ class Collector:
 
     def __call__(self, t: int) -> tuple[int, Step]:
         """Steps t, t + 1, ... of the rollout, up to the end of an episode: the next t, and the result of the last step."""
-        last = min(self.num_steps, t + self._env.steps_left(), t + LONGEST)
+        last = min(self.num_steps, t + min(self._env.steps_left(), self._longest))
         if self._normalizer is not None:
             self._moments.count = self._normalizer.count
         end = self._code.collect(ctypes.byref(self._job), t, last)
