@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ctypes import Structure
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -121,6 +122,7 @@ def test_functions_that_compute_otherwise_are_not_used(
     assert functions is not None and served(words)
     copy = layout.Numpy.from_buffer_copy(functions)
     spoil(copy)
+    monkeypatch.setattr(collector, "_exact", {})
     monkeypatch.setattr(collector, "numpy_functions", lambda: copy)
     assert not served(words)
 
@@ -132,12 +134,26 @@ def test_functions_that_compute_otherwise_are_not_used(
         "task=hopper task.backend=gymnasium",
         "task=hopper task.action_bounds=rescale",
         "task=gym task.env_id=Acrobot-v1",
+        "task=hopper task.policy.hidden_sizes=[64,1]",  # products with a vector
     ],
 )
 def test_everything_else_is_stepped_by_the_loop(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector.Collector, "__call__", lambda *_: pytest.fail("stepped in C"))
     task, policy = make(f"{words} task.num_envs=2 task.num_steps=64")
     assert task.collect(policy).reward.shape == (64, 2)
+
+
+def test_a_callback_in_mujoco_is_called_where_its_errors_can_be_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def passive(model: object, data: object) -> None:
+        raise RuntimeError("of the user's callback")
+
+    task, policy = make("task=hopper task.num_envs=2 task.num_steps=64")
+    mujoco.set_mjcb_passive(passive)
+    try:
+        with pytest.raises(RuntimeError, match="of the user's callback"):
+            task.collect(policy)
+    finally:
+        mujoco.set_mjcb_passive(None)
 
 
 def test_a_policy_that_became_nan_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,27 +163,26 @@ def test_a_policy_that_became_nan_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         task.collect(policy)
 
 
-def test_without_a_compiler_the_loop_is_used(tmp_path: Path) -> None:
-    program = "from rgpo.control.accel.library import library; print(library())"
-    environment = {"CC": "no-such-compiler", "RGPO_CACHE": str(tmp_path), "PATH": ""}
+def load(cache: Path, compiler: str) -> str:
+    """Whether a new process has the library, and what it prints on standard error."""
+    program = "from rgpo.control.accel.library import library; print(library() is not None)"
+    environment = {"CC": compiler, "RGPO_CACHE": str(cache), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout == "None\n"
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "true", "cc -ffast-math", "cc -E"])
+def test_without_a_compiler_that_can_be_used_the_loop_is(compiler: str, tmp_path: Path) -> None:
+    assert load(tmp_path, compiler) == "False\n"
 
 
 def test_code_is_compiled_once_and_damage_is_noticed(tmp_path: Path) -> None:
-    program = "from rgpo.control.accel.library import library; print(library() is not None)"
-
-    def load() -> str:
-        environment = {"RGPO_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-        return done.stdout + done.stderr
-
-    assert load() == "True\n"
+    assert load(tmp_path, "cc -O1") == "True\n"
     (file,) = tmp_path.rglob("collect.so")
     before = file.stat().st_mtime_ns
-    assert load() == "True\n" and file.stat().st_mtime_ns == before
+    assert load(tmp_path, "cc -O1") == "True\n" and file.stat().st_mtime_ns == before
     file.write_bytes(b"damaged")
-    assert "damaged" in load()
+    assert "damaged" in load(tmp_path, "cc -O1")
     (file,) = tmp_path.rglob("collect.so")
     assert file.read_bytes() != b"damaged"
 

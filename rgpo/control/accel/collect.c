@@ -3,6 +3,10 @@
    Every operation is numpy's, in numpy's order, and matrix products and tanh, cos and sin are numpy's own functions, so that
    results are the same bits as without this file. layout.py and envs/native.py have its structs. E environments, D observation numbers, O outputs. */
 
+#if defined(__FAST_MATH__)
+#error "numbers would differ from those of numpy"
+#endif
+
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
@@ -199,7 +203,7 @@ static void step_carts(const Job *job, Int t) {
 }
 
 /* The action of the policy at seen[t]. */
-void act(const Job *job, Int t) {
+static void act(const Job *job, Int t) {
     Int n = job->num_envs, size = job->outputs;
     float *y = network(job, job->seen + t * n * job->size);
     const float *noise = job->noise + t * n * size;
@@ -211,10 +215,16 @@ void act(const Job *job, Int t) {
 }
 
 /* The environments' observation as the policy sees it, at seen[t]. */
-void prepare(const Job *job, Int t) { normalize(job, job->seen + t * job->num_envs * job->size); }
+static void prepare(const Job *job, Int t) { normalize(job, job->seen + t * job->num_envs * job->size); }
 
-/* Threads that step a share of the bodies each. They spin for the next step, and sleep if it is late. */
-enum { SPINS = 20000, MOST_THREADS = 256 };
+/* The first step without the environments, to be compared with numpy's. */
+void prepare_and_act(const Job *job) {
+    prepare(job, 0);
+    act(job, 0);
+}
+
+/* Threads that step a share of the bodies each. They try for some 50 us whether the next step has begun, and then sleep. */
+enum { TRIES = 100, MOST_THREADS = 256 };
 typedef struct {
     const Job *job;
     Int t, num_threads;
@@ -225,12 +235,6 @@ typedef struct {
 } Crew;
 typedef struct { Crew *crew; Int index; pthread_t thread; } Member;
 
-static void pause_briefly(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-}
-
 static void step_share(const Crew *crew, Int index) {
     for (Int e = index; e < crew->job->num_envs; e += crew->num_threads) step_body(crew->job, crew->t, e);
 }
@@ -239,7 +243,7 @@ static void *work(void *argument) {
     Member *member = argument;
     Crew *crew = member->crew;
     for (long turn = 1;; turn++) {
-        for (Int i = 0; i < SPINS && atomic_load(&crew->turn) < turn; i++) pause_briefly();
+        for (Int i = 0; i < TRIES && atomic_load(&crew->turn) < turn; i++) sched_yield();
         if (atomic_load(&crew->turn) < turn) {
             pthread_mutex_lock(&crew->mutex);
             while (atomic_load(&crew->turn) < turn) pthread_cond_wait(&crew->begins, &crew->mutex);
@@ -265,11 +269,7 @@ static void step_bodies(Crew *crew, Int t) {
         begin_turn(crew);
     }
     step_share(crew, 0);
-    for (Int i = 0; atomic_load(&crew->left) > 0; i++)
-        if (i < SPINS)
-            pause_briefly();
-        else
-            sched_yield();
+    while (atomic_load(&crew->left) > 0) sched_yield();
 }
 
 /* Steps t = first..last-1, or to the first one in which an episode terminates; seen[first] is given. Returns the next t. */
@@ -277,11 +277,9 @@ Int collect(const Job *job, Int first, Int last) {
     Crew crew = {.job = job, .num_threads = 1, .mutex = PTHREAD_MUTEX_INITIALIZER, .begins = PTHREAD_COND_INITIALIZER};
     Member members[MOST_THREADS];
     Int wanted = job->mujoco ? job->mujoco->num_threads : 1, t = first, ends = 0;
-    while (crew.num_threads < wanted && crew.num_threads < MOST_THREADS) { /* fewer where the machine has no more */
-        Member *member = &members[crew.num_threads];
-        *member = (Member){.crew = &crew, .index = crew.num_threads};
-        if (pthread_create(&member->thread, 0, work, member)) break;
-        crew.num_threads++;
+    for (Int i = 1; i < wanted && i < MOST_THREADS; i++, crew.num_threads++) { /* fewer where the machine has no more */
+        members[i] = (Member){.crew = &crew, .index = i};
+        if (pthread_create(&members[i].thread, 0, work, &members[i])) break;
     }
     while (t < last && !ends) {
         if (t > first) prepare(job, t);

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -27,8 +27,8 @@ class NativeEnv(Protocol):
 
     num_actions: int  # outputs of a policy: numbers of an action, or values of an index
 
-    def native(self, num_steps: int) -> Native:
-        """Addresses of its memory, with room for the reward's inputs of that many steps."""
+    def native(self, num_steps: int) -> Native | None:
+        """Addresses of its memory, with room for the reward's inputs of that many steps; None if a step has to be Python's."""
         ...
 
     def steps_left(self) -> int:
@@ -41,11 +41,12 @@ class NativeEnv(Protocol):
 
 
 class Collector:
-    """Steps of one rollout: seen (T, E, D), noise (T, E, O) and actions, all as in ``Control``."""
+    """Steps of one rollout: seen (T, E, D), noise (T, E, O) and actions, all as in ``Control``; env None: none is taken."""
 
     def __init__(
         self,
-        native: NativeEnv,
+        env: NativeEnv | None,
+        parts: Native,
         policy: ActorCritic,
         normalizer: ObservationNormalizer | None,
         seen: Array,
@@ -54,12 +55,10 @@ class Collector:
     ) -> None:
         code, functions = library(), numpy_functions()
         assert code is not None and functions is not None
-        self._code, self._env, self._normalizer = code, native, normalizer
-        self._alive: list[object] = [policy, seen, noise, actions]
+        self._code, self._env, self._normalizer = code, env, normalizer
+        self._alive: list[object] = [parts, policy, seen, noise, actions]
         self.num_steps, num_envs, size = seen.shape
         self._longest = max(1, LONGEST // num_envs)
-        parts = native.native(self.num_steps)
-        self._alive.append(parts)
         self._moments = Normalizer(epsilon=EPSILON, gap=self._memory(num_envs * size), sum=self._memory(size))
         if normalizer is not None:
             self._moments.mean, self._moments.squares = address(normalizer.mean), address(normalizer.squares)
@@ -98,23 +97,25 @@ class Collector:
 
     def __call__(self, t: int) -> tuple[int, Step]:
         """Steps t, t + 1, ... of the rollout, up to the end of an episode: the next t, and the result of the last step."""
+        assert self._env is not None
         last = min(self.num_steps, t + min(self._env.steps_left(), self._longest))
-        if self._normalizer is not None:
-            self._moments.count = self._normalizer.count
-        end = self._code.collect(ctypes.byref(self._job), t, last)
-        if self._normalizer is not None:
-            self._normalizer.count = self._moments.count
+        end = self._call(self._code.collect, t, last)
         return end, self._env.settle(end - t)
 
     def prepare_and_act(self) -> None:
         """The environments' present observation as the policy sees it, in seen[0], and its action."""
-        if self._normalizer is not None:
-            self._moments.count = self._normalizer.count
-        self._code.prepare(ctypes.byref(self._job), 0)
-        self._code.act(ctypes.byref(self._job), 0)
+        self._call(self._code.prepare_and_act)
+
+    def _call(self, function: Callable[..., int], *arguments: int) -> int:
+        if self._normalizer is None:
+            return function(ctypes.byref(self._job), *arguments)
+        self._moments.count = self._normalizer.count
+        found = function(ctypes.byref(self._job), *arguments)
+        self._normalizer.count = self._moments.count
+        return found
 
 
-_served: WeakKeyDictionary[object, bool] = WeakKeyDictionary()  # environments that were tried
+_exact: dict[tuple[object, ...], bool] = {}  # by all that the functions called depend on, but for the numbers
 
 
 def make_collector(
@@ -123,21 +124,24 @@ def make_collector(
     """A collector of one rollout; None for policies and environments that collect.c does not know, or where it is not exact."""
     if not isinstance(env, NativeEnv) or type(policy) is not ActorCritic or policy.output_size != env.num_actions:
         return None
-    if library() is None or numpy_functions() is None:
+    if min(policy.mlp.hidden_sizes) == 1:  # numpy has other functions for products with a vector
         return None
-    if env not in _served:
-        _served[env] = _is_exact(env, policy, normalizer)
-    return Collector(env, policy, normalizer, seen, noise, actions) if _served[env] else None
+    if library() is None or numpy_functions() is None or (parts := env.native(len(seen))) is None:
+        return None
+    key = (repr(policy), type(env).__name__, *seen.shape[1:], normalizer is None)
+    if key not in _exact:
+        _exact[key] = _is_exact(parts, policy, normalizer)
+    return Collector(env, parts, policy, normalizer, seen, noise, actions) if _exact[key] else None
 
 
-def _is_exact(env: NativeEnv, policy: ActorCritic, normalizer: ObservationNormalizer | None) -> bool:
-    """True if the next observation that the policy sees, and its action, are numpy's to the last bit."""
+def _is_exact(parts: Native, policy: ActorCritic, normalizer: ObservationNormalizer | None) -> bool:
+    """True if the next observation that the policy sees, its action and the normalizer are numpy's to the last bit."""
     ours, theirs = deepcopy(normalizer), deepcopy(normalizer)
-    observation = env.native(0).observation
+    observation = parts.observation
     seen = np.empty((1, *observation.shape), np.float32)
     noise = np.random.default_rng(0).standard_normal((*seen.shape[:2], policy.output_size)).astype(np.float32)
     actions = policy.empty_actions(seen.shape[:2])
-    Collector(env, policy, ours, seen, noise, actions).prepare_and_act()
+    Collector(None, parts, policy, ours, seen, noise, actions).prepare_and_act()
     prepared = observation.astype(np.float32) if theirs is None else theirs(observation)
     same = seen[0].tobytes() == prepared.tobytes(), actions[0].tobytes() == policy.act(prepared, noise[0]).tobytes()
-    return all(same)
+    return all(same) and (ours is None or theirs is None or ours.state_dict() == theirs.state_dict())

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from contextlib import suppress
@@ -21,23 +22,27 @@ from rgpo.learning.accel import compiler_cache
 
 SOURCE = Path(__file__).with_name("collect.c")
 FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-pthread")  # no operation is fused: numpy's bits
-PATIENCE_S = 60.0
+PATIENCE_S = 10.0  # compiling takes a quarter of a second
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled file; None without a C compiler, or where its code cannot be kept safely."""
-    compiler = shutil.which(os.environ.get("CC") or "cc")
+    """The compiled file; None without a C compiler that works, or where its code cannot be kept safely."""
+    words = shlex.split(os.environ.get("CC") or "cc")
+    compiler = shutil.which(words[0]) if words else None
     if compiler is None:
         return None
-    known = (hashlib.sha256(SOURCE.read_bytes()).hexdigest(), compiler, *FLAGS, platform.machine(), platform.libc_ver())
-    with suppress(ConfigError, OSError, subprocess.SubprocessError), compiler_cache.verified(f"collect {known}") as record:
+    command = [compiler, *words[1:], *FLAGS]
+    known = (hashlib.sha256(SOURCE.read_bytes()).hexdigest(), command, platform.machine(), platform.libc_ver())
+    failures = ConfigError, OSError, AttributeError, ValueError, subprocess.SubprocessError
+    with suppress(*failures), compiler_cache.verified(f"collect {known}") as record:
         path = record.code / "collect.so"
         if not path.exists():
-            words = [compiler, *FLAGS, str(SOURCE), "-o", str(path), "-lm"]
-            subprocess.run(words, check=True, capture_output=True, timeout=PATIENCE_S)  # noqa: S603  # no shell
+            line = [*command, str(SOURCE), "-o", str(path), "-lm"]
+            subprocess.run(line, check=True, capture_output=True, timeout=PATIENCE_S)  # noqa: S603  # no shell
         found = ctypes.CDLL(str(path))
         found.collect.restype, found.collect.argtypes = c_int64, (c_void_p, c_int64, c_int64)
+        found.prepare_and_act.restype, found.prepare_and_act.argtypes = None, (c_void_p,)
         return found
     return None
 
@@ -45,10 +50,10 @@ def library() -> ctypes.CDLL | None:
 @functools.cache
 def numpy_functions() -> Numpy | None:
     """Addresses of the functions that numpy computes with; None if they have other names than in its packages on PyPI."""
-    blas = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]  # a name that numpy does not export
     try:
+        blas = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]  # a name that numpy does not export
         products = [ctypes.cast(getattr(blas, f"scipy_cblas_{name}64_"), c_void_p).value for name in ("sgemm", "sgemv", "dgemv")]
-    except AttributeError:
+    except (AttributeError, OSError):
         return None
     loops = [_loop(np.tanh, np.float32), _loop(np.cos, np.float64), _loop(np.sin, np.float64)]
     return None if None in loops else Numpy(*products, *loops)

@@ -8,6 +8,7 @@ order, so that results agree to the last bit; tests/test_environments.py compare
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 
 from rgpo.control.envs.crew import Crew
-from rgpo.control.envs.mujoco_model import function_address, load_model
+from rgpo.control.envs.mujoco_model import function_address, has_callbacks, load_model
 from rgpo.control.envs.mujoco_tasks import EPISODE_STEPS, TASKS, bounds
 from rgpo.control.envs.native import Body, Mujoco, Native, address
 from rgpo.control.envs.time_limit import TimeLimit
@@ -96,6 +97,8 @@ class MujocoVector:
         self._paid_by += ["forces"] if task.contact_cost is not None else []
         self._reward_inputs = [self._sources[name] for name in self._paid_by]
         self._unpaid: list[list[Array]] = []
+        self._struct: Mujoco | None = None  # for C
+        self._kept: list[Array] = []
 
     def reset(self, seed: int) -> Floats:
         self._rngs = [seeding.np_random(int(seed) + i)[0] for i in range(self.num_envs)]
@@ -143,7 +146,7 @@ class MujocoVector:
         """The formula of ``mujoco_tasks``, in gymnasium's order of operations."""
         task = self._task
         distance, action, *rest = (np.concatenate(column) for column in zip(*self._unpaid, strict=True))
-        self._unpaid = []
+        self._unpaid, self._kept = [], []
         income = distance / (self._model.opt.timestep * task.frame_skip)
         if task.bonus != "none":
             income += rest.pop(0) if task.bonus == "healthy" else 1.0
@@ -153,26 +156,34 @@ class MujocoVector:
         reward: Floats = income - cost
         return reward
 
-    def native(self, num_steps: int) -> Native:
-        """For ``NativeEnv``."""
-        task, model, num_envs = self._task, self._model, self.num_envs
+    def native(self, num_steps: int) -> Native | None:
+        """For ``NativeEnv``; a callback of the user's may raise, which C cannot pass on."""
+        if has_callbacks():
+            return None
+        if self._struct is None:
+            self._struct = self._make_struct()
         kept = {name: np.zeros((num_steps, *source.shape), source.dtype) for name, source in self._sources.items()}
-        bodies = (Body * num_envs)()
-        for i, (body, data) in enumerate(zip(bodies, self._data, strict=True)):
+        for name, array in kept.items():
+            setattr(self._struct, f"kept_{name}", address(array, array.dtype))
+        self._struct.num_threads = min(self._num_threads, os.cpu_count() or 1)
+        self._kept, self._num_kept = [kept[name] for name in self._paid_by], 0
+        return Native(self._struct, self._observation, self._terminated, (self, kept))
+
+    def _make_struct(self) -> Mujoco:
+        task, model = self._task, self._model
+        self._bodies = (Body * self.num_envs)()
+        for i, (body, data) in enumerate(zip(self._bodies, self._data, strict=True)):
             body.data, body.x = data._address, self._x[i:].ctypes.data
             body.ctrl, body.qpos, body.qvel = (address(x) for x in (data.ctrl, data.qpos, data.qvel))
             body.torso = address(data.xpos[1]) if task.measure == "torso" else None
             body.pushes = address(data.cfrc_ext) if task.contact_cost is not None else None
-        struct = Mujoco(
+        return Mujoco(
             *(model._address, function_address("mj_step"), function_address("mj_rnePostConstraint")),
-            *(task.frame_skip, model.nq, model.nv, model.nu, task.num_hidden, self._forces.shape[1], self._num_threads),
-            *(ctypes.addressof(bodies), address(self._coordinates), address(self._forces)),
+            *(task.frame_skip, model.nq, model.nv, model.nu, task.num_hidden, self._forces.shape[1], 1),
+            *(ctypes.addressof(self._bodies), address(self._coordinates), address(self._forces)),
             *(address(self._low, np.float32), address(self._high, np.float32), task.velocity_clip, *self._monitored_range),
             *(address(self._lowest), address(self._highest), address(self._healthy, np.bool_)),
-            *(address(array, array.dtype) for array in kept.values()),
         )
-        self._kept, self._num_kept = [kept[name] for name in self._paid_by], 0
-        return Native(struct, self._observation, self._terminated, (bodies, kept))
 
     def steps_left(self) -> int:
         return self._timer.left

@@ -39,3 +39,9 @@ def _stop_clocks() -> None:
 def function_address(name: str) -> int | None:
     """The address of a function of MuJoCo's library."""
     return ctypes.cast(getattr(ctypes.CDLL(mujoco._functions.__file__), name), ctypes.c_void_p).value
+
+
+def has_callbacks() -> bool:
+    """True if the process has a callback in MuJoCo, whose errors only Python can handle."""
+    kinds = ("control", "passive", "contactfilter", "sensor", "act_dyn", "act_gain", "act_bias")
+    return any(getattr(mujoco, f"get_mjcb_{kind}")() is not None for kind in kinds)

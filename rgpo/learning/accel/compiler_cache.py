@@ -154,7 +154,7 @@ def _lock(lock: IO[str], folder: Path) -> bool:
         else:
             if not told:
                 who = printable(os.pread(lock.fileno(), 200, 0).decode(errors="replace").strip()) or "another process"
-                print(f"  waiting, for at most {PATIENCE_S:.0f} s, for the update's code that {who} compiles", file=sys.stderr)
+                print(f"  waiting, for at most {PATIENCE_S:.0f} s, for code that {who} compiles", file=sys.stderr)
             told = True
             time.sleep(0.1)
     raise ConfigError(f"{folder}: another process has been compiling for {PATIENCE_S:.0f} s; stop it or delete the folder.")
