@@ -164,7 +164,7 @@ def test_a_policy_that_became_nan_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def load(cache: Path, compiler: str) -> str:
-    """Whether a new process has the library, and what it prints on standard error."""
+    """True or False as a new process prints it, for a library that it has or has not, and its standard error."""
     program = "from rgpo.control.accel.library import library; print(library() is not None)"
     environment = {"CC": compiler, "RGPO_CACHE": str(cache), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
