@@ -54,7 +54,13 @@ def test_signals_during_the_start_leave_no_traceback(module: str, here: Path) ->
     rng = random.Random(0)
     for attempt in range(10):
         number = (signal.SIGINT, signal.SIGTERM)[attempt % 2]
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # these tests may run in the background of a script
+        )
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         time.sleep(rng.uniform(0.02, 0.9))
         process.send_signal(number)

@@ -13,7 +13,7 @@ from rgpo.paths import conf_dir
 from rgpo.report.claims.ledger import in_short
 from rgpo.report.read.columns import KL, TRAIN
 from rgpo.report.read.groups import Group
-from rgpo.report.tables import summary
+from rgpo.report.tables import bench, summary
 from rgpo.report.tables.advice import advice
 from rgpo.report.tables.matched import matched_table
 from rgpo.report.tables.table import Table, estimate, interval_cells, number, word
@@ -148,6 +148,28 @@ def single_updates(found: Results) -> str:
     return f"{table.markdown()}\n\n![Gain over KL](figures/one_update.svg)"
 
 
+def speed(found: Results, kind: str) -> str:
+    """A row per case of results/bench: our speed per CPU-second, the fastest other implementation, and the ratio of the two."""
+    rows, kind = list[dict[str, str | float]](), kind.replace("-", " ")
+    for case in bench.read(found.folder)[0]:
+        medians = {name: bench.median_and_range(list(one.speed.values())).value for name, one in case.contestants.items()}
+        others = {name: x for name, x in medians.items() if not name.startswith(bench.OURS)}
+        if others and case.unit == kind:
+            best = max(others, key=others.__getitem__)
+            row: dict[str, str | float] = {"case": case.name, "n": len(case.contestants[best].speed), "best": best}
+            row |= {"ours": medians[bench.OURS], "theirs": others[best]}
+            rows.append(row | interval_cells("ratio", bench.ratio(case, best)))
+    columns = (
+        word("case", "case"),
+        number("ours", f"{kind} per CPU-second", 3),
+        word("best", "fastest other"),
+        number("theirs", "its own", 3),
+        estimate("ratio", "ratio"),
+        number("n", "rounds"),
+    )
+    return Table("speed", "", "", columns, tuple(rows)).markdown() if rows else "Nothing has been measured."
+
+
 def campaign(found: Results, name: str) -> str:
     """The table of a campaign of faults, as the campaign wrote it."""
     return (found.folder / "campaign" / f"{name}.md").read_text(encoding="utf-8").partition("\n\n")[2]
@@ -161,5 +183,6 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "arms": arms,
     "equal_kl": equal_kl,
     "single_updates": single_updates,
+    "speed": speed,
     "campaign": campaign,
 }

@@ -91,7 +91,7 @@ def start(job: Job, num_sharing: int = 1) -> int:
     from rgpo.runtime.runner import run
     from rgpo.runtime.signals import Interrupted
 
-    num_alike.set(num_sharing)
+    before = num_alike.set(num_sharing)
     gc.set_threshold(*gc.get_threshold()[:2], 100)  # imports create objects that stay: collecting them took 10 % of a start
     warnings.formatwarning = _format_warning
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # before torch is imported
@@ -112,6 +112,8 @@ def start(job: Job, num_sharing: int = 1) -> int:
             f"{job.run_dir.name}: {type(error).__name__}: {error} (traceback in {job.run_dir / ERROR})", error
         )
         return 1
+    finally:
+        num_alike.reset(before)
     distributed.stop()
     return 0
 
