@@ -158,7 +158,8 @@ def speed(found: Results, kind: str) -> str:
             best = max(others, key=others.__getitem__)
             row: dict[str, str | float] = {"case": case.name, "n": len(case.contestants[best].speed), "best": best}
             row |= {"ours": medians[bench.OURS], "theirs": others[best]}
-            rows.append(row | interval_cells("ratio", bench.ratio(case, best)))
+            row |= interval_cells("ratio", bench.ratio(case, best))
+            rows.append(row)
     columns = (
         word("case", "case"),
         number("ours", f"{kind} per CPU-second", 3),
