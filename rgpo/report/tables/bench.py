@@ -123,10 +123,10 @@ def median_and_range(values: Sequence[float]) -> Interval:
     return Interval(float(np.median(values)), min(values), max(values)) if values else Interval(NAN, NAN, NAN)
 
 
-def ratio(case: Case, name: str) -> Interval:
-    """Speed of ours over a contestant's, round by round; nan for ours itself and without a common round."""
-    ours, one = case.contestants.get(OURS, Measured()), case.contestants[name]
-    rounds = sorted(ours.speed.keys() & one.speed.keys()) if name != OURS else []
+def ratio(case: Case, name: str, first: str = OURS) -> Interval:
+    """Speed of the first contestant over another's, round by round; nan for itself and without a common round."""
+    ours, one = case.contestants.get(first, Measured()), case.contestants[name]
+    rounds = sorted(ours.speed.keys() & one.speed.keys()) if name != first else []
     return median_and_range([ours.speed[i] / one.speed[i] for i in rounds])
 
 
