@@ -150,7 +150,29 @@ def single_updates(found: Results) -> str:
 
 def speed(found: Results, kind: str) -> str:
     """A row per case of results/bench: our speed per CPU-second, the fastest other implementation, and the ratio of the two."""
-    rows, unit = list[dict[str, str | float]](), kind.replace("-", " ")
+    unit = kind.replace("-", " ")
+    columns = (
+        word("case", "case"),
+        number("ours", f"rgpo, {unit} per CPU-second", 3),
+        word("best", "fastest other"),
+        number("theirs", "its own", 3),
+        estimate("ratio", "ratio"),
+        number("n", "rounds"),
+    )
+    rows = _beside_the_fastest(found, unit)
+    return Table("speed", "", "", columns, rows).markdown() if rows else "Nothing has been measured."
+
+
+def speed_in_short(found: Results) -> str:
+    """The ratios of ``speed`` for PPO as one sentence."""
+    cases = [row for row in _beside_the_fastest(found, "environment steps") if str(row["case"]).startswith("PPO, ")]
+    parts = [f"{str(row['case']).removeprefix('PPO, ')}: {row['ratio']:.2g} ({row['best']})" for row in cases]
+    about = "Environment steps of PPO per CPU-second on one thread, over those of the fastest other implementation"
+    return f"**Is it fast?** {about}. {'; '.join(parts)}. [More](docs/scaling.md#speed)."
+
+
+def _beside_the_fastest(found: Results, unit: str) -> tuple[dict[str, str | float], ...]:
+    rows: list[dict[str, str | float]] = []
     for case in bench.read(found.folder)[0]:
         medians = {name: bench.median_and_range(list(one.speed.values())).value for name, one in case.contestants.items()}
         others = {name: x for name, x in medians.items() if not name.startswith(bench.OURS)}
@@ -161,15 +183,7 @@ def speed(found: Results, kind: str) -> str:
                 row |= {"ours": medians[ours], "theirs": others[best], "n": len(case.contestants[best].speed)}
                 row |= interval_cells("ratio", bench.ratio(case, best, ours))
                 rows.append(row)
-    columns = (
-        word("case", "case"),
-        number("ours", f"rgpo, {unit} per CPU-second", 3),
-        word("best", "fastest other"),
-        number("theirs", "its own", 3),
-        estimate("ratio", "ratio"),
-        number("n", "rounds"),
-    )
-    return Table("speed", "", "", columns, tuple(rows)).markdown() if rows else "Nothing has been measured."
+    return tuple(rows)
 
 
 def campaign(found: Results, name: str) -> str:
@@ -186,5 +200,6 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "equal_kl": equal_kl,
     "single_updates": single_updates,
     "speed": speed,
+    "speed_in_short": speed_in_short,
     "campaign": campaign,
 }
