@@ -72,13 +72,8 @@ def digest_of(parts: tuple[str, ...], choices: tuple[tuple[str, str], ...] = ())
 def _of_package(name: str) -> str:
     root = Path(__file__).parents[1]
     path = root / name
-    files = (
-        sorted(file for kind in ("*.py", "*.c") for file in path.rglob(kind))
-        if path.is_dir()
-        else [path]
-        if path.exists()
-        else []
-    )
+    found = path.rglob("*") if path.is_dir() else [path] if path.exists() else []
+    files = sorted(file for file in found if file.suffix in (".py", ".c"))
     sources = {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
     return _remembered(sources) or _remember(sources)
 
@@ -96,8 +91,8 @@ def _remembered(sources: Mapping[str, bytes]) -> str:
 def _remember(sources: Mapping[str, bytes]) -> str:
     total = hashlib.sha256()
     for name, data in sources.items():
-        text = data.decode()
-        total.update(f"{name}\n{without_comments(text) if name.endswith('.py') else text}\n".encode())
+        text = without_comments(data.decode()) if name.endswith(".py") else data.decode()
+        total.update(f"{name}\n{text}\n".encode())
     place = _place(sources)
     with suppress(OSError):  # a cache that cannot be written costs time only
         atomic.make_folder(place.parent)
