@@ -10,14 +10,14 @@ import platform
 import shlex
 import shutil
 import subprocess
-from contextlib import suppress
+import warnings
 from ctypes import c_int, c_int64, c_void_p
 from pathlib import Path
 
 import numpy as np
 
 from rgpo.control.accel.layout import Function, Numpy
-from rgpo.errors import ConfigError
+from rgpo.errors import ConfigError, first_line
 from rgpo.learning.accel import compiler_cache
 
 SOURCE = Path(__file__).with_name("collect.c")
@@ -27,15 +27,21 @@ PATIENCE_S = 10.0  # compiling takes a quarter of a second
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled file; None without a C compiler that works, or where its code cannot be kept safely."""
-    words = shlex.split(os.environ.get("CC") or "cc")
-    compiler = shutil.which(words[0]) if words else None
-    if compiler is None:
+    """The compiled file; None without a C compiler, or where it fails or its code cannot be kept safely, with a warning."""
+    chosen = os.environ.get("CC") or "cc"
+    try:
+        words = shlex.split(chosen)
+        compiler = shutil.which(words[0]) if words else None
+        return None if compiler is None else _load([compiler, *words[1:], *FLAGS])
+    except (ConfigError, OSError, AttributeError, ValueError, subprocess.SubprocessError) as error:
+        why = f"CC={chosen}: no library came of it ({first_line(error)})"
+        warnings.warn(f"{why}; environments are stepped in Python, with the same numbers but slower.", stacklevel=2)
         return None
-    command = [compiler, *words[1:], *FLAGS]
+
+
+def _load(command: list[str]) -> ctypes.CDLL:
     known = (hashlib.sha256(SOURCE.read_bytes()).hexdigest(), command, platform.machine(), platform.libc_ver())
-    failures = ConfigError, OSError, AttributeError, ValueError, subprocess.SubprocessError
-    with suppress(*failures), compiler_cache.verified(f"collect {known}") as record:
+    with compiler_cache.verified(f"collect {known}") as record:
         path = record.code / "collect.so"
         if not path.exists():
             line = [*command, str(SOURCE), "-o", str(path), "-lm"]
@@ -44,7 +50,6 @@ def library() -> ctypes.CDLL | None:
         found.collect.restype, found.collect.argtypes = c_int64, (c_void_p, c_int64, c_int64)
         found.prepare_and_act.restype, found.prepare_and_act.argtypes = None, (c_void_p,)
         return found
-    return None
 
 
 @functools.cache
