@@ -10,8 +10,8 @@
 
 The sentences are split into four disjoint sets: prompts, reward model, gold reward model, held out. The reward model is trained
 on every second rater's mean rating of its sentences, the gold reward model on the other raters' mean of its own. Language model
-and tokenizer are trained on the text of all but the held-out sentences, without ratings. Two builds with the same libraries on
-the same machine are equal bit for bit.
+and tokenizer are trained on the text of all but the held-out sentences, without ratings. The package has the default recipe's
+weights (pretrained.py); with another recipe, two builds with the same libraries on the same machine are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def load_artifacts(cache: Path, log: Log, recipe: Recipe | None = None, sha256: 
     def build(aside: Path, log: Log) -> BuildReport:
         from rgpo.language.sources.embedded.build import build
 
-        log(f"embedded scale: building {folder} once, about two minutes on one core")
+        log(f"embedded scale: building {folder} once")
         report = build(aside, corpus.read_sentences(corpus.fetch(cache, sha256)), chosen, log)
         accuracy, gold_accuracy = report["proxy"]["accuracy"], report["gold"]["accuracy"]
         log(

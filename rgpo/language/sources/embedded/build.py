@@ -1,4 +1,4 @@
-"""Build the embedded scale's artifacts from rated sentences: split, train, save, test."""
+"""Build the embedded scale's artifacts from rated sentences: split, train or take trained weights, save, test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rgpo.language.assets import Log
 from rgpo.language.data.build_cache import BuildReport
 from rgpo.language.policy.pretrained import quiet
 from rgpo.language.rewards.reward_model import GoldRewardModel, RewardModel, pair_accuracy, train_gold_reward_model
-from rgpo.language.sources.embedded import corpus, training
+from rgpo.language.sources.embedded import corpus, pretrained, training
 from rgpo.language.sources.embedded.training import Recipe
 
 if TYPE_CHECKING:
@@ -24,8 +24,11 @@ MAX_PROMPT_TOKENS = 8
 NUM_SAMPLES, SAMPLE_TOKENS = 256, 32
 
 
-def build(folder: Path, sentences: list[corpus.Sentence], recipe: Recipe, log: Log) -> BuildReport:
-    """Write model, reward_model, gold and prompts.json into folder; returns the report."""
+def build(folder: Path, sentences: list[corpus.Sentence], recipe: Recipe, log: Log, from_scratch: bool = False) -> BuildReport:
+    """Write model, reward_model, gold and prompts.json into folder; returns the report.
+
+    from_scratch: train even where the package has the weights that this training gives.
+    """
     parts = corpus.split(sentences, recipe.shares, recipe.seed)
     texts = {name: [sentence.text for sentence in part] for name, part in parts._asdict().items()}
     rng = np.random.default_rng(recipe.seed + 2)
@@ -33,8 +36,15 @@ def build(folder: Path, sentences: list[corpus.Sentence], recipe: Recipe, log: L
         tokenizer = training.train_tokenizer(texts["policy"] + texts["reward"] + texts["gold"], recipe.vocab_size)
         rows = {name: training.rows_of(tokenizer, part, recipe.max_tokens) for name, part in texts.items()}
         train_rows = rows["policy"] + rows["reward"] + rows["gold"]
-        model = training.train_language_model(train_rows, tokenizer.get_vocab_size(), recipe, log)
-        reward_model = training.train_reward_model(model, rows["reward"], ratings(parts.reward, 0), recipe, log)
+        rating = ratings(parts.reward, 0)
+        seen = pretrained.digest(train_rows, rows["reward"], rating, recipe)
+        model = training.new_language_model(tokenizer.get_vocab_size(), recipe)
+        if from_scratch or not pretrained.load(model, "model", seen):
+            log("embedded scale: training the models, about two minutes on one core")
+            training.fit_language_model(model, train_rows, recipe, log)
+        reward_model = training.new_reward_model(model, recipe)
+        if from_scratch or not pretrained.load(reward_model, "reward_model", seen):
+            training.fit_reward_model(reward_model, rows["reward"], rating, recipe, log)
         with quiet():
             model.save_pretrained(folder / "model")
             reward_model.save_pretrained(folder / "reward_model")
@@ -53,7 +63,8 @@ def build(folder: Path, sentences: list[corpus.Sentence], recipe: Recipe, log: L
     num_sentences = {name: len(part) for name, part in texts.items()}
     num_prompts = {name: len(part) for name, part in saved.items()}
     size = {"num_parameters": model.num_parameters(), "vocab_size": tokenizer.get_vocab_size(), "heldout_nats_per_token": nats}
-    return {"num_sentences": num_sentences, "num_prompts": num_prompts, "model": size, **accuracies, "samples": samples[:16]}
+    counts = {"num_sentences": num_sentences, "num_prompts": num_prompts}
+    return {"training_digest": seen, **counts, "model": size, **accuracies, "samples": samples[:16]}
 
 
 def ratings(sentences: Sequence[corpus.Sentence], half: int) -> Array:

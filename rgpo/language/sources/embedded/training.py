@@ -152,17 +152,21 @@ def next_token_loss(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return functional.cross_entropy(model.lm_head(hidden), target[real], reduction="none")
 
 
-def train_language_model(rows: Rows, vocab_size: int, recipe: Recipe, log: Log) -> Qwen2ForCausalLM:
-    """A Qwen2ForCausalLM fitted to the next token of every row."""
+def new_language_model(vocab_size: int, recipe: Recipe) -> Qwen2ForCausalLM:
+    """A Qwen2ForCausalLM with random weights."""
     model = Qwen2ForCausalLM(make_config(recipe, vocab_size))
     model.generation_config = GenerationConfig(pad_token_id=PAD_ID, eos_token_id=EOS_ID)
+    return model
+
+
+def fit_language_model(model: PreTrainedModel, rows: Rows, recipe: Recipe, log: Log) -> None:
+    """Fit to the next token of every row."""
 
     def loss(index: Array, rng: np.random.Generator) -> Tensor:
         return next_token_loss(model, pad([rows[i] for i in index])).mean()
 
     shape = (recipe.lm_epochs, recipe.lm_batch, recipe.lm_lr)
     _fit(model, rows, loss, shape, recipe.seed, lambda line: log(f"language model: {line} nats per token"))
-    return model
 
 
 def bradley_terry_loss(score: Tensor, rating: Tensor, margin: float) -> Tensor:
@@ -172,15 +176,18 @@ def bradley_terry_loss(score: Tensor, rating: Tensor, margin: float) -> Tensor:
     return -functional.logsigmoid(difference).sum() / max(1, difference.numel())
 
 
-def train_reward_model(
-    language_model: PreTrainedModel, rows: Rows, rating: Array, recipe: Recipe, log: Log
-) -> Qwen2ForSequenceClassification:
+def new_reward_model(language_model: PreTrainedModel, recipe: Recipe) -> Qwen2ForSequenceClassification:
     """A Qwen2ForSequenceClassification with one output at eos: the language model's body and a head that starts at 0."""
     config = make_config(recipe, language_model.config.vocab_size)
     config.num_labels = 1
     model = Qwen2ForSequenceClassification(config)
     model.model.load_state_dict(language_model.model.state_dict())
     torch.nn.init.zeros_(model.score.weight)
+    return model
+
+
+def fit_reward_model(model: PreTrainedModel, rows: Rows, rating: Array, recipe: Recipe, log: Log) -> None:
+    """Fit to the order of the ratings (N,) of all rows."""
     ratings = torch.from_numpy(rating).float()
 
     def loss(index: Array, rng: np.random.Generator) -> Tensor:
@@ -190,7 +197,6 @@ def train_reward_model(
 
     shape = (recipe.reward_epochs, recipe.reward_batch, recipe.reward_lr)
     _fit(model, rows, loss, shape, recipe.seed + 1, lambda line: log(f"reward model: {line} nats per pair"))
-    return model
 
 
 def _drop(row: list[int], share: float, rng: np.random.Generator) -> list[int]:
