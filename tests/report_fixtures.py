@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -250,3 +253,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a csv table of the report."""
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def page_data(page: Path) -> Any:
+    """The data that a page embeds."""
+    found = re.search(r'<script type="application/gzip" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found
+    return json.loads(gzip.decompress(base64.b64decode(found[1])))

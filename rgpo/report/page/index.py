@@ -20,7 +20,7 @@ from markupsafe import Markup
 from rgpo.report.figures.looks import Line
 from rgpo.report.page.answer import Answer
 from rgpo.report.page.completions import Pair
-from rgpo.report.page.data import link, script_json
+from rgpo.report.page.data import link, packed
 from rgpo.report.page.films import Film
 from rgpo.report.read.groups import Group
 from rgpo.report.read.run import Problem, Run
@@ -107,7 +107,8 @@ def render_page(
     """Yield the page in pieces. Its own script, identified by its hash, is the only one allowed; everything else is text."""
     from rgpo.version import __version__
 
-    script = "\n".join((TEMPLATE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    parts = "\n".join((TEMPLATE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    script = f"(async () => {{\n{parts}\n}})();"  # the data are decompressed first
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE),
@@ -133,7 +134,7 @@ def render_page(
         problems=[(section, problem) for section in [general, *sections] for problem in section.problems],
         style=Markup("\n".join((TEMPLATE / name).read_text(encoding="utf-8") for name in STYLES)),  # noqa: S704  # our files
         script=Markup(script),  # noqa: S704  # files of the package
-        data=script_json(data),
+        data=packed(data),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
         f"{connect}{_media(sections)}",
         made_with=f"rgpo {__version__}, Python {platform.python_version()}, {packages}",
@@ -190,4 +191,4 @@ def _commit(run: Run) -> str:
 def _sort_key(row: Row, key: str) -> str:
     """The value by which the page sorts a cell."""
     value = row.get(key, "")
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,5 +1,5 @@
 // One pair of axes drawn by uPlot: thin seeds and bands behind, means in front, values at the pointer, zoom by dragging.
-const charts = new Set();
+const charts = globalThis.charts = new Set(); // for the console too
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function unionOf(curves) {

@@ -1,6 +1,7 @@
 "use strict";
 // Data of the page: decoded columns, curves of runs, means and bands over seeds, and the state in the address.
-const DATA = JSON.parse(document.getElementById("data").textContent);
+const packed = Uint8Array.from(atob(document.getElementById("data").textContent), letter => letter.charCodeAt(0));
+const DATA = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
 const STEPS = 65534;
 
 // Node with attributes and children; texts are only ever text.

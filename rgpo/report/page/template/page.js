@@ -34,7 +34,7 @@ for (const button of document.querySelectorAll(".sort")) {
     const down = head.getAttribute("aria-sort") === "ascending";
     for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const value = row => row.cells[column].dataset.value, missing = text => text === "" || text === "nan";
+    const value = row => row.cells[column].dataset.value ?? row.cells[column].textContent, missing = text => text === "" || text === "nan";
     body.append(...[...body.rows].sort((a, b) => {
       const x = value(a), y = value(b);
       if (missing(x) || missing(y)) return missing(x) - missing(y);
