@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from experiments.keep import keep
 from rgpo.report.cli import main
 from rgpo.report.read.rerun import difference
 
@@ -42,6 +43,29 @@ def test_a_run_is_equal_at_its_commit_and_differs_where_a_row_was_changed(run: P
     said = capsys.readouterr()
     assert "different from iteration 2 on (kl/old_exact), repeated with the present code" in said.out
     assert "the repetition has other numbers" in said.err
+
+
+def test_columns_that_nobody_reads_can_be_left_out_and_the_others_are_compared(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*WORDS, "seed=2", f"results_dir={tmp_path}/results"]
+    subprocess.run([sys.executable, "-m", "rgpo.cli.run", *words], cwd=ROOT, check=True)
+    (whole,) = tmp_path.glob("results/*/*")
+    kept = tmp_path / "kept" / whole.name
+    assert keep(whole, kept) and not keep(whole, kept)
+    before, after = pq.read_table(whole / "metrics.parquet"), pq.read_table(kept / "metrics.parquet")
+    assert str(before.select(after.column_names).to_pydict()) == str(after.to_pydict())
+    assert "gate/pos_mean" not in after.column_names
+    assert after.nbytes < 0.7 * before.nbytes and not keep(kept, kept)
+    left_out = json.loads(after.schema.metadata[b"left_out"])
+    assert {*left_out, *after.column_names} == {*before.column_names}
+    assert main(["verify", str(kept), "at=head"]) == 0
+    said = capsys.readouterr()
+    assert ": equal, 2 iterations" in said.out
+    assert f"; {len(left_out)} columns that the stored rows leave out were not compared" in said.out
+    pq.write_table(after.drop_columns(["kl/old_exact"]), kept / "metrics.parquet")  # not among those that it names
+    assert main(["verify", str(kept), "at=head"]) == 1
+    assert "different, since only one of the two has kl/old_exact" in capsys.readouterr().out
 
 
 def test_what_cannot_be_repeated_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

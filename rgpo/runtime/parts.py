@@ -33,7 +33,7 @@ def write_atomically(table: pa.Table, path: Path, key: Sequence[str] = ()) -> No
 
     Raises: Unreadable if something else was read back; OSError if the file cannot be written.
     """
-    _replace(path, _encode(table), table, key)
+    _replace(path, encode(table), table, key)
 
 
 def _replace(path: Path, data: bytes, table: pa.Table, key: Sequence[str]) -> None:
@@ -54,11 +54,12 @@ def write_part(folder: Path, table: pa.Table) -> None:
     Raises: Unreadable if something else was read back; OSError if the file cannot be written.
     """
     table = table.replace_schema_metadata(None)
-    data = _encode(table)
+    data = encode(table)
     _replace(folder / manifest.part_name(0, 0, data), data, table, ())
 
 
-def _encode(table: pa.Table) -> bytes:
+def encode(table: pa.Table) -> bytes:
+    """The bytes of a part or of metrics.parquet."""
     floats = [f.name for f in table.schema if pa.types.is_float32(f.type)]
     floats += [f"{f.name}.list.element" for f in table.schema if f.type == pa.list_(pa.float32())]
     words = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
@@ -227,7 +228,7 @@ class PartFiles:
         """The new part; [] for a table without rows."""
         if not len(table):
             return []
-        data = _encode(table)
+        data = encode(table)
         path = self.folder / manifest.part_name(self._attempt, self._num_parts, data)
         with storing(self.run_dir):
             _replace(path, data, table, key)

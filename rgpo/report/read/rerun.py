@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -32,6 +33,7 @@ COMMIT, HEAD = "commit", "head"
 DROPPED = ("results_dir", "force", "plan", "exports", "hydra/launcher", "tags")  # words about the place and form of results
 ROUNDING = 1e-5  # relative difference of float32 numbers
 MAX_SHOWN = 4  # columns named
+LEFT_OUT = b"left_out"  # of a file's metadata: JSON names of columns that were measured and not kept
 
 
 class Difference(NamedTuple):
@@ -53,7 +55,7 @@ def verify_run(folder: Path, at: str, record_in: Path | None = None) -> tuple[st
     require(at in (COMMIT, HEAD), "at", at, "give commit (of the run, in a temporary checkout) or head (the present code)")
     try:
         facts = reader.read_json(folder / "provenance.json", Provenance)
-        stored = _read(folder)
+        stored, left_out = _read(folder), _left_out(folder)
     except Unreadable as error:
         raise ConfigError(f"verify={folder}: {error}; give the folder of a finished run") from None
     words = _words(folder, facts)
@@ -70,7 +72,7 @@ def verify_run(folder: Path, at: str, record_in: Path | None = None) -> tuple[st
                 why = f"its commit {str(commit)[:10]} cannot be extracted ({error})"
                 raise ConfigError(f"verify={folder}: {why}; give at=head to repeat it with the present code") from None
         repeated, by = _repeat(words, work, at == COMMIT, folder)
-        found = difference(stored, repeated)
+        found = difference(stored, {name: column for name, column in repeated.items() if name not in left_out})
     where = f"{folder.parent.name}/{folder.name}"
     code = f"at its commit {str(commit)[:10]}" if at == COMMIT else "with the present code"
     notes = [Problem(where, text) for text in _notes(facts, found)]
@@ -86,7 +88,8 @@ def verify_run(folder: Path, at: str, record_in: Path | None = None) -> tuple[st
     if record_in is not None:
         commit = f"{by.get('commit') or ''}{'-dirty' if by.get('dirty') else ''}"
         record(record_in, where, {"code": by.get("code", ""), "commit": commit, "found": equal.partition(" (")[0]})
-    return f"{where}: {equal}, {len(stored['iteration'])} iterations, repeated {code}", notes
+    unkept = f"; {len(left_out)} columns that the stored rows leave out were not compared" if left_out else ""
+    return f"{where}: {equal}, {len(stored['iteration'])} iterations, repeated {code}{unkept}", notes
 
 
 def difference(first: Mapping[str, Floats], second: Mapping[str, Floats]) -> Difference:
@@ -178,6 +181,16 @@ def _read(folder: Path) -> dict[str, Floats]:
         raise Unreadable(why)
     rows.require_own(found, reader.read_yaml(folder / "config.yaml"))
     return {name: column for name, column in found.columns.items() if name != "attempt"}
+
+
+def _left_out(folder: Path) -> frozenset[str]:
+    """Columns that were measured and not kept, by present names."""
+    with reader.parquet(folder / "metrics.parquet") as file:
+        text = (file.schema_arrow.metadata or {}).get(LEFT_OUT, b"[]")
+    try:
+        return frozenset(RENAMED_COLUMNS.get(name, name) for name in map(str, json.loads(text)))
+    except (ValueError, TypeError) as error:
+        raise Unreadable(f"metrics.parquet: its list of left-out columns cannot be read ({first_line(error)})") from error
 
 
 def _notes(facts: Provenance, found: Difference) -> list[str]:

@@ -1,0 +1,75 @@
+"""python -m experiments.keep SOURCE EXPERIMENT...: take finished runs of another checkout into results/.
+
+    python -m experiments.keep ../long-runs/results matched_kl sensitivity
+    python -m experiments.keep results factorial
+
+Kept are config.yaml, provenance.json, state.json and the columns of metrics.parquet that the report, the claims and the pages
+read, half of a file; it names the others, which `rgpo-report verify RUN` leaves out of its comparison. Values are unchanged.
+With results/ itself as the source, runs that are there already are cut down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from rgpo import atomic
+from rgpo.report.read.rerun import LEFT_OUT
+from rgpo.runtime import reader
+from rgpo.runtime.parts import encode
+from rgpo.runtime.reader import Unreadable
+from rgpo.runtime.run_folder import RunState
+
+RESULTS = Path("results")
+BESIDE = ("config.yaml", "provenance.json", "state.json")
+UNREAD = re.compile(
+    r"epoch/(weight_relative_mean|ess_ratio)|gate/.*|weight/.*_q\d+|.*_se|kl/(old|ref)_k\d|gradvar/.*_noise_share.*"
+    r"|time/(?!iteration).*_cpu_s|grad/norm_max|advantage/.*|return/(train_std|length_mean|num_episodes)|ratio/(abs_log_max.*|min)"
+)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Take every run that is completed."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.keep", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", type=Path)
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT")
+    given = parser.parse_args(words)
+    for name in given.experiments:
+        folders = [folder for folder in sorted((given.source / name).iterdir()) if _completed(folder)]
+        kept = sum(keep(folder, RESULTS / name / folder.name) for folder in folders)
+        print(f"{name}: {len(folders)} completed runs, {kept} of them taken")
+
+
+def _completed(folder: Path) -> bool:
+    try:
+        return reader.read_json(folder / "state.json", RunState).get("status") == "completed"
+    except Unreadable:
+        return False
+
+
+def keep(folder: Path, target: Path) -> bool:
+    """Write a run's rows without the columns that nobody reads; False if the target has it already."""
+    if target != folder and target.exists():
+        return False
+    table = pq.read_table(folder / "metrics.parquet")
+    metadata = table.schema.metadata or {}
+    unread = [name for name in table.column_names if UNREAD.fullmatch(name)]
+    left_out = sorted({*json.loads(metadata.get(LEFT_OUT, b"[]")), *unread})
+    table = table.drop_columns(unread).replace_schema_metadata({**metadata, LEFT_OUT: json.dumps(left_out).encode()})
+    target.mkdir(parents=True, exist_ok=True)
+    for name in BESIDE:
+        if target != folder:
+            shutil.copyfile(folder / name, target / name)
+    atomic.write_bytes(target / "metrics.parquet", encode(table))
+    return bool(unread) or target != folder
+
+
+if __name__ == "__main__":
+    main()
