@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from experiments.pages.one_update import figure, gains, read
 from experiments.theory.common import load, start
 from rgpo import atomic
 from rgpo.control.evaluation import returns
@@ -30,12 +31,12 @@ from rgpo.core.rollout import Rollout
 from rgpo.learning.algorithm import GateAlgorithm, estimate
 from rgpo.learning.export import Facts
 from rgpo.learning.sgd import SGD
+from rgpo.report.figures import style
 
 TASKS = ("hopper", "halfcheetah", "walker2d", "ant")
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 EPOCHS = (1, 2, 5, 10, 20)
 PENALTY = 1.0  # of KL(old || new), where an arm has one
-TOTAL_STEPS = 1_000_000  # of the run whose states are used
 ARMS = {
     "no gate": ("identity", 0.0),
     "clip": ("clip", 0.0),
@@ -46,15 +47,17 @@ ARMS = {
     "clip + KL": ("clip", PENALTY),
     "sigmoid + KL": ("sigmoid", PENALTY),
 }
+CONFIDENCE = 0.95  # of the figure's band
 NOWHERE = Facts(run_id="", task="", algo="", seed=0, iteration=0, env_steps=0, command="", commit=None, versions={}, metrics={})
 
 
 class Size(NamedTuple):
-    """Amounts that are measured: states of a run, batches per state, episodes per policy."""
+    """Amounts that are measured: states of a run, batches per state, episodes per policy, and environment steps of the run."""
 
     states: int = 10
     batches: int = 5
     episodes: int = 16
+    steps: int = 1_000_000
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -66,18 +69,26 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--states", type=int, default=Size().states)
     parser.add_argument("--batches", type=int, default=Size().batches)
     parser.add_argument("--episodes", type=int, default=Size().episodes)
+    parser.add_argument("--steps", type=int, default=Size().steps)
+    parser.add_argument("--figure", type=Path, help="an SVG of all states that have a file")
     given = parser.parse_args(words)
     atomic.make_folder(given.results)
     with threadpool_limits(1):
         for task in given.tasks:
-            measure(task, Size(given.states, given.batches, given.episodes), given.results)
+            measure(task, Size(given.states, given.batches, given.episodes, given.steps), given.results)
+    if given.figure:
+        with style.context():
+            drawn = figure(gains(read(given.results)), CONFIDENCE)
+            style.settle(drawn)
+            atomic.write_bytes(given.figure, style.save(drawn, given.figure.stem, ("svg",), 220)["svg"])
+        print(given.figure)
 
 
 def measure(name: str, size: Size, folder: Path) -> None:
     """Train PPO on a task and write the table of every state that has none."""
     task, algorithm = load("algo=ppo", f"task={name}")
     assert isinstance(task, Control)
-    num_iterations = task.plan_iterations(TOTAL_STEPS)
+    num_iterations = task.plan_iterations(size.steps)
     policy = start(task, algorithm, num_iterations, seed=1)
     assert isinstance(policy, ControlPolicy)
     marks = np.linspace(0, num_iterations, size.states + 2, dtype=int)[1:-1].tolist()

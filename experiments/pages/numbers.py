@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,9 +11,12 @@ from experiments.pages import one_update
 from experiments.pages.results import ESS, SPIKES, TAIL, Results
 from rgpo.cli.config_dir import group_options
 from rgpo.paths import conf_dir
+from rgpo.report.claims.external import read_external
 from rgpo.report.claims.ledger import in_short
+from rgpo.report.claims.published import published_table
 from rgpo.report.read.columns import KL, TRAIN
 from rgpo.report.read.groups import Group
+from rgpo.report.stats.independent import Summary, relative_change, summarize
 from rgpo.report.tables import bench, summary
 from rgpo.report.tables.advice import advice
 from rgpo.report.tables.matched import matched_table
@@ -117,6 +121,45 @@ def arms(found: Results, experiment: str) -> str:
     return Table("arms", "", "", columns, tuple(rows)).markdown()
 
 
+def contrasts(found: Results, experiment: str, *pairs: str) -> str:
+    """Changes of the return in percent, a row per pair of arms ``gate+penalty:gate+penalty`` and a column per task (Fieller)."""
+    samples: dict[str, dict[str, Summary]] = {}
+    for group in found.groups.get(experiment, []):
+        samples.setdefault(group.task, {})[_arm(group)] = summarize(group.values(TRAIN, "final"))
+    if not samples:
+        return f"`rgpo-run -m experiment={experiment}` has not been run."
+    rows: list[dict[str, str | float]] = []
+    for pair in pairs:
+        ours, theirs = pair.split(":")
+        row: dict[str, str | float] = {"arm": ours, "against": theirs}
+        for task, by_arm in samples.items():
+            row |= interval_cells(task, relative_change(by_arm[ours], by_arm[theirs], found.settings.confidence))
+        rows.append(row | {"n": min(by_arm[arm].n for by_arm in samples.values() for arm in (ours, theirs))})
+    columns = (
+        word("arm", "gate + penalty"),
+        word("against", "against"),
+        number("n", "n"),
+        *(estimate(task, f"{task}, %", sign=True) for task in sorted(samples)),
+    )
+    return Table("contrasts", "", "", columns, tuple(rows)).markdown()
+
+
+def _arm(group: Group) -> str:
+    config = group.used[0].config
+    return f"{config['choices.gate']}+{config['choices.penalty']}"
+
+
+def published(found: Results, experiment: str, arm: str) -> str:
+    """Returns of an arm ``gate+penalty`` beside those that others published for the same environments and number of steps."""
+    groups = [group for group in found.groups.get(experiment, []) if _arm(group) == arm]
+    table = published_table(read_external(found.folder)[0], groups, found.settings.confidence)
+    if table is None:
+        return f"`rgpo-run -m experiment={experiment}` has not been run."
+    rows = tuple(row for row in table.rows if not math.isnan(float(row["percent_low"])))
+    shown = ("task", "ours", "sd", "n", "theirs", "their_sd", "their_n", "percent", "source")
+    return _chosen(replace(table, rows=rows), shown)
+
+
 def equal_kl(found: Results, experiment: str, baseline: str = "ppo", algo: str = "") -> str:
     """Rewards of an experiment's arms, or those of one algorithm, against a baseline's at the largest KL that both reach."""
     table = matched_table(found.groups.get(experiment, []), replace(found.settings, baseline=baseline))
@@ -197,6 +240,8 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "verdict": verdict,
     "verdicts": verdicts,
     "arms": arms,
+    "contrasts": contrasts,
+    "published": published,
     "equal_kl": equal_kl,
     "single_updates": single_updates,
     "speed": speed,

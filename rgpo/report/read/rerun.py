@@ -25,7 +25,7 @@ from rgpo.report.read.run import Problem
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime import manifest, reader
 from rgpo.runtime.former import RENAMED_COLUMNS
-from rgpo.runtime.provenance import Provenance, versions
+from rgpo.runtime.provenance import Provenance
 from rgpo.runtime.reader import Unreadable
 from rgpo.runtime.schema import CLOCK_PREFIXES, COUNTERS, PROVENANCE
 
@@ -75,7 +75,7 @@ def verify_run(folder: Path, at: str, record_in: Path | None = None) -> tuple[st
         found = difference(stored, {name: column for name, column in repeated.items() if name not in left_out})
     where = f"{folder.parent.name}/{folder.name}"
     code = f"at its commit {str(commit)[:10]}" if at == COMMIT else "with the present code"
-    notes = [Problem(where, text) for text in _notes(facts, found)]
+    notes = [Problem(where, text) for text in _notes(facts, by, found)]
     if found.iteration:
         more = len(found.columns) - MAX_SHOWN
         columns = ", ".join(found.columns[:MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
@@ -193,9 +193,9 @@ def _left_out(folder: Path) -> frozenset[str]:
         raise Unreadable(f"metrics.parquet: its list of left-out columns cannot be read ({first_line(error)})") from error
 
 
-def _notes(facts: Provenance, found: Difference) -> list[str]:
-    """One clause for each thing but numbers that differs between the two runs."""
-    now, then = versions(), facts.get("versions", {})
+def _notes(facts: Provenance, by: Provenance, found: Difference) -> list[str]:
+    """One clause for each thing but numbers that differs between the two runs: libraries, data and models by their versions."""
+    now, then = by.get("versions", {}), facts.get("versions", {})
     changed = [
         f"{name} {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name] and name != "rgpo"
     ]
