@@ -15,10 +15,11 @@ from rgpo.report.figures.style import KNOWN, algorithm_lines, assign
 from rgpo.report.read.columns import TRAIN
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import read_runs
+from rgpo.report.stats.bootstrap import Interval
 from rgpo.report.tables.baseline import comparisons, scores
 from rgpo.report.tables.overall import overall
 from rgpo.report.tables.summary import returns, spikes
-from rgpo.report.tables.table import Table, escape_tex, number, plain, word
+from rgpo.report.tables.table import Table, escape_tex, number, percent, plain, word
 from rgpo.runtime.schema import GLOSSARY
 
 COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "epoch/kl_old_exact")
@@ -156,3 +157,9 @@ def test_one_look_per_algorithm() -> None:
 
 def test_the_fixtures_name_metrics_of_the_glossary() -> None:
     assert set(fixtures.metrics_of("hopper", "ppo", 1, 3)) <= set(GLOSSARY)
+
+
+def test_changes_of_more_than_ten_times_are_factors() -> None:
+    assert percent(Interval(12.3, -3.0, 27.0)) == "+12 % [-3.0, +27]" and percent(Interval(999.0, 900, 1200)).startswith("+999 %")
+    assert percent(Interval(108629.0, 26938.0, 190366.0)) == "1087 times [270, 1905]"
+    assert percent(Interval(5000.0, float("nan"), float("nan"))) == "51 times"

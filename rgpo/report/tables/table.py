@@ -15,6 +15,7 @@ from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 Cell = str | float
 Row = Mapping[str, Cell]
 NOTHING = "–"
+MANY = 1000.0  # percent, from which on a factor is easier to read
 MAX_WORDS = 28  # characters of a cell that does not wrap in LaTeX
 _TEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
 _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -130,9 +131,12 @@ def between(low: float, high: float, digits: int = 3, *, sign: bool = False) -> 
 
 
 def percent(found: Interval) -> str:
-    """A change in words: "+12 % [-3, +27]"."""
+    """A change in words: "+12 % [-3, +27]"; as a factor from eleven times on: "620 times [210, 1000]"."""
     if math.isnan(found.value):
         return NOTHING
+    if found.value >= MANY:
+        value, low, high = (1 + x / 100 for x in (found.value, found.low, found.high))
+        return f"{plain(value, 2)} times" + ("" if math.isnan(low) else f" {between(low, high, 2)}")
     sign = "+" if found.value > 0 else ""
     interval = "" if math.isnan(found.low) else f" {between(found.low, found.high, 2, sign=True)}"
     return f"{sign}{plain(found.value, 2)} %{interval}"
