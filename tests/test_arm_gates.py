@@ -61,7 +61,7 @@ def test_a_run_records_its_gate_and_the_page_draws_it(here: Path) -> None:
     for gate in ("gate.sharpness=3", "gate.sharpness=5"):
         rgpo.run("algo=rgpo", gate, "update.num_minibatches=4", *words, "results_dir=results")
     assert main(["figures=[arm_gates]", "format=svg", "num_resamples=100"]) == 0
-    page = (here / "report/index.html").read_text()
+    page = (here / "report/index.html").read_text() + json.dumps(fixtures.page_data(here / "report/index.html"))
     assert all(text in page for text in ("Gates of the arms", "Sigmoid(sharpness=3)", "Sigmoid(sharpness=5)"))
     assert (here / "report/default/figures/arm_gates.svg").exists()
 
@@ -84,4 +84,4 @@ def test_a_damaged_curve_is_left_out(here: Path, curve: object, shown: bool) -> 
     path = folder / "provenance.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"gate_curve": curve, "algorithm": {"gate": "Mine(width=1)"}}))
     assert main(["num_resamples=100"]) == 0
-    assert ("Mine(width=1)" in (here / "report/index.html").read_text()) == shown
+    assert ("Mine(width=1)" in json.dumps(fixtures.page_data(here / "report/index.html"))) == shown
