@@ -210,7 +210,9 @@ def main(words: Sequence[str]) -> None:
 
         measured = {row["case"] for row in rows}
         earlier = pd.read_parquet(words[1]) if Path(words[1]).exists() else pd.DataFrame({"case": []})
-        pd.concat([earlier[~earlier["case"].isin(measured)], pd.DataFrame(rows)]).to_parquet(words[1], index=False)
+        pd.concat([earlier[~earlier["case"].isin(measured)], pd.DataFrame(rows)]).astype({"round": int}).to_parquet(
+            words[1], index=False
+        )
 
 
 if __name__ == "__main__":

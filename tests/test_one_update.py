@@ -57,6 +57,19 @@ def test_levels_beyond_an_arms_reach_and_too_few_states_are_left_out(tmp_path: P
     assert one_update.read(tmp_path / "nowhere").empty
 
 
+def test_gains_by_range_are_means_over_states_of_all_arms(tmp_path: Path) -> None:
+    for state, gain in enumerate((1.0, 2.0, 6.0)):
+        kl = [0.02, 0.05, 0.5, 0.5]
+        rows = pd.DataFrame({"arm": ["clip", "spo"] * 2, "lr": 1e-3, "epochs": 1, "batch": 0, "kl": kl, "return_before": 7.0})
+        rows["return_after"] = 7.0 + np.array([gain - 1, gain + 1, -gain, -gain])
+        rows.assign(task="hopper", state=state).to_parquet(tmp_path / f"hopper-{state}.parquet")
+    found = one_update.by_range(one_update.read(tmp_path), 0.95)
+    small, large = found[0.01, 0.1]["hopper"], found[0.1, 1.0]["hopper"]
+    half = 4.302653 * np.sqrt(7.0 / 3)  # t(0.975, 2) sd / sqrt(3)
+    assert small == pytest.approx((3.0, 3.0 - half, 3.0 + half)) and large.value == pytest.approx(-3.0)
+    assert found[0.0, 0.01] == {} == found[1.0, float("inf")]
+
+
 def test_the_figure_has_a_panel_per_task_and_a_line_per_arm(tmp_path: Path) -> None:
     write(tmp_path)
     with style.context():

@@ -16,7 +16,7 @@ from rgpo.report.tables import bench
 
 FAST = ["format=svg", "num_resamples=200"]
 PPO, TRPO = "PPO, HalfCheetah-v4, 1 environment", "TRPO, HalfCheetah-v4, 1 environment"
-GRPO = "GRPO, SmolLM2-135M, LoRA"
+GRPO = "GRPO, SmolLM2-135M, LoRA, 32 tokens"
 SPEEDS = {  # contestant -> steps per CPU-second in rounds 0, 1, 2
     "ours": (6000.0, 4000.0, 5000.0),
     "sb3": (2000.0, 2000.0, 1000.0),

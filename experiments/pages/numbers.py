@@ -16,6 +16,7 @@ from rgpo.report.claims.ledger import in_short
 from rgpo.report.claims.published import published_table
 from rgpo.report.read.columns import KL, TRAIN
 from rgpo.report.read.groups import Group
+from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.stats.independent import Summary, relative_change, summarize
 from rgpo.report.tables import bench, summary
 from rgpo.report.tables.advice import advice
@@ -191,6 +192,25 @@ def single_updates(found: Results) -> str:
     return f"{table.markdown()}\n\n![Gain over KL](figures/one_update.svg)"
 
 
+def updates_by_kl(found: Results) -> str:
+    """Mean gain of single updates of all arms by ranges of the KL, a column per task, with intervals over states."""
+    measured = one_update.read(found.folder / "one_update")
+    if not len(measured):
+        return "`python -m experiments.one_update` has not been run."
+    states = measured.groupby("task").state.nunique()
+    rows: list[dict[str, str | float]] = []
+    for (low, high), by_task in one_update.by_range(measured, found.settings.confidence).items():
+        row: dict[str, str | float] = {
+            "range": f"{low:g} to {high:g}" if math.isfinite(high) else f"above {low:g}",
+            "n": MIN_RUNS,
+        }
+        for task in states.index:
+            row |= interval_cells(task, by_task.get(task, Interval(math.nan, math.nan, math.nan)))
+        rows.append(row)
+    columns = [word("range", "KL, nats"), *(estimate(task, f"{task} ({states[task]} states)") for task in states.index)]
+    return Table("updates_by_kl", "", "", tuple(columns), tuple(rows)).markdown()
+
+
 def speed(found: Results, kind: str) -> str:
     """A row per case of results/bench: our speed per CPU-second, the fastest other implementation, and the ratio of the two."""
     unit = kind.replace("-", " ")
@@ -244,6 +264,7 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "published": published,
     "equal_kl": equal_kl,
     "single_updates": single_updates,
+    "updates_by_kl": updates_by_kl,
     "speed": speed,
     "speed_in_short": speed_in_short,
     "campaign": campaign,

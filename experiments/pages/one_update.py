@@ -8,6 +8,7 @@ differences are Student's over states, and hold for all arms and levels of a tas
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from rgpo.report.stats.independent import simultaneous, student, summarize
 
 LEVELS = np.geomspace(1e-3, 1.0, 13)  # nats
 TABLE_LEVELS = (3, 6, 9)  # of LEVELS: .0056, .032, .18
+RANGES = (0.0, 0.01, 0.1, 1.0, float("inf"))  # nats
 BASELINE = "clip"
 SETTINGS = ["state", "lr", "epochs"]
 LOOKS = {"no gate": "trpo", "clip": "ppo", "sigmoid": "rgpo", "sign-aware": "rgpo_sign_aware", "spo": "spo"}
@@ -73,6 +75,19 @@ def changes(by_task: Mapping[str, Mapping[str, Floats]], confidence: float) -> l
                     difference = student(summarize(pair[:, 0] - pair[:, 1]), each)
                     own = student(summarize(pair[:, 0]), confidence)
                     found.append(Change(task, arm, float(LEVELS[level]), own, difference, len(pair)))
+    return found
+
+
+def by_range(rows: pd.DataFrame, confidence: float) -> dict[tuple[float, float], dict[str, Interval]]:
+    """(low, high) KL in nats -> task -> mean gain of all arms' updates in that range, with Student's interval over states."""
+    rows = rows.assign(gain=rows.return_after - rows.return_before)
+    found: dict[tuple[float, float], dict[str, Interval]] = {}
+    for low, high in pairwise(RANGES):
+        inside = rows[(rows.kl > low) & (rows.kl <= high)]
+        means = inside.groupby(["task", "state"]).gain.mean()
+        found[low, high] = {
+            str(task): student(summarize(values.to_numpy(float)), confidence) for task, values in means.groupby(level="task")
+        }
     return found
 
 

@@ -30,7 +30,7 @@ LANGUAGE = {
     **{phase: (f"time/{phase}_s",) for phase in PHASES[1:3]},
 }
 TINY = "random Qwen2 of 0.15 M parameters"
-MODELS = {"tiny": TINY, "smollm2": "SmolLM2-135M, LoRA"}
+MODELS = {"tiny": TINY, "smollm2": "SmolLM2-135M, LoRA, 32 tokens", "smollm2_256": "SmolLM2-135M, LoRA, 256 tokens"}
 MODELS |= {f"tiny_{t}x{g}": f"{TINY}, {t} tokens, groups of {g}" for t in (32, 128, 512) for g in (4, 16, 32)}
 MODELS |= {f"prompt_{g}": f"{TINY}, long prompts, 32 tokens, groups of {g}" for g in (4, 16)}
 
