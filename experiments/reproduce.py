@@ -35,7 +35,7 @@ REPORT = 30.0  # CPU-s
 ONE_UPDATE = 60.0  # CPU-s of single updates at small sizes
 THEORY = 150.0  # CPU-s per experiment, roughly
 THEORY_SMOKE = 60.0  # CPU-s of all of them at tiny sizes
-SMALL_CONTROL = ["total_env_steps=20480", "task.num_steps=512", "eval_every=5", "gradvar_every=5"]
+SMALL_CONTROL = ["task.num_steps=512", "eval_every=5", "gradvar_every=5"]
 SMALL_UPDATES = ["--tasks", "hopper", "--states", "3", "--batches", "1", "--episodes", "2", "--steps", "81920"]
 SMALL_LANGUAGE = ["num_iterations=8", "eval_every=4", "gradvar_every=4"]
 
@@ -84,9 +84,9 @@ def plan(target: str, results: str) -> Iterator[Step]:
         yield sweep(["algo=rgpo", "task=hopper", "total_env_steps=102400", *where], many=False)
         yield Step(["rgpo-report", *where], REPORT)
     elif target == "quick":
-        yield sweep(["experiment=first_evidence", "seed=1,2,3", *SMALL_CONTROL, *where])
+        yield sweep(["experiment=first_evidence", "seed=1,2,3", "total_env_steps=20480", *SMALL_CONTROL, *where])
         for name in ("factorial", "matched_kl", "sensitivity"):
-            yield sweep([f"experiment={name}", "seed=1", "task=hopper", *SMALL_CONTROL, *where])
+            yield sweep([f"experiment={name}", "seed=1", "task=hopper", "total_env_steps=10240", *SMALL_CONTROL, *where])
         for name in ("rlhf_embedded", "language_frontier_adaptive", "language_frontier_reward_kl"):
             yield sweep([f"experiment={name}", "seed=1", *SMALL_LANGUAGE, *where])
         words = ["--results", f"{results}/one_update", "--figure", f"{results}/one_update.svg", *SMALL_UPDATES]
