@@ -170,6 +170,15 @@ def equal_kl(found: Results, experiment: str, baseline: str = "ppo", algo: str =
     return _chosen(replace(table, rows=tuple(last.values())), ("measure", "label", "n", "kl", "percent"))
 
 
+def return_at_equal_kl(found: Results, experiment: str, baseline: str) -> str:
+    """Returns of arms with several settings against those of an arm, ``ppo+gate=identity``, at every level of KL that both cover."""
+    settings = replace(found.settings, baseline=baseline.replace("+", " "))
+    table = matched_table(found.groups.get(experiment, []), settings)
+    if table is None:
+        return f"`rgpo-run -m experiment={experiment}` has not been run."
+    return _chosen(table, ("task", "label", "n", "kl", "difference", "percent"))
+
+
 def single_updates(found: Results) -> str:
     """Gains of single updates at equal KL, with the differences from PPO's clip."""
     changes = one_update.changes(found.single_updates, found.settings.confidence)
@@ -263,6 +272,7 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "contrasts": contrasts,
     "published": published,
     "equal_kl": equal_kl,
+    "return_at_equal_kl": return_at_equal_kl,
     "single_updates": single_updates,
     "updates_by_kl": updates_by_kl,
     "speed": speed,
