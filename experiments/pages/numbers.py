@@ -171,7 +171,7 @@ def equal_kl(found: Results, experiment: str, baseline: str = "ppo", algo: str =
 
 
 def return_at_equal_kl(found: Results, experiment: str, baseline: str) -> str:
-    """Returns of arms with several settings against those of an arm, ``ppo+gate=identity``, at every level of KL that both cover."""
+    """Returns of arms with several settings against an arm's, ``ppo+gate=identity``, at every level of KL that both cover."""
     settings = replace(found.settings, baseline=baseline.replace("+", " "))
     table = matched_table(found.groups.get(experiment, []), settings)
     if table is None:
