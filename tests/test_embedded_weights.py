@@ -11,7 +11,7 @@ from corpora import TINY, reviews, write_sdist
 
 from rgpo.errors import ConfigError
 from rgpo.language.sources.embedded import corpus, pretrained, training
-from rgpo.language.sources.embedded.artifacts import load_artifacts
+from rgpo.language.sources.embedded.artifacts import Artifacts, load_artifacts
 from rgpo.language.sources.embedded.training import Recipe
 
 SHIPPED = sorted(pretrained.FOLDER.glob("*.safetensors"))
@@ -24,14 +24,20 @@ def sdist(tmp_path: Path) -> tuple[Path, str]:
     return cache, write_sdist(cache, reviews(300, "movie", 0), reviews(200, "camera", 1))
 
 
+@pytest.fixture
+def trained(sdist: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
+    """Artifacts trained with the recipe TINY, whose weights the package then has."""
+    found = load_artifacts(sdist[0], lambda line: None, TINY, sdist[1])
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    for folder in (found.model, found.reward_model):
+        shutil.copy(folder / "model.safetensors", pretrained.file(folder.name, found.report["training_digest"]))
+    return found
+
+
 def test_weights_that_are_taken_give_the_same_files_as_training(
-    sdist: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sdist: tuple[Path, str], trained: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, sha256 = sdist
-    trained = load_artifacts(cache, lambda line: None, TINY, sha256)
-    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
-    for folder in (trained.model, trained.reward_model):
-        shutil.copy(folder / "model.safetensors", pretrained.file(folder.name, trained.report["training_digest"]))
     monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained"))
     shutil.rmtree(trained.folder)
     taken = load_artifacts(cache, lambda line: None, TINY, sha256)
@@ -40,14 +46,8 @@ def test_weights_that_are_taken_give_the_same_files_as_training(
 
 
 @pytest.mark.parametrize("changed", [{"lm_lr": 2e-2}, {"seed": 1}, {"vocab_size": 300}])
-def test_another_recipe_is_trained(
-    changed: dict[str, float], sdist: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_recipe_is_trained(changed: dict[str, float], sdist: tuple[Path, str], trained: Artifacts) -> None:
     cache, sha256 = sdist
-    trained = load_artifacts(cache, lambda line: None, TINY, sha256)
-    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
-    for folder in (trained.model, trained.reward_model):
-        shutil.copy(folder / "model.safetensors", pretrained.file(folder.name, trained.report["training_digest"]))
     lines: list[str] = []
     other = load_artifacts(cache, lines.append, TINY._replace(**changed), sha256)
     assert other.report["training_digest"] != trained.report["training_digest"]
