@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import report_fixtures as fixtures
 import torch
 from cli import checkpoint_of, rgpo_run, rows
 from test_hh_rlhf import line, write
@@ -104,7 +105,7 @@ def test_the_report_has_both_with_their_units(whole: dict[str, Job], tmp_path: P
     results = whole["a2c"].run_dir.parents[1]
     code = report.main([f"results_dir={results}", f"out={tmp_path}", "figures=[own_metrics,kl]", "format=svg"])
     assert code == 0, capsys.readouterr().err
-    page = (tmp_path / "index.html").read_text()
+    page = json.dumps(fixtures.page_data(tmp_path / "index.html"), separators=(",", ":"))
     for name, unit in (("a2c/value_loss", "reward^2"), ("dpo/margin", "nats")):
         assert f'"name":"{name}","unit":"{unit}"' in page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import report_fixtures as fixtures
 from paper_runs import Ran, jsonl, run, words
 from tiny_models import write_model, write_reward_model
 
@@ -102,7 +104,7 @@ def test_report_and_evaluation_show_every_term(parts: Path, tmp_path: Path, caps
     ran = go(parts, "task.reward=[my_reward.py:brevity, {function: my_reward.py:letters, weight: 0, name: vowels}]")
     samples = pd.read_parquet(ran.folder / "samples.parquet")
     assert report.main(["results_dir=results", f"out={tmp_path}/report", "figures=[own_metrics]", "format=svg"]) == 0
-    page = " ".join((tmp_path / "report/index.html").read_text().split())
+    page = json.dumps(fixtures.page_data(tmp_path / "report/index.html"), separators=(",", ":"))
     last = samples[samples["iteration"] == 2].iloc[0]
     score = float(f"{last['reward/vowels']:.6g}")
     assert f'"vowels":{score}' in page and '"name":"reward/vowels_mean","unit":"score"' in page
