@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from experiments.pages.numbers import contrasts, published
+from experiments.pages.literature import evaluated, published
+from experiments.pages.numbers import contrasts
 from experiments.pages.results import Results
 
 ROOT = Path(__file__).parents[1]
@@ -49,3 +52,19 @@ def test_published_rows_are_those_with_an_interval(results: Results) -> None:
     rows = [cells(table, row) for row in range(len(table.strip().splitlines()) - 2)]
     assert {row[0] for row in rows} == {"ant", "halfcheetah", "hopper", "walker2d"} and all("[" in row[7] for row in rows)
     assert "has not been run" in published(results, "nothing", "clip+none")
+
+
+def test_evaluation_returns_stand_beside_those_of_other_projects(results: Results) -> None:
+    table = evaluated(results, "baselines", "trpo")
+    head = [cell.strip() for cell in table.strip().splitlines()[0].strip("|").split("|")]
+    rows = [cells(table, row) for row in range(len(table.strip().splitlines()) - 2)]
+    (hopper,) = (row for row in rows if row[:2] == ["hopper", "trpo kl_max=0.03"])
+    assert hopper[head.index("sb3-contrib")] == "3,372 ± 215" and hopper[head.index("Spinning Up (PyTorch)")] == "1,200"
+    ends = []
+    for folder in (ROOT / "results" / "baselines").glob("hopper-trpo-*"):
+        if yaml.safe_load((folder / "config.yaml").read_text())["update"]["kl_max"] == 0.03:
+            column = pq.read_table(folder / "metrics.parquet", columns=["return/eval_mean"]).column(0).to_numpy()
+            measured = column[~pd.isna(column)]
+            ends.append(measured[-round(len(measured) / 10) :].mean())
+    assert hopper[2:4] == [str(len(ends)), f"{np.mean(ends):,.0f} ± {np.std(ends, ddof=1):,.0f}"]
+    assert "has not been run" in evaluated(results, "baselines", "spo")

@@ -7,13 +7,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from experiments.pages import one_update
-from experiments.pages.results import ESS, SPIKES, TAIL, Results
+from experiments.pages import literature, one_update
+from experiments.pages.results import ESS, SPIKES, TAIL, Results, arm_of, chosen
 from rgpo.cli.config_dir import group_options
 from rgpo.paths import conf_dir
-from rgpo.report.claims.external import read_external
 from rgpo.report.claims.ledger import in_short
-from rgpo.report.claims.published import published_table
 from rgpo.report.read.columns import KL, TRAIN
 from rgpo.report.read.groups import Group
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
@@ -35,7 +33,7 @@ def results(found: Results, algo: str) -> str:
             members = [group for group in groups if group.language is language]
             if members:
                 table = make(members, found.settings)
-                parts += [_title(name, members), _chosen(table, shown)]
+                parts += [_title(name, members), chosen(table, shown)]
     if not parts:
         return "There is no evidence in `results/` yet. A first impression, in a few minutes: see how to run it, above."
     if any(not group.language for groups in found.of(algo).values() for group in groups):
@@ -47,10 +45,6 @@ def _title(name: str, groups: list[Group]) -> str:
     settings = sorted({summary.setting(group.runs[0]) for group in groups})
     repeat = f", `rgpo-run -m experiment={name}`" if name in group_options("experiment") else ""
     return f"**{name}** ({', '.join(settings)}{repeat}):"
-
-
-def _chosen(table: Table, keys: tuple[str, ...]) -> str:
-    return replace(table, columns=tuple(column for column in table.columns if column.key in keys)).markdown()
 
 
 def _brackets(found: Results) -> str:
@@ -126,7 +120,7 @@ def contrasts(found: Results, experiment: str, *pairs: str) -> str:
     """Changes of the return in percent, a row per pair of arms ``gate+penalty:gate+penalty`` and a column per task (Fieller)."""
     samples: dict[str, dict[str, Summary]] = {}
     for group in found.groups.get(experiment, []):
-        samples.setdefault(group.task, {})[_arm(group)] = summarize(group.values(TRAIN, "final"))
+        samples.setdefault(group.task, {})[arm_of(group)] = summarize(group.values(TRAIN, "final"))
     if not samples:
         return f"`rgpo-run -m experiment={experiment}` has not been run."
     rows: list[dict[str, str | float]] = []
@@ -145,29 +139,13 @@ def contrasts(found: Results, experiment: str, *pairs: str) -> str:
     return Table("contrasts", "", "", columns, tuple(rows)).markdown()
 
 
-def _arm(group: Group) -> str:
-    config = group.used[0].config
-    return f"{config['choices.gate']}+{config['choices.penalty']}"
-
-
-def published(found: Results, experiment: str, arm: str) -> str:
-    """Returns of an arm ``gate+penalty`` beside those that others published for the same environments and number of steps."""
-    groups = [group for group in found.groups.get(experiment, []) if _arm(group) == arm]
-    table = published_table(read_external(found.folder)[0], groups, found.settings.confidence)
-    if table is None:
-        return f"`rgpo-run -m experiment={experiment}` has not been run."
-    rows = tuple(row for row in table.rows if not math.isnan(float(row["percent_low"])))
-    shown = ("task", "ours", "sd", "n", "theirs", "their_sd", "their_n", "percent", "source")
-    return _chosen(replace(table, rows=rows), shown)
-
-
 def equal_kl(found: Results, experiment: str, baseline: str = "ppo", algo: str = "") -> str:
     """Rewards of an experiment's arms, or those of one algorithm, against a baseline's at the largest KL that both reach."""
     table = matched_table(found.groups.get(experiment, []), replace(found.settings, baseline=baseline))
     if table is None:
         return f"`rgpo-run -m experiment={experiment}` has not been run."
     last = {(row["measure"], row["label"]): row for row in table.rows if algo in ("", row["algo"])}
-    return _chosen(replace(table, rows=tuple(last.values())), ("measure", "label", "n", "kl", "percent"))
+    return chosen(replace(table, rows=tuple(last.values())), ("measure", "label", "n", "kl", "percent"))
 
 
 def return_at_equal_kl(found: Results, experiment: str, baseline: str) -> str:
@@ -176,7 +154,7 @@ def return_at_equal_kl(found: Results, experiment: str, baseline: str) -> str:
     table = matched_table(found.groups.get(experiment, []), settings)
     if table is None:
         return f"`rgpo-run -m experiment={experiment}` has not been run."
-    return _chosen(table, ("task", "label", "n", "kl", "difference", "percent"))
+    return chosen(table, ("task", "label", "n", "kl", "difference", "percent"))
 
 
 def single_updates(found: Results) -> str:
@@ -270,7 +248,8 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "verdicts": verdicts,
     "arms": arms,
     "contrasts": contrasts,
-    "published": published,
+    "published": literature.published,
+    "evaluated": literature.evaluated,
     "equal_kl": equal_kl,
     "return_at_equal_kl": return_at_equal_kl,
     "single_updates": single_updates,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -15,16 +16,18 @@ from rgpo.report.claims.external import read_external
 from rgpo.report.claims.ledger import START
 from rgpo.report.cli import parse
 from rgpo.report.figures import learning_curves
-from rgpo.report.read.columns import GOLD, KL, KL_REF, LENGTH, PROXY, TRAIN, TRUNCATED
+from rgpo.report.read.columns import EVAL, GOLD, KL, KL_REF, LENGTH, PROXY, TRAIN, TRUNCATED
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import experiments, read_runs
 from rgpo.report.read.workers import workers
 from rgpo.report.settings import Settings
 from rgpo.report.stats.bootstrap import Floats
+from rgpo.report.tables.table import Table
 
 LEDGER = Path(__file__).parents[1] / "README.md"
 TAIL, ESS, SPIKES = ("ratio/tail_index", "median"), ("ess/ratio", "mean"), (KL, "share above 0.04")
-NUMBERS = (TAIL, ESS, SPIKES, (KL, "mean"))  # of runs, for the table of arms
+EVALUATED = (EVAL, "final")
+NUMBERS = (TAIL, ESS, SPIKES, (KL, "mean"), EVALUATED)  # of runs, for the tables of arms
 COLUMNS = {*learning_curves.COLUMNS, TRAIN, KL, PROXY, GOLD, KL_REF, LENGTH, TRUNCATED, TAIL[0], ESS[0]}
 
 
@@ -83,3 +86,14 @@ class Results:
         loaded, _ = read_claims(claims_dir() / "rgpo", experiments(self.folder, None), read_external(self.folder)[0])
         subjects = {one.claim.id: one.subject for one in loaded}
         return [Judged(subjects[row[places[0]]], *(row[place] for place in places)) for row in found]
+
+
+def arm_of(group: Group) -> str:
+    """The name of an arm of a factorial: its gate and its penalty, as ``clip+none``."""
+    config = group.used[0].config
+    return f"{config['choices.gate']}+{config['choices.penalty']}"
+
+
+def chosen(table: Table, keys: tuple[str, ...]) -> str:
+    """A table as markdown with some of its columns alone."""
+    return replace(table, columns=tuple(column for column in table.columns if column.key in keys)).markdown()

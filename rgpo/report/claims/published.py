@@ -30,8 +30,8 @@ def published_table(anchors: Anchors, groups: Sequence[Group], confidence: float
         for by_arm in anchors.values():
             for arm, by_task in by_arm.items():
                 for task, anchor in by_task.items():
-                    alike = group.used and group.used[0].planned_steps == anchor.steps
-                    if alike and _base(task) == _base(group.task) and canonical_name("algo", arm) == group.algo:
+                    alike = without_version(task) == without_version(group.task) and canonical_name("algo", arm) == group.algo
+                    if alike and group.used and group.used[0].planned_steps == anchor.steps:
                         rows.append(_row(group, task, anchor, confidence))
     columns = (
         word("task", "task"),
@@ -57,7 +57,7 @@ def published_table(anchors: Anchors, groups: Sequence[Group], confidence: float
     return Table("published", "Published returns", caption, columns, tuple(rows), "task") if rows else None
 
 
-def _base(task: str) -> str:
+def without_version(task: str) -> str:
     """A task without the version of its environment: hopper for "hopper (v3)"."""
     return _VERSION.sub("", task)
 
