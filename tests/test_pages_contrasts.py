@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from experiments.pages.literature import evaluated, published
-from experiments.pages.numbers import contrasts
+from experiments.pages.numbers import contrasts, differences
 from experiments.pages.results import Results
 
 ROOT = Path(__file__).parents[1]
@@ -38,13 +38,19 @@ def cells(table: str, row: int) -> list[str]:
     return [cell.strip() for cell in table.strip().splitlines()[2 + row].strip("|").split("|")]
 
 
+def interval(cell: str) -> list[float]:
+    return [float(word) for word in cell.replace("[", "").replace("]", "").replace(",", "").split()]
+
+
 def test_a_contrast_is_the_relative_change_of_the_means(results: Results) -> None:
     ours, theirs = mean_return("sigmoid", "rgpo.gates.Sigmoid", True), mean_return("clip", "rgpo.gates.Clip", False)
     table = contrasts(results, "factorial", "clip+none:clip+none", "sigmoid+adaptive:clip+none")
     assert cells(table, 0)[:4] == ["clip+none", "clip+none", "5", cells(table, 0)[3]] and cells(table, 0)[3].startswith("0 [-")
-    value, low, high = (float(word) for word in cells(table, 1)[3].replace("[", "").replace("]", "").replace(",", "").split())
+    value, low, high = interval(cells(table, 1)[3])
     assert value == pytest.approx(100 * (ours / theirs - 1), abs=1.5) and low < value < high
     assert "has not been run" in contrasts(results, "nothing", "a+b:c+d")
+    value, low, high = interval(cells(differences(results, "factorial", "sigmoid+adaptive:clip+none"), 0)[3])
+    assert value == pytest.approx(ours - theirs, rel=0.05) and low < value < high
 
 
 def test_published_rows_are_those_with_an_interval(results: Results) -> None:

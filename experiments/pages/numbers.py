@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from experiments.pages import literature, one_update
@@ -15,7 +15,7 @@ from rgpo.report.claims.ledger import in_short
 from rgpo.report.read.columns import KL, TRAIN
 from rgpo.report.read.groups import Group
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
-from rgpo.report.stats.independent import Summary, relative_change, summarize
+from rgpo.report.stats.independent import Summary, relative_change, summarize, welch
 from rgpo.report.tables import bench, summary
 from rgpo.report.tables.advice import advice
 from rgpo.report.tables.matched import matched_table
@@ -118,6 +118,17 @@ def arms(found: Results, experiment: str) -> str:
 
 def contrasts(found: Results, experiment: str, *pairs: str) -> str:
     """Changes of the return in percent, a row per pair of arms ``gate+penalty:gate+penalty`` and a column per task (Fieller)."""
+    return _pairs(found, experiment, pairs, relative_change, ", %")
+
+
+def differences(found: Results, experiment: str, *pairs: str) -> str:
+    """Differences of the return, a row per pair of arms ``gate+penalty:gate+penalty`` and a column per task (Welch)."""
+    return _pairs(found, experiment, pairs, lambda ours, theirs, confidence: welch(ours, theirs, confidence)[0], "")
+
+
+def _pairs(
+    found: Results, experiment: str, pairs: Sequence[str], change: Callable[[Summary, Summary, float], Interval], unit: str
+) -> str:
     samples: dict[str, dict[str, Summary]] = {}
     for group in found.groups.get(experiment, []):
         samples.setdefault(group.task, {})[arm_of(group)] = summarize(group.values(TRAIN, "final"))
@@ -128,13 +139,13 @@ def contrasts(found: Results, experiment: str, *pairs: str) -> str:
         ours, theirs = pair.split(":")
         row: dict[str, str | float] = {"arm": ours, "against": theirs}
         for task, by_arm in samples.items():
-            row |= interval_cells(task, relative_change(by_arm[ours], by_arm[theirs], found.settings.confidence))
+            row |= interval_cells(task, change(by_arm[ours], by_arm[theirs], found.settings.confidence))
         rows.append(row | {"n": min(by_arm[arm].n for by_arm in samples.values() for arm in (ours, theirs))})
     columns = (
         word("arm", "gate + penalty"),
         word("against", "against"),
         number("n", "n"),
-        *(estimate(task, f"{task}, %", sign=True) for task in sorted(samples)),
+        *(estimate(task, f"{task}{unit}", sign=True) for task in sorted(samples)),
     )
     return Table("contrasts", "", "", columns, tuple(rows)).markdown()
 
@@ -248,6 +259,7 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "verdicts": verdicts,
     "arms": arms,
     "contrasts": contrasts,
+    "differences": differences,
     "published": literature.published,
     "evaluated": literature.evaluated,
     "equal_kl": equal_kl,
