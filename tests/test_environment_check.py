@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import random
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,168 +11,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from odd_environments import Outside, Sound
 
 from rgpo.control.envs import check
 from rgpo.control.envs.facts import describe, space_in_words
 from rgpo.control.envs.make_env import make_vector_env
 from rgpo.errors import ConfigError, EnvironmentFault
-
-
-class Sound(gymnasium.Env):
-    """A point that the action and np_random move."""
-
-    observation_space: Any = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space: Any = spaces.Box(-1, 1, (1,), np.float32)
-
-    def reset(self, seed: Any = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.x, self.t = float(self.np_random.normal()), 0
-        return self.see(), {}
-
-    def see(self) -> Any:
-        return np.array([self.x, self.t / 10], np.float32)
-
-    def step(self, action: Any) -> Any:
-        self.x, self.t = self.x + 0.1 * float(action[0]), self.t + 1
-        return self.see(), -abs(self.x), False, self.t >= 20, {}
-
-
-class OwnGenerator(Sound):
-    def reset(self, seed: Any = None, options: Any = None) -> Any:
-        if seed is not None:
-            self.rng = random.Random(seed)
-        self.x, self.t = self.rng.gauss(0, 1), 0
-        return self.see(), {}
-
-
-class NoSeed(Sound):
-    def reset(self, seed: Any = None, options: Any = None) -> Any:
-        self.x, self.t = random.random(), 0
-        return self.see(), {}
-
-
-class NoisyStep(Sound):
-    def see(self) -> Any:
-        return np.array([random.random() if self.t > 4 else self.x, self.t], np.float32)
-
-
-class Wider(Sound):
-    def see(self) -> Any:
-        return super().see().astype(np.float64)
-
-
-class Outside(Sound):
-    observation_space = spaces.Box(np.array([-np.inf, 0], np.float32), np.array([np.inf, 0.25], np.float32))
-
-
-class WholeFlags(Sound):
-    def step(self, action: Any) -> Any:
-        observation, reward, terminated, truncated, info = super().step(action)
-        return observation, reward, int(terminated), truncated, info
-
-
-class Alone(Sound):
-    def reset(self, seed: Any = None, options: Any = None) -> Any:
-        return super().reset(seed=seed)[0]
-
-
-class Scalar(Sound):
-    def see(self) -> Any:
-        return np.float32(1.0)
-
-
-class NoInfo(Sound):
-    def reset(self, seed: Any = None, options: Any = None) -> Any:
-        return super().reset(seed=seed)[0], None
-
-
-class Raises(Sound):
-    def step(self, action: Any) -> Any:
-        raise KeyError("the valve is lost")
-
-
-class OldReset(Sound):
-    def reset(self) -> Any:
-        return self.see(), {}
-
-
-class NaNReward(Sound):
-    def step(self, action: Any) -> Any:
-        return self.see(), float("nan"), False, False, {}
-
-
-class OneElement(Sound):
-    def step(self, action: Any) -> Any:
-        return self.see(), np.ones(1), False, False, {}
-
-
-class Moves(Sound):
-    """Changes what belongs to the whole process."""
-
-    def __init__(self) -> None:
-        os.chdir(tempfile.gettempdir())
-        torch.set_default_dtype(torch.float64)
-
-    def reset(self, seed: Any = None, options: Any = None) -> Any:
-        os.chdir("/")
-        return super().reset(seed=seed)
-
-
-class HugeReward(Sound):
-    def step(self, action: Any) -> Any:
-        return self.see(), 10**400, False, False, {}
-
-
-class Silent(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("no message")
-
-
-class RaisesSilently(Sound):
-    def step(self, action: Any) -> Any:
-        raise Silent
-
-
-class Leaves(Sound):
-    def step(self, action: Any) -> Any:
-        raise GeneratorExit
-
-
-class NoSpace(Sound):
-    action_space = None
-
-
-class PlainDict(Sound):
-    observation_space = {"a": spaces.Discrete(2)}
-
-
-class NoNumbers(Sound):
-    action_space = spaces.Box(-1, 1, (0,))
-
-
-class EmptyPart(Sound):
-    action_space = spaces.Tuple((spaces.Discrete(2), spaces.Tuple(())))
-
-
-class NumberedParts(Sound):
-    action_space = spaces.Dict({1: spaces.Discrete(2), 2: spaces.Discrete(2)})  # type: ignore[dict-item]
-
-
-class Small(Sound):
-    """Actions of a type of their own."""
-
-    action_space = spaces.Discrete(3, start=1, dtype=np.int32)
-
-    def step(self, action: Any) -> Any:
-        assert self.action_space.contains(action) and action.dtype == np.int32
-        return super().step([float(action)])
-
-
-ALL = (Sound, OwnGenerator, NoSeed, NoisyStep, Wider, Outside, WholeFlags, Alone, Scalar, NoInfo)
-WRONG_SPACES = (NoSpace, PlainDict, NoNumbers, EmptyPart, NumberedParts)
-ALL += (Raises, OldReset, NaNReward, OneElement, Moves, HugeReward, RaisesSilently, Leaves, Small, *WRONG_SPACES)
-for kind in ALL:
-    gymnasium.register(f"Check{kind.__name__}-v0", kind, max_episode_steps=1000)
 
 
 def try_out(name: str) -> tuple[str, ...]:
@@ -207,8 +48,8 @@ REFUSED = {
     "OldReset": r"raised TypeError: .* unexpected keyword argument 'seed' in reset\(\)",
     "NaNReward": "the reward is NaN or infinite within the first 16 steps",
     "HugeReward": r"the reward must be a number that fits into 64 bits, but the environment returned 10000.*\(401 characters\)",
-    "RaisesSilently": r"the environment raised Silent in test_environment_check\.py, line \d+ in step\(\)",
-    "Leaves": r"the environment raised GeneratorExit in test_environment_check\.py, line \d+ in step\(\)",
+    "RaisesSilently": r"the environment raised Silent in odd_environments\.py, line \d+ in step\(\)",
+    "Leaves": r"the environment raised GeneratorExit in odd_environments\.py, line \d+ in step\(\)",
     "OneElement": r"the reward must be a number, but the environment returned an array of shape \(1,\)",
 }
 
@@ -303,7 +144,7 @@ def test_time_limit_and_wrappers_are_described() -> None:
 
 
 TWO_MODULES = """
-import gymnasium, test_environment_check as base
+import gymnasium, odd_environments as base
 
 class Same(base.Sound):
     def step(self, action):
@@ -338,39 +179,6 @@ def test_each_of_two_modules_has_its_own_environment_of_one_id(
     finally:
         if not stock:
             del gymnasium.registry[name]
-
-
-class Keywords(Sound):
-    def __init__(self, backend: str = "cpu", num_envs: int = 1, wrappers: Any = None, raises: bool = False) -> None:
-        if raises:
-            raise GeneratorExit("stopped")
-        self.backend = backend
-
-
-class ScalarAction(Sound):
-    """An action of shape (), which arrives as the space samples it."""
-
-    action_space = spaces.Box(-1, 1, (), np.float32)
-
-    def step(self, action: Any) -> Any:
-        assert isinstance(action, np.ndarray) and action.shape == ()
-        return super().step(action[None])
-
-
-class OneAtATime(Sound):
-    taken = False
-
-    def __init__(self) -> None:
-        if OneAtATime.taken:
-            raise RuntimeError("port 5005 is in use")
-        OneAtATime.taken = True
-
-    def close(self) -> None:
-        OneAtATime.taken = False
-
-
-for kind in (Keywords, ScalarAction, OneAtATime):
-    gymnasium.register(f"Check{kind.__name__}-v0", kind)
 
 
 def test_keywords_of_an_environment_may_have_the_names_of_ours() -> None:

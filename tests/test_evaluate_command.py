@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from gymnasium import spaces
+from stored_policies import CASES, SMALL
+from stored_policies import runs as runs
 from test_language_cli import parts as parts
 from test_language_cli import words
-from test_policy_folder import CASES, SMALL
-from test_policy_folder import runs as runs
 
 import rgpo
 from rgpo.cli import evaluate

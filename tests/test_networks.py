@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
+from odd_networks import Frozen
 from safetensors.numpy import load_file
-from torch import nn
 
 import rgpo
 from rgpo.cli import evaluate, export
@@ -21,168 +19,9 @@ from rgpo.control.finite import require_actions
 from rgpo.control.module_policy import ModulePolicy, make_policy
 from rgpo.errors import ConfigError, NonFiniteError
 
-
-class Pictures(gymnasium.Env):
-    """The action that earns 1 is the bright half of a picture."""
-
-    observation_space: Any = spaces.Box(0, 255, (40, 44, 3), np.uint8)
-    action_space: Any = spaces.Discrete(2)
-
-    def __init__(self, side: int = 40) -> None:
-        self.observation_space = spaces.Box(0, 255, (side, 44, 3), np.uint8)
-
-    def observe(self) -> Any:
-        self.left = int(self.np_random.integers(2))
-        seen = np.zeros(self.observation_space.shape, np.uint8)
-        seen[:, 22 * self.left :][:, :22] = 200
-        return seen
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.time = 0
-        return self.observe(), {}
-
-    def step(self, action: Any) -> Any:
-        reward, self.time = float(action == self.left), self.time + 1
-        return self.observe(), reward, self.time == 8, False, {}
-
-
-class Net(nn.Module):
-    """Of the user's own: a shared layer, two heads."""
-
-    def __init__(self, observation_shape: tuple[int, ...], output_size: int, width: int = 8) -> None:
-        super().__init__()
-        self.body, self.actor, self.critic = (
-            nn.Linear(observation_shape[0], width),
-            nn.Linear(width, output_size),
-            nn.Linear(width, 1),
-        )
-        self.dropout = nn.Dropout(0.5)  # off: networks are used in eval mode
-
-    def forward(self, x: torch.Tensor) -> Any:
-        hidden = self.dropout(torch.tanh(self.body(x)))
-        return self.actor(hidden), self.critic(hidden)
-
-
-class Alone(Net):
-    def forward(self, x: torch.Tensor) -> Any:
-        return super().forward(x)[0]
-
-
-class Narrow(Net):
-    def __init__(self, output_size: int) -> None:
-        super().__init__((4,), output_size - 1)
-
-
-class Raises(Net):
-    def forward(self, x: torch.Tensor) -> Any:
-        raise RuntimeError("no such layer")
-
-
-class Leaves(Net):
-    def forward(self, x: torch.Tensor) -> Any:
-        raise SystemExit(3)
-
-
-class Keywords(Net):
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-
-
-class Frozen(Net):
-    """A body that is not trained, as a pretrained encoder is not."""
-
-    def __init__(self, observation_shape: tuple[int, ...], output_size: int, width: int = 8) -> None:
-        super().__init__(observation_shape, output_size, width)
-        self.body.requires_grad_(False)
-
-
-class Std(Net):
-    """With a parameter that has the name of ours."""
-
-    def __init__(self, observation_shape: tuple[int, ...], output_size: int) -> None:
-        super().__init__(observation_shape, output_size)
-        self.log_std = nn.Parameter(torch.full((8,), 2.0))
-
-    def forward(self, x: torch.Tensor) -> Any:
-        hidden = torch.tanh(self.body(x)) * self.log_std
-        return self.actor(hidden), self.critic(hidden)
-
-
-class Untrained(Net):
-    def __init__(self, observation_shape: tuple[int, ...], output_size: int) -> None:
-        super().__init__(observation_shape, output_size)
-        self.requires_grad_(False)
-
-
-class Broken(Net):
-    def __init__(self, output_size: int) -> None:
-        raise FileNotFoundError("weights.pt")
-
-
-class NaN(Net):
-    def forward(self, x: torch.Tensor) -> Any:
-        output, value = super().forward(x)
-        return output * torch.nan, value
-
-
-class Noisy(Net):
-    def forward(self, x: torch.Tensor) -> Any:
-        return super().forward(torch.dropout(x, 0.5, train=True))
-
-
-class Mixing(Net):
-    def forward(self, x: torch.Tensor) -> Any:
-        return super().forward(x - x.mean(0))
-
-
-class Whole(Net):
-    def forward(self, x: torch.Tensor) -> Any:
-        output, value = super().forward(x)
-        return output.long(), value
-
-
-class NoisyValue(Net):
-    def forward(self, x: torch.Tensor) -> Any:
-        output, value = super().forward(x)
-        return output, value + torch.randn_like(value)
-
-
-class Half(Net):
-    def forward(self, x: torch.Tensor) -> Any:
-        output, value = super().forward(x)
-        return output.half(), value
-
-
-class Exits(Net):
-    def __init__(self) -> None:
-        raise SystemExit(4)
-
-
-class InPlace(Net):
-    def forward(self, x: torch.Tensor) -> Any:
-        x /= 2.0
-        return super().forward(x)
-
-
-class OutOfPlace(Net):
-    def forward(self, x: torch.Tensor) -> Any:
-        return super().forward(x / 2.0)
-
-
-class Named(Net):
-    def forward(self, x: torch.Tensor) -> Any:
-        return dict(zip(("a", "b"), super().forward(x), strict=True))
-
-
-def function(observation_shape: Any, output_size: int) -> None:
-    """No class."""
-
-
-gymnasium.register("Pictures-v0", Pictures)
 PIXELS = ("task=gym", "task.env_id=Pictures-v0", "policy@task.policy=cnn", "task.policy.hidden_size=16")
 PIXELS += ("task.normalize_observation=false", "task.num_envs=2", "task.num_steps=32", "task.num_eval_episodes=1")
-OWN = "~task.policy", "+task.policy={_target_:test_networks.Net,width:6}"
+OWN = "~task.policy", "+task.policy={_target_:odd_networks.Net,width:6}"
 SMALL = (
     "task=cartpole",
     "task.num_envs=2",
@@ -266,7 +105,7 @@ def test_a_network_of_ones_own_is_trained_and_exported(algo: str, tmp_path: Path
 @pytest.mark.parametrize("kind", ["Keywords", "Frozen"])
 def test_other_networks_that_work(kind: str, tmp_path: Path) -> None:
     """With the node written as one word, too; what is not trained stays as it is, and the checkpoint has it."""
-    words = (*SMALL, f"task.policy={{_target_:test_networks.{kind}}}", "algo=ppo", f"results_dir={tmp_path}")
+    words = (*SMALL, f"task.policy={{_target_:odd_networks.{kind}}}", "algo=ppo", f"results_dir={tmp_path}")
     run = rgpo.run(*words)
     assert run.metrics["kl/old_exact"].iloc[-1] > 0 and "hidden_sizes" not in run.config["task"]["policy"]
     policy = rgpo.load(run.folder)._parts.policy
@@ -280,14 +119,14 @@ def test_other_networks_that_work(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_parameter_may_have_the_name_of_ours(tmp_path: Path) -> None:
-    own = ("task=gym", "task.env_id=Pendulum-v1", "task.policy={_target_:test_networks.Std}", "algo=ppo")
+    own = ("task=gym", "task.env_id=Pendulum-v1", "task.policy={_target_:odd_networks.Std}", "algo=ppo")
     run = rgpo.run(*own, *SMALL[1:], f"results_dir={tmp_path}")
     weights = load_file(run.folder / "policy/policy.safetensors")
     assert weights["log_std"].shape == (1,) and weights["module.log_std"].shape == (8,)
 
 
 def test_exported_weights_have_what_is_not_trained(tmp_path: Path) -> None:
-    run = rgpo.run(*SMALL, "task.policy={_target_:test_networks.Frozen}", "algo=ppo", f"results_dir={tmp_path}")
+    run = rgpo.run(*SMALL, "task.policy={_target_:odd_networks.Frozen}", "algo=ppo", f"results_dir={tmp_path}")
     weights, module = load_file(run.folder / "policy/policy.safetensors"), Frozen((4,), 2)
     assert not module.load_state_dict({name: torch.from_numpy(x) for name, x in weights.items()}).missing_keys
     seen = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
@@ -312,29 +151,29 @@ RETURNS = r"task\.policy={}\(\): must return outputs \(n, 2\) and values \(n,\),
 @pytest.mark.parametrize(
     ("node", "sentence"),
     [
-        ("test_networks.Alone", RETURNS.format("Alone", "Tensor")),
-        ("test_networks.Named", RETURNS.format("Named", "dict")),
-        ("test_networks.Narrow", RETURNS.format("Narrow", r"\(3, 1\) and \(3, 1\)")),
-        ("test_networks.Leaves", r"task\.policy: Leaves\(\) raised on observations \(3, 4\) \(SystemExit: 3\)\."),
-        ("test_networks.Raises", r"task\.policy: Raises\(\) raised on observations \(3, 4\) \(RuntimeError: no such layer\)\."),
-        ("test_networks.Broken", r"task\.policy: Broken\(\) cannot be made \(FileNotFoundError: weights\.pt\)\."),
-        ("test_networks.NaN", r"task\.policy=NaN\(\): it returns NaN or infinite numbers at its initial parameters\."),
-        ("test_networks.Noisy", r"task\.policy=Noisy\(\): it returns something else when it is called again"),
+        ("odd_networks.Alone", RETURNS.format("Alone", "Tensor")),
+        ("odd_networks.Named", RETURNS.format("Named", "dict")),
+        ("odd_networks.Narrow", RETURNS.format("Narrow", r"\(3, 1\) and \(3, 1\)")),
+        ("odd_networks.Leaves", r"task\.policy: Leaves\(\) raised on observations \(3, 4\) \(SystemExit: 3\)\."),
+        ("odd_networks.Raises", r"task\.policy: Raises\(\) raised on observations \(3, 4\) \(RuntimeError: no such layer\)\."),
+        ("odd_networks.Broken", r"task\.policy: Broken\(\) cannot be made \(FileNotFoundError: weights\.pt\)\."),
+        ("odd_networks.NaN", r"task\.policy=NaN\(\): it returns NaN or infinite numbers at its initial parameters\."),
+        ("odd_networks.Noisy", r"task\.policy=Noisy\(\): it returns something else when it is called again"),
         (
-            "test_networks.Mixing",
+            "odd_networks.Mixing",
             r"Mixing\(\): what it returns for an observation depends on the others",
         ),
-        ("test_networks.NoisyValue", r"task\.policy=NoisyValue\(\): it returns something else when it is called again"),
-        ("test_networks.Half", r"Half\(\): its outputs and values must be floating-point numbers of 32 or 64 bits"),
-        ("test_networks.Exits", r"task\.policy: Exits\(\) cannot be made \(SystemExit: 4\)"),
+        ("odd_networks.NoisyValue", r"task\.policy=NoisyValue\(\): it returns something else when it is called again"),
+        ("odd_networks.Half", r"Half\(\): its outputs and values must be floating-point numbers of 32 or 64 bits"),
+        ("odd_networks.Exits", r"task\.policy: Exits\(\) cannot be made \(SystemExit: 4\)"),
         (
-            "test_networks.Whole",
+            "odd_networks.Whole",
             r"Whole\(\): its outputs and values must be floating-point numbers of 32 or 64 bits",
         ),
-        ("test_networks.Untrained", r"task\.policy=Untrained\(\): its outputs depend on no parameter that requires a gradient"),
-        ("test_networks.function", r"task\.policy\._target_=test_networks\.function: is no torch\.nn\.Module"),
-        ("test_networks.Net,depth:3", r"task\.policy\.depth=3: is not a known key"),
-        ("test_networks.Pictures", r"task\.policy\._target_=test_networks\.Pictures: is no torch\.nn\.Module"),
+        ("odd_networks.Untrained", r"task\.policy=Untrained\(\): its outputs depend on no parameter that requires a gradient"),
+        ("odd_networks.function", r"task\.policy\._target_=odd_networks\.function: is no torch\.nn\.Module"),
+        ("odd_networks.Net,depth:3", r"task\.policy\.depth=3: is not a known key"),
+        ("odd_networks.Pictures", r"task\.policy\._target_=odd_networks\.Pictures: is no torch\.nn\.Module"),
         ("torch.nn.Linear,in_features:3", r"torch is not a module of rgpo"),
     ],
 )
@@ -346,7 +185,7 @@ def test_another_network_is_refused_in_one_sentence(node: str, sentence: str, tm
 def test_a_network_that_changes_its_input_in_place_learns_as_one_that_does_not(tmp_path: Path) -> None:
     found = []
     for name in ("InPlace", "OutOfPlace"):
-        words = ("~task.policy", f"+task.policy={{_target_:test_networks.{name}}}", "algo=ppo", f"results_dir={tmp_path}/{name}")
+        words = ("~task.policy", f"+task.policy={{_target_:odd_networks.{name}}}", "algo=ppo", f"results_dir={tmp_path}/{name}")
         table = rgpo.run(*SMALL, *words).metrics
         found.append(table[["kl/old_exact", "loss/policy", "loss/value", "return/train_mean"]].to_numpy())
     assert np.array_equal(*found, equal_nan=True) and np.isfinite(found[0]).any()

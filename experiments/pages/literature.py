@@ -50,7 +50,7 @@ def _evaluations(found: Results, algo: str) -> dict[str, dict[str, Summary]]:
 
 
 def _short(anchor: Anchor) -> str:
-    """The name of a source, without what it says of the page: Tianshou for "Tianshou, MuJoCo benchmark"."""
+    """The name of a source without the page it is from: Tianshou for "Tianshou, MuJoCo benchmark"."""
     return anchor.source.partition(",")[0].removesuffix(" documentation")
 
 
