@@ -129,11 +129,12 @@ def quoted(word: str) -> str:
 def page(rows: dict[str, list[list[str]]]) -> str:
     """docs/environments.md."""
     parts = ["# Environments that were tried", ""]
-    parts += ["Each row is `rgpo-run algo=ppo num_iterations=5 task.num_envs=2 task.num_steps=64` with the words shown, as"]
-    parts += ["`python benchmarks/environments.py` runs it; the CPU time includes imports.", ""]
+    command = "`rgpo-run algo=ppo num_iterations=5 task.num_envs=2 task.num_steps=64`"
+    parts += [f"Except in the first table, each row is a run of {command} with the"]
+    parts += ["arguments shown, made by `python benchmarks/environments.py`; the CPU time includes imports.", ""]
     parts += learned()
     for name, table in rows.items():
-        parts += [f"## {name}", "", "| environment | words | result |", "|---|---|---|"]
+        parts += [f"## {name}", "", "| environment | arguments | result |", "|---|---|---|"]
         parts += [f"| {env_id} | `{words}` | {result.replace('|', ' ')} |" for env_id, words, result in table]
         parts += [""]
     return "\n".join(parts)
@@ -142,8 +143,8 @@ def page(rows: dict[str, list[list[str]]]) -> str:
 def learned() -> list[str]:
     """The table of what PPO learned with published settings, from benchmarks/zoo."""
     parts = ["## Learning with published settings", ""]
-    parts += ["`rgpo-run experiment=...` with each name below; returns of 20 episodes of the deterministic policy after the last"]
-    parts += ["iteration, mean over seeds with their standard deviation.", ""]
+    parts += ["Each row is `rgpo-run experiment=...` with the name shown. The return is that of 20 episodes of the deterministic"]
+    parts += ["policy after the last iteration: the mean over seeds, with their standard deviation.", ""]
     parts += ["| environment | experiment | steps | seeds | return | published |", "|---|---|---:|---:|---:|---|"]
     files = sorted((ROOT / "benchmarks" / "zoo").glob("*/metrics.parquet"))
     for env_id, (experiment, published) in PUBLISHED.items():

@@ -1,6 +1,6 @@
 # %% [markdown]
 # # rgpo in Python
-# Cells of a notebook (VS Code and Jupytext open this file as one) or a plain script; fifteen seconds of one core.
+# Run this file as a notebook (VS Code and Jupytext open it as one) or as a plain script; it takes fifteen seconds on one core.
 
 # %% Start a run with the words of `rgpo-run`. The same call again resumes an interrupted run and skips a finished one.
 import math
@@ -15,7 +15,7 @@ common = ["task=cartpole", "total_env_steps=8192", "name=quickstart"]
 ppo = rgpo.run("algo=ppo", *common)
 print(ppo)
 
-# %% Its metrics, one row per iteration: a pandas.DataFrame, also while another process is still running it.
+# %% Its metrics, one row per iteration, are a pandas.DataFrame, even while another process is still running it.
 print(ppo.metrics[["iteration", "env_steps", "return/train_mean", "kl/old_exact"]].tail())
 
 # %% Load a run from its folder. It evaluates as it did at the end of training, or on more episodes.
@@ -39,8 +39,8 @@ class Cauchy(rgpo.Gate):
 d = torch.linspace(-1, 1, 5)
 print(rgpo.gates.weight(Cauchy(sharpness=5.0), d, torch.ones_like(d)))
 
-# %% An option names it. `__main__` is this script or notebook; rgpo-run finds a class in a module, as `my_gates.Cauchy`.
-# A run is named by its config, not by the code of its classes: `force=true` repeats it after the class has changed.
+# %% A yaml makes the gate an option. `__main__` is this script or notebook; for rgpo-run, name a module: `my_gates.Cauchy`.
+# A run is identified by its config, not by the code of its classes: after changing a class, repeat the run with `force=true`.
 option = Path("my_conf/gate/cauchy.yaml")
 option.parent.mkdir(parents=True, exist_ok=True)
 option.write_text("_target_: __main__.Cauchy\nscale: none\nsharpness: 5.0\n")
