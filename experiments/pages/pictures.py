@@ -28,7 +28,8 @@ from rgpo.report.read.arms import arms_of
 from rgpo.report.read.groups import Group
 
 GATES = {"identity": "trpo", "clip": "ppo", "sigmoid": "rgpo", "sign_aware_sigmoid": "rgpo_sign_aware"}  # gate -> whose line
-FRONTIER, KL_EXPERIMENT = "language_frontier", "first_evidence"
+FRONTIERS = {"frontier": "language_frontier", "return_over_kl": "matched_kl"}  # picture -> experiment
+KL_EXPERIMENT = "first_evidence"
 RATIOS = np.linspace(0.02, 2.0, 200)
 
 
@@ -52,8 +53,9 @@ def pictures(results: Results) -> Iterator[tuple[str, dict[str, bytes]]]:
         drawn["one_update"] = partial(one_update.figure, results.single_updates, results.settings.confidence)
     if KL_EXPERIMENT in results.groups:
         drawn["kl_per_update"] = partial(kl_per_update, results)
-    if FRONTIER in results.groups:
-        drawn["frontier"] = partial(frontier, results)
+    for name, experiment in FRONTIERS.items():
+        if experiment in results.groups:
+            drawn[name] = partial(frontier, results, experiment)
     for name, draw in drawn.items():
         with style.context():
             figure = draw()
@@ -227,9 +229,9 @@ def _lines(groups: Sequence[Group]) -> Mapping[str, style.Line]:
     return style.assign([(group.algo, group.label) for group in groups], style.algorithm_lines(group.algo for group in groups))
 
 
-def frontier(results: Results) -> Figure:
-    """Rewards over the KL to the reference, a curve per arm through its settings."""
-    groups = results.groups[FRONTIER]
+def frontier(results: Results, experiment: str) -> Figure:
+    """Rewards over the KL to the reference, or returns over the KL per update: a curve per arm through its settings."""
+    groups = results.groups[experiment]
     panels = settings_frontier.compute(groups, results.settings)
     labels = {series.label: None for panel in panels for series in panel.series}
     algos = {arm.label: arm.algo for arm in arms_of(groups)}
