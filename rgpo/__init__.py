@@ -1,15 +1,15 @@
 """Reference reproduction of Rejection-Gated Policy Optimization (arXiv 2604.14895).
 
-    run = rgpo.run("algo=ppo", "task=cartpole")     # the words of rgpo-run; a Run
+    run = rgpo.run("algo=ppo", "task=cartpole")      # the arguments of rgpo-run; returns a Run
     run = rgpo.load("results/default/cartpole-...")  # a Run from its folder
     table = rgpo.results("results")                  # all runs as one pandas.DataFrame
 
-Gate, gates and surrogate are the parts of an objective. Each name is imported at its first use.
+Gate, gates and surrogate are the building blocks of an objective. Each name is imported on first use.
 """
 
 from rgpo.version import __version__ as __version__
 
-TYPE_CHECKING = False  # as typing has it, whose import would be the longest part of this one
+TYPE_CHECKING = False  # instead of typing's: importing typing would dominate the import time of this module
 if TYPE_CHECKING:
     from rgpo import gates
     from rgpo.api import Run, load, results, run

@@ -1,4 +1,4 @@
-"""Gates for users: the base class, what a curve of one's own needs, and every gate of the project.
+"""The public gates: the base classes, helpers for writing a curve of your own, and every gate of the project.
 
     @dataclass(frozen=True, kw_only=True)
     class Cauchy(Gate):
@@ -7,7 +7,7 @@
         def curve(self, d: Tensor, advantage: Tensor) -> Tensor:
             return (self.sharpness * d).atan() / math.pi + 0.5
 
-``_target_: rgpo.gates.X`` in yaml reads from here. Importing this module does not import torch.
+In yaml, ``_target_: rgpo.gates.X`` refers to this module. Importing it does not import torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A2C (Mnih et al. 2016, arXiv 1602.01783, Algorithm S3) as Stable-Baselines3 2.9 has it: one RMSprop step per short rollout.
+"""A2C (Mnih et al. 2016, arXiv 1602.01783, Algorithm S3) as in Stable-Baselines3 2.9: one RMSprop step per short rollout.
 
 Known deviations from the paper, all of them Stable-Baselines3's: actor and critic share no layer, vf_coef multiplies the squared
-error without 1/2, RMSprop adds eps outside the square root, and the rate is constant unless anneal_lr is set.
+error without 1/2, RMSprop adds eps outside the square root, and the learning rate is constant unless anneal_lr is set.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def a2c_loss(out: PolicyOutput, samples: Samples, *, vf_coef: float, ent_coef: f
 def policy_gradient(
     d_old: Tensor, d_ref: Tensor, advantage: Tensor, kl: Tensor, *, kl_coef: Tensor | float, **unused: object
 ) -> tuple[Tensor, Tensor]:
-    """The first term as an objective of rgpo.learning.gradients: -A d_old has the gradient -A grad log pi."""
+    """The policy term as an objective for rgpo.learning.gradients: -A d_old has the gradient -A grad log pi."""
     return -advantage * d_old, d_old
 
 
@@ -60,14 +60,14 @@ def rmsprop(
 
 @dataclass(kw_only=True)
 class A2C:
-    """Advantage actor-critic; n-step returns are the advantage axis with lam = 1 over rollouts of n steps."""
+    """Advantage actor-critic; rollouts of n steps and lam = 1 in the advantage axis give n-step returns."""
 
     advantage: Advantage
     lr: float = field(metadata=POSITIVE)
     anneal_lr: bool  # linearly to 0 over the run
     rms_alpha: float = field(metadata=UNIT_INTERVAL)  # decay of the mean squared gradient per step
     rms_eps: float = field(metadata=POSITIVE)
-    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # of actor and critic together; null leaves gradients whole
+    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # of actor and critic together; null: no clipping
     vf_coef: float = field(metadata=NOT_NEGATIVE)
     ent_coef: float = field(metadata=NOT_NEGATIVE)
 
@@ -78,11 +78,11 @@ class A2C:
 
     @property
     def requirements(self) -> Requirements:
-        """A critic; groups if the chosen estimator compares completions, which control tasks refuse."""
+        """A critic; also groups if the chosen estimator compares completions, which control tasks reject."""
         return Requirements(gamma=self.advantage.gamma, critic=True, num_minibatches=1, groups=self.advantage.needs_groups)
 
     def describe(self) -> dict[str, str]:
-        """The estimator of advantages, and the update with its knobs."""
+        """The advantage estimator, and the update with its knobs."""
         knobs = (f"{f.name}={describe_part(getattr(self, f.name))}" for f in fields(self) if f.name != "advantage")
         return {"advantage": describe_part(self.advantage), "update": f"A2C({', '.join(knobs)})"}
 
@@ -98,20 +98,20 @@ class A2C:
         require(not few, "advantage.normalize", normalize, "cannot standardize a rollout of one sample; use none.")
 
     def setup(self, policy: Policy, num_iterations: int, seed: int) -> None:
-        """Zero mean squared gradients; draws no random numbers.
+        """Initialize the mean squared gradient to zero; draws no random numbers.
 
-        Raises: ConfigError for a policy that is no function of one parameter vector.
+        Raises: ConfigError for a policy that is not a function of one parameter vector.
         """
         if policy.flat is None:
             raise ConfigError("algo=a2c: trains actor-critics of control tasks; choose one of those, such as task=cartpole.")
         self.num_iterations, self.num_updates = num_iterations, 0
         self.square = policy.flat * 0  # (P,) running mean of the squared gradient
 
-    @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
+    @np.errstate(over="ignore", invalid="ignore")  # a more detailed error takes the place of numpy's warning
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:
-        """One gradient step on the whole rollout.
+        """Take one gradient step on the whole rollout.
 
-        Raises: NonFiniteError if the loss, the gradient or the KL is NaN or infinite; it names what was so first.
+        Raises: NonFiniteError if the loss, the gradient or the KL is NaN or infinite; it names the first quantity that was.
         """
         from rgpo.learning import culprits, diagnostics
         from rgpo.learning.gradients import group_gradients
@@ -150,7 +150,7 @@ class A2C:
         return metrics | clock.seconds
 
     def _step(self, flat: Tensor, policy: Policy, batch: Batch) -> Metrics:
-        """Overwrite flat (P,), the policy's own parameters."""
+        """Take the gradient step, overwriting flat (P,), the policy's own parameters."""
         import torch
 
         from rgpo.learning.adam import clip_by_norm

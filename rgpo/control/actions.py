@@ -1,4 +1,4 @@
-"""Actions as rows of numbers: the factors of their distribution, draws, and the environment's own actions.
+"""Actions as rows of numbers: the factors of their distribution, sampling, and conversion to the environment's actions.
 
 An action has one factor per part of its space: independent categoricals for Discrete, MultiDiscrete and Boxes of integers,
 Gaussians for Boxes of floats, Bernoullis for MultiBinary.
@@ -18,7 +18,7 @@ from rgpo.control.spaces import WRAP, Space, bounds, integers, part_names
 from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError
 
-LARGEST_FACTOR = 1024  # values of one number of a Box of integers, each of which is an output of the network
+LARGEST_FACTOR = 1024  # limit on the values of a number in a Box of integers, as each value is an output of the network
 
 EnvAction: TypeAlias = "Array | dict[str, EnvAction] | tuple[EnvAction, ...]"  # as an environment takes it
 
@@ -31,14 +31,14 @@ class Head(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """Numbers of an action: the index of a categorical, else one per output."""
+        """Number of action numbers: one index for a categorical, else one per output."""
         return 1 if self.kind == "categorical" else self.size
 
 
 def heads(space: Space, name: str = "its action space") -> tuple[Head, ...]:
     """The factors of the distribution over a space of actions.
 
-    Raises: ConfigError for integers without bounds, or with very many values.
+    Raises: ConfigError for integers without bounds, or with more than LARGEST_FACTOR values.
     """
     match space["type"]:
         case "Dict" | "Tuple":
@@ -56,9 +56,9 @@ def heads(space: Space, name: str = "its action space") -> tuple[Head, ...]:
 
 
 def to_env(space: Space, action: Array) -> EnvAction:
-    """Action numbers (N, A), or (N,) indices of one categorical, as actions with N in front of every array.
+    """Convert action numbers (N, A), or indices (N,) of a single categorical, to actions whose arrays have a leading axis N.
 
-    Indices count from the start of their space; numbers of a Box are clipped to its bounds.
+    Indices become values counted from the start of their space; numbers of a Box of floats are clipped to its bounds.
     """
     if space["type"] in ("Dict", "Tuple"):
         ends = np.cumsum([sum(head.columns for head in heads(part)) for part in space["parts"]])
@@ -78,17 +78,17 @@ def to_env(space: Space, action: Array) -> EnvAction:
 
 
 def row(space: Space, batch: EnvAction, i: int) -> EnvAction:
-    """Entry i of the result of ``to_env``, in memory of its own."""
+    """A copy of entry i of the result of ``to_env``."""
     if isinstance(batch, dict):
         return {key: row(part, batch[key], i) for key, part in zip(space["keys"], space["parts"], strict=True)}
     if isinstance(batch, tuple):
         return tuple(row(part, x, i) for part, x in zip(space["parts"], batch, strict=True))
-    found: Array = batch[i]  # a number of a Discrete space, which has no copy of its own
-    return found if space["type"] == "Discrete" else np.array(found)  # of shape (), too
+    found: Array = batch[i]  # a scalar for a Discrete space, which needs no copy
+    return found if space["type"] == "Discrete" else np.array(found)  # also if the shape is ()
 
 
 class Rescale:
-    """Gaussian action numbers from [-1, 1] to the bounds of their Box, where both are finite; all others stay as they are."""
+    """Map Gaussian action numbers from [-1, 1] to the bounds of their Box, if both are finite; leave all others unchanged."""
 
     def __init__(self, space: Space) -> None:
         low, high = column_bounds(space)
@@ -126,7 +126,7 @@ def column_starts(space: Space) -> Array:
 
 
 def draw_noise(factors: Sequence[Head], shape: tuple[int, ...], std: Array | None, rng: np.random.Generator) -> Array:
-    """Noise (*shape, O) float32 that makes outputs a draw: Gumbel, std (numbers of Gaussians,) times Gaussian, or logistic."""
+    """Noise (*shape, O) float32 that turns outputs into samples: Gumbel, std (number of Gaussians,) times normal, or logistic."""
     parts, begin = [], 0
     for kind, size in factors:
         if kind == "categorical":
@@ -142,7 +142,7 @@ def draw_noise(factors: Sequence[Head], shape: tuple[int, ...], std: Array | Non
 
 
 def choose(factors: Sequence[Head], output: Array) -> Array:
-    """Action numbers (N, A) of outputs (N, O) with noise added, or without it their mode; (N,) int64 for one categorical."""
+    """Action numbers (N, A) from outputs (N, O): samples if noise was added, else the mode; (N,) int64 for one categorical."""
     if len(factors) == 1:
         kind = factors[0].kind
         chosen: Array = output.argmax(-1) if kind == "categorical" else output if kind == "gaussian" else output > 0

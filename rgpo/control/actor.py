@@ -1,7 +1,7 @@
-"""A trained control policy as a function of raw observations, from the files in a run's policy/.
+"""A trained control policy as a function of raw observations, loaded from the files in a run's policy/.
 
-policy.safetensors holds weights by the names of torch.nn.Sequential (actor.0.weight (out, in), actor.0.bias, actor.2.weight and
-so on, the same for critic) and log_std of Gaussian actions; policy.json holds everything else.
+policy.safetensors holds the weights, named as in torch.nn.Sequential (actor.0.weight (out, in), actor.0.bias, actor.2.weight and
+so on, likewise for critic), and log_std for Gaussian actions; policy.json holds everything else.
 Shapes: N observations of D numbers, A action numbers.
 """
 
@@ -47,9 +47,9 @@ class Actor:
 
     @classmethod
     def load(cls, folder: Path) -> Actor:
-        """The policy of a folder that holds policy.json and policy.safetensors.
+        """Load the policy from a folder with policy.json and policy.safetensors.
 
-        Raises: ConfigError if one of them cannot be read, or they do not fit together.
+        Raises: ConfigError if one of them cannot be read, or if they do not match.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load
@@ -85,12 +85,12 @@ class Actor:
         atomic.write_text(folder / DESCRIPTION, json.dumps(self.description, indent=1, allow_nan=False) + "\n")
 
     def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> EnvAction:
-        """Action of one observation of the environment, or actions (N, ...) of a batch (N, ...), as the environment takes them.
+        """The action for an observation, or actions (N, ...) for a batch (N, ...), in the format of the environment.
 
-        Every array of a Dict or Tuple has N in front in a batch. deterministic: the mode of the distribution; else a draw, with
-        rng or a generator of the policy's own.
+        In a batch, every array of a Dict or Tuple has a leading axis N. deterministic: return the mode of the distribution; else
+        sample, with rng or the policy's own generator.
 
-        Raises: ValueError for observations of another shape, or that are not finite.
+        Raises: ValueError for observations that are not in the space, or not finite.
         """
         seen, single = flatten(self.description["observation_space"], observation)
         with np.errstate(over="ignore"):
@@ -102,7 +102,7 @@ class Actor:
         return row(space, found, 0) if single else found
 
     def draw(self, observation: Array, rng: np.random.Generator | None) -> Array:
-        """For flat raw observations (N, D): indices (N,) from 0, or unbounded actions (N, A); the mode without rng."""
+        """For flat raw observations (N, D): indices (N,) from 0, or unclipped action numbers (N, A); the mode if rng is None."""
         output = self.output(observation)
         if rng is not None:
             output += draw_noise(self._heads, output.shape[:1], self._std, rng)
@@ -110,7 +110,7 @@ class Actor:
         return action if self.rescale is None else self.rescale(action)
 
     def output(self, observation: Array) -> Array:
-        """Logits or Gaussian means (N, A) float32 of flat raw observations (N, D)."""
+        """Outputs of the actor, (N, O) float32, for flat raw observations (N, D)."""
         moments = self.description["observation_normalizer"]
         if moments is not None:
             observation = np.clip((observation - self._mean) / self._scale, -moments["clip"], moments["clip"])
@@ -136,7 +136,7 @@ class LinearLayers:
 
 
 def make_network(network: Network, weights: Mapping[str, Array]) -> Callable[[Array], Array]:
-    """The actor's network from its weights; torch is imported for convolutions alone."""
+    """Build the actor's network from its weights; torch is imported only for convolutions."""
     if network.get("kind", "mlp") == "mlp":
         return LinearLayers(network, weights)
     from rgpo.control.torch_network import convolutions

@@ -1,6 +1,6 @@
-"""Separate actor and critic networks of linear layers, evaluated in numpy to act and in torch to learn.
+"""Separate actor and critic networks of linear layers, evaluated in numpy when acting and in torch when learning.
 
-A call into torch for one observation costs more than the network itself.
+For a single observation, calling torch costs more than the network itself.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from rgpo.core.rollout import Array
 
 
 def tanh(x: Tensor) -> Tensor:
-    """2/(1 + exp(-2x)) - 1, to 2e-7; torch's own takes four times as long."""
+    """2/(1 + exp(-2x)) - 1, accurate to 2e-7; torch's own tanh takes four times as long."""
     return 2 * (2 * x).sigmoid() - 1
 
 
 class ActorCritic(ControlPolicy):
-    """Two MLPs over flat observations; heads choose the distribution of actions."""
+    """Two MLPs over flat observations; heads define the distribution of actions."""
 
     def __init__(self, mlp: MLP, observation_size: int, heads: tuple[Head, ...], generator: Generator) -> None:
         self.mlp, self.heads = mlp, heads
@@ -50,14 +50,14 @@ class ActorCritic(ControlPolicy):
         self._act: Callable[..., Array] = np.tanh if mlp.activation == "tanh" else partial(np.maximum, 0.0)
 
     def __repr__(self) -> str:
-        """All that the networks' code depends on: compiled code is kept by it."""
+        """Everything that the networks' code depends on; compiled code is keyed by it."""
         return f"ActorCritic({self.mlp}, {self.observation_size}, {self.heads})"
 
     def _initialize(self, generator: Generator) -> None:
         tensors = self.unflatten(self.flat)
         last_policy_layer = 2 * len(self.mlp.hidden_sizes)
         gains = {last_policy_layer: self.mlp.policy_gain, len(tensors) - 2: self.mlp.value_gain}
-        width = 1  # inputs of the present layer
+        width = 1  # inputs of the current layer
         for i, tensor in enumerate(tensors):
             width = tensor.shape[0] if tensor.dim() == 2 else width
             if not self.mlp.orthogonal_init:
@@ -81,14 +81,14 @@ class ActorCritic(ControlPolicy):
         )
 
     def value(self, flat: Tensor, features: Tensor) -> Tensor:
-        """V (n,) of observations (n, D) alone."""
+        """V (n,) of observations (n, D), without the actor."""
         return self._network(self.unflatten(flat)[len(self.actor_shapes) :], features.float()).squeeze(-1)
 
     def _network(self, tensors: list[Tensor], x: Tensor) -> Tensor:
         for i in range(0, len(tensors) - 2, 2):
             x = x @ tensors[i] + tensors[i + 1]
             x = tanh(x) if self.mlp.activation == "tanh" else x.relu()
-        return (tensors[-2].T @ x.T).T + tensors[-1]  # few columns: torch's BLAS takes half the time on the transposes
+        return (tensors[-2].T @ x.T).T + tensors[-1]  # with few columns, the transposes take torch's BLAS half the time
 
     def mode_output(self, observation: Array) -> Array:
         """Outputs (N, O) for observation (N, D), in numpy."""
@@ -101,7 +101,7 @@ class ActorCritic(ControlPolicy):
     def _evaluate(self, layers: list[Array], x: Array) -> Array:
         x = x.astype(np.float32, copy=False)  # pixels
         for i in range(0, len(layers), 2):
-            x = x.dot(layers[i])  # dot is half the time of @ on one row
+            x = x.dot(layers[i])  # on one row, dot takes half the time of @
             x += layers[i + 1]
             if i + 2 < len(layers):
                 self._act(x, out=x)

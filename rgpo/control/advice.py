@@ -1,4 +1,4 @@
-"""Algorithms that control tasks cannot serve, and warnings about environments that the settings do not suit."""
+"""Reject algorithms that control tasks cannot serve, and warn about settings that do not suit an environment."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rgpo.errors import ConfigError, require
 from rgpo.learning.types import Requirements
 
 REFERENCE_REMEDY = "leave gate@ref_gate=open and use penalty=none, or fixed or adaptive with penalty.anchor=old."
-SMALL_SHARE = 0.1  # of the bounds that new policies reach, or of their actions that lie within
+SMALL_SHARE = 0.1  # warn if a new policy reaches less of the bounds, or if fewer of its actions are within them
 MAX_CHANNELS = 4  # of a picture of floats
-LARGE_IMAGE = 32  # pixels of a side from which bytes of three axes are taken for a picture
+LARGE_IMAGE = 32  # pixels; an array is taken for a picture only if two of its sides are at least this long
 
 
 def refuse_unserved(requirements: Requirements, policy: MLP | NatureCNN | OwnNetwork) -> None:
@@ -37,7 +37,7 @@ def refuse_unserved(requirements: Requirements, policy: MLP | NatureCNN | OwnNet
 def advice(env_id: str, env: VectorEnv, action_bounds: str, policy: MLP | NatureCNN | OwnNetwork) -> tuple[str, ...]:
     """Sentences about settings that are allowed but do not suit the environment.
 
-    Raises: ConfigError for a rescaling of actions without finite bounds.
+    Raises: ConfigError if actions are to be rescaled but none has finite bounds.
     """
     return tuple(_advice(env_id, env, action_bounds, math.exp(policy.log_std_init), not isinstance(policy, MLP)))
 
@@ -70,13 +70,13 @@ def _boxes(space: spaces.Space[object]) -> Iterator[spaces.Box]:
 
 
 def _is_picture(box: spaces.Box) -> bool:
-    """Bytes with two large sides, or floats with two large sides and up to four channels."""
+    """True for bytes with two large sides, and for other numbers with two large sides and up to four channels."""
     large = sorted(box.shape)[-2:-1] >= [LARGE_IMAGE]
     return large and (box.dtype == np.uint8 or (len(box.shape) == 3 and min(box.shape) <= MAX_CHANNELS))
 
 
 def _misfit(low: float, high: float, std: float) -> tuple[bool, str]:
-    """True if actions of mean 0 and this deviation miss most of the bounds, and a clause; comparable, the worst last."""
+    """True if actions with mean 0 and this std miss most of the bounds, and a clause; misfits sort last."""
     reached = max(0.0, min(high, 2 * std) - max(low, -2 * std)) / max(high - low, 1e-300)
     inside = (math.erf(high / std / math.sqrt(2)) - math.erf(low / std / math.sqrt(2))) / 2
     span = f"has actions in [{low:g}, {high:g}]"

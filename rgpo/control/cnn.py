@@ -1,4 +1,4 @@
-"""Architectures for pixels and of the user's own; imports nothing heavy, so that a configuration is checked without torch."""
+"""Architectures for pixels, and users' own; imports nothing heavy, so that a configuration can be checked without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rgpo.errors import ConfigError, blamed, described, require
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SMALLEST_SIDE = 36  # pixels; smaller pictures leave the last convolution nothing
+SMALLEST_SIDE = 36  # pixels; smaller pictures leave no input for the last convolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class NatureCNN:
         check_fields(self, "task.policy")
 
     def make(self, shape: Sequence[int], pixels: bool, output_size: int) -> nn.Module:
-        """The network for observations of a shape; pixels: bytes, which are divided by 255.
+        """The network for observations of a shape; pixels: they are bytes, which are divided by 255.
 
-        Raises: ConfigError for observations that are no pictures, or too small.
+        Raises: ConfigError for observations that are not pictures, or too small.
         """
         from rgpo.control.convolutions import Convolutions
 
@@ -56,9 +56,9 @@ class NatureCNN:
 
 
 def picture(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Channels, height and width of a picture (H, W), with channels first or last, or of a stack of them in front.
+    """Channels, height and width of a picture (H, W), (C, H, W) or (H, W, C), or of a stack (S, ...) of the last two kinds.
 
-    The axis of the channels is the shorter one of the first and the last.
+    The channel axis is the shorter one of the first and the last.
 
     Raises: ValueError for another number of axes.
     """
@@ -72,9 +72,9 @@ def picture(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 class OwnNetwork(Late):
-    """A torch.nn.Module of the user's: observation (n, *shape) float32 -> outputs (n, output_size) and values (n,) or (n, 1).
+    """A user's torch.nn.Module: observation (n, *shape) float32 -> outputs (n, output_size) and values (n,) or (n, 1).
 
-    Its constructor may take observation_shape and output_size; pixels arrive as floats from 0 to 255. It is used in eval mode.
+    Its constructor may take observation_shape and output_size; pixels arrive as floats from 0 to 255. It runs in eval mode.
     """
 
     base = ("torch.nn", "Module")
@@ -84,7 +84,7 @@ class OwnNetwork(Late):
     def make(self, shape: Sequence[int], pixels: bool, output_size: int) -> nn.Module:
         """The network for observations of a shape.
 
-        Raises: ConfigError if its outputs have other shapes.
+        Raises: ConfigError if it cannot be made, or does not return what it must (see ``_check``).
         """
         import inspect
 
@@ -99,7 +99,7 @@ class OwnNetwork(Late):
 
 
 def _check(module: nn.Module, network: OwnNetwork, shape: Sequence[int], output_size: int) -> None:
-    """Raises: ConfigError unless the module is a function of one observation, of outputs (n, O) and values (n,) or (n, 1)."""
+    """Raises: ConfigError unless the module maps each observation alone, without noise, to O finite, trainable outputs and V."""
     import torch
 
     x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
@@ -133,7 +133,7 @@ def _check(module: nn.Module, network: OwnNetwork, shape: Sequence[int], output_
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """True for numbers that are equal but for rounding."""
+    """True for numbers that are equal up to rounding."""
     return bool(((one - other).abs() <= 1e-3 * (1 + one.abs())).all())
 
 

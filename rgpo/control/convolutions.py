@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Convolutions(nn.Module):
-    """Three convolutions and a linear layer, with a linear layer each for the outputs (n, O) and the value (n,)."""
+    """Three convolutions and a linear layer, followed by one linear layer for the outputs (n, O) and one for the value (n,)."""
 
     def __init__(
         self,

@@ -17,16 +17,16 @@ class Moments(TypedDict):
 
 
 class Network(TypedDict):
-    """mlp: actor and critic of linear layers with an activation between; cnn: rgpo.control.convolutions; module: network.pt2."""
+    """mlp: linear layers with an activation in between; cnn: rgpo.control.convolutions; module: a program in network.pt2."""
 
     kind: NotRequired[str]  # mlp, cnn or module; mlp if it is missing
-    shape: NotRequired[list[int]]  # of an observation as a cnn or module reads it
+    shape: NotRequired[list[int]]  # of an observation as input of a cnn or module
     picture: NotRequired[list[int]]  # of a cnn: channels, height, width
-    scale: NotRequired[float]  # of a cnn: factor of the observations
+    scale: NotRequired[float]  # of a cnn: factor applied to observations
     distribution: str  # categorical over logits, gaussian with a mean and log_std, bernoulli over logits, or a product of these
     observation_size: int
     hidden_sizes: list[int]
-    action_size: int  # outputs of the actor, for the factors of the action space one after the other
+    action_size: int  # outputs of the actor, in the order of the action space's factors
     activation: str
 
 

@@ -66,7 +66,7 @@ class Categorical(NamedTuple):
 
 
 class Bernoulli(NamedTuple):
-    """Independent bits: logits (N, A) of 1."""
+    """Independent bits, with logits (N, A) of being 1."""
 
     logits: Tensor
 
@@ -128,7 +128,7 @@ Distribution = Factor | Product
 
 
 def make_distribution(heads: Sequence[Head], output: Tensor, log_std: Tensor | None) -> Distribution:
-    """The distribution of outputs (N, O) of a network; log_std (numbers of Gaussians,) is the same in every state."""
+    """The distribution given by a network's outputs (N, O); log_std (number of Gaussians,) is the same in every state."""
     if len(heads) == 1:
         return _factor(heads[0].kind, output, log_std)
     factors, begin = [], 0

@@ -41,7 +41,7 @@ class OpenEpisodes:
         return metrics
 
     def forget(self, envs: Sequence[int]) -> None:
-        """Restart the count of environments whose episodes begin anew."""
+        """Reset the counts of environments whose episodes restart."""
         self.returns[envs], self.lengths[envs] = 0.0, 0
 
     def state_dict(self) -> State:
@@ -64,7 +64,7 @@ def evaluated(metrics: Mapping[str, float | list[float]], num_episodes: int) -> 
 def mode_returns(
     env: VectorEnv, env_id: str, seed: int, *, prepare: Callable[[Array], Array], act: Callable[[Array], Array]
 ) -> dict[str, float]:
-    """Raw returns of one episode (mean and standard deviation over environments), with prepared observations and actions of act.
+    """Raw return of one episode per environment, mean and standard deviation; act maps prepared observations to actions.
 
     Raises: NonFiniteError if an observation or a reward is NaN or infinite.
     """

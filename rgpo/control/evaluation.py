@@ -1,4 +1,4 @@
-"""Episodes of a trained control policy: their returns, and one of them as a film."""
+"""Episodes of a trained control policy: their returns, and a video of one of them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 LONGEST_EPISODE = 10_000  # steps after which an episode without a time limit is cut
 AT_A_TIME = 64  # environments
-MAX_FRAMES, MAX_WIDTH, MIN_SIDE, MAX_FPS = 400, 360, 16, 25.0  # of a film; pixels of a side
+MAX_FRAMES, MAX_WIDTH, MIN_SIDE, MAX_FPS = 400, 360, 16, 25.0  # of a video; sides in pixels
 RENDERERS = ("egl", "osmesa")
 
 
 def returns(task: Control, actor: Actor, num_episodes: int, seed: int, deterministic: bool) -> tuple[Array, int]:
-    """Raw, undiscounted returns (num_episodes,), and how many episodes were cut; episode i starts from seed + i.
+    """Raw, undiscounted returns (num_episodes,), and the number of episodes that were cut; episode i starts from seed + i.
 
     Raises: NonFiniteError if a reward or an observation is NaN or infinite.
     """
@@ -53,7 +53,7 @@ def returns(task: Control, actor: Actor, num_episodes: int, seed: int, determini
 
 
 def _episodes(env: VectorEnv, actor: Actor, seed: int, rng: np.random.Generator | None) -> tuple[Array, int]:
-    """The return of the first episode of every environment, and how many of them were cut."""
+    """Returns (E,) of the first episode of every environment, and the number of episodes that were cut."""
     trained = actor.description
     for what, now, then in (
         ("observations", observation_size(describe(env.observation_space, "")), observation_size(trained["observation_space"])),
@@ -77,9 +77,9 @@ def _episodes(env: VectorEnv, actor: Actor, seed: int, rng: np.random.Generator 
 
 
 def film(task: Control, actor: Actor, folder: Path, seed: int) -> Path:
-    """Write one deterministic episode as episode.mp4, or episode.gif where imageio has no ffmpeg; returns its path.
+    """Write one deterministic episode as episode.mp4, or as episode.gif if imageio has no ffmpeg; returns the path.
 
-    Raises: ConfigError if the environment cannot be drawn here.
+    Raises: ConfigError if the environment cannot be rendered here.
     """
     frames, fps = _frames(task, actor, seed)
     name, contents = _encoded(np.stack(frames), fps)
@@ -90,7 +90,7 @@ def film(task: Control, actor: Actor, folder: Path, seed: int) -> Path:
 
 
 def _encoded(frames: Array, fps: float) -> tuple[str, bytes]:
-    """Name and contents of a film of frames (T, H, W, 3)."""
+    """Name and contents of a video of frames (T, H, W, 3)."""
     import imageio.v3 as imageio
 
     stream = io.BytesIO()
@@ -102,7 +102,7 @@ def _encoded(frames: Array, fps: float) -> tuple[str, bytes]:
 
 
 def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]:
-    """Pictures (H, W, 3) uint8 of an episode, evenly spaced, and their number per second."""
+    """Frames (H, W, 3) uint8 of an episode at equal intervals, and the frame rate."""
     env, first = _drawable(task, seed)
     try:
         fps = _frames_per_second(env, task.full_id)
@@ -121,7 +121,7 @@ def _frames(task: Control, actor: Actor, seed: int) -> tuple[list[Array], float]
 def _step(env: Env, env_id: str, action: object) -> tuple[object, bool, bool]:
     """Observation, terminated and truncated after a step.
 
-    Raises: ConfigError if the environment raises, as some do only while they draw.
+    Raises: ConfigError if the environment raises, as some do only when they are rendered.
     """
     when = "in step() while it was drawn; leave it out."
     with blamed(lambda error: ConfigError(f"video=true: {env_id} raised {described(error)} {when}")):
@@ -141,12 +141,12 @@ def _frames_per_second(env: Env, env_id: str) -> float:
 
 
 def _drawable(task: Control, seed: int) -> tuple[Env, object]:
-    """The environment and its first observation, once it drew a picture; a MuJoCo renderer without a screen is found by trying.
+    """An environment that has rendered a picture, and its first observation; without a screen, MuJoCo's renderers are tried.
 
-    Raises: ConfigError if it draws none.
+    Raises: ConfigError if no picture can be rendered.
     """
     env_id, kwargs = task.full_id, task.env_kwargs
-    problems: dict[str, list[str]] = {}  # by their text, the renderers
+    problems: dict[str, list[str]] = {}  # text of an error -> renderers that raised it
     for renderer in _renderers():
         env = None
         try:
@@ -168,9 +168,9 @@ def _drawable(task: Control, seed: int) -> tuple[Env, object]:
 
 
 def _drawn(env: Env, env_id: str, first: Array | None) -> Array:
-    """The next picture of a film, of the size of the first one.
+    """The next frame of a video, which must have the size of the first.
 
-    Raises: ConfigError if the environment draws none, or one of another size.
+    Raises: ConfigError if the environment renders none, or one of another size.
     """
     try:
         picture = env.render()
@@ -209,7 +209,7 @@ def _renderers() -> tuple[str, ...]:
 
 
 class _Renderer:
-    """MUJOCO_GL, while MuJoCo's and pygame's libraries are loaded; "" leaves the environment as it is."""
+    """Context that sets MUJOCO_GL and the like while MuJoCo's and pygame's libraries are loaded; "" changes nothing."""
 
     def __init__(self, name: str) -> None:
         self.variables = {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name, "SDL_VIDEODRIVER": "dummy"} if name else {}
@@ -227,7 +227,7 @@ class _Renderer:
 
 
 def _small(picture: Array) -> Array:
-    """At most MAX_WIDTH pixels wide, at least MIN_SIDE, with even sides, as video codecs need; floats are from 0 to 1."""
+    """Resize to at most MAX_WIDTH wide and at least MIN_SIDE per side, both even, as video codecs require; floats: 0 to 1."""
     k = -(-picture.shape[1] // MAX_WIDTH)
     small = picture[::k, ::k, :3]
     if small.dtype.kind == "f":

@@ -40,9 +40,9 @@ def make_actor(
     action_bounds: str,
     normalizer: ObservationNormalizer | None,
 ) -> Actor:
-    """The policy with the environment's spaces and the normalizer; state: the policy's.
+    """The policy as an ``Actor``, with the environment's spaces and the normalizer; state: the policy's.
 
-    Raises: NoExport for another kind of policy.
+    Raises: NoExport for a policy that is not one of rgpo's.
     """
     flat = cast(Tensor, state["flat"])
     if isinstance(policy, ActorCritic):
@@ -69,7 +69,7 @@ def make_actor(
 
 
 def _own_name(name: str) -> str:
-    """A parameter's name in policy.safetensors, where log_std is that of the actions."""
+    """A parameter's name in policy.safetensors, where the name log_std is reserved for that of the actions."""
     return {LOG_STD: "log_std", "log_std": "module.log_std"}.get(name, name)
 
 
@@ -119,7 +119,7 @@ def _moments(normalizer: ObservationNormalizer) -> Moments:
 
 
 class Outputs(nn.Module):
-    """The outputs of a network that returns values, too."""
+    """A network that also returns values, reduced to its outputs."""
 
     def __init__(self, network: TorchNetwork) -> None:
         super().__init__()
@@ -153,7 +153,8 @@ def _network_module(actor: Actor) -> nn.Module:
 class PolicyModule(nn.Module):
     """Flat raw observations (N, D) of any float type -> the mode: (N,) int64 of a Discrete space, else (N, A) float32.
 
-    The numbers of an action are those of its parts one after the other: within the bounds of a Box, indices from their start.
+    The numbers of an action's parts are concatenated; those of a Box of floats are clipped to its bounds, and indices count from
+    their start.
     """
 
     mean: Tensor
@@ -221,12 +222,12 @@ def write_modules(actor: Actor, folder: Path, onnx: bool = False) -> None:
     module = PolicyModule(actor).eval().requires_grad_(False)
     example = torch.zeros(2, actor.description["network"]["observation_size"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch recommends torch.export in place of TorchScript; here are both
+        warnings.simplefilter("ignore")  # torch recommends torch.export in place of TorchScript; both are written
         program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
         torch.export.save(program, folder / EXPORTED_PROGRAM)
         if onnx:
             _write_onnx(program, folder / ONNX)
-        trace: Callable[..., torch.jit.ScriptModule] = torch.jit.trace  # torch declares no types of it
+        trace: Callable[..., torch.jit.ScriptModule] = torch.jit.trace  # untyped in torch
         trace(module, example).save(str(folder / TORCHSCRIPT))
 
 

@@ -1,4 +1,4 @@
-"""Numbers of an environment that are NaN or infinite: named here, before they become a loss that is NaN."""
+"""Checks for NaN and infinite numbers from an environment or policy, which are reported before they turn the loss into NaN."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def require_steps(
     following: Array | None = None,
     finals: Mapping[tuple[int, int], Array] | None = None,
 ) -> None:
-    """``require_actions``, then ``require_observations``: an action that follows from NaN is no fault of the policy."""
+    """``require_actions``, then ``require_observations``; actions at a NaN observation are not blamed on the policy."""
     require_actions(seen, actions)
     require_observations(env_id, seen, following, finals or {})
 
@@ -40,7 +40,7 @@ def require_observations(env_id: str, seen: Array, following: Array | None, fina
 def require_actions(seen: Array, actions: Array) -> None:
     """seen: (t, E, D) observations; actions: (t, E, ...) that the policy drew at them.
 
-    Raises: NonFiniteError with the first step at which a finite observation led to an action that is not.
+    Raises: NonFiniteError with the first step at which a finite observation led to a non-finite action.
     """
     drawn = np.logical_and.reduce(np.isfinite(actions.reshape(*actions.shape[:2], -1)), 2)
     bad = np.flatnonzero((~drawn & np.isfinite(seen).all(2)).any(1))
@@ -50,7 +50,7 @@ def require_actions(seen: Array, actions: Array) -> None:
 
 
 def require_rewards(env_id: str, reward: Array) -> None:
-    """reward: (T, E), as the environment gave it.
+    """reward: (T, E), as returned by the environment.
 
     Raises: NonFiniteError with the first step whose reward is not finite.
     """
@@ -60,9 +60,9 @@ def require_rewards(env_id: str, reward: Array) -> None:
 
 
 def require_moments(env_id: str, key: str, overflowed: bool) -> None:
-    """Numbers that are finite, but whose squares are not, would silently be normalized to 0.
+    """Raises: NonFiniteError if the normalizer of task.key overflowed.
 
-    Raises: NonFiniteError if the normalizer of task.key overflowed.
+    Otherwise, finite numbers whose squares are infinite would silently be normalized to 0.
     """
     if overflowed:
         what = f"{key.removeprefix('normalize_')}s of {env_id}"

@@ -1,4 +1,4 @@
-"""Classes that a configuration names and a task calls later, when it knows the rest of their arguments."""
+"""Classes that are named in a configuration and called by a task later, when it knows their remaining arguments."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Late:
-    """A class with the keywords of its node."""
+    """A class with the keyword arguments from its node."""
 
     target: Callable[..., Any]
     keywords: Mapping[str, object]
 
     base: ClassVar[tuple[str, str]]  # module and name of the class that the target must be a subclass of
-    provided: ClassVar[frozenset[str]]  # parameters that the task gives
+    provided: ClassVar[frozenset[str]]  # parameters supplied by the task
     from_packages: ClassVar[bool] = False  # whether gymnasium and packages that need it may define the target
 
     def __post_init__(self) -> None:
@@ -30,7 +30,7 @@ class Late:
 
     @classmethod
     def defers(cls, target: object) -> bool:
-        """True for a subclass of the base; the module of the base is imported with every subclass of it."""
+        """True for a subclass of the base, whose module is imported along with any subclass."""
         module, name = cls.base
         base = getattr(sys.modules.get(module), name, None)
         return base is not None and isinstance(target, type) and issubclass(target, base)
@@ -42,14 +42,14 @@ class Late:
 
 
 class Wrapper(Late):
-    """A gymnasium.Wrapper, of gymnasium.wrappers, of a package of environments or of the user's own."""
+    """A gymnasium.Wrapper from gymnasium.wrappers, a package of environments or the user's own code."""
 
     base = ("gymnasium", "Wrapper")
     provided = frozenset({"env"})
     from_packages = True
 
     def __post_init__(self) -> None:
-        """Raises: ConfigError for a wrapper with running moments, which no checkpoint has and evaluation would begin anew."""
+        """Raises: ConfigError for gymnasium's normalizers, whose running moments checkpoints lack and evaluations would reset."""
         name = getattr(self.target, "__qualname__", "")
         ours = {"NormalizeObservation": "task.normalize_observation", "NormalizeReward": "task.normalize_reward"}.get(name)
         if ours is not None and str(getattr(self.target, "__module__", "")).startswith("gymnasium.wrappers"):

@@ -1,4 +1,4 @@
-"""Architecture of the actor and the critic; imports nothing heavy, so that a configuration is checked without torch."""
+"""Architecture of the actor and the critic; imports nothing heavy, so that a configuration can be checked without torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LOG_STD = accept(lambda x: -20 <= x <= 20, "must lie in [-20, 20].")
 
 @dataclass(frozen=True, kw_only=True)
 class MLP:
-    """Layers and initial values of both networks; conf/task/_control.yaml has those of the published PPO."""
+    """Layers and initialization of both networks; conf/policy/mlp.yaml has those of published PPO."""
 
     hidden_sizes: tuple[int, ...]
     activation: str = field(metadata=one_of("tanh", "relu"))
-    orthogonal_init: bool  # biases 0, weights orthogonal with gain sqrt 2; False: both U(+-1/sqrt(inputs)), the gains are unused
+    orthogonal_init: bool  # biases 0, weights orthogonal with gain sqrt 2; False: both U(+-1/sqrt(inputs)), gains ignored
     policy_gain: float = field(metadata=NOT_NEGATIVE)  # of the policy's last layer
     value_gain: float = field(metadata=NOT_NEGATIVE)  # of the critic's last layer
     log_std_init: float = field(metadata=LOG_STD)  # of Gaussian actions, in every dimension

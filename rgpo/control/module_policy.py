@@ -20,15 +20,15 @@ from rgpo.core.rollout import Array
 from rgpo.errors import ConfigError, blamed, described
 from rgpo.learning.types import State
 
-LOG_STD = ".log_std"  # among the names of parameters, of which none begins with a point
-ROWS = 512  # observations of one forward pass of values
+LOG_STD = ".log_std"  # its name in ``names``; no parameter of a module has a name with a leading dot
+ROWS = 512  # observations per forward pass of ``values``
 
 
 class ModulePolicy(ControlPolicy):
     """module(observation (n, *shape) float32) -> outputs (n, O), values (n,) or (n, 1), in eval mode.
 
-    The flat vector holds the parameters that the outputs depend on, then log_std, then the critic's own. What actor and critic
-    share counts as the actor's, and is not trained by an update that fits the critic apart.
+    The flat vector holds the parameters that the outputs depend on, then log_std, then the critic's own. Parameters shared by
+    actor and critic count as the actor's; fitting the critic separately does not change them.
     """
 
     compilable = False
@@ -36,7 +36,7 @@ class ModulePolicy(ControlPolicy):
     def __init__(self, module: nn.Module, shape: Sequence[int], heads: tuple[Head, ...], log_std_init: float) -> None:
         self.module, self.shape, self.heads = module.eval(), tuple(shape), heads
         self.observation_size = math.prod(shape)
-        named = {name: x for name, x in module.named_parameters() if x.requires_grad}  # the others stay as they are
+        named = {name: x for name, x in module.named_parameters() if x.requires_grad}  # the others are frozen
         used = self._used_by_outputs(named)
         own = [name for name in named if name not in used]
         self.names = [*used, *([LOG_STD] if self.num_gaussian else []), *own]
@@ -49,18 +49,18 @@ class ModulePolicy(ControlPolicy):
         views = dict(zip(self.names, self.unflatten(self.flat), strict=True))
         self.log_std = views.pop(LOG_STD, None)
         for name, parameter in named.items():
-            parameter.requires_grad_(False).data = views[name]  # what updates write is what acts
+            parameter.requires_grad_(False).data = views[name]  # views of flat: updates change the acting module
 
     def __repr__(self) -> str:
         return f"ModulePolicy({self.module}, {self.shape}, {self.heads})"
 
     def state_dict(self) -> State:
-        """The parameters (P,), and whatever else the module keeps: buffers, and parameters that are not trained."""
+        """The parameters (P,), and the rest of the module's state: buffers, and parameters that are not trained."""
         buffers = {name: x.clone() for name, x in self.module.state_dict().items() if name not in self.names}
         return super().state_dict() | ({"buffers": buffers} if buffers else {})
 
     def load_state_dict(self, state: State) -> None:
-        """Copy everything in place, so that acting sees it."""
+        """Copy everything in place, so that the acting module is updated, too."""
         super().load_state_dict(state)
         self.module.load_state_dict(cast(Mapping[str, Tensor], state.get("buffers", {})), strict=False)
 
@@ -77,7 +77,7 @@ class ModulePolicy(ControlPolicy):
         return Evaluation(output, log_std, values.reshape(-1) if value else None)
 
     def value(self, flat: Tensor, features: Tensor) -> Tensor:
-        """V (n,) of observations (n, D), with gradients of the critic's own parameters alone."""
+        """V (n,) of observations (n, D), with gradients for the critic's own parameters only."""
         count = self.num_actor_parameters
         values = self.evaluate(torch.cat([flat[:count].detach(), flat[count:]]), features, value=True).value
         assert values is not None
@@ -104,7 +104,7 @@ class ModulePolicy(ControlPolicy):
 def make_policy(
     design: MLP | NatureCNN | OwnNetwork, shape: Sequence[int], heads: tuple[Head, ...], *, pixels: bool, seed: int
 ) -> ControlPolicy:
-    """A fresh policy for observations of a shape, whose initial parameters depend on the seed alone.
+    """A fresh policy for observations of a shape; its initial parameters depend only on the seed.
 
     Raises: ConfigError for observations that the network cannot read, or outputs of other shapes.
     """
@@ -117,7 +117,7 @@ def make_policy(
 
 
 def refuse_failing(policy: ControlPolicy, design: OwnNetwork, observation: Array, normalized: bool) -> None:
-    """Raises: ConfigError if a network of the user's raises on observations (N, D)."""
+    """Raises: ConfigError if a user's network raises on observations (N, D)."""
     when = f"with task.normalize_observation={str(normalized).lower()}; it must take what the environment returns."
     about = f"task.policy: {design!r} raised on the first observations"
     with blamed(lambda error: ConfigError(f"{about} ({described(error)}), {when}")):

@@ -1,4 +1,4 @@
-"""Running normalizers, one for all environments and vectorized over them."""
+"""Running normalizers, shared by all environments and vectorized over them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class RewardMoments(TypedDict):
 
 
 class ObservationNormalizer:
-    """(o - mean)/std clipped to +-clip, as float32, with the moments of all observations so far.
+    """(o - mean)/std clipped to +-clip, float32, with the moments of all observations so far.
 
-    The observations o_e of one step change the mean from m to m' and add sum_e (o_e - m)(o_e - m') to the sum of squares
-    about it (Welford 1962, for E observations at once).
+    The observations o_e of one step change the mean from m to m' and add sum_e (o_e - m)(o_e - m') to the sum of squared
+    deviations from it (Welford 1962, for E observations at once).
     """
 
     def __init__(self, num_envs: int, size: int, clip: float) -> None:
@@ -48,7 +48,7 @@ class ObservationNormalizer:
         self.ones = np.ones((1, num_envs))  # ones @ x sums over environments in half the time of x.sum(0)
 
     def __call__(self, observation: Array, learn: bool = True) -> Array:
-        """Normalize observation (E, D); learn: update the moments with it first."""
+        """Normalize observation (E, D); learn: first update the moments with it."""
         centered = self._learn(observation) if learn else observation - self.mean
         std = self.squares / self.count
         std += EPSILON

@@ -1,4 +1,4 @@
-"""Policies of control tasks: what a rollout and a batch hold, and what all policies over flat parameters have in common.
+"""Policies of control tasks: their rollouts and batches, and the base class of policies over flat parameters.
 
 Shapes: T steps of E environments, N samples, D observation numbers, A action numbers, O outputs of the actor, P parameters.
 """
@@ -28,23 +28,23 @@ class ControlRollout(Rollout):
     """T steps of E environments with D observation numbers and A action numbers."""
 
     observation: Array  # (T, E, D) float32, as the policy saw it; uint8 for pixels that no normalizer saw
-    action: Array  # (T, E, A) float32, or (T, E) int64 of a single categorical; as drawn, before it is fitted to the environment
-    old: Old | None = None  # of the policy that the ratio is taken to; None: the present one
+    action: Array  # (T, E, A) float32, or (T, E) int64 of a single categorical; as drawn, before conversion for the environment
+    old: Old | None = None  # the policy in the denominator of the ratio; None: the current one
 
 
 class Old(NamedTuple):
-    """The policy that a rollout's ratios are taken to, at its N samples."""
+    """The policy in the denominator of a rollout's ratios, at its N samples."""
 
     logp: Tensor  # (N,) nats
     parameters: tuple[Tensor, ...]  # of the distributions, each (N, ...)
-    correction: Tensor | None = None  # (N,) multiplies advantages: its ratio to the policy that drew the actions
+    correction: Tensor | None = None  # (N,) multiplies advantages: ratio of this policy to the one that drew the actions
 
 
 class Evaluation(NamedTuple):
-    """The networks of a policy at n observations."""
+    """Outputs of a policy's networks at n observations."""
 
     output: Tensor  # (n, O) of the actor
-    log_std: Tensor | None  # (numbers of Gaussians,), the same in every state
+    log_std: Tensor | None  # (number of Gaussians,), the same in every state
     value: Tensor | None  # (n,)
 
 
@@ -69,7 +69,7 @@ class ControlBatch:
 
     @property
     def num_kl(self) -> int:
-        """The old distribution is known at every sample."""
+        """N: the old distribution is known at every sample."""
         return self.view.num_samples
 
     def minibatches(self) -> list[Minibatch]:
@@ -89,7 +89,7 @@ class ControlBatch:
 class ControlPolicy(ABC):
     """pi(a|s) and V(s) over flat observations, as a pure function of one float32 vector: actor, log_std, then the critic's own.
 
-    The vector is what updates optimize and checkpoints keep; acting reads it without torch's autograd.
+    Updates optimize this vector and checkpoints store it; acting uses it without autograd.
     """
 
     flat: Tensor  # (P,)
@@ -102,31 +102,31 @@ class ControlPolicy(ABC):
 
     @property
     def output_size(self) -> int:
-        """Outputs of the actor, O."""
+        """Number of outputs of the actor, O."""
         return sum(head.size for head in self.heads)
 
     @property
     def action_size(self) -> int:
-        """Numbers of an action, A."""
+        """Number of action numbers, A."""
         return sum(head.columns for head in self.heads)
 
     @property
     def num_gaussian(self) -> int:
-        """Numbers of an action that are Gaussian, each of which has a log_std."""
+        """Number of Gaussian action numbers, each of which has a log_std."""
         return sum(head.size for head in self.heads if head.kind == "gaussian")
 
     @property
     def discrete(self) -> bool:
-        """True if an action is one index."""
+        """True if an action is a single index."""
         return len(self.heads) == 1 and self.heads[0].kind == "categorical"
 
     @abstractmethod
     def evaluate(self, flat: Tensor, observation: Tensor, *, value: bool) -> Evaluation:
-        """The networks at the parameters flat (P,) and observation (n, D); V if it is asked for."""
+        """Evaluate the networks at the parameters flat (P,) and observation (n, D); V only if value is true."""
 
     @abstractmethod
     def value(self, flat: Tensor, features: Tensor) -> Tensor:
-        """V (n,) of ``features`` (n, D), with gradients of the critic's own parameters alone."""
+        """V (n,) of ``features`` (n, D), with gradients for the critic's own parameters only."""
 
     @abstractmethod
     def mode_output(self, observation: Array) -> Array:
@@ -141,12 +141,12 @@ class ControlPolicy(ABC):
         return [part.view(shape) for part, shape in zip(torch.split(flat, self.sizes), self.shapes, strict=True)]
 
     def parameters(self) -> list[Tensor]:
-        """The flat vector alone."""
+        """The flat vector, as the only tensor."""
         return [self.flat]
 
     @property
     def critic(self) -> Self:
-        """The value function is part of the same vector."""
+        """This policy, whose vector includes the value function."""
         return self
 
     def features(self, batch: Batch) -> Tensor:
@@ -157,7 +157,7 @@ class ControlPolicy(ABC):
     def forward(
         self, view: View, *, flat: Tensor | None = None, kl: bool = False, entropy: bool = True, value: bool = True
     ) -> PolicyOutput:
-        """log pi(a|s), and the entropy, V(s) and exact KL(old || new) that are needed, (n,) each, at the parameters flat (P,)."""
+        """log pi(a|s), and entropy, V(s) and exact KL(old || new) if selected, (n,) each, at the parameters flat (P,)."""
         assert isinstance(view, Observations)
         flat = self.flat if flat is None else flat
         output, log_std, values = self.evaluate(flat, view.observation, value=value)
@@ -170,7 +170,7 @@ class ControlPolicy(ABC):
         )
 
     def distribution(self, flat: Tensor, observation: Tensor) -> Distribution:
-        """pi(.|observation) alone."""
+        """pi(.|observation), without the value."""
         output, log_std, _ = self.evaluate(flat, observation, value=False)
         return make_distribution(self.heads, output, log_std)
 
@@ -179,7 +179,10 @@ class ControlPolicy(ABC):
         return {"flat": self.flat.clone()}
 
     def load_state_dict(self, state: State) -> None:
-        """Copy the parameters in place, so that acting sees them."""
+        """Copy the parameters in place, so that the acting policy is updated, too.
+
+        Raises: ConfigError if the number of parameters differs.
+        """
         saved = cast(Tensor, state["flat"])
         have = f"checkpoint: its policy has {len(saved):,} parameters, this one {len(self.flat):,}"
         if saved.shape != self.flat.shape:
@@ -188,7 +191,7 @@ class ControlPolicy(ABC):
         self.flat.copy_(saved)
 
     def act(self, observation: Array, noise: Array) -> Array:
-        """Draw actions for observation (E, D) with noise (E, O) of ``draw_noise``; none of it gives the mode.
+        """Sample actions for observation (E, D) with noise (E, O) from ``draw_noise``; zero noise gives the mode.
 
         Returns (E, A) float32, or (E,) int64 of a single categorical.
         """
@@ -206,7 +209,7 @@ class ControlPolicy(ABC):
 
     @torch.no_grad()
     def old(self, rollout: ControlRollout) -> Old:
-        """The present policy at a rollout's samples, by the forward pass that training uses, so that the ratio starts at 1."""
+        """The current policy at a rollout's samples, by the forward pass used in training, so that the ratio starts at 1."""
         observation, action = self._inputs(rollout)
         found = self.distribution(self.flat, observation)
         return Old(found.log_prob(action), tuple(x.contiguous() for x in found))
@@ -239,13 +242,13 @@ class ControlPolicy(ABC):
         return table[:-1].copy(), next_value
 
     def subset(self, batch: Batch, index: Array) -> ControlBatch:
-        """The samples index (b,) as a batch."""
+        """The samples at index (b,) as a batch."""
         assert isinstance(batch, ControlBatch)
         return ControlBatch(*select((batch.view, batch.samples), torch.from_numpy(index)))
 
     @torch.no_grad()
     def measure_shift(self, batch: Batch) -> PolicyShift:
-        """The present parameters compared with those that collected the batch."""
+        """The current policy compared with the old one of the batch."""
         assert isinstance(batch, ControlBatch)
         out = self.forward(batch.view, kl=True, value=False)
         assert out.kl_old is not None and out.entropy is not None

@@ -1,7 +1,7 @@
 """Spaces of an environment as plain data, and observations as rows of numbers.
 
 Observations are flattened as gymnasium.spaces.flatten does: a Box row by row, one-hot vectors for Discrete and for each number
-of a MultiDiscrete, and the parts of a Dict or Tuple one after the other. ``rgpo.control.actions`` has the other direction.
+of a MultiDiscrete, and the parts of a Dict or Tuple one after the other. ``rgpo.control.actions`` converts actions back.
 
 Shapes: N observations, D observation numbers, A numbers of a Box.
 """
@@ -20,7 +20,7 @@ from rgpo.errors import ConfigError
 if TYPE_CHECKING:
     from gymnasium import spaces
 
-LARGEST_BOUND = 1e38  # above it there is none
+LARGEST_BOUND = 1e38  # larger bounds count as none
 WRAP = "wrap the environment with task.wrappers so that it has other spaces"
 
 
@@ -44,9 +44,9 @@ class Space(TypedDict, total=False):
 
 
 def describe(space: spaces.Space[object], name: str) -> Space:
-    """A gymnasium space as data; name is that of the part in messages.
+    """A gymnasium space as data; name: of the part, in messages.
 
-    Raises: ConfigError for a space, or a part of one, that has no fixed number of numbers.
+    Raises: ConfigError for a space, or a part of one, that is empty or not a fixed number of numbers, or whose keys are not text.
     """
     from gymnasium import spaces
 
@@ -77,7 +77,7 @@ def describe(space: spaces.Space[object], name: str) -> Space:
 
 
 def _bounds(values: Array) -> float | list[float | None] | None:
-    """One number if all are equal; None where there is no bound, which the largest number of float32 is often written for."""
+    """One number if all are equal; None where there is no bound, which is often written as the largest float32."""
     found = [x if abs(x) < LARGEST_BOUND else None for x in values.astype(np.float64).ravel().tolist()]
     return found[0] if len(set(found)) == 1 else found
 
@@ -93,7 +93,7 @@ def _filled(given: float | list[float | None] | None, missing: float) -> Array:
 
 
 def observation_size(space: Space) -> int:
-    """D."""
+    """Number of observation numbers, D."""
     match space["type"]:
         case "Discrete":
             return space["n"]
@@ -105,9 +105,9 @@ def observation_size(space: Space) -> int:
 
 
 def flatten(space: Space, observation: object, name: str = "observation") -> tuple[Array, bool]:
-    """An observation, or a batch with N in front of every array, as (N, D) float64, and whether it was a single one.
+    """Flatten an observation, or a batch whose arrays have a leading axis N, to (N, D) float64; True for a single one.
 
-    Raises: ValueError for an observation that is not in the space, but for bounds of a Box.
+    Raises: ValueError for an observation that is not in the space; bounds of a Box are not checked.
     """
     if space["type"] in ("Dict", "Tuple"):
         return _flatten_parts(space, observation, name)

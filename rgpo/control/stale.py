@@ -1,8 +1,8 @@
-"""Rollouts that wait before they are trained on, and the policies that their ratios are taken to.
+"""Stale rollouts, which wait before they are trained on, and the policies in the denominators of their ratios.
 
-By default that is mu, the policy that drew the actions. In the decoupled objective (Hilton et al. 2022, arXiv 2110.00641) it is a
-proximal policy, here the one at the start of the iteration, and advantages are multiplied by min(pi_prox/mu, cap):
-E_mu[pi_prox/mu gate(pi/pi_prox) A]. Proximal policy and cap are our choice.
+By default that is the behavior policy mu, which drew the actions. In the decoupled objective (Hilton et al. 2022,
+arXiv 2110.00641) it is a proximal policy, here the one at the start of the iteration, and advantages are multiplied by
+min(pi_prox/mu, cap): E_mu[pi_prox/mu gate(pi/pi_prox) A]. The choice of proximal policy and the cap are ours.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ STEPS = ("observation", "action", "reward", "terminated", "done", "value", "next
 
 
 def kept(policy: ControlPolicy, rollout: ControlRollout) -> ControlRollout:
-    """A new rollout with the policy that drew its actions."""
+    """A new rollout together with its behavior policy."""
     return replace(rollout, old=policy.old(rollout))
 
 
 def decoupled(policy: ControlPolicy, rollout: ControlRollout, cap: float) -> ControlRollout:
-    """A waiting rollout whose ratios are taken to the present policy, with min(present/mu, cap) as its correction."""
+    """A waiting rollout with the current policy as the denominator of its ratios, and the correction min(current/mu, cap)."""
     assert rollout.old is not None
     present = policy.old(rollout)
     gap = present.logp - rollout.old.logp

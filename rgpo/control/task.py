@@ -1,7 +1,7 @@
 """Control: rollouts of gymnasium environments under an actor-critic, and deterministic evaluation episodes.
 
-Known deviations from CleanRL's PPO, each a choice: one normalizer for all environments, not one per environment; a time limit
-bootstraps (advantage.bootstrap_truncated); the reward normalizer's discounted return restarts at every end of an episode.
+Known deviations from CleanRL's PPO, each by choice: all environments share one normalizer; time limits bootstrap
+(advantage.bootstrap_truncated); the reward normalizer's discounted return restarts at the end of every episode.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ SMALL_LAYER = 256  # units of a hidden layer that one thread computes as fast as
 
 @dataclass(kw_only=True)
 class Control:
-    """Fixed-length rollouts of num_envs copies of one environment; setup() makes them."""
+    """Fixed-length rollouts of num_envs copies of one environment, which setup() makes."""
 
-    env_id: str  # gymnasium id; with `version` its name alone
+    env_id: str  # gymnasium id, without the version if `version` is set
     policy: MLP | NatureCNN | OwnNetwork
     version: str | None = field(metadata=or_null(VERSION))  # v4 (the paper's) or v5 of MuJoCo's four, else null
     num_envs: int = field(metadata=count(100_000))
@@ -59,12 +59,12 @@ class Control:
     clip_observation: float = field(metadata=POSITIVE)
     clip_reward: float = field(metadata=POSITIVE)
     num_eval_episodes: int = field(metadata=count(100_000))
-    backend: str  # auto steps MuJoCo and CartPole itself where the id is known; gymnasium or mujoco force one
-    env_kwargs: Mapping[str, object]  # of gymnasium.make
+    backend: str  # auto: our own steps of MuJoCo and CartPole for known ids, else gymnasium; gymnasium or mujoco force one
+    env_kwargs: Mapping[str, object]  # for gymnasium.make
     wrappers: list[Wrapper] = field(default_factory=list)  # around each environment, the first one inside
     action_bounds: str = field(default="clip", metadata=one_of("clip", "rescale"))  # rescale: [-1, 1] onto finite bounds of a Box
     staleness: int = field(default=0, metadata=count(100, least=0))
-    correction_cap: float | None = field(default=None, metadata=or_null(POSITIVE))  # null: ratios to the drawing policy
+    correction_cap: float | None = field(default=None, metadata=or_null(POSITIVE))  # null: ratios to the behavior policy
     num_threads: int = field(default=1, init=False, repr=False)  # that step environments
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Control:
         return self.num_envs * self.num_steps
 
     def check(self) -> None:
-        """Raises: ConfigError for an unknown id, an unsupported space or many processes; EnvironmentFault, as check.try_out."""
+        """Raises: ConfigError for an unknown id, an unsupported space or several processes; EnvironmentFault as check.try_out."""
         refuse_many("control")
         check.try_out(repr(self), self.make_env)
         with closing(self.make_env(1)) as env:
@@ -106,18 +106,18 @@ class Control:
         return -(-total_env_steps // self.batch_size)
 
     def divide_threads(self, num_threads: int) -> int:
-        """Step environments on that many threads; returns those that compute: one, which is faster, for small networks."""
+        """Step environments on num_threads threads; returns how many should compute: 1, which is faster, for small networks."""
         self.num_threads = num_threads
         return 1 if isinstance(self.policy, MLP) and max(self.policy.hidden_sizes) <= SMALL_LAYER else num_threads
 
     def make_env(self, num_envs: int) -> VectorEnv:
-        """Copies of the environment."""
+        """Make copies of the environment."""
         env = make_vector_env(self.full_id, num_envs, self.backend, self.wrappers, self.env_kwargs)
         env.use_threads(self.num_threads)
         return env
 
     def setup(self, seed: int, requirements: Requirements) -> None:
-        """Make and seed the environments; the reward normalizer has the algorithm's discount."""
+        """Make and seed the environments; the reward normalizer uses the algorithm's discount."""
         streams = np.random.SeedSequence(seed).spawn(2)
         self.env = self.make_env(self.num_envs)
         self.facts, self.versions = facts.describe(self.env, self.full_id), facts.package_versions(self.env)
@@ -154,12 +154,12 @@ class Control:
         return observation.copy() if observation.dtype == np.uint8 else observation.astype(np.float32)
 
     def _to_env(self, action: Array) -> Array:
-        """Action numbers (E, A), or (E,) indices, as the environments take them: rescaled if that was chosen."""
+        """Action numbers (E, A), or (E,) indices, for the environments: rescaled if action_bounds=rescale."""
         return action if self._rescale is None else self._rescale(action)
 
-    @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
+    @np.errstate(over="ignore", invalid="ignore")  # a more detailed error takes the place of numpy's warning
     def collect(self, policy: Policy) -> ControlRollout:
-        """T steps of every environment, of the present policy, or with staleness s of the one of s iterations ago.
+        """T steps of every environment under the current policy, or with staleness s under that of s iterations ago.
 
         Raises: NonFiniteError if an observation or a reward is NaN or infinite.
         """
@@ -184,7 +184,7 @@ class Control:
         seen = np.empty((*shape, self.env.observation_size), self.observation.dtype)
         actions = policy.empty_actions(shape)
         terminated, truncated = np.zeros(shape, bool), np.zeros(shape, bool)
-        finals: dict[tuple[int, int], Array] = {}  # (step, environment) of an end: the last observation as the policy sees it
+        finals: dict[tuple[int, int], Array] = {}  # (step, environment) of an episode's end -> its last observation, prepared
         normalizer = self.normalize if self.normalize_observation else None
         in_c = make_collector(self.env, policy, normalizer, seen, noise, actions) if self._rescale is None else None
         advance = in_c or partial(self._advance, policy, seen, noise, actions)
@@ -245,20 +245,20 @@ class Control:
         return evaluated(metrics, self.num_eval_episodes)
 
     def take_samples(self) -> list[Mapping[str, object]]:
-        """No rows: episodes leave no samples."""
+        """No rows: control tasks keep no samples."""
         return []
 
     def export(self, policy: Policy, state: State, folder: Path, facts: Facts) -> None:
         """Write policy.json and policy.safetensors.
 
-        Raises: NoExport for another policy than an actor-critic.
+        Raises: NoExport if this kind of policy cannot be saved.
         """
         self.make_actor(policy, state, facts).save(folder)
 
     def make_actor(self, policy: Policy, state: State, facts: Facts) -> Actor:
-        """The policy as a function of raw observations, with the present normalizer; state: the policy's.
+        """The policy as a function of raw observations, with the current normalizer; state: the policy's.
 
-        Raises: NoExport, as ``export``.
+        Raises: NoExport for a policy that is not one of rgpo's.
         """
         from rgpo.control.export import make_actor
 
@@ -279,7 +279,7 @@ class Control:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Restore everything; episodes that cannot be restored begin anew for the reason in ``inexact``."""
+        """Restore everything; episodes that cannot be restored start over, for the reason given in ``inexact``."""
         from rgpo.control.stale import restore_rollout
 
         self.waiting = deque(restore_rollout(saved) for saved in cast(list[State], state.get("waiting", [])))

@@ -1,4 +1,4 @@
-"""The network of an ``Actor`` that numpy cannot evaluate: convolutions, or a module of the user's as an exported program."""
+"""Networks of an ``Actor`` that numpy cannot evaluate: convolutions, or a user's module as an exported program."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TorchNetwork:
         return found
 
     def save(self, folder: Path) -> None:
-        """Write the module as a program that needs none of the user's code.
+        """Write the module as a program that does not need the user's code.
 
         Raises: NoExport if torch.export cannot trace it.
         """

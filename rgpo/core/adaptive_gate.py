@@ -1,4 +1,4 @@
-"""A gate whose sharpness follows the KL divergence."""
+"""A gate whose sharpness adapts to a KL target."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class AdaptiveSharpness:
-    """Dual ascent on any gate's sharpness, once per update: log k += rate clip(KL/KL_target - 1, -1, 1) (our choice).
+    """Dual ascent on a gate's sharpness k, once per update: log k += rate clip(KL/KL_target - 1, -1, 1) (our choice).
 
-    k stays in [min_sharpness, max_sharpness] and starts at the wrapped gate's own. It is kept as a tensor, so that a
-    compiled step sees it change without being compiled again.
+    k starts at the wrapped gate's sharpness and stays in [min_sharpness, max_sharpness]. It is kept as a tensor, so that it
+    can change without recompiling the step.
+    Raises: ConfigError if the starting k is not within the bounds, or the gate has no sharpness that can vary between them.
     """
 
     gate: Gate
@@ -28,8 +29,8 @@ class AdaptiveSharpness:
     rate: float = field(metadata=POSITIVE)
     min_sharpness: float = field(metadata=POSITIVE)
     max_sharpness: float = field(metadata=POSITIVE)
-    sharpness: float = field(init=False, repr=False)  # a state: compiled code is named by the representation
-    _live: Gate = field(init=False, repr=False, compare=False)  # a copy of gate with tensors for its sharpness and divisor
+    sharpness: float = field(init=False, repr=False)  # state, so not part of repr(), by which compiled code is keyed
+    _live: Gate = field(init=False, repr=False, compare=False)  # copy of gate whose sharpness and divisor are tensors
 
     def __post_init__(self) -> None:
         check_fields(self, "gate")
@@ -51,7 +52,7 @@ class AdaptiveSharpness:
     def _check_gate(self) -> float:
         """The wrapped gate's own sharpness.
 
-        Raises: ConfigError if the gate has no sharpness that may change, or refuses one between the bounds.
+        Raises: ConfigError if the gate has no sharpness that may change, or rejects one of the bounds.
         """
         name = type(self.gate).__name__
         knobs = [f for f in fields(self.gate) if f.name.startswith("sharpness")] if isinstance(self.gate, Gate) else []
@@ -64,7 +65,7 @@ class AdaptiveSharpness:
             allowed.check("gate.max_sharpness", self.max_sharpness)
         for bound in (self.min_sharpness, self.max_sharpness):
             changes: dict[str, Any] = {"sharpness": bound}
-            replace(self.gate, **changes)  # scale=unit needs a slope at both
+            replace(self.gate, **changes)  # raises if scale=unit has no slope to divide by at this bound
         return float(vars(self.gate)["sharpness"])
 
     @property
@@ -87,11 +88,11 @@ class AdaptiveSharpness:
         return self.gate.scale
 
     def weight_at_one(self) -> float:
-        """w(1) after scaling, at the present sharpness."""
+        """w(1) after scaling, at the current sharpness."""
         return float(self._live.weight_at_one())
 
     def observe(self, kl: float) -> None:
-        """One step of dual ascent on log k for the KL(old || new) of the last update (nats)."""
+        """Take one step of dual ascent on log k, given the KL(old || new) of the last update (nats)."""
         log_k = math.log(self.sharpness) + self.rate * min(max(kl / self.kl_target - 1, -1.0), 1.0)
         self._set(min(max(math.exp(min(log_k, 100.0)), self.min_sharpness), self.max_sharpness))
 

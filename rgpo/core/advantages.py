@@ -1,7 +1,7 @@
-"""Advantage estimators: rewards and values of a rollout to advantages and value targets. Pure numpy, float64.
+"""Advantage estimators map the rewards and values of a rollout to advantages and value targets. Pure numpy, float64.
 
-Control rollouts and completions share one layout, (T, E): a completion is one environment and a token one step. Names in text:
-G completions per prompt (the group), B = prompts x G completions with those of a prompt side by side, T tokens, right-padded;
+Control rollouts and completions share one layout, (T, E): a completion is one environment and a token one step. Notation for
+text: G completions per prompt (a group); B = prompts x G completions, those of a prompt adjacent; T tokens, right-padded;
 mask is 1 on a completion's tokens.
 """
 
@@ -34,12 +34,12 @@ class Advantage(Protocol):
 
     @property
     def needs_groups(self) -> bool:
-        """True if it compares completions of one prompt."""
+        """True if the estimator compares completions of the same prompt."""
         ...
 
     @property
     def needs_critic(self) -> bool:
-        """True if it reads values, so that a critic must be trained."""
+        """True if the estimator reads values, so that a critic must be trained."""
         ...
 
     def __call__(self, rollout: Rollout) -> tuple[Array, Array]:
@@ -50,7 +50,7 @@ class Advantage(Protocol):
 def recurrence(decay: Array, drive: Array, start: Array) -> Array:
     """y_t = decay_t y_{t-1} + drive_t with y_{-1} = start; decay, drive (T, E), start (E,) -> (T, E) float64.
 
-    Python's own floats: at the few environments of one process they are faster than a numpy row for each step.
+    Computed with Python floats: with the few environments of one process, a numpy operation per step would be slower.
     """
     columns = []
     for factors, terms, y in zip(decay.T.tolist(), drive.T.tolist(), start.tolist(), strict=True):
@@ -69,9 +69,9 @@ def generalized_advantage(
 
     All arrays (T, E); next_value is V of the true next observation. Schulman et al. 2016, Eq. 16.
     """
-    delta = reward + gamma * np.where(terminated, 0.0, next_value) - value  # a value that is not used may be NaN
+    delta = reward + gamma * np.where(terminated, 0.0, next_value) - value  # unused values may be NaN
     carry = gamma * lam * ~done
-    return recurrence(carry[::-1], delta[::-1], np.zeros(delta.shape[1]))[::-1].copy()  # a reversed view is no tensor to torch
+    return recurrence(carry[::-1], delta[::-1], np.zeros(delta.shape[1]))[::-1].copy()  # torch takes no negative strides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +100,10 @@ class GAE:
 
 @dataclass(frozen=True, kw_only=True)
 class Exponential:
-    """AWR's weight min(exp(A/beta), max_weight) of the standardized advantage (Peng et al. 2019, Eq. 9 and App. C).
+    """AWR's weight min(exp(A/beta), max_weight) of the standardized advantage A (Peng et al. 2019, Eq. 9 and App. C).
 
-    On-policy: the original also replays old data. Always positive, so the update must not center it.
+    On-policy, whereas the original also replays old data. The weight is always positive, so the update must not center it.
+    Raises: ConfigError unless gae.normalize is none.
     """
 
     gae: GAE
@@ -120,11 +121,11 @@ class Exponential:
 
     @property
     def gamma(self) -> float:
-        """Discount, as the reward normalizer needs it."""
+        """Discount; the reward normalizer reads it."""
         return self.gae.gamma
 
     def __call__(self, rollout: Rollout) -> tuple[Array, Array]:
-        """exp(A/beta), capped, and the value target, both (T, E) float64."""
+        """Capped weight and value target, both (T, E) float64."""
         advantage, target = self.gae(rollout)
         live = advantage[rollout.live()]
         standardized = (advantage - live.mean()) / (live.std() + 1e-8)
@@ -132,9 +133,9 @@ class Exponential:
 
 
 def grouped(reward_B: Array, group_size: int) -> Array:
-    """Rewards (prompts, G) float64.
+    """Rewards (B,) reshaped to (prompts, G) float64.
 
-    Raises: ConfigError if a group has a single completion, or if groups do not divide the completions evenly.
+    Raises: ConfigError if a group has a single completion, or if group_size does not divide the number of completions.
     """
     require(group_size > 1, "group_size", group_size, "a group needs at least 2 completions to compare.")
     even = len(reward_B) % group_size == 0
@@ -143,7 +144,7 @@ def grouped(reward_B: Array, group_size: int) -> Array:
 
 
 def zero_variance_groups(reward_B: Array, group_size: int) -> Array:
-    """Mask (prompts,) bool of groups whose rewards are all equal: they have no gradient, and their share belongs in the log."""
+    """Mask (prompts,) bool of groups whose rewards are all equal, and whose gradient is therefore zero."""
     reward = grouped(reward_B, group_size)
     equal: Array = reward.max(1) == reward.min(1)
     return equal
@@ -151,11 +152,11 @@ def zero_variance_groups(reward_B: Array, group_size: int) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupComparison:
-    """Base of estimators that compare the completions of one prompt and train no critic."""
+    """Base class of estimators that compare the completions of a prompt and need no critic."""
 
     normalize: str = field(metadata=NORMALIZE)
 
-    gamma: ClassVar[float] = 1.0  # the reward comes once, at the end
+    gamma: ClassVar[float] = 1.0  # the only reward is at the end
     needs_groups: ClassVar[bool] = True
     needs_critic: ClassVar[bool] = False
 
@@ -163,12 +164,12 @@ class GroupComparison:
         check_fields(self, "advantage")
 
     def __call__(self, rollout: Rollout) -> tuple[Array, Array]:
-        """Advantage of each completion at each of its tokens, and value targets 0, both (T, E) float64."""
+        """Each completion's advantage at all of its tokens, and value targets of 0, both (T, E) float64."""
         advantage_TE = self.compare(rollout.reward.sum(0), rollout.group_size) * rollout.live()
         return advantage_TE, np.zeros_like(advantage_TE)
 
     def compare(self, reward_B: Array, group_size: int) -> Array:
-        """Advantage (B,) float64; exactly 0 in a group of equal rewards, whatever the rounding.
+        """Advantage (B,) float64; exactly 0, without rounding error, in a group of equal rewards.
 
         Raises: ConfigError if groups cannot be compared (see ``grouped``).
         """
@@ -185,8 +186,8 @@ class GroupComparison:
 class GroupRelative(GroupComparison):
     """A_i = (R_i - mean R) / (std R + eps) within the group: GRPO (Shao et al. 2024, arXiv 2402.03300, Sec. 4.1.2).
 
-    std is unbiased, as in TRL. scale: group takes the group's std, batch that of all rewards (arXiv 2508.08221), none
-    does not divide at all, which is Dr. GRPO (arXiv 2503.20783).
+    scale selects the std: group, the group's own; batch, that of all rewards (arXiv 2508.08221); none, no division at all,
+    as in Dr. GRPO (arXiv 2503.20783). The std is unbiased, as in TRL.
     """
 
     scale: str = field(metadata=one_of("group", "batch", "none"))
@@ -214,7 +215,7 @@ class LeaveOneOut(GroupComparison):
 
 
 def last_token(mask_BT: Array) -> Array:
-    """Position of each completion's last token, (B, T) bool with at most one True per row.
+    """Mask of each completion's last token, (B, T) bool with at most one True per row.
 
     Raises: ValueError if a row of mask is not ones followed by zeros.
     """
@@ -238,9 +239,9 @@ def token_rewards(score_B: Array, kl_BT: Array, mask_BT: Array, *, kl_coef: floa
 def token_steps(reward_BT: Array, value_BT: Array, mask_BT: Array, truncated_B: Array) -> dict[str, Array]:
     """Completions as a rollout of T steps in B environments: a Rollout's reward, value, next_value, terminated, done, mask.
 
-    reward_BT: the score at the last token and any penalty per token. value_BT: V of the state before each token. The last
-    token is done; it is terminated unless the length limit cut the completion (truncated_B). No value of the state after a
-    cut exists, so V of the last token is used in its place (our choice). Raises: ValueError if mask has gaps.
+    reward_BT: the score at the last token, plus any penalty per token. value_BT: V of the state before each token. The last
+    token is done, and it is terminated unless the length limit cut the completion (truncated_B). The value of the state
+    after a cut is unknown, so value_BT at the last token is used instead (our choice). Raises: ValueError if mask has gaps.
     """
     live_BT, last_BT = np.asarray(mask_BT, bool), last_token(mask_BT)
     reward_BT, value_BT = (np.where(live_BT, np.asarray(x, np.float64), 0.0) for x in (reward_BT, value_BT))

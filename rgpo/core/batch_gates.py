@@ -3,13 +3,13 @@
     gate      bounds from the batch                                    w(r)
     M2po      the largest t at which mean d^2 of the samples           r 1[d < t] for A >= 0, r 1[d > -t] for A < 0
               within t is at most tau
-    Bapo      the first of a list of clips at which A >= 0 has its     as Clip's
-              share of the loss
+    Bapo      the first clip in a list that gives samples with         as Clip's
+              A >= 0 their share of the loss
     ClipCov   means of A and log pi, and a draw                        as Clip's, 0 at drawn samples of high covariance
     KlCov     means of A and log pi, and a quantile of covariance      r; r - c sign(d)/A at the highest covariances
     R2vpo     the mean ratio m                                         r (1 - 2 lambda (r - m)/A)
 
-The covariance of a sample is (A - mean A)(log pi - mean log pi). A step over several forward passes has one batch.
+The covariance of a sample is (A - mean A)(log pi - mean log pi). All forward passes of a gradient step form one batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rgpo.errors import require
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEAST_ADVANTAGE = 1e-6  # smaller ones count as this in a quotient by A
+LEAST_ADVANTAGE = 1e-6  # lower bound on |A| when dividing by A
 
 
 def live(batch: GateBatch) -> Tensor:
@@ -52,9 +52,9 @@ def clipped(d: Tensor, advantage: Tensor, low: Tensor | float, high: Tensor | fl
 
 @dataclass(frozen=True, kw_only=True)
 class M2po(BatchGate):
-    """The smallest clip under which the mean of d^2 is at most tau (M2PO, arXiv 2510.01161).
+    """PPO-clip at |d| = t, the largest t for which the samples within it have a mean d^2 of at most tau (M2PO, arXiv 2510.01161).
 
-    Samples that a clip cannot touch (A >= 0 and r < 1, A < 0 and r > 1) count as d = 0.
+    Samples that no clip can affect (A >= 0 and r < 1, or A < 0 and r > 1) count as d = 0.
     """
 
     second_moment: float = field(metadata=POSITIVE)  # tau
@@ -75,7 +75,8 @@ class M2po(BatchGate):
 class Bapo(BatchGate):
     """The first clip [low, high] at which samples with A >= 0 have a given share of sum |g A| (BAPO, arXiv 2510.18927).
 
-    Bounds widen upward in steps: high from high_min to high_max, then low from low_min to low_max; the last one if none suffices.
+    The bounds rise in steps: high from high_min to high_max, then low from low_min to low_max. If no clip suffices, the last
+    one is used. Raises: ConfigError if low_min > low_max or high_min > high_max.
     """
 
     share: float = field(metadata=FRACTION)  # rho_0
@@ -117,15 +118,15 @@ class Bapo(BatchGate):
 
 
 def steps(width: float, step: float) -> int:
-    """Whole steps in a width, tolerant to rounding."""
+    """Number of whole steps that fit into a width, up to rounding errors."""
     return max(int(width / step + 1e-9), 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CovarianceGate(BatchGate):
-    """Base class of gates that treat samples of high covariance between A and log pi apart (arXiv 2505.22617).
+    """Base class of gates that single out samples with a high covariance of A and log pi (arXiv 2505.22617).
 
-    Without logp_old, log pi is taken to be d.
+    If logp_old is not given, d stands in for log pi.
     """
 
     fraction: float = field(metadata=FRACTION)  # of the samples
@@ -137,22 +138,22 @@ class CovarianceGate(BatchGate):
 
 
 def logp_new(d: Tensor, logp_old: Tensor | None) -> Tensor:
-    """log pi without gradient; d where the old one is not known."""
+    """log pi of the new policy, detached; d if logp_old is None."""
     return d.detach() if logp_old is None else d.detach() + logp_old
 
 
 def draw(d: Tensor, advantage: Tensor) -> Tensor:
-    """Numbers in [0, 1) that look random and are the same for the same sample: no generator, so that steps can be compiled."""
+    """Hash each sample to a pseudorandom number in [0, 1); needs no generator, so that gradient steps can be compiled."""
     x = (d * 12.9898 + advantage * 78.233).sin() * 43758.5453
     return x - x.floor()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipCov(CovarianceGate):
-    """PPO-clip without the gradient of a few samples drawn among those of high covariance (Clip-Cov, arXiv 2505.22617).
+    """PPO-clip that drops the gradient of a few random samples with a high covariance (Clip-Cov, arXiv 2505.22617).
 
-    Candidates are inside PPO's band, with a covariance between cov_low and cov_high; drawn are `fraction` of all samples, at
-    least one. The draw is ours, a hash of the sample.
+    They are drawn from the samples that PPO does not clip and whose covariance is between cov_low and cov_high; their number
+    is `fraction` of all samples, at least one. Drawing by a hash of the sample is our choice.
     """
 
     eps_low: float = field(metadata=FRACTION)
@@ -185,9 +186,9 @@ class ClipCov(CovarianceGate):
 
 @dataclass(frozen=True, kw_only=True)
 class KlCov(CovarianceGate):
-    """-g A = -r A + coef |d| at the samples of highest covariance, -r A at the others (KL-Cov, arXiv 2505.22617).
+    """-g A = -r A + coef |d| at the samples with the highest covariance, -r A elsewhere (KL-Cov, arXiv 2505.22617).
 
-    They are `fraction` of all samples, at least one.
+    The penalty applies to `fraction` of all samples, at least one.
     """
 
     coef: float = field(metadata=POSITIVE)
@@ -215,7 +216,8 @@ class KlCov(CovarianceGate):
 class R2vpo(BatchGate):
     """-g A = -r A + lambda (r - m)^2, m the batch's mean ratio: the variance of r as a penalty (R2VPO, arXiv 2601.03320).
 
-    lambda is constant here; the paper adapts it by dual ascent. The gradient of m drops out of that of the variance.
+    lambda is constant here, whereas the paper adapts it by dual ascent. m is detached, which leaves the gradient of the
+    variance unchanged.
     """
 
     coef: float = field(metadata=accept(lambda x: 0 < x <= 1e6, "must be positive and at most 1e6."))  # lambda

@@ -15,7 +15,7 @@ heavier than 1/r suffices. k = sharpness, c = center, u = k (r-c), v = k (d - lo
     lomax           1 - (1 + r/c)^-k           (k r/c) (1 + r/c)^(-k-1)            r^-(k+1)
     gamma           P(k, k r/c)                (k r/c)^k e^(-k r/c)/Gamma(k)       r^(k-1) e^(-k r/c): VESPO
 
-Each named gate below is one of them; ``Cdf`` is any of them.
+Each named gate below has a fixed distribution; ``Cdf`` takes the name of any.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def loglogistic(d: Tensor, k: float, center: float) -> Tensor:
 
 
 def lognormal(d: Tensor, k: float, center: float) -> Tensor:
-    """log threshold has the standard deviation 1/k."""
+    """The log of the threshold has standard deviation 1/k."""
     return ((k / math.sqrt(2)) * (d - math.log(center))).erf() / 2 + 0.5
 
 
@@ -82,7 +82,7 @@ def lomax(d: Tensor, k: float, center: float) -> Tensor:
 
 
 def gamma(d: Tensor, k: float, center: float) -> Tensor:
-    """Shape k and mean c, in double precision, which the logarithm of its density needs."""
+    """Shape k and mean c; computed in double precision, which the log-density requires."""
     import torch
 
     x = bounded(d.double()).exp() * (k / center)
@@ -98,7 +98,10 @@ LARGEST_SHAPE, LARGEST_STEEPNESS = 1e4, 1e20
 
 @dataclass(frozen=True, kw_only=True)
 class Cdf(Gate):
-    """g = P(threshold < r) for a threshold of one of DISTRIBUTIONS (our choice)."""
+    """g = P(threshold < r) for a threshold drawn from one of DISTRIBUTIONS (our choice).
+
+    Raises: ConfigError if sharpness or center is outside the range of the distribution.
+    """
 
     distribution: str = field(metadata=one_of(*DISTRIBUTIONS))
     sharpness: float = field(metadata=POSITIVE)
@@ -120,7 +123,7 @@ class Cdf(Gate):
 
 @dataclass(frozen=True, kw_only=True)
 class Sigmoid(Gate):
-    """g = sigma(k (r-1)): the paper's gate, read as a sigmoid in r (whether r or log r is not known)."""
+    """g = sigma(k (r-1)): the paper's gate, read as a sigmoid in r (whether r or log r is meant is not known)."""
 
     sharpness: float = field(metadata=POSITIVE)
 
@@ -140,7 +143,7 @@ class SigmoidLog(Gate):
 
 @dataclass(frozen=True, kw_only=True)
 class SigmoidMatched(Gate):
-    """g = sigma(k d - 2 artanh(1/k)), k > 1: a sigmoid in log r shifted so that dw/dr(1) = w(1), as IS has (our choice)."""
+    """g = sigma(k d - 2 artanh(1/k)), k > 1: a sigmoid in log r, shifted so that dw/dr(1) = w(1) as in IS (our choice)."""
 
     sharpness: float = field(metadata=ABOVE_ONE)
 

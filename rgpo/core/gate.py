@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-D_MAX, D_MAX_DOUBLE = 40.0, 300.0  # nats; e^d squared is finite in float32 and bfloat16, and in float64
+D_MAX, D_MAX_DOUBLE = 40.0, 300.0  # nats; (e^d)^2 is finite up to D_MAX in float32 and bfloat16, to D_MAX_DOUBLE in float64
 
 
 class GateBatch(NamedTuple):
-    """All samples of a gradient step, (n,) each and without gradient: what bounds of a batch are computed from."""
+    """All samples of a gradient step, (n,) each and detached, from which a gate computes its batch bounds."""
 
     log_ratio: Tensor  # nats, as the gate sees it
     advantage: Tensor
     logp_old: Tensor | None = None
-    weight: Tensor | None = None  # in the loss; samples of weight 0 are left out, None: all count the same
+    weight: Tensor | None = None  # in the loss; samples of weight 0 are ignored; None: equal weights
 
     def to(self, device: torch.device | str) -> GateBatch:
-        """The same on another device."""
+        """The same batch on another device."""
         logp_old, weight = (x if x is None else x.to(device) for x in (self.logp_old, self.weight))
         return GateBatch(self.log_ratio.to(device), self.advantage.to(device), logp_old, weight)
 
 
 class Curve(Protocol):
-    """A gate on known bounds."""
+    """A gate whose batch bounds, if it has any, are already computed."""
 
     def __call__(self, log_ratio: Tensor, advantage: Tensor, logp_old: Tensor | None = None) -> Tensor:
         """Gate value g for d = log_ratio (any shape, nats); logp_old = log pi_old of the same samples, read by some gates."""
@@ -55,7 +55,7 @@ class GateLike(Curve, Protocol):
         """True if g has bounds that are computed from all samples of a gradient step."""
 
     def prepare(self, batch: GateBatch) -> Curve:
-        """The gate with the bounds of a batch; the gate itself if it has none."""
+        """The gate with its bounds computed from a batch; the gate itself if it needs no batch."""
 
     def weight_at_one(self) -> float:
         """w(1) after scaling."""
@@ -75,6 +75,7 @@ class Gate(ABC):
     `scale: none` leaves g as it is, `scale: unit` divides it by w(1). Parameters are fields; the range that a field declares
     (``sharpness: float = field(metadata=POSITIVE)``) is checked at construction. A gate that reads more than d and the sign of
     A is an ``OldProbabilityGate`` or a ``BatchGate``.
+    Raises: ConfigError if a parameter is out of range, or for `scale: unit` without a positive w(1).
     """
 
     scale: str = field(default="none", metadata=one_of("none", "unit"))
@@ -109,7 +110,7 @@ class Gate(ABC):
         return self.curve(d, advantage)
 
     def prepare(self, batch: GateBatch) -> Curve:
-        """The gate itself: it has no bounds of a batch."""
+        """The gate itself, which has no batch bounds."""
         return self
 
     def __call__(self, log_ratio: Tensor, advantage: Tensor, logp_old: Tensor | None = None) -> Tensor:
@@ -125,7 +126,7 @@ class Gate(ABC):
         return weight(self.curve_at, d, d + 1, d - math.log(2)).item()
 
     def weight_at_one(self) -> float:
-        """w(1) after scaling, on the side A >= 0; at pi_old = 1/2 if the gate reads that."""
+        """w(1) after scaling, for A >= 0; at pi_old = 1/2 if the gate reads pi_old."""
         return self._slope_at_one() / self._divisor
 
     def observe(self, kl: float) -> None:
@@ -141,9 +142,9 @@ class Gate(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class OldProbabilityGate(Gate):
-    """Base class of gates that also read logp_old = log pi_old of each sample: they define ``curve_from`` instead of ``curve``.
+    """Base class of gates that also read logp_old = log pi_old of each sample; they define ``curve_from`` instead of ``curve``.
 
-    Densities, of continuous actions, may exceed 1.
+    For continuous actions pi_old is a density, which may exceed 1.
     """
 
     @property
@@ -158,7 +159,7 @@ class OldProbabilityGate(Gate):
         return self.curve_at(d, advantage, None)
 
     def curve_at(self, d: Tensor, advantage: Tensor, logp_old: Tensor | None) -> Tensor:
-        """Raises: ConfigError without logp_old."""
+        """Raises: ConfigError if logp_old is None."""
         if logp_old is None:
             name = type(self).__name__
             raise ConfigError(f"gate={name}: reads each sample's old probability, which is not known here; choose another gate.")
@@ -167,9 +168,9 @@ class OldProbabilityGate(Gate):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchGate(Gate):
-    """Base class of gates whose bounds are computed from all samples of a gradient step, by ``bounds``.
+    """Base class of gates whose bounds are computed from all samples of a gradient step.
 
-    Called without ``prepare``, the samples themselves are the batch. They define ``bounds`` and ``curve_within``.
+    Subclasses define ``bounds`` and ``curve_within``. Called without ``prepare``, a gate takes the given samples as the batch.
     """
 
     @property
@@ -178,11 +179,11 @@ class BatchGate(Gate):
 
     @abstractmethod
     def bounds(self, batch: GateBatch) -> tuple[Tensor, ...]:
-        """Scalars of the batch, without gradient."""
+        """The bounds of a batch: scalars without gradient."""
 
     @abstractmethod
     def curve_within(self, bounds: tuple[Tensor, ...], d: Tensor, advantage: Tensor, logp_old: Tensor | None) -> Tensor:
-        """The gate value before scaling, on the bounds of a batch."""
+        """The gate value before scaling, given the bounds of the batch."""
 
     def prepare(self, batch: GateBatch) -> Curve:
         return partial(self._prepared, self.bounds(batch))
@@ -200,7 +201,7 @@ class BatchGate(Gate):
 
 
 def weight(gate: Callable[..., Tensor], log_ratio: Tensor, advantage: Tensor, logp_old: Tensor | None = None) -> Tensor:
-    """w = dg/dd, detached, from the curve by autograd; shapes as log_ratio."""
+    """w = dg/dd of a gate by autograd, detached; same shape as log_ratio."""
     import torch
 
     with torch.enable_grad():

@@ -21,12 +21,12 @@
     Open             1                                                0                               0
 
 Distribution functions of an acceptance threshold are in rgpo.core.cdf, gates that read the old probability or the batch in
-rgpo.core.old_probability and rgpo.core.batch_gates. The weight is never written a second time: ``rgpo.core.gate.weight`` takes
-it by autograd. Everything is finite in value and slope for |d| <= 10,000 in float32 and bfloat16, because no exponential ever
-sees an unclamped d.
+rgpo.core.old_probability and rgpo.core.batch_gates. The weights are not coded separately: ``rgpo.core.gate.weight`` obtains them
+by autograd. Value and slope are finite for |d| <= 10,000 in float32 and bfloat16, because exponentials only ever take a
+clamped d.
 
-Parameters have no defaults here; those of an experiment are in conf/gate. To add a gate: one frozen dataclass with a ``curve``
-here, or in any module of yours, and one yaml in conf/gate.
+Parameters have no defaults here; conf/gate has the values of experiments. To add a gate, write a frozen dataclass with a
+``curve``, here or in a module of your own, and a yaml file in conf/gate.
 """
 
 from __future__ import annotations
@@ -168,9 +168,9 @@ class KLip(Sided):
 class Ano(Sided):
     """w = r G'(r) for A >= 0, r G'(2-r) for A < 0, G'(x) = nu (1-E)/((1+E)(E+nu)), E = e^(k (x-1-eps)) (arXiv 2605.02320).
 
-    It pulls samples beyond 1 + eps back, the less the further they are. With z = k (x-1-eps), partial fractions give
+    Samples beyond 1 + eps are pulled back, by a force that vanishes as r grows. With z = k (x-1-eps), partial fractions give
     G = (nu/k) (B softplus(-z) + C softplus(log nu - z)), B = 2/(1-nu), C = -(1+nu)/(nu (1-nu)), whose terms vanish for large z;
-    the other form grows linearly in each term and cancels in single precision.
+    the terms of the other form grow linearly and cancel in single precision.
     """
 
     sharpness: float = field(metadata=accept(lambda k: 1e-4 <= k <= 1e4, "must lie in [1e-4, 1e4]."))
@@ -192,9 +192,9 @@ class Ano(Sided):
 class SignAwareSigmoid(Gate):
     """The pessimistic gate min(r A, h(r) A), h = 1 + (2/k) tanh(k (r-1)/2): PPO's min with a smooth knee (our choice).
 
-    Where the step makes progress (A>=0 and r>1, A<0 and r<1) the gate closes smoothly; on the other side the correcting
-    gradient stays whole, its weight capped at min(r, cap) so that it is bounded; where A<0 and r > cap the capped curve is not
-    the pessimistic one (docs/theory.md, section 4).
+    Where the step makes progress (A>=0 and r>1, or A<0 and r<1) the gate closes smoothly. On the other side the corrective
+    gradient is kept, with the weight min(r, cap) so that it is bounded; the capped curve is therefore not the pessimistic one
+    where A<0 and r > cap (docs/theory.md, section 4).
     """
 
     sharpness: float = field(metadata=POSITIVE)
@@ -266,9 +266,9 @@ class Spo(Gate):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget(Gate):
-    """h = sigma(k (b - sign(A) d))/sigma(k b): one where a step keeps within b nats of the reference (our choice).
+    """h = sigma(k (b - sign(A) d))/sigma(k b): about 1 while a step stays within b nats of the reference (our choice).
 
-    Meant for `gate@ref_gate`, with d = log pi/pi_ref; a step that moves further away than the budget fades out.
+    Meant for `gate@ref_gate`, with d = log pi/pi_ref; steps beyond the budget fade out.
     """
 
     sharpness: float = field(metadata=POSITIVE)

@@ -1,8 +1,8 @@
-"""KL penalties: a coefficient, whether it acts in the loss or in the reward, and its schedule. Adaptive state is kept here.
+"""KL penalties: a coefficient, its place (in the loss or in the reward), and its schedule with any adaptive state.
 
-The divergence in the loss is from an anchor: the reference policy (the default on language), or the policy that collected the
-batch (control). RLHF maximizes score - beta KL(pi || ref) (Ziegler et al. 2019): GRPO has the KL in its loss, PPO-RLHF and
-RLOO have it in the reward.
+The divergence in the loss is taken from an anchor: the reference policy (the default on language), or the policy that
+collected the batch (control). RLHF maximizes score - beta KL(pi || ref) (Ziegler et al. 2019): GRPO puts the KL in its loss,
+PPO-RLHF and RLOO put it in the reward.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Divergence:
         require(fits, "penalty.anchor", self.anchor, "the exact KL is from the old policy; use penalty.estimator=unbiased.")
 
     def __call__(self, d_old: Tensor, d_ref: Tensor, kl_old: Tensor | None) -> Tensor:
-        """Nats, (n,): d_old = log pi/old, d_ref = log pi/ref, kl_old the exact KL(old || pi), read by estimator=exact alone."""
+        """Nats, (n,): d_old = log pi/old, d_ref = log pi/ref; kl_old is the exact KL(old || pi), used by estimator=exact only."""
         if self.estimator == "exact":
             assert kl_old is not None
             return kl_old
@@ -61,7 +61,7 @@ class Penalty(Protocol):
 
     @property
     def loss_coef(self) -> float:
-        """In the loss, 0 if none."""
+        """Coefficient in the loss; 0 if there is none."""
         ...
 
     @property
@@ -71,7 +71,7 @@ class Penalty(Protocol):
 
     @property
     def reward_coef(self) -> float:
-        """In the reward, 0 if none; needs a reference policy."""
+        """Coefficient in the reward, which needs a reference policy; 0 if there is none."""
         ...
 
     def observe(self, kl: float) -> None:
@@ -85,7 +85,7 @@ class Penalty(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantPenalty:
-    """Base of penalties whose coefficient is constant; 0 in both places unless a subclass has one."""
+    """Base class of penalties with a constant coefficient, which is 0 in loss and reward unless a subclass overrides it."""
 
     @property
     def loss_coef(self) -> float:
@@ -124,7 +124,7 @@ class FixedPenalty(ConstantPenalty):
 
     def __post_init__(self) -> None:
         check_fields(self, "penalty")
-        Divergence(estimator=self.estimator, anchor=self.anchor)  # checks that they fit
+        Divergence(estimator=self.estimator, anchor=self.anchor)  # checks that estimator and anchor fit
 
     @property
     def loss_coef(self) -> float:
@@ -172,7 +172,7 @@ class AdaptivePenalty:
         low, high = self.min_coef, self.max_coef
         require(low <= high, "penalty.min_coef", low, f"must be positive and at most max_coef={high}.")
         require(low <= self.coef <= high, "penalty.coef", self.coef, f"must lie in [min_coef, max_coef] = [{low}, {high}].")
-        Divergence(estimator=self.estimator, anchor=self.anchor)  # checks that they fit
+        Divergence(estimator=self.estimator, anchor=self.anchor)  # checks that estimator and anchor fit
 
     @property
     def loss_coef(self) -> float:

@@ -5,7 +5,7 @@
     DppoKL   min(r, c) while KL(p_old || p) of the two outcomes "this action or another" is small, or p moves the other way
     Ipo      r while |p - p_old| <= delta, for either sign of A
 
-A bound on p widens the band of r for rare actions, which a band of fixed width never lets rise.
+A bound on p gives rare actions a wider band of r; a band of fixed width would keep them rare.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rgpo.core.ranges import ABOVE_ONE, FRACTION, POSITIVE
 if TYPE_CHECKING:
     from torch import Tensor
 
-P_MAX = 1 - 1e-6  # densities, and probabilities that rounded up to 1, count as this one in a divergence of probabilities
+P_MAX = 1 - 1e-6  # cap on p in the KL of two outcomes, for densities and for probabilities that were rounded up to 1
 
 
 def log_ratio_above(delta: float, logp_old: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def log_ratio_below(delta: float, logp_old: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DppoTV(OldProbabilityGate):
-    """DPPO's mask by total variation, on the truncated ratio (arXiv 2602.04879; prime-rl's default)."""
+    """DPPO's total-variation mask on the truncated ratio (arXiv 2602.04879; prime-rl's default)."""
 
     delta_low: float = field(metadata=FRACTION)
     delta_high: float = field(metadata=FRACTION)
@@ -49,7 +49,7 @@ class DppoTV(OldProbabilityGate):
 
 @dataclass(frozen=True, kw_only=True)
 class DppoKL(OldProbabilityGate):
-    """DPPO's mask by the KL of two outcomes, p_old log(p_old/p) + (1-p_old) log((1-p_old)/(1-p)) (arXiv 2602.04879).
+    """DPPO's binary-KL mask, KL = p_old log(p_old/p) + (1-p_old) log((1-p_old)/(1-p)) (arXiv 2602.04879).
 
     The bounds on r have no closed form: outside them g is min(r, c) without gradient.
     """
@@ -69,7 +69,7 @@ class DppoKL(OldProbabilityGate):
 
 @dataclass(frozen=True, kw_only=True)
 class Ipo(OldProbabilityGate):
-    """w = r 1[|p - p_old| <= delta], whatever the sign of A (prime-rl's ipo)."""
+    """w = r 1[|p - p_old| <= delta] for either sign of A (prime-rl's ipo)."""
 
     delta: float = field(metadata=FRACTION)
 

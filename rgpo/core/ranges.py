@@ -3,8 +3,8 @@
     sharpness: float = field(metadata=POSITIVE)
 
 Gates check the ranges of their own fields; any other dataclass calls ``check_fields(self, "penalty")`` in ``__post_init__``.
-A number, with a range or without, is 0 or has a magnitude from 1e-30 to 1e30, so that it and its products with ordinary numbers
-are neither 0 nor infinite in float32.
+Every number, with or without a range, must be 0 or have a magnitude from 1e-30 to 1e30, so that neither it nor its products with
+ordinary numbers underflow or overflow in float32.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 SMALLEST, LARGEST = 1e-30, 1e30
-MANY = 100_000_000  # samples, tokens or steps that no rollout of one process holds more of
-_KEY = "range"  # of a field's metadata
+MANY = 100_000_000  # upper limit on the samples, tokens or steps in a rollout of one process
+_KEY = "range"  # in a field's metadata
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def one_of(*names: object) -> dict[str, Range]:
 
 
 def count(most: int, least: int = 1) -> dict[str, Range]:
-    """Metadata of a whole number from least to most."""
+    """Metadata of a field that takes a whole number from least to most."""
     what = {0: "a whole number, not negative and", 1: "a positive whole number,"}.get(
         least, f"a whole number, at least {least} and"
     )
@@ -86,9 +86,10 @@ def declared_range(declared: Field[object]) -> Range | None:
 
 
 def check_fields(instance: DataclassInstance, group: str) -> None:
-    """Check every declared range and every magnitude; keys of messages are ``group.field``, or ``field`` if group is empty.
+    """Check every declared range and every magnitude; messages name ``group.field``, or ``field`` if group is empty.
 
-    Raises: ConfigError if a value lies outside the range of its field, or is a number beyond [1e-30, 1e30] but not 0.
+    Raises: ConfigError if a value is outside the range of its field, or is a nonzero number of a magnitude outside
+    [1e-30, 1e30], or an integer of more than 63 bits.
     """
     for declared in fields(instance):
         value = getattr(instance, declared.name, None)  # None: set after construction

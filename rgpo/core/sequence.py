@@ -1,6 +1,6 @@
-"""Tokens of sequences: ratios of whole sequences, weights of a token in a mean, and corrections for another sampler.
+"""Sequences of tokens: sequence-level ratios, the token weights of each reduction, and corrections for another sampler.
 
-Names: B sequences, T tokens. A mask_BT is bool; its n True entries are the tokens, row by row.
+Shapes: B sequences, T tokens. A mask_BT is bool; its n True entries are the tokens, row by row.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class RatioLevel:
     sequence_sum       sum_t d_it, the ratio of whole sequences, with the gradient of the token's own (VESPO, arXiv 2602.10693)
     sequence_clipped   the mean of d_it clipped to at most high where A >= 0, at least -low where A < 0 (GMPO, arXiv 2507.20673)
 
-    clip = (low, high), nats. logp_old is the mean or sum of the same tokens.
+    clip = (low, high), nats. logp_old is averaged or summed over the same tokens.
     """
 
     kind: str = "sequence"
     clip: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        """Raises: ConfigError if a clip is missing, useless, or no pair of positive numbers."""
+        """Raises: ConfigError if clip is missing, would be ignored, or is not a pair of positive numbers."""
         clip = self.clip
         if self.kind == "sequence_clipped":
             pair = clip is not None and len(clip) == 2 and all(0 < x < math.inf for x in clip)
@@ -77,19 +77,19 @@ RATIOS = ("token", "sequence", "sequence_token", "sequence_sum", "sequence_clipp
 
 
 def token_mean(mask_BT: Tensor) -> Tensor:
-    """Weights (B, T) under which a sum is the mean over all tokens: mask / sum mask (DAPO, arXiv 2503.14476)."""
+    """Weights (B, T) that turn a sum into the mean over all tokens: mask / sum mask (DAPO, arXiv 2503.14476)."""
     return mask_BT / mask_BT.sum()
 
 
 def sequence_mean(mask_BT: Tensor) -> Tensor:
-    """Weights (B, T) under which a sum is the mean over sequences of each one's mean: mask / |y_i| / B; each needs a token."""
+    """Weights (B, T) that turn a sum into the mean of the sequences' means: mask / |y_i| / B; no sequence may be empty."""
     return mask_BT / mask_BT.sum(-1, keepdim=True) / len(mask_BT)
 
 
 def mean_of_sums(mask_BT: Tensor) -> Tensor:
-    """Weights (B, T) under which a sum is the mean over sequences of each one's sum: mask / B (LUSPO, arXiv 2602.05261).
+    """Weights (B, T) that turn a sum into the mean of the sequences' sums: mask / B (LUSPO, arXiv 2602.05261).
 
-    Divided by a constant length instead of each one's own, it is Dr. GRPO's (arXiv 2503.20783).
+    Dividing it by a constant length, instead of each sequence's own, gives Dr. GRPO's reduction (arXiv 2503.20783).
     """
     return mask_BT / len(mask_BT)
 
@@ -99,12 +99,14 @@ REDUCTIONS = {"token_mean": token_mean, "sequence_mean": sequence_mean, "sequenc
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """The weight pi_old/pi_sampler of tokens that another policy than pi_old drew: another engine, or an older policy.
+    """The weight pi_old/pi_sampler of tokens that were not sampled from pi_old, but by another engine or an older policy.
 
-    level     none: 1; token: the token's ratio; sequence: exp of the sum of its log ratios, sequence_mean: of their mean
-    outside   clamp: a ratio outside [low, high] counts as the bound (TIS); drop: as 0 (MIS; with both bounds IcePop)
+    level     none: 1; token: the token's ratio; sequence: exp of the sum of its log ratios; sequence_mean: exp of their mean
+    outside   a ratio outside [low, high] becomes: clamp, the bound (TIS); drop, 0 (MIS; with both bounds IcePop)
     max_kl    nats per token: at each gradient step, sequences with A < 0 and mean log(pi_sampler/pi) above it have weight 0
-              (off-policy sequence mask, DeepSeek-V3.2); null: none
+              (off-policy sequence mask, DeepSeek-V3.2); null: no mask
+
+    Raises: ConfigError for a level without a bound, or a bound without a level.
     """
 
     level: str = field(metadata=one_of("none", "token", "sequence", "sequence_mean"))
@@ -124,12 +126,12 @@ class Correction:
         )
 
     def check_cap(self, cap: float | None) -> None:
-        """Raises: ConfigError for a cap of the sampler's own beside a level here."""
+        """Raises: ConfigError if the sampler has a correction cap of its own in addition to this level."""
         remedy = f"is a second correction beside task.correction.level={self.level}; use null."
         require(cap is None or self.level == "none", "task.sampler.correction_cap", cap, remedy)
 
     def weights(self, gap_n: Tensor, mask_BT: Tensor) -> Tensor:
-        """(n,) of gap = log pi_old - log pi_sampler, nats."""
+        """Weights (n,) from gap = log pi_old - log pi_sampler, nats."""
         if self.level == "none":
             return gap_n.new_ones(gap_n.shape)
         kind = {"token": "token", "sequence": "sequence_sum", "sequence_mean": "sequence"}[self.level]
@@ -141,7 +143,7 @@ class Correction:
 
 
 UNCORRECTED = Correction(level="none", outside="clamp", low=None, high=None, max_kl=None)
-FARTHEST = 20.0  # nats; a log ratio without a bound counts as at most this
+FARTHEST = 20.0  # nats; limits a log ratio that has no bound
 
 
 def keep_near(log_ratio_n: Tensor, advantage_n: Tensor, mask_BT: Tensor, max_kl: float) -> Tensor:

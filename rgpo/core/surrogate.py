@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Combination(Protocol):
     """Combines the gate on the old policy's ratio and the gate on the reference's ratio into one value.
 
-    Both gates know what they read besides the log ratio and the advantage.
+    Any further inputs of the gates, such as logp_old, are already bound.
     """
 
     def __call__(self, gate: Curve, ref_gate: Curve, d_old: Tensor, d_ref: Tensor, advantage: Tensor) -> Tensor: ...
@@ -65,7 +65,7 @@ class Geometric:
 
 
 def check_combination(combine: Combination, gate: GateLike, ref_gate: GateLike) -> None:
-    """Raises: ConfigError for a reference gate that would be ignored, or a gate that reads what it cannot have."""
+    """Raises: ConfigError if the reference gate would be ignored, or a gate reads inputs that this combination cannot supply."""
     if isinstance(combine, Geometric):
         if not isinstance(ref_gate, Open):
             raise ConfigError("gate_combination=geometric: has one gate around both policies; leave gate@ref_gate=open.")
@@ -78,7 +78,7 @@ def check_combination(combine: Combination, gate: GateLike, ref_gate: GateLike) 
 
 
 class Surrogate(NamedTuple):
-    """Per sample; shapes as d_old."""
+    """Surrogate of each sample; same shape as d_old."""
 
     loss: Tensor
     gate_value: Tensor
@@ -99,9 +99,9 @@ def surrogate(
 ) -> Surrogate:
     """loss = -combine(gate(d_old), ref_gate(d_ref)) A + kl_coef kl.
 
-    d_old = log pi_new/pi_old, d_ref = log pi_new/pi_ref (d_old where there is no reference), nats; kl: nats, the divergence
-    that is penalized, exact or estimated. All four have one shape, any shape. logp_old: log pi_old, of that shape, for gates
-    that read it; batch: what per-batch bounds are computed from, None: these samples.
+    d_old = log pi_new/pi_old, d_ref = log pi_new/pi_ref (d_old if there is no reference), nats; kl: the penalized divergence,
+    exact or estimated, nats. These and advantage share one shape, which may be any. logp_old: log pi_old in that shape, for
+    gates that read it; batch: the samples from which batch bounds are computed, None: these.
     """
     assert d_old.shape == d_ref.shape == advantage.shape == kl.shape, (d_old.shape, d_ref.shape, advantage.shape, kl.shape)
     curve: Curve = gate

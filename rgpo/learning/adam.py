@@ -1,4 +1,4 @@
-"""Adam on one flat parameter vector, as a pure function, and the joint gradient clip."""
+"""Adam on one flat parameter vector, as a pure function, and gradient clipping by norm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AdamState(NamedTuple):
         return cls(parameters.detach().clone(), zeros, zeros.clone())
 
 
-Epochs = tuple[AdamState, Tensor, list[Tensor]]  # the last state, statistics of every step, and measures after every epoch
+Epochs = tuple[AdamState, Tensor, list[Tensor]]  # final state, statistics of every step, and measures after every epoch
 
 
 def bias_corrections(lr: float, num_steps: int, count: int) -> Tensor:
@@ -37,8 +37,8 @@ def bias_corrections(lr: float, num_steps: int, count: int) -> Tensor:
 def adam(state: AdamState, gradient: Tensor, corrections: Tensor, eps: float) -> AdamState:
     """theta -= lr m^/(sqrt v^ + eps) with bias-corrected moments m^, v^ (Kingma & Ba 2015, Algorithm 1).
 
-    corrections (2,) are the step's row of ``bias_corrections``: a power of beta for each parameter would cost more than the
-    rest of the step.
+    corrections (2,) is the step's row of ``bias_corrections``, precomputed because powers of beta for every parameter would
+    cost more than the rest of the step.
     """
     rate, root = corrections.unbind()
     first = state.first + (1 - BETA1) * (gradient - state.first)
@@ -47,10 +47,10 @@ def adam(state: AdamState, gradient: Tensor, corrections: Tensor, eps: float) ->
 
 
 def clip_by_norm(gradient: Tensor, max_norm: float | None, num_apart: int | None = None) -> tuple[Tensor, Tensor]:
-    """gradient min(1, max_norm/||gradient||) and ||gradient|| before; max_norm None leaves it whole.
+    """gradient min(1, max_norm/||gradient||), and the norm before clipping; max_norm None does not clip.
 
-    num_apart: that many leading numbers, the actor's, and the rest are clipped apart; the norm is the actor's, NaN if the other
-    one is not finite.
+    num_apart: the leading num_apart numbers (the actor's) and the rest are clipped separately; the norm is the actor's, or NaN
+    if the other norm is not finite.
     """
     if num_apart is not None:
         (actor, norm), (critic, other) = (clip_by_norm(x, max_norm) for x in (gradient[:num_apart], gradient[num_apart:]))

@@ -22,9 +22,10 @@ from rgpo.learning.types import Metrics, Policy, Requirements, State, Update
 
 @dataclass(kw_only=True)
 class GateAlgorithm:
-    """One point in the design space; impossible combinations are refused at construction.
+    """One point in the design space; impossible combinations are rejected at construction.
 
-    Raises: ConfigError if the gate has zero gradient, a second gate would be ignored, or a penalty meets a trust region.
+    Raises: ConfigError if the gate has zero gradient, the reference gate would be ignored or reads inputs that it cannot get,
+    or a penalty in the loss is combined with a trust region.
     """
 
     gate: GateLike
@@ -43,7 +44,7 @@ class GateAlgorithm:
 
     @property
     def requirements(self) -> Requirements:
-        """The task must serve these."""
+        """Requirements that the task must meet."""
         reference = "gate@ref_gate" if not isinstance(self.ref_gate, Open) else ""
         divergence = self.penalty.divergence
         if not reference and self.penalty.reward_coef > 0:
@@ -68,7 +69,7 @@ class GateAlgorithm:
         return self.update.note
 
     def describe(self) -> dict[str, str]:
-        """Axis -> class and knobs, without a second gate that is open and a penalty that penalizes nothing."""
+        """Map each axis to its class and knobs, leaving out a reference gate that is open and a penalty that does nothing."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         if isinstance(self.ref_gate, Open) and type(self.gate_combination).__name__ != "Geometric":
             del parts["gate_combination"]
@@ -79,7 +80,7 @@ class GateAlgorithm:
         return {name: describe_part(part) for name, part in parts.items()}
 
     def validate(self, batch_size: int) -> None:
-        """Raises: ConfigError if the update's minibatches do not divide the batch."""
+        """Raises: ConfigError if the update's minibatches do not divide the batch, or are too small to standardize over."""
         self.update.validate(batch_size, self.advantage.normalize)
 
     def setup(self, policy: Policy, num_iterations: int, seed: int) -> None:
@@ -90,11 +91,11 @@ class GateAlgorithm:
         loss = GateLoss(objective=self.objective, divergence=self.penalty.divergence)
         self.update.setup(policy, loss, normalize=self.advantage.normalize, num_iterations=num_iterations, seed=seed)
 
-    @np.errstate(over="ignore", invalid="ignore")  # an error with more detail follows numpy's warning
+    @np.errstate(over="ignore", invalid="ignore")  # a more detailed error takes the place of numpy's warning
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:
-        """Advantages, update and diagnostics of one iteration.
+        """Run one iteration: advantages, update and diagnostics.
 
-        Raises: NonFiniteError if a loss, gradient or KL is NaN or infinite; it names what was so first.
+        Raises: NonFiniteError if a loss, gradient or KL is NaN or infinite; it names the first quantity that was.
         """
         from rgpo.learning import culprits, diagnostics
         from rgpo.learning.gradients import group_gradients
@@ -152,7 +153,7 @@ class GateAlgorithm:
 def estimate(advantage: Advantage, rollout: Rollout) -> tuple[Array, Array]:
     """Advantage and value target, both (T, E).
 
-    Raises: ValueError if an estimator of the user's returns other shapes.
+    Raises: ValueError if a user's estimator returns other shapes.
     """
     found = advantage(rollout)
     shapes = [np.shape(x) for x in found]
@@ -172,7 +173,7 @@ def rows_with_advantage(rollout: Rollout, advantage: Advantage | None) -> list[d
 
 
 def describe_part(part: object) -> str:
-    """Class name and constructor knobs: Sigmoid(sharpness=10)."""
+    """Class name and constructor arguments, as in Sigmoid(sharpness=10)."""
     if isinstance(part, float):
         return f"{part:g}"
     if not is_dataclass(part):

@@ -1,4 +1,4 @@
-"""The number of runs of a sweep that differ in their seed alone, this one included: they share compiled code."""
+"""The number of runs in a sweep that differ only in their seed, this one included; they share compiled code."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ import time
 
 
 class Clock:
-    """Seconds since the last call, summed by phase: `time/PHASE_s` by the wall and `time/PHASE_cpu_s` by the processor.
+    """Seconds since the last call, summed by phase: wall time as `time/PHASE_s` and CPU time as `time/PHASE_cpu_s`.
 
-    CPU seconds are those of all threads of this process, so they hardly depend on what else the machine does.
+    CPU time is that of all threads of this process, so it hardly depends on other load on the machine.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""The first quantity that became NaN or infinite, found after the fact from the rollout and the failing gradient step.
+"""Find the first quantity that became NaN or infinite, after the fact, from the rollout and the failing gradient step.
 
-The order is that of computation: observation, reward, value, advantage and value target, parameters, log-probability, gate,
-KL, loss, gradient. Only for the last ones is the step size to blame.
+Quantities are checked in the order of their computation: observation, reward, value, advantage and value target, parameters,
+log-probability, gate, KL, loss, gradient. The step size is to blame only for the last of these.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rgpo.learning.loss import gate_inputs
 from rgpo.learning.samples import PolicyOutput, Samples
 from rgpo.learning.types import Policy, View
 
-HUGE = 1e15  # its square times the largest batches nears the limit of float32, 3e38
+HUGE = 1e15  # its square, summed over the largest batches, approaches the limit of float32, 3e38
 SCALE_REWARDS = "scale the rewards (control tasks: task.normalize_reward=true)"
 CHECK_REFERENCE = "look for NaN in the weights of the starting model, or load it with dtype=float32"
 SCALE_OBSERVATIONS = "scale the observations (control tasks: task.normalize_observation=true)"
@@ -31,8 +31,8 @@ SCALE_OBSERVATIONS = "scale the observations (control tasks: task.normalize_obse
 class NonFiniteStep(NonFiniteError):
     """A gradient step whose loss or gradient is NaN or infinite.
 
-    parts: the forward passes of its minibatch and their samples, with advantages as the loss saw them; flat (P,): the parameters
-    at the step, None for a module's own; remedy: None for that of the update.
+    parts: the forward passes of its minibatch and their samples, with advantages as passed to the loss; flat (P,): the
+    parameters at the step, None if a module holds them; remedy: None for the update's.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class NonFiniteStep(NonFiniteError):
 
 
 class Credit(NamedTuple):
-    """An estimator and what it made of a rollout; advantage and value_target (T, E)."""
+    """The name of an estimator and its output for a rollout; advantage and value_target (T, E)."""
 
     estimator: str
     advantage: Array
@@ -53,10 +53,10 @@ class Credit(NamedTuple):
 def explain(
     error: NonFiniteStep, policy: Policy, rollout: Rollout, credit: Credit, gates: dict[str, GateLike], remedy: str
 ) -> NonFiniteError:
-    """The error with the first culprit in its sentence; gates by their names, remedy: of the update that diverged."""
+    """An error that names the first culprit; gates: by name; remedy: for the update that diverged."""
     remedy = error.remedy or remedy
     found = next(_in_rollout(rollout, credit), None)
-    if found is None and distributed.world_size() == 1:  # a forward pass is a collective of all processes
+    if found is None and distributed.world_size() == 1:  # forward passes are collective operations
         found = next(_at_step(error, policy, rollout, gates, remedy), None)
     return NonFiniteError(f"{found or f'loss or gradient became NaN or infinite; {remedy}'} ({error.where}).")
 

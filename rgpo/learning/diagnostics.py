@@ -14,7 +14,7 @@ from rgpo.core.rollout import Array, Rollout
 from rgpo.learning.samples import PolicyShift, Samples
 from rgpo.learning.types import Metrics
 
-SKETCH = 2**20  # entries of a gradient that are kept of each group
+SKETCH = 2**20  # entries kept of each group's gradient
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
 
@@ -31,7 +31,7 @@ def credit_statistics(rollout: Rollout, advantage: Array, value_target: Array, c
 
 
 def gate_statistics(shift: PolicyShift, gate: GateLike, samples: Samples) -> tuple[Tensor, Tensor]:
-    """The gate's weights (E, N), and its values (N,) after the last epoch; bounds of a batch are those of all N samples."""
+    """The gate's weights (E, N), and its values (N,) after the last epoch; batch bounds are computed from all N samples."""
     seen = shift.log_ratio if shift.gate_log_ratio is None else shift.gate_log_ratio
     advantage = samples.advantage.expand_as(seen)
     logp_old = samples.logp_old.to(seen.device).expand_as(seen) if shift.gate_logp_old is None else shift.gate_logp_old
@@ -45,9 +45,10 @@ def gate_statistics(shift: PolicyShift, gate: GateLike, samples: Samples) -> tup
 
 
 def update_statistics(shift: PolicyShift, gate: GateLike, samples: Samples) -> Metrics:
-    """The columns epoch/, one number per epoch, and those of the whole update, taken after the last epoch.
+    """The metrics epoch/*, with one number per epoch, and those of the whole update, measured after the last epoch.
 
-    kl/, ratio/, gate/, weight/, ess/ and policy/entropy. shift has the epochs in front, samples are all N of the update.
+    The latter are kl/*, ratio/*, gate/*, weight/*, ess/* and policy/entropy. shift is stacked over epochs; samples are all N
+    of the update.
     """
     advantage = samples.advantage
     w, value = gate_statistics(shift, gate, samples)
@@ -94,7 +95,10 @@ def _policy_statistics(log_ratio: Tensor, entropy: Tensor, kl_ref: Tensor | None
 
 
 def reference_statistics(log_ratio: Tensor, samples: Samples) -> Metrics:
-    """KL(new || reference) over all samples of the old policy, reweighted, with its standard error; log_ratio (N,): new/old."""
+    """Reweighted estimate of KL(new || reference) over all samples of the old policy, and its standard error, nats.
+
+    log_ratio (N,): log new/old, nats.
+    """
     assert samples.logp_ref is not None
     d_ref = log_ratio.double() + (samples.logp_old - samples.logp_ref).double().to(log_ratio.device)
     estimate = reweighted_kl(log_ratio.double(), d_ref)
@@ -115,12 +119,13 @@ def _summaries(rows: Tensor) -> list[dict[str, float]]:
 
 
 def gradient_variance(when: str, gradients: Iterable[Tensor], group_size: int) -> dict[str, float]:
-    """tr Sigma of one sample's gradient, and the noise's share of the batch gradient, from M disjoint groups' means (P,) each.
+    """tr Sigma of one sample's gradient, and the noise share of the batch gradient, from the means (P,) of M disjoint groups.
 
     tr Sigma = b/(M-1) sum_j ||G_j - Gbar||^2 with b = group_size and n = M b (batch means, our choice of groups). E ||Gbar||^2 is
-    ||g||^2 + tr Sigma/n, so noise_share = tr Sigma/n / ||Gbar||^2 estimates rho/(1 + rho), with rho = tr Sigma/n / ||g||^2, and 1
-    minus it the signal's share. noise_share_low and _high: a jackknife interval over groups of 95 %, within [0, 1], that covers
-    91 % or more (tests/test_diagnostics.py). One gradient is held at a time, in float64 (Welford 1962), beside a sketch of each.
+    ||g||^2 + tr Sigma/n, so noise_share = tr Sigma/n / ||Gbar||^2 estimates rho/(1 + rho) with rho = tr Sigma/n / ||g||^2, and
+    1 - noise_share is the signal share. noise_share_low and _high are a 95 % jackknife interval over groups, within [0, 1], with
+    a coverage of 91 % or more (tests/test_diagnostics.py). Gradients are accumulated one at a time, in float64 (Welford 1962);
+    only a sketch of each is kept.
     """
     count, scatter = 0, 0.0
     mean = torch.zeros(())
@@ -140,7 +145,7 @@ def gradient_variance(when: str, gradients: Iterable[Tensor], group_size: int) -
 
 
 def _sketch(gradient: Tensor) -> Tensor:
-    """A gradient (P,) in float32, its parts of SKETCH entries added with fixed random signs: inner products keep their mean."""
+    """Sum the blocks of SKETCH entries of a gradient (P,) with fixed random signs, float32; inner products stay unbiased."""
     whole = gradient.detach().to("cpu", torch.float32, copy=True)
     if len(whole) <= SKETCH:
         return whole
@@ -152,10 +157,10 @@ def _sketch(gradient: Tensor) -> Tensor:
 
 
 def _share_interval(G_MP: Tensor) -> tuple[float, float]:
-    """95 % interval of the noise's share, from M groups' gradients: Student's on the jackknife's log pseudo-values.
+    """95 % interval of the noise share from the gradients of M groups: Student's t on the jackknife's log pseudo-values.
 
-    Without group j, ||g||^2 and the variance of a group are unbiased estimates from inner products of the others. (0, 1) if that
-    is not computable: for fewer than 3 groups, or no noise.
+    Leaving out group j, ||g||^2 and the variance of a group are estimated without bias from inner products of the others. (0, 1)
+    if there is no interval: with fewer than 3 groups, or if an estimated share has no finite logarithm.
     """
     M = len(G_MP)
     inner = G_MP @ G_MP.T

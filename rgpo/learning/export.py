@@ -1,4 +1,4 @@
-"""Trained policies for use outside rgpo: what a task or a policy has if it can be saved in a folder of its own."""
+"""Export of trained policies for use outside rgpo: the interfaces of tasks and policies that can be saved to a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NoExport(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Origin of a policy, without clocks and attempts, so that a repeated export is equal to the first."""
+    """Origin of a policy, without timestamps and attempts, so that repeated exports are identical."""
 
     run_id: str
     task: str
@@ -27,12 +27,12 @@ class Facts:
     command: str
     commit: str | None  # of rgpo's checkout
     versions: Mapping[str, str]
-    metrics: Mapping[str, float]  # the last ones up to the iteration
+    metrics: Mapping[str, float]  # the latest values up to the iteration
 
 
 @runtime_checkable
 class ExportingPolicy(Protocol):
-    """A policy of the user's own that can be saved; its files are in policy/."""
+    """A user's policy that can save itself; its files are in policy/."""
 
     def export(self, folder: Path, facts: Facts) -> None:
         """Write the files into an empty folder."""
@@ -49,7 +49,7 @@ class ExportingTask(Protocol):
         ...
 
     def export(self, policy: Policy, state: State, folder: Path, facts: Facts) -> None:
-        """Write the files into an empty folder; state: the policy's, whole, from any process.
+        """Write the files into an empty folder; state: the policy's complete state.
 
         Raises: NoExport if this policy cannot be saved.
         """

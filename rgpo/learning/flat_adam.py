@@ -1,7 +1,7 @@
 """Minibatch Adam on one flat parameter vector: all epochs of an iteration are one call, eager or compiled.
 
-A step is forward, backward, gradient clip and Adam, written as a pure function; compiling it changes its speed and nothing
-else. Compiled code is cached on disk by torch, so a second run of the same shape starts at once.
+A step is forward, backward, gradient clip and Adam, written as a pure function; compiling it changes only its speed and the
+rounding. Compiled code is cached on disk, so later runs with the same shapes start at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rgpo.learning.loss import LossParts
 from rgpo.learning.samples import Samples
 from rgpo.learning.types import State, View
 
-Data = tuple[object, ...]  # a tree of tuples and NamedTuples of tensors (N, ...)
+Data = tuple[object, ...]  # nested tuples and NamedTuples of tensors (N, ...)
 T = TypeVar("T")
 
 
@@ -34,7 +34,7 @@ class LossFunction(Protocol):
     def __call__(self, flat: Tensor, data: Data, kl_coef: Tensor) -> tuple[Tensor, LossParts]: ...
 
 
-Measure = Callable[[Tensor, Data], tuple[Tensor, ...]]  # of parameters (P,) and the whole data
+Measure = Callable[[Tensor, Data], tuple[Tensor, ...]]  # takes the parameters (P,) and all data
 
 
 class Statistics(NamedTuple):
@@ -43,7 +43,7 @@ class Statistics(NamedTuple):
     loss_policy: Tensor
     loss_value: Tensor
     log_ratio_max: Tensor  # nats
-    num_outside: Tensor  # samples outside of the clip range
+    num_outside: Tensor  # samples outside the clip range
     num_samples: Tensor
     grad_norm: Tensor  # before clipping
     grad_clipped: Tensor  # 1 if it was clipped, else 0
@@ -54,14 +54,14 @@ def select(data: T, index: Tensor) -> T:
     if data is None:
         return data
     if isinstance(data, Tensor):
-        return cast(T, data.index_select(0, index))  # a third of the time of data[index]
+        return cast(T, data.index_select(0, index))  # takes a third of the time of data[index]
     assert isinstance(data, tuple)
     parts = [select(x, index) for x in data]
     return cast(T, type(data)(*parts) if hasattr(data, "_fields") else tuple(parts))
 
 
 def gradient_of(loss_function: LossFunction, parameters: Tensor, data: Data, kl_coef: Tensor) -> tuple[Tensor, LossParts]:
-    """The gradient (P,) of a loss, and its parts; the compiler traces torch.func's, which outside of it loads the compiler."""
+    """The gradient (P,) of a loss, and the loss's parts; torch.func only while compiling, since it imports the compiler."""
     if torch.compiler.is_compiling():
         gradient, (_, parts) = torch.func.grad_and_value(loss_function, has_aux=True)(parameters, data, kl_coef)
         return gradient, parts
@@ -90,8 +90,8 @@ def run_epochs(
 ) -> Epochs:
     """One Adam step for each of M minibatches in each of E epochs: rows order (E, M, b) of data (N, ...).
 
-    corrections (E, M, 2) are those of the steps; fold iterates over epochs and minibatches. Returns the last state,
-    statistics (E, M, 7) as ``Statistics``, and the measures after each epoch, each (E, ...).
+    corrections (E, M, 2) are the rows of ``bias_corrections``; fold iterates over epochs and minibatches. Returns the final
+    state, statistics (E, M, 7) as ``Statistics``, and the measures after each epoch, each (E, ...).
     """
 
     def step(carry: tuple[Tensor, ...], minibatch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor]]:
@@ -121,15 +121,15 @@ def loop(
 
 
 def no_measure(parameters: Tensor, data: Data) -> tuple[Tensor, ...]:
-    """Measures of epochs that nobody reads."""
+    """Measure nothing after an epoch."""
     return ()
 
 
 class FlatAdam:
     """Adam on loss_function over shuffled minibatches of equal size, with its own generator.
 
-    Every sample is used once per epoch, except for a random remainder smaller than num_minibatches where the batch cannot be
-    divided. parameters (P,) are the policy's own: read when epochs start and overwritten when they end; num_apart as in
+    Every sample is used once per epoch, except for a random remainder smaller than num_minibatches if these do not divide the
+    batch. parameters (P,) is the policy's own vector, read when a call starts and overwritten when it ends; num_apart as in
     ``clip_by_norm``.
     """
 
@@ -171,9 +171,9 @@ class FlatAdam:
         return self._compiled is not None
 
     def run_epochs(self, data: Data, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """num_epochs passes over data (N, ...): statistics (E, M, 7) as ``Statistics``, and the measures (E, ...).
+        """Make num_epochs passes over data (N, ...); returns statistics (E, M, 7) as ``Statistics``, and the measures (E, ...).
 
-        Raises: NonFiniteStep if a loss or a gradient is NaN or infinite; the parameters are left as they were.
+        Raises: NonFiniteStep if a loss or a gradient is NaN or infinite; the parameters are then unchanged.
         """
         size = _num_rows(data)
         shape = num_epochs, min(self.num_minibatches, size)
@@ -194,9 +194,9 @@ class FlatAdam:
         return statistics, tuple(measures)
 
     def _run(self, state: AdamState, data: Data, *columns: Tensor) -> Epochs:
-        """``run_epochs``, compiled if it can be.
+        """Call ``run_epochs``, compiled if possible.
 
-        Raises: ConfigError if update.compile is true and it cannot be; an error of the loss itself comes from the eager call.
+        Raises: ConfigError if update.compile is true and compiling fails; errors of the loss itself come from the eager call.
         """
         for attempt in range(2):
             if self._compiled is None:
@@ -205,7 +205,7 @@ class FlatAdam:
                 return self._compiled(state, data, *columns)
             except Exception as error:
                 if compiled_adam.was_stopped(error) and not attempt:
-                    continue  # by a signal to all processes: this one finishes its iteration first
+                    continue  # by a signal to all processes: finish this iteration first
                 results = self._function(state, data, *columns, fold=loop)
                 why = compiled_adam.failure(error)
                 if self._choice is True:
@@ -218,7 +218,7 @@ class FlatAdam:
     def _non_finite_step(
         self, step: int, state: AdamState, data: Data, order: Tensor, corrections: Tensor, kl_coef: Tensor
     ) -> NonFiniteStep:
-        """The step with its parameters, by repeating those before it from state."""
+        """The failing step and its parameters, recomputed from state by repeating the steps before it."""
         order, corrections = order.flatten(0, 1)[None], corrections.flatten(0, 1)[None]
         if step:
             state, _, _ = self._function(state, data, order[:, :step], corrections[:, :step], kl_coef, fold=loop)
@@ -230,7 +230,7 @@ class FlatAdam:
         return {"adam": list(self.state), "num_steps": self.num_steps, "rng": rng, "compiled": self.compiled}
 
     def load_state_dict(self, state: State) -> None:
-        """Restore a state; the note mentions a checkpoint written with the other setting of compile."""
+        """Restore a state; the note reports if the checkpoint was written with the other setting of compile."""
         self.state = AdamState(*cast(list[Tensor], state["adam"]))
         self.num_steps = cast(int, state["num_steps"])
         self.rng.bit_generator.state = cast(Mapping[str, object], state["rng"])

@@ -1,4 +1,4 @@
-"""Policy gradients outside of Adam: one per group of samples, and the trust-region problem of a natural gradient."""
+"""Policy gradients computed outside of Adam: one per group of samples, and the trust-region problem of a natural gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rgpo.learning.types import Batch, Policy, View
 
 
 def trainable(policy: Policy) -> tuple[Tensor | None, list[Tensor]]:
-    """A copy of the flat parameters, None for a module; and the leaves that the actor's gradient is taken of."""
+    """A copy of the flat parameters (None for a module), and the leaves that the actor's gradient is taken with respect to."""
     if policy.flat is not None:
         flat = policy.flat.clone().requires_grad_()
         return flat, [flat]
@@ -41,7 +41,7 @@ def group_gradients(policy: Policy, batch: Batch, objective: Objective, groups: 
         for view in local_views(part):
             out = policy.forward(view, flat=flat, entropy=False, value=False)
             loss, _ = policy_loss(out, part.at(view), objective=objective, batch=whole)
-            torch.autograd.backward(loss)  # FSDP has no torch.autograd.grad
+            torch.autograd.backward(loss)  # FSDP does not support torch.autograd.grad
         sharded.sum_gradients(leaves)
         yield sharded.flatten([p.grad for p in leaves if p.grad is not None])[: policy.num_actor_parameters]
 
@@ -55,7 +55,7 @@ def local_views(batch: Batch) -> list[View]:
 def gate_batch(policy: Policy, batch: Batch, views: Sequence[View], objective: Objective) -> GateBatch | None:
     """All samples of a gradient step as its gate sees them, from forward passes of all processes without gradient.
 
-    views: this process's forward passes of the step. None where each forward pass has all that the gate needs.
+    views: this process's forward passes of the step. None if the gate needs no batch, or a single forward pass is the batch.
     """
     alone = len(views) == 1 and distributed.world_size() == 1
     if alone or not isinstance(objective, GateObjective) or not objective.needs_batch:
@@ -83,10 +83,10 @@ def _concatenated(parts: Sequence[GateBatch]) -> GateBatch:
 
 
 class TrustRegionProblem:
-    """The mean surrogate loss and KL(old || new) as functions of a step of the actor from its present parameters.
+    """The mean surrogate loss and KL(old || new) as functions of a step of the actor from its current parameters.
 
-    F v = Hessian of the mean KL times v, by a second backward pass; its graph stays in memory while this object lives.
-    Attention is computed by plain matrix products, the one implementation that can be differentiated twice everywhere.
+    F v, the Hessian of the mean KL times v, takes a second backward pass, whose graph stays in memory as long as this object.
+    Attention is computed by plain matrix products, the only implementation that can be differentiated twice on all devices.
     """
 
     def __init__(self, policy: Policy, batch: Batch, objective: Objective) -> None:
@@ -97,7 +97,7 @@ class TrustRegionProblem:
         gradient = torch.zeros(self.size, device=self.leaves[0].device)
         total = torch.zeros((), dtype=torch.float64)
         with sdpa_kernel(SDPBackend.MATH):
-            self._whole = gate_batch(policy, batch, local_views(batch), objective)  # bounds stay those of the start
+            self._whole = gate_batch(policy, batch, local_views(batch), objective)  # bounds are fixed at the start
             for view in local_views(batch):
                 loss, kl = self._shares(view, self.flat)
                 total += loss.detach().cpu()
@@ -127,7 +127,7 @@ class TrustRegionProblem:
 
     @torch.no_grad()
     def evaluate(self, step: Tensor) -> tuple[float, float]:
-        """Loss and mean KL after a step (P,), which is undone."""
+        """Loss and mean KL after a trial step (P,), which is then undone."""
         own = self._own()
         before = [p.clone() for p in own]
         self.move(step)

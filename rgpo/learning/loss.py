@@ -1,4 +1,4 @@
-"""The loss of the gate family, once for control and language: pure functions of a forward pass and its samples, (n,) each."""
+"""The loss of the gate family, shared by control and language: pure functions of a forward pass and its samples, (n,) each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rgpo.core.sequence import RatioLevel, keep_near
 from rgpo.core.surrogate import Objective
 from rgpo.learning.samples import PolicyOutput, Samples
 
-CLIP_RANGE = 0.2, 0.2  # of gates that have none: published PPO's
+CLIP_RANGE = 0.2, 0.2  # published PPO's, for gates that have none
 
 
 class Loss(Protocol):
@@ -31,8 +31,8 @@ class LossParts(NamedTuple):
 
     policy: Tensor
     value: Tensor
-    log_ratio_max: Tensor  # largest |d| that the gate saw, nats
-    num_outside: Tensor  # samples whose ratio the gate saw outside of the clip range
+    log_ratio_max: Tensor  # largest |d| among the gate's inputs, nats
+    num_outside: Tensor  # samples whose ratio, as the gate sees it, is outside the clip range
     num_samples: Tensor
 
 
@@ -44,7 +44,7 @@ def standardize(advantage: Tensor) -> Tensor:
 
 
 def average(x: Tensor, weight: Tensor | None) -> Tensor:
-    """sum of weight x; the mean without weights."""
+    """sum weight x; the mean of x if weight is None."""
     return x.mean() if weight is None else (weight * x).sum()
 
 
@@ -57,10 +57,10 @@ def value_loss(value: Tensor, target: Tensor, old: Tensor, clip: float | None) -
 
 
 class GateInputs(NamedTuple):
-    """Numbers of each sample that gates see, (n,) each."""
+    """Inputs of the gates for each sample, (n,) each."""
 
     d_old: Tensor  # nats
-    d_ref: Tensor  # nats, d_old where there is no reference policy
+    d_ref: Tensor  # nats, d_old if there is no reference policy
     advantage: Tensor
     logp_old: Tensor  # nats
 
@@ -70,7 +70,7 @@ class GateInputs(NamedTuple):
 
 
 def gate_inputs(out: PolicyOutput, samples: Samples) -> GateInputs:
-    """Numbers of the samples as the gates see them; a sampler's correction multiplies advantages."""
+    """Inputs of the gates; a sampler's correction and the off-policy mask multiply the advantages."""
     logp_old = samples.logp_old
     d_old = out.logp - logp_old
     d_ref = d_old if samples.logp_ref is None else out.logp - samples.logp_ref
@@ -95,10 +95,11 @@ def sample_losses(
     kl_coef: Tensor | float = 0.0,
     batch: GateBatch | None = None,
 ) -> tuple[Tensor, GateInputs]:
-    """Surrogate of each sample (n,), and what the gates saw.
+    """Surrogate of each sample (n,), and the inputs of the gates.
 
-    kl_coef multiplies the divergence of each sample, whatever ratio the gates see; None: no KL term. A sampler's correction
-    multiplies advantages, and the divergence if that is reweighted. batch: all samples of the gradient step, None: these.
+    kl_coef multiplies the divergence, which is that of the sample itself even if the gates see the ratio of its sequence;
+    divergence None: no KL term. A sampler's correction multiplies advantages, and also the divergence if that is reweighted.
+    batch: all samples of the gradient step; None: these.
     """
     d_old = out.logp - samples.logp_old
     if divergence is None:
@@ -165,7 +166,7 @@ def loss(
 
 @dataclass(frozen=True, kw_only=True)
 class GateLoss:
-    """``loss`` with an algorithm's gates and divergence bound: what an update differentiates."""
+    """``loss`` with an algorithm's gates and divergence bound; the function that an update differentiates."""
 
     objective: Objective
     divergence: Divergence | None
@@ -177,7 +178,7 @@ class GateLoss:
 
     @property
     def clip_range(self) -> tuple[float, float]:
-        """(eps_low, eps_high) of the gate, such that it clips ratios outside [1 - eps_low, 1 + eps_high]; else PPO's."""
+        """The gate's (eps_low, eps_high), if it clips ratios outside [1 - eps_low, 1 + eps_high]; else PPO's."""
         gate = getattr(self.objective, "gate", None)
         low, high = (getattr(gate, key, None) for key in ("eps_low", "eps_high"))
         return (low, high) if isinstance(low, float) and isinstance(high, float) else CLIP_RANGE

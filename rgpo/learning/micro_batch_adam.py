@@ -22,9 +22,9 @@ from rgpo.learning.types import Batch, Minibatch, Policy, State
 
 
 class MicroBatchAdam:
-    """torch's Adam on the summed loss of a minibatch's micro-batches; how it is cut changes memory and rounding only.
+    """torch's Adam on the summed loss of a minibatch's micro-batches; their size affects only memory and rounding.
 
-    The samples of a minibatch stay together for all epochs of an iteration; the order of minibatches is drawn anew.
+    The samples of a minibatch stay together for all epochs of an iteration; each epoch shuffles the order of the minibatches.
     """
 
     note = "not compiled"
@@ -46,14 +46,14 @@ class MicroBatchAdam:
         self.parameters = list(policy.parameters())
         ends = np.cumsum([p.numel() for p in self.parameters])
         count = len(ends) if num_apart is None else int((ends <= num_apart).sum())
-        self.clipped = [part for part in (self.parameters[:count], self.parameters[count:]) if part]  # each part's norm apart
+        self.clipped = [part for part in (self.parameters[:count], self.parameters[count:]) if part]  # each by its own norm
         self.adam = torch.optim.Adam([{"params": part} for part in sharded.by_kind(self.parameters)], eps=adam_eps)
         self.rng = np.random.default_rng(seed)
 
     def run_epochs(self, batch: Batch, lr: float, kl_coef: float, num_epochs: int) -> tuple[Tensor, PolicyShift]:
-        """num_epochs passes over batch: statistics (E, M, 7) as ``Statistics``, and the shift after each epoch.
+        """Make num_epochs passes over batch; returns statistics (E, M, 7) as ``Statistics``, and the shift after each epoch.
 
-        Raises: NonFiniteStep if a loss or a gradient is NaN or infinite; with a gradient's the step is not taken.
+        Raises: NonFiniteStep if a loss or a gradient is NaN or infinite; a step with such a gradient is not taken.
         """
         rows, shifts = [], []
         for _ in range(num_epochs):
@@ -92,8 +92,8 @@ class MicroBatchAdam:
             num_samples += parts.num_samples.cpu()
         sharded.sum_gradients(self.parameters)
         norm, *others = [sharded.clip_gradients(part, self.limit).cpu() for part in self.clipped]
-        norm = norm + 0 * sum(others)  # the actor's if the critic's is clipped apart; NaN if that is not finite
-        if not norm.isfinite():  # in every process, since the norms are of all gradients
+        norm = norm + 0 * sum(others)  # the actor's if the critic is clipped separately; NaN if the critic's is not finite
+        if not norm.isfinite():  # then in every process, since the norms are those of all gradients
             raise _non_finite_step(minibatch, batch)
         self.adam.step()
         clipped = (norm > self.limit).float()
@@ -104,7 +104,7 @@ class MicroBatchAdam:
         return {"adam": moments, "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: State) -> None:
-        """Restore a state, however many processes it was divided over when it was written."""
+        """Restore a state that was written by any number of processes."""
         saved = cast(list[dict[str, Tensor]], state["adam"])
         for p, moments in zip(self.parameters, saved, strict=True):
             self.adam.state[p] = {key: x if key == "step" else sharded.fit(x, p) for key, x in moments.items()}

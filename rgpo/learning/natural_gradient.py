@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rgpo.learning.flat_adam import Data, FlatAdam
     from rgpo.learning.loss import GateLoss, LossParts
 
-CRITIC_EPS = 1e-5  # Adam's, as published PPO has it
+CRITIC_EPS = 1e-5  # of Adam, as in published PPO
 
 
 def conjugate_gradient(
@@ -43,7 +43,7 @@ def conjugate_gradient(
 
 
 def line_search(evaluate: Callable[[float], tuple[float, float]], kl_max: float, shrink: float, num_tries: int) -> float:
-    """The first fraction 1, shrink, shrink^2, ... whose (improvement, KL) = evaluate(fraction) rises within kl_max, else 0."""
+    """The first fraction 1, shrink, shrink^2, ... for which evaluate returns improvement > 0 and KL <= kl_max; 0 if none does."""
     for i in range(num_tries):
         fraction = shrink**i
         improvement, kl = evaluate(fraction)
@@ -93,11 +93,11 @@ class NaturalGradient:
         )
 
     def setup(self, policy: Policy, loss: GateLoss, normalize: str, num_iterations: int, seed: int) -> None:
-        """Make the critic's optimizer; the policy's step needs none."""
+        """Create the critic's optimizer; the policy's step needs none."""
         from rgpo.learning.flat_adam import FlatAdam
 
         self._objective = loss.objective
-        self._standardize = normalize == "minibatch"  # the whole batch is the one minibatch of the policy's step
+        self._standardize = normalize == "minibatch"  # the policy's step has one minibatch, the whole batch
         self._critic: FlatAdam | None = None
         if policy.critic is not None:
             self._critic = FlatAdam(

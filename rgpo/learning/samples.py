@@ -1,4 +1,4 @@
-"""The numbers of each sample that pass between batch, policy, loss and diagnostics.
+"""Per-sample data passed between batch, policy, loss and diagnostics.
 
 Shapes: N samples (steps or tokens) of a batch, n of one forward pass, E epochs. Log-probabilities, KL divergences and entropies
 are in nats. Nothing here imports torch, so that a configuration can be checked without it.
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 
 class OffPolicy(NamedTuple):
-    """Distance of the sampler, for the off-policy sequence mask."""
+    """Distance between old policy and sampler, for the off-policy sequence mask."""
 
     gap: Tensor  # (n,) log pi_old - log pi_sampler, nats
     max_kl: float  # nats per token
 
 
 class Samples(NamedTuple):
-    """Numbers of each sample that the loss reads; every tensor is (n,) unless noted."""
+    """Inputs of the loss for each sample; every tensor is (n,) unless noted."""
 
     logp_old: Tensor
-    logp_ref: Tensor | None  # None where there is no reference policy
+    logp_ref: Tensor | None  # None if there is no reference policy
     advantage: Tensor
     value_target: Tensor
     value_old: Tensor
     weight: Tensor | None = None  # sums to 1 over a minibatch; None: 1/n each
-    correction: Tensor | None = None  # multiplies the advantage where another policy drew the samples; None: 1
+    correction: Tensor | None = None  # multiplies the advantage if another policy drew the samples; None: 1
     sequence_mask: Tensor | None = None  # (b, t) bool whose True entries are the samples, row by row; None: the gate sees each
     # sample's own log ratio
-    ratio: RatioLevel | None = None  # what the gate sees where there is a mask; None: the mean over its row
-    off_policy: OffPolicy | None = None  # of a mask of sequences, computed at each step
+    ratio: RatioLevel | None = None  # the ratio that the gate sees if there is a mask; None: the mean over its row
+    off_policy: OffPolicy | None = None  # inputs of the off-policy sequence mask, which is computed at each step
 
     def at(self, index: Tensor, sequence_mask: Tensor | None) -> Samples:
-        """The samples index (n,), with the mask of their rows."""
+        """The samples at index (n,), with the mask of their rows."""
         return Samples(
             self.logp_old[index],
             None if self.logp_ref is None else self.logp_ref[index],
@@ -54,7 +54,7 @@ class Samples(NamedTuple):
 
 
 class PolicyOutput(NamedTuple):
-    """A forward pass at each sample, with gradients where they are enabled; None for what was not computed."""
+    """Outputs of a forward pass for each sample, with gradients if they are enabled; None if not computed."""
 
     logp: Tensor  # (n,)
     entropy: Tensor | None  # (n,)
@@ -63,22 +63,22 @@ class PolicyOutput(NamedTuple):
 
 
 class PolicyShift(NamedTuple):
-    """The present policy compared with the one that collected the batch. Stacked over epochs each tensor has E in front."""
+    """The current policy compared with the one that collected the batch. Stacked over epochs, tensors have a leading axis E."""
 
     log_ratio: Tensor  # (N,)
     kl: Tensor  # (N,) exact KL(old || new) at each sample's state; (M,) where distributions were stored for M samples
     entropy: Tensor  # (N,) of the new policy
-    gate_log_ratio: Tensor | None = None  # (N,) what the gate sees where that is not log_ratio
+    gate_log_ratio: Tensor | None = None  # (N,) the gate's input if that is not log_ratio
     kl_ref: Tensor | None = None  # (M,) exact KL(new || reference) where there is a reference
-    gate_logp_old: Tensor | None = None  # (N,) what the gate sees where that is not the samples' logp_old
+    gate_logp_old: Tensor | None = None  # (N,) the gate's input if that is not the samples' logp_old
 
     @staticmethod
     def join(parts: Sequence[PolicyShift]) -> PolicyShift:
-        """Shifts stacked over epochs, as one stacked over all of them."""
+        """Concatenate shifts that are stacked over epochs."""
         return PolicyShift.stack([shift for part in parts for shift in part.epochs()])
 
     def epochs(self) -> list[PolicyShift]:
-        """The shift after each epoch of a stacked one."""
+        """Unstack into the shifts after each epoch."""
         return [self._at(i) for i in range(len(self.kl))]
 
     def _at(self, i: int) -> PolicyShift:
@@ -87,7 +87,7 @@ class PolicyShift(NamedTuple):
 
     @staticmethod
     def stack(epochs: Sequence[PolicyShift]) -> PolicyShift:
-        """The shifts after each epoch as one."""
+        """Stack the shifts after each epoch."""
         return PolicyShift(
             _stack([shift.log_ratio for shift in epochs]),
             _stack([shift.kl for shift in epochs]),

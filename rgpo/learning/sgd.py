@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class SGD:
     """Adam over shuffled minibatches, every sample once per epoch, on policy loss + vf_coef value loss - ent_coef entropy.
 
-    Two engines compute the same loss: policies that are pure functions of one flat vector get whole epochs in one call,
-    compiled where that pays; torch modules get micro-batches.
+    Two engines compute the same loss: for policies that are pure functions of one flat vector, all epochs are one call,
+    compiled if that pays off; for torch modules, minibatches are processed in micro-batches.
     """
 
     num_epochs: int = field(metadata=count(10_000))
@@ -33,13 +33,13 @@ class SGD:
     lr: float = field(metadata=POSITIVE)
     anneal_lr: bool  # linearly to 0 over the run
     adam_eps: float = field(metadata=POSITIVE)
-    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # null leaves gradients whole
-    clip_jointly: bool  # True: max_grad_norm limits the gradient of actor and critic together, False: of each
+    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # null: no clipping
+    clip_jointly: bool  # True: max_grad_norm limits the joint gradient of actor and critic; False: that of each
     vf_coef: float = field(metadata=NOT_NEGATIVE)
     ent_coef: float = field(metadata=NOT_NEGATIVE)
-    value_clip: float | None = field(metadata=or_null(POSITIVE))  # null leaves the value loss unclipped
+    value_clip: float | None = field(metadata=or_null(POSITIVE))  # null: the value loss is not clipped
     compile: bool | str = field(metadata=one_of("auto", True, False))
-    target_kl: float | None = field(default=None, metadata=or_null(POSITIVE))  # nats; an epoch beyond it is an iteration's last
+    target_kl: float | None = field(default=None, metadata=or_null(POSITIVE))  # nats; an epoch that exceeds it is the last
 
     trust_region: bool = field(default=False, init=False)
 
@@ -63,7 +63,7 @@ class SGD:
         )
 
     def setup(self, policy: Policy, loss: GateLoss, normalize: str, num_iterations: int, seed: int) -> None:
-        """Make the engine that the policy needs."""
+        """Create the engine that the policy needs."""
         self.num_iterations = num_iterations
         self.num_updates = 0
         self._standardizes = normalize == "minibatch"
@@ -120,7 +120,7 @@ class SGD:
         return f"lower update.lr={self.lr} or set update.max_grad_norm"
 
     def __call__(self, policy: Policy, batch: Batch, kl_coef: float) -> tuple[Metrics, PolicyShift]:
-        """num_epochs passes over the batch: metrics, and the shift after each epoch.
+        """Make up to num_epochs passes over the batch; returns metrics, and the shift after each epoch.
 
         Raises: NonFiniteStep if a loss or a gradient is NaN or infinite.
         """
@@ -192,7 +192,7 @@ def flat_loss(
     entropy: bool,
     normalize: bool,
 ) -> tuple[Tensor, LossParts]:
-    """``loss`` of a minibatch (view, samples) at the parameters flat (P,); normalize: advantages over the minibatch."""
+    """``loss`` of a minibatch (view, samples) at the parameters flat (P,); normalize: standardize its advantages."""
     from rgpo.learning.loss import standardize
 
     view, samples = cast(tuple[View, Samples], data)
@@ -211,6 +211,6 @@ def flat_shift(flat: Tensor, data: Data, *, policy: Policy) -> tuple[Tensor, ...
 
 
 def nearest_divisor(number: int, target: int) -> int:
-    """The divisor of number that is closest to target, the smaller of two; of those up to 1e6 where number is huge."""
+    """The divisor of number closest to target, the smaller of two; if number is huge, of those up to 1e6 and their cofactors."""
     low = [k for k in range(1, min(math.isqrt(number), 10**6) + 1) if number % k == 0]
     return min(sorted({*low, *(number // k for k in low)}), key=lambda k: abs(k - target))

@@ -1,4 +1,4 @@
-"""Tensors that may be divided over processes (torch's DTensor); every function returns plain tensors unchanged."""
+"""Helpers for tensors that may be sharded over processes (torch's DTensor); all of them accept plain tensors, too."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def full(x: Tensor) -> Tensor:
 
 
 def for_file(x: Tensor) -> Tensor:
-    """All of x on the CPU, for a checkpoint; of a sharded tensor only the first process keeps a copy."""
+    """All of x on the CPU, for a checkpoint; of a sharded tensor, only the first process keeps a copy (others: empty)."""
     whole = full(x.detach())
     return whole[:0].cpu() if is_sharded(x) and distributed.rank() else whole.cpu().clone()
 
 
 def fit(x: Tensor, like: Tensor) -> Tensor:
-    """This process's part of x, on the device of `like` and divided as `like` is."""
+    """This process's part of x, placed and sharded like `like`."""
     if not is_sharded(like):
         return x.to(like.device)
     from torch.distributed.tensor import distribute_tensor
@@ -44,13 +44,13 @@ def fit(x: Tensor, like: Tensor) -> Tensor:
 
 
 def by_kind(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Whole and sharded tensors apart, because no operation takes both; no empty list."""
+    """Separate plain and sharded tensors, because no operation takes both; without empty lists."""
     both = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]
     return [part for part in both if part]
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Sum the gradients over processes, except those that FSDP has summed."""
+    """Sum the gradients over processes, except those that FSDP has already summed."""
     distributed.all_reduce_in_place(p.grad for p in parameters if p.grad is not None and not is_sharded(p))
 
 
@@ -67,5 +67,5 @@ def clip_gradients(parameters: Sequence[Tensor], limit: float) -> Tensor:
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """All tensors as one vector, whole."""
+    """All tensors, unsharded, as one vector."""
     return torch.cat([full(x).flatten() for x in tensors])

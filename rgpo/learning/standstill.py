@@ -1,4 +1,4 @@
-"""Policies that no longer change: a run of theirs completes, but learns nothing."""
+"""Detection of policies that no longer change: such a run completes, but learns nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from rgpo.core.rollout import Array
 
-ROUNDING = 1e-14  # nats; a divergence of log-probabilities that differ by the resolution of single precision, 1e-7
+ROUNDING = 1e-14  # nats; the KL of log-probabilities that differ only by the resolution of single precision, 1e-7
 
 
 def standstill(kl: Array, grad_norm: Array) -> str | None:

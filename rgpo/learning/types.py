@@ -1,4 +1,4 @@
-"""The joints: what task, policy, algorithm, update and runner pass to one another.
+"""The interfaces between task, policy, algorithm, update and runner, and the data that they exchange.
 
     rollout = task.collect(policy)
     batch = policy.make_batch(rollout, *advantage(rollout))
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
     from rgpo.learning.loss import GateLoss
 
-State = dict[str, object]  # of a checkpoint: tensors, numbers, strings, and lists and dicts of them
+State = dict[str, object]  # part of a checkpoint: tensors, numbers, strings, and lists and dicts of them
 Metrics = dict[str, float | list[float]]  # one iteration's row; a list has one entry per epoch
 
 
 class View(Protocol):
-    """Inputs of one forward pass; each policy has a type of its own."""
+    """Inputs of one forward pass; each policy defines its own type."""
 
     @property
     def num_samples(self) -> int: ...
 
 
 class Minibatch(NamedTuple):
-    """The samples of one gradient step, and the forward passes that this process computes of them."""
+    """The samples of one gradient step, and this process's share of their forward passes."""
 
-    indices: Tensor  # (n,) int64, among the batch's N; over all processes
+    indices: Tensor  # (n,) int64 into the batch's N samples; those of all processes
     views: Sequence[View]
 
 
 class Batch(Protocol):
-    """The samples of a rollout, and the forward passes they are computed in."""
+    """The samples of a rollout, divided into forward passes."""
 
     @property
     def samples(self) -> Samples:
@@ -49,11 +49,11 @@ class Batch(Protocol):
 
     @property
     def num_kl(self) -> int:
-        """Samples at which PolicyOutput.kl_old is computed, over all forward passes and processes."""
+        """Number of samples with a PolicyOutput.kl_old, over all forward passes and processes."""
         ...
 
     def minibatches(self) -> Sequence[Minibatch]:
-        """As they were split at collection; a single one where updates draw their own."""
+        """The minibatches as split at collection; a single one if updates draw their own."""
         ...
 
     def at(self, view: View) -> Samples:
@@ -66,15 +66,15 @@ class Batch(Protocol):
 
 
 class Critic(Protocol):
-    """A value function that can be fitted apart from the policy: pure in a flat parameter vector."""
+    """A value function that can be fitted separately from the policy: a pure function of a flat parameter vector."""
 
     @property
     def flat(self) -> Tensor:
-        """(P,) in place: what is written here is what the policy uses."""
+        """The parameters (P,), shared with the policy: writing to them changes the policy."""
         ...
 
     def features(self, batch: Batch) -> Tensor:
-        """(N, D): what the value function reads."""
+        """Inputs (N, D) of the value function."""
         ...
 
     def value(self, flat: Tensor, features: Tensor) -> Tensor:
@@ -83,29 +83,29 @@ class Critic(Protocol):
 
 
 class Policy(Protocol):
-    """A trainable policy. It knows no optimizer and no setting of one."""
+    """A trainable policy. It holds neither an optimizer nor settings of one."""
 
     @property
     def flat(self) -> Tensor | None:
-        """(P,) every parameter in place, where ``forward`` is a pure function of it; None for a torch module."""
+        """All parameters (P,), shared with the policy, if ``forward`` is a pure function of them; None for a torch module."""
         ...
 
     @property
     def num_actor_parameters(self) -> int:
-        """The leading numbers of ``parameters``, flattened, that the action distribution depends on; the critic's follow."""
+        """Number of leading entries of the flattened ``parameters`` that actions depend on; the critic's own follow."""
         ...
 
     @property
     def critic(self) -> Critic | None: ...
 
     def parameters(self) -> Sequence[Tensor]:
-        """All that is trained, actor first."""
+        """All trained parameters, the actor's first."""
         ...
 
     def forward(
         self, view: View, *, flat: Tensor | None = None, kl: bool = False, entropy: bool = True, value: bool = True
     ) -> PolicyOutput:
-        """The policy at a view, at the parameters flat (P,) instead of its own if given; the flags select what is computed."""
+        """Evaluate the policy at a view, with the parameters flat (P,) in place of its own if given; flags select the outputs."""
         ...
 
     def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> Batch:
@@ -113,7 +113,7 @@ class Policy(Protocol):
         ...
 
     def subset(self, batch: Batch, index: Array) -> Batch:
-        """Some samples (of a rollout's ``groups``) as a batch of one minibatch."""
+        """The samples at index (b,), such as one of a rollout's ``groups``, as a batch of one minibatch."""
         ...
 
     def measure_shift(self, batch: Batch) -> PolicyShift: ...
@@ -124,16 +124,16 @@ class Policy(Protocol):
 
 
 class Requirements(NamedTuple):
-    """Needs of an algorithm that a task must serve."""
+    """Requirements of an algorithm that a task must meet."""
 
     gamma: float  # discount
     critic: bool  # whether values are trained
-    num_minibatches: int  # into which samples are split at collection, where the task splits them
+    num_minibatches: int  # into which a task splits the samples at collection, if it does
     groups: bool = False  # whether completions of one prompt are compared
     reference: str = ""  # the key that needs a reference policy; "" if none does
     reward_kl_coef: float = 0.0  # of KL(policy || reference) in the reward
     whole_parameters: bool = False  # whether each process must hold all parameters
-    compiled: bool = False  # whether compiled updates were asked for
+    compiled: bool = False  # whether compiled updates were requested
     exact_kl: bool = False  # whether its loss reads the exact KL(old || new) of every sample
     pairs: bool = False  # whether it learns from stored pairs of answers, the chosen one first
 
@@ -155,15 +155,15 @@ class Update(Protocol):
         ...
 
     def validate(self, batch_size: int, normalize: str) -> None:
-        """Raises: ConfigError if the minibatches do not divide the batch."""
+        """Raises: ConfigError if the minibatches do not divide the batch, or are too small to standardize over."""
         ...
 
     def setup(self, policy: Policy, loss: GateLoss, normalize: str, num_iterations: int, seed: int) -> None:
-        """Make the optimizer of a loss; normalize: what advantages are standardized over (minibatch, batch or none)."""
+        """Create the optimizer of a loss; normalize: what advantages are standardized over (minibatch, batch or none)."""
         ...
 
     def __call__(self, policy: Policy, batch: Batch, kl_coef: float) -> tuple[Metrics, PolicyShift]:
-        """One iteration's learning: metrics, and the shift after each epoch, stacked.
+        """Learn from one batch; returns metrics, and the shift after each epoch, stacked.
 
         Raises: NonFiniteError if a loss or a gradient is NaN or infinite.
         """
@@ -175,7 +175,7 @@ class Update(Protocol):
 
 
 class Algorithm(Protocol):
-    """Learning from rollouts. The gate family is ``rgpo.learning.algorithm.GateAlgorithm``; any class will do."""
+    """An algorithm that learns from rollouts: ``rgpo.learning.algorithm.GateAlgorithm``, or any class with these methods."""
 
     @property
     def requirements(self) -> Requirements: ...
@@ -190,13 +190,13 @@ class Algorithm(Protocol):
         ...
 
     def validate(self, batch_size: int) -> None:
-        """Raises: ConfigError if it cannot learn from rollouts of that many samples."""
+        """Raises: ConfigError if it cannot learn from rollouts of batch_size samples."""
         ...
 
     def setup(self, policy: Policy, num_iterations: int, seed: int) -> None: ...
 
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:
-        """One iteration's learning.
+        """Learn from one rollout.
 
         Raises: NonFiniteError if a loss, gradient or KL is NaN or infinite.
         """
@@ -208,11 +208,11 @@ class Algorithm(Protocol):
 
 
 class Task(Protocol):
-    """A source of rollouts: all that the runner calls."""
+    """A source of rollouts: everything that the runner calls."""
 
     @property
     def memory_advice(self) -> str:
-        """The remedy when memory runs out."""
+        """The remedy shown when memory runs out."""
         ...
 
     @property
@@ -221,11 +221,11 @@ class Task(Protocol):
         ...
 
     def check(self) -> None:
-        """Raises: ConfigError for what is missing outside the configuration: packages, files, environments."""
+        """Raises: ConfigError if something outside the configuration is missing: packages, files, environments."""
         ...
 
     def validate(self, requirements: Requirements) -> None:
-        """Raises: ConfigError for an algorithm that this task cannot serve."""
+        """Raises: ConfigError for an algorithm whose requirements this task cannot meet."""
         ...
 
     def plan_iterations(self, total_env_steps: int) -> int: ...

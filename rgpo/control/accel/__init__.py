@@ -1,1 +1,1 @@
-"""Steps of environments under a small policy in one call of compiled C; numpy's loop remains the reference and the fallback."""
+"""Many environment steps under a small policy in one call of compiled C; the numpy loop is the reference and the fallback."""

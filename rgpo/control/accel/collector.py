@@ -1,4 +1,4 @@
-"""Rollouts of an MLP in MuJoCo's and CartPole's environments, as many steps in one call as no episode ends in."""
+"""Rollouts of an MLP in MuJoCo's and CartPole's environments; one call takes all steps until an episode ends."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from rgpo.control.normalize import EPSILON, ObservationNormalizer
 from rgpo.control.policy import ControlPolicy
 from rgpo.core.rollout import Array
 
-LONGEST = 4096  # steps over all environments of one call, during which Python handles no signal
+LONGEST = 4096  # steps per call, summed over environments; Python handles no signals during a call
 
 
 @runtime_checkable
 class NativeEnv(Protocol):
     """A ``VectorEnv`` that collect.c can step."""
 
-    num_actions: int  # outputs of a policy: numbers of an action, or values of an index
+    num_actions: int  # outputs of a policy: action numbers, or values of the index
 
     def native(self, num_steps: int) -> Native | None:
-        """Addresses of its memory, with room for the reward's inputs of that many steps; None if a step has to be Python's."""
+        """Addresses of its memory, with room for the reward inputs of num_steps steps; None if steps have to run in Python."""
         ...
 
     def steps_left(self) -> int:
@@ -36,12 +36,12 @@ class NativeEnv(Protocol):
         ...
 
     def settle(self, num_steps: int) -> Step:
-        """The result of that many steps by collect.c, with new episodes where the last one ended any."""
+        """The result of num_steps steps by collect.c; starts new episodes in environments where the last step ended one."""
         ...
 
 
 class Collector:
-    """Steps of one rollout: seen (T, E, D), noise (T, E, O) and actions, all as in ``Control``; env None: none is taken."""
+    """Takes the steps of one rollout: seen (T, E, D), noise (T, E, O) and actions as in ``Control``; env None: no steps."""
 
     def __init__(
         self,
@@ -96,14 +96,14 @@ class Collector:
         return address(array, kind)
 
     def __call__(self, t: int) -> tuple[int, Step]:
-        """Steps t, t + 1, ... of the rollout, up to the end of an episode: the next t, and the result of the last step."""
+        """Take steps t, t + 1, ... of the rollout until an episode ends; returns the next t and the last step's result."""
         assert self._env is not None
         last = min(self.num_steps, t + min(self._env.steps_left(), self._longest))
         end = self._call(self._code.collect, t, last)
         return end, self._env.settle(end - t)
 
     def prepare_and_act(self) -> None:
-        """The environments' present observation as the policy sees it, in seen[0], and its action."""
+        """Write the environments' current observation, as the policy sees it, to seen[0], and its action to actions[0]."""
         self._call(self._code.prepare_and_act)
 
     def _call(self, function: Callable[..., int], *arguments: int) -> int:
@@ -115,16 +115,16 @@ class Collector:
         return found
 
 
-_exact: dict[tuple[object, ...], bool] = {}  # by all that the functions called depend on, but for the numbers
+_exact: dict[tuple[object, ...], bool] = {}  # keyed by all that the called functions depend on except the numbers
 
 
 def make_collector(
     env: VectorEnv, policy: ControlPolicy, normalizer: ObservationNormalizer | None, seen: Array, noise: Array, actions: Array
 ) -> Collector | None:
-    """A collector of one rollout; None for policies and environments that collect.c does not know, or where it is not exact."""
+    """A collector for one rollout; None if collect.c does not support the policy or environment, or is not exact for them."""
     if not isinstance(env, NativeEnv) or type(policy) is not ActorCritic or policy.output_size != env.num_actions:
         return None
-    if min(policy.mlp.hidden_sizes) == 1:  # numpy has other functions for products with a vector
+    if min(policy.mlp.hidden_sizes) == 1:  # numpy calls other functions for products with a vector
         return None
     if library() is None or numpy_functions() is None or (parts := env.native(len(seen))) is None:
         return None
@@ -135,7 +135,7 @@ def make_collector(
 
 
 def _is_exact(parts: Native, policy: ActorCritic, normalizer: ObservationNormalizer | None) -> bool:
-    """True if the next observation that the policy sees, its action and the normalizer are numpy's to the last bit."""
+    """True if the policy's next observation and action and the normalizer agree with numpy's to the last bit."""
     ours, theirs = deepcopy(normalizer), deepcopy(normalizer)
     observation = parts.observation
     seen = np.empty((1, *observation.shape), np.float32)

@@ -1,4 +1,4 @@
-"""The other structs of collect.c, in their order of fields; rgpo/control/envs/native.py has those of environments."""
+"""The structs of collect.c, field by field, except those of environments, which are in rgpo/control/envs/native.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Function(Structure):
 
 
 class Numpy(Structure):
-    """Functions of numpy and of the BLAS that it brings."""
+    """Functions of numpy and of the BLAS that it ships."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("sgemm", "sgemv", "dgemv")),
@@ -21,7 +21,7 @@ class Numpy(Structure):
 
 
 class Layer(Structure):
-    """One linear layer, and where its outputs go."""
+    """One linear layer, and the address for its outputs."""
 
     _fields_ = [("inputs", c_int64), ("outputs", c_int64), ("weight", c_void_p), ("bias", c_void_p), ("out", c_void_p)]
 
@@ -33,7 +33,7 @@ class Network(Structure):
 
 
 class Normalizer(Structure):
-    """Moments of an ``ObservationNormalizer``, and memory to compute in."""
+    """Moments of an ``ObservationNormalizer``, and scratch memory."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("mean", "squares", "gap", "sum", "ones")),
@@ -42,7 +42,7 @@ class Normalizer(Structure):
 
 
 class Job(Structure):
-    """All that a rollout needs."""
+    """Everything that a rollout needs."""
 
     _fields_ = [
         *((name, c_int64) for name in ("num_envs", "size", "outputs")),

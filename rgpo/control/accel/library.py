@@ -1,4 +1,4 @@
-"""collect.c as a shared library, compiled at first use, and the functions of numpy that it calls."""
+"""collect.c as a shared library, compiled on first use, and the functions of numpy that it calls."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rgpo.errors import ConfigError, first_line
 from rgpo.learning.accel import compiler_cache
 
 SOURCE = Path(__file__).with_name("collect.c")
-FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-pthread")  # no operation is fused: numpy's bits
+FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-pthread")  # nothing fused, for numpy's bits
 PATIENCE_S = 10.0  # compiling takes a quarter of a second
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled file; None without a C compiler, or where it fails or its code cannot be kept safely, with a warning."""
+    """The compiled library; None without a C compiler, or with a warning if it fails or its output cannot be stored safely."""
     chosen = os.environ.get("CC") or "cc"
     try:
         words = shlex.split(chosen)
@@ -54,7 +54,7 @@ def _load(command: list[str]) -> ctypes.CDLL:
 
 @functools.cache
 def numpy_functions() -> Numpy | None:
-    """Addresses of the functions that numpy computes with; None if they have other names than in its packages on PyPI."""
+    """Addresses of the functions that numpy uses; None if their names differ from those in numpy's packages on PyPI."""
     try:
         blas = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]  # a name that numpy does not export
         products = [ctypes.cast(getattr(blas, f"scipy_cblas_{name}64_"), c_void_p).value for name in ("sgemm", "sgemv", "dgemv")]
@@ -78,7 +78,7 @@ class _Ufunc(ctypes.Structure):
 
 
 def _loop(ufunc: np.ufunc, kind: type) -> Function | None:
-    """The loop of a function of one array, for numbers of that kind."""
+    """The inner loop of a unary ufunc for numbers of this kind; None if it has none."""
     view = _Ufunc.from_address(id(ufunc))
     wanted = bytes([np.dtype(kind).num] * 2)
     for i in range(view.ntypes):

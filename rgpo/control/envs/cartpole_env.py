@@ -1,6 +1,6 @@
-"""CartPole for all copies at once: bitwise equal to gymnasium's environment, which takes 6 us of CPU for each step of each copy.
+"""Vectorized CartPole, bitwise equal to gymnasium's environment, which takes 6 us of CPU time per step of each copy.
 
-    s = (x, x', theta, theta')    f = +-10    m = 1.1, of which the pole has 0.1    l = 0.5    dt = 0.02
+    s = (x, x', theta, theta')    f = +-10    m = 1.1, the pole's 0.1 included    l = 0.5    dt = 0.02
     u       = (f + 0.05 theta'^2 sin theta) / m
     theta'' = (9.8 sin theta - cos theta u) / (l (4/3 - 0.1 cos^2 theta / m))
     x''     = u - 0.05 theta'' cos theta / m
@@ -46,7 +46,7 @@ class CartPoleVector:
         self.env_id, self.num_envs = env_id, num_envs
         self.time_limit: int | None = TIME_LIMITS[env_id]
         self._timer = TimeLimit(num_envs, TIME_LIMITS[env_id])
-        self.module = "gymnasium"  # whose environments it equals
+        self.module = "gymnasium"  # whose environments this one equals
         self.layers: tuple[str, ...] = ("all copies at once",)
         self.action_space, self.num_actions = spaces.Discrete(2), 2
         high = np.array([MAX_X * 2, np.inf, MAX_ANGLE * 2, np.inf], np.float32)
@@ -129,7 +129,7 @@ class CartPoleVector:
         return restarts
 
     def use_threads(self, num_threads: int) -> None:
-        """One thread: all copies are one array."""
+        """No-op: all copies are one array, stepped in one thread."""
 
     def close(self) -> None:
         """Nothing to release."""

@@ -1,6 +1,6 @@
-"""An environment tried before anything trains: two short episodes with one seed, each value against its space, one resume.
+"""Try out an environment before training: two short episodes with one seed, every value against its space, one resume.
 
-An environment that cannot be trained on is refused; whatever may surprise is a finding, which the run's banner repeats.
+An environment that cannot be trained on is rejected; anything else that may surprise is a finding, shown in the run's banner.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Moment(NamedTuple):
 
 
 class Witness(gymnasium.Wrapper):
-    """Passes everything on and keeps the first observation that is not in its space."""
+    """Wrapper that passes everything through and reports the first observation that is not in its space."""
 
     odd = ""
 
@@ -49,7 +49,7 @@ class Witness(gymnasium.Wrapper):
         return returned
 
     def step(self, action: object) -> object:
-        """Step."""
+        """Step, and check the observation."""
         returned = self.env.step(action)
         if isinstance(returned, tuple) and returned:
             self._look(returned[0], "step()")
@@ -66,7 +66,7 @@ def findings(key: str) -> tuple[str, ...]:
 
 
 def try_out(key: str, make: Callable[[int], VectorEnv]) -> None:
-    """Play two episodes of the environment that make(1) returns; ``findings(key)`` has what may surprise.
+    """Play two episodes of the environment that make(1) returns; ``findings(key)`` then lists anything that may surprise.
 
     Raises: ConfigError or EnvironmentFault for an environment that cannot be made, breaks its interface, raises, or returns
     numbers that are not finite.
@@ -106,9 +106,9 @@ def _findings(env: GymnasiumVector, make: Callable[[int], VectorEnv]) -> list[st
 
 
 def _play(env: GymnasiumVector, actions: list[object], seed: int | None = SEED) -> list[Moment]:
-    """An episode up to its end, the last action or MAX_S seconds.
+    """Play an episode until it ends, the actions run out or MAX_S seconds have passed.
 
-    Raises: EnvironmentFault.
+    Raises: EnvironmentFault if the environment breaks its interface, raises, or returns numbers that are not finite.
     """
     begun = time.monotonic()
     env._begin(0, seed)
@@ -132,7 +132,7 @@ def _moment(env: GymnasiumVector, reward: float, ended: bool) -> Moment:
 
 
 def _play_checked(env: GymnasiumVector, witness: Witness, actions: list[object]) -> tuple[list[Moment], list[str]]:
-    """The episode once more below gymnasium's own checker, and what that complains about apart from observations."""
+    """Play the episode again under gymnasium's own checker; returns its complaints, except those about observations and infos."""
     env._envs[0] = gymnasium.wrappers.PassiveEnvChecker(witness.env)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -150,7 +150,7 @@ def _is_gymnasiums(warning: warnings.WarningMessage) -> bool:
 
 
 def _resume(env: GymnasiumVector, make: Callable[[int], VectorEnv], actions: list[object]) -> list[str]:
-    """A finding if an episode cannot be restored that follows two others, so that generators have moved on."""
+    """A finding if an episode cannot be restored after two others, which have advanced the random generators."""
     _play(env, actions, None)
     env._begin(0, None)
     try:
@@ -174,7 +174,7 @@ def mismatch(space: spaces.Space[object], observation: object) -> str:
         return "" if space.contains(observation) else f"is not in {str(space)[:200]}"
     found = np.asarray(observation)
     if found.shape != space.shape or found.dtype.kind not in "fiub":
-        return ""  # refused with a sentence of its own
+        return ""  # rejected elsewhere, with its own message
     if found.dtype != space.dtype:
         return f"has type {found.dtype}, its space has {space.dtype}"
     outside = np.argwhere((found < space.low) | (found > space.high))

@@ -1,4 +1,4 @@
-"""Threads that repeat the parts of one piece of work together, once per step of the environments."""
+"""Threads that do the parts of a repeated piece of work in parallel, once per step of the environments."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 
 class Crew:
-    """Calls every function of a sequence at each call: the first in this thread, each other one in a thread of its own.
+    """Each call runs all functions of a sequence: the first in the calling thread, every other one in its own thread.
 
-    A call costs about 20 us for waking the threads, so it pays for functions that take longer without Python's lock.
+    Waking the threads costs about 20 us per call, so this pays off for functions that release the GIL for longer than that.
     """
 
     def __init__(self, parts: Sequence[Callable[[], None]]) -> None:
@@ -20,7 +20,7 @@ class Crew:
             weakref.finalize(self, worker.dismiss)
 
     def __call__(self) -> None:
-        """Raises: the first error of a part, when all of them have returned."""
+        """Raises: the first error of any part, once all parts have returned."""
         for worker in self._workers:
             worker.begin.release()
         try:
@@ -36,7 +36,7 @@ class Crew:
 
 
 class _Worker:
-    """One thread; begin and ended are locked while it waits and while it works."""
+    """One thread; releasing the lock ``begin`` starts its work, and it releases ``ended`` when the work is done."""
 
     def __init__(self, part: Callable[[], None]) -> None:
         self.begin, self.ended = threading.Lock(), threading.Lock()
@@ -58,6 +58,6 @@ class _Worker:
             self.ended.release()
 
     def dismiss(self) -> None:
-        """End the thread, which waits."""
+        """End the thread, which must be waiting."""
         self._part = None
         self.begin.release()

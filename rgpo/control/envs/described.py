@@ -1,4 +1,4 @@
-"""One environment as it will be trained in: in its wrappers, with its spaces as data."""
+"""One environment as used in training: inside its wrappers, and with its spaces as data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rgpo.control.envs.vector_env import Env, VectorEnv, Wrap
 from rgpo.control.spaces import WRAP, Space, describe, observation_size
 from rgpo.errors import ConfigError, blamed, described, printable, require
 
-MOST_NUMBERS = 10_000_000  # of one observation, or outputs of the network for one action
+MOST_NUMBERS = 10_000_000  # limit on the numbers of one observation, and on the network's outputs for one action
 
 
 def wrapped(env: Env, wrappers: Sequence[Wrap]) -> Env:
@@ -27,7 +27,7 @@ def wrapped(env: Env, wrappers: Sequence[Wrap]) -> Env:
 
 
 def is_pixels(space: spaces.Space[object]) -> bool:
-    """True for bytes, which are kept as such."""
+    """True for a Box of bytes, whose observations are stored as bytes."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8
 
 

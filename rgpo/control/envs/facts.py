@@ -14,7 +14,7 @@ MAX_TEXT = 160  # characters of a space
 
 
 def describe(env: VectorEnv, env_id: str) -> dict[str, str]:
-    """Lines by name."""
+    """Lines of the banner by name."""
     limit = "none" if env.time_limit is None else f"{env.time_limit:,} steps"
     return {
         "environment": f"{env_id}, time limit {limit}, {' > '.join(env.layers)}",
@@ -24,7 +24,7 @@ def describe(env: VectorEnv, env_id: str) -> dict[str, str]:
 
 
 def package_versions(env: VectorEnv) -> dict[str, str]:
-    """The version of the installed package that the environment is from; {} for gymnasium's, rgpo's and one of the user's own."""
+    """The version of the installed package that defines the environment; {} for gymnasium's, rgpo's and users' own."""
     top = env.module.partition(".")[0]
     if top in ("gymnasium", "rgpo") or top in sys.stdlib_module_names:
         return {}

@@ -39,8 +39,8 @@ STEP_RETURNS = "step() must return observation, reward, terminated, truncated an
 class GymnasiumVector:
     """E copies of a gymnasium environment in a plain loop.
 
-    gymnasium cannot save an environment, so a state holds a recording of each open episode, which loading plays again; where that
-    does not reproduce it, a fresh episode begins.
+    gymnasium cannot save an environment, so a state holds a recording of each open episode, which is replayed on loading; if that
+    does not reproduce the episode, a fresh one begins.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class GymnasiumVector:
         self.layers = tuple(type(layer).__name__ for layer in _layers(self._envs[0]))
         self.observation_space, self.action_space = spaces_of(env_id, self._envs[0])
         self._seen, self._acted = describe_spaces(env_id, self.observation_space, self.action_space)
-        # a single index or a Box of floats, which are clipped and shaped for all copies at once
+        # a single index or a Box of floats: converted for all copies at once
         self._plain = [head.kind for head in heads(self._acted)] in (["gaussian"], ["categorical"]) and (
             self._acted["type"] in ("Box", "Discrete") and self._acted.get("dtype", "f")[0] == "f"
         )
@@ -122,7 +122,7 @@ class GymnasiumVector:
         return restarts
 
     def _replay(self, i: int, saved: SavedEpisode) -> str:
-        """Play a saved open episode again; returns why that did not reproduce it, or ""."""
+        """Replay a saved open episode; returns the reason if that does not reproduce it, else ""."""
         if "rng_now" not in saved:
             return EARLIER
         if saved["obstacle"]:
@@ -139,7 +139,7 @@ class GymnasiumVector:
                     return NOT_REPRODUCED
                 self._advance(i, self._to_env(action[None])[0])
                 self._record(i, action)
-        except (EnvironmentFault, TypeError, ValueError):  # of an environment that needs what is not there, or another generator
+        except (EnvironmentFault, TypeError, ValueError):  # e.g. something is missing, or the generator is another
             return NOT_REPRODUCED
         recording, rng = self._recordings[i], rng_state(self._envs[i])
         recording.num_steps = saved["num_steps"]
@@ -148,20 +148,20 @@ class GymnasiumVector:
         return "" if agree and not (self._terminated[i] or self._truncated[i]) else NOT_REPRODUCED
 
     def episodes(self) -> list[dict[str, object]]:
-        """State, steps since its start and generator of each open episode, of environments that have a `state`."""
+        """State, number of steps and generator of each open episode, for environments with an attribute `state`."""
         return [
             {"state": env.unwrapped.state, "elapsed": len(recording.actions or []), "rng": rng_state(env)}
             for env, recording in zip(self._envs, self._recordings, strict=True)
         ]
 
     def use_threads(self, num_threads: int) -> None:
-        """One thread: Python's lock lets one copy step at a time."""
+        """No-op: because of the GIL, only one copy can step at a time."""
 
     def close(self) -> None:
         for env in self._envs:
             try:
                 env.close()
-            except BaseException as error:  # the environment's own; all results are there by now
+            except BaseException as error:  # the environment's own; all results exist by now
                 if is_own(error):
                     raise
                 what = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"failed ({described(error)})"
@@ -207,9 +207,9 @@ class GymnasiumVector:
         self._recordings[i].add(action, self._reward_bytes[i], self._row_bytes[i])
 
     def _number(self, reward: object) -> float:
-        """A reward that is a single number of another library.
+        """Convert a reward that is a scalar of another library.
 
-        Raises: EnvironmentFault for any other.
+        Raises: EnvironmentFault for any other object.
         """
         with suppress(Exception):  # of the other library
             found = np.asarray(reward)
@@ -226,7 +226,7 @@ class GymnasiumVector:
         raise self._fault(f"{name} must be true or false", flag)
 
     def _write(self, i: int, observation: object) -> None:
-        """A Box: flattened and cast to float64, but for pixels; all other spaces as ``rgpo.control.spaces`` flattens them."""
+        """Store an observation, flattened: a Box as float64 (pixels as uint8), others by ``rgpo.control.spaces.flatten``."""
         if self._shaped:
             if type(observation) is np.ndarray and observation.dtype is self._dtype and observation.shape == self._shape:
                 self._shaped[i][...] = observation
@@ -242,9 +242,9 @@ class GymnasiumVector:
         self._rows[i][:] = rows[0]
 
     def _numbers(self, observation: object) -> Array:
-        """An observation that is a list or the like, or of another type than the space, as an array.
+        """Convert an observation that is not an array, or has another dtype than its space, to an array.
 
-        Raises: EnvironmentFault unless it has the shape and consists of numbers.
+        Raises: EnvironmentFault unless it has the shape of the space and consists of numbers.
         """
         with suppress(ValueError):  # rows of different lengths
             found = np.asarray(observation)
@@ -265,7 +265,7 @@ class GymnasiumVector:
         return EnvironmentFault(f"{self._where}: {must}, but the environment returned {kind}.")
 
     def _raised(self, call: str, error: BaseException) -> EnvironmentFault:
-        """The fault of a call that raised an error; sys.exit() must not end the sweep that its run is part of."""
+        """The fault for a call that raised an error, SystemExit included, as sys.exit() must not end a whole sweep."""
         what = f"raised {described(error)}"
         if isinstance(error, SystemExit):
             what = f"called sys.exit({error.code!r})"

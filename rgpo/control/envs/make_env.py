@@ -1,4 +1,4 @@
-"""The choice of a backend: MuJoCo stepped directly for ``mujoco_tasks.TASKS``, CartPole's copies at once, else gymnasium."""
+"""The choice of a backend: MuJoCo stepped directly for ``mujoco_tasks.TASKS``, vectorized CartPole, else gymnasium."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BACKENDS = ("auto", "gymnasium", "mujoco")
 def make_vector_env(
     env_id: str, num_envs: int, backend: str, wrappers: Sequence[Wrap] = (), kwargs: Mapping[str, object] | None = None
 ) -> VectorEnv:
-    """Make num_envs copies; backend ``auto`` takes the faster ones if they know the id and no wrappers or kwargs are given.
+    """Make num_envs copies; ``auto`` chooses a faster backend if one supports the id and there are no wrappers or kwargs.
 
     Raises: ConfigError if the id or the backend is unknown, a package is missing, a space is unsupported or num_envs < 1.
     """

@@ -51,7 +51,7 @@ class MujocoVector:
         self.env_id = env_id
         self.num_envs = num_envs
         self.time_limit: int | None = EPISODE_STEPS
-        self.module = "gymnasium"  # whose environments it equals
+        self.module = "gymnasium"  # whose environments this one equals
         self.layers: tuple[str, ...] = ("MuJoCo stepped directly",)
         self._task = task = TASKS[env_id]
         self._model = model = load_model(task.xml)
@@ -121,7 +121,7 @@ class MujocoVector:
         return self._settled(truncated)
 
     def _settled(self, truncated: Flags) -> Step:
-        """The step that the buffers hold; episodes that ended begin anew."""
+        """The step in the buffers; starts new episodes in place of those that ended."""
         if truncated is self._timer.never and not (self._task.healthy and np.count_nonzero(self._terminated)):
             return Step(self._observation, self._terminated, truncated, self._observation)
         np.copyto(self._final, self._observation)
@@ -131,13 +131,13 @@ class MujocoVector:
         return Step(self._observation, self._terminated, truncated, self._final)
 
     def _simulate_some(self, loop: Sequence[tuple[mujoco.MjData, Array, Array, list[tuple[Array, Array]]]]) -> None:
-        """The physics of some environments; MuJoCo computes without Python's lock."""
+        """Step the physics of some environments; MuJoCo releases the GIL."""
         model, frame_skip, advance = self._model, self._task.frame_skip, mujoco.mj_step
         has_forces = self._task.contact_cost is not None
         for data, control, action, views in loop:
             control[:] = action
             advance(model, data, frame_skip)
-            if has_forces:  # outputs only: without it the trajectory is the same
+            if has_forces:  # computes outputs only; the trajectory does not depend on it
                 mujoco.mj_rnePostConstraint(model, data)
             for target, source in views:
                 target[:] = source
@@ -157,7 +157,7 @@ class MujocoVector:
         return reward
 
     def native(self, num_steps: int) -> Native | None:
-        """For ``NativeEnv``; a callback of the user's may raise, which C cannot pass on."""
+        """For ``NativeEnv``; None if the user has set a callback in MuJoCo, whose errors C could not pass on."""
         if has_callbacks():
             return None
         if self._struct is None:

@@ -19,7 +19,7 @@ def load_model(xml: str) -> mujoco.MjModel:
         model = mujoco.MjModel.from_xml_path(str(path))
     finally:
         mujoco.set_mju_user_warning(warn)
-    # each model is one tree, so all of its constraints form one island: searching for islands costs 5 to 7 % of a step
+    # each model is one tree, whose constraints form one island; searching for islands would cost 5 to 7 % of a step
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
     _stop_clocks()
     return model
@@ -28,8 +28,8 @@ def load_model(xml: str) -> mujoco.MjModel:
 def _stop_clocks() -> None:
     """Stop MuJoCo from timing the stages of every step in this process (mjData.timer), which takes a fifth of a step.
 
-    Only MuJoCo's library can clear its clock: the Python setter accepts no null pointer. A library without that symbol is
-    left unchanged, which is slower and gives the same numbers.
+    The clock can be cleared only in MuJoCo's library, because the Python setter accepts no null pointer. A library without
+    that symbol is left unchanged: slower, with the same numbers.
     """
     if mujoco.get_mjcb_time() is None:  # a user's callback is kept
         with suppress(AttributeError, OSError, ValueError):

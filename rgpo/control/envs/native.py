@@ -1,4 +1,4 @@
-"""The environments' structs of rgpo/control/accel/collect.c, in their order of fields."""
+"""The structs of environments in rgpo/control/accel/collect.c, field by field."""
 
 from __future__ import annotations
 
@@ -53,4 +53,4 @@ class Native(NamedTuple):
     struct: Mujoco | Cart
     observation: Array  # (E, D) after each step
     terminated: Array  # (E,)
-    alive: tuple[object, ...]  # the arrays whose addresses struct has
+    alive: tuple[object, ...]  # the arrays whose addresses struct holds

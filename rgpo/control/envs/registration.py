@@ -1,4 +1,4 @@
-"""``gymnasium.make`` with a sentence for every id that it cannot make: the module to name, the package to install."""
+"""``gymnasium.make`` with a remedy for every id that it cannot make: the module to name, or the package to install."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def make(env_id: str, kwargs: Mapping[str, object]) -> Env:
         raise
     except gymnasium.error.UnregisteredEnv as error:
         raise ConfigError(f"task.env_id={env_id}: {_remedy(env_id)}") from error
-    except BaseException as error:  # whatever a constructor of the user's raises, which must not end a sweep
+    except BaseException as error:  # anything from a user's constructor; it must not end a sweep
         if is_own(error):
             raise
         if isinstance(error, gymnasium.error.Error | ImportError) or _is_wrong_call(error):
@@ -72,7 +72,7 @@ def make(env_id: str, kwargs: Mapping[str, object]) -> Env:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put back what an environment changes of the process: the current directory, and torch's default type, device and mode."""
+    """Undo an environment's changes to the process: the current directory, and torch's default dtype, device and grad mode."""
     here, torch = _directory(), sys.modules.get("torch")
     before = (torch.get_default_dtype(), torch.is_grad_enabled()) if torch else None
     try:
@@ -98,7 +98,7 @@ def _directory() -> Path | None:
 
 
 def _import_module(env_id: str) -> None:
-    """Import the module of module:id, as gymnasium would, but with its own errors apart from gymnasium's."""
+    """Import the module of module:id, as gymnasium would, but keep errors of the module apart from gymnasium's."""
     module, colon, name = env_id.partition(":")
     if not colon:
         return
@@ -125,7 +125,7 @@ def _import_module(env_id: str) -> None:
 
 
 def _remember(module: str, before: Mapping[str, gymnasium.envs.registration.EnvSpec]) -> None:
-    """Keep what a module registers, and what it replaces: two modules may register one id."""
+    """Record what a module registers and what it replaces, since two modules may register the same id."""
     for name, spec in gymnasium.registry.items():
         if spec is not before.get(name):
             _specs[module, name] = spec
@@ -134,14 +134,14 @@ def _remember(module: str, before: Mapping[str, gymnasium.envs.registration.EnvS
 
 
 def _own_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec | None:
-    """The registration by the module of module:id, or the first one of an id alone, if another module replaced it."""
+    """The registration by the module of module:id, or the first one for a bare id, if another module has replaced it."""
     module, _, name = env_id.rpartition(":")
     spec = _specs.get((module, name))
     return None if spec is gymnasium.registry.get(name) else copy.deepcopy(spec)
 
 
 def _is_wrong_call(error: BaseException) -> bool:
-    """True for a TypeError about the arguments of the constructor, or about what it returned, and not one inside it."""
+    """True for a TypeError about the constructor's arguments or return value, but not for one raised inside it."""
     if not isinstance(error, TypeError):
         return False
     trace = error.__cause__.__traceback__ if error.__cause__ else None
@@ -149,7 +149,7 @@ def _is_wrong_call(error: BaseException) -> bool:
 
 
 def _remedy(env_id: str) -> str:
-    """The correction of an unknown id."""
+    """The remedy for an unknown id."""
     module, colon, name = env_id.rpartition(":")
     names = {known.lower(): known for known in gymnasium.registry}
     near = [f"{module}{colon}{names[key]}" for key in difflib.get_close_matches(name.lower(), names, n=3)]

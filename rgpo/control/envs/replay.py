@@ -1,8 +1,8 @@
-"""Resuming an environment that cannot save itself: its open episode is played again from the actions since it began.
+"""Resume environments that cannot save their state: the open episode is replayed from its actions.
 
 A recording holds the state of np_random when the episode began and the actions since; the episode is reproduced if np_random, the
-last observation and a checksum of all observations and rewards agree. What an environment carries over from earlier episodes is
-detected only if it changes one of these.
+last observation and a checksum of all observations and rewards agree. State that an environment carries over from earlier
+episodes is detected only if it changes one of these.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from rgpo.control.envs.vector_env import Env, Floats
 from rgpo.core.rollout import Array
 
-MAX_ACTIONS = 10_000  # of an episode that are kept, so that checkpoints do not grow with an endless one
+MAX_ACTIONS = 10_000  # kept per episode, so that checkpoints do not grow with an endless one
 TOO_LONG = f"its open episode had more than {MAX_ACTIONS:,} steps, whose actions are not kept"
 NO_STATE = "its np_random is of a kind whose state cannot be saved"
 NOT_REPRODUCED = "its open episode, played again, gives other numbers: it depends on more than np_random and the actions"
@@ -39,7 +39,7 @@ class SavedRecording(TypedDict):
 
 
 class SavedEpisode(SavedRecording):
-    """And what playing it again must lead to; rng_now is missing in checkpoints of earlier versions."""
+    """A recording, and the result that replaying it must give; rng_now is missing in checkpoints of earlier versions."""
 
     rng_now: NotRequired[object]
     observation: list[float]
@@ -72,13 +72,13 @@ class Recording:
 
     @property
     def obstacle(self) -> str:
-        """Why the episode cannot be played again; "" if it may be."""
+        """The reason why the episode cannot be replayed; "" if it can."""
         if self.actions is None:
             return TOO_LONG
         return "" if self.seeded or self.rng is not None else NO_STATE
 
     def state_dict(self) -> SavedRecording:
-        """Plain values, without the actions of an episode that cannot be played again."""
+        """The recording as plain values, without the actions if the episode cannot be replayed."""
         actions = [] if self.obstacle else self.actions or []
         return {
             "seed": self.seed,
@@ -92,18 +92,18 @@ class Recording:
         }
 
     def fresh_seed(self) -> int:
-        """The seed of the episode that begins instead of one that cannot be played again: another one after each step."""
+        """The seed of the episode that replaces one that cannot be replayed; it changes with every step."""
         return int(np.random.SeedSequence([self.seed, self.num_steps]).generate_state(1)[0] >> 1)
 
 
 def rng_state(env: Env) -> RngState | None:
-    """A copy of the state of the environment's np_random, of any of numpy's bit generators; None for another generator."""
+    """A copy of the state of the environment's np_random, for any of numpy's generators; None for other generators."""
     try:
         rng = env.unwrapped.np_random
         if isinstance(rng, np.random.RandomState):
             return dict(rng.get_state(legacy=False))
         return dict(rng.bit_generator.state) if isinstance(rng, np.random.Generator) else None
-    except Exception:  # of a property of the user's
+    except Exception:  # raised by a user's property
         return None
 
 

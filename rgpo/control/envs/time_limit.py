@@ -1,4 +1,4 @@
-"""The time limit of environments that step together: one count of steps, and when each episode began."""
+"""The time limit of environments that step together: one count of steps, and the start of each episode."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rgpo.control.envs.vector_env import Flags
 
 
 class TimeLimit:
-    """Episodes of E environments that end after `limit` steps; only near the first end is more than one number compared."""
+    """Truncates the episodes of E environments after `limit` steps; until the oldest is due, a step costs one comparison."""
 
     def __init__(self, num_envs: int, limit: int) -> None:
         self.limit = limit
@@ -22,7 +22,7 @@ class TimeLimit:
         return self._first_end - self._clock
 
     def advance(self, num_steps: int = 1) -> Flags:
-        """Count a step, or several that are not more than are left; returns truncated (E,)."""
+        """Count num_steps steps, at most ``left``; returns truncated (E,)."""
         self._clock += num_steps
         return self.never if self._clock < self._first_end else self._clock - self._begun >= self.limit
 

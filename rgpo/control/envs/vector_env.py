@@ -27,7 +27,7 @@ Wrap = Callable[[Env], Env]
 
 
 class SavedEnvs(TypedDict):
-    """The state of a ``VectorEnv``, of plain values; what envs hold is the backend's own."""
+    """The state of a ``VectorEnv`` as plain values; the contents of envs depend on the backend."""
 
     backend: str
     env_id: str
@@ -44,7 +44,7 @@ class Step(NamedTuple):
 
 
 class Restart(NamedTuple):
-    """An environment whose open episode could not be restored, so that a fresh one began."""
+    """An environment whose open episode could not be restored and was replaced by a fresh one."""
 
     env: int
     observation: Floats  # (D,) the first of the fresh episode
@@ -59,7 +59,7 @@ class VectorEnv(Protocol):
     observation_space: spaces.Space[object]  # of one environment
     action_space: spaces.Space[object]  # of one environment
     time_limit: int | None  # steps after which gymnasium's TimeLimit truncates
-    module: str  # that defines the environment's class
+    module: str  # defines the environment's class
     layers: tuple[str, ...]  # classes of wrappers and environment, the outermost first
 
     def reset(self, seed: int) -> Floats:
@@ -83,7 +83,7 @@ class VectorEnv(Protocol):
         ...
 
     def use_threads(self, num_threads: int) -> None:
-        """Step on that many threads, where several are of use; results are the same bits."""
+        """Step on num_threads threads if several are useful; the results are the same bit for bit."""
         ...
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Compiled code that a later process loads without the compiler: one shared library, made ahead of time by torch.
+"""Ahead-of-time compilation: torch writes one shared library, which later processes load without the compiler.
 
-torch.compile traces a function in every process to learn whether compiled code still fits it, which takes longer than most runs.
-Here a description takes the place of tracing: the sources of rgpo, and every value that the function reads. What cannot be
-described so, such as a class of the user's or a tensor that changes between calls, is left to torch.compile.
+torch.compile traces a function in every process to find out whether its compiled code still applies, which takes longer than
+most runs. Here a description replaces tracing: the sources of rgpo and every value that the function reads. A function that
+cannot be described, for example because it uses a user's class or a tensor that changes, is left to torch.compile.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from rgpo.learning.adam import AdamState, Epochs
 
 LIBRARY = "update.so"
 SOURCES = ("core", "gates.py", "learning", "control")  # of rgpo: all that a compiled function may call
-SETTINGS = ("TORCHINDUCTOR_", "CXX", "CFLAGS")  # first letters of environment variables that the compiler reads
+SETTINGS = ("TORCHINDUCTOR_", "CXX", "CFLAGS")  # prefixes of the environment variables that the compiler reads
 PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 class Indescribable(Exception):
-    """A value that a description cannot hold."""
+    """A value that cannot be part of a description."""
 
 
 def description(function: object) -> str | None:
-    """All that the compiled code of a function depends on, but for its arguments; None if that cannot be described."""
+    """Everything but the arguments that the compiled code of a function depends on; None if it cannot be described."""
     try:
         return f"{_value(function)} {torch.get_num_threads()} threads {_surroundings()}"
     except Indescribable:
@@ -44,7 +44,7 @@ def description(function: object) -> str | None:
 
 
 def _value(x: object) -> str:
-    """Raises: Indescribable."""
+    """Raises: Indescribable for a value that cannot be described."""
     if isinstance(x, PLAIN):
         return repr(x)
     if isinstance(x, partial):
@@ -68,12 +68,12 @@ def _value(x: object) -> str:
         return f"{name}{_value(vars(x))}"
     if type(x).__repr__ is object.__repr__:
         raise Indescribable
-    return f"{name} {x!r}"  # such as of a policy, whose parameters are arguments
+    return f"{name} {x!r}"  # for example a policy, whose parameters are arguments
 
 
 @functools.cache
 def _surroundings() -> str:
-    """A digest of the code of rgpo that may be compiled, of what the compiler reads, and of the processor's instructions."""
+    """A digest of the rgpo code that may be compiled, the compiler's settings and the processor's instruction set."""
     settings = sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(SETTINGS) and not k.endswith("CACHE_DIR"))
     total = hashlib.sha256(f"{torch.__version__} {sys.version} {_processor()} {settings}\n".encode())
     root = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def _surroundings() -> str:
 
 
 def _processor() -> str:
-    """The processor's instructions, which compiled code makes full use of."""
+    """The processor's instruction set, all of which compiled code may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -99,7 +99,7 @@ def compile_library(
     arguments: tuple[object, ...],
     options: Mapping[str, object],
 ) -> None:
-    """Write the library of a function for arguments of these shapes; export is torch's.
+    """Compile a function for arguments of these shapes and write the library; export: torch's export function.
 
     Raises: any error of torch or its compiler.
     """
@@ -111,14 +111,14 @@ def compile_library(
 
     given = tuple(tensors_of(arguments))
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torch about torch
+        warnings.simplefilter("ignore")  # torch's own, about its internals
         program = export(Flat(), given, strict=True, pre_dispatch=False)  # later passes cannot trace a gradient in a scan
         module = program.module(check_guards=False)
         torch._inductor.aot_compile(module, given, options={**options, "aot_inductor.output_path": str(path)})
 
 
 class Library:
-    """The function of a library, for arguments of the shapes it was made for."""
+    """The function in a library; its arguments must have the shapes that it was compiled for."""
 
     def __init__(self, path: Path) -> None:
         self._runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
@@ -130,7 +130,7 @@ class Library:
 
 
 def _with_tensors(tree: tuple[object, ...], tensors: Iterator[Tensor]) -> tuple[Any, ...]:
-    """A tree of tuples with other tensors in the places of its own."""
+    """A copy of a tree of tuples in which its tensors are replaced by others."""
     parts = [next(tensors) if isinstance(x, Tensor) else _with_tensors(x, tensors) if isinstance(x, tuple) else x for x in tree]
     make: Callable[..., tuple[Any, ...]] = type(tree)
     return make(*parts) if hasattr(tree, "_fields") else tuple(parts)

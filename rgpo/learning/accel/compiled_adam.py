@@ -1,10 +1,10 @@
-"""The compiled engine of ``rgpo.learning.flat_adam``: it changes the speed of a run and, to rounding, nothing else.
+"""The compiled engine of ``rgpo.learning.flat_adam``: up to rounding, it changes only the speed of a run.
 
-It uses private parts of torch, each of which can be missing from a version that was not tried:
+It uses private torch APIs, any of which may be missing from a version that has not been tried:
 
-    export           makes a library, which later processes load without the compiler; without it each process traces
+    export           builds a library, which later processes load without the compiler; without it each process traces
     scan             loops over minibatches and epochs inside one graph; without it each gradient step is one graph
-    options          of inductor; those that it does not know are left out
+    options          settings of inductor; those that it does not know are left out
     oneDNN products  matrix products by ``onednn_pass``; without them inductor calls MKL
 """
 
@@ -37,28 +37,28 @@ Tensors = tuple[Tensor, ...]
 Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]  # carry, row = step(carry, x)
 Fold = Callable[[Step, Tensors, Tensors], tuple[Tensors, Tensors]]  # last carry and stacked rows over columns
 
-TRIED = ("2.13", "2.14")  # minor versions of torch for which tests and docs/torch_versions.md show the results to be right
-STEPS_NEW, STEPS_CACHED = 8_000, 1_500  # gradient steps that repay a compilation, and cached code: each saves 1.8 ms of CPU
-MOST_GRAPHS = 8  # compiled variants of one function that torch keeps in a process; it refuses the ninth
+TRIED = ("2.13", "2.14")  # minor versions of torch with correct results in the tests and docs/torch_versions.md
+STEPS_NEW, STEPS_CACHED = 8_000, 1_500  # gradient steps from which compiling, or loading cached code, pays; 1.8 ms CPU saved each
+MOST_GRAPHS = 8  # compiled variants of one function that torch keeps in a process; it rejects the ninth
 
-NOT_AHEAD = ("cpp_wrapper", "unsafe_marked_cacheable_functions")  # options of torch.compile alone
+NOT_AHEAD = ("cpp_wrapper", "unsafe_marked_cacheable_functions")  # options for torch.compile only
 
 _traced_runs = itertools.count()
 
 
 class Engine(NamedTuple):
-    """The private parts that this torch has."""
+    """The private APIs that the installed torch provides."""
 
     scan: Fold | None
     export: Callable[..., Any] | None
     options: dict[str, Any]  # one object per process: runs share a graph only if they share its options
-    missing: tuple[str, ...]  # a clause per missing part
+    missing: tuple[str, ...]  # a clause per missing API
 
 
 def resolve(choice: bool | str, num_gradient_steps: int, epochs: CompiledEpochs | None = None) -> tuple[bool, str]:
-    """The decision to compile and a clause for the banner: ``auto`` compiles runs that become cheaper, on a tried torch.
+    """Decide whether to compile, with a clause for the banner; ``auto`` compiles if it pays off and this torch has been tried.
 
-    epochs: the function, whose code may be cached.
+    epochs: the function, whose code may already be cached.
 
     Raises: ConfigError if choice is true and the cache folder cannot be written, or can be written by others.
     """
@@ -82,7 +82,7 @@ def resolve(choice: bool | str, num_gradient_steps: int, epochs: CompiledEpochs 
     untried = _untried()
     if choice == "auto" and untried:
         return False, f"not compiled: {untried}"
-    missing = () if cached else engine().missing  # the compiler is imported only where it has work to do
+    missing = () if cached else engine().missing  # import the compiler only if there is something to compile
     if choice == "auto" and not cached and engine().scan is None:
         return False, f"not compiled: {missing[0]}"
     verdict = f"compiled: {reason}" if choice == "auto" else "compiled"
@@ -104,9 +104,9 @@ def _pays(num_gradient_steps: int, cached: bool) -> tuple[bool, str]:
 
 
 class CompiledEpochs:
-    """run_epochs compiled, with its argument ``fold`` bound: a library that is loaded where it can be described, else traced.
+    """Compiled run_epochs with its argument ``fold`` bound: a library if the function can be described, else traced.
 
-    loop is the fold in Python, for a torch without scan.
+    loop: the fold in Python, for a torch without scan.
     """
 
     def __init__(self, run_epochs: Callable[..., Epochs], loop: Fold) -> None:
@@ -117,7 +117,7 @@ class CompiledEpochs:
 
     @property
     def is_cached(self) -> bool:
-        """True if some process has compiled this function before, for whatever shapes."""
+        """True if some process has compiled this function before, for any shapes."""
         description = ahead.description(self._run_epochs)
         marker = None if description is None else _marker(description)
         return marker is not None and marker.exists() and (marker.parent / marker.read_text() / DIGESTS).exists()
@@ -193,7 +193,7 @@ def was_stopped(error: BaseException | None) -> bool:
 
 
 def _described(x: object) -> str:
-    """Functions with their bound arguments, and dtypes and shapes of tensors: a graph depends on nothing else."""
+    """Describe functions with their bound arguments, and tensors by dtype, shape and stride: graphs depend on nothing else."""
     if isinstance(x, partial):
         return f"{_described(x.func)}{_described(x.args)}{_described(x.keywords)}"
     if isinstance(x, Tensor):
@@ -215,7 +215,7 @@ def _untried() -> str:
 
 @cache
 def engine() -> Engine:
-    """Import the private parts. Importing inductor creates its cache folder."""
+    """Import the private APIs. Importing inductor creates its cache folder."""
     missing = []
     scan, why = _load("torch._higher_order_ops.scan", "scan")
     if why:
@@ -225,7 +225,7 @@ def engine() -> Engine:
         "pattern_matcher": False,  # it would fuse a product and its bias into a call that first copies the bias to every row
         "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.scan": torch.__version__},  # or scan is not cached on disk
         "cpp.vec_isa_ok": True,  # trust the processor's flags instead of testing them at every start
-        "cpp_cache_precompile_headers": False,  # 300 MB in the temporary folder, where anyone could have put them; saves no time
+        "cpp_cache_precompile_headers": False,  # 300 MB in the temporary folder, where anyone could plant them; saves no time
         "aot_inductor.precompile_headers": False,  # likewise
     }
     known = set(torch._inductor.list_options())

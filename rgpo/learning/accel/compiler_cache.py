@@ -1,9 +1,9 @@
-"""Folders of compiled code, one per graph: torch loads a file only after its digest was compared with the recorded one.
+"""Folders of compiled code, one per graph: torch loads a file only after its digest has been checked against the recorded one.
 
-FOLDER/code-*        torch's cache: what one compilation left
+FOLDER/code-*        torch's cache: the files written by one compilation
 FOLDER/digests.json  sha256 of each of its files, written when the first call of the compiled code has returned
 FOLDER/lock          shared while code is verified and loaded, exclusive while it is compiled or deleted
-FOLDER/crash-PID-*   the stack of a process that crashed in a compiled call; empty while it lives
+FOLDER/crash-PID-*   the stack of a process that crashed in a compiled call; empty while the process is alive
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Digests = dict[str, str]  # path in the folder -> sha256
 
 
 class CrashRecord:
-    """While entered, a crash of this process, such as a segmentation fault, writes its stack to a file in the folder."""
+    """Context in which a crash of this process, such as a segmentation fault, writes its stack to a file in the folder."""
 
     def __init__(self, folder: Path, code: Path) -> None:
         self.code = code  # the folder of what was compiled
@@ -62,7 +62,7 @@ class CrashRecord:
 
 
 def _remove(file: IO[str], path: Path, pid: int) -> None:
-    """Remove the empty record of a process that ends in order; a child that it forked does not."""
+    """Remove the empty record when its process exits normally; forked children leave it alone."""
     file.close()
     if os.getpid() == pid:
         path.unlink(missing_ok=True)
@@ -70,9 +70,9 @@ def _remove(file: IO[str], path: Path, pid: int) -> None:
 
 @contextmanager
 def verified(graph: str) -> Iterator[CrashRecord]:
-    """Compile the graph of that description, or load its compiled code, inside this context; yields the record of its calls.
+    """Context in which to compile the graph of that description or load its code; yields the crash record for its calls.
 
-    Code that differs from its digests, or that has none, is deleted with a warning and compiled anew. One process compiles at a
+    Code that does not match its digests, or that has none, is deleted with a warning and recompiled. One process compiles at a
     time; others wait for its code.
 
     Raises: ConfigError if others can write to the folder, code from it crashed, or another process compiles for too long.
@@ -81,7 +81,7 @@ def verified(graph: str) -> Iterator[CrashRecord]:
     with _refusing(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
     refuse_writable_by_others(folder)
-    folder.chmod(0o700)  # so that the modes of the files in it do not matter
+    folder.chmod(0o700)  # then the modes of the files in it do not matter
     with _refusing(folder):
         descriptor = atomic.open_regular(folder / "lock", os.O_RDWR | os.O_CREAT)
     with os.fdopen(descriptor, "r+") as lock:
@@ -101,7 +101,7 @@ def verified(graph: str) -> Iterator[CrashRecord]:
             if not loads:
                 shutil.rmtree(code, ignore_errors=True)
             raise
-        if set(_files(folder)) != names and _locked(lock, fcntl.LOCK_EX):  # the last of several that loaded records new files
+        if set(_files(folder)) != names and _locked(lock, fcntl.LOCK_EX):  # of several that loaded, the last records new files
             atomic.write_text(folder / DIGESTS, json.dumps(_digests(folder), indent=1))
 
 
@@ -131,12 +131,12 @@ def refuse_writable_by_others(folder: Path) -> None:
 
 
 def _is_private_group(found: os.stat_result) -> bool:
-    """True for a folder that its owner and the group of the same number alone can write, as with umask 002."""
+    """True for a folder that only its owner and the owner's private group (the same id) can write, as with umask 002."""
     return not found.st_mode & stat.S_IWOTH and found.st_uid == found.st_gid == os.geteuid() != 0
 
 
 def _lock(lock: IO[str], folder: Path) -> bool:
-    """True with a shared lock if there is code and all of it is as recorded, else False with an exclusive lock.
+    """Take a shared lock and return True if there is code and it all matches its digests; else an exclusive lock, and False.
 
     Raises: ConfigError if another process keeps the lock for too long.
     """
@@ -161,7 +161,7 @@ def _lock(lock: IO[str], folder: Path) -> bool:
 
 
 def _locked(lock: IO[str], kind: int) -> bool:
-    """True if the lock is now held in that way."""
+    """Try to take the lock; True if it is now held in this mode."""
     with suppress(BlockingIOError):
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
         return True
@@ -169,7 +169,7 @@ def _locked(lock: IO[str], kind: int) -> bool:
 
 
 def _problem(folder: Path) -> str | None:
-    """A clause if some code is not as recorded; "" if there is none, None if all is well."""
+    """A clause if some code does not match its digests; "" if there is no code, None if all is well."""
     try:
         recorded = json.loads(_read(folder / DIGESTS))
     except (OSError, ValueError, RecursionError):
@@ -187,7 +187,7 @@ def _problem(folder: Path) -> str | None:
 
 
 def _digests(folder: Path) -> Digests:
-    """The sha256 of every file of the code; of anything that cannot be read as one, a note that no digest equals."""
+    """The sha256 of every file of the code; for an unreadable one the error's text, which matches no digest."""
     found = {}
     for name in _files(folder):
         try:
@@ -198,7 +198,7 @@ def _digests(folder: Path) -> Digests:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Everything in the code but real folders and torch's own locks, which are empty."""
+    """All entries of the code except real folders and torch's lock files, which are empty."""
     for code in folder.glob("code-*"):
         if code.is_symlink() or not code.is_dir():
             yield code.name
@@ -209,7 +209,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _read(path: Path) -> bytes:
-    """Raises: OSError if there is no regular file of a usual size that can be read."""
+    """Raises: OSError unless path is a readable regular file of at most LARGEST bytes."""
     with os.fdopen(atomic.open_regular(path, os.O_RDONLY), "rb") as file:
         if os.fstat(file.fileno()).st_size > LARGEST:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
@@ -227,7 +227,7 @@ def _refusing(folder: Path) -> Iterator[None]:
 
 
 def _is_record(path: Path) -> bool:
-    """True if a crashed or living process left the file, or it was removed in between."""
+    """True if the file is from a crashed or running process, or was removed in the meantime."""
     with suppress(FileNotFoundError):
         return stat.S_ISREG((found := path.lstat()).st_mode) and (found.st_size > 0 or bool(CRASH_NAME.fullmatch(path.name)))
     return True
@@ -239,11 +239,11 @@ def _refuse_crashed(folder: Path) -> None:
         with _refusing(folder):
             try:
                 lines = _read(path).decode(errors="replace").splitlines()
-            except FileNotFoundError:  # its process has ended in order
+            except FileNotFoundError:  # its process has exited normally
                 continue
         if lines:
             raise ConfigError(f"{folder}: compiled code from it crashed ({lines[0][:80]}); delete the folder to compile anew.")
-        with suppress(PermissionError):  # a living process of another user's
+        with suppress(PermissionError):  # another user's process, still running
             try:
                 os.kill(int(path.name.split("-")[1]), 0)
             except ProcessLookupError:  # it was killed
@@ -251,7 +251,7 @@ def _refuse_crashed(folder: Path) -> None:
 
 
 def _delete_code(folder: Path) -> None:
-    """Delete all code and what is left of processes that were killed; the lock is exclusive. Warns if there was code."""
+    """Delete all code and the leftovers of killed processes, under an exclusive lock; warns if there was code."""
     problem = _problem(folder)
     if problem:
         warnings.warn(f"{folder}: {problem}; the code is deleted and compiled anew.", stacklevel=2)
@@ -264,7 +264,7 @@ def _delete_code(folder: Path) -> None:
 
 @contextmanager
 def _used_by_torch(code: Path) -> Iterator[None]:
-    """Let inductor read and write a folder; it reads the variable at each use."""
+    """Make inductor use a folder as its cache; it reads the environment variable at each use."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = str(code)
     try:

@@ -1,4 +1,4 @@
-"""The code that inductor generates for a matrix product: a call of oneDNN's kernel, which torch specializes to the shape.
+"""Code generation for matrix products in inductor: a call to oneDNN's kernel, which torch specializes to the shape.
 
 Imported by ``onednn_pass`` when a graph is compiled.
 """

@@ -1,6 +1,6 @@
-"""Matrix products of compiled code by oneDNN's kernels, which torch includes and inductor does not choose by itself.
+"""Use oneDNN's kernels for matrix products in compiled code; torch includes them, but inductor does not choose them.
 
-torch's choice for float32 is MKL, which has a high cost per call of a small product and uses no AVX-512 on AMD processors:
+For float32 torch calls MKL, which has a high overhead per call for small products and does not use AVX-512 on AMD processors:
 a 64 x 64 x 64 product takes three times as long.
 """
 
@@ -15,9 +15,9 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 
 
 class Products(CustomGraphPass):
-    """An inductor pass that replaces products of float32 matrices on one CPU thread by ``onednn_kernel.product``.
+    """An inductor pass that replaces products of float32 matrices on one CPU thread with ``onednn_kernel.product``.
 
-    With several threads products stay with MKL, which divides each of them among the threads.
+    With several threads, MKL is kept, because it divides each product among the threads.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
