@@ -1,7 +1,7 @@
-"""The contestants of benchmarks/control.py: PPO by rgpo, Stable-Baselines3, SBX, a plain loop, the same compiled, and JAX.
+"""The contestants in benchmarks/control.py: PPO by rgpo, Stable-Baselines3, SBX, a plain loop, the same compiled, and JAX.
 
-Each function trains in this process with equal samples, epochs, minibatches and networks, and returns the seconds from its second
-rollout on and the mean return of its last episodes.
+Each function trains in this process with the same samples, epochs, minibatches and networks, and returns the time from its second
+rollout on, in seconds, and the mean return of its last episodes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-SAMPLES = {"HalfCheetah-v4": 2048, "Hopper-v4": 2048, "CartPole-v1": 1024}  # of one rollout over all environments
+SAMPLES = {"HalfCheetah-v4": 2048, "Hopper-v4": 2048, "CartPole-v1": 1024}  # per rollout, over all environments
 TASKS = {"HalfCheetah-v4": "halfcheetah", "Hopper-v4": "hopper", "CartPole-v1": "cartpole"}
 EPOCHS, MINIBATCH = 10, 64
 EPISODES = 10
@@ -19,10 +19,10 @@ Found = dict[str, float]
 
 
 class Stopwatch:
-    """Wall and CPU seconds from the first call of `start` to the last of `stop`."""
+    """Measures wall and CPU seconds from `start` to `stop`."""
 
     def start(self) -> None:
-        """Start counting."""
+        """Start the measurement."""
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def stop(self) -> Found:
@@ -31,14 +31,14 @@ class Stopwatch:
 
 
 def ours(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> Found:
-    """rgpo's own parts, as its runner puts them together."""
+    """rgpo's own parts, combined as in its runner."""
     import torch
 
     from rgpo.cli.config import build, compose_jobs
 
     choice = name.partition("-")[2]
     axes = {"": [], "trpo": ["algo=trpo"], "uncompiled": ["update.compile=false"]}.get(choice, [f"gate={choice}"])
-    axes += [] if choice == "trpo" else ["update.anneal_lr=false"]  # as the rivals' defaults have it
+    axes += [] if choice == "trpo" else ["update.anneal_lr=false"]  # as in the rivals' defaults
     size = [f"task.num_envs={num_envs}", f"task.num_steps={SAMPLES[env_id] // num_envs}"]
     words = ["algo=ppo", "update.compile=true", f"task={TASKS[env_id]}", *axes, *size]
     prefix = "update.critic_" if choice == "trpo" else "update.num_"
@@ -67,7 +67,7 @@ def ours(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> F
 
 
 def sb3(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> Found:
-    """Stable-Baselines3's PPO, SBX's (JAX) or sb3-contrib's TRPO with the same numbers."""
+    """PPO of Stable-Baselines3 or SBX (JAX), or TRPO of sb3-contrib, with the same settings."""
     import torch
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
@@ -109,7 +109,7 @@ def sb3(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> Fo
 
 
 def plain(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> Found:
-    """PPO as one script over gymnasium's wrappers and torch modules, as CleanRL has it; "compiled" compiles it as LeanRL does."""
+    """PPO as a single script with gymnasium's wrappers and torch modules, as in CleanRL; "compiled" compiles it as in LeanRL."""
     import gymnasium as gym
     import numpy as np
     import torch
@@ -198,7 +198,7 @@ def plain(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> 
 
 
 def jitted(env_id: str, num_envs: int, name: str, seed: int, iterations: int) -> Found:
-    """PPO and CartPole in JAX, an iteration of both compiled as one function, in the manner of PureJaxRL."""
+    """PPO and CartPole in JAX, with one iteration of both compiled as a single function, like PureJaxRL."""
     import jax
     import optax
     from jax import numpy as jnp
@@ -221,7 +221,7 @@ def jitted(env_id: str, num_envs: int, name: str, seed: int, iterations: int) ->
         return jax.random.uniform(key, (num_envs, 4), minval=-0.05, maxval=0.05)
 
     def step(state: Any, action: Any) -> Any:
-        """gymnasium's CartPole-v1."""
+        """One step of gymnasium's CartPole-v1."""
         x, speed, angle, turning = state.T
         force = jnp.where(action == 1, 10.0, -10.0)
         cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -298,4 +298,4 @@ CONTESTANTS: dict[str, Callable[[str, int, str, int, int], Found]] = {
     "compiled": plain,
     "jax": jitted,
 }
-PACKAGES = {"sb3": "stable_baselines3", "sbx": "sbx", "jax": "optax"}  # that a contestant needs beyond rgpo's own
+PACKAGES = {"sb3": "stable_baselines3", "sbx": "sbx", "jax": "optax"}  # packages that contestants need in addition to rgpo's own

@@ -1,18 +1,18 @@
-"""PPO and TRPO on the same work, ours beside the strongest other implementations.
+"""PPO and TRPO on the same work: ours compared with the strongest other implementations.
 
     pip install -e ".[bench]"
     python benchmarks/control.py [rounds] [out.parquet]
     python benchmarks/control.py learning [seeds] [out.parquet]
 
-Rivals: Stable-Baselines3 and sb3-contrib; SBX, its PPO in JAX; a plain loop in CleanRL's manner, and the same loop compiled as
-LeanRL does; and PPO with CartPole jitted as one function of JAX. Equal samples, epochs, minibatches of 64, networks (64 x 64,
-tanh, two of them) and one thread. Contestants are interleaved, each in a fresh process; ours compiles, with its code cached.
-Seconds and CPU seconds are counted from the second rollout on, over whole iterations of collecting and learning (ours with
-diagnostics, and the gradient's variance every tenth); a run's evaluation, checkpoints and files are not in them. CPU seconds
-decide. The case "whole process" has all that a user waits for: the same work for 100,000 steps of CartPole with imports and
-compiling, ours as rgpo-run with evaluation and files, with its code cached and without ("cold"). A rival whose package is
-missing is skipped with a line. `learning` trains for 100,000 steps instead and compares the returns of the last 10 episodes (of
-which ours each count as the mean of their rollout).
+Rivals: Stable-Baselines3 and sb3-contrib; SBX, SB3's PPO in JAX; a plain loop as in CleanRL, and the same loop compiled as in
+LeanRL; and PPO with CartPole jitted as a single JAX function. All use the same samples, epochs, minibatches of 64, networks
+(two, 64 x 64, tanh) and one thread. Contestants are interleaved, each in a fresh process; ours is compiled, with cached code.
+Wall and CPU seconds are counted from the second rollout on, over whole iterations of collecting and learning (ours includes
+diagnostics, and the gradient's variance every tenth iteration); evaluation, checkpoints and files are excluded. The comparison is
+in CPU seconds. The case "whole process" includes everything that a user waits for: 100,000 steps of CartPole with imports and
+compilation, ours as rgpo-run with evaluation and files, with and without ("cold") cached code. A rival whose package is missing
+is skipped with a message. `learning` instead trains for 100,000 steps and compares the returns of the last 10 episodes (for ours,
+each episode counts with the mean return of its rollout).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any
 from contestants import CONTESTANTS, EPOCHS, MINIBATCH, PACKAGES, SAMPLES
 
 GATES = ("sigmoid", "sigmoid_log", "sign_aware_sigmoid", "gaussian_log", "power", "rational", "sapo", "spo", "cispo", "budget")
-ITERATIONS = 11  # of which the first does not count
+ITERATIONS = 11  # the first one is not counted
 LEARNING_ITERATIONS = 49
 LEARNERS = ("ours", "ours-uncompiled", "sb3", "plain")
 RIVALS = ("sb3", "sbx", "plain", "compiled")
@@ -48,7 +48,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen
 
 
 def measure(env_id: str, num_envs: int, name: str, seed: int = 0, iterations: int = ITERATIONS) -> dict[str, Any]:
-    """One contestant in a fresh process."""
+    """Measure one contestant in a fresh process."""
     if env_id == WHOLE:
         return whole(num_envs, name)
     found = result(start([sys.executable, __file__, "--one", env_id, str(num_envs), name, str(seed), str(iterations)]), name)
@@ -57,7 +57,7 @@ def measure(env_id: str, num_envs: int, name: str, seed: int = 0, iterations: in
 
 
 def whole(num_envs: int, name: str) -> dict[str, Any]:
-    """A process from its start to its end: rgpo-run, or a rival."""
+    """Measure a process from start to end: rgpo-run, or a rival."""
     with tempfile.TemporaryDirectory() as folder:
         size = [f"task.num_envs={num_envs}", f"task.num_steps={1024 // num_envs}", f"num_iterations={WHOLE_ITERATIONS}"]
         words = [*size, f"update.num_epochs={EPOCHS}", f"update.num_minibatches={1024 // MINIBATCH}", f"results_dir={folder}"]
@@ -77,12 +77,12 @@ def whole(num_envs: int, name: str) -> dict[str, Any]:
 
 
 def start(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """A command on one thread, to its end."""
+    """Run a command to completion on one thread."""
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | ONE_THREAD | (environment or {}))
 
 
 def result(done: subprocess.CompletedProcess[str], name: str) -> dict[str, Any]:
-    """The result that a contestant's process printed."""
+    """The result printed by a contestant's process."""
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
@@ -91,7 +91,7 @@ def result(done: subprocess.CompletedProcess[str], name: str) -> dict[str, Any]:
 
 
 def one(env_id: str, num_envs: str, name: str, seed: str = "0", iterations: str = str(ITERATIONS)) -> None:
-    """Print what one contestant measured in this process."""
+    """Run one contestant in this process and print its result."""
     found = CONTESTANTS[name.partition("-")[0]](env_id, int(num_envs), name, int(seed), int(iterations))
     found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print("RESULT " + json.dumps(found))
@@ -114,12 +114,12 @@ def learning(seeds: int, out: str | None) -> None:
 
 
 def speed(rounds: int, out: str | None) -> None:
-    """Interleave the contestants, print medians and ratios, keep every row."""
+    """Run the contestants interleaved, print medians and ratios, and keep every row."""
     names = installed([name for _, _, name in CASES])
     cases = [case for case in CASES if case[2] in names]
     for case in cases:
         if case[2].startswith("ours"):
-            measure(*case)  # fills the cache of compiled code
+            measure(*case)  # warms up the cache of compiled code
     rows: list[dict[str, Any]] = []
     for i in range(rounds):
         for env_id, num_envs, name in cases if i % 2 == 0 else cases[::-1]:
@@ -144,14 +144,14 @@ def present(name: str) -> bool:
 
 
 def installed(names: Sequence[str]) -> list[str]:
-    """The contestants that can take part; prints a line for each of the others."""
+    """The contestants whose packages are installed; prints a line for each of the others."""
     for name in dict.fromkeys(name for name in names if not present(name)):
         print(f'{name}: skipped, its package is missing; pip install -e ".[bench]"', flush=True)
     return [name for name in names if present(name)]
 
 
 def best_rival(rows: list[dict[str, Any]], env_id: str, num_envs: int, name: str) -> str | None:
-    """Whom ours is compared with: the fastest of the others on the same work, and PPO's gate for other gates."""
+    """The contestant with which ours is compared: the fastest other one on the same work or, for other gates, ours with PPO's."""
     gate = name.partition("-")[2] in GATES
     if not name.startswith("ours") or gate:
         return "ours" if gate else None
@@ -162,13 +162,13 @@ def best_rival(rows: list[dict[str, Any]], env_id: str, num_envs: int, name: str
 
 
 def speeds(rows: list[dict[str, Any]], env_id: str, num_envs: int, name: str) -> list[float]:
-    """A contestant's speeds in the order of the rounds."""
+    """A contestant's speeds in order of rounds."""
     key = (env_id, num_envs, name)
     return [row["steps_per_cpu_s"] for row in rows if (row["env_id"], row["num_envs"], row["contestant"]) == key]
 
 
 def keep(rows: list[dict[str, Any]], out: str | None) -> None:
-    """Write what there is so far."""
+    """Write the rows so far."""
     if out is not None:
         import pandas as pd
 
@@ -176,7 +176,7 @@ def keep(rows: list[dict[str, Any]], out: str | None) -> None:
 
 
 def main() -> None:
-    """Read the command line."""
+    """Parse the command line and run the benchmark."""
     words = sys.argv[1:]
     if words[:1] == ["--one"]:
         return one(*words[1:])

@@ -1,10 +1,10 @@
-"""Share of a TRL step that our gate and our diagnostics take, on the tiny model of the tests; one thread.
+"""Share of a TRL step taken by our gate and diagnostics, with the tests' tiny model on one thread.
 
     pip install 'rgpo[engines]'
     python benchmarks/engine_overhead.py [steps]
 
-A step is one optimizer step of GatedGRPOTrainer with num_iterations=2 (16 completions of 16 tokens), generation included. Gate:
-the computation of the loss of each token from its log-probabilities; diagnostics are computed once per optimizer step.
+A step is one optimizer step of GatedGRPOTrainer with num_iterations=2 (16 completions of 16 tokens), including generation. "Gate"
+is the computation of token losses from log-probabilities; diagnostics are computed once per optimizer step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rgpo.engines.trl import GatedGRPOTrainer
 
 
 def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
-    """The function, with the time of each call appended."""
+    """Wrap a function so that the time of each call is appended to ``seconds``."""
 
     def call(*args: Any, **named: Any) -> Any:
         start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""python benchmarks/environments.py [word ...]: train 5 iterations in each environment, or record the sentence of its refusal.
+"""python benchmarks/environments.py [word ...]: train 5 iterations in each environment, or record why it is rejected.
 
-Writes docs/environments.md. Words select groups by name, "page" none of them; without any, all of those whose packages are
-installed are run. It needs the extras atari and box2d, and minigrid, gymnasium-robotics and shimmy[dm-control]. What was learned
-with published settings is read from benchmarks/zoo, copies of run folders.
+Writes docs/environments.md. Words select groups by name ("page" selects none); without words, all groups whose packages are
+installed are run. Needs the extras atari and box2d, as well as minigrid, gymnasium-robotics and shimmy[dm-control]. Results with
+published settings are read from benchmarks/zoo, which has copies of run folders.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STACK = (
     "task.wrappers=[{_target_:gymnasium.wrappers.GrayscaleObservation},{_target_:gymnasium.wrappers.ResizeObservation,shape:[84,84]},"
     "{_target_:gymnasium.wrappers.FrameStackObservation,stack_size:4}]"
 )
-Case = tuple[str, tuple[str, ...]]  # id, further words
+Case = tuple[str, tuple[str, ...]]  # id, additional arguments
 GROUPS: dict[str, tuple[str, list[Case]]] = {  # name -> package, environments
     "classic control": (
         "gymnasium",
@@ -73,7 +73,7 @@ GROUPS: dict[str, tuple[str, list[Case]]] = {  # name -> package, environments
 }
 
 
-PUBLISHED = {  # task.env_id -> experiment, and what rl-baselines3-zoo's benchmark.md reports for PPO
+PUBLISHED = {  # task.env_id -> experiment, and PPO's result in rl-baselines3-zoo's benchmark.md
     "LunarLander-v3": ("zoo_lunarlander", "242 +- 32 after 1,000,000 steps (LunarLander-v2)"),
     "BipedalWalker-v3": ("zoo_bipedalwalker", "288 +- 2 after 5,000,000 steps"),
     "MountainCarContinuous-v0": ("zoo_mountaincar_continuous", "88 +- 3 after 20,000 steps, with state-dependent exploration"),
@@ -82,7 +82,7 @@ PUBLISHED = {  # task.env_id -> experiment, and what rl-baselines3-zoo's benchma
 
 
 def main(words: list[str]) -> None:
-    """Run the groups, keep what was found before of the others, and write the table."""
+    """Run the selected groups, keep earlier results of the others, and write the table."""
     rows: dict[str, list[list[str]]] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     for name, (package, cases) in GROUPS.items():
         if words and not any(word.lower() in name.lower() for word in words):
@@ -99,7 +99,7 @@ def main(words: list[str]) -> None:
 
 
 def train(env_id: str, extra: tuple[str, ...]) -> tuple[str, str]:
-    """The words of a run, and its result: iterations with a finite KL, or the sentence that refused it."""
+    """The arguments of a run and its result: iterations with a finite KL, or the message with which it was rejected."""
     words = [*(extra if "task=atari" in extra else ("task=gym", *extra)), f"task.env_id={env_id}"]
     size = ["algo=ppo", "num_iterations=5", "task.num_envs=2", "task.num_steps=64", "eval_every=0", "gradvar_every=0"]
     begun = cpu_seconds()
@@ -122,12 +122,12 @@ def cpu_seconds() -> float:
 
 
 def quoted(word: str) -> str:
-    """A word as a shell needs it."""
+    """Quote a word for the shell."""
     return f"'{word}'" if set(word) & set("{}[]*") else word
 
 
 def page(rows: dict[str, list[list[str]]]) -> str:
-    """docs/environments.md."""
+    """The text of docs/environments.md."""
     parts = ["# Environments that were tried", ""]
     command = "`rgpo-run algo=ppo num_iterations=5 task.num_envs=2 task.num_steps=64`"
     parts += [f"Except in the first table, each row is a run of {command} with the"]
@@ -141,7 +141,7 @@ def page(rows: dict[str, list[list[str]]]) -> str:
 
 
 def learned() -> list[str]:
-    """The table of what PPO learned with published settings, from benchmarks/zoo."""
+    """The table of PPO's results with published settings, from benchmarks/zoo."""
     parts = ["## Learning with published settings", ""]
     parts += ["Each row is `rgpo-run experiment=...` with the name shown. The return is that of 20 episodes of the deterministic"]
     parts += ["policy after the last iteration: the mean over seeds, with their standard deviation.", ""]

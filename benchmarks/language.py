@@ -1,15 +1,15 @@
-"""GRPO on the same model, ours beside TRL's GRPOTrainer: tokens per CPU-second, time per phase, peak memory.
+"""GRPO on the same model, ours compared with TRL's GRPOTrainer: tokens per CPU-second, time per phase, peak memory.
 
     pip install -e ".[llm,bench]"
     python benchmarks/language.py [rounds] [out.parquet] [case ...]
 
-Cases: tiny_TxG, a random Qwen2 of 0.15 M parameters, all of them trained, with completions of at most T = 32, 128 or 512 tokens
-in groups of G = 4, 16 or 32; prompt_G, the same model with prompts longer than the 32 tokens of its completions; smollm2 and
-smollm2_256, SmolLM2-135M-Instruct from rgpo's cache, LoRA, with 32 and 256 tokens. Rows of other cases in out.parquet are kept.
-Both sides: one thread, float32, the same weights, prompts, reward function and adapters, 2 passes over each batch in one
-minibatch, clip 0.2, group-relative advantages, KL to the reference 0.04 (k3), Adam; ours with its diagnostics. Contestants are
-interleaved, each in a fresh process; CPU seconds and tokens are counted after the warm-up. Tokens are prompt + completion
-tokens, counted once per iteration, however often they are read.
+Cases: tiny_TxG, a random Qwen2 with 0.15 M parameters, all trained, with completions of at most T = 32, 128 or 512 tokens in
+groups of G = 4, 16 or 32; prompt_G, the same model with prompts longer than its completions of 32 tokens; smollm2 and
+smollm2_256, SmolLM2-135M-Instruct from rgpo's cache with LoRA and 32 or 256 tokens. Rows of other cases in out.parquet are kept.
+Both sides use one thread, float32, the same weights, prompts, reward function and adapters, 2 passes over each batch in one
+minibatch, clip 0.2, group-relative advantages, a KL penalty to the reference of 0.04 (k3), and Adam; ours includes diagnostics.
+Contestants are interleaved, each in a fresh process; CPU seconds and tokens are counted after a warm-up. Tokens are prompt plus
+completion tokens, counted once per iteration, no matter how often they are processed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROUNDS, EPOCHS, KL_COEF = 5, 2, 0.04
 
 
 def ours(case: Case, folder: Path) -> dict[str, float]:
-    """CPU seconds, tokens and wall seconds by phase of the iterations after the warm-up."""
+    """CPU seconds, tokens and wall seconds per phase of the iterations after the warm-up."""
     import numpy as np
     import torch
 
@@ -88,7 +88,7 @@ def ours(case: Case, folder: Path) -> dict[str, float]:
 
 
 def trl(case: Case, folder: Path) -> dict[str, float]:
-    """The same with TRL's GRPOTrainer."""
+    """Same as ``ours`` with TRL's GRPOTrainer."""
     import datasets
     import torch
     from peft import LoraConfig
@@ -166,13 +166,13 @@ def trl(case: Case, folder: Path) -> dict[str, float]:
     timed("_generate", "generate"), timed("_generate_and_score_completions", "prepare"), timed("training_step", "step")
     trainer.train()
     generate, prepare = (sum(spent[phase][case.warm_up :]) for phase in ("generate", "prepare"))
-    phases = {"time/generate_s": generate, "time/logprobs_s": prepare - generate}  # and the reward
-    phases["time/update_s"] = sum(spent["step"][case.warm_up * EPOCHS :]) - prepare  # without Adam's step
+    phases = {"time/generate_s": generate, "time/logprobs_s": prepare - generate}  # includes the reward
+    phases["time/update_s"] = sum(spent["step"][case.warm_up * EPOCHS :]) - prepare  # excludes Adam's step
     return {"cpu_s": clock["end"] - clock["start"], "tokens": float(sum(counted[case.warm_up : case.iterations])), **phases}
 
 
 def compete(name: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
-    """Rows of interleaved fresh processes; prints medians and the ratio."""
+    """Run interleaved fresh processes; prints medians and the ratio, and returns the rows."""
     model, rows = find_model(name, folder), []
     for i in range(rounds):
         for who in ("ours", "trl") if i % 2 == 0 else ("trl", "ours"):
@@ -196,7 +196,7 @@ def compete(name: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def main(words: Sequence[str]) -> None:
-    """One contestant alone, or all rounds of the cases."""
+    """Run a single contestant, or all rounds of the cases."""
     if words[:1] == ["--one"]:
         found = {"ours": ours, "trl": trl}[words[1]](CASES[words[2]], Path(words[3]))
         found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,4 @@
-"""Models, prompts, reward and size of an iteration of benchmarks/language.py."""
+"""Models, prompts, reward and iteration sizes for benchmarks/language.py."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """The setting shared by both contestants."""
+    """The settings shared by both contestants."""
 
-    num_prompts: int  # of one iteration
+    num_prompts: int  # per iteration
     group_size: int
     max_new_tokens: int
     prompts: list[str]
     lora: dict[str, Any] | None
     lr: float
-    micro_batch_size: int  # completions in one forward pass, of ours
-    warm_up: int  # iterations
-    iterations: int  # warm-up and all
+    micro_batch_size: int  # completions per forward pass, ours only
+    warm_up: int  # iterations before the measurement
+    iterations: int  # total, including the warm-up
 
 
 SENTENCE = "I have a friend who says that most people do not know how to ask for help when they need it the most"
 
 
 def tiny_case(group_size: int, max_new_tokens: int, words: int = 8) -> Case:
-    """32 completions per iteration under a random Qwen2 of 0.15 M parameters; words: of a prompt, about four tokens each."""
+    """32 completions per iteration from a random Qwen2 with 0.15 M parameters; words: per prompt, about four tokens each."""
     return Case(
         num_prompts=32 // group_size,
         group_size=group_size,
@@ -41,7 +41,7 @@ def tiny_case(group_size: int, max_new_tokens: int, words: int = 8) -> Case:
 
 
 def smollm2_case(max_new_tokens: int) -> Case:
-    """Prompts of 40 to 80 tokens; HH-RLHF's harmless ones under the chat template have 33 to 96, 55 on average."""
+    """Prompts of 40 to 80 tokens; HH-RLHF's harmless prompts under the chat template have 33 to 96, 55 on average."""
     return Case(
         num_prompts=4,
         group_size=4,
@@ -63,7 +63,7 @@ CASES = {
 
 
 def find_model(name: str, folder: Path) -> Path:
-    """The case's checkpoint: SmolLM2 as rgpo downloads and converts it, or the tiny one, written below folder."""
+    """The case's checkpoint: SmolLM2 as downloaded and converted by rgpo, or the tiny model, written to folder."""
     if name.startswith("smollm2"):
         from rgpo.language.sources.smollm2 import convert
         from rgpo.paths import cache_dir
@@ -94,5 +94,5 @@ def find_model(name: str, folder: Path) -> Path:
 
 
 def score(completion: str) -> float:
-    """Share of its characters with an even code point."""
+    """Share of the completion's characters with an even code point."""
     return sum(ord(character) % 2 == 0 for character in completion) / max(len(completion), 1)

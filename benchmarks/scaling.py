@@ -1,10 +1,10 @@
-"""The arithmetic of docs/scaling.md: memory, time and traffic of a language run, for models of 0.5 to 72 billion parameters.
+"""The calculations in docs/scaling.md: memory, time and traffic of a language run, for models of 0.5 to 72 billion parameters.
 
     python benchmarks/scaling.py             prints the tables of docs/scaling.md
     OMP_NUM_THREADS=1 python benchmarks/scaling.py measure    measures the constants on this machine's CPU
 
-Names: P parameters, L layers, D hidden size, N tokens of a step, V vocabulary. GB are 1e9 bytes. bf16 activations, and bf16
-weights under LoRA; all else is float32. Quantities that are assumed, not measured, are in ASSUMED.
+Names: P parameters, L layers, D hidden size, N tokens per step, V vocabulary. 1 GB = 1e9 bytes. Activations are bf16, as are the
+frozen weights under LoRA; everything else is float32. Quantities that are assumed rather than measured are in ASSUMED.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Qwen2, from which everything below follows."""
+    """Sizes of a Qwen2, from which everything else is computed."""
 
     name: str
     hidden: int
@@ -37,36 +37,36 @@ class Shape:
 
     @property
     def kv_width(self) -> int:
-        """Width of keys, and of values."""
+        """Width of the keys and of the values."""
         return self.hidden // self.heads * self.kv_heads
 
     @property
     def layer_parameters(self) -> int:
-        """Queries, keys and values with biases, output, the three matrices of the MLP, two norms."""
+        """Parameters of a layer: queries, keys and values with biases, output, the MLP's three matrices, two norms."""
         d, kv = self.hidden, self.kv_width
         return (d * d + d) + 2 * (d * kv + kv) + d * d + 3 * d * self.intermediate + 2 * d
 
     @property
     def parameters(self) -> int:
-        """All of them; a tied head is counted once."""
+        """All parameters; a tied head is counted once."""
         embeddings = (1 if self.tied else 2) * self.vocabulary * self.hidden
         return self.layers * self.layer_parameters + embeddings + self.hidden
 
     def forward_flops(self, context: float) -> float:
-        """Floating-point operations of one token's forward pass: 2 per matrix entry, and 4 L D per token of context."""
+        """Floating-point operations per token in a forward pass: 2 per matrix entry, plus 4 L D per token of context."""
         matrices = self.layers * (self.layer_parameters - 3 * self.hidden - 2 * self.kv_width)
         return 2 * (matrices + self.vocabulary * self.hidden) + 4 * self.layers * self.hidden * context
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the cache per token."""
+        """Bytes of KV cache per token."""
         return 2 * self.layers * self.kv_width * BF16
 
     @property
     def saved_bytes(self) -> int:
-        """Bytes per token that one layer keeps for its backward pass without checkpointing; ``measure`` counts the same."""
+        """Bytes per token that a layer keeps for its backward pass without checkpointing; ``measure`` verifies this."""
         d, kv, i = self.hidden, self.kv_width, self.intermediate
-        norms = 2 * (FP32 * d + FP32 + 2 * BF16 * d)  # input in float32, 1/rms, their product, that times the weight
+        norms = 2 * (FP32 * d + FP32 + 2 * BF16 * d)  # float32 input, 1/rms, their product, and the product with the weight
         attention = BF16 * (2 * d + 2 * kv) + FP32 * self.heads  # queries, keys, values, output; logsumexp
         return norms + attention + 4 * BF16 * i  # gate, its silu, up, their product
 
@@ -81,26 +81,26 @@ SHAPES = (  # Qwen2.5's
 
 @dataclass(frozen=True)
 class Assumed:
-    """Never measured here, but for layer_overhead_s."""
+    """Assumptions, which we have never measured except for layer_overhead_s."""
 
-    flops: float = 989e12  # bf16 operations per second, an H100's data sheet
-    utilization: float = 0.4  # of them in training and in reading prompts
-    bandwidth: float = 3.35e12  # bytes per second, its data sheet
-    link: float = 4.5e11  # bytes per second and direction between the GPUs of one machine
-    memory: float = 80e9 * 0.9  # bytes that may be planned with
-    layer_overhead_s: float = 5e-4  # per layer and decoding step of plain PyTorch: the time of its dispatch on our CPU
-    prompt: int = 200  # tokens; HH-RLHF's own differ, and the paper's limits are not known
+    flops: float = 989e12  # bf16 operations per second, from the H100's data sheet
+    utilization: float = 0.4  # fraction achieved in training and in processing prompts
+    bandwidth: float = 3.35e12  # bytes per second, from the data sheet
+    link: float = 4.5e11  # bytes per second and direction between GPUs in a machine
+    memory: float = 80e9 * 0.9  # usable bytes
+    layer_overhead_s: float = 5e-4  # dispatch time per layer and decoding step in plain PyTorch, on our CPU
+    prompt: int = 200  # tokens; HH-RLHF's lengths differ, and the paper's limits are unknown
     completion: int = 256  # tokens
-    batch: int = 128  # completions of one step
-    epochs: int = 4  # passes over them
+    batch: int = 128  # completions per step
+    epochs: int = 4  # passes over the completions
 
 
 ASSUMED = Assumed()
-MICROBATCH = 8 * (ASSUMED.prompt + ASSUMED.completion)  # tokens that are in the backward pass at once
+MICROBATCH = 8 * (ASSUMED.prompt + ASSUMED.completion)  # tokens in the backward pass at the same time
 
 
 def training_bytes(shape: Shape) -> dict[str, float]:
-    """Memory of full training: float32 weights, gradients and two moments, autocast's bf16 copies, a float32 reference."""
+    """Memory for full fine-tuning: float32 weights, gradients and two moments, autocast's bf16 copies, a float32 reference."""
     p, n = shape.parameters, MICROBATCH
     return {
         "weights": FP32 * p,
@@ -108,23 +108,23 @@ def training_bytes(shape: Shape) -> dict[str, float]:
         "gradients": FP32 * p,
         "Adam": 2 * FP32 * p,
         "reference": FP32 * p,
-        "activations": n * (shape.layers * shape.hidden * BF16 + shape.saved_bytes),  # the input of each layer, one layer in full
+        "activations": n * (shape.layers * shape.hidden * BF16 + shape.saved_bytes),  # every layer's input, and one full layer
         "KV cache": ASSUMED.batch * (ASSUMED.prompt + ASSUMED.completion) * shape.kv_bytes,
     }
 
 
 def whole_activations(shape: Shape) -> float:
-    """Bytes without checkpointing."""
+    """Bytes of activations without checkpointing."""
     return MICROBATCH * shape.layers * shape.saved_bytes
 
 
 def logits_bytes(shape: Shape) -> float:
-    """Logits and their float32 log-softmax and gradient, which blocks of 2 MiB avoid."""
+    """Bytes of logits with their float32 log-softmax and gradient, which computing in blocks of 2 MiB avoids."""
     return MICROBATCH * shape.vocabulary * (BF16 + 2 * FP32)
 
 
 def step_seconds(shape: Shape) -> dict[str, float]:
-    """GPU seconds of one step of ``batch`` completions, by phase; generation by plain PyTorch and by an engine, at best."""
+    """GPU seconds per step of ``batch`` completions, by phase; generation in plain PyTorch and, at best, with an engine."""
     a = ASSUMED
     tokens = a.batch * (a.prompt + a.completion)
     forward = tokens * shape.forward_flops((a.prompt + a.completion) / 2) / (a.flops * a.utilization)
@@ -133,27 +133,27 @@ def step_seconds(shape: Shape) -> dict[str, float]:
         "generation, plain": a.completion * (reading + shape.layers * a.layer_overhead_s),
         "generation, engine": a.completion * reading,
         "old, reference, reward": 3 * forward,
-        "training": a.epochs * 4 * forward,  # forward, again under checkpointing, and twice backward
+        "training": a.epochs * 4 * forward,  # forward, recomputed for checkpointing, and backward, which counts twice
     }
 
 
 def adapter_parameters(shape: Shape, rank: int) -> int:
-    """Of LoRA on every matrix of one layer."""
+    """Parameters of LoRA adapters on all matrices of one layer."""
     d, kv, i = shape.hidden, shape.kv_width, shape.intermediate
     return rank * (4 * d + 2 * (d + kv) + 3 * (d + i))
 
 
 def lora_bytes(shape: Shape, rank: int = 16) -> float:
-    """bf16 weights, float32 rank-16 adapters on every matrix of a layer; the reference is the model without its adapters."""
+    """Memory for LoRA: bf16 weights and float32 adapters on every matrix; the reference is the model without its adapters."""
     adapters = shape.layers * adapter_parameters(shape, rank)
     held = training_bytes(shape)
     return BF16 * shape.parameters + 4 * FP32 * adapters + held["activations"] + held["KV cache"]
 
 
 def gpus(shape: Shape) -> int:
-    """Fewest of 80 GB, doubled until full training fits under FSDP, which divides all but activations and the cache."""
+    """Number of 80 GB GPUs, doubled until full fine-tuning fits with FSDP, which shards all but activations and KV cache."""
     held = training_bytes(shape)
-    own = held.pop("activations") + held.pop("KV cache") / 4  # generation may be split into four parts
+    own = held.pop("activations") + held.pop("KV cache") / 4  # generation can be split into four parts
     count = 1
     while sum(held.values()) / count + own > ASSUMED.memory:
         count *= 2
@@ -166,7 +166,7 @@ def fsdp_bytes(shape: Shape, count: int) -> float:
 
 
 def pass_seconds(shape: Shape) -> float:
-    """Of compute in one forward and backward pass over a microbatch, with the layers computed again."""
+    """Seconds of compute for a forward and backward pass over a microbatch, with recomputation of the layers."""
     context = (ASSUMED.prompt + ASSUMED.completion) / 2
     return 4 * MICROBATCH * shape.forward_flops(context) / (ASSUMED.flops * ASSUMED.utilization)
 
@@ -178,7 +178,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 def tables() -> list[list[str]]:
-    """Memory, time and traffic, as docs/scaling.md shows them."""
+    """The tables of memory, time and traffic in docs/scaling.md."""
     memory, seconds, traffic = [], [], []
     for shape in SHAPES:
         own = [f"{value / GB:,.1f}" for value in training_bytes(shape).values()]
@@ -201,7 +201,7 @@ def tables() -> list[list[str]]:
 
 
 def paper_gpu_hours(prompts: int = 43_835, seeds: int = 3) -> dict[str, float]:
-    """H100 hours of one pass over the paper's prompts with its 1.5 B model, one completion per prompt, all seeds."""
+    """H100 hours for one pass over the paper's prompts with its 1.5 B model, one completion per prompt, all seeds."""
     took = step_seconds(SHAPES[1])
     shared = took["old, reference, reward"] + took["training"]
     hours = prompts / ASSUMED.batch * seeds / 3600
@@ -209,7 +209,7 @@ def paper_gpu_hours(prompts: int = 43_835, seeds: int = 3) -> dict[str, float]:
 
 
 def as_config(shape: Shape, layers: int, vocabulary: int) -> Qwen2Config:
-    """The shape as a config of transformers."""
+    """The shape as a transformers config."""
     from transformers import Qwen2Config
 
     sizes = {"hidden_size": shape.hidden, "intermediate_size": shape.intermediate, "num_hidden_layers": layers}
@@ -218,7 +218,7 @@ def as_config(shape: Shape, layers: int, vocabulary: int) -> Qwen2Config:
 
 
 def count_saved_bytes(shape: Shape, tokens: int) -> float:
-    """Bytes per token that one more layer keeps for the backward pass: distinct storages, without parameters."""
+    """Bytes per token that one additional layer keeps for the backward pass: distinct storages, without parameters."""
     import torch
     from transformers import Qwen2Model
 
@@ -240,7 +240,7 @@ def count_saved_bytes(shape: Shape, tokens: int) -> float:
 
 
 def measure() -> None:
-    """Constants on this machine's CPU: saved bytes of one layer of each size, and how step times grow with the model."""
+    """Measure on this machine's CPU: saved bytes per layer for each size, and step times for models of increasing size."""
     import torch
     from transformers import Qwen2ForCausalLM
 

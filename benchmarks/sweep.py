@@ -1,12 +1,12 @@
-"""The cost of a sweep beside training, and the use of a second core: `rgpo-run -m` as a user types it.
+"""The overhead of a sweep compared with training, and the benefit of a second core, for `rgpo-run -m` as typed by a user.
 
     pip install -e .
     python benchmarks/sweep.py [rounds] [out.parquet]
 
-First, 20 runs of CartPole (2 algorithms x 10 seeds) at its own length, one after the other, as they are and compiled: the share
-of the command's wall time that was not training. Training is the sum of the iterations' seconds in metrics.parquet, the first
-iteration of each run counted as its median, so that tracing and compiling count as overhead. Then two seeds of HalfCheetah, one
-thread each, side by side, against the same two one after the other with two threads.
+First, 20 runs of CartPole (2 algorithms x 10 seeds) at the default length, in sequence, with and without compilation: the share
+of the command's wall time that was not training. Training time is the sum of the iterations' seconds in metrics.parquet, where
+each run's first iteration is replaced by the median, so that tracing and compiling count as overhead. Then, two seeds of
+HalfCheetah in parallel with one thread each, against the same two in sequence with two threads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pandas as pd
 SHORT = ["task=cartpole", "algo=ppo,rgpo", "seed=1,2,3,4,5,6,7,8,9,10"]  # 200,000 steps each
 PAIR = ["task=halfcheetah", "algo=ppo", "seed=1,2", "total_env_steps=102400", "update.compile=true"]
 CASES = {
-    "20 runs, not compiled": SHORT,  # auto: too short to pay for it
+    "20 runs, not compiled": SHORT,  # update.compile=auto: too short to be worth it
     "20 runs, compiled": [*SHORT, "update.compile=true"],
     "2 runs side by side, 1 thread each": [*PAIR, "num_threads=1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     "2 runs in turn, 2 threads": [*PAIR, "num_threads=2"],
@@ -32,7 +32,7 @@ CASES = {
 
 
 def measure(words: list[str]) -> dict[str, float]:
-    """Wall seconds of one command and the part of them that was training."""
+    """Wall seconds of a command, and the part that was training."""
     with tempfile.TemporaryDirectory() as folder:
         before = time.perf_counter()
         command = ["rgpo-run", "-m", *words, f"results_dir={folder}", "eval_every=0"]
@@ -46,11 +46,11 @@ def measure(words: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Interleave the cases, print medians, keep every row."""
+    """Run the cases interleaved, print medians, and keep every row."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     for words in CASES.values():
         if "update.compile=true" in words:
-            measure(words)  # fills the cache of compiled code
+            measure(words)  # warms up the cache of compiled code
     rows: list[dict[str, Any]] = []
     for i in range(rounds):
         for case, words in list(CASES.items())[:: 1 if i % 2 == 0 else -1]:

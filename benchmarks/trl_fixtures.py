@@ -3,14 +3,14 @@
     pip install torch==2.13.0 trl==1.16.0 transformers==5.23.0 peft accelerate datasets
     python benchmarks/trl_fixtures.py tests/fixtures/trl_losses.json tests/fixtures/trl_dpo.json
 
-GRPOTrainer._compute_loss itself is called. Its per-token log-probabilities are replaced by a float64 leaf, so that the
-gradient by them can be read; they come from a random Qwen2 through the trainer's own method. The old ones are those plus
-noise, and every second sequence's noise is centered within 6e-4 nats, so that GSPO's narrow band is met on both sides.
+GRPOTrainer._compute_loss itself is called, with its per-token log-probabilities replaced by a float64 leaf, so that the gradient
+with respect to them can be read; their values come from a random Qwen2 through the trainer's own method. The old ones are these
+plus noise, and every second sequence's noise is centered within 6e-4 nats, so that both sides of GSPO's narrow band are covered.
 Advantages come from the trainers' own _generate_and_score_completions with fixed rewards; the second group's are all equal.
 Legend: B = 16 sequences (4 prompts x 4 completions), P = 5 prompt tokens, T = 12 completion tokens, right-padded; nats.
 
-DPOTrainer.compute_loss is called in float64 on a Qwen2 of a few hundred parameters, which are recorded with those of the
-reference, and its gradient by all parameters is read.
+DPOTrainer.compute_loss is called in float64 on a Qwen2 with a few hundred parameters; these are recorded with those of the
+reference, together with the gradient with respect to all parameters.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import tiny_trl
 B, GROUP, P, T, V = 16, 4, 5, 12, 64
 PROMPTS = tiny_trl.PROMPTS
 REWARD = [1.0, 0.0, 0.25, -0.5, 0.1, 0.1, 0.1, 0.1, 2.0, -1.0, 0.5, 0.5, 0.0, 0.0, 0.0, 1.0]
-COMMON = {  # shared by both trainers: every value that bears on a loss is pinned
+COMMON = {  # shared by both trainers: every value that affects a loss is pinned
     "per_device_train_batch_size": B,
     "gradient_accumulation_steps": 1,
     "steps_per_generation": 1,
@@ -69,7 +69,7 @@ GRPO = COMMON | {
 RLOO = COMMON | {"normalize_advantages": False, "reward_clip_range": None}
 CONSTANTS = ["loss_type", "importance_sampling_level", "beta", "epsilon", "epsilon_high", "delta"]
 CONSTANTS += ["sapo_temperature_pos", "sapo_temperature_neg"]
-CASES: dict[str, dict[str, Any]] = {  # differences from GRPO
+CASES: dict[str, dict[str, Any]] = {  # changes relative to GRPO
     "grpo": {},
     "grpo_kl": {"beta": 0.04},
     "grpo_delta": {"delta": 1.5},
@@ -97,7 +97,7 @@ DPO_MODEL = {
     "pad_token_id": 0,
 }
 SHARED = ("gradient_accumulation_steps", "disable_dropout", "report_to", "seed", "use_cpu", "bf16", "gradient_checkpointing")
-DPO = {key: COMMON[key] for key in SHARED} | {  # every value that bears on the loss is pinned
+DPO = {key: COMMON[key] for key in SHARED} | {  # every value that affects the loss is pinned
     "per_device_train_batch_size": 5,
     "beta": 0.2,
     "loss_type": ["sigmoid"],
@@ -111,7 +111,7 @@ DPO = {key: COMMON[key] for key in SHARED} | {  # every value that bears on the 
     "max_length": None,
     "padding_free": False,
 }
-PAIRS = [  # prompt, chosen, rejected; two pairs share a prompt, one answer is cut before its end token
+PAIRS = [  # prompt, chosen, rejected; two pairs share a prompt, and one answer is cut before its end token
     ([3, 4, 5], [6, 7, 1], [8, 1]),
     ([9], [10, 11, 12, 13, 1], [14, 15, 3, 1]),
     ([3, 4, 5], [9, 9, 1], [10, 11, 12, 13, 14, 15]),
@@ -121,12 +121,12 @@ PAIRS = [  # prompt, chosen, rejected; two pairs share a prompt, one answer is c
 
 
 def save_model(folder: str) -> None:
-    """A random Qwen2 whose distributions are far from uniform."""
+    """Save a random Qwen2 whose distributions are far from uniform."""
     tiny_trl.model(V, hidden=32, intermediate=64, layers=2, context=64).save_pretrained(folder)
 
 
 def make_trainer(kind: str, folder: str, **change: Any) -> Any:
-    """A GRPO or RLOO trainer over the saved model with every loss-bearing value pinned."""
+    """A GRPO or RLOO trainer for the saved model, with every value that affects the loss pinned."""
     trainer_class, config_class = getattr(trl, f"{kind}Trainer"), getattr(trl, f"{kind}Config")
     settings = (GRPO if kind == "GRPO" else RLOO) | change
     trainer = trainer_class(
@@ -142,14 +142,14 @@ def make_trainer(kind: str, folder: str, **change: Any) -> Any:
 
 
 def advantages(trainer: Any) -> torch.Tensor:
-    """The trainer's advantages of REWARD, (B,) float64."""
+    """The trainer's advantages for REWARD, (B,) float64."""
     inputs = [{"prompt": prompt} for prompt in PROMPTS for _ in range(GROUP)]
     scored: dict[str, torch.Tensor] = trainer._generate_and_score_completions(inputs)
     return scored["advantages"].double()
 
 
 def make_batch(trainer: Any, advantage_B: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The trainer's inputs for one fixed ragged batch, and logp_new under the key "logp_new"; float64."""
+    """The trainer's inputs for a fixed ragged batch, plus the new log-probabilities under "logp_new"; float64."""
     generator = torch.Generator().manual_seed(1)
     length_B = torch.randint(3, T + 1, (B,), generator=generator)
     length_B[0], length_B[-1] = T, 1
@@ -182,7 +182,7 @@ def make_batch(trainer: Any, advantage_B: torch.Tensor) -> dict[str, torch.Tenso
 
 
 def loss_and_gradient(trainer: Any, batch: dict[str, torch.Tensor]) -> tuple[float, list[list[float]]]:
-    """The trainer's loss and its gradient by the per-token log-probabilities (B, T)."""
+    """The trainer's loss and its gradient with respect to the per-token log-probabilities (B, T)."""
     leaf_BT = batch["logp_new"].clone().requires_grad_()
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (leaf_BT, torch.zeros_like(leaf_BT), None)
     loss = trainer._compute_loss(trainer.model, batch)
@@ -192,7 +192,7 @@ def loss_and_gradient(trainer: Any, batch: dict[str, torch.Tensor]) -> tuple[flo
 
 
 def dpo_model(seed: int) -> Any:
-    """A random Qwen2 in float64 whose parameters have 4 decimals."""
+    """A random Qwen2 in float64 with parameters rounded to 4 decimals."""
     torch.manual_seed(seed)
     model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**DPO_MODEL)).double()
     with torch.no_grad():
@@ -202,7 +202,7 @@ def dpo_model(seed: int) -> Any:
 
 
 def dpo_record() -> dict[str, Any]:
-    """DPOTrainer's loss on PAIRS with its gradient, sums of log-probabilities and logged numbers, and what they come from."""
+    """DPOTrainer's loss on PAIRS with its gradient, log-probability sums and logged values, and the inputs that give them."""
     policy, reference = dpo_model(1), dpo_model(2)
     with tempfile.TemporaryDirectory() as folder:
         trainer: Any = trl.DPOTrainer(
@@ -232,7 +232,7 @@ def dpo_record() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that computed the numbers."""
+    """Versions of the packages that computed the numbers."""
     packages = {"trl": trl, "transformers": transformers, "torch": torch}
     return {name: module.__version__.split("+")[0] for name, module in packages.items()}
 

@@ -1,6 +1,7 @@
-"""python -m experiments.embedded_weights: train the embedded scale's models from scratch and put their weights into the package.
+"""python -m experiments.embedded_weights: train the embedded scale's models from scratch and store the weights in the package.
 
-Two minutes on one core. The weights depend on the processor and on torch in their last bits; a new file is for a new recipe.
+Takes two minutes on one core. The last bits of the weights depend on the processor and on torch; replace the files only for a
+new recipe.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rgpo.paths import cache_dir
 
 
 def main() -> None:
-    """Replace the files."""
+    """Train the models and replace the files."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         report = build(folder, corpus.read_sentences(corpus.fetch(cache_dir())), Recipe(), print, from_scratch=True)

@@ -1,11 +1,11 @@
-"""python -m experiments.keep SOURCE EXPERIMENT...: take finished runs of another checkout into results/.
+"""python -m experiments.keep SOURCE EXPERIMENT...: copy finished runs from another checkout to results/.
 
     python -m experiments.keep ../long-runs/results matched_kl sensitivity
     python -m experiments.keep results factorial
 
-Kept are config.yaml, provenance.json, state.json and the columns of metrics.parquet that the report, the claims and the pages
-read, half of a file; it names the others, which `rgpo-report verify RUN` leaves out of its comparison. Values are unchanged.
-With results/ itself as the source, runs that are there already are cut down.
+Only config.yaml, provenance.json, state.json and the columns of metrics.parquet that the report, the claims and the pages use are
+kept, about half of the file. The file lists the dropped columns, so that `rgpo-report verify RUN` does not compare them. Values
+are unchanged. If the source is results/ itself, the runs in it are reduced in place.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ UNREAD = re.compile(
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Take every run that is completed."""
+    """Keep every completed run."""
     parser = argparse.ArgumentParser(prog="python -m experiments.keep", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", type=Path)
@@ -55,7 +55,7 @@ def _completed(folder: Path) -> bool:
 
 
 def keep(folder: Path, target: Path) -> bool:
-    """Write a run's rows without the columns that nobody reads; False if the target has it already."""
+    """Write a run's rows without unused columns; returns False if the run was already there in this form."""
     if target != folder and target.exists():
         return False
     table = pq.read_table(folder / "metrics.parquet")

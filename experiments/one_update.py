@@ -1,12 +1,12 @@
-"""python -m experiments.one_update: what one update is worth, in true return per nat of KL.
+"""python -m experiments.one_update: the gain in true return of a single update, against its KL.
 
-PPO trains as always. At evenly spaced iterations, every arm makes an update from the same policy on the same batch, with fresh
-moments of Adam, and the return of what it made is measured by whole episodes. All policies of a state see the same starting
-states and the same noise of the actions (common random numbers), so that their differences are less noisy than returns.
+PPO trains as usual. At evenly spaced iterations, every arm makes an update from the same policy on the same batch, with Adam's
+moments reset, and the return of the resulting policy is measured over whole episodes. All policies at such a state get the same
+initial states and the same action noise (common random numbers), so that differences are less noisy than returns.
 
     gain = mean return after - mean return before, KL = mean over the batch's states of KL(old || new)
 
-Each state's rows go to results/one_update/TASK-ITERATION.parquet; what is there already is not measured again.
+Each state's rows are written to results/one_update/TASK-ITERATION.parquet; existing files are not measured again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rgpo.report.figures import style
 TASKS = ("hopper", "halfcheetah", "walker2d", "ant")
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 EPOCHS = (1, 2, 5, 10, 20)
-PENALTY = 1.0  # of KL(old || new), where an arm has one
+PENALTY = 1.0  # coefficient of KL(old || new) in arms with a penalty
 ARMS = {
     "no gate": ("identity", 0.0),
     "clip": ("clip", 0.0),
@@ -47,12 +47,12 @@ ARMS = {
     "clip + KL": ("clip", PENALTY),
     "sigmoid + KL": ("sigmoid", PENALTY),
 }
-CONFIDENCE = 0.95  # of the figure's band
+CONFIDENCE = 0.95  # for the figure's band
 NOWHERE = Facts(run_id="", task="", algo="", seed=0, iteration=0, env_steps=0, command="", commit=None, versions={}, metrics={})
 
 
 class Size(NamedTuple):
-    """Amounts that are measured: states of a run, batches per state, episodes per policy, and environment steps of the run."""
+    """Size of the measurement: states per run, batches per state, episodes per policy, and environment steps of the run."""
 
     states: int = 10
     batches: int = 5
@@ -61,7 +61,7 @@ class Size(NamedTuple):
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure the states that have no file yet."""
+    """Measure all states without a file."""
     parser = argparse.ArgumentParser(prog="python -m experiments.one_update", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
@@ -85,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def measure(name: str, size: Size, folder: Path) -> None:
-    """Train PPO on a task and write the table of every state that has none."""
+    """Train PPO on a task and write a table for every state without one."""
     task, algorithm = load("algo=ppo", f"task={name}")
     assert isinstance(task, Control)
     num_iterations = task.plan_iterations(size.steps)
@@ -99,7 +99,7 @@ def measure(name: str, size: Size, folder: Path) -> None:
         if iteration in wanted:
             before = task.state_dict()
             rows = pd.DataFrame(list(updates(name, task, policy, iteration, size)))
-            task.load_state_dict(before)  # as if nothing had been measured
+            task.load_state_dict(before)  # undo the effects of measuring
             stream = io.BytesIO()
             rows.assign(task=name, state=iteration).to_parquet(stream, compression="zstd")
             atomic.write_bytes(wanted[iteration], stream.getvalue())
@@ -107,7 +107,7 @@ def measure(name: str, size: Size, folder: Path) -> None:
 
 
 def updates(name: str, task: Control, policy: ControlPolicy, iteration: int, size: Size) -> Iterator[dict[str, object]]:
-    """Every arm, learning rate and number of epochs on a few batches from one policy, which is left as it was."""
+    """Measure every arm, learning rate and number of epochs on a few batches from one policy, which is restored afterwards."""
     saved = policy.state_dict()
     return_before = measured_return(task, policy, iteration, size)
     rollouts = [task.collect(policy) for _ in range(size.batches)]
@@ -123,7 +123,7 @@ def updates(name: str, task: Control, policy: ControlPolicy, iteration: int, siz
 
 
 def update(algorithm: GateAlgorithm, policy: ControlPolicy, rollout: Rollout, seed: int) -> Iterator[tuple[int, float]]:
-    """Train on one batch; after each number of epochs that is measured, that number and the KL(old || new) in nats."""
+    """Train on one batch; yields each measured number of epochs with the KL(old || new) in nats after it."""
     algorithm.setup(policy, 1, seed)
     assert isinstance(algorithm.update, SGD)
     algorithm.update.anneal_lr = False
@@ -137,7 +137,7 @@ def update(algorithm: GateAlgorithm, policy: ControlPolicy, rollout: Rollout, se
 
 
 def measured_return(task: Control, policy: ControlPolicy, seed: int, size: Size) -> float:
-    """Mean return of the stochastic policy over episodes that depend on the seed alone."""
+    """Mean return of the stochastic policy over episodes whose randomness depends only on the seed."""
     actor = task.make_actor(policy, policy.state_dict(), NOWHERE)
     found, _ = returns(task, actor, size.episodes, seed, deterministic=False)
     return float(found.mean())

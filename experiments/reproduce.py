@@ -1,13 +1,13 @@
-"""python -m experiments.reproduce TARGET: run the evidence, or a small version of it, again.
+"""python -m experiments.reproduce TARGET: rerun the evidence, or a small version of it.
 
     run        the embedded language task, a short Hopper run, and their report: under 5 minutes on two cores
     quick      a small version of every figure that needs runs: under 15 minutes on two cores
-    control    every experiment of conf/experiment on control tasks
-    language   every experiment of conf/experiment on language tasks
-    theory     the experiments of docs/theory.md, and the page
+    control    all experiments in conf/experiment on control tasks
+    language   all experiments in conf/experiment on language tasks
+    theory     the experiments of docs/theory.md, and the page itself
 
-The expected time is printed first; `--plan` prints nothing else. Whatever has finished is skipped, so that the same command
-continues after Ctrl-C.
+The plan with its expected time is printed first; with `--plan`, nothing is run. Finished runs are skipped, so after Ctrl-C the
+same command continues.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from rgpo.cli.plan import building_of, expected, planned
 from rgpo.paths import conf_dir
 
 ROOT = Path(__file__).parents[1]
-NO_EVIDENCE = (  # experiments that no claim reads; those of the zoo need packages of other environments
+NO_EVIDENCE = (  # experiments that no claim uses; those of the zoo need additional environment packages
     "smoke",
     *(f"zoo_{name}" for name in ("bipedalwalker", "lunarlander", "minigrid_empty", "mountaincar_continuous")),
 )
 REPORT = 30.0  # CPU-s
-ONE_UPDATE = 60.0  # CPU-s of single updates at small sizes
-THEORY = 150.0  # CPU-s per experiment, roughly
-THEORY_SMOKE = 60.0  # CPU-s of all of them at tiny sizes
+ONE_UPDATE = 60.0  # CPU-s for single updates at small sizes
+THEORY = 150.0  # CPU-s per experiment, approximately
+THEORY_SMOKE = 60.0  # CPU-s for all of them at tiny sizes
 SMALL_CONTROL = ["task.num_steps=512", "eval_every=5", "gradvar_every=5"]
 SMALL_UPDATES = ["--tasks", "hopper", "--states", "3", "--batches", "1", "--episodes", "2", "--steps", "81920"]
 SMALL_LANGUAGE = ["num_iterations=8", "eval_every=4", "gradvar_every=4"]
 
 
 class Step(NamedTuple):
-    """A command and the CPU-seconds that it is expected to take."""
+    """A command and its expected CPU-seconds."""
 
     command: list[str]
     seconds: float
 
 
 def main(words: list[str] | None = None) -> int:
-    """Parse the command line, print the plan, and run it; the exit code of the first command that fails, else 0."""
+    """Parse the command line, print the plan and run it; returns the exit code of the first command that fails, else 0."""
     parser = argparse.ArgumentParser(prog="python -m experiments.reproduce", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("target", choices=["run", "quick", "control", "language", "theory"])
@@ -64,20 +64,20 @@ def main(words: list[str] | None = None) -> int:
 
 
 def run(steps: Sequence[Step]) -> int:
-    """Each command in turn; the report's exit code 1 (something was left out) is not a failure."""
+    """Run the commands in turn; the report's exit code 1 (something was left out) is not a failure."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     for number, step in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {' '.join(step.command)}", flush=True)
         program, *rest = step.command
         module = {"rgpo-run": ["-m", "rgpo.cli.run"], "rgpo-report": ["-m", "rgpo.report.cli"], "python": []}[program]
-        code = subprocess.run([sys.executable, *module, *rest], env=environment).returncode  # noqa: S603  # the commands above
+        code = subprocess.run([sys.executable, *module, *rest], env=environment).returncode  # noqa: S603  # ours
         if code and not (program == "rgpo-report" and code == 1):
             return code
     return 0
 
 
 def plan(target: str, results: str) -> Iterator[Step]:
-    """The commands of a target, without what has finished in the results folder."""
+    """The commands for a target, excluding runs already finished in the results folder."""
     where = [f"results_dir={results}"]
     if target == "run":
         yield sweep(["algo=rgpo", "task=qwen_rlhf", *where], many=False)
@@ -106,12 +106,12 @@ def plan(target: str, results: str) -> Iterator[Step]:
 
 
 def _docs(results: str) -> list[str]:
-    """Words for the folder of the theory's page: docs/ for the committed results, else beside the results."""
+    """Arguments for the theory page's folder: docs/ for the committed results, else next to the results."""
     return [] if results == "results" else ["--docs", f"{results}/docs"]
 
 
 def experiments(language: bool) -> list[str]:
-    """Experiments of conf/experiment on language tasks, or on control tasks."""
+    """Experiments in conf/experiment on language tasks or on control tasks."""
     found = []
     for name in group_options("experiment"):
         text = (conf_dir() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
@@ -121,7 +121,7 @@ def experiments(language: bool) -> list[str]:
 
 
 def sweep(words: list[str], many: bool = True) -> Step:
-    """A command of rgpo-run and the expected time of its runs that have not finished."""
+    """An rgpo-run command with the expected time of its unfinished runs."""
     left = [run for run in planned(compose_jobs(words, many, None)) if not run.done]
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"] if many and len(left) > 1 else []
     seconds = sum(run.seconds for run in left) + building_of(left)

@@ -1,9 +1,10 @@
-"""The gain of the mean reward when a constant is added to the reward; 3 minutes of one core.
+"""The gain in mean reward when a constant is added to the reward; takes 3 minutes on one core.
 
     python -m experiments.reward_offset [ALGO ...]
 
-A Qwen2 of 2 layers and 32 hidden units with random weights; the reward is half the number of letters a, plus the constant. Prints
-a markdown table: for each algorithm and constant, mean reward of the last five iterations minus that of the first five.
+The model is a Qwen2 with 2 layers, 32 hidden units and random weights; the reward is half the number of letters a plus the
+constant. Prints a markdown table: for each algorithm and constant, mean reward of the last five iterations minus that of the
+first five.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ WORDS += " task.group_size=4 task.max_new_tokens=12 task.num_eval_prompts=4 task
 
 
 def write_model(folder: Path) -> None:
-    """A model in the real format, whose random weights are those of seed 0."""
+    """Write a model in Hugging Face's format with random weights from seed 0."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -44,7 +45,7 @@ def write_model(folder: Path) -> None:
 
 
 def gain(algo: str, offset: int) -> float:
-    """Mean reward of the last five iterations minus that of the first five, in the current directory."""
+    """Mean reward of the last five iterations minus that of the first five; runs in the current directory."""
     import rgpo
 
     rate = [] if algo == "trpo" else ["update.lr=1e-3"]

@@ -1,4 +1,4 @@
-"""Runs from Python: start or resume one, load one from its folder, read all of them as one table."""
+"""The Python API: start or resume a run, load one from its folder, or read all runs into one table."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ if TYPE_CHECKING:
     from rgpo.control.actor import Actor
     from rgpo.learning.types import Algorithm, Task
 
-_composing = threading.Lock()  # hydra has one global state
+_composing = threading.Lock()  # hydra's state is global
 
 
 def run(*words: str, config_dir: str | os.PathLike[str] | None = None) -> Run:
-    """Run or resume the experiment that rgpo-run's words describe, in this process; a finished one is not repeated.
+    """Run or resume an experiment in this process, given the arguments of rgpo-run; a finished run is not repeated.
 
-    config_dir: a folder with options of your own, gate/, algo/ and so on. Classes that they name by _target_ are imported as any
-    module, or from a notebook as ``__main__.X``. Progress is printed. Threads of torch and BLAS and signal handlers are restored
-    afterwards. On Ctrl-C or SIGTERM, which only the main thread receives, the current iteration ends and a checkpoint is saved.
+    config_dir: a folder with your own options (gate/, algo/, ...). The classes they name under _target_ must be importable, or be
+    defined in the notebook or script itself (``__main__.X``). Progress is printed. Signal handlers and the thread counts of torch
+    and BLAS are restored afterwards. On Ctrl-C or SIGTERM (main thread only), the current iteration finishes and a checkpoint is
+    saved.
 
-    Raises: ConfigError if the words cannot run; NonFiniteError, OutOfMemory, StorageError or any error of the task or the
-    algorithm, which state.json records; KeyboardInterrupt after Ctrl-C; SystemExit after SIGTERM.
+    Raises: ConfigError if the arguments do not describe a valid run; NonFiniteError, OutOfMemory, StorageError or any error from
+    the task or the algorithm, all of which are recorded in state.json; KeyboardInterrupt after Ctrl-C; SystemExit after SIGTERM.
     """
     from rgpo.cli.config import build, compose_jobs
     from rgpo.runtime import runner
@@ -66,21 +67,21 @@ def run(*words: str, config_dir: str | os.PathLike[str] | None = None) -> Run:
 
 
 def load(folder: str | os.PathLike[str]) -> Run:
-    """The run in a folder results/<name>/<task>-<algo>-s<seed>-<hash>.
+    """Load the run in a folder results/<name>/<task>-<algo>-s<seed>-<hash>.
 
-    Raises: ConfigError if the folder holds no run.
+    Raises: ConfigError if the folder does not contain a run.
     """
     return Run(folder)
 
 
 def results(folder: str | os.PathLike[str], columns: Sequence[str] = ()) -> DataFrame:
-    """One row per iteration of every run below a results folder, finished or running, or below one experiment in it.
+    """One row per iteration of every run, finished or not, in a results folder or in a single experiment's folder.
 
-    In front are experiment, run_id, task, scale, algo, gate, seed and status, then the config keys named in columns
-    (``update.lr``), then the columns of ``Run.metrics``. Names of earlier versions are replaced by present ones. A run that
-    cannot be read is left out with a warning.
+    The columns are experiment, run_id, task, scale, algo, gate, seed and status, then the config keys listed in columns
+    (such as ``update.lr``), then those of ``Run.metrics``. Names from earlier versions are replaced by the current ones. A run
+    that cannot be read is skipped with a warning.
 
-    Raises: ConfigError if there is no run, or no run has a key in columns.
+    Raises: ConfigError if there are no readable runs, or if a key in columns is in no run's config.
     """
     import pandas as pd
 
@@ -88,13 +89,13 @@ def results(folder: str | os.PathLike[str], columns: Sequence[str] = ()) -> Data
 
     root = user_path(os.fspath(folder))
     frames: list[DataFrame] = []
-    facts: list[dict[str, object]] = []  # of each row
+    facts: list[dict[str, object]] = []  # one entry per row
     known: set[str] = set()
     for path in _run_folders(root):
         try:
             one = Run(path)
             metrics = one.metrics
-        except Exception as error:  # whatever is odd in a run costs this run alone
+        except Exception as error:  # a run that cannot be read must not affect the others
             odd = f"{path}: {type(error).__name__}: {printable(str(error))}."
             warnings.warn(f"{error if isinstance(error, ConfigError) else odd} The run is left out.", stacklevel=2)
             continue
@@ -110,7 +111,7 @@ def results(folder: str | os.PathLike[str], columns: Sequence[str] = ()) -> Data
 
 
 class Run:
-    """A run, by its folder: files are read anew at each use; task, policy and algorithm are made at their first use."""
+    """A run folder: status, metrics and samples are read from disk on each access; task, policy and algorithm are cached."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = user_path(os.fspath(folder)).absolute()
@@ -124,7 +125,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """One of running, completed, failed, interrupted and missing, at present."""
+        """The current status: running, completed, failed, interrupted or missing."""
         return run_folder.status(self.folder)
 
     @property
@@ -141,7 +142,7 @@ class Run:
 
         Metrics under epoch/ are arrays with one entry per epoch.
 
-        Raises: ConfigError if there are no rows that can be read, or a finished run's files do not match its manifest.
+        Raises: ConfigError if there are no readable rows, or if the files of a finished run do not match its manifest.
         """
         import pandas as pd
 
@@ -162,7 +163,7 @@ class Run:
 
     @property
     def samples(self) -> DataFrame:
-        """Completions of held-out prompts so far, with the columns of runtime.schema.SAMPLES and the terms of the reward.
+        """Completions of held-out prompts so far, with the columns of runtime.schema.SAMPLES and one per reward term.
 
         Raises: ConfigError if a file cannot be read.
         """
@@ -177,17 +178,17 @@ class Run:
 
     @property
     def task(self) -> Task:
-        """The task, with the state of the last checkpoint.
+        """The task, restored from the last checkpoint.
 
-        Raises: ConfigError if there is no checkpoint that can be read.
+        Raises: ConfigError if there is no readable checkpoint.
         """
         return self._parts.task
 
     @property
     def policy(self) -> TrainedPolicy:
-        """The policy; ``run.policy(observation)`` acts.
+        """The trained policy; ``run.policy(observation)`` returns an action.
 
-        Raises: ConfigError if there is neither policy/ nor a checkpoint that can be read.
+        Raises: ConfigError if there is neither a policy/ folder nor a readable checkpoint.
         """
         if self._stored_actor is None:
             _ = self._parts
@@ -198,25 +199,25 @@ class Run:
         return stored_actor(self.folder)
 
     def _actor(self) -> Actor:
-        """The policy as a function: of policy/, or of the parts if they were restored."""
+        """The policy as a function: loaded from policy/, unless the parts have been restored from a checkpoint."""
         if "_parts" not in vars(self) and self._stored_actor is not None:
             return self._stored_actor
         return restored_actor(self._run, lambda: self._parts)
 
     @property
     def algorithm(self) -> Algorithm:
-        """The algorithm, with the state of the last checkpoint.
+        """The algorithm, restored from the last checkpoint.
 
-        Raises: ConfigError if there is no checkpoint that can be read.
+        Raises: ConfigError if there is no readable checkpoint.
         """
         return self._parts.algorithm
 
     def evaluate(self, num_episodes: int | None = None) -> dict[str, float]:
-        """The evaluation that runs do: deterministic episodes with the present normalizers, or completions of held-out prompts.
+        """Evaluate as during training: deterministic episodes with the current normalizers, or completions of held-out prompts.
 
-        Episodes always start from the same seeds. num_episodes replaces task.num_eval_episodes.
+        Episodes always use the same seeds. num_episodes replaces task.num_eval_episodes.
 
-        Raises: ConfigError if there is no checkpoint that can be read, or a number of episodes for a task that has none.
+        Raises: ConfigError if there is no readable checkpoint, or if num_episodes is given for a task without episodes.
         """
         task = self.task if num_episodes is None else self._with_episodes(num_episodes)
         with limited_threads(compute_threads(task, Settings.of(self.config).num_threads)):
@@ -236,29 +237,29 @@ class Run:
 
     @cached_property
     def _parts(self) -> Parts:
-        """The parts as a resumed run would have them."""
+        """Task, policy and algorithm in the state from which a resumed run would continue."""
         from rgpo.cli.stored_run import restore_parts
 
         return restore_parts(self._run)
 
 
 class TrainedPolicy:
-    """A run's policy: called, a function of raw observations in numpy; its other attributes are those of the last checkpoint.
+    """A run's policy, callable on raw numpy observations; other attributes come from the policy in the last checkpoint.
 
-    After a finished run on a control task a call needs policy/ alone, neither torch nor a checkpoint. Once attributes were used,
-    it acts as they are now.
+    For a finished run of a control task, calls need only the policy/ folder, neither torch nor a checkpoint. Once an attribute
+    has been accessed, calls use the restored policy in its current state.
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
     def __call__(self, observation: object, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> EnvAction:
-        """Action of one observation of the environment, or actions (N, ...) of a batch (N, ...), within the action space.
+        """The action for one environment observation, or the actions (N, ...) for a batch (N, ...), within the action space.
 
-        deterministic: the mode of the distribution; else a draw, with rng or a generator of the policy's own.
+        deterministic: return the mode of the distribution; otherwise sample, using rng or the policy's own generator.
 
-        Raises: ValueError for observations of another shape, or that are not finite; ConfigError if the files are damaged, or for
-        a language model.
+        Raises: ValueError if an observation has the wrong shape or is not finite; ConfigError if the files are damaged, or if the
+        policy is a language model.
         """
         return self._run._actor()(observation, deterministic=deterministic, rng=rng)
 
@@ -267,7 +268,7 @@ class TrainedPolicy:
 
 
 def _run_folders(root: Path) -> Iterator[Path]:
-    """Folders of runs that were started, of one experiment or of all experiments below root."""
+    """Folders of all runs that have started, in one experiment or in all experiments below root."""
     try:
         if not root.is_dir():
             raise ConfigError(f"{root}: {'is a file' if root.exists() else 'is no folder'}; give the folder of your results.")
@@ -287,7 +288,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
 
 @contextmanager
 def _compiler_cache() -> Iterator[None]:
-    """Keep compiled steps where the command line does."""
+    """Use the same cache of compiled code as the command line."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     unset = name not in os.environ
     os.environ.setdefault(name, str(cache_dir() / "inductor"))

@@ -1,7 +1,7 @@
-"""All disk operations of a run: files that are replaced as a whole or not at all, folders, removal, and locks between processes.
+"""All disk operations of a run: atomic replacement of files and folders, deletion, and locks between processes.
 
-A temporary file has a fresh random name, is created exclusively and never through a link. With fsync a file's contents are on the
-disk before its name is, and its name before the call returns; what is removed afterwards cannot outlive it.
+A temporary file has a new random name and is created exclusively, never through a link. With fsync, a file's contents reach the
+disk before its name does, and its name before the call returns, so it is then safe to delete the data that it replaces.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pathlib import Path
 from rgpo.errors import StorageError
 
 TEMPORARY = re.compile(r"\..+\.writing")
-NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # file systems without it; folders that cannot be listed
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # unsupported by the file system, or the folder is not readable
 
 LOCK_TRIES, LOCK_PAUSE_S = 20, 0.005
 
 
 @contextmanager
 def storing(run_dir: Path) -> Iterator[None]:
-    """Turn an error of the disk into one that names the run's folder and a remedy; wrap only reads and writes of our own files.
+    """Turn an OSError into an error that names the run's folder and a remedy; wrap only reads and writes of our own files.
 
-    Raises: StorageError if a file of the run cannot be read or written.
+    Raises: StorageError if one of the run's files cannot be read or written.
     """
     try:
         yield
@@ -41,7 +41,7 @@ def storing(run_dir: Path) -> Iterator[None]:
         elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             what = f"{why}; free some space and repeat the command."
         else:
-            path = error.filename2 or error.filename  # the target of a renaming, not the temporary name
+            path = error.filename2 or error.filename  # for a rename, the target rather than the temporary name
             name = Path(os.fsdecode(path)).name if path else "a file"
             what = f"cannot write {name} in {run_dir} ({why}); remove or repair what prevents it and repeat the command."
         raise StorageError(f"results_dir: {what}") from error
@@ -51,8 +51,8 @@ def storing(run_dir: Path) -> Iterator[None]:
 def replacing(path: Path, *, fsync: bool = False, keep: Path | None = None) -> Iterator[Path]:
     """Yield a new empty hidden file beside ``path`` to write to; it replaces ``path``, or is deleted if an error is raised.
 
-    fsync: the contents are on the disk before the old file is gone, so that even a power cut leaves one of the two.
-    keep: the name that the old file, if it is a regular one, gets.
+    fsync: write the contents to disk before the old file is replaced, so that one of the two survives even a power failure.
+    keep: the path to which the old file is renamed, if it is a regular file.
     """
     aside = _hidden(path)
     os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
@@ -64,7 +64,7 @@ def replacing(path: Path, *, fsync: bool = False, keep: Path | None = None) -> I
             rename(path, keep)
         os.replace(aside, path)  # noqa: PTH105
     except BaseException:
-        with suppress(OSError):  # half a file only takes space, and must not hide the error
+        with suppress(OSError):  # a leftover partial file is harmless; do not mask the original error
             os.unlink(aside)  # noqa: PTH108
         raise
     if fsync:
@@ -75,7 +75,7 @@ def replacing(path: Path, *, fsync: bool = False, keep: Path | None = None) -> I
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a new empty hidden folder beside ``path`` to fill; it replaces ``path``, or is deleted if an error is raised.
 
-    All files are on the disk before they have their names; a process killed between the two renamings leaves no ``path``.
+    All files are on disk before they get their final names; a process killed between the two renames leaves no ``path``.
     """
     aside, former = _hidden(path), _hidden(path)
     os.mkdir(aside)  # noqa: PTH102
@@ -106,7 +106,7 @@ def fill(aside: Path, data: bytes | memoryview) -> None:
 
 
 def write_bytes(path: Path, data: bytes | memoryview, *, fsync: bool = False, keep: Path | None = None) -> None:
-    """Replace a file atomically; a link or pipe of its name is replaced itself."""
+    """Replace a file atomically; if ``path`` is a link or pipe, it is replaced itself."""
     with replacing(path, fsync=fsync, keep=keep) as aside:
         fill(aside, data)
 
@@ -117,31 +117,31 @@ def write_text(path: Path, text: str, *, fsync: bool = False) -> None:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Rename a file, replacing the target; durable once the folder is synced."""
+    """Rename a file, replacing the target; the change is durable only after the folder is synced."""
     os.replace(path, target)  # noqa: PTH105
 
 
 def set_aside(path: Path, folder: Path, suffix: str) -> Path:
-    """Move a file into a folder on the same disk, as name.suffix or with a number if that is taken; returns its new path."""
+    """Move a file to folder/name.suffix on the same disk, adding a number if that name is taken; returns the new path."""
     target, number = folder / f"{path.name}.{suffix}", 1
     while os.path.lexists(target):
         number += 1
         target = folder / f"{path.name}.{suffix}{number}"
     rename(path, target)
-    sync_folder(folder)  # first, because a power cut in between must not lose both names
+    sync_folder(folder)  # first, so that a power failure in between cannot lose both names
     sync_folder(path.parent)
     return target
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Delete files or links; those already gone and folders of these names are left."""
+    """Delete files or links; missing files and folders are ignored."""
     for path in paths:
         with suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(path)  # noqa: PTH108
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a file, a link itself, or a folder with all that is in it, if there is one."""
+    """Delete a file, a link (not its target) or a folder with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -149,19 +149,19 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Delete the files and folders that a killed process left half written."""
+    """Delete partially written files and folders that a killed process left behind."""
     with suppress(FileNotFoundError, NotADirectoryError):
         for path in [path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)]:
             remove_tree(path)
 
 
 def _hidden(path: Path) -> Path:
-    """A new name beside a path, which ``remove_temporary`` recognizes."""
+    """A new hidden path in the same folder, with a name that ``remove_temporary`` recognizes."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.writing")
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and those above it, on the disk before the call returns.
+    """Create a folder and its parents, durably: they are on disk when the call returns.
 
     Raises: OSError if one of them is a file or cannot be created.
     """
@@ -178,7 +178,7 @@ def make_folder(folder: Path) -> None:
 def remove_folder(folder: Path) -> None:
     """Delete a folder if it is empty.
 
-    Raises: OSError if it is, and cannot be deleted.
+    Raises: OSError if it is empty but cannot be deleted.
     """
     try:
         os.rmdir(folder)  # noqa: PTH106
@@ -188,7 +188,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names of a folder's files on the disk."""
+    """Write a folder's list of file names to disk."""
     try:
         _sync(folder, os.O_DIRECTORY)
     except OSError as error:
@@ -227,7 +227,7 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
 
 
 def _acquired(descriptor: int, wait: bool) -> bool:
-    """True once the file is locked; `is_locked` of another process locks it for a moment, which is waited for in any case."""
+    """True once the file is locked; without wait it still retries briefly, since `is_locked` elsewhere holds it for a moment."""
     if wait:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return True
@@ -241,7 +241,7 @@ def _acquired(descriptor: int, wait: bool) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """True if a living process holds the lock on a file."""
+    """True if a live process holds the lock on a file."""
     try:
         descriptor = open_regular(path, os.O_RDONLY)
     except OSError:
@@ -256,7 +256,7 @@ def is_locked(path: Path) -> bool:
 
 
 def open_regular(path: Path, flags: int) -> int:
-    """A descriptor of a regular file, which neither waits for a pipe nor follows a link.
+    """Open a regular file and return its descriptor, without blocking on a pipe or following a link.
 
     Raises: OSError if the file cannot be opened, or is a link, pipe or folder.
     """

@@ -1,8 +1,8 @@
 """The processes of one run, started by torchrun or accelerate; every function is a no-op or trivial with a single process.
 
-Every process draws the same random numbers and holds the tokens of the whole rollout; only forward passes are divided. What a
-process computes from its own part is summed over all processes, so that all of them continue with the same numbers. Rank 0
-alone writes files and prints.
+Every process draws the same random numbers and holds the tokens of the whole rollout; only the forward passes are divided.
+Partial results are summed over all processes, so that every process continues with the same numbers. Only rank 0 writes files
+and prints.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import Store  # type: ignore[attr-defined]  # missing from its __all__
 
-TIMEOUT = timedelta(minutes=30)  # of a collective
-PATIENCE_S = 3.0  # that a failing process waits for the others' error messages
+TIMEOUT = timedelta(minutes=30)  # for one collective call
+PATIENCE_S = 3.0  # time for which a failing process waits for the others' error messages
 REQUIRED_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
 P = ParamSpec("P")
 
-_store: list[Store] = []  # of the process group, once joined: works when a collective no longer does
-_agreed: list[tuple[str, bool]] = []  # the result of agree_on_error, once known
+_store: list[Store] = []  # the process group's store, once joined; still works after collectives have failed
+_agreed: list[tuple[str, bool]] = []  # cached result of agree_on_error
 
 
 def world_size() -> int:
@@ -84,13 +84,16 @@ def stop() -> None:
 
 
 def refuse_many(kind: str) -> None:
-    """Raises: ConfigError if there are several processes, for tasks that run in one."""
+    """Reject more than one process, for tasks that run in a single process.
+
+    Raises: ConfigError if there are several processes.
+    """
     remedy = f"{kind} tasks run in one process; start without torchrun (-m runs the jobs of a sweep in parallel)."
     require(world_size() == 1, "WORLD_SIZE", world_size(), remedy)
 
 
 def on_first(function: Callable[P, None]) -> Callable[P, None]:
-    """The function, called on rank 0 only."""
+    """Decorator: run the function on rank 0 only."""
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -101,7 +104,7 @@ def on_first(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def local_slice(items: Sequence[object]) -> slice:
-    """This process's consecutive part of items, of about equal size on all; equal neighbors stay together if possible."""
+    """This process's contiguous share of items; shares have about equal size, and equal neighbors stay together if possible."""
     starts = [i for i in range(len(items)) if i == 0 or items[i] != items[i - 1]]
     if len(starts) < world_size():
         starts = list(range(len(items)))
@@ -140,7 +143,7 @@ def all_reduce_in_place(tensors: Iterable[Tensor]) -> None:
 
 
 def all_gather(x: T) -> list[T]:
-    """The x of every process, by rank."""
+    """Every process's x, in rank order."""
     if world_size() == 1:
         return [x]
     import torch.distributed as dist
@@ -151,9 +154,9 @@ def all_gather(x: T) -> list[T]:
 
 
 def agree_on_error(sentence: str, error: BaseException) -> tuple[str, bool]:
-    """Why the run ends, and whether this process reports it: the lowest rank with an error of its own does.
+    """The reason why the run ends, and whether this process reports it: the lowest rank with its own error does.
 
-    A process that only lost its connection takes over the others' reason. Later calls return the first result.
+    A process that only lost its connection adopts the others' reason. Later calls return the first result.
     """
     if world_size() == 1:
         return sentence, True
@@ -164,7 +167,7 @@ def agree_on_error(sentence: str, error: BaseException) -> tuple[str, bool]:
 
 
 def report_error(sentence: str, error: BaseException) -> None:
-    """Print once over all processes why there is no result."""
+    """Print the reason for the failure once, not on every rank."""
     reason, mine = agree_on_error(sentence, error)
     if mine:
         print(f"rgpo-run: {printable(reason, MAX_LINE)}", file=sys.stderr, flush=True)
@@ -177,7 +180,7 @@ def _lost_connection(error: BaseException) -> bool:
 
 
 def _exchange(store: Store, sentence: str) -> tuple[str, bool]:
-    """Publish this process's reason ("" for a lost connection), wait for the others' and choose one."""
+    """Publish this process's reason ("" for a lost connection), wait for the other processes' reasons and choose one."""
     keys = [f"rgpo/error/{k}" for k in range(world_size())]
     store.set(keys[rank()], sentence)
     deadline = time.monotonic() + PATIENCE_S
@@ -185,7 +188,7 @@ def _exchange(store: Store, sentence: str) -> tuple[str, bool]:
         time.sleep(0.05)
     received = {k: store.get(key).decode() for k, key in enumerate(keys) if store.check([key])}
     reasons = {k: reason for k, reason in received.items() if reason}
-    if len(reasons) == world_size():  # the same error everywhere
+    if len(reasons) == world_size():  # every process failed by itself: report rank 0's reason
         return received[0], rank() == 0
     if reasons:
         first = min(reasons)

@@ -1,4 +1,4 @@
-"""Errors with a message for the user: one sentence with key, value and remedy."""
+"""Errors whose message is one sentence for the user: key, value and remedy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MAX_SHOWN, MAX_LINE = 300, 4000  # characters of a text from a file, and of a line on a terminal
-LONGEST = 1200  # characters of a sentence
+MAX_SHOWN, MAX_LINE = 300, 4000  # most characters shown of a text from a file, and in a terminal line
+LONGEST = 1200  # most characters in a message
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run; the command line prints it in one line and exits with 2.
+    """A configuration that cannot run; the command line prints the message on one line and exits with code 2.
 
-    Whatever a user typed may be quoted: control characters are escaped, and the middle of a very long sentence is left out.
+    Messages may quote user input: control characters are escaped, and the middle of a very long message is cut out.
     """
 
     def __init__(self, sentence: str) -> None:
@@ -26,11 +26,11 @@ class ConfigError(ValueError):
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss, gradient, observation or reward that is NaN or infinite; the run stops and keeps what it has."""
+    """A loss, gradient, observation or reward is NaN or infinite; the run stops and keeps its results so far."""
 
 
 class EnvironmentFault(RuntimeError):
-    """A call of an environment that raised or returned what it must not, as a sentence; its own error is the cause."""
+    """An environment raised an exception or returned an invalid value; its own error, if any, is the ``__cause__``."""
 
 
 class OutOfMemory(Exception):
@@ -38,14 +38,14 @@ class OutOfMemory(Exception):
 
 
 class StorageError(RuntimeError):
-    """The run folder can no longer be written; the run stops and keeps what it has."""
+    """The run folder can no longer be written; the run stops and keeps its results so far."""
 
 
-EXPLAINED = (EnvironmentFault, NonFiniteError, OutOfMemory, StorageError)  # errors of a run whose sentence is enough
+EXPLAINED = (EnvironmentFault, NonFiniteError, OutOfMemory, StorageError)  # reported without a traceback
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True if an allocation failed, for which torch raises a plain RuntimeError on a CPU, here or in an environment."""
+    """True if memory allocation failed, here or in an environment; on a CPU, torch raises a plain RuntimeError for this."""
     if isinstance(error, EnvironmentFault) and error.__cause__ is not None:
         return is_out_of_memory(error.__cause__)
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
@@ -65,13 +65,13 @@ def close_matches(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message without its period; the error's type if there is no message, or it cannot be read."""
+    """The first line of an error's message without its final period, or the error's type if that is empty or unreadable."""
     lines = _message(error).splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _message(error: BaseException) -> str:
-    """The message of an error; "" where its own __str__ fails."""
+    """The message of an error; "" if its __str__ raises."""
     try:
         return str(error).strip()
     except Exception:
@@ -79,7 +79,7 @@ def _message(error: BaseException) -> str:
 
 
 def is_own(error: BaseException) -> bool:
-    """True for what ends a run from outside, a signal or Ctrl-C, and is no error of an environment."""
+    """True for our own signal exceptions and KeyboardInterrupt, which end a run and must not be blamed on user code."""
     return isinstance(error, KeyboardInterrupt) or (
         not isinstance(error, Exception) and type(error).__module__.startswith("rgpo.")
     )
@@ -87,9 +87,9 @@ def is_own(error: BaseException) -> bool:
 
 @contextmanager
 def blamed(explain: Callable[[BaseException], Exception]) -> Iterator[None]:
-    """Whatever a user's code raises inside, sys.exit() included, becomes the error that explain returns for it.
+    """Convert anything that user code raises in this context, SystemExit included, to the error that explain returns for it.
 
-    Raises: the explained error; what ends a run from outside as it is.
+    Raises: the explained error; KeyboardInterrupt and our own signal exceptions are passed on unchanged.
     """
     try:
         yield
@@ -100,7 +100,7 @@ def blamed(explain: Callable[[BaseException], Exception]) -> Iterator[None]:
 
 
 def described(error: BaseException) -> str:
-    """The type of an error and the first line of its message; the place where it was raised if it has no message."""
+    """The type of an error with the first line of its message or, without a message, the file and line that raised it."""
     name, frames = type(error).__name__, traceback.extract_tb(error.__traceback__)
     if _message(error) or not frames:
         return f"{name}: {first_line(error)}"
@@ -108,13 +108,13 @@ def described(error: BaseException) -> str:
 
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:
-    """A text from a file or an error as one line for a terminal: control characters escaped, the rest cut at the limit."""
+    """Untrusted text as one line for a terminal: control characters are escaped, and the text is cut at limit characters."""
     shown = escaped(re.sub(r"[\n\r\t]+", " ", text[:limit]))
     return shown if len(text) <= limit else f"{shown}... ({len(text):,} characters)"
 
 
 def shell_word(text: str) -> str:
-    """A text as a word of a shell's command line; as $'...' if a terminal would not show it."""
+    """Quote a text for the shell, as $'...' if it contains unprintable characters."""
     if text.isprintable():
         return shlex.quote(text)
     escapes = {ord("\\"): "\\\\", ord("'"): "\\'"}
@@ -126,5 +126,5 @@ def _bytes(character: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """The text with escapes for what a terminal would obey or not show: control, direction and invisible characters."""
+    """Escape control, direction and invisible characters, which a terminal would interpret or not show."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""Opening files of which nothing is known: regular ones of limited size that hold bytes, UTF-8 or parquet."""
+"""Safe reading of untrusted files: regular files of limited size, as bytes, UTF-8 text or parquet."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from rgpo.errors import printable
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-MAX_TEXT = 4 << 20  # bytes of a text file
+MAX_TEXT = 4 << 20  # bytes in a text file
 MAX_PARQUET = 64 << 30  # bytes
-MAX_VALUES = 250_000_000  # of all columns of a parquet file
-MAX_LIST = 100_000  # entries of its lists, on average
+MAX_VALUES = 250_000_000  # entries in all columns of a parquet file
+MAX_LIST = 100_000  # average length of its lists
 _TOO_LARGE = "larger than {} bytes"
 
 
 class Unreadable(Exception):
-    """A file or run that cannot be used; the text is the reason, such as "state.json cannot be read (not valid JSON)"."""
+    """A file or run cannot be used; the message is the reason, such as "state.json cannot be read (not valid JSON)"."""
 
     @classmethod
     def file(cls, path: Path, why: str) -> Unreadable:
-        """The error of a file."""
+        """The error for a file and the reason why it cannot be read."""
         return cls(f"{printable(path.name)} cannot be read ({why})")
 
 
 class Missing(Unreadable):
-    """A file that does not exist."""
+    """The file does not exist."""
 
 
 def opened(path: Path, limit: int = MAX_TEXT) -> IO[bytes]:
-    """Open a regular file, or a link to one; a pipe or device does not block.
+    """Open a regular file, or a link to one, without blocking on pipes or devices.
 
-    Raises: Unreadable if it is anything else, larger than the limit or cannot be opened; Missing if it does not exist.
+    Raises: Unreadable if it is not a regular file, exceeds the limit or cannot be opened; Missing if it does not exist.
     """
     try:
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
@@ -63,10 +63,10 @@ def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
     """
     with opened(path, limit) as file:
         try:
-            data = file.read(limit + 1)  # files of /proc have no size
+            data = file.read(limit + 1)  # files in /proc report no size
         except OSError as error:
             raise Unreadable.file(path, str(error.strerror)) from None
-    if data is None:  # a device that has nothing yet
+    if data is None:  # a device without data
         raise Unreadable.file(path, "it has no contents")
     if len(data) > limit:
         raise Unreadable.file(path, _TOO_LARGE.format(limit))
@@ -86,9 +86,9 @@ def read_text(path: Path, limit: int = MAX_TEXT) -> str:
 
 @contextmanager
 def parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a parquet file, whose pages are verified as they are read.
+    """Open a parquet file and verify the checksum of each page as it is read.
 
-    Raises: Unreadable if it is damaged, also for any error while it is read; Missing if it does not exist.
+    Raises: Unreadable if it is damaged or any error occurs while it is open; Missing if it does not exist.
     """
     import pyarrow.parquet as pq
 
@@ -96,20 +96,20 @@ def parquet(path: Path) -> Iterator[pq.ParquetFile]:
         try:
             with pq.ParquetFile(raw, pre_buffer=False, page_checksum_verification=True) as file:
                 facts = file.metadata
-                if facts.num_rows * facts.num_columns > MAX_VALUES:  # facts of single columns abort on a damaged footer
+                if facts.num_rows * facts.num_columns > MAX_VALUES:  # first: damaged column metadata can abort the process
                     raise Unreadable.file(path, "it has too many rows")
                 if _num_entries(file) > min(MAX_VALUES, facts.num_rows * facts.num_columns * MAX_LIST):
                     raise Unreadable.file(path, "its lists are too long")
                 yield file
         except Unreadable:
             raise
-        except Exception as error:  # whatever pyarrow raises for a damaged file
+        except Exception as error:  # pyarrow raises many kinds of errors for damaged files
             why = printable(" ".join(str(error).split()), 80).rstrip(". ")
             raise Unreadable.file(path, why or type(error).__name__) from None
 
 
 def _num_entries(file: pq.ParquetFile) -> int:
-    """Entries of all lists; they are scanned first, in little memory, because facts of damaged columns abort."""
+    """Entries in all list columns, which are scanned first, in little memory: damaged column metadata can abort the process."""
     lists = [i for i in range(file.metadata.num_columns) if file.schema.column(i).max_repetition_level]
     if not lists:
         return 0

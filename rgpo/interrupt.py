@@ -1,11 +1,11 @@
-"""SIGINT and SIGTERM in the commands, outside of a run. The imports are few: this must be in place early."""
+"""SIGINT and SIGTERM in the commands, outside of a run. Imports are kept to a minimum, because handlers must be set early."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-TYPE_CHECKING = False  # as typing has it, whose import takes as long as everything before it
+TYPE_CHECKING = False  # not imported from typing, which would double the time until this point
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -13,16 +13,16 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 def exit_at_once() -> None:
-    """On a signal, end the process with exit code 130 or 143: during imports and checks there is nothing to finish."""
+    """Let SIGINT and SIGTERM end the process at once (code 130 or 143): during imports and checks there is nothing to finish."""
     for number in NUMBERS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as for a command in the background of a script
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a background command in a shell script ignores SIGINT
             signal.signal(number, _exit)
 
 
 class Raising:
-    """In a ``with`` block, a signal raises KeyboardInterrupt or SystemExit(143), so that what is under way is tidied up.
+    """In a ``with`` block, SIGINT raises KeyboardInterrupt and SIGTERM SystemExit(143), so that cleanup code runs.
 
-    Only where exit_at_once() is in force; other callers have handlers of their own.
+    It applies only to signals handled by exit_at_once(); handlers set by other callers are kept.
     """
 
     def __enter__(self) -> None:
@@ -36,7 +36,7 @@ class Raising:
 
 
 class Deferred:
-    """In a ``with`` block, a signal waits for the end of the block: an exception within C++ code would end the process."""
+    """In a ``with`` block, signals are held until the end of the block: an exception in C++ code would kill the process."""
 
     def __enter__(self) -> None:
         self._received: list[int] = []

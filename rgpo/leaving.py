@@ -1,7 +1,7 @@
-"""The end of a command's process without freeing memory: Python would free torch's objects one by one, which takes a second.
+"""Fast process exit for the commands: skips freeing memory, since Python would take a second to free torch's objects one by one.
 
-All else that Python does at its end is done, in its order: threads that are no daemons are joined, for some seconds, functions of
-atexit are called, and files that are still open are closed.
+All other shutdown steps are done in Python's order: non-daemon threads are joined (with a timeout), atexit functions are called,
+and open files are closed.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 import os
 import sys
 
-TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.exit_at_once()
+TYPE_CHECKING = False  # not imported from typing, which would delay interrupt.exit_at_once()
 if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import Thread
     from types import ModuleType
     from typing import NoReturn
 
-PATIENCE_S = 20.0  # for threads that are no daemons
+PATIENCE_S = 20.0  # timeout for non-daemon threads
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
-    """Call main() and end the process with the exit code that it returns, or exits with.
+    """Call main() and end the process with the exit code that it returns or passes to sys.exit().
 
-    A debugger, a profiler, ``python -i`` and a stdout that cannot be flushed get the usual end of Python.
+    Python's normal exit is used under a debugger, a profiler or ``python -i``, and if stdout cannot be flushed.
     """
     try:
         code: object = main()
@@ -35,15 +35,15 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _others(threading: ModuleType) -> list[Thread]:
-    """Threads besides this one that are no daemons."""
+    """Non-daemon threads other than this one."""
     return [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.current_thread()]
 
 
 def _join(threading: ModuleType) -> None:
-    """End pools of threads, as Python does first, and wait for the other threads, but no longer than PATIENCE_S."""
+    """Shut down thread pools, as Python does first, then wait up to PATIENCE_S for the remaining threads."""
     import time
 
-    callbacks = vars(threading).get("_threading_atexits", [])  # of concurrent.futures
+    callbacks = vars(threading).get("_threading_atexits", [])  # registered by concurrent.futures
     while callbacks:
         callbacks.pop()()
     end = time.monotonic() + PATIENCE_S
@@ -52,7 +52,7 @@ def _join(threading: ModuleType) -> None:
 
 
 def _finished() -> bool:
-    """Do the work of Python's end; False if stdout or stderr cannot be flushed, which Python reports with a code of its own."""
+    """Run Python's shutdown steps; False if stdout or stderr cannot be flushed, for which Python has its own exit code."""
     import atexit
     import ctypes
     import gc
@@ -60,15 +60,15 @@ def _finished() -> bool:
     import threading
 
     _join(threading)
-    if _others(threading):  # an environment may start some; waiting for them would keep a finished run alive
+    if _others(threading):  # started by an environment, perhaps; waiting for them would keep a finished run alive
         names = ", ".join(thread.name for thread in _others(threading))
         print(f"left without threads that do not end: {names}; make them daemons, or end them in close()", file=sys.stderr)
     else:
-        vars(threading)["_shutdown"]()  # which type checkers do not know
+        vars(threading)["_shutdown"]()  # not in the type stubs
     atexit._run_exitfuncs()
     standard = [sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__]
     standard += [stream.buffer for stream in standard if stream is not None and hasattr(stream, "buffer")]
-    layers: list[list[io.IOBase]] = [[], [], []]  # texts, buffers written in Python such as gzip's, then C's, which both may use
+    layers: list[list[io.IOBase]] = [[], [], []]  # closed in this order: text, Python buffers (gzip), C buffers
     kinds: dict[type, int | None] = {}
     for found in gc.get_objects():
         kind = type(found)
@@ -81,14 +81,14 @@ def _finished() -> bool:
     for found in (found for layer in layers for found in layer):
         try:
             found.close()
-        except Exception as error:  # as in a finalizer, nobody could handle it
+        except Exception as error:  # as in a finalizer: there is no caller to handle it
             if sys.stderr is not None:
                 print(f"Exception ignored in: {found!r}: {type(error).__name__}: {error}", file=sys.stderr)
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-        ctypes.CDLL(None).fflush(None)  # of C's own
+        ctypes.CDLL(None).fflush(None)  # C's stdio buffers
     except (OSError, ValueError):
         return False
     return True

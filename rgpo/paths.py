@@ -1,4 +1,4 @@
-"""The folders of the configuration and of the caches."""
+"""Folders of configuration files and caches."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rgpo.errors import ConfigError
 
 
 def conf_dir() -> Path:
-    """The conf/ folder: inside the package when installed from a wheel, beside it in a checkout."""
+    """The conf/ folder: inside the package if installed from a wheel, next to it in a checkout."""
     return _beside_package("conf")
 
 
 def claims_dir() -> Path:
-    """The claims/ folder, likewise."""
+    """The claims/ folder, found in the same way."""
     return _beside_package("claims")
 
 
@@ -25,9 +25,9 @@ def _beside_package(name: str) -> Path:
 
 
 def compiler_cache_dir() -> Path:
-    """TORCHINDUCTOR_CACHE_DIR, else inductor in ``cache_dir()``; created if necessary, for this user alone.
+    """TORCHINDUCTOR_CACHE_DIR, or else inductor/ in ``cache_dir()``; created if necessary, accessible to this user only.
 
-    Raises: ConfigError if it cannot be created or written.
+    Raises: ConfigError if it cannot be created or is not writable.
     """
     folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache_dir() / "inductor").absolute()
     try:
@@ -44,5 +44,5 @@ def compiler_cache_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """RGPO_CACHE, else ~/.cache/rgpo."""
+    """RGPO_CACHE, or else ~/.cache/rgpo."""
     return Path(os.environ.get("RGPO_CACHE") or Path.home() / ".cache" / "rgpo")

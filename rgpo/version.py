@@ -1,4 +1,4 @@
-"""The version of the package, apart from its public names so that every room can read it, and the distributions of others."""
+"""The package's version, in a module of its own so that every subpackage can import it, and lookup of installed distributions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __version__ = "0.2.0"
 
 
 def distributions_of(module: str) -> Sequence[str]:
-    """The installed distributions that provide a module's top package, such as ale-py for ale_py.roms."""
+    """The installed distributions that provide a module's top-level package, such as ale-py for ale_py.roms."""
     return _distributions().get(module.partition(".")[0], ())
 
 
 @functools.cache
 def _distributions() -> Mapping[str, Sequence[str]]:
-    """All of them, read once: the files of every distribution are listed, which takes a second."""
+    """Top-level package -> distributions, cached because listing the files of every distribution takes a second."""
     from importlib import metadata
 
     return metadata.packages_distributions()

@@ -1,7 +1,7 @@
-"""The rendered parts of the documentation: numbers from results/, pictures from the code that they explain.
+"""The generated parts of the documentation: numbers from results/, and pictures from the code that they explain.
 
     python -m experiments.pages            # rewrite them
-    python -m experiments.pages --check    # exit with 1 and name what is stale
+    python -m experiments.pages --check    # exit with 1 and list stale parts
 
-A page has them between <!-- rendered: NAME WORD ... --> and <!-- /rendered -->; NAME is a function of ``numbers.RENDERERS``.
+They are placed between <!-- rendered: NAME WORD ... --> and <!-- /rendered -->; NAME is a function in ``numbers.RENDERERS``.
 """

@@ -1,4 +1,4 @@
-"""python -m experiments.pages: rewrite the numbers and pictures of the documentation, or name those that are stale."""
+"""python -m experiments.pages: rewrite the numbers and pictures in the documentation, or list those that are stale."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from experiments.pages.results import Results
 ROOT = Path(__file__).parents[2]
 REGION = re.compile(r"(<!-- rendered: ([^>]*?) -->\n).*?(<!-- /rendered -->)", re.DOTALL)
 NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:e-?\d+)?")
-TOLERANCE = 0.02  # points of a picture; text and structure are compared exactly
+TOLERANCE = 0.02  # tolerance for numbers in a picture; text and structure are compared exactly
 
 Renderers = Mapping[str, Callable[..., str]]
 
 
 def main(words: list[str] | None = None) -> int:
-    """Parse the command line and render; the exit code."""
+    """Parse the command line and render; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.pages", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if anything is stale")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the runs")
@@ -36,14 +36,14 @@ def main(words: list[str] | None = None) -> int:
 
 
 def pages() -> list[Path]:
-    """Every page that may have rendered parts."""
+    """All pages that may have rendered parts."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def render(text: str, results: Results, renderers: Renderers = RENDERERS) -> str:
-    """A page with its rendered parts made anew.
+    """Render the generated parts of a page again.
 
-    Raises: KeyError for a name that is not in renderers.
+    Raises: KeyError if a name is not in renderers.
     """
 
     def made(match: re.Match[str]) -> str:
@@ -74,7 +74,7 @@ def _pictures(results: Results, check: bool) -> Iterator[Path]:
 
 
 def same_picture(one: bytes, other: bytes) -> bool:
-    """True if two SVG drawings differ in no word and in no number by more than TOLERANCE."""
+    """True if two SVG drawings have the same text, and numbers that differ by at most TOLERANCE."""
     if NUMBER.sub(b"#", one) != NUMBER.sub(b"#", other):
         return False
     left, right = (np.array(NUMBER.findall(content), float) for content in (one, other))

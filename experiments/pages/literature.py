@@ -1,4 +1,4 @@
-"""The rendered tables of returns that others published, beside ours."""
+"""The rendered tables of our returns next to published ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rgpo.report.tables.table import Table, number, word
 
 
 def published(found: Results, experiment: str, arm: str) -> str:
-    """Returns of an arm ``gate+penalty`` beside those that others published for the same environments and number of steps."""
+    """Returns of an arm ``gate+penalty`` next to published ones for the same environments and number of steps."""
     groups = [group for group in found.groups.get(experiment, []) if arm_of(group) == arm]
     table = published_table(read_external(found.folder)[0], groups, found.settings.confidence)
     if table is None:
@@ -24,7 +24,7 @@ def published(found: Results, experiment: str, arm: str) -> str:
 
 
 def evaluated(found: Results, experiment: str, algo: str) -> str:
-    """Evaluation returns of an algorithm's arms beside those of other projects, whose versions and settings are others."""
+    """Evaluation returns of an algorithm's arms next to those of other projects, whose versions and settings differ."""
     groups = [group for group in found.groups.get(experiment, []) if group.algo == algo]
     if not groups:
         return f"`rgpo-run -m experiment={experiment} algo={algo}` has not been run."
@@ -40,7 +40,7 @@ def evaluated(found: Results, experiment: str, algo: str) -> str:
 
 
 def _evaluations(found: Results, algo: str) -> dict[str, dict[str, Summary]]:
-    """Source -> task, whatever version of it was published -> the published evaluation return."""
+    """Source -> task (ignoring the environment's version) -> published evaluation return."""
     sources: dict[str, dict[str, Summary]] = {}
     for by_arm in read_external(found.folder)[0].values():
         for task, anchor in by_arm.get(algo, {}).items():
@@ -50,11 +50,11 @@ def _evaluations(found: Results, algo: str) -> dict[str, dict[str, Summary]]:
 
 
 def _short(anchor: Anchor) -> str:
-    """The name of a source without the page it is from: Tianshou for "Tianshou, MuJoCo benchmark"."""
+    """The short name of a source: Tianshou for "Tianshou, MuJoCo benchmark"."""
     return anchor.source.partition(",")[0].removesuffix(" documentation")
 
 
 def _words(sample: Summary) -> str:
-    """Mean and standard deviation: "1,803 ± 46"; the mean alone if no spread is known."""
+    """Mean and standard deviation as text: "1,803 ± 46"; only the mean if the spread is unknown."""
     spread = "" if math.isnan(sample.sd) else f" ± {sample.sd:,.0f}"
     return f"{sample.mean:,.0f}{spread}"

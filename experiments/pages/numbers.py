@@ -1,4 +1,4 @@
-"""The rendered texts of the pages; each is a function of the results and of the words after its name."""
+"""The rendered texts in the pages; each is a function of the results and of the words after its name."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rgpo.report.tables.advice import advice
 from rgpo.report.tables.matched import matched_table
 from rgpo.report.tables.table import Table, estimate, interval_cells, number, word
 
-CONTROL = ("task", "label", "n", "return", "kl", "spikes")  # columns that are shown
+CONTROL = ("task", "label", "n", "return", "kl", "spikes")  # columns shown
 LANGUAGE = ("label", "n", "proxy", "gold", "kl_ref", "length")
 
 
 def results(found: Results, algo: str) -> str:
-    """Tables of every experiment with the algorithm, beside PPO, and the picture of its curves on control tasks."""
+    """Tables of all experiments with the algorithm, compared with PPO, and its learning curves on control tasks."""
     parts = []
     for name, groups in found.of(algo).items():
         for language, make, shown in ((False, summary.returns, CONTROL), (True, summary.rewards, LANGUAGE)):
@@ -63,7 +63,7 @@ def curve(found: Results, algo: str) -> str:
 
 
 def gate_of(algo: str) -> str | None:
-    """The gate that conf/algo/<algo>.yaml selects, None if the algorithm has none."""
+    """The gate selected by conf/algo/<algo>.yaml, or None."""
     found = re.search(r"override /gate: (\w+)", (conf_dir() / "algo" / f"{algo}.yaml").read_text(encoding="utf-8"))
     return found[1] if found and found[1] != "null" else None
 
@@ -78,13 +78,13 @@ def verdict(found: Results) -> str:
 
 
 def verdicts(found: Results) -> str:
-    """A row per claim of the paper."""
+    """A row per claim in the paper."""
     rows = [f"| {claim.id} | {claim.subject} | {claim.claim} | {claim.verdict} |" for claim in found.claims]
     return "\n".join(["| id | about | claim | verdict |", "| :-- | :-- | :-- | :-- |", *rows])
 
 
 def arms(found: Results, experiment: str) -> str:
-    """A row per arm and task: KL per update, share of updates with a spike, tail of the ratios, and return, over seeds."""
+    """A row per arm and task with means over seeds: KL per update, share of updates with a spike, tail of the ratios, return."""
     groups = found.groups.get(experiment, [])
     if not groups:
         return f"`rgpo-run -m experiment={experiment}` has not been run."
@@ -117,12 +117,12 @@ def arms(found: Results, experiment: str) -> str:
 
 
 def contrasts(found: Results, experiment: str, *pairs: str) -> str:
-    """Changes of the return in percent, a row per pair of arms ``gate+penalty:gate+penalty`` and a column per task (Fieller)."""
+    """Changes in return in percent (Fieller), with a row per pair of arms ``gate+penalty:gate+penalty`` and a column per task."""
     return _pairs(found, experiment, pairs, relative_change, ", %")
 
 
 def differences(found: Results, experiment: str, *pairs: str) -> str:
-    """Differences of the return, a row per pair of arms ``gate+penalty:gate+penalty`` and a column per task (Welch)."""
+    """Differences in return (Welch), with a row per pair of arms ``gate+penalty:gate+penalty`` and a column per task."""
     return _pairs(found, experiment, pairs, lambda ours, theirs, confidence: welch(ours, theirs, confidence)[0], "")
 
 
@@ -151,7 +151,7 @@ def _pairs(
 
 
 def equal_kl(found: Results, experiment: str, baseline: str = "ppo", algo: str = "") -> str:
-    """Rewards of an experiment's arms, or those of one algorithm, against a baseline's at the largest KL that both reach."""
+    """Rewards of an experiment's arms, or of one algorithm's, compared with a baseline at the largest KL that both reach."""
     table = matched_table(found.groups.get(experiment, []), replace(found.settings, baseline=baseline))
     if table is None:
         return f"`rgpo-run -m experiment={experiment}` has not been run."
@@ -160,7 +160,7 @@ def equal_kl(found: Results, experiment: str, baseline: str = "ppo", algo: str =
 
 
 def return_at_equal_kl(found: Results, experiment: str, baseline: str) -> str:
-    """Returns of arms with several settings against an arm's, ``ppo+gate=identity``, at every level of KL that both cover."""
+    """Returns of arms with several settings compared with a baseline arm (``ppo+gate=identity``) at each common level of KL."""
     settings = replace(found.settings, baseline=baseline.replace("+", " "))
     table = matched_table(found.groups.get(experiment, []), settings)
     if table is None:
@@ -191,7 +191,7 @@ def single_updates(found: Results) -> str:
 
 
 def updates_by_kl(found: Results) -> str:
-    """Mean gain of single updates of all arms by ranges of the KL, a column per task, with intervals over states."""
+    """Mean gain of single updates, over all arms, by range of KL, with a column per task and intervals over states."""
     measured = one_update.read(found.folder / "one_update")
     if not len(measured):
         return "`python -m experiments.one_update` has not been run."
@@ -210,7 +210,7 @@ def updates_by_kl(found: Results) -> str:
 
 
 def speed(found: Results, kind: str) -> str:
-    """A row per case of results/bench: our speed per CPU-second, the fastest other implementation, and the ratio of the two."""
+    """A row per case in results/bench: our speed per CPU-second, the fastest other implementation, and their ratio."""
     unit = kind.replace("-", " ")
     columns = (
         word("case", "case"),
@@ -225,7 +225,7 @@ def speed(found: Results, kind: str) -> str:
 
 
 def speed_in_short(found: Results) -> str:
-    """The ratios of ``speed`` for PPO as one sentence."""
+    """The ratios in ``speed`` for PPO as one sentence."""
     cases = [row for row in _beside_the_fastest(found, "environment steps") if str(row["case"]).startswith("PPO, ")]
     parts = [f"{str(row['case']).removeprefix('PPO, ')}: {row['ratio']:.2g} ({row['best']})" for row in cases]
     about = "Environment steps of PPO per CPU-second on one thread, over those of the fastest other implementation"
@@ -248,7 +248,7 @@ def _beside_the_fastest(found: Results, unit: str) -> tuple[dict[str, str | floa
 
 
 def campaign(found: Results, name: str) -> str:
-    """The table of a campaign of faults, as the campaign wrote it."""
+    """The table of a fault campaign, as written by the campaign."""
     return (found.folder / "campaign" / f"{name}.md").read_text(encoding="utf-8").partition("\n\n")[2]
 
 

@@ -1,8 +1,8 @@
-"""Gain in true return over the KL of one update: curves per arm, and differences from PPO's clip at equal KL.
+"""Gain in true return over the KL of a single update: curves per arm, and differences from PPO's clip at equal KL.
 
-A curve of a state is the mean over its batches for each (learning rate, epochs), sorted by KL and linear in log KL in
-between. All policies of a state are measured on the same starts and the same noise, so arms are paired by state: intervals of
-differences are Student's over states, and hold for all arms and levels of a task together (Bonferroni). Our choice.
+A state's curve consists of the means over its batches for each (learning rate, epochs), sorted by KL and interpolated linearly in
+log KL. All policies at a state are measured with the same initial states and noise, so arms are paired by state: intervals of
+differences are Student's over states and hold simultaneously for all arms and levels of a task (Bonferroni). Our choice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rgpo.report.stats.bootstrap import MIN_RUNS, Floats, Interval
 from rgpo.report.stats.independent import simultaneous, student, summarize
 
 LEVELS = np.geomspace(1e-3, 1.0, 13)  # nats
-TABLE_LEVELS = (3, 6, 9)  # of LEVELS: .0056, .032, .18
+TABLE_LEVELS = (3, 6, 9)  # indices in LEVELS: 0.0056, 0.032, 0.18
 RANGES = (0.0, 0.01, 0.1, 1.0, float("inf"))  # nats
 BASELINE = "clip"
 SETTINGS = ["state", "lr", "epochs"]
@@ -30,7 +30,7 @@ PENALIZED = " + KL"
 
 
 class Change(NamedTuple):
-    """The gain of an arm at a level of KL, and its difference from the baseline's there, over num_states states."""
+    """An arm's gain at a level of KL and its difference from the baseline's, over num_states states."""
 
     task: str
     arm: str
@@ -41,13 +41,13 @@ class Change(NamedTuple):
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """Every update: task, state, batch, arm, lr, epochs, kl, return_before, return_after; empty if none was measured."""
+    """All updates, with columns task, state, batch, arm, lr, epochs, kl, return_before, return_after; empty if not measured."""
     files = sorted(folder.glob("*.parquet"))
     return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True) if files else pd.DataFrame()
 
 
 def gains(rows: pd.DataFrame) -> dict[str, dict[str, Floats]]:
-    """task -> arm -> gain (states, levels) at LEVELS; nan where the arm of a state does not reach a level."""
+    """task -> arm -> gain (states, levels) at LEVELS; nan where an arm does not reach a level at a state."""
     found: dict[str, dict[str, Floats]] = {}
     rows = rows.assign(gain=rows.return_after - rows.return_before)
     for (task, arm), members in rows.groupby(["task", "arm"], sort=False):
@@ -63,7 +63,7 @@ def _at_levels(state: pd.DataFrame) -> Floats:
 
 
 def changes(by_task: Mapping[str, Mapping[str, Floats]], confidence: float) -> list[Change]:
-    """Every arm at the levels of the table at which at least three states of it and of the baseline are."""
+    """Every arm at those levels of the table that it and the baseline reach in at least three states."""
     found = []
     for task, by_arm in by_task.items():
         each = simultaneous(confidence, len(TABLE_LEVELS) * (len(by_arm) - 1))
@@ -92,7 +92,7 @@ def by_range(rows: pd.DataFrame, confidence: float) -> dict[tuple[float, float],
 
 
 def figure(by_task: Mapping[str, Mapping[str, Floats]], confidence: float) -> Figure:
-    """A panel per task: mean gain over KL where all states of an arm are, with Student's interval of the baseline's."""
+    """A panel per task: each arm's mean gain over the KL that it reaches in all states, and the baseline's Student interval."""
     drawn, panels = style.grid(len(by_task), columns=2, height=2.6)
     looks = style.algorithm_lines(LOOKS.values())
     lines: dict[str, style.Line] = {}

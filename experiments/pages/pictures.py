@@ -1,4 +1,4 @@
-"""The pictures of the documentation, drawn from the classes that they explain and from results/."""
+"""The pictures in the documentation, drawn from the classes that they explain and from results/."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RATIOS = np.linspace(0.02, 2.0, 200)
 
 
 def pictures(results: Results) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(name, content by format) of every picture; the README's one also as PNG, at least 1,400 pixels wide."""
+    """(name, format -> content) of every picture; the README's picture also as PNG, at least 1,400 pixels wide."""
     drawn: dict[str, Callable[[], Figure]] = {
         "verdict": partial(verdict, results.claims),
         "concept_gate": partial(_curves, "gate value g(r)", lambda gate, d, sign: gate(d, sign)),
@@ -64,7 +64,7 @@ def pictures(results: Results) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def verdict(claims: Sequence[Judged]) -> Figure:
-    """A row per claim of the paper under its subject, with a mark in the column of its verdict."""
+    """A row per claim in the paper, by subject, with a mark in the column of its verdict."""
     rows: list[Judged | str] = []
     for subject in dict.fromkeys(claim.subject for claim in claims):
         rows += [subject.capitalize(), *(claim for claim in claims if claim.subject == subject)]
@@ -88,7 +88,7 @@ def verdict(claims: Sequence[Judged]) -> Figure:
 
 
 def _curves(label: str, values: Callable[[GateLike, torch.Tensor, torch.Tensor], torch.Tensor]) -> Figure:
-    """A panel per sign of the advantage with the gates of GATES over r."""
+    """A panel per sign of the advantage with the gates in GATES over r."""
     figure, panels = style.grid(2, columns=2, height=2.3)
     looks = style.algorithm_lines(GATES.values())
     lines = {name: looks[algo] for name, algo in GATES.items()}
@@ -113,7 +113,7 @@ def gate_and_weight(name: str) -> Figure:
     d = torch.linspace(-1.5, 1.5, 121, dtype=torch.float64)
     gate = load_gate(name)
     for sign, (label, line) in zip((1.0, -1.0), lines.items(), strict=True):
-        inputs = d, torch.full_like(d, sign), torch.full_like(d, 0.5).log()  # an old probability of 1/2, for gates that read it
+        inputs = d, torch.full_like(d, sign), torch.full_like(d, 0.5).log()  # an old probability of 1/2, for gates that use it
         for axes, y in zip(panels, (gate(*inputs), gates.weight(gate, *inputs)), strict=True):
             axes.plot(
                 d,
@@ -133,7 +133,7 @@ def gate_and_weight(name: str) -> Figure:
 
 
 def penalty() -> Figure:
-    """The adaptive coefficient where an update would move by 0.5 nats without it and by 0.5/(1 + coef) with it."""
+    """The adaptive coefficient, if an update has a KL of 0.5 nats without it and 0.5/(1 + coef) with it."""
     rule = AdaptivePenalty(
         coef=1.0, estimator="exact", anchor="old", kl_target=0.02, factor=2.0, tolerance=1.5, min_coef=1e-3, max_coef=1e3
     )
@@ -155,7 +155,7 @@ def penalty() -> Figure:
 
 
 def advantage() -> Figure:
-    """GAE of an episode whose only reward is at its end, for three values of lam."""
+    """GAE in an episode with a reward only at the end, for three values of lam."""
     steps = 20
     reward, value = np.zeros((steps, 1)), np.full((steps, 1), 0.3)
     reward[-1] = 1.0
@@ -179,7 +179,7 @@ def advantage() -> Figure:
 
 
 def update() -> Figure:
-    """KL(old || new) of a policy of five actions over gradient steps on one batch, by gate and with a penalty."""
+    """KL(old || new) of a policy with five actions over gradient steps on one batch, by gate and with a penalty."""
     figure, (axes,) = style.grid(1, columns=1, height=2.4)
     looks = style.algorithm_lines([*GATES.values(), "ppo_kl"])
     lines = {name: looks[algo] for name, algo in GATES.items()} | {"sigmoid + 1 KL": looks["ppo_kl"]}
@@ -196,7 +196,7 @@ def update() -> Figure:
 
 
 def divergences(gate: GateLike, kl_coef: float, num_steps: int = 150, lr: float = 0.5) -> Sequence[float]:
-    """KL(old || new) after each gradient step on the expected surrogate of five actions with fixed advantages."""
+    """KL(old || new) after each gradient step on the expected surrogate for five actions with fixed advantages."""
     old = torch.tensor([0.1, 0.1, 0.2, 0.3, 0.3], dtype=torch.float64)
     reward = torch.tensor([1.0, 0.0, 0.5, -0.5, 0.0], dtype=torch.float64)
     gap = reward - (old * reward).sum()
@@ -213,7 +213,7 @@ def divergences(gate: GateLike, kl_coef: float, num_steps: int = 150, lr: float 
 
 
 def learning(results: Results, algo: str) -> Figure:
-    """Learning curves of an algorithm beside PPO's on every control task, of the experiment with the most seeds."""
+    """Learning curves of an algorithm and PPO on all control tasks, from the experiment with the most runs."""
     found = {name: [group for group in groups if not group.language] for name, groups in results.of(algo).items()}
     name = max(found, key=lambda one: (sum(len(group.used) for group in found[one]), one))
     return learning_curves.draw(learning_curves.compute(found[name], results.settings), _lines(found[name]))
@@ -230,7 +230,7 @@ def _lines(groups: Sequence[Group]) -> Mapping[str, style.Line]:
 
 
 def frontier(results: Results, experiment: str) -> Figure:
-    """Rewards over the KL to the reference, or returns over the KL per update: a curve per arm through its settings."""
+    """Rewards over KL to the reference, or returns over KL per update, with a curve per arm through its settings."""
     groups = results.groups[experiment]
     panels = settings_frontier.compute(groups, results.settings)
     labels = {series.label: None for panel in panels for series in panel.series}

@@ -1,4 +1,4 @@
-"""The runs of a results folder, read once for all pages."""
+"""The runs in a results folder, read once for all pages."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from rgpo.report.tables.table import Table
 LEDGER = Path(__file__).parents[1] / "README.md"
 TAIL, ESS, SPIKES = ("ratio/tail_index", "median"), ("ess/ratio", "mean"), (KL, "share above 0.04")
 EVALUATED = (EVAL, "final")
-NUMBERS = (TAIL, ESS, SPIKES, (KL, "mean"), EVALUATED)  # of runs, for the tables of arms
+NUMBERS = (TAIL, ESS, SPIKES, (KL, "mean"), EVALUATED)  # numbers of runs for the tables of arms
 COLUMNS = {*learning_curves.COLUMNS, TRAIN, KL, PROXY, GOLD, KL_REF, LENGTH, TRUNCATED, TAIL[0], ESS[0]}
 
 
 class Judged(NamedTuple):
-    """A claim of the paper, what it is about, and what became of it."""
+    """A claim in the paper with its subject and verdict."""
 
     subject: str
     id: str
@@ -41,7 +41,7 @@ class Judged(NamedTuple):
 
 
 class Results:
-    """Groups of runs by experiment, and the report's settings with which they are summarized."""
+    """Groups of runs by experiment, and the report settings used to summarize them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,17 +49,17 @@ class Results:
 
     @cached_property
     def groups(self) -> Mapping[str, list[Group]]:
-        """Experiment -> its groups, for the packaged experiments with finished runs; a reader's own runs are on no page."""
+        """Experiment -> groups, for packaged experiments with finished runs; readers' own runs never appear on a page."""
         found = {}
         for name in sorted(declared_experiments() & set(experiments(self.folder, None))):
-            with workers(0) as serial:  # in this process, so that a test can call it
+            with workers(0) as serial:  # no worker processes, so that tests can call this
                 options = (COLUMNS, self.settings.final_fraction, self.settings.thresholds, serial, NUMBERS)
                 runs, _ = read_runs(self.folder / name, *options)
             found[name] = [group for group in group_runs(runs)[0] if not group.provisional]
         return {name: groups for name, groups in found.items() if groups}
 
     def of(self, algo: str) -> dict[str, list[Group]]:
-        """Experiment -> groups of the algorithm and of PPO on the same tasks, for those that have the algorithm."""
+        """Experiment -> groups of the algorithm and of PPO on the same tasks, for experiments with the algorithm."""
         found = {}
         for name, groups in self.groups.items():
             tasks = {group.task for group in groups if group.algo == algo}
@@ -70,13 +70,13 @@ class Results:
 
     @cached_property
     def single_updates(self) -> Mapping[str, Mapping[str, Floats]]:
-        """Gains in return over KL of single updates, by task and arm; empty if none was measured."""
+        """task -> arm -> gains in return of single updates over KL; empty if not measured."""
         rows = one_update.read(self.folder / "one_update")
         return one_update.gains(rows) if len(rows) else {}
 
     @cached_property
     def claims(self) -> list[Judged]:
-        """The paper's claims with their verdicts, from the table that `rgpo-report ledger=` made of these results."""
+        """The paper's claims with their verdicts, from the table that `rgpo-report ledger=` made from these results."""
         _, _, text = LEDGER.read_text(encoding="utf-8").partition(START)
         first = [
             line.strip("| ").split(" | ") for line in takewhile(lambda line: line.startswith("|"), text.strip().splitlines())
@@ -89,11 +89,11 @@ class Results:
 
 
 def arm_of(group: Group) -> str:
-    """The name of an arm of a factorial: its gate and its penalty, as ``clip+none``."""
+    """The name of an arm in a factorial: its gate and penalty, such as ``clip+none``."""
     config = group.used[0].config
     return f"{config['choices.gate']}+{config['choices.penalty']}"
 
 
 def chosen(table: Table, keys: tuple[str, ...]) -> str:
-    """A table as markdown with some of its columns alone."""
+    """A table as markdown with only the given columns."""
     return replace(table, columns=tuple(column for column in table.columns if column.key in keys)).markdown()

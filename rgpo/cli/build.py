@@ -1,4 +1,4 @@
-"""Objects from configuration nodes: keys and types are checked first, then a node's _target_ is called with its other entries."""
+"""Build objects from configuration nodes: check keys and types, then call the node's _target_ with its other entries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ GROUPS = {"ref_gate": "gate@ref_gate"} | {key: key for key in ("task", "algo", *
 def build(config: Node) -> tuple[Task, Algorithm]:
     """The task and the algorithm that a resolved configuration describes.
 
-    Raises: ConfigError if a node cannot be built, the algorithm does not read one of the axes, or the two do not fit together.
+    Raises: ConfigError if a node cannot be built, the algorithm does not use one of the axes, or task and algorithm are
+    incompatible.
     """
     node = config.get("task")
     if is_node(node) and isinstance(env_id := node.get("env_id"), str):
@@ -44,9 +45,9 @@ def build(config: Node) -> tuple[Task, Algorithm]:
 
 
 def make(key: str, node: object, hint: object = object) -> Any:
-    """The object that a node describes; hint is the type it must have.
+    """Build the object that a node describes; hint is the type it must have.
 
-    Raises: ConfigError for an unknown or missing key, a value of the wrong type, or whatever the constructor raises.
+    Raises: ConfigError for an unknown or missing key, a value of the wrong type, or any exception from the constructor.
     """
     if not is_node(node):
         group = GROUPS.get(key) or CHOOSE_WITH.get(key, key)
@@ -78,17 +79,17 @@ def _make_algorithm(config: Node) -> Algorithm:
 
 
 def _chosen(config: Node, axis: str) -> object:
-    """The option of an axis, or its class."""
+    """The option selected for an axis, or its class if the axis is not from an option."""
     part = config[axis]
     choice = cast(Node, config.get("choices") or {}).get(axis)
     return choice or (str(part["_target_"]) if is_node(part) else shown(part))
 
 
 def _construct(key: str, node: Node, given: Mapping[str, object], hint: object) -> object:
-    """The object of a node, with further arguments that are already objects."""
+    """Build a node's object; given: additional arguments that have already been built."""
     target, parameters = _target(key, node, of_packages(hint))
     late = late_kind(hint, target)
-    if late is not None:  # the task gives the rest, and the class checks what it is given
+    if late is not None:  # called later: the task supplies the rest, and the class checks its arguments
         given, parameters = dict.fromkeys(late.provided), parameters._replace(hints=dict.fromkeys(parameters.hints, object))
     elif base := bases_of(hint, target):
         raise ConfigError(f"{key}._target_={node['_target_']}: is no {base}; give the name of a class that is.")
@@ -123,7 +124,7 @@ def _refuse_other_kind(key: str, node: Node, hint: object, lacking: list[str]) -
 
 
 def _built(key: str, value: object, hint: object) -> object:
-    """A value with the objects of its nodes, which occur only where the hint names a class."""
+    """A value in which every node is replaced by its object; nodes are allowed only where the hint names a class."""
     if is_node(value):
         if not takes_object(hint):
             remedy = "remove it, or annotate the parameter with the class that it takes"
@@ -139,24 +140,24 @@ def _built(key: str, value: object, hint: object) -> object:
 
 
 def _target(key: str, node: Node, environments: bool = False) -> tuple[Callable[..., object], Parameters]:
-    """A node's class or function, by its present or a former name, and its parameters."""
+    """The class or function that a node names, by its current or an old name, and its parameters."""
     name = node["_target_"]
     target = find_target(key, present_name(name) if isinstance(name, str) else name, environments)
     return target, parameters_of(target)
 
 
 def present_name(target: str) -> str:
-    """A class's present dotted name, from its present or a former one."""
+    """A class's current dotted name, given its current or an old one."""
     return canonical_target(target) if "." in target else target
 
 
 def declared_ranges(target: object) -> dict[str, Range | None]:
-    """The ranges of a dataclass's fields."""
+    """The ranges declared by a dataclass's fields; {} for any other target."""
     return {entry.name: declared_range(entry) for entry in fields(target)} if is_dataclass(target) else {}
 
 
 def check_type(key: str, value: object, hint: object, declared: Range | None = None) -> None:
-    """Raises: ConfigError if a value does not have the type of a hint."""
+    """Raises: ConfigError if a value does not match its type hint."""
     if not accepts(hint, value):
         chosen = f"; choose one with {CHOOSE_WITH[key]}={value if isinstance(value, str) else ''}" if key in CHOOSE_WITH else ""
         if isinstance(value, float) and value.is_integer() and accepts(hint, int(value)):
@@ -166,7 +167,7 @@ def check_type(key: str, value: object, hint: object, declared: Range | None = N
 
 
 def refuse_unknown(prefix: str, entries: Mapping[str, object], known: Iterable[str]) -> None:
-    """Raises: ConfigError if an entry's key is none of those known."""
+    """Raises: ConfigError if an entry has an unknown key."""
     names = set(known)
     for key in entries:
         if key not in names:

@@ -1,4 +1,4 @@
-"""Checks of a configuration before anything is built: presets, keys, values, length, and what its task reads outside of it."""
+"""Checks of a configuration before a run: presets, keys, values, length, and the packages and files that its task needs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rgpo.runtime.trackers import ADAPTERS
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchSettings(Settings):
-    """Also the keys that are read here and by launchers."""
+    """The runner's settings and the keys that only the command line and launchers read."""
 
     memory_gb: int = field(metadata=count(1_000_000))
     plan: bool
@@ -38,15 +38,15 @@ class LaunchSettings(Settings):
 
 
 def plain(composed: DictConfig) -> dict[str, object]:
-    """A configuration without hydra's node, resolved, as dicts and lists, without presets and with present class names.
+    """A composed configuration, resolved to dicts and lists, without presets and with current class names.
 
-    Raises: ConfigError for a missing value, an interpolation that does not resolve, or a preset that nothing reads.
+    Raises: ConfigError for a missing value, an interpolation that cannot be resolved, or an unused preset.
     """
     try:
         resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}=???: has no default; give it on the command line.") from error
-    except Exception as error:  # whatever a resolver raises
+    except Exception as error:  # resolvers may raise anything
         former = re.search(r"published\.\w+", str(error))
         remedy = f"; it is now {preset_of(former[0])}" if former else ""
         raise ConfigError(f"{getattr(error, 'full_key', 'command line')}: {first_line(error)}{remedy}.") from error
@@ -60,7 +60,7 @@ def plain(composed: DictConfig) -> dict[str, object]:
 
 
 def _check_presets(composed: DictConfig, presets: object) -> None:
-    """Presets are those of conf/presets and whatever an option of the user's reads."""
+    """Raises: ConfigError for a preset that is neither in conf/presets nor read by one of the user's options."""
     unknown = [key for key, value in flat(presets).items() if key not in _known_presets() and not isinstance(value, Mapping)]
     if unknown:
         text = str(OmegaConf.to_container(composed, resolve=False))
@@ -85,7 +85,7 @@ def _with_present_targets(node: object) -> object:
 
 
 def check_keys(config: Node) -> None:
-    """Refuse top-level keys that are unknown or missing."""
+    """Raises: ConfigError for a top-level key that is unknown or missing."""
     known = _known_keys()
     for key, value in config.items():
         if key not in known:
@@ -97,7 +97,10 @@ def check_keys(config: Node) -> None:
 
 
 def check_values(config: Node) -> None:
-    """Types and ranges of top-level keys."""
+    """Check types and ranges of the top-level keys.
+
+    Raises: ConfigError for a value that cannot be used.
+    """
     ranges = declared_ranges(LaunchSettings)
     for key, hint in parameters_of(LaunchSettings).hints.items():
         check_type(key, config[key], hint, ranges.get(key))
@@ -115,7 +118,7 @@ def check_values(config: Node) -> None:
 def check_length(config: Node, task: Task) -> int:
     """The number of iterations.
 
-    Raises: ConfigError if a run of total_env_steps has more than a table holds.
+    Raises: ConfigError if total_env_steps makes more iterations than a metrics table can hold.
     """
     total, iterations = config["total_env_steps"], config["num_iterations"]
     if iterations is None and isinstance(total, int):
@@ -127,7 +130,7 @@ def check_length(config: Node, task: Task) -> int:
 
 
 def _refuse_former(key: str, value: object) -> None:
-    """Keys of version 0.1 in a user's yaml."""
+    """Raises: ConfigError for a key of version 0.1 in a user's yaml, with its current name."""
     for name in flat(value, f"{key}.") or (key,):
         preset = preset_of(name)
         if preset is not None:
@@ -145,7 +148,7 @@ def _known_keys() -> tuple[str, ...]:
 
 @functools.cache
 def check_task(node: str) -> None:
-    """Check what a task, given as JSON, reads outside the configuration, once for all jobs that share it.
+    """Check the packages, files and environments that a task (its node as JSON) needs; cached for jobs that share the task.
 
     Raises: ConfigError if packages, files or environments are missing; EnvironmentFault if an environment cannot be used.
     """

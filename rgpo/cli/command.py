@@ -1,4 +1,4 @@
-"""Shared by rgpo-eval and rgpo-export: words, help, and errors in one sentence."""
+"""Shared by rgpo-eval and rgpo-export: argument parsing, --help, and one-sentence error messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Words = Mapping[str, str]
 
 
 def run_command(name: str, usage: str, main: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
-    """Answer --help and --version, else call main(words); returns the exit code."""
+    """Handle --help and --version, or call main(words) and report its errors in one sentence; returns the exit code."""
     if argv is None:
         interrupt.exit_at_once()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -60,9 +60,9 @@ def run_command(name: str, usage: str, main: Callable[[list[str]], int], argv: S
 
 
 def split(words: Sequence[str], places: Sequence[str], keys: Sequence[str]) -> tuple[list[str], Words]:
-    """The words without key= in the order of places, and the others by key.
+    """Split arguments into the positional ones, in the order of places, and key=value pairs as a dictionary.
 
-    Raises: ConfigError for a place that is empty or too many, a key that is unknown or given twice.
+    Raises: ConfigError for a missing or extra positional argument, or a key that is unknown or repeated.
     """
     from rgpo.errors import ConfigError, close_matches, require
 
@@ -83,9 +83,9 @@ def split(words: Sequence[str], places: Sequence[str], keys: Sequence[str]) -> t
 
 
 def flag(words: Words, key: str) -> bool:
-    """True or false; false if the key is not among the words.
+    """The value of a boolean setting; False if it was not given.
 
-    Raises: ConfigError for any other value.
+    Raises: ConfigError if the value is neither true nor false.
     """
     from rgpo.errors import require
 
@@ -95,9 +95,9 @@ def flag(words: Words, key: str) -> bool:
 
 
 def number(words: Words, key: str, default: int, least: int, most: int) -> int:
-    """A whole number.
+    """The value of an integer setting, or the default.
 
-    Raises: ConfigError for anything else, or one outside the range.
+    Raises: ConfigError if the value is not a whole number from least to most.
     """
     from rgpo.errors import require
 

@@ -1,4 +1,4 @@
-"""From the words of a command line to checked, resolved configurations; every complaint is one ConfigError sentence."""
+"""Turn command-line arguments into checked, resolved configurations; every error is a ConfigError with a one-sentence message."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["Job", "build", "compose_jobs", "make", "make_job"]
 
 @dataclass(frozen=True)
 class Job:
-    """One run: the words that select it, its plain resolved configuration and its folder."""
+    """One run: the overrides that select it, its resolved configuration and its folder."""
 
     overrides: tuple[str, ...]
     config: dict[str, object]
@@ -44,37 +44,37 @@ class Job:
 
     @property
     def config_hash(self) -> str:
-        """The last part of the folder's name."""
+        """The hash at the end of the folder's name."""
         return self.run_dir.name.rsplit("-", 1)[1]
 
     @property
     def command(self) -> str:
-        """The command line of this run alone, without secrets."""
+        """The command line that starts only this run, with secrets redacted."""
         own = [f"--config-dir={self.config_dir}"] if self.config_dir else []
         words = (word for word in self.overrides if not word.startswith("pause_at="))
         return " ".join(map(shell_word, ["rgpo-run", *own, *map(redact_word, words)]))
 
     @property
     def plan(self) -> bool:
-        """True if the run is to be listed only."""
+        """True if the run should only be listed."""
         return bool(self.config["plan"])
 
     @property
     def force(self) -> bool:
-        """True if an existing run is to be moved aside."""
+        """True if an existing run should be moved aside."""
         return bool(self.config["force"])
 
     def choice(self, group: str) -> str:
-        """The option selected of a group; "none" where there is none."""
+        """The option selected from a config group, or "none"."""
         return str(cast(Node, self.config["choices"]).get(group) or "none")
 
     def describe(self) -> dict[str, str]:
-        """The parts of the algorithm by name."""
+        """The algorithm's parts by name."""
         return build(self.config)[1].describe()
 
 
 def compose_jobs(overrides: list[str], multirun: bool, config_dir: str | None) -> list[Job]:
-    """Every run of a command line, composed and checked before the first one starts.
+    """Compose and check every run of a command line before the first one starts.
 
     Raises: ConfigError if any of them cannot run.
     """
@@ -84,7 +84,7 @@ def compose_jobs(overrides: list[str], multirun: bool, config_dir: str | None) -
 
 
 def jobs_of(composer: Composer, overrides: list[str], multirun: bool) -> list[Job]:
-    """As ``compose_jobs``, with a composer that may be used for several command lines."""
+    """Same as ``compose_jobs``, with a composer that can be reused for several command lines."""
     overrides = composer.unfolded(overrides)
     parsed = composer.parse(overrides, sweep=multirun)
     optuna = any(item.key_or_group == "hydra/sweeper" and item.value() == "optuna" for item in parsed)
@@ -110,7 +110,7 @@ def make_job(
     typed: Mapping[str, str] | None = None,
     config_dir: str | None = None,
 ) -> Job:
-    """One composed configuration, resolved and checked; typed: the keys that the user set, each of which must be read.
+    """Resolve and check one composed configuration; typed: the keys that the user set, none of which may be ignored.
 
     Raises: ConfigError if it cannot run.
     """
@@ -135,7 +135,7 @@ def make_job(
 
 
 def with_own_policy(config: dict[str, object], option: object, typed: Collection[str]) -> dict[str, object]:
-    """A configuration whose task.policy has another _target_ than its packaged option keeps of the option's keys those typed."""
+    """If task.policy has another _target_ than its packaged option, drop the option's other keys unless the user typed them."""
     task, file = config.get("task"), conf_dir() / "policy" / f"{option}.yaml"
     policy = task.get("policy") if isinstance(task, dict) else None
     if not isinstance(task, dict) or not isinstance(policy, dict) or not file.is_file():
@@ -153,16 +153,16 @@ def _policy_option(file: Path) -> Node:
 
 
 def config_hash(config: Node) -> str:
-    """Eight hex digits over everything that can change a number of the run by more than rounding."""
+    """Eight hex digits that identify all settings that can change the run's numbers by more than rounding."""
     relevant = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
     earlier = relevant.pop("resume_from", None)
-    if earlier is not None:  # by its name: a results folder may move
+    if earlier is not None:  # by name, since a results folder may move
         relevant["resume_from"] = Path(str(earlier)).name
     return hashlib.sha256(json.dumps(_ordered(relevant)).encode()).hexdigest()[:8]
 
 
 def num_alike_of(jobs: Sequence[Job]) -> dict[str, int]:
-    """The number of runs that differ from a run in their seed alone, this one included, by the name of its folder."""
+    """Folder name -> number of runs with the same configuration apart from the seed, this one included."""
     shapes = {job.run_dir.name: config_hash(job.config | {"seed": 0}) for job in jobs}
     count = Counter(shapes.values())
     return {name: count[shape] for name, shape in shapes.items()}

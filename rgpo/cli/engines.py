@@ -1,7 +1,7 @@
-"""Launchers of hydra's so that a run whose process is lost costs that run alone, and Ctrl-C prints no traceback.
+"""Hydra's launchers, modified so that losing a process costs only its run, and so that Ctrl-C prints no traceback.
 
-The plugins raise the first error of any run's process and return nothing of the others; here it is the result of that run.
-joblib's pool breaks as a whole when one of its processes is killed: what it had begun is started again by rgpo.cli.sweep.
+The plugins raise the first error of any process and discard the other results; here, the error becomes the result of that run.
+When one of its processes is killed, joblib's whole pool breaks; rgpo.cli.sweep restarts the runs that were in progress.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
 Cells = Sequence[Sequence[str]]
-Lost = Callable[[], None]  # called as soon as the process of a run is lost
+Lost = Callable[[], None]  # called as soon as a run's process is lost
 
 
 def launch(engine: Launcher, cells: Cells, lost: Lost) -> list[JobReturn]:
-    """The results of all cells in their order, that of a lost process being its error.
+    """The results of all cells in order; the result of a lost process is its error.
 
-    Raises: whatever joblib raises when its pool breaks, and any engine that cannot start.
+    Raises: joblib's error if its pool breaks; any engine's error if it cannot start.
     """
     plugin = type(engine).__module__.partition(".")[2].partition(".")[0]
     run = {"hydra_joblib_launcher": _joblib, "hydra_ray_launcher": _ray, "hydra_submitit_launcher": _submitit}.get(plugin)
@@ -37,7 +37,7 @@ def launch(engine: Launcher, cells: Cells, lost: Lost) -> list[JobReturn]:
 
 
 def unblock() -> None:
-    """In a worker of joblib: let signals pass again, which end the process without a traceback while it is idle."""
+    """In a joblib worker: unblock signals, which end an idle process without a traceback."""
     from rgpo import interrupt
 
     interrupt.exit_at_once()
@@ -46,7 +46,7 @@ def unblock() -> None:
 
 @contextmanager
 def _blocked() -> Iterator[None]:
-    """Signals wait; processes that are started meanwhile have them blocked from their first instruction on."""
+    """Block signals in this process; processes started in the meantime have them blocked from their first instruction."""
     from rgpo import interrupt
 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, interrupt.NUMBERS)
@@ -57,25 +57,25 @@ def _blocked() -> Iterator[None]:
 
 
 def _joblib(engine: JoblibLauncher, cells: Cells, lost: Lost) -> list[JobReturn]:
-    start_pool(int(engine.joblib["n_jobs"]))  # the plugin's call reuses its processes
+    start_pool(int(engine.joblib["n_jobs"]))  # the plugin then reuses these processes
     return list(engine.launch(cells, initial_job_idx=0))
 
 
 def start_pool(processes: int) -> None:
-    """Start joblib's processes with signals blocked, since a signal during their imports would print a traceback of each."""
+    """Start joblib's processes with signals blocked, since a signal during imports would make each of them print a traceback."""
     from multiprocessing import resource_tracker
 
     from joblib import Parallel, delayed, effective_n_jobs
     from joblib.externals.loky.backend import resource_tracker as its_own
 
     for tracker in (resource_tracker, its_own):
-        tracker.ensure_running()  # which unblocks signals here once it has started its process
+        tracker.ensure_running()  # first, because starting its process unblocks signals here
     with _blocked():
         Parallel(processes, backend="loky")(delayed(int)() for _ in range(effective_n_jobs(processes)))
 
 
 def _ray(engine: RayLauncher, cells: Cells, lost: Lost) -> list[JobReturn]:
-    """As hydra_ray_launcher._core.launch, but for the results."""
+    """Same as hydra_ray_launcher._core.launch, except that it returns every result."""
     import ray
     from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
 
@@ -96,7 +96,7 @@ def _ray(engine: RayLauncher, cells: Cells, lost: Lost) -> list[JobReturn]:
 
 
 def _submitit(engine: BaseSubmititLauncher, cells: Cells, lost: Lost) -> list[JobReturn]:
-    """As hydra_submitit_launcher's BaseSubmititLauncher.launch, but for the results."""
+    """Same as hydra_submitit_launcher's BaseSubmititLauncher.launch, except that it returns every result."""
     import submitit
     from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
@@ -116,6 +116,6 @@ def _submitit(engine: BaseSubmititLauncher, cells: Cells, lost: Lost) -> list[Jo
 def _outcome(result: Callable[[], JobReturn], lost: Lost) -> JobReturn:
     try:
         return result()
-    except Exception as error:  # of an engine, about a process that it lost
+    except Exception as error:  # the engine's error for a lost process
         lost()
         return JobReturn(status=JobStatus.FAILED, _return_value=error)

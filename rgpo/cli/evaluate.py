@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rgpo.cli.stored_run import Parts, StoredRun
     from rgpo.control.task import Control
 
-FOLDER = "evaluation"  # in the run's folder
+FOLDER = "evaluation"  # inside the run's folder
 CONTROL, LANGUAGE = ("episodes", "seed", "video"), ("prompts",)
-MOST = 100_000  # episodes or prompts
+MOST = 100_000  # most episodes or prompts
 USAGE = """rgpo-eval RUN [episodes=10] [seed=0] [video=true]
 rgpo-eval RUN [prompts=N]
 
@@ -109,7 +109,7 @@ def _language(run: StoredRun, num_prompts: int, settings: Words) -> int:
 
 
 def _score(run: StoredRun, parts: Parts, count: int) -> int:
-    """Evaluate on count prompts, print the summary and write completions of policy and reference."""
+    """Evaluate on count prompts, print the summary and write the completions of policy and reference."""
     import pyarrow as pa
 
     from rgpo import atomic
@@ -150,7 +150,7 @@ def _score(run: StoredRun, parts: Parts, count: int) -> int:
 
 
 def program() -> None:
-    """The command as a process of its own."""
+    """Entry point of the console script; ends the process."""
     run_program(main)
 
 

@@ -1,4 +1,4 @@
-"""Sentences for what hydra refuses: the word, its value and what to write instead."""
+"""Messages for hydra's errors: the override, its value and what to write instead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rgpo.paths import conf_dir
 
 
 def missing_option(error: MissingConfigException, config_dir: str | None) -> str:
-    """An option that its group does not have."""
+    """The message for an option that its group does not have."""
     match = re.search(r"[Cc]ould not find '([^']+)'", str(error))
     path = match.group(1) if match else str(error.missing_cfg_file)
     group, _, option = path.strip("/").rpartition("/")
@@ -28,7 +28,7 @@ def missing_option(error: MissingConfigException, config_dir: str | None) -> str
 
 
 def composition(error: Exception, words: list[str], similar: Callable[[str, str], str]) -> str:
-    """Whatever hydra raised for the words; similar: a clause about an unknown key and the word that has it."""
+    """The message for any other composition error; similar: makes a clause about an unknown key and the override that sets it."""
     text = str(error)
     match = re.search(r"Could not override '([^']+)'", text) or re.search(r"not in struct\s+full_key: (\S+)", text)
     if match is None:
@@ -49,7 +49,7 @@ def composition(error: Exception, words: list[str], similar: Callable[[str, str]
         file = re.search(r"In '([^']+)'", text)
         option = "=".join(file.group(1).rsplit("/", 1)) if file else "yaml"
         return f"{option}: overrides {key}, which no other option of this run has; choose a task that has it."
-    word = max(typed, key=lambda word: len(_key(word)))  # task.env_kwargs.kind=plain, not task=gym
+    word = max(typed, key=lambda word: len(_key(word)))  # prefer task.env_kwargs.kind=plain to task=gym
     value = word.partition("=")[2]
     if key.startswith("hydra.sweeper."):
         return f"{word}: {read_by_optuna(key)}"

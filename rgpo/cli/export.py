@@ -55,7 +55,7 @@ def _main(words: list[str]) -> int:
         raise ConfigError(f"{run.folder}: {error}.") from error
     except (ConfigError, OSError):
         raise
-    except Exception as error:  # of the user's method, or of a library that cannot save this model
+    except Exception as error:  # from the user's method, or from a library that cannot save this model
         if is_out_of_memory(error):
             raise
         raise StorageError(f"{folder}: the policy cannot be saved ({described(error)}).") from error
@@ -65,7 +65,7 @@ def _main(words: list[str]) -> int:
 
 
 def _refuse_used(folder: Path) -> None:
-    """Raises: ConfigError if the folder holds anything, or is a file."""
+    """Raises: ConfigError if the path is a file or a folder that is not empty."""
     from rgpo.errors import ConfigError
 
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
@@ -100,7 +100,7 @@ def _fill(run: StoredRun, parts: Parts, folder: Path, merged: bool, onnx: bool) 
 
 
 def program() -> None:
-    """The command as a process of its own."""
+    """Entry point of the console script; ends the process."""
     run_program(main)
 
 

@@ -1,4 +1,4 @@
-"""Functions that a configuration names as text, file.py:function or module:function, under the rules of rgpo.cli.targets."""
+"""Functions that a configuration names as file.py:function or module:function, under the rules of rgpo.cli.targets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rgpo.errors import ConfigError, close_matches, described
 from rgpo.runtime.own_code import own_folders
 
 REWARD = "rgpo.language.rewards.function.Reward"
-MODEL = "reward_model"  # in place of a function: the source's reward model
+MODEL = "reward_model"  # instead of a function: the source's reward model
 ENTRIES = ("function", "weight", "name")
 
 
 def find_function(key: str, text: str) -> Callable[..., object]:
-    """The function of file.py:function or module:function.
+    """Import the function named by file.py:function or module:function.
 
-    Raises: ConfigError if there is none, its code is not the user's, or it cannot be imported.
+    Raises: ConfigError if there is no such function, it cannot be imported, or its code is not the user's.
     """
     place, colon, name = text.rpartition(":")
     if not (colon and place and name.isidentifier()):
@@ -33,7 +33,7 @@ def find_function(key: str, text: str) -> Callable[..., object]:
         module = _module_of_file(key, text, place) if place.endswith(".py") else _module(key, text, place)
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:  # whatever importing a user's module raises
+    except (Exception, SystemExit) as error:  # importing a user's module may raise anything
         raise ConfigError(f"{key}={text}: {place} cannot be imported ({described(error)}).") from error
     found = getattr(module, name, None)
     if found is None:
@@ -56,7 +56,7 @@ def _module(key: str, text: str, place: str) -> types.ModuleType:
 
 
 def _module_of_file(key: str, text: str, place: str) -> types.ModuleType:
-    """The module of a file below the current directory or one of the user's folders on Python's path, in this order."""
+    """Load a file from the current directory or, failing that, from one of the user's folders on Python's path."""
     folders = list(dict.fromkeys([Path.cwd().resolve(), *own_folders()]))
     path = Path(place).expanduser()
     files = [(folder / path).resolve() for folder in folders]
@@ -70,7 +70,7 @@ def _module_of_file(key: str, text: str, place: str) -> types.ModuleType:
 
 @functools.cache
 def _load(file: Path) -> types.ModuleType:
-    """The module of a file, under a name that shadows none."""
+    """Load a file as a module whose name cannot shadow another one."""
     name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
@@ -85,11 +85,11 @@ def _load(file: Path) -> types.ModuleType:
 
 
 def with_reward_nodes(config: Mapping[str, object], typed: Collection[str] = ()) -> dict[str, object]:
-    """A configuration whose task.reward, typed as text or as a list of {function, weight, name}, is a list of nodes.
+    """Convert task.reward, given as text or as a list of {function, weight, name}, to a list of nodes.
 
-    A reward model that was typed, too, is a further term of weight 1 unless it is in the list.
+    If the user also typed a reward model, it is added as a term of weight 1 unless the list already has it.
 
-    Raises: ConfigError if an entry is neither.
+    Raises: ConfigError if an entry has another form.
     """
     task = config.get("task")
     if not isinstance(task, Mapping) or task.get("reward") is None:

@@ -1,4 +1,4 @@
-"""python -m rgpo.cli.gates_table [results_dir]: write g and w of every gate in conf/gate for the report, which has no torch."""
+"""python -m rgpo.cli.gates_table [results_dir]: tabulate g and w of all gates in conf/gate for the report, which has no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NUM_POINTS = 241
 
 
 def gates_table() -> pa.Table:
-    """Columns gate, advantage (1 or -1), log_ratio, gate_value, weight."""
+    """Gate values and weights with columns gate, advantage (1 or -1), log_ratio (nats), gate_value, weight."""
     log_ratio = torch.linspace(-FARTHEST, FARTHEST, NUM_POINTS, dtype=torch.float64)
     columns: dict[str, list[object]] = {name: [] for name in ("gate", "advantage", "log_ratio", "gate_value", "weight")}
     for file in sorted((conf_dir() / "gate").glob("*.yaml")):

@@ -1,4 +1,4 @@
-"""The texts of rgpo-run: three commands, the overview, and the options of one group with a line for each."""
+"""Help texts of rgpo-run: a short introduction, the overview, and the options of one group."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ WIDTH = 130
 
 
 def show(words: Sequence[str]) -> int:
-    """Print the text that the words ask for, and return the exit code: 2 for a group that does not exist."""
+    """Print the requested help text and return the exit code, which is 2 if a group does not exist."""
     wanted = [word for word in words if not word.startswith("-") and "=" not in word]
     if not words:
         print(SHORT, end="")
@@ -72,7 +72,7 @@ def show(words: Sequence[str]) -> int:
 
 
 def overview() -> str:
-    """Every group with the names of its options, and the other words."""
+    """Every group with the names of its options, and the remaining arguments."""
     indent = " " * len(HELP[: HELP.index("{algo}")].rpartition("\n")[2])
     options = {
         group: textwrap.fill(" ".join(group_options(group)), WIDTH, initial_indent=indent, subsequent_indent=indent).lstrip()
@@ -82,7 +82,7 @@ def overview() -> str:
 
 
 def describe(group: str) -> str:
-    """A line for each option of a group: its name and its meaning."""
+    """The name and meaning of each option of a group."""
     names = group_options(group)
     indent = " " * (max(map(len, names)) + 4)
     lines = (f"  {name:{len(indent) - 4}}  {meaning(conf_dir() / group / f'{name}.yaml')}" for name in names)
@@ -90,7 +90,7 @@ def describe(group: str) -> str:
 
 
 def meaning(path: Path) -> str:
-    """The comment at the top of an option's file; without one, the first sentence about its class; else its settings in short."""
+    """The comment at the top of an option's file, or else the first line of its class's docstring, or else its environment."""
     import yaml
 
     from rgpo.cli.targets import find_target

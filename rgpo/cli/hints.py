@@ -1,7 +1,7 @@
-"""Type hints of the constructors that a configuration calls, and plain values checked against them.
+"""Type hints of the constructors that a configuration calls, and checks of plain values against them.
 
-A node is a mapping with a ``_target_``; an object is built from it. Hints that cannot be evaluated, such as names that a user's
-module imports under TYPE_CHECKING, accept every value.
+A node is a mapping with a ``_target_``, from which an object is built. A hint that cannot be evaluated, such as a name that a
+user's module imports under TYPE_CHECKING, accepts every value.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, TypeVar, Unio
 Node = Mapping[str, object]
 SEQUENCES = (list, tuple, set, frozenset, Sequence, Iterable, Collection)
 MAPPINGS = (dict, Mapping)
-SCALARS: dict[object, tuple[str, str]] = {  # one and several
+SCALARS: dict[object, tuple[str, str]] = {  # type -> its name in messages, singular and plural
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
     bool: ("true or false", "true or false"),
@@ -35,7 +35,7 @@ class Parameters(NamedTuple):
 
     hints: Mapping[str, object]
     required: tuple[str, ...]
-    open: bool  # True if it takes any keyword, or cannot be inspected
+    open: bool  # True if it accepts any keyword or cannot be inspected
 
 
 def is_node(value: object) -> TypeGuard[Node]:
@@ -63,18 +63,18 @@ def _hint(target: Callable[..., object], parameter: inspect.Parameter) -> object
     if annotation is parameter.empty:
         return object
     module = getattr(getattr(target, "__init__", None) if isinstance(target, type) else target, "__module__", "")
-    if isinstance(target, type) and is_dataclass(target):  # a field may be inherited from another module
+    if isinstance(target, type) and is_dataclass(target):  # fields may be inherited from classes of other modules
         owner = next((base for base in target.__mro__ if parameter.name in inspect.get_annotations(base)), target)
         module = owner.__module__
     holder = types.SimpleNamespace(__annotations__={parameter.name: annotation})
     try:
         return typing.get_type_hints(holder, vars(sys.modules[module]))[parameter.name]
-    except Exception:  # whatever evaluating a user's annotation raises
+    except Exception:  # evaluating a user's annotation may raise anything
         return object
 
 
 def accepts(hint: object, value: object) -> bool:
-    """True if a value of a configuration, or the object built from it, has the type of a hint."""
+    """True if a configuration value, or the object built from it, matches a type hint."""
     hint = plain_hint(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -95,7 +95,7 @@ def accepts(hint: object, value: object) -> bool:
 
 
 def plain_hint(hint: object) -> object:
-    """A hint without its decoration; object for one that accepts everything."""
+    """Strip InitVar, Annotated and NewType from a hint; ``object`` if it accepts everything."""
     if isinstance(hint, InitVar):
         return plain_hint(hint.type)
     if get_origin(hint) is Annotated:
@@ -106,7 +106,7 @@ def plain_hint(hint: object) -> object:
 
 
 def takes_function(hint: object) -> bool:
-    """True for the hint of a parameter that takes a function and no text."""
+    """True if a parameter with this hint accepts a function but not text."""
     hint = plain_hint(hint)
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     kinds = [get_origin(plain_hint(part)) or plain_hint(part) for part in parts]
@@ -126,7 +126,7 @@ def _accepts_items(arguments: tuple[object, ...], values: list[object], kind: ob
 
 
 def describe(hint: object, several: bool = False) -> str:
-    """A hint in words: a whole number or null."""
+    """A hint in words, such as "a whole number or null"."""
     hint = plain_hint(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -150,7 +150,7 @@ def describe(hint: object, several: bool = False) -> str:
 
 
 def missing_members(hint: object, value: object) -> list[str]:
-    """The members of a Protocol that an object lacks; of any other class the class itself, if the object is no instance."""
+    """The members of a Protocol that an object lacks; for any other class, its name if the object is not an instance."""
     parts = [plain_hint(part) for part in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))]
     classes = [part for part in parts if isinstance(part, type) and part is not object]
     if len(classes) != len(parts):
@@ -169,7 +169,7 @@ def _lacking(kind: type, value: object) -> list[str]:
 
 
 def shown(value: object) -> str:
-    """A value as the command line spells it."""
+    """A value in the command line's notation."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Hydra's own words: those that rgpo-run reads, and what to write in place of the others."""
+"""Hydra's own keys and options: which ones rgpo-run accepts, and what to write instead of the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTABLE = ("hydra.launcher.", "hydra.sweeper.")
 GROUPS = ("hydra/launcher", "hydra/sweeper")
 SWEEPER_PARAMS = "hydra.sweeper.params"
 FOLDERS = "files are written to results_dir/name; set those"
-INSTEAD = {  # keys of hydra's that would have no effect -> what to write
+INSTEAD = {  # hydra's keys that would have no effect -> what to write instead
     "hydra.run.dir": FOLDERS,
     "hydra.sweep.dir": FOLDERS,
     "hydra.sweep.subdir": FOLDERS,
@@ -31,7 +31,7 @@ INSTEAD = {  # keys of hydra's that would have no effect -> what to write
     "hydra/sweeper/sampler": "write hydra.sweeper.sampler=tpe with hydra/sweeper=optuna",
     "hydra/help": "see rgpo-run --help",
 }
-FLAGS = {  # options of hydra's command line
+FLAGS = {  # hydra's command-line options -> what to write instead
     "--cfg": "write --cfg job",
     "-c": "write --cfg job",
     "--info": "write --cfg job or plan=true",
@@ -52,7 +52,7 @@ FLAGS = {  # options of hydra's command line
 
 
 def refuse_option(word: str, following: str | None) -> None:
-    """Raises: ConfigError for a word that begins with a dash, and what to write for it."""
+    """Raises: ConfigError for an argument that begins with a dash, with what to write instead."""
     name, equals, value = word.partition("=")
     key = name.lstrip("-")
     if name in FLAGS:
@@ -65,9 +65,9 @@ def refuse_option(word: str, following: str | None) -> None:
 
 
 def without_sweeper_params(words: Sequence[str], parse: Callable[[str], Override]) -> list[str]:
-    """hydra.sweeper.params.KEY=VALUES and hydra.sweeper.params={KEY: VALUES} as KEY=VALUES, unless KEY is typed by itself.
+    """Rewrite hydra.sweeper.params.KEY=VALUES and hydra.sweeper.params={KEY: VALUES} as KEY=VALUES, unless KEY is also typed.
 
-    parse: the word by hydra's grammar; its errors are raised as they are.
+    parse: parses an override with hydra's grammar; its errors are passed on unchanged.
     """
     found: dict[str, str] = {}
     rest: list[str] = []
@@ -88,9 +88,9 @@ def without_sweeper_params(words: Sequence[str], parse: Callable[[str], Override
 
 
 def refuse_hydra_words(word: str, item: Override) -> None:
-    """Refuse what hydra would import or call, and what would have no effect.
+    """Refuse overrides of hydra's own keys that could import or call code, or that would have no effect.
 
-    Raises: ConfigError for any key of hydra's own but those of launchers, sweepers and folders.
+    Raises: ConfigError for any of hydra's own keys except those of launchers, sweepers, search paths and verbosity.
     """
     key = item.key_or_group
     if "hydra" not in (re.split("[./]", key)[0], str(item.package).partition(".")[0]):
@@ -109,7 +109,7 @@ def refuse_hydra_words(word: str, item: Override) -> None:
 
 
 def read_by_optuna(key: str) -> str:
-    """The rest of a sentence about a key of hydra.sweeper that the sweeper of this command does not read."""
+    """The rest of a message about a key of hydra.sweeper that this command's sweeper does not read."""
     if key.removeprefix("hydra.sweeper.") in OmegaConf.load(conf_dir() / "hydra" / "sweeper" / "optuna.yaml"):
         return "is read by hydra/sweeper=optuna only; add hydra/sweeper=optuna, or leave it out."
     return "is read by no sweeper; leave it out."

@@ -1,4 +1,4 @@
-"""The end of a sweep on the terminal: how many runs are complete, what the cells reached, and why the others failed."""
+"""Terminal summary of a sweep: the number of complete runs, the results of each cell, and why the other runs failed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rgpo.errors import MAX_LINE, printable, shell_word
 from rgpo.runtime import reader, run_folder
 from rgpo.runtime.console import table
 
-RESULTS = {"return": "return/train_mean", "reward": "reward/train_mean"}  # heading -> column, of which a task has one
+RESULTS = {"return": "return/train_mean", "reward": "reward/train_mean"}  # heading -> column; a task has one of them
 KL = "kl/old_exact"
-FINAL = 0.1  # share of a run's values that its result is the mean of, as in the report
+FINAL = 0.1  # a run's result is the mean over this last share of its values, as in the report
 MAX_ROWS = 40
 
 
 class Cell(NamedTuple):
-    """The completed runs of a sweep that differ in their seed alone."""
+    """The completed runs of a sweep that differ only in their seed."""
 
     task: str
     words: tuple[str, ...]
@@ -35,14 +35,14 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Tally:
-    """Runs of a sweep that have ended, in whatever process: a byte for each in a file."""
+    """Counter of a sweep's ended runs, shared by all processes: a file with one byte per run."""
 
     path: Path
     num_runs: int
     started: float  # seconds since the epoch
 
     def add(self, failed: bool) -> str:
-        """Count a run, and state how many there are, how many failed, and how long the others will take at this pace."""
+        """Count a run; returns a line with the number of ended and failed runs and the estimated time left."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as file:
@@ -58,7 +58,7 @@ class Tally:
 
 
 def duration(seconds: float) -> str:
-    """A time in the largest unit of which there are at least two."""
+    """Format a time in the largest unit (h, min, s) in which it is at least 2."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -66,7 +66,10 @@ def duration(seconds: float) -> str:
 
 
 def show(jobs: Sequence[Job], broken: Mapping[Path, str], earlier: Mapping[Path, Path]) -> int:
-    """Print all of it; 1 if a run is neither complete nor running. broken: errors of lost processes by run folder."""
+    """Print the summary; returns 1 if any run is neither complete nor running, else 0.
+
+    broken: run folder -> error of its lost process; earlier: run folder -> completed folder of an earlier version.
+    """
     states = {job.run_dir: run_folder.status(earlier.get(job.run_dir, job.run_dir)) for job in jobs}
     count = Counter(states.values())
     others = [f", {count[state]} {text}" for state, text in (("running", "running"), ("missing", "queued")) if count[state]]
@@ -93,7 +96,7 @@ def show(jobs: Sequence[Job], broken: Mapping[Path, str], earlier: Mapping[Path,
 
 
 def results(done: Sequence[tuple[Job, Path]]) -> str:
-    """A line for each cell: mean +- standard error of its runs' results (n), the best of a task marked, and its KL."""
+    """One line per cell: mean +- standard error of its runs' results (n) and mean KL; the best cell of each task is marked."""
     cells, heading = cells_of(done)
     by_task: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -113,7 +116,7 @@ def results(done: Sequence[tuple[Job, Path]]) -> str:
 
 
 def cells_of(done: Sequence[tuple[Job, Path]]) -> tuple[list[Cell], str]:
-    """The cells in the order of their first runs, and the heading of their results."""
+    """The cells in order of their first runs, and the heading of the results column."""
     common = set.intersection(*(set(job.overrides) for job, _ in done)) if len(done) > 1 else set()
     found: dict[tuple[str, tuple[str, ...]], Cell] = {}
     heading = "result"
@@ -135,7 +138,7 @@ def cells_of(done: Sequence[tuple[Job, Path]]) -> tuple[list[Cell], str]:
 
 
 def final_values(folder: Path) -> dict[str, float]:
-    """Column -> mean of the last values of a run, of the columns that it measured.
+    """Column -> mean of the last tenth of a run's finite values, for the columns that it measured.
 
     Raises: Unreadable if metrics.parquet is damaged; Missing if there is none.
     """
@@ -147,7 +150,7 @@ def final_values(folder: Path) -> dict[str, float]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean; -inf of none, so that a cell without results is never the best."""
+    """The mean, or -inf without values, so that a cell without results is never the best."""
     return float(np.mean(values)) if values else -math.inf
 
 

@@ -1,10 +1,10 @@
-"""The command line's words as hydra composes them: the cells of a sweep, each distinct part composed once.
+"""Composition of command-line overrides with hydra, including the cells of a sweep; common parts are composed only once.
 
-Private API of hydra that is used, since there is no public one (1.3.8):
+Private API of hydra 1.3.8 used here, for lack of a public one:
 - hydra._internal.config_loader_impl.ConfigLoaderImpl._apply_overrides_to_config sets values on a composed configuration;
-  composing it anew for each cell of a sweep takes 100 times as long.
+  composing each cell of a sweep from scratch takes 100 times as long.
 - hydra._internal.core_plugins.basic_sweeper.BasicSweeper.split_arguments expands a sweep into its cells.
-- hydra._internal.callbacks.Callbacks is an argument of HydraContext, without which no launcher plugin starts (cli.sweep).
+- hydra._internal.callbacks.Callbacks is a required argument of HydraContext, which every launcher plugin needs (cli.sweep).
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from rgpo.paths import conf_dir
 from rgpo.runtime.reader import user_path
 from rgpo.runtime.resources import jobs_that_fit
 
-Choices = Mapping[str, object]  # config group -> the option selected
-MOST_JOBS, LONGEST_WORD = 100_000, 10_000  # jobs of a sweep, characters of a word
+Choices = Mapping[str, object]  # config group -> selected option
+MOST_JOBS, LONGEST_WORD = 100_000, 10_000  # most jobs in a sweep, most characters in an override
 
 
 def on_language(yes: str, no: str, *, _root_: Mapping[str, object]) -> str:
-    """The resolver ${on_language:yes,no} of a defaults list: yes for tasks with presets=language, which have a reference policy.
+    """Resolver ${on_language:yes,no} for defaults lists: yes for tasks with presets=language, which have a reference policy.
 
-    Hydra resolves it against the options already selected, once all options that need no resolver are.
+    Hydra evaluates it after it has selected all options that need no resolver, and passes it those selections.
     """
     return yes if _root_.get("presets") == "language" else no
 
@@ -56,15 +56,15 @@ OmegaConf.register_new_resolver("jobs_that_fit", jobs_that_fit, replace=True)
 OmegaConf.register_new_resolver("home_expanded", lambda folder: str(user_path(folder)), replace=True)
 OmegaConf.register_new_resolver("gigabytes", lambda number: int(number * 1e9), replace=True)
 
-# a launcher's preset has the name of the plugin's own, whose types then check it; hydra calls that deprecated
+# our launcher presets have the plugins' names on purpose, so that the plugins' types validate them; hydra deprecates this
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 @contextmanager
 def hydra_on(config_dir: str | None) -> Iterator[Composer]:
-    """Hydra on conf/ and on the user's folder, if there is one; a hydra application around it is restored afterwards.
+    """Initialize hydra with conf/ and the user's folder, if any; an enclosing hydra application is restored afterwards.
 
-    Raises: ConfigError if config_dir is no folder, holds a file with the name of a packaged one or one that cannot be read.
+    Raises: ConfigError if config_dir cannot be used, see ``check_folder``.
     """
     check_folder(config_dir)
     state = GlobalHydra.instance()
@@ -78,24 +78,25 @@ def hydra_on(config_dir: str | None) -> Iterator[Composer]:
 
 
 class Composer:
-    """Composes lists of words as hydra does, with their common part composed once.
+    """Composes lists of overrides as hydra does, but composes their common part only once.
 
-    Hydra first selects files by the words that name a group (algo=ppo), 0.1 s, then sets values (seed=3), 0.001 s. The result of
-    the first step is kept for each distinct list of group words; the second is hydra's own function on a copy of it.
+    Hydra first selects files by the overrides that name a group (algo=ppo), which takes 0.1 s, then sets values (seed=3), which
+    takes 0.001 s. The result of the first step is cached per distinct list of group overrides; the second step is hydra's own
+    function, applied to a copy.
     """
 
     def __init__(self, config_dir: str | None) -> None:
         self.config_dir = config_dir
         self.search = [f"hydra.searchpath=[{quote(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
         self._parser = OverridesParser.create(cast(ConfigLoader, Options(config_dir)))  # for glob()
-        self._selected: dict[tuple[str, ...], tuple[bytes, Choices]] = {}  # pickled: copied in a fifth of the time
+        self._selected: dict[tuple[str, ...], tuple[bytes, Choices]] = {}  # pickled, because that is five times as fast as a copy
         self._parsed: dict[str, Override] = {}
         self._is_group: dict[str, bool] = {}
 
     def __call__(self, words: list[str]) -> tuple[DictConfig, Choices]:
-        """The configuration without hydra's own node, and the option selected of each group.
+        """The composed configuration, without hydra's own node, and the option selected from each group.
 
-        Raises: ConfigError if hydra cannot compose the words, or one of them is a preset or a former name.
+        Raises: ConfigError if hydra cannot compose the overrides, or if one of them sets a preset or has an old name.
         """
         self.refuse_former(words)
         parsed = self.parse(words)
@@ -108,32 +109,32 @@ class Composer:
                 del selected["hydra"]
             self._selected[groups] = (pickle.dumps(selected), options)
         pickled, choices = self._selected[groups]
-        composed: DictConfig = pickle.loads(pickled)  # noqa: S301  # bytes that __call__ pickled a moment ago, never from a file
+        composed: DictConfig = pickle.loads(pickled)  # noqa: S301  # pickled just above, never read from a file
         try:
             ConfigLoaderImpl._apply_overrides_to_config(values, composed)
-        except Exception as error:  # whatever hydra raises for a value that it cannot set
+        except Exception as error:  # hydra raises various errors for a value that it cannot set
             raise ConfigError(explain.composition(error, words, partial(self._similar, words))) from error
         return composed, choices
 
     def whole(self, words: list[str]) -> DictConfig:
-        """Everything, with hydra's own node.
+        """The composed configuration including hydra's own node.
 
-        Raises: ConfigError if hydra cannot compose the words.
+        Raises: ConfigError if hydra cannot compose the overrides, or if its own node could run other code.
         """
         self._refuse_nameless(words)
         try:
             composed: DictConfig = compose("config", [*map(hydra_form, words), *self.search], return_hydra_config=True)
         except MissingConfigException as error:
             raise ConfigError(explain.missing_option(error, self.config_dir)) from error
-        except Exception as error:  # whatever hydra raises for a word or a file that it cannot read
+        except Exception as error:  # hydra raises various errors for an override or file that it cannot read
             raise ConfigError(explain.composition(error, words, partial(self._similar, words))) from error
         refuse_code(OmegaConf.to_container(composed.hydra, resolve=False), "hydra")
         return composed
 
     def cells(self, words: list[str]) -> list[list[str]]:
-        """The cells of a sweep: the experiment's grid, overridden by the command line's, in hydra's order.
+        """The cells of a sweep in hydra's order: the experiment's grid, overridden by that of the command line.
 
-        Raises: ConfigError if a word cannot be parsed or expanded.
+        Raises: ConfigError if an override cannot be parsed or expanded.
         """
         own = self.swept(words)
         try:
@@ -159,7 +160,7 @@ class Composer:
         return [[user_form(item) for item in self.parse_hydra(cell)] for batch in batches for cell in batch]
 
     def swept(self, words: list[str]) -> list[Override]:
-        """The words of a sweep without hydra's own, after those of the experiment's grid; raises as ``parse``."""
+        """The overrides of a sweep: the experiment's grid, then the command line's, without hydra's own; raises as ``parse``."""
         parsed = self.parse(words, sweep=True)
         fixed = [word for word, item in zip(words, parsed, strict=True) if not item.is_sweep_override()]
         for item in parsed:
@@ -170,19 +171,19 @@ class Composer:
         return [item for item in swept if not item.is_hydra_override()]
 
     def _refuse_grids(self, word: str, names: Sequence[str], fixed: list[str]) -> None:
-        """Raises: ConfigError for experiments of which one has a grid, which a sweep over experiments would leave out."""
+        """Raises: ConfigError if one of several experiments has its own grid, which a sweep over experiments would ignore."""
         for name in names:
             if self.whole([*fixed, f"experiment={name}"]).hydra.sweeper.params:
                 raise ConfigError(f"{word}: {name} has a grid of its own; give one experiment at a time.")
 
     def unfolded(self, words: list[str]) -> list[str]:
-        """The words with those of hydra.sweeper.params as sweeps of their own; raises as ``parse``."""
+        """The arguments with hydra.sweeper.params rewritten as ordinary sweeps; raises as ``parse``."""
         return without_sweeper_params(words, lambda word: self.parse([word])[0])
 
     def parse(self, words: list[str], sweep: bool = False) -> list[Override]:
-        """The words by hydra's grammar.
+        """Parse arguments with hydra's grammar.
 
-        Raises: ConfigError if one is not of the form key=value, or could make hydra run code.
+        Raises: ConfigError if one does not have the form key=value, or could make hydra run code.
         """
         parsed = self.parse_hydra([hydra_form(word, sweep) for word in words])
         for word, item in zip(words, parsed, strict=True):
@@ -190,9 +191,9 @@ class Composer:
         return parsed
 
     def parse_hydra(self, words: list[str]) -> list[Override]:
-        """Words that are quoted for hydra already.
+        """Parse arguments that are already quoted for hydra.
 
-        Raises: ConfigError if one is not of the form key=value.
+        Raises: ConfigError if one does not have the form key=value.
         """
         for word, following in zip_longest(words, words[1:]):
             if word.startswith(("-", "=")):
@@ -202,15 +203,15 @@ class Composer:
             if word not in self._parsed:
                 try:
                     (item,) = self._parser.parse_overrides([word])
-                    _ = item.value()  # casts are evaluated here
-                except Exception as error:  # whatever hydra raises, such as RecursionError
+                    _ = item.value()  # evaluates casts
+                except Exception as error:  # hydra may raise anything, such as RecursionError
                     remedy = "write key=value, and quote values with special characters: 'key=\"value\"'"
                     raise ConfigError(f"{word}: cannot be parsed ({first_line(error)}); {remedy}.") from error
                 self._parsed[word] = item
         return [self._parsed[word] for word in words]
 
     def refuse_former(self, words: list[str]) -> None:
-        """Raises: ConfigError for a preset, or a key or option of version 0.1, with the present name."""
+        """Raises: ConfigError for a preset, or for a key or option of version 0.1, with the current name."""
         for word, item in zip(words, self.parse(words), strict=True):
             key, value = item.key_or_group, word.partition("=")[2]
             key += f"@{item.package}" if item.package else ""
@@ -224,11 +225,11 @@ class Composer:
                     raise ConfigError(f"{name}={entry}: {self._explain_preset(preset, entry, rest)}")
 
     def _explain_preset(self, preset: str, value: str, words: list[str]) -> str:
-        """The key that reads a preset under the given words, to type instead of it."""
+        """The rest of a message about a preset: the key that reads it under these overrides and should be set instead."""
         composed, _ = self(words)
         keys = {key: text for key, text in flat(OmegaConf.to_container(composed)).items() if not isinstance(text, Mapping)}
         names = {preset}
-        for _ in range(2):  # a preset may refer to another one
+        for _ in range(2):  # twice, since a preset may refer to another one
             names |= {key for key, text in keys.items() if any(f"${{{name}}}" in str(text) for name in names)}
         readers = sorted(name for name in names if not name.startswith("presets."))
         if readers:
@@ -237,7 +238,7 @@ class Composer:
         return f"is a preset, which yaml files set, and no part of this run reads it; type the key of the part instead.{near}"
 
     def _sets_a_value(self, item: Override) -> bool:
-        """Hydra's own distinction: a word selects a file if its key is a folder of options and its value no dictionary."""
+        """True if an override sets a value; it selects a file if its key is a config group and its value is not a dictionary."""
         if item.is_hydra_override() or item.package is not None:
             return False
         key = item.key_or_group
@@ -247,7 +248,7 @@ class Composer:
         return not self._is_group[key] or isinstance(item.value(), dict)
 
     def _refuse_nameless(self, words: list[str]) -> None:
-        """Raises: ConfigError for a word that selects no option of its group by name."""
+        """Raises: ConfigError for an override of a group whose value is not an option's name."""
         for word, item in zip(words, self.parse(words), strict=True):
             by_name = item.is_delete() or (isinstance(item.value(), str) and item.value())
             if not by_name and not item.is_hydra_override() and not self._sets_a_value(item):
@@ -260,7 +261,7 @@ class Composer:
                 raise ConfigError(f"{word}: must be the name of an option, without folders; rgpo-run --help lists them.")
 
     def _similar(self, words: list[str], key: str, typed: str) -> str:
-        """A clause about an unknown key of the word typed."""
+        """The rest of a message about an unknown key of the override ``typed``."""
         others = [word for word in words if word != typed]
         base, choices = self(
             [word for word, item in zip(others, self.parse(others), strict=True) if not self._sets_a_value(item)]

@@ -1,6 +1,6 @@
-"""The plan of a sweep: cells, what of them is done, and CPU time from measured rates.
+"""The plan of a sweep: its cells, the progress of each, and the expected CPU time.
 
-Rates are CPU-seconds of one core, compiled, as measured in experiments/LOG.md; an estimate: other machines and settings differ.
+Times are estimates from rates measured with compiled code on one core (experiments/LOG.md); other machines and settings differ.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from rgpo.runtime.console import table
 from rgpo.runtime.former import canonical_config
 
 SECONDS_PER_MILLION = {"halfcheetah": 46.0, "hopper": 77.0, "walker2d": 97.0, "ant": 165.0}  # CPU-s per million steps
-OTHER_CONTROL = 80.0  # CPU-s per million steps of other tasks, roughly the mean of those above
-PER_LANGUAGE_ITERATION = 0.5  # CPU-s at the embedded scale: half a minute for 60
-PER_RUN = 3.0  # CPU-s of imports, evaluation and files
-DESIGN = ("registered", "predictions", "null_cells")  # entries of an experiment's design
-BUILDING = 20.0  # CPU-s, once: tokenizer, gold reward model and tests of the embedded scale
+OTHER_CONTROL = 80.0  # for other tasks: roughly the mean of those above
+PER_LANGUAGE_ITERATION = 0.5  # CPU-s at the embedded scale: 30 s for 60 iterations
+PER_RUN = 3.0  # CPU-s for imports, evaluation and files
+DESIGN = ("registered", "predictions", "null_cells")  # keys of an experiment's design
+BUILDING = 20.0  # CPU-s to build the embedded scale's tokenizer and gold reward model once, and to test them
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of a sweep: its state, and the folder that has it."""
+    """A run of a sweep with its state and its folder."""
 
     job: Job
     state: str
-    folder: Path  # another than the job's own if the run was made before some keys existed
+    folder: Path  # not the job's own if the run was completed before some keys existed
 
     @property
     def done(self) -> bool:
@@ -39,14 +39,14 @@ class Planned:
 
     @property
     def seconds(self) -> float:
-        """The CPU-seconds that it is expected to take; 0 if it is done."""
+        """Expected CPU-seconds; 0 if the run is done."""
         return 0.0 if self.done else seconds_of(self.job)
 
 
 def planned(jobs: Sequence[Job]) -> list[Planned]:
-    """Each job with its state.
+    """Every job with its state.
 
-    A completed run counts whose configuration differs from the job's only by keys and names that did not exist when it was made.
+    A completed run also counts if its configuration differs from the job's only in keys and names introduced since it was made.
     """
     own = {job.run_dir.absolute() for job in jobs}
     earlier: dict[Path, dict[str, Path]] = {}
@@ -63,7 +63,7 @@ def planned(jobs: Sequence[Job]) -> list[Planned]:
 
 
 def _completed(experiment: Path, others: Collection[Path]) -> dict[str, Path]:
-    """Hash of the present form of each completed run's configuration -> its folder, without those of others."""
+    """Config hash (in the current form) -> folder, for every completed run of an experiment whose folder is not in others."""
     found: dict[str, Path] = {}
     for folder in sorted(experiment.iterdir()) if experiment.is_dir() and os.access(experiment, os.R_OK) else ():
         if folder.absolute() in others:
@@ -78,7 +78,7 @@ def _completed(experiment: Path, others: Collection[Path]) -> dict[str, Path]:
 
 
 def seconds_of(job: Job) -> float:
-    """The CPU-seconds that a whole run is expected to take; nan for a scale whose rate was never measured."""
+    """Expected CPU-seconds of a whole run; nan for a scale whose rate has not been measured."""
     iterations, steps = job.config["num_iterations"], job.config["total_env_steps"]
     scale = job.choice("scale")
     if scale != "none":
@@ -91,14 +91,14 @@ def seconds_of(job: Job) -> float:
 
 
 def batch_size(job: Job) -> int:
-    """Environment steps of an iteration."""
+    """Environment steps per iteration."""
     from rgpo.cli.build import build
 
     return build(job.config)[0].batch_size
 
 
 def building_of(runs: Sequence[Planned]) -> float:
-    """The CPU-seconds of what the embedded scale builds once, if a run needs it and it is not there."""
+    """CPU-seconds to build the embedded scale's artifacts, if a run needs them and the cache has none."""
     needed = any(run.job.choice("scale") == "embedded" and not run.done for run in runs)
     return BUILDING if needed and not any(cache_dir().glob("embedded*")) else 0.0
 
@@ -113,7 +113,7 @@ def expected(seconds: float) -> str:
 
 
 def describe(jobs: Sequence[Job]) -> str:
-    """Runs, states and folders, cells with what is done and what is left of them, and the parts of each algorithm."""
+    """The plan as text: runs with state and folder, progress and time left per cell, and the parts of each algorithm."""
     runs = planned(jobs)
     rows: list[tuple[str, ...]] = []
     parts: dict[str, list[dict[str, str]]] = {}
@@ -138,9 +138,9 @@ def describe(jobs: Sequence[Job]) -> str:
 
 
 def _design(runs: Sequence[Planned]) -> list[str]:
-    """Factors, blocks, null cells and predictions of an experiment that was registered with them; [] of any other.
+    """Factors, blocks, null cells and predictions of an experiment with a registered design; [] for any other.
 
-    Raises: ConfigError for a design with other entries, or a null cell that is not among the runs' words.
+    Raises: ConfigError if the design has other keys, or if no run matches one of its null cells.
     """
     design = runs[0].job.config["design"]
     if design is None:
@@ -164,7 +164,7 @@ def _design(runs: Sequence[Planned]) -> list[str]:
 
 
 def _cells(runs: Sequence[Planned]) -> list[tuple[str, ...]]:
-    """One row for each cell of the design: its words without the seed, seeds that are done, and CPU-hours that are left."""
+    """One row per cell: its overrides without the seed, the number of completed seeds, and the CPU-hours left."""
     cells: dict[str, list[Planned]] = {}
     for run in runs:
         cells.setdefault(_words(run.job, "seed") or "(defaults)", []).append(run)

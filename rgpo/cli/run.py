@@ -1,4 +1,4 @@
-"""rgpo-run: one experiment, or a sweep with -m."""
+"""rgpo-run: run one experiment, or a sweep with -m."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from rgpo import interrupt
 from rgpo.leaving import run_program
 
-TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.exit_at_once()
+TYPE_CHECKING = False  # not imported from typing, which would delay interrupt.exit_at_once()
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ _python_format = warnings.formatwarning
 
 
 def main() -> None:
-    """Entry point; exit code 0 done, 1 a run failed, 2 a bad command line, 130 or 143 stopped by a signal."""
+    """Entry point; exit codes: 0 done, 1 a run failed, 2 invalid command line, 130 or 143 stopped by a signal."""
     interrupt.exit_at_once()
     words = sys.argv[1:]
     if not words or any(word in ("-h", "--help") for word in words):
@@ -37,7 +37,7 @@ def main() -> None:
     with tolerant_output():
         try:
             code = _main(words) if job_words is None else _print_config(job_words)
-        except OSError as error:  # of the machine, such as too few file descriptors
+        except OSError as error:  # a problem of the machine, such as too few file descriptors
             print(f"rgpo-run: {printable(str(error))}", file=sys.stderr)
             code = 1
     sys.exit(code)
@@ -75,9 +75,9 @@ def _main(words: list[str]) -> int:
 
 
 def start(job: Job, num_sharing: int = 1) -> int:
-    """Run one job in this process; its exit code: 0 done, 1 failed, 2 cannot run, 130 or 143 stopped by a signal.
+    """Run one job in this process; returns the exit code: 0 done, 1 failed, 2 cannot run, 130 or 143 stopped by a signal.
 
-    num_sharing: runs of its sweep, this one included, that can share its compiled code.
+    num_sharing: number of runs in the sweep, this one included, that can share its compiled code.
     """
     import gc
     import os
@@ -92,9 +92,9 @@ def start(job: Job, num_sharing: int = 1) -> int:
     from rgpo.runtime.signals import Interrupted
 
     before = num_alike.set(num_sharing)
-    gc.set_threshold(*gc.get_threshold()[:2], 100)  # imports create objects that stay: collecting them took 10 % of a start
+    gc.set_threshold(*gc.get_threshold()[:2], 100)  # imported objects are permanent; scanning them took 10 % of the startup time
     warnings.formatwarning = _format_warning
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # before torch is imported
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # must be set before torch is imported
     try:
         run(job.config, *build(job.config), job.run_dir, job.config_hash, job.command)
     except Interrupted as stop:
@@ -119,7 +119,7 @@ def start(job: Job, num_sharing: int = 1) -> int:
 
 
 def _format_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-    """A warning of rgpo's as its sentence, any other as Python prints it."""
+    """Print only the message of rgpo's own warnings; format all others as Python does."""
     from rgpo.errors import MAX_LINE, printable
 
     if category is UserWarning and "/rgpo/" in filename:
@@ -128,7 +128,7 @@ def _format_warning(message: Warning | str, category: type[Warning], filename: s
 
 
 def _tuned(words: list[str], config_dir: str | None) -> int | None:
-    """The exit code of hydra/sweeper=optuna; None for any other sweep."""
+    """Run a search if the sweeper is optuna and return its exit code; None for any other sweep."""
     from rgpo.cli import tune
     from rgpo.cli.overrides import hydra_on
 
@@ -138,7 +138,7 @@ def _tuned(words: list[str], config_dir: str | None) -> int | None:
 
 
 def _split(words: Sequence[str]) -> tuple[bool, str | None, list[str]]:
-    """True if -m is among the words, then --config-dir and the overrides.
+    """Split the arguments into: -m given or not, the value of --config-dir, and the overrides.
 
     Raises: ConfigError if --config-dir has no value.
     """
@@ -162,7 +162,7 @@ def _split(words: Sequence[str]) -> tuple[bool, str | None, list[str]]:
 
 
 def _without_cfg_job(words: list[str]) -> list[str] | None:
-    """The words without `--cfg job`; None if they do not contain it."""
+    """The arguments without `--cfg job` and --resolve; None if `--cfg job` was not given."""
     rest = [word for word in words if word != "--resolve"]
     for flag in ("--cfg", "-c"):
         if flag in rest and rest[rest.index(flag) + 1 :][:1] == ["job"]:
@@ -202,7 +202,7 @@ def _print_config(words: list[str]) -> int:
 
 
 def program() -> None:
-    """The command as a process of its own."""
+    """Entry point of the console script; ends the process."""
     run_program(main)
 
 

@@ -1,4 +1,4 @@
-"""The ranges that a search with Optuna varies: hydra's sweeps as Optuna's distributions."""
+"""The search space of an Optuna search: hydra's sweep syntax converted to Optuna distributions."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ NOT_SEARCHED = "hydra/sweeper=optuna: has nothing to search; give ranges, such a
 
 @dataclass(frozen=True)
 class Space:
-    """The words of every trial, the seeds of each, and the ranges that are searched."""
+    """The fixed overrides and seeds shared by all trials, and the ranges that are searched."""
 
     fixed: tuple[str, ...]
     seeds: tuple[str, ...]
     ranges: Mapping[str, BaseDistribution]
 
     def words(self, values: Mapping[str, object]) -> list[list[str]]:
-        """The words of a trial's runs, one list per seed."""
+        """The overrides of a trial's runs, one list per seed."""
         own = [f"{key}={value}" for key, value in values.items()]
         return [[*self.fixed, *own, *([f"seed={seed}"] if seed else [])] for seed in self.seeds]
 
     def corners(self) -> list[dict[str, object]]:
-        """Sets of values that together have the ends of every range and every choice."""
+        """Sets of values that together cover both ends of every range and every choice."""
         from optuna.distributions import CategoricalDistribution
 
         options = {
@@ -42,9 +42,9 @@ class Space:
 
 
 def space_of(composer: Composer, words: list[str]) -> Space:
-    """The space of a command line and its experiment; a later word for the same key replaces an earlier one.
+    """The search space of a command line and its experiment; for a repeated key, the last override counts.
 
-    Raises: ConfigError if there is no range, or one that optuna cannot search.
+    Raises: ConfigError if there is no range, if Optuna cannot search one, or if seed is an interval or range.
     """
     items = {item.get_key_element(): item for item in composer.swept(words)}
     seeds = items.pop("seed", None)
@@ -61,7 +61,7 @@ def space_of(composer: Composer, words: list[str]) -> Space:
 
 
 def _distribution(item: Override) -> BaseDistribution:
-    """Choices and globs by name; ranges and intervals as numbers, whole ones as whole numbers."""
+    """Categorical for choices, globs and ranges that are not of integers; integer or float for the others."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = item.value()

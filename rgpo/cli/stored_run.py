@@ -1,4 +1,4 @@
-"""A run's folder opened again: its configuration, the parts of its last checkpoint, and its policy as a function."""
+"""Reopening a run's folder: its configuration, the parts restored from its last checkpoint, and its policy as a function."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from rgpo.control.actor import Actor
     from rgpo.learning.types import Algorithm, Policy, Task
 
-POLICY = "policy"  # the folder that a finished run of a control task has
+POLICY = "policy"  # written by finished runs of control tasks
 
 
 class Parts(NamedTuple):
-    """The parts of a run as a resumed run would have them."""
+    """Task, policy and algorithm in the state from which a resumed run would continue."""
 
     task: Task
     policy: Policy
@@ -32,7 +32,7 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run's folder with its configuration, as stored and with present names."""
+    """A run's folder and its configuration, as stored and with current names."""
 
     folder: Path
     stored: dict[str, object]
@@ -40,9 +40,9 @@ class StoredRun:
 
 
 def open_run(folder: Path) -> StoredRun:
-    """The run in a folder.
+    """Open the run in a folder.
 
-    Raises: ConfigError if the folder holds no run.
+    Raises: ConfigError if the folder does not contain a run, or if its config.yaml is damaged.
     """
     try:
         stored = reader.read_yaml(folder / "config.yaml")
@@ -58,9 +58,9 @@ def open_run(folder: Path) -> StoredRun:
 
 
 def restore_parts(run: StoredRun) -> Parts:
-    """Task, policy and algorithm with the state of the last checkpoint.
+    """Restore task, policy and algorithm from the last checkpoint.
 
-    Raises: ConfigError if there is no checkpoint that can be read, or a value of the configuration was redacted.
+    Raises: ConfigError if there is no readable checkpoint, or if a value in the stored configuration was redacted.
     """
     from rgpo.cli.config import build, config_hash
     from rgpo.cli.words import flat
@@ -84,7 +84,7 @@ def restore_parts(run: StoredRun) -> Parts:
 
 
 def stored_actor(folder: Path) -> Actor | None:
-    """The policy of a finished run's policy/ as a function; None if there is no such folder.
+    """The policy in a finished run's policy/ folder as a function; None if there is no such folder.
 
     Raises: ConfigError if a file in it is damaged.
     """
@@ -98,9 +98,9 @@ def stored_actor(folder: Path) -> Actor | None:
 
 
 def restored_actor(run: StoredRun, parts: Callable[[], Parts]) -> Actor:
-    """The policy of the last checkpoint as a function.
+    """The policy in the last checkpoint as a function.
 
-    Raises: ConfigError for a task whose policies do not act on observations, or if there is no checkpoint.
+    Raises: ConfigError if there is no checkpoint, the policy cannot be exported, or the task is not a control task.
     """
     from rgpo.cli.config import build
     from rgpo.control.task import Control

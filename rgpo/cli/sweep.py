@@ -1,4 +1,4 @@
-"""A sweep on the engine of a launcher, with a list of the runs that failed."""
+"""Runs a sweep with one of hydra's launchers and reports the runs that failed."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from rgpo.runtime import manifest, run_folder
 from rgpo.runtime.resources import available_gb, jobs_that_fit, num_cpus
 from rgpo.runtime.signals import QUEUE_SIGNALS
 
-Start = Callable[[Job, int], int]  # of a job and the number of runs that share its compiled code; returns an exit code
+Start = Callable[[Job, int], int]  # (job, number of runs that share its compiled code) -> exit code
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}
-RAY_ANSWERS_WITHIN_S = 25  # with this process's own start, half a minute
+RAY_ANSWERS_WITHIN_S = 25  # half a minute in all, with the startup time of this process
 CONNECT = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 
@@ -52,22 +52,22 @@ def import_from_current_directory() -> None:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep, in whatever process the engine chose; a failure is recorded in the run's folder."""
+    """Callable that executes one run of a sweep in the engine's worker; a failure is recorded in the run's folder."""
 
     start: Start
-    pid: int  # of the command
-    stop_file: Path | None  # with on_failure=stop; once it exists, no run starts
+    pid: int  # process id of the rgpo-run command
+    stop_file: Path | None  # with on_failure=stop: no run starts once this file exists
     tally: outcome.Tally
-    alike: Mapping[str, int] = field(default_factory=dict)  # by a run's folder, the runs that differ from it in their seed alone
+    alike: Mapping[str, int] = field(default_factory=dict)  # folder name -> number of runs that differ only in their seed
 
     def __call__(self, composed: DictConfig) -> None:
-        """Make the job from its composed configuration and run it."""
+        """Make a job from its composed configuration and run it."""
         if os.getpid() != self.pid:
             engines.unblock()
         if self.stop_file is not None and self.stop_file.exists():
             return
         hydra = HydraConfig.get()
-        os.chdir(hydra.runtime.cwd)  # an engine's worker may have started elsewhere
+        os.chdir(hydra.runtime.cwd)  # the worker may have started in another directory
         import_from_current_directory()
         folders = [source.path for source in hydra.runtime.config_sources if source.provider.startswith("hydra.searchpath")]
         with hydra_on(None) as composer:
@@ -80,17 +80,17 @@ class Cell:
             self.fail()
         elif code:
             if code - 128 in QUEUE_SIGNALS:
-                signal.raise_signal(code - 128)  # submitit puts the job back into the queue; it resumes from its checkpoint
+                signal.raise_signal(code - 128)  # submitit requeues the job, which then resumes from its checkpoint
             sys.exit(code)
 
     def fail(self) -> None:
-        """Let no other run start, with on_failure=stop."""
+        """With on_failure=stop, prevent further runs from starting."""
         if self.stop_file is not None:
             self.stop_file.touch()
 
 
 def sweep(jobs: list[Job], words: list[str], config_dir: str | None, start: Start) -> int:
-    """Run every job that is not complete on the chosen engine; returns the exit code. words: those of the command line.
+    """Run every incomplete job on the chosen engine; words: the command line's arguments. Returns the exit code.
 
     Raises: ConfigError if the engine is not installed or cannot be reached.
     """
@@ -115,7 +115,7 @@ def sweep(jobs: list[Job], words: list[str], config_dir: str | None, start: Star
 
 
 class Launcher:
-    """The engine that the words name; a run whose process is lost is started once more, unless on_failure=stop."""
+    """The engine chosen on the command line; if a run's process is lost, the run is restarted once, unless on_failure=stop."""
 
     def __init__(self, composer: Composer, words: Sequence[str], jobs: Sequence[Job], start: Start) -> None:
         """Raises: ConfigError if the engine is not installed or cannot be reached."""
@@ -130,7 +130,7 @@ class Launcher:
         self.context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks(self.config))
 
     def run(self, jobs: Sequence[Job]) -> tuple[int, dict[Path, str]]:
-        """Run the jobs; returns an exit code other than 0 after a signal, and the errors of lost processes by run folder."""
+        """Run the jobs; returns the exit code (nonzero only after a signal) and run folder -> error of its lost process."""
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         name = f"{os.uname().nodename}-{os.getpid()}"
         stop_file = folder / f"stop-{name}" if self.stops else None
@@ -140,7 +140,7 @@ class Launcher:
                 return 0, self._rounds(jobs, Cell(self.start, os.getpid(), stop_file, tally, num_alike_of(jobs)))
         except KeyboardInterrupt:
             return 130, {}
-        except SystemExit as stop:  # a run was stopped by a signal
+        except SystemExit as stop:  # a signal stopped a run
             return int(stop.code or 0), {}
         finally:
             for path in (stop_file, tally.path):
@@ -156,7 +156,7 @@ class Launcher:
             try:
                 ends, whole = self._launch(group, cell), True
                 broken |= {job.run_dir: why for job, end in zip(group, ends, strict=True) if (why := _failure(end))}
-            except Exception as error:  # whatever an engine raises when it loses a worker
+            except Exception as error:  # engines raise various errors when they lose a worker
                 whole = False
                 broken |= dict.fromkeys((job.run_dir for job in group), printable(first_line(error)))
                 print(
@@ -169,7 +169,7 @@ class Launcher:
             lost = [job for job in group if starts[job.run_dir] and _is_lost(job.run_dir)]
             again = [job for job in lost if starts[job.run_dir] == 1]
             waiting = [job for job in group if not starts[job.run_dir]] if not whole and lost else []
-            groups += [again] if whole and again else [[job] for job in again]  # a pool is broken by one run: each alone
+            groups += [again] if whole and again else [[job] for job in again]  # one run broke the pool, so retry each separately
             groups += [waiting] if waiting else []
         return {folder: why for folder, why in broken.items() if _is_lost(folder)}
 
@@ -179,20 +179,20 @@ class Launcher:
 
 
 def _is_complete(run_dir: Path) -> bool:
-    """True if a run has ended as planned and its rows are whole; one that is not is repeated or resumed."""
+    """True if a run is complete and its rows are undamaged; otherwise it is repeated or resumed."""
     return run_folder.status(run_dir) == "completed" and not manifest.problems(run_dir, run_folder.ROWS)
 
 
 def _is_lost(run_dir: Path) -> bool:
-    """True if the process of a run was killed: state.json still has it as running."""
+    """True if a run's process was killed: state.json still has status running, but no process holds the lock."""
     return run_folder.read_state(run_dir).get("status") == "running" and not run_folder.is_locked(run_dir)
 
 
 def _failure(end: JobReturn) -> str:
-    """The error of a job that the engine reports as failed; "" for any other."""
+    """The error of a job that the engine reports as failed, else ""."""
     try:
         _ = end.return_value
-    except Exception as error:  # the job's own
+    except Exception as error:  # the job's own error
         return str(error) or type(error).__name__
     return ""
 
@@ -215,14 +215,14 @@ def _refuse_missing_engine(config: DictConfig) -> None:
 
 
 def _refuse_silent_ray(address: str) -> None:
-    """Connect once in a process that can be ended, since Ray itself waits for minutes.
+    """Test the connection in a subprocess with a timeout, since Ray itself would wait for minutes.
 
-    Raises: ConfigError if nothing answers at the address.
+    Raises: ConfigError if no Ray cluster answers at the address.
     """
     key = f"hydra.launcher.ray.init.address={address}"
     remedy = "give the HOST:PORT that `ray start --head` printed, or null to start Ray here."
     try:
-        subprocess.run(  # noqa: S603  # this Python with a program of ours; the address is an argument
+        subprocess.run(  # noqa: S603  # runs our own program with this Python; the address is only an argument
             [sys.executable, "-c", CONNECT, address], check=True, capture_output=True, timeout=RAY_ANSWERS_WITHIN_S
         )
     except subprocess.TimeoutExpired as error:
@@ -238,7 +238,7 @@ def _refuse_silent_ray(address: str) -> None:
 
 
 def _warn_of_crowding(config: DictConfig, num_jobs: int) -> None:
-    """Warn if more runs at a time are set than CPUs or memory can hold; Ray and SLURM see to that themselves."""
+    """Warn if n_jobs exceeds what CPUs or memory can hold; Ray and SLURM limit this themselves."""
     asked = OmegaConf.select(config, "hydra.launcher.n_jobs")
     if asked is None:
         return

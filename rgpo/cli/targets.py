@@ -1,8 +1,8 @@
-"""The classes that a ``_target_`` may name, judged before anything is imported, and the places where it may occur.
+"""Security checks for ``_target_``: which classes it may name, decided before anything is imported, and where it may occur.
 
-A class is of rgpo, of a folder of the user's on Python's path (the current directory, --config-dir, PYTHONPATH), of ``__main__``
-(a notebook or script), or of an installed package that declares an entry point of the group "rgpo". Whatever a module merely
-imports, such as ``my_gates.os.system``, is judged by the module that defines it.
+A class must be defined in rgpo, in one of the user's folders on Python's path (the current directory, --config-dir, PYTHONPATH),
+in ``__main__`` (a notebook or script), or in an installed package that declares an entry point in the group "rgpo". A name that
+a module merely imports, such as ``my_gates.os.system``, is judged by the module that defines it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from rgpo.runtime.own_code import own_folders
 from rgpo.version import distributions_of
 
 OWN = "a module of rgpo, of the current directory or of --config-dir"
-ENTRY_POINTS = "rgpo"  # group in which an installed package declares that configurations may name its classes
+ENTRY_POINTS = "rgpo"  # an installed package with an entry point in this group allows configurations to name its classes
 
-PLUGINS = {  # node of hydra's that is instantiated -> where its class may be
+PLUGINS = {  # hydra node that hydra instantiates -> allowed prefixes of its class
     "hydra.launcher": ("hydra_plugins.", "hydra._internal.core_plugins.basic_launcher."),
     "hydra.sweeper": ("hydra._internal.core_plugins.basic_sweeper.",),
 }
 
 
 def find_target(key: str, name: object, environments: bool = False) -> Callable[..., object]:
-    """The class or function of a dotted name; environments: gymnasium and packages that need it may define it, too.
+    """Import a class or function by its dotted name; environments: also allow gymnasium and packages that require it.
 
-    Raises: ConfigError if its module is not rgpo's or the user's, cannot be imported or does not define it.
+    Raises: ConfigError if its module is neither rgpo's nor the user's, cannot be imported, or does not define it.
     """
     text = f"{key}._target_={name}"
     parts = name.split(".") if isinstance(name, str) else []
@@ -51,7 +51,7 @@ def find_target(key: str, name: object, environments: bool = False) -> Callable[
         owner = owner_of(str(target.__module__)) if isinstance(target, type | types.FunctionType) else None
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:  # whatever importing a user's module raises
+    except (Exception, SystemExit) as error:  # importing a user's module may raise anything
         former = str(getattr(error, "name", ""))
         remedy = f"; {former} is now {MOVED_MODULES[former]}" if former in MOVED_MODULES else ""
         raise ConfigError(f"{text}: cannot be imported ({first_line(error)}){remedy}.") from error
@@ -65,9 +65,9 @@ def find_target(key: str, name: object, environments: bool = False) -> Callable[
 
 
 def refuse_foreign_environment(env_id: str) -> None:
-    """Refuse an id module:Name-v0, whose module gymnasium imports, unless it is the user's or installed for gymnasium.
+    """Check an id of the form module:Name-v0, whose module gymnasium would import.
 
-    Raises: ConfigError for any other module.
+    Raises: ConfigError if the module is neither the user's nor from a package that requires gymnasium.
     """
     module, colon, _ = env_id.partition(":")
     top = module.partition(".")[0]
@@ -75,7 +75,7 @@ def refuse_foreign_environment(env_id: str) -> None:
         if not colon or owner_of(module) is not None:
             return
         known = needs_gymnasium(module)
-    except ModuleNotFoundError:  # gymnasium names it
+    except ModuleNotFoundError:  # gymnasium's own error will name it
         return
     remedy = "import it in a module of your own, and name that"
     if not known:
@@ -83,27 +83,27 @@ def refuse_foreign_environment(env_id: str) -> None:
 
 
 def needs_gymnasium(module: str) -> bool:
-    """True for a module of gymnasium or of an installed package that requires it."""
+    """True if the module is from gymnasium or from an installed package that requires it."""
     packages = distributions_of(module)
     needs = [requirement for package in packages for requirement in metadata.requires(package) or ()]
     return any(re.match(r"gymnasium\b", need) for need in (*packages, *needs))
 
 
 def owner_of(module: str) -> str | None:
-    """rgpo, or user for a module whose classes may be named; None for any other. Imports nothing.
+    """Return "rgpo" or "user" if configurations may name a module's classes, else None; imports nothing.
 
     Raises: ModuleNotFoundError if there is no such module.
     """
     top = module.partition(".")[0]
     if top == "__main__":
         spec = getattr(sys.modules["__main__"], "__spec__", None)
-        top = "" if spec is None else spec.name.partition(".")[0]  # None: a notebook or a script; otherwise python -m
+        top = "" if spec is None else spec.name.partition(".")[0]  # None for a notebook or script, not for python -m
         return "rgpo" if top == "rgpo" else "user"
     if top == "rgpo":
         return "rgpo"
     try:
         spec = importlib.util.find_spec(top)
-    except ValueError:  # a module that was made in memory
+    except ValueError:  # a module created in memory
         return None
     if spec is None:
         raise ModuleNotFoundError(f"No module named {top!r}", name=top)
@@ -116,14 +116,14 @@ def owner_of(module: str) -> str | None:
 
 
 def make_importable(folder: str | None) -> None:
-    """Put a --config-dir last on the import path, so that its modules shadow none."""
+    """Append a --config-dir to the import path, so that its modules cannot shadow others."""
     path = None if folder is None else str(Path(folder).resolve())
     if path is not None and path not in sys.path:
         sys.path.append(path)
 
 
 def refuse_code(node: object, key: str) -> None:
-    """Raises: ConfigError if hydra's own node names a class, other than a launcher plugin's, or sets environment variables."""
+    """Raises: ConfigError if hydra's node names a class other than a launcher's or sweeper's, or sets environment variables."""
     if isinstance(node, list):
         node = dict(enumerate(node))
     if not isinstance(node, Mapping):
@@ -137,12 +137,12 @@ def refuse_code(node: object, key: str) -> None:
 
 
 def takes_object(hint: object) -> bool:
-    """True for the hint of a parameter that a node is built for: a class or Protocol, or a callable."""
+    """True if a parameter with this hint accepts an object built from a node: a class, a Protocol or a callable."""
     return any(kind not in SCALARS and kind not in (*SEQUENCES, *MAPPINGS, object) for kind in map(_kind, _members(hint)))
 
 
 def entry_hint(hint: object, mapping: bool) -> object:
-    """The hint of the entries of a mapping or list; object if there is none."""
+    """The type hint for the entries of a mapping or list; ``object`` if there is none."""
     for member in _members(hint):
         arguments = get_args(member)
         if arguments and _kind(member) in (MAPPINGS if mapping else SEQUENCES):
@@ -152,28 +152,28 @@ def entry_hint(hint: object, mapping: bool) -> object:
 
 @runtime_checkable
 class LateKind(Protocol):
-    """A class of ``rgpo.control.late``, which keeps a target for a later call."""
+    """A class of ``rgpo.control.late``, which stores a target to be called later."""
 
-    base: tuple[str, str]  # module and name of the class that a target must be a subclass of
-    provided: frozenset[str]  # parameters that are given by then
+    base: tuple[str, str]  # module and name of the required base class of a target
+    provided: frozenset[str]  # parameters that the later call supplies
 
     def defers(self, target: object) -> bool:
-        """True for a target that is called later."""
+        """True if the target is to be called later."""
         ...
 
     def __call__(self, target: Callable[..., object], keywords: Mapping[str, object]) -> object:
-        """The object that keeps it."""
+        """The object that stores the target and its keywords."""
         ...
 
 
 def late_kind(hint: object, target: object) -> LateKind | None:
-    """The class of the hint that keeps a target for a later call (rgpo.control.late); None if the target is called now."""
+    """The LateKind in the hint that stores this target for a later call; None if the target is to be called now."""
     kinds = map(_kind, _members(hint))
     return next((kind for kind in kinds if isinstance(kind, LateKind) and kind.defers(target)), None)
 
 
 def bases_of(hint: object, target: object) -> str:
-    """The base classes that a target lacks, where the hint keeps its classes for a later call; "" if it lacks none."""
+    """The required base classes, if the hint has a LateKind and the target fits none of its classes; else ""."""
     kinds = [_kind(member) for member in _members(hint)]
     bases = [".".join(kind.base) for kind in kinds if isinstance(kind, LateKind)]
     if not bases:
@@ -184,14 +184,14 @@ def bases_of(hint: object, target: object) -> str:
 
 
 def of_packages(hint: object) -> bool:
-    """True for a hint whose classes may be those of packages of environments."""
+    """True if the hint allows classes from environment packages."""
     return any(getattr(_kind(member), "from_packages", False) for member in _members(hint))
 
 
 def lacking_methods(hint: object, target: Callable[..., object]) -> list[str]:
-    """The methods of a Protocol that a class lacks; of any other class the class itself, if it is no subclass.
+    """The methods of a Protocol that a class lacks; for any other hint, the class's name if the target is not a subclass.
 
-    Nothing is known before the call about a function without a return annotation, and about attributes that __init__ sets.
+    Functions, and attributes that __init__ sets, can only be checked after the call.
     """
     kinds = [_kind(member) for member in _members(hint)]
     if not isinstance(target, type) or not all(isinstance(kind, type) for kind in kinds) or object in kinds:

@@ -1,9 +1,9 @@
-"""hydra/sweeper=optuna: search ranges of values for those with the best mean over seeds of a metric.
+"""hydra/sweeper=optuna: search ranges of values for the best mean of a metric over seeds.
 
-A trial is one set of values, run with every seed on the launcher. Runs pause at the same shares of their length; a trial that is
-worse there than the median of the earlier ones is pruned, else it continues from its checkpoints. A trial in which a run fails,
-such as one that diverges, counts as pruned. Trials are stored as they end; the same command continues the search.
-hydra-optuna-sweeper has the same words, but needs optuna below 3, and can neither average over seeds nor prune.
+A trial is one set of values, run with every seed on the launcher. Runs pause at fixed shares of their length; a trial that is
+worse there than a percentile (by default the median) of the earlier trials is pruned, else it continues from its checkpoints. A
+trial with a failed run, such as one that diverged, counts as pruned. Trials are stored as they end; repeating the command
+continues the search. hydra-optuna-sweeper has the same syntax, but needs optuna < 3 and can neither average over seeds nor prune.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SHARES = accept(lambda shares: all(0 < share < 1 for share in shares), "must be 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Each key as described in conf/hydra/sweeper/optuna.yaml."""
+    """Settings of a search; conf/hydra/sweeper/optuna.yaml describes each key."""
 
     params: dict[str, str] | None
     metric: str
@@ -67,15 +67,16 @@ class Search:
 
 
 def wanted(composer: Composer, words: list[str]) -> bool:
-    """True if the words of a sweep, or an option that they select, choose optuna as the sweeper."""
+    """True if a sweep's arguments, or an option that they select, choose optuna as the sweeper."""
     fixed = [word for word, item in zip(words, composer.parse(words, sweep=True), strict=True) if not item.is_sweep_override()]
     return bool(composer.whole(fixed).hydra.runtime.choices["hydra/sweeper"] == "optuna")
 
 
 def search(composer: Composer, words: list[str], start: Start) -> int:
-    """Run the trials that are left; returns the exit code.
+    """Run the remaining trials; returns the exit code.
 
-    Raises: ConfigError if optuna is not installed, the words cannot run, or the study belongs to other words.
+    Raises: ConfigError if optuna is not installed, the arguments are invalid, the metric is unknown, another process is running
+    the search, or the stored study has other settings.
     """
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("hydra/sweeper=optuna: is not installed, pip install 'rgpo[optuna]'.")
@@ -111,7 +112,7 @@ def _jobs(composer: Composer, space: Space, values: Mapping[str, object], pause_
 
 
 def _facts(settings: Search, space: Space) -> str:
-    """All that the values of a study depend on."""
+    """JSON of everything on which a study's values depend."""
     from optuna.distributions import distribution_to_json
 
     ranges = {key: distribution_to_json(value) for key, value in space.ranges.items()}
@@ -136,30 +137,30 @@ def _open(settings: Search, space: Space, path: Path, name: str) -> Study:
         storage = settings.storage or optuna.storages.JournalStorage(JournalFileBackend(str(path)))
         options = {"direction": settings.direction, "load_if_exists": True}
         study = optuna.create_study(storage=storage, study_name=name, pruner=pruner, **options)
-    except Exception as error:  # whatever a database raises
+    except Exception as error:  # databases raise many kinds of errors
         where = f"hydra.sweeper.storage={settings.storage or path}"
         raise ConfigError(f"{where}: cannot be used ({first_line(error)}); give a URL such as sqlite:///study.db.") from error
-    own = {} if settings.sampler == "qmc" else {"seed": settings.seed + len(study.trials)}  # a seed draws the same again
+    own = {} if settings.sampler == "qmc" else {"seed": settings.seed + len(study.trials)}  # the same seed would repeat its draws
     study.sampler = getattr(optuna.samplers, SAMPLERS[settings.sampler])(**own)
     facts = _facts(settings, space)
     stored = study.user_attrs.get("rgpo", facts)
     require(stored == facts, "hydra.sweeper.study_name", name, "was made with other words; give another name.")
     study.set_user_attr("rgpo", facts)
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # of a command that was stopped
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # left over from an interrupted command
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(trial.params)
     return study
 
 
 class Trials:
-    """The trials of one study that are left, n_jobs at a time."""
+    """Runs the remaining trials of a study, n_jobs at a time."""
 
     def __init__(self, composer: Composer, settings: Search, space: Space, study: Study, launcher: Launcher) -> None:
         self.composer, self.settings, self.space, self.study, self.launcher = composer, settings, space, study, launcher
         self.code = 0
 
     def run(self) -> int:
-        """Run them and print the best; returns the exit code: 1 if a run was lost or on_failure=stop ended the search."""
+        """Run the trials and print the best; the exit code is 1 if a process was lost or on_failure=stop ended the search."""
         from optuna.trial import TrialState
 
         ended = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -171,14 +172,14 @@ class Trials:
         return self.code
 
     def _run(self, trials: list[Trial]) -> bool:
-        """Run a batch from one comparison to the next; returns False if the search must end."""
+        """Run a batch of trials, comparing them at each pause; returns False if the search must end."""
         from optuna.trial import TrialState
 
         lengths: dict[int, int] = {}
         for trial in list(trials):
             try:
                 lengths[trial.number] = _length(_jobs(self.composer, self.space, trial.params)[0])
-            except ConfigError as error:  # values that do not fit together
+            except ConfigError as error:  # incompatible values
                 self._end(trial, TrialState.PRUNED, str(error))
                 trials.remove(trial)
         for share in (*sorted(self.settings.prune_at), 1.0):
@@ -206,7 +207,7 @@ class Trials:
         return any(run_folder.status(job.run_dir) == "failed" for job in jobs)
 
     def _judge(self, trial: Trial, jobs: Sequence[Job], iteration: int, final: bool) -> bool:
-        """Report a trial's value, and end it if it is complete, worse than its neighbors or has a run that failed."""
+        """Report a trial's value; end the trial if it is complete, pruned or has a failed run. True if it continues."""
         from optuna.trial import TrialState
 
         states = [run_folder.status(job.run_dir) for job in jobs]
@@ -219,7 +220,7 @@ class Trials:
         mean = float(np.mean(values))
         if not math.isfinite(mean):
             if not final:
-                return True  # a metric that is measured at the end only cannot prune
+                return True  # a metric that is measured only at the end cannot be used for pruning
             raise ConfigError(
                 f"hydra.sweeper.metric={self.settings.metric}: was not measured; give a metric that these runs have."
             )
@@ -251,7 +252,7 @@ class Trials:
 
 
 def _length(job: Job) -> int:
-    """Iterations of a run."""
+    """Number of iterations of a run."""
     iterations = job.config["num_iterations"]
     return int(cast(int, iterations or build(job.config)[0].plan_iterations(cast(int, job.config["total_env_steps"]))))
 
@@ -262,7 +263,7 @@ def reached(job: Job) -> int:
 
 
 def value_of(job: Job, settings: Search, iteration: int) -> float:
-    """Mean of the last measured values of a run up to an iteration; nan if there are none."""
+    """Mean of the last final_fraction of a run's measured values up to an iteration; nan if there are none."""
     found = measured(job.run_dir, settings.metric, iteration)
     last = math.ceil(settings.final_fraction * len(found))
     return float(np.mean(found[-last:])) if last else math.nan

@@ -1,4 +1,4 @@
-"""Typed keys that a combination would ignore; each is an error instead."""
+"""Typed keys that the chosen combination would ignore are errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rgpo.cli.hints import Node
 from rgpo.errors import ConfigError
 from rgpo.learning.types import Requirements
 
-Rule = tuple[tuple[str, ...], str]  # keys, and why nothing reads them
+Rule = tuple[tuple[str, ...], str]  # keys, and why they would be ignored
 
 
 def refuse_unused(typed: Mapping[str, str], config: Node, requirements: Requirements) -> None:
-    """Raises: ConfigError for the first typed key that nothing reads, with its value and the remedy."""
+    """Raises: ConfigError for the first typed key that would be ignored, with its value and the remedy."""
     for keys, why in _rules(config, requirements):
         for key in keys:
             if key in typed:

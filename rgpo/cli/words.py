@@ -1,4 +1,4 @@
-"""The words of a command line: names and paths quoted for hydra, former names, and the keys that were typed."""
+"""Command-line arguments: quoting of names and paths for hydra, old names, and the keys that the user typed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LITERAL = (
     "resume_from",
     "task.source.system_prompt",
     *SWEPT,
-)  # names, paths and texts, taken as they are
-NAMED = ("results_dir", "name")  # always a folder's name: null is one, too; elsewhere null stays null
+)  # names, paths and texts, taken literally
+NAMED = ("results_dir", "name")  # always a folder's name, even null; for other keys null stays null
 INTERPOLATION = re.compile(r"(\\*)\$\{")
-ESCAPED = re.compile(r"((?:\\\\)*)\\\$\{")  # an interpolation that OmegaConf reads as text
-CHOOSE_WITH = {"task.source": "scale"}  # node of tasks -> the group that sets it
+ESCAPED = re.compile(r"((?:\\\\)*)\\\$\{")  # an escaped interpolation, which OmegaConf reads as text
+CHOOSE_WITH = {"task.source": "scale"}  # node of a task -> the config group that sets it
 CHOOSE_WITH |= {f"task.{group}": f"{group}@task.{group}" for group in ("sampler", "correction", "policy")}
 BANDITS = ("bandit", "bandit_gaussian")
 PRESETS = {"kl_coef": "adaptive.coef", "kl_target": "adaptive.kl_target", "kl_factor": "adaptive.factor"}
@@ -30,9 +30,9 @@ PRESETS |= {"reward_kl_coef": "reward_kl.coef"}
 
 
 def hydra_form(word: str, sweep: bool = False) -> str:
-    """A word as hydra's grammar needs it: the value of a literal key in quotes.
+    """An argument in the form that hydra's grammar requires: values of literal keys are quoted.
 
-    With sweep, commas separate values, unless there is a file with the whole name; results_dir is always one folder.
+    With sweep, commas separate values, unless a file of that full name exists; results_dir is always a single folder.
     """
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
@@ -52,17 +52,17 @@ def user_form(item: Override) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text that OmegaConf reads back as it is, without interpolation; ??? alone would mean a missing value."""
+    """Escape a text so that OmegaConf does not interpolate it; ??? by itself would mean a missing value."""
     return INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", "./???" if text == "???" else text)
 
 
 def quote(text: str) -> str:
-    """A text in the quotes of hydra's grammar."""
+    """Quote a text for hydra's grammar."""
     return str(QuotedString(text, Quote.single).with_quotes())
 
 
 def former_name(key: str, value: str) -> str | None:
-    """The sentence for a key or option of version 0.1, without the key=value in front; None for any other."""
+    """The message for a key or option of version 0.1, without the leading key=value; None for any other."""
     head, dot, rest = key.partition(".")
     group = head.partition("@")[0]
     if head in RENAMED_GROUPS:
@@ -79,7 +79,7 @@ def former_name(key: str, value: str) -> str | None:
 
 
 def preset_of(key: str) -> str | None:
-    """The preset that a key presets.x.y, or published.y of version 0.1, names; None for any other key."""
+    """The preset named by a key presets.x.y, or published.y of version 0.1; None for any other key."""
     head, _, rest = key.partition(".")
     if head == "presets":
         return key
@@ -87,7 +87,7 @@ def preset_of(key: str) -> str | None:
 
 
 def typed_keys(words: Sequence[str], items: Sequence[Override]) -> dict[str, str]:
-    """Each key that the words set -> its value as typed; a dictionary counts as its entries."""
+    """Key -> value as typed, for every key that the overrides set; a dictionary counts as its entries."""
     found: dict[str, str] = {}
     for word, item in zip(words, items, strict=True):
         key = item.key_or_group + (f"@{item.package}" if item.package else "")
@@ -98,7 +98,7 @@ def typed_keys(words: Sequence[str], items: Sequence[Override]) -> dict[str, str
 
 
 def flat(node: object, prefix: str = "") -> dict[str, object]:
-    """Dotted key -> value of every entry below a mapping, inner mappings included, without _target_."""
+    """Dotted key -> value of every entry in a nested mapping, inner mappings included, without _target_."""
     if not isinstance(node, Mapping):
         return {}
     found: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""The parts that a trainer of another framework takes from us: gate, second gate and KL penalty, as words of rgpo-run or objects.
+"""The parts that other frameworks' trainers take from us (gates and KL penalty), given as rgpo-run arguments or as objects.
 
 GateParts(gate=rgpo.gates.Sigmoid(sharpness=10.0))
 compose_parts("gate=sigmoid gate.sharpness=20 penalty=fixed")
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from rgpo.learning.loss import GateInputs
 
 AXES = ("gate", "ref_gate", "gate_combination", "penalty")
-GROUPS = ("algo", *AXES)  # of the words; the trainer's own arguments set everything else
-ONE_GATE = "algo=dapo"  # has neither a second gate nor a penalty, so that gate=clip means just that
-TASKS = {"language": "task=qwen_rlhf", "control": "task=cartpole"}  # whose presets the words are composed with
+GROUPS = ("algo", *AXES)  # groups that the words may set; the trainer's own arguments set everything else
+ONE_GATE = "algo=dapo"  # has neither a second gate nor a penalty, so that gate=clip means only a clip
+TASKS = {"language": "task=qwen_rlhf", "control": "task=cartpole"}  # a task whose presets are used to compose the words
 
 
 @dataclass(kw_only=True)
 class GateParts:
-    """Gates and penalty of one objective, with their state.
+    """Gates and KL penalty of one objective, with their state.
 
-    Raises: ConfigError for a gate with zero gradient, or a second gate that would be ignored.
+    Raises: ConfigError if the gate has zero gradient, or if a second gate would be ignored.
     """
 
     gate: GateLike
     ref_gate: GateLike = field(default_factory=Open)
     gate_combination: Combination = field(default_factory=Detached)
     penalty: Penalty = field(default_factory=NoPenalty)
-    config: Mapping[str, object] = field(default_factory=dict)  # the nodes that the parts were made from, and ``choices``
+    config: Mapping[str, object] = field(default_factory=dict)  # the nodes from which the parts were built, and ``choices``
 
     def __post_init__(self) -> None:
         check_combination(self.gate_combination, self.gate, self.ref_gate)
@@ -54,7 +54,7 @@ class GateParts:
 
     @property
     def reference_key(self) -> str:
-        """The key that needs a reference policy; "" if none does."""
+        """The configuration key that requires a reference policy, or ""."""
         if not isinstance(self.ref_gate, Open):
             return "gate@ref_gate"
         if isinstance(self.gate_combination, Geometric):
@@ -74,12 +74,12 @@ class GateParts:
         ratio: RatioLevel | None = None,
         kl_old: Tensor | None = None,
     ) -> tuple[Tensor, GateInputs]:
-        """-g A + coef KL of each sample, and what the gates saw; all (n,), as the fields of ``rgpo.learning.samples.Samples``."""
+        """Per-sample losses -g A + coef KL (n,) and the gates' inputs; arguments (n,) as in ``rgpo.learning.samples.Samples``."""
         from rgpo.learning.loss import sample_losses
 
         samples = Samples(
             logp_old, logp_ref, advantage, advantage, advantage, correction=correction, sequence_mask=sequence_mask, ratio=ratio
-        )  # no critic
+        )  # advantage stands in for the critic's fields, which are not used
         return sample_losses(
             PolicyOutput(logp, None, None, kl_old),
             samples,
@@ -89,11 +89,11 @@ class GateParts:
         )
 
     def describe(self) -> dict[str, str]:
-        """Axis -> class and knobs."""
+        """Axis -> class and parameters of each part."""
         return {axis: describe_part(getattr(self, axis)) for axis in AXES}
 
     def observe(self, kl_old: float, kl_ref: float) -> None:
-        """Adapt gate and penalty after an update: KL(old || new), and the KL from the reference where there is one (nats)."""
+        """Adapt gate and penalty after an update, given KL(old || new) and, if there is one, the KL to the reference (nats)."""
         divergence = self.penalty.divergence
         self.penalty.observe(kl_ref if divergence is not None and divergence.anchor == "reference" else kl_old)
         self.gate.observe(kl_old)
@@ -106,25 +106,25 @@ class GateParts:
         self.penalty.load_state_dict(cast(dict[str, float], state["penalty"]))
 
     def refuse_reference(self, engine: str) -> None:
-        """Raises: ConfigError if a part needs a reference policy, which the engine has none of."""
+        """Raises: ConfigError if a part needs a reference policy, which the engine does not provide."""
         if key := self.reference_key:
             remedy = {"gate@ref_gate": "gate@ref_gate=open", "gate_combination": "gate_combination=detached"}
             wanted = remedy.get(key, "penalty.anchor=old")
             raise ConfigError(f"{key}: needs a reference policy, which {engine} does not give its policy loss; use {wanted}.")
 
     def refuse_logp_old(self, engine: str, remedy: str) -> None:
-        """Raises: ConfigError if the gate reads log pi_old of a token, which the engine keeps of whole completions only."""
+        """Raises: ConfigError if the gate uses log pi_old of each token, which the engine stores only for whole completions."""
         if self.gate.needs_logp_old:
             text = f"gate={self.describe()['gate']}: reads the old log-probability of a token, which {engine} does not keep"
             raise ConfigError(f"{text}; {remedy}.")
 
 
 def compose_parts(words: str | Sequence[str], *, kind: str, config_dir: str | None = None) -> GateParts:
-    """The parts that words of rgpo-run select: algo, gate, gate@ref_gate, gate_combination, penalty and their keys.
+    """Build the parts selected by rgpo-run arguments: algo, gate, gate@ref_gate, gate_combination, penalty and their keys.
 
-    kind: language or control, whose presets they get. config_dir: a folder with options of your own, gate/ and so on.
+    kind: language or control, which determines the presets. config_dir: a folder with your own options (gate/, ...).
 
-    Raises: ConfigError for a word that cannot be composed, or one that the trainer's own arguments set.
+    Raises: ConfigError if an argument cannot be composed, would be ignored or belongs to the trainer, or if no gate is selected.
     """
     from rgpo.cli.build import make
     from rgpo.cli.checks import plain
@@ -164,12 +164,12 @@ def compose_parts(words: str | Sequence[str], *, kind: str, config_dir: str | No
 
 
 def parts_of(given: GateParts | str | Sequence[str], kind: str) -> GateParts:
-    """The parts, from words or as they are."""
+    """The given parts, built from rgpo-run arguments if necessary."""
     return given if isinstance(given, GateParts) else compose_parts(given, kind=kind)
 
 
 def refuse_ignored(args: object, names: Sequence[str], defaults: Mapping[str, object], remedy: str) -> None:
-    """Raises: ConfigError if a setting that our loss replaces has another value than the trainer's default."""
+    """Raises: ConfigError if a setting that our loss replaces differs from the trainer's default."""
     for name in names:
         value = getattr(args, name, defaults.get(name))
         if name in defaults and value != defaults[name]:
@@ -177,12 +177,12 @@ def refuse_ignored(args: object, names: Sequence[str], defaults: Mapping[str, ob
 
 
 def field_defaults(config: type) -> dict[str, object]:
-    """Defaults of a dataclass's fields."""
+    """Field name -> default of a dataclass."""
     return {entry.name: entry.default for entry in fields(config)}
 
 
 def warn_untried(package: str, tried: Sequence[str]) -> None:
-    """Warn about a version of an engine that the tests have not seen."""
+    """Warn if the installed version of an engine is not one that we tested."""
     found = metadata.version(package)
     if found not in tried:
         text = f"{package} {found}: rgpo.engines was tried with {', '.join(tried)}; compare a short run with gate=clip."

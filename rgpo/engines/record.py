@@ -1,9 +1,9 @@
-"""A run folder of our schema for a training that another framework runs, so that the report reads it beside our own runs.
+"""Record another framework's training as a run folder in our schema, so that the report can compare it with our own runs.
 
     record = RunRecord(engine="trl", task="gsm8k", algo="rgpo", seed=1, settings={"learning_rate": 1e-5}, num_iterations=100)
     record.start(); record.log(env_steps, metrics); record.finish()
 
-A row is one logged step of the engine. The folder is named as rgpo-run names it, with a hash of gate, penalty and settings.
+One row is one logged step of the engine. The folder is named as by rgpo-run, with a hash of gates, penalty and settings.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rgpo.runtime.settings import NAME
 
 
 class RecordOptions(TypedDict, total=False):
-    """Options of ``RunRecord`` beside engine, task and algo; callbacks fill in those that their engine knows."""
+    """Options of ``RunRecord`` other than engine, task and algo; callbacks fill in those that their engine knows."""
 
     seed: int
     settings: Mapping[str, object]
@@ -47,12 +47,12 @@ class RecordOptions(TypedDict, total=False):
 
 
 class RunRecord:
-    """Writes results_dir/name/<task>-<algo>-s<seed>-<hash>/ while an engine trains; only one process may.
+    """Writes results_dir/name/<task>-<algo>-s<seed>-<hash>/ while an engine trains; use it in one process only.
 
-    settings: what bears on numbers, as plain values; they enter the hash. parts: None for the engine's own loss. task and algo
-    are names of yours, by which the report groups runs.
+    settings: everything that affects the numbers, as plain values; included in the hash. parts: None for the engine's own loss.
+    task and algo: names of your choice, by which the report groups runs.
 
-    Raises: ConfigError for a name that no folder can have, or a value that yaml does not hold.
+    Raises: ConfigError if a name is not a valid folder name, a setting is not a plain value, or ``metrics`` is malformed.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class RunRecord:
         self._iteration = 0
 
     def start(self, iteration: int = 0) -> None:
-        """Open the folder, for a run that continues after an iteration or begins with 0.
+        """Open the folder for a run that continues after an iteration (0 for a new run).
 
-        Raises: ConfigError if the run is complete, another process writes it, or the folder cannot be written.
+        Raises: ConfigError if the run is already complete, another process is writing it, or the folder is not writable.
         """
         run_folder.prepare(self.run_dir, self.force)
         mine = self._held.enter_context(run_folder.lock(self.run_dir))
@@ -132,7 +132,7 @@ class RunRecord:
         self._iteration = iteration
 
     def log(self, env_steps: int, metrics: Mapping[str, float]) -> None:
-        """Add the next row; metrics that neither the glossary nor ``metrics`` describes are left out."""
+        """Add the next row; metrics that are neither in the glossary nor declared in ``metrics`` are dropped."""
         self._iteration += 1
         known = {key: float(x) for key, x in metrics.items() if key in self.columns and not is_list(key)}
         self._writer.log(self._iteration, env_steps, known)
@@ -156,7 +156,7 @@ class RunRecord:
         return self.run_dir
 
     def stop(self, reason: str) -> None:
-        """Keep the rows so far of a training that was interrupted."""
+        """Save the rows of an interrupted training."""
         self._writer.flush()
         self._state("interrupted", reason)
         self._held.close()
@@ -176,7 +176,7 @@ def _check_name(key: str, value: str) -> None:
 
 
 def _gate_name(parts: GateParts | None) -> str:
-    """The option of the gate, or its class."""
+    """The gate's option, or its class name if it is not from an option."""
     if parts is None:
         return "none"
     choices = parts.config.get("choices")
@@ -185,7 +185,7 @@ def _gate_name(parts: GateParts | None) -> str:
 
 
 def _node(part: object) -> dict[str, object]:
-    """A part as a yaml would name it: its class and knobs."""
+    """A part as a configuration node: its class and parameters."""
     assert is_dataclass(part)
     knobs = {entry.name: getattr(part, entry.name) for entry in fields(part) if entry.init}
     name = type(part).__name__
@@ -195,9 +195,9 @@ def _node(part: object) -> dict[str, object]:
 
 
 def _plain(key: str, value: object) -> object:
-    """A value that yaml holds.
+    """Convert a value to plain yaml types.
 
-    Raises: ConfigError for any other.
+    Raises: ConfigError if that is not possible.
     """
     if isinstance(value, Mapping):
         return {str(name): _plain(f"{key}.{name}", entry) for name, entry in value.items()}

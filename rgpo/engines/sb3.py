@@ -1,8 +1,8 @@
-"""Stable-Baselines3's PPO with our gates and KL penalties in place of its clipped ratio.
+"""Stable-Baselines3's PPO with our gates and KL penalties instead of its clipped ratio.
 
     model = GatedPPO("MlpPolicy", env, parts="gate=sigmoid", n_steps=2048).learn(100_000)
 
-Rollouts, callbacks, vector environments, schedules and logs are SB3's, as are its `target_kl`, value clipping and entropy bonus.
+Everything else is SB3's: rollouts, callbacks, vector environments, schedules, logs, `target_kl`, value clipping, entropy bonus.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 TRIED = ("2.9.2",)
-NAMES = {  # SB3's records -> our metrics
+NAMES = {  # SB3's logged name -> our metric
     "train/policy_gradient_loss": "loss/policy",
     "train/value_loss": "loss/value",
     "train/explained_variance": "value/explained_variance",
@@ -41,21 +41,21 @@ SETTINGS = (
     *("n_steps", "n_envs", "batch_size", "n_epochs", "gamma", "gae_lambda", "normalize_advantage", "ent_coef", "vf_coef"),
     *("max_grad_norm", "target_kl"),
 )
-CHUNK = 4096  # samples of a forward pass of the diagnostics
+CHUNK = 4096  # samples per forward pass when computing diagnostics
 
 
 class GatedPPO(PPO):
-    """PPO whose policy loss is -g(d) A + coef KL; parts: a GateParts, or words of rgpo-run.
+    """PPO with the policy loss -g(d) A + coef KL; parts: a GateParts, or rgpo-run arguments.
 
-    Gate and penalty adapt once per rollout. ``clip_range`` would be ignored; the gate has eps_low and eps_high of its own.
+    Gate and penalty adapt once per rollout. ``clip_range`` is replaced by the gate's own eps_low and eps_high.
 
-    Raises: ConfigError for a ``clip_range``, or a part that needs a reference policy.
+    Raises: ConfigError if ``clip_range`` is not the default 0.2, or if a part needs a reference policy.
     """
 
     def __init__(
         self, policy: object, env: object, *args: object, parts: GateParts | str | Sequence[str] | None = None, **named: object
     ) -> None:
-        if named.get("_init_setup_model", True):  # false in ``load``, which restores the parts that were saved
+        if named.get("_init_setup_model", True):  # False in ``load``, which restores the saved parts
             warn_untried("stable-baselines3", TRIED)
             self.parts = parts_of("" if parts is None else parts, "control")
             self.parts.refuse_reference("Stable-Baselines3")
@@ -66,13 +66,13 @@ class GatedPPO(PPO):
             require(clips == [0.2, 0.2], "clip_range", clips[0], remedy)
 
     def train(self) -> None:
-        """SB3's epochs over the rollout, with our loss."""
+        """Run SB3's epochs over the rollout with our loss."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         clip_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)
         divergence = self.parts.penalty.divergence
         exact = divergence is not None and divergence.estimator == "exact"
-        old = copy.deepcopy(self.policy)  # whose distributions the buffer does not store
+        old = copy.deepcopy(self.policy)  # the buffer does not store the old distributions
         logged: dict[str, list[float]] = {name: [] for name in ("policy_gradient_loss", "value_loss", "entropy_loss", "loss")}
         go = True
         for epoch in range(self.n_epochs):
@@ -107,14 +107,14 @@ class GatedPPO(PPO):
         self._measure(old)
 
     def _evaluate(self, data: RolloutBufferSamples) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Value, log-probability and entropy at the rollout's actions, (n,); no entropy where it has no closed form."""
+        """Values, log-probabilities and entropies (n,) at the rollout's actions; entropy is None without a closed form."""
         discrete = isinstance(self.action_space, spaces.Discrete)
         actions = data.actions.long().flatten() if discrete else data.actions
         values, logp, entropy = self.policy.evaluate_actions(data.observations, actions)
         return values.flatten(), logp, entropy
 
     def _value_loss(self, values: Tensor, data: RolloutBufferSamples, clip: float | None) -> Tensor:
-        """Mean (V - return)^2, V within clip of its old value; clip None: as it is."""
+        """Mean (V - return)^2, with V clipped to within clip of its old value; clip None: not clipped."""
         if clip is not None:
             values = data.old_values + (values - data.old_values).clamp(-clip, clip)
         return torch.nn.functional.mse_loss(data.returns, values)
@@ -128,12 +128,12 @@ class GatedPPO(PPO):
 
     @torch.no_grad()
     def _measure(self, old: ActorCriticPolicy) -> None:
-        """Record our diagnostics of the whole rollout after the last epoch; gate and penalty adapt to its KL."""
+        """Log our diagnostics over the whole rollout after the last epoch, and adapt gate and penalty to the KL."""
         self.policy.set_training_mode(False)
         window, kls = Window(), []
         buffer = self.rollout_buffer
         for rows in np.array_split(np.arange(len(buffer.advantages)), -(-len(buffer.advantages) // CHUNK)):
-            data = buffer._get_samples(rows)  # in order, as SB3's get() would draw random numbers
+            data = buffer._get_samples(rows)  # in order; SB3's get() would draw random numbers
             _, logp, entropy = self._evaluate(data)
             d_old = logp - data.old_log_prob
             _, seen = self.parts.losses(logp, data.old_log_prob, data.advantages, kl_old=torch.zeros_like(logp))
@@ -145,7 +145,7 @@ class GatedPPO(PPO):
         self.parts.observe(found["kl/old_exact"], 0.0)
 
     def _log(self, logged: dict[str, list[float]], approx_kls: list[float]) -> None:
-        """SB3's own records, without those of its clip."""
+        """Log SB3's own quantities, except those of its clip."""
         for name in ("entropy_loss", "policy_gradient_loss", "value_loss"):
             self.logger.record(f"train/{name}", sum(logged[name]) / len(logged[name]))
         self.logger.record("train/approx_kl", sum(approx_kls) / len(approx_kls))
@@ -158,17 +158,17 @@ class GatedPPO(PPO):
 
 
 class RecordRun(BaseCallback):
-    """Writes a run of SB3's PPO, with our gates or its own loss, as a run folder that rgpo-report reads; see ``RunRecord``.
+    """Callback that records a run of SB3's PPO, with our gates or its own loss, for rgpo-report; see ``RunRecord``.
 
         model.learn(100_000, callback=RecordRun(task="hopper", algo="rgpo"))
 
-    A row is one rollout with its update; returns are those that SB3's Monitor saw.
+    One row is one rollout with its update; returns are taken from SB3's Monitor.
     """
 
     def __init__(self, *, task: str, algo: str, **options: Unpack[RecordOptions]) -> None:
         super().__init__()
         self._task, self._algo, self._options = task, algo, options
-        self._returns: list[tuple[float, float]] = []  # and lengths
+        self._returns: list[tuple[float, float]] = []  # (return, length) of each episode
         self._env_steps = 0
 
     def _on_training_start(self) -> None:
@@ -197,7 +197,7 @@ class RecordRun(BaseCallback):
         self.record.finish()
 
     def _write(self) -> None:
-        """The row of the last rollout, once its update is logged."""
+        """Write the last rollout's row once its update has been logged."""
         logged = self.logger.name_to_value.items()
         found = {NAMES.get(key, key): float(x) for key, x in logged if isinstance(x, float | np.floating)}
         if "loss/policy" not in found or not self._env_steps:

@@ -1,4 +1,4 @@
-"""Diagnostics of one gradient step, with the names of our schema."""
+"""Diagnostics of one gradient step under the metric names of our schema."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from rgpo.learning.samples import PolicyShift, Samples
 
 
 class Accelerator(Protocol):
-    """accelerate.Accelerator, as far as numbers of several processes need it."""
+    """The part of accelerate.Accelerator needed to combine several processes."""
 
     @property
     def num_processes(self) -> int: ...
 
     def pad_across_processes(self, tensor: Tensor, dim: int, pad_index: float) -> Tensor:
-        """The tensor with pad_index at its end, as long as that of the process with the longest one."""
+        """Pad the tensor with pad_index at the end to the longest length over processes."""
         ...
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all processes, one after the other."""
+        """Concatenate the tensors of all processes."""
         ...
 
 
 class Window:
-    """Inputs of the gate at the n samples of one gradient step, over its micro-batches, and their statistics."""
+    """Collects the gate's inputs at the n samples of a gradient step over its micro-batches, and computes their statistics."""
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
 
     def add(self, d_old: Tensor, d_ref: Tensor, entropy: Tensor, seen: GateInputs) -> None:
-        """A micro-batch: log ratios new/old and new/reference of its samples, entropy, and what the gate saw; (n,) each."""
+        """Add a micro-batch: log ratios new/old and new/reference, entropies, and the gate's inputs; (n,) each."""
         columns = (d_old, d_ref, entropy, seen.d_old, seen.advantage, seen.logp_old)
         self._rows.append(torch.stack([x.detach().float() for x in columns]))
 
@@ -46,8 +46,8 @@ class Window:
     ) -> dict[str, float]:
         """KL, ratios, gate, weights, effective sample sizes and tail index over all micro-batches and processes.
 
-        The ratios are those before the step. kl: the exact KL(old || new) of each sample, where distributions are known. Numbers
-        that are not finite, such as the tail index of equal ratios, are left out. The window is empty afterwards.
+        The ratios are those before the step. kl: the exact KL(old || new) of each sample, if distributions are known. Values that
+        are not finite, such as the tail index of equal ratios, are omitted. The window is empty afterwards.
         """
         found, self._rows = torch.cat(self._rows, dim=1), []
         if accelerator is not None and accelerator.num_processes > 1:

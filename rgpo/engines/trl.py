@@ -1,10 +1,10 @@
-"""TRL's GRPOTrainer and RLOOTrainer with our gates, second gates and KL penalties in place of their clipped ratio.
+"""TRL's GRPOTrainer and RLOOTrainer with our gates, second gates and KL penalties instead of their clipped ratio.
 
     trainer = GatedGRPOTrainer(model, reward_funcs, GRPOConfig(loss_type="grpo", ...), parts="gate=sigmoid", train_dataset=...)
 
-TRL's own loss is computed, with g(d) A for its advantages and a ratio of 1: its reduction (``loss_type``), level of the ratio
-(``importance_sampling_level``), masks, correction for vLLM, entropy bonus, logs, distribution and checkpoints are unchanged.
-Bounds of a batch are those of a micro-batch.
+TRL's own loss is called with g(d) A in place of the advantages and a ratio of 1, so that its reduction (``loss_type``), ratio
+level (``importance_sampling_level``), masks, vLLM correction, entropy bonus, logs, distributed training and checkpoints are
+unchanged. Gates whose bounds depend on a batch see one micro-batch at a time.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ else:
     Trainer = object
 
 TRIED = ("1.16.0",)
-STATE = "rgpo.json"  # in a checkpoint: what gates and penalty adapt
-REDUCTIONS = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # loss types that are a reduction of PPO's clip
+STATE = "rgpo.json"  # file in a checkpoint with the state of gate and penalty
+REDUCTIONS = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # loss types that apply PPO's clip and differ only in the reduction
 CURVES = (  # settings that the gate replaces
     *("epsilon", "epsilon_high", "delta", "sapo_temperature_pos", "sapo_temperature_neg"),
     *("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
@@ -43,18 +43,18 @@ OWN_KEYS = "set the gate's own keys, such as gate.eps_low"
 
 
 class _Gated(Trainer):
-    """The part that both trainers share; a mixin before the trainer's class."""
+    """Mixin with the code shared by both trainers; must precede the trainer's class."""
 
     parts: GateParts
-    _inputs: Inputs | None = None  # of the loss that is being computed
+    _inputs: Inputs | None = None  # inputs of the loss while it is being computed
 
     def _begin(self, parts: GateParts) -> None:
         self.parts = parts
         self._window = Window()
-        self._observed: tuple[float, float] | None = None  # KL(old || new) and from the reference, of the last gradient step
+        self._observed: tuple[float, float] | None = None  # KL(old || new) and KL to the reference in the last gradient step
 
     def _compute_loss(self, model: object, inputs: Inputs) -> Tensor:
-        """TRL's loss of inputs that ``_gate`` rewrites once the log-probabilities are known."""
+        """Call TRL's loss with inputs that ``_gate`` rewrites once the log-probabilities are known."""
         self._inputs = dict(inputs)
         try:
             with self._without_own_terms():
@@ -63,7 +63,7 @@ class _Gated(Trainer):
             self._inputs = None
         mode = "train" if self.model.training else "eval"
         for name in [name for name in self._metrics[mode] if name.startswith("clip_ratio/")]:
-            del self._metrics[mode][name]  # of a ratio that is 1
+            del self._metrics[mode][name]  # meaningless, since the ratio is 1
         if mode == "train" and self.accelerator.sync_gradients:
             self._measure()
         return loss
@@ -76,7 +76,7 @@ class _Gated(Trainer):
         logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if self._inputs is None:
             return logps, entropies, aux_loss
-        assert entropies is not None  # a loss computes them
+        assert entropies is not None  # always computed for a loss
         self._gate(self._inputs, logps, entropies)
         return logps.detach(), entropies, aux_loss
 
@@ -84,7 +84,7 @@ class _Gated(Trainer):
         raise NotImplementedError
 
     def _measure(self) -> None:
-        """Log the diagnostics of a gradient step, over its micro-batches and processes."""
+        """Log the diagnostics of a gradient step over all its micro-batches and processes."""
         parts = self.parts
         found = self._window.take(parts.gate, reference=bool(parts.reference_key), accelerator=self.accelerator)
         for name, value in (found | {"kl/coef": parts.penalty.loss_coef}).items():
@@ -92,7 +92,7 @@ class _Gated(Trainer):
         self._observed = found["kl/old_k3"], found.get("kl/ref_unbiased", 0.0)
 
     def _generate_and_score_completions(self, inputs: object) -> object:
-        """Completions; gate and penalty first adapt to the KL of the last gradient step on the earlier ones."""
+        """Generate completions, after adapting gate and penalty to the KL of the last gradient step on the previous ones."""
         if self._observed is not None and self.model.training:
             self.parts.observe(*self._observed)
             self._observed = None
@@ -114,13 +114,14 @@ class _Gated(Trainer):
 
 
 class GatedGRPOTrainer(_Gated, GRPOTrainer):
-    """GRPOTrainer whose loss is -g(d) A + coef KL at each token; parts: a GateParts, or words of rgpo-run.
+    """GRPOTrainer with the loss -g(d) A + coef KL at each token; parts: a GateParts, or rgpo-run arguments.
 
-    ``loss_type`` selects the reduction, ``importance_sampling_level`` or ``ratio`` what the gate sees. ``beta`` is penalty=fixed,
-    with k3 or, as TRL's ``use_bias_correction_kl`` has it, unbiased. A second gate or a penalty from the reference makes TRL keep
-    a reference model. Gate and penalty adapt once per generation of completions.
+    ``loss_type`` selects the reduction; ``importance_sampling_level`` or ``ratio`` selects the gate's input. ``beta`` is the same
+    as penalty=fixed to the reference with estimator k3, or unbiased with ``use_bias_correction_kl``. A second gate or a penalty
+    to the reference makes TRL keep a reference model. Gate and penalty adapt once per generation of completions.
 
-    Raises: ConfigError for settings that the gate takes the place of, or a KL in the reward.
+    Raises: ConfigError for settings that the gate replaces or that conflict with it, a KL in the reward, or an exact KL to the
+    old policy.
     """
 
     args: GRPOConfig
@@ -147,7 +148,7 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):
         self._ratio = RatioLevel(level) if ratio is None else ratio
         beta = args.beta
         if beta == 0 and self.parts.reference_key:
-            args.beta = 1.0  # TRL keeps a reference model for a KL term of its own only
+            args.beta = 1.0  # TRL loads a reference model only for its own KL term
         try:
             super().__init__(model, reward_funcs, args, *rest, **named)
         finally:
@@ -155,7 +156,7 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):
 
     @contextlib.contextmanager
     def _without_own_terms(self) -> Iterator[None]:
-        """The KL term and the mask of stale completions are in what ``_gate`` returns."""
+        """Disable TRL's KL term and mask of stale completions, which ``_gate`` already includes."""
         kept = self.beta, self.off_policy_mask_threshold
         self.beta, self.off_policy_mask_threshold = 0.0, None
         try:
@@ -164,7 +165,7 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):
             self.beta, self.off_policy_mask_threshold = kept
 
     def _gate(self, inputs: Inputs, logps: Tensor, entropies: Tensor) -> None:
-        """Put -(loss of each token) where TRL reads advantages, and its log-probabilities where it reads the old ones."""
+        """Pass the negative token losses to TRL as advantages, and the current log-probabilities as the old ones."""
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         live = mask.bool()
         old = inputs.get("old_per_token_logps", logps.detach())
@@ -189,7 +190,7 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):
             self._metrics["eval"]["kl/ref_sequence"].append(kl_B.mean().item())  # log pi(y)/pi_ref(y), nats
 
     def _correction(self, inputs: Inputs, logps: Tensor, old: Tensor, mask: Tensor) -> Tensor | None:
-        """TRL's factor of each token (n,): its correction for vLLM and its mask of stale completions; None where it has none."""
+        """TRL's factor of each token (n,): vLLM correction times mask of stale completions; None if it uses neither."""
         factors = []
         if "importance_sampling_ratio" in inputs:
             ratio = inputs["importance_sampling_ratio"]
@@ -207,9 +208,9 @@ class GatedGRPOTrainer(_Gated, GRPOTrainer):
 
 
 class GatedRLOOTrainer(_Gated, RLOOTrainer):
-    """RLOOTrainer whose loss is -g(d) A of each completion, d the sum of its log ratios; ``beta`` is its KL in the reward.
+    """RLOOTrainer with the loss -g(d) A per completion, d the sum of its log ratios; ``beta`` remains TRL's KL in the reward.
 
-    Raises: ConfigError for settings that the gate takes the place of, a second gate or a KL penalty.
+    Raises: ConfigError for settings that the gate replaces, a second gate, a KL penalty, or a gate that uses token probabilities.
     """
 
     def __init__(
@@ -233,7 +234,7 @@ class GatedRLOOTrainer(_Gated, RLOOTrainer):
         super().__init__(model, reward_funcs, args, *rest, **named)
 
     def _gate(self, inputs: Inputs, logps: Tensor, entropies: Tensor) -> None:
-        """Put -(loss of each completion) where TRL reads advantages, and its log-probabilities where it reads the old ones."""
+        """Pass the negative completion losses to TRL as advantages, and the current log-probabilities as the old ones."""
         mask = inputs["completion_mask"]
         logp = (logps * mask).sum(1)
         old = inputs["old_logps"]
@@ -245,9 +246,9 @@ class GatedRLOOTrainer(_Gated, RLOOTrainer):
 
 
 def _with_beta(parts: GateParts, args: GRPOConfig) -> GateParts:
-    """The parts with TRL's beta as their penalty.
+    """The parts, with TRL's beta as the penalty if it is set.
 
-    Raises: ConfigError if both have one.
+    Raises: ConfigError if the parts already have a penalty, or if the estimator does not fit the ratio level.
     """
     if args.beta == 0:
         return parts
@@ -263,7 +264,7 @@ def _with_beta(parts: GateParts, args: GRPOConfig) -> GateParts:
 
 
 def _check(args: GRPOConfig, parts: GateParts) -> None:
-    """Raises: ConfigError for settings that would be ignored or have no meaning with a gate."""
+    """Raises: ConfigError for settings that would be ignored or are meaningless with a gate."""
     remedy = f"is a curve of its own; choose the reduction, one of {', '.join(REDUCTIONS)}, and the curve with gate=."
     require(args.loss_type in REDUCTIONS, "loss_type", args.loss_type, remedy)
     refuse_ignored(args, CURVES, field_defaults(GRPOConfig), OWN_KEYS)

@@ -1,4 +1,4 @@
-"""A callback that writes a run of TRL, with our gates or TRL's own loss, as a run folder that rgpo-report reads."""
+"""Callback that records a TRL run, with our gates or TRL's own loss, as a run folder for rgpo-report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rgpo.engines.record import RecordOptions, RunRecord
 if TYPE_CHECKING:
     from rgpo.engines.trl_types import AnyTrainer, Arguments, State
 
-NAMES = {  # TRL's -> ours
+NAMES = {  # TRL's name -> our metric
     "loss": "loss/policy",
     "grad_norm": "grad/norm_mean",
     "entropy": "policy/entropy",
@@ -29,19 +29,19 @@ NAMES = {  # TRL's -> ours
     "eval_reward": "reward/eval_proxy_mean",
     "eval_kl/ref_sequence": "kl/eval_ref_sequence",
 }
-UNRECORDED = (  # beginnings of settings that bear on no number of a run
+UNRECORDED = (  # prefixes of settings that do not affect a run's numbers
     *("output", "overwrite", "logging", "log_", "report_to", "run_name", "project", "trackio", "hub", "push", "save", "seed"),
     *("disable_tqdm", "dataloader_num", "use_cpu", "num_completions_to_print", "do_", "resume", "ignore_data", "local_rank"),
 )
 
 
 class RecordRun(TrainerCallback):
-    """Writes the run folder, whose options are those of ``RunRecord``.
+    """Records a run; the options are those of ``RunRecord``.
 
         trainer.add_callback(RecordRun(trainer, task="gsm8k", algo="rgpo"))
 
-    A row is one log of TRL's. With ``eval_on_start=True`` the first evaluation is that of the reference, and later ones are drawn
-    as rewards against KL.
+    One row is one log entry of TRL. With ``eval_on_start=True``, the first evaluation is that of the reference policy, and the
+    report can plot later rewards against the KL.
     """
 
     def __init__(self, trainer: AnyTrainer, *, task: str, algo: str, **options: Unpack[RecordOptions]) -> None:
@@ -87,14 +87,14 @@ class RecordRun(TrainerCallback):
             self.record.finish()
 
     def _write(self, state: State) -> None:
-        """The row of the log before, with the evaluations that followed it."""
+        """Write the previous log entry's row, including the evaluations that followed it."""
         if "loss/policy" in self._row:
             self.record.log(int(self._row.get("num_tokens", state.global_step)), self._row)
         self._row = {}
 
 
 def _settings(args: Arguments, config: type) -> dict[str, object]:
-    """Settings that differ from their defaults and bear on a number, as plain values."""
+    """Settings that affect the numbers and differ from their defaults, as plain values."""
     defaults = {key: x for key, x in field_defaults(config).items() if not key.startswith(UNRECORDED)}
     plain = {key: getattr(args, key) for key in defaults if isinstance(getattr(args, key, None), str | int | float)}
     return {key: x for key, x in plain.items() if x != defaults[key]}

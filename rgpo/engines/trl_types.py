@@ -1,6 +1,6 @@
-"""The part of TRL's trainers and of transformers' callbacks that we extend or read, for type checks alone.
+"""Types for the parts of TRL's trainers and transformers' callbacks that we extend or read; for type checking only.
 
-TRL has no stubs, and its private methods are those of docs/private_api.md.
+TRL has no stubs; the private methods are listed in docs/private_api.md.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rgpo.engines.statistics import Accelerator
 
-Inputs = dict[str, Tensor]  # of a loss; only those entries that are tensors are read
-Metrics = dict[str, dict[str, list[float]]]  # mode -> name -> values since the last log
+Inputs = dict[str, Tensor]  # a loss's inputs; only tensor entries are read
+Metrics = dict[str, dict[str, list[float]]]  # mode -> name -> values since the last log entry
 
 
 class Arguments(Protocol):

@@ -1,13 +1,14 @@
-"""Our gates as the policy loss `rgpo` of verl's registry.
+"""Our gates as the policy loss `rgpo` in verl's registry.
 
     actor_rollout_ref.model.external_lib=rgpo.engines.verl
     actor_rollout_ref.actor.policy_loss._target_=rgpo.engines.verl.GatedPolicyLossConfig
     actor_rollout_ref.actor.policy_loss.loss_mode=rgpo
     '+actor_rollout_ref.actor.policy_loss.parts="gate=sigmoid gate.sharpness=20"'
 
-external_lib is imported by every process that loads the model, Ray workers included, and importing this module adds the loss.
-Reduction (`loss_agg_mode`), rollout correction, entropy bonus and KL from the reference (`use_kl_loss`) are verl's. Bounds of a
-batch are those of a micro-batch. Nothing that adapts is accepted, since verl's workers neither share nor save its state.
+Every process that loads the model, Ray workers included, imports external_lib, and importing this module registers the loss.
+Reduction (`loss_agg_mode`), rollout correction, entropy bonus and KL to the reference (`use_kl_loss`) are verl's. Gates whose
+bounds depend on a batch see one micro-batch at a time. Adaptive gates and penalties are rejected, since verl's workers neither
+share nor save their state.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from rgpo.learning.loss import GateInputs
 
 NAME = "rgpo"
 TRIED = ("0.9.1",)
-LARGEST = 1e6  # in the place of an infinite tail index, because verl averages the metrics of all micro-batches
+LARGEST = 1e6  # replaces an infinite tail index, because verl averages metrics over micro-batches
 METRICS = (
     *("kl/old_k1", "kl/old_k2", "kl/old_k3", "weight/relative_mean", "ess/ratio", "ess/weight"),
     *("ratio/min", "ratio/max", "ratio/abs_log_max", "ratio/tail_index"),
@@ -38,7 +39,7 @@ METRICS = (
 
 
 class ActorConfig(Protocol):
-    """The part of verl's settings of an actor that a loss reads."""
+    """The part of verl's actor settings that a policy loss reads."""
 
     policy_loss: PolicyLossConfig
     global_batch_info: Mapping[str, object]
@@ -46,9 +47,9 @@ class ActorConfig(Protocol):
 
 @functools.cache
 def _parts(words: str) -> GateParts:
-    """The parts that words select.
+    """Build the parts selected by rgpo-run arguments; cached.
 
-    Raises: ConfigError also for what verl's policy loss cannot serve.
+    Raises: ConfigError for invalid arguments, or for parts that verl's policy loss does not support.
     """
     parts = compose_parts(words, kind="language")
     parts.refuse_reference("verl")
@@ -64,11 +65,11 @@ def _parts(words: str) -> GateParts:
 
 @dataclass
 class GatedPolicyLossConfig(PolicyLossConfig):
-    """verl's settings of a policy loss with ours: words of rgpo-run, and the ratio that the gate sees.
+    """verl's settings of a policy loss, extended by ours: rgpo-run arguments (``parts``) and the ratio passed to the gate.
 
-    ratio and ratio_clip are those of ``rgpo.core.sequence.RatioLevel``.
+    ratio and ratio_clip are the arguments of ``rgpo.core.sequence.RatioLevel``.
 
-    Raises: ConfigError for words or a ratio that cannot be used.
+    Raises: ConfigError if parts or ratio cannot be used.
     """
 
     loss_mode: str = NAME
@@ -92,9 +93,9 @@ def gated_policy_loss(
     config: ActorConfig | None = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """-g(d) A + coef KL of each token, reduced by verl's ``agg_loss``, and our diagnostics of the micro-batch; (B, T) each.
+    """-g(d) A + coef KL of each token, reduced by verl's ``agg_loss``, and our diagnostics of the micro-batch; inputs (B, T).
 
-    Raises: ConfigError for a policy_loss that has no gate.
+    Raises: ConfigError if policy_loss is not a GatedPolicyLossConfig.
     """
     settings = None if config is None else config.policy_loss
     if config is None or not isinstance(settings, GatedPolicyLossConfig):
@@ -116,7 +117,7 @@ def gated_policy_loss(
 
 @torch.no_grad()
 def _metrics(parts: GateParts, d_old: Tensor, seen: GateInputs) -> dict[str, float]:
-    """The same names in every micro-batch, as verl needs them; zeros for one without tokens."""
+    """Diagnostics with the same names for every micro-batch, as verl requires; zeros for one without tokens."""
     if not len(d_old):
         return {f"actor/{name}": 0.0 for name in ("ppo_kl", *METRICS)}
     window = Window()

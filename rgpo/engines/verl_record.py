@@ -1,8 +1,8 @@
-"""Write the run folder of a training that verl logged with trainer.logger=[...,file], so that rgpo-report reads it.
+"""Convert the log of a verl training, written with trainer.logger=[...,file], to a run folder for rgpo-report.
 
     python -m rgpo.engines.verl_record rgpo/gsm8k_1_5b.jsonl task=gsm8k algo=rgpo seed=1 [results_dir=results] [name=engines]
 
-A row is one step of verl's. verl itself is not needed.
+One row is one step of verl. verl itself is not needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from rgpo.engines.record import RunRecord
 from rgpo.errors import ConfigError
 
-NAMES = {  # verl's -> ours; those of our loss have actor/ in front
+NAMES = {  # verl's name -> our metric; those of our loss have the prefix actor/
     "actor/pg_loss": "loss/policy",
     "actor/grad_norm": "grad/norm_mean",
     "actor/entropy": "policy/entropy",
@@ -35,9 +35,9 @@ OPTIONS = ("task", "algo", "seed", "results_dir", "name")
 
 
 def convert(log: Path, *, task: str, algo: str, seed: int, results_dir: str = "results", name: str = "engines") -> Path:
-    """The run folder that is written of a log of verl's.
+    """Convert a log file of verl; returns the run folder.
 
-    Raises: ConfigError if the file cannot be read or has no steps, or the run is there already.
+    Raises: ConfigError if the file cannot be read or has no training steps, or if the run already exists.
     """
     rows = [(step, row) for step, row in _rows(log) if "loss/policy" in row]
     if not rows:
@@ -59,7 +59,10 @@ def convert(log: Path, *, task: str, algo: str, seed: int, results_dir: str = "r
 
 
 def _rows(log: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """Step and metrics, by our names, of each line."""
+    """Step and metrics, under our names, of each line.
+
+    Raises: ConfigError if the file cannot be read or a line is not a step.
+    """
     try:
         lines = log.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -75,7 +78,7 @@ def _rows(log: Path) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 def main(words: list[str]) -> int:
-    """The command; exit code 2 for words that cannot be used."""
+    """Run the command; returns exit code 2 if the arguments or the log cannot be used."""
     try:
         options = dict(word.split("=", 1) for word in words[1:] if "=" in word)
         unknown = [word for word in words[1:] if word.partition("=")[0] not in OPTIONS or "=" not in word]

@@ -1,4 +1,4 @@
-"""Model, tokenizer, prompts and reward models of a language task, and what loads them."""
+"""Model, tokenizer, prompts and reward models of a language task, and the interface that loads them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 Log = Callable[[str], None]  # prints one line of progress
 RewardFunction = Callable[
     [Sequence[str], Sequence[str]], Array
-]  # (prompts, completions) as texts -> scores (N,), higher is better
+]  # (prompts, completions) as text -> scores (N,), higher is better
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's text, and its token ids with the chat template applied up to the start of the answer."""
+    """A prompt's text, and its token ids under the chat template up to the start of the answer."""
 
     text: str
     ids: list[int]
-    columns: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)  # of its row of the data
+    columns: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)  # its row in the data set
 
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two answers to one prompt, the better one first; ids end with eos, except where max_new_tokens cut the answer."""
+    """Two answers to a prompt, the better one first; ids end with eos unless max_new_tokens cut the answer."""
 
     prompt: Prompt
     chosen_ids: list[int]
@@ -40,34 +40,34 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class LanguageAssets:
-    """Everything that an AssetLoader loads; the model is as it was saved, in eval mode and without adapters."""
+    """Everything that an AssetLoader loads; the model is as saved, in eval mode and without adapters."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    eos_id: int  # ends a completion, and is appended to stored answers
-    pad_id: int  # fills batches; may equal eos_id, since masks tell them apart
+    eos_id: int  # ends a completion and is appended to stored answers
+    pad_id: int  # pads batches; may equal eos_id, since masks distinguish them
     train_prompts: list[Prompt]
     heldout_prompts: list[Prompt]
-    num_dropped: int  # prompts over the loader's length limit: left out, never cut
-    reward_model: RewardFunction | None  # the policy learns from it; None if it was not asked for
+    num_dropped: int  # number of prompts longer than the loader's limit; dropped, never cut
+    reward_model: RewardFunction | None  # trains the policy; None if not needed
     gold_reward_model: RewardFunction | None  # measures over-optimization; never used in training
-    preference_pairs: Callable[[int], Sequence[PreferencePair]]  # of max_new_tokens; made on the first call, then kept
-    versions: Mapping[str, str] = field(default_factory=dict)  # of what was downloaded or built: commit, or sha256 of its files
-    stop_ids: frozenset[int] = frozenset()  # further tokens that end a completion
+    preference_pairs: Callable[[int], Sequence[PreferencePair]]  # function of max_new_tokens; cached
+    versions: Mapping[str, str] = field(default_factory=dict)  # commit, or sha256 of downloaded or built files
+    stop_ids: frozenset[int] = frozenset()  # additional tokens that end a completion
 
 
 class AssetLoader(Protocol):
-    """The object that conf/scale/*.yaml names as task.source."""
+    """Interface of task.source, whose classes are named in conf/scale/*.yaml."""
 
     def check(self, reward_model: bool = True) -> None:
-        """Check packages and paths, without those of a reward model that is not needed, before torch is imported.
+        """Check packages and paths before torch is imported; reward_model: whether a reward model is needed.
 
         Raises: ConfigError if a package or a path is missing.
         """
         ...
 
     def load(self, log: Log, reward_model: bool = True) -> LanguageAssets:
-        """Load everything, with the reward model if it is needed; slow preparation is done once and cached.
+        """Load everything; reward_model: whether a reward model is needed. Slow preparation is done once and cached.
 
         Raises: ConfigError if something cannot be fetched, read or used.
         """
@@ -75,14 +75,14 @@ class AssetLoader(Protocol):
 
 
 def log_line(line: str) -> None:
-    """Print a line of progress."""
+    """Print one line of progress."""
     print(f"  {line}", flush=True)
 
 
 def require_finite_scores(scores: Array, texts: Sequence[str], name: str) -> Array:
-    """Return the scores (N,) unchanged.
+    """Return the scores (N,) unchanged after checking them.
 
-    Raises: NonFiniteError, with the end of the text, if one is NaN or infinite.
+    Raises: NonFiniteError, which quotes the end of the text, if a score is NaN or infinite.
     """
     wrong = np.flatnonzero(~np.isfinite(scores))
     if len(wrong):
@@ -94,7 +94,7 @@ def require_finite_scores(scores: Array, texts: Sequence[str], name: str) -> Arr
 
 
 def require_same_versions(source: AssetLoader, versions: Mapping[str, str], before: Mapping[str, str]) -> None:
-    """Raises: ConfigError if a model or data set is not the one that a checkpoint was made with."""
+    """Raises: ConfigError if a model or data set differs from the one used when a checkpoint was written."""
     fields = getattr(source, "__dict__", {})
     keys = {str(value).partition("@")[0]: f"task.source.{key}" for key, value in fields.items()}
     for name, version in versions.items():

@@ -1,9 +1,9 @@
-"""DPO (Rafailov et al. 2023, arXiv 2305.18290, Eq. 7): learns from stored pairs of answers to a prompt, without sampling.
+"""DPO (Rafailov et al. 2023, arXiv 2305.18290, Eq. 7): learns from stored pairs of answers, without sampling.
 
     loss = -log sigmoid(beta (d_chosen - d_rejected)),    d = sum over an answer's tokens of log pi - log pi_ref
 
-Known deviations: log-probabilities are those of task.temperature, 1 by default; Adam, as in TRL, where the paper has RMSprop.
-Names: B answers of an iteration in N tokens; answers 2i and 2i + 1 are the chosen and the rejected one of pair i.
+Known deviations: log-probabilities are taken at task.temperature, 1 by default; Adam, as in TRL, instead of the paper's RMSprop.
+Names: an iteration has B answers with N tokens in total; answers 2i and 2i + 1 are the chosen and the rejected one of pair i.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 class PairTerms(NamedTuple):
-    """Numbers of n pairs, (n,) each, in nats."""
+    """Loss and implicit rewards of n pairs, (n,) each, in nats."""
 
     loss: Tensor
-    reward_chosen: Tensor  # beta d, the reward that the policy is optimal for
+    reward_chosen: Tensor  # beta d, the implicit reward for which the policy is optimal
     reward_rejected: Tensor
 
 
@@ -50,9 +50,9 @@ def dpo(d_chosen: Tensor, d_rejected: Tensor, *, beta: float) -> PairTerms:
 
 @dataclass(kw_only=True)
 class DPO:
-    """Epochs of Adam over shuffled minibatches of pairs.
+    """DPO with Adam, over epochs of shuffled minibatches of pairs.
 
-    A pair's loss is no sum over its answers, so both share a forward pass; a minibatch's gradient is the sum over its passes.
+    A pair's loss is not a sum over its answers, so both share a forward pass; a minibatch's gradient is summed over passes.
     """
 
     beta: float = field(metadata=POSITIVE)
@@ -61,7 +61,7 @@ class DPO:
     num_epochs: int = field(metadata=count(10_000))
     num_minibatches: int = field(metadata=count(MANY))
     adam_eps: float = field(metadata=POSITIVE)
-    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # null leaves gradients whole
+    max_grad_norm: float | None = field(metadata=or_null(POSITIVE))  # null: no clipping
 
     note = "not compiled"
 
@@ -70,24 +70,24 @@ class DPO:
 
     @property
     def requirements(self) -> Requirements:
-        """Pairs and a reference policy; a single minibatch at collection, because minibatches here consist of pairs."""
+        """Pairs and a reference policy; one minibatch at collection, because DPO makes its own minibatches of pairs."""
         return Requirements(gamma=1.0, critic=False, num_minibatches=1, reference="algo=dpo", pairs=True)
 
     def describe(self) -> dict[str, str]:
-        """The algorithm with its knobs."""
+        """The algorithm and its parameters."""
         return {"algorithm": describe_part(self)}
 
     def validate(self, batch_size: int) -> None:
-        """Raises: ConfigError if minibatches do not divide the pairs, or if there are several processes."""
+        """Raises: ConfigError if num_minibatches does not divide the number of pairs, or if there are several processes."""
         num_pairs, count = batch_size // 2, self.num_minibatches
         require(num_pairs % count == 0, "algorithm.num_minibatches", count, f"does not divide {num_pairs} pairs per iteration.")
         size = distributed.world_size()
         require(size == 1, "WORLD_SIZE", size, "algo=dpo runs in one process; start it without torchrun.")
 
     def setup(self, policy: Policy, num_iterations: int, seed: int) -> None:
-        """Make the optimizer.
+        """Create the optimizer.
 
-        Raises: ConfigError if a forward pass does not hold the two answers of a pair.
+        Raises: ConfigError if a micro-batch is too small for the two answers of a pair.
         """
         import torch
 
@@ -99,9 +99,9 @@ class DPO:
         self.rng = np.random.default_rng(seed)
 
     def learn(self, policy: Policy, rollout: Rollout, measure_variance: bool) -> Metrics:
-        """num_epochs passes over the iteration's pairs.
+        """Run num_epochs passes over the iteration's pairs.
 
-        Raises: NonFiniteError if a loss, a gradient or the KL is NaN or infinite; it names what was so first.
+        Raises: NonFiniteError, which names the first culprit, if a loss, a gradient or the KL is NaN or infinite.
         """
         from rgpo.learning import culprits
         from rgpo.learning.diagnostics import gradient_variance
@@ -171,7 +171,7 @@ class DPO:
         }
 
     def backward(self, model: LanguageModel, batch: TokenBatch, pairs: Array) -> PairTerms:
-        """Leave the gradient of the pairs' mean loss in the parameters; returns the pairs' numbers, without gradients."""
+        """Leave the gradient of the pairs' mean loss in the parameters' ``grad``; returns the pairs' detached terms."""
         import torch
 
         self.adam.zero_grad()
@@ -183,12 +183,12 @@ class DPO:
         return concatenate(found)
 
     def split(self, model: LanguageModel, pairs: Array) -> list[Array]:
-        """The pairs of each forward pass."""
+        """Split pairs into those of each forward pass."""
         size = model.sampling.micro_batch_size // 2
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
     def view(self, model: LanguageModel, batch: TokenBatch, pairs: Array) -> MicroBatch:
-        """The forward pass of both answers of each pair."""
+        """The micro-batch with both answers of each pair."""
         from rgpo.language.policy.packing import MicroBatch
 
         ((view,),) = (m.views for m in model.subset(batch, np.stack([2 * pairs, 2 * pairs + 1], -1).ravel()).minibatches())
@@ -196,7 +196,7 @@ class DPO:
         return view
 
     def evaluate(self, model: LanguageModel, batch: TokenBatch, pairs: Array) -> PairTerms:
-        """The numbers of a few pairs from one forward pass, with gradients."""
+        """The terms of a few pairs from one forward pass, with gradients."""
         from rgpo.language.policy.token_batch import to_rows
 
         view = self.view(model, batch, pairs)
@@ -224,7 +224,7 @@ class DPO:
 
 
 def concatenate(parts: list[PairTerms]) -> PairTerms:
-    """The pairs of all parts."""
+    """Concatenate the pairs of all parts."""
     import torch
 
     return PairTerms(*map(torch.cat, zip(*parts, strict=True)))

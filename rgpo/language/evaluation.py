@@ -1,4 +1,4 @@
-"""Evaluation on held-out prompts: scores of policy and reference drawn with the same random numbers, and their KL."""
+"""Evaluation on held-out prompts: scores of policy and reference, sampled with the same random numbers, and their KL."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from rgpo.language.policy.language_model import LanguageModel
     from rgpo.language.policy.stopping import StopRule
 
-NUM_SHOWN, SHOWN_CHARACTERS = 3, 300  # completions in a run's summary
-TITLES = {"proxy": "reward model", "gold": "gold reward model"}  # names in metrics and samples.parquet -> words of the summary
+NUM_SHOWN, SHOWN_CHARACTERS = 3, 300  # number and length of the completions in a run's summary
+TITLES = {"proxy": "reward model", "gold": "gold reward model"}  # names in metrics and samples.parquet -> names in the summary
 
 
 class SampleRow(TypedDict):
-    """A row of samples.parquet; proxy and gold are scores of the reward model and the gold reward model."""
+    """A row of samples.parquet; proxy and gold are the scores of the reward model and the gold reward model."""
 
     reference: bool
     prompt_id: int
@@ -39,7 +39,7 @@ class SampleRow(TypedDict):
 
 
 class Evaluator:
-    """Evaluates a policy on the first num_prompts held-out prompts and keeps num_samples of the completions as rows."""
+    """Evaluates a policy on the first num_prompts held-out prompts and stores num_samples of its completions as rows."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class Evaluator:
         self.rewards = rewards or Rewards((), assets.reward_model, ())
         self.skip_special_tokens = skip_special_tokens
         self.prompts = assets.heldout_prompts[:num_prompts]
-        self.reference_scores: dict[str, Array] = {}  # (num_prompts,) by reward model
-        self.samples: list[Mapping[str, object]] = []  # since the last take_samples: rows, with the parts of the reward
-        self.before: list[SampleRow] = []  # completions of the reference and the latest ones of the policy, for the summary
+        self.reference_scores: dict[str, Array] = {}  # reward model -> (num_prompts,)
+        self.samples: list[Mapping[str, object]] = []  # rows since the last take_samples, including the reward terms
+        self.before: list[SampleRow] = []  # for the summary: the reference's completions, and the policy's latest ones
         self.after: list[SampleRow] = []
 
     def evaluate(self, policy: LanguageModel) -> dict[str, float]:
-        """Mean scores, their change from the reference's, and log pi(y)/pi_ref(y) per completion, each with a standard error."""
+        """Mean scores, their changes from the reference, and log pi(y)/pi_ref(y) per completion (nats), with standard errors."""
         if not self.reference_scores:
             self.reference_scores, _, self.before = self._score_samples(policy, reference=True)
         scores, kl, self.after = self._score_samples(policy, reference=False)
@@ -73,7 +73,7 @@ class Evaluator:
         return metrics | {"kl/eval_ref_sequence": float(kl.mean()), "kl/eval_ref_sequence_se": standard_error(kl)}
 
     def _score_samples(self, policy: LanguageModel, reference: bool) -> tuple[dict[str, Array], Array, list[SampleRow]]:
-        """Scores by reward model and KL, each (num_prompts,), and num_samples rows; every call draws the same random numbers."""
+        """Scores per reward model and KL, each (num_prompts,), and num_samples rows; every call uses the same random numbers."""
         import torch
 
         prompts = self.prompts
@@ -107,7 +107,7 @@ class Evaluator:
         return scores, kl, rows
 
     def summary(self, metrics: Mapping[str, float | list[float]]) -> list[str]:
-        """Scores before and after with intervals, the KL, and three completions before and after."""
+        """Scores before and after training with intervals, the KL, and up to three completions before and after."""
         if "reward/eval_proxy_mean" not in metrics:
             return []
 
@@ -137,7 +137,7 @@ class Evaluator:
         return "reward" if name == "proxy" and self.rewards.named else TITLES.get(name, name)
 
     def take_samples(self) -> list[Mapping[str, object]]:
-        """Rows of samples.parquet since the last call."""
+        """Return the rows of samples.parquet since the last call."""
         taken, self.samples = self.samples, []
         return taken
 
@@ -154,7 +154,7 @@ class Evaluator:
 def decode_completions(
     completions: Completions, tokenizer: PreTrainedTokenizerBase, stop: StopRule, skip_special_tokens: bool = True
 ) -> list[str]:
-    """Text of each completion, without what ended it, and without special tokens unless they are kept."""
+    """Decode each completion, without the token or text that ended it, and by default without special tokens."""
     from rgpo.language.policy.generation import completion_ids
 
     bodies = [stop.body(ids) for ids in completion_ids(completions)]
@@ -163,7 +163,7 @@ def decode_completions(
 
 
 def score_completions(reward_model: RewardFunction, prompts: Sequence[Prompt], texts: Sequence[str]) -> Array:
-    """Scores (N,); each process scores its own slice of them.
+    """Scores (N,); each process scores its own slice.
 
     Raises: NonFiniteError if a score is NaN or infinite.
     """

@@ -1,4 +1,4 @@
-"""A trained language model as a folder that transformers or peft load: weights, tokenizer, chat template, model card."""
+"""Export of a trained language model to a folder for transformers or peft: weights, tokenizer, chat template, model card."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 
 class ModelTask(Protocol):
-    """A language task as far as its models depend on it."""
+    """The part of a language task that an exported model depends on."""
 
     source: AssetLoader
     assets: LanguageAssets
@@ -75,11 +75,11 @@ class ModelTask(Protocol):
 
 
 def export_model(task: ModelTask, policy: Policy, state: State, folder: Path, facts: Facts, merged: bool = False) -> None:
-    """Write the adapter, or all weights in the dtype that they were loaded in, and what belongs to them.
+    """Write the adapter, or all weights in the dtype in which they were loaded, with tokenizer, configs and model card.
 
-    state: the policy's, whole. merged: add the adapters to the weights first, which changes this policy.
+    state: the policy's complete state. merged: first merge the adapters into the weights, which modifies this policy.
 
-    Raises: NoExport for another policy than a language model.
+    Raises: NoExport if the policy is not a LanguageModel.
     """
     from rgpo.language.policy.language_model import LanguageModel
 
@@ -102,12 +102,12 @@ def export_model(task: ModelTask, policy: Policy, state: State, folder: Path, fa
         task.assets.tokenizer.save_pretrained(folder)
     card = folder / "README.md"
     card.write_text(_card(facts, policy, base, adapted, merged), encoding="utf-8")
-    for file in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
+    for file in folder.glob("*.safetensors"):  # safetensors makes them readable only by the owner
         file.chmod(card.stat().st_mode)
 
 
 def _base(task: ModelTask, model: PreTrainedModel) -> tuple[str, str | None]:
-    """The model that training began with, as transformers finds it: an absolute path, or a hub id and the commit."""
+    """The base model of the training, as transformers can find it: an absolute path, or a hub id and its commit."""
     named = getattr(task.source, "model", None)
     loaded = str(getattr(model.config, "name_or_path", "") or "")
     if named is None:
@@ -127,7 +127,7 @@ def _write_adapter(model: PreTrainedModel, trained: Mapping[str, Tensor], folder
         model.save_pretrained(folder, state_dict=dict(trained), save_embedding_layers=False)
     finally:
         config.base_model_name_or_path, config.revision, config.inference_mode = before
-    (folder / "README.md").unlink(missing_ok=True)  # peft's template
+    (folder / "README.md").unlink(missing_ok=True)  # replaces peft's template
 
 
 def _write_whole(model: PreTrainedModel, trained: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
@@ -139,7 +139,7 @@ def _write_whole(model: PreTrainedModel, trained: Mapping[str, Tensor], folder: 
         if tied in trained:
             weights[name] = weights[tied]
     config, generation = model.config, model.generation_config
-    model.generation_config = GenerationConfig()  # its own is written later: transformers refuses to save some that it loads
+    model.generation_config = GenerationConfig()  # written separately: transformers refuses to save some configs that it loads
     try:
         model.save_pretrained(folder, state_dict=weights)
     finally:
@@ -150,7 +150,7 @@ def _write_whole(model: PreTrainedModel, trained: Mapping[str, Tensor], folder: 
 
 
 def _tied(model: PreTrainedModel) -> Iterable[tuple[str, str]]:
-    """Further names of parameters that have several, each with the first name."""
+    """(other name, first name) of each parameter that has several names."""
     first = {id(p): name for name, p in model.named_parameters()}
     for name, p in model.named_parameters(remove_duplicate=False):
         if first[id(p)] != name:
@@ -158,7 +158,7 @@ def _tied(model: PreTrainedModel) -> Iterable[tuple[str, str]]:
 
 
 def _write_generation_config(model: PreTrainedModel, folder: Path, stop_ids: Iterable[int]) -> None:
-    """The model's own, with the tokens that ended its completions in training."""
+    """Write the model's own generation config, with the tokens that ended completions in training."""
     found = copy.deepcopy(model.generation_config)
     if found is not None:
         ids = sorted(stop_ids)
@@ -192,7 +192,7 @@ def _card(facts: Facts, policy: LanguageModel, base: str, adapted: bool, merged:
         iteration=facts.iteration,
         task=facts.task,
         version=facts.versions.get("rgpo", ""),
-        base="/".join(Path(base).parts[-2:]) if local else base,  # not the folders of this machine
+        base="/".join(Path(base).parts[-2:]) if local else base,  # without this machine's folders
         usage=ADAPTER.format(dtype=dtype) if adapted else WHOLE,
         metrics="\n".join(f"| {name} | {value:.6g} |" for name, value in facts.metrics.items()) or "| none | |",
         provenance="\n".join(f"| {name} | {_cell(value)} |" for name, value in provenance.items()),
@@ -205,6 +205,6 @@ def _cell(value: object) -> str:
 
 
 def _yaml(text: str) -> str:
-    """A text as a quoted YAML scalar."""
+    """Quote a text as a YAML scalar."""
     escaped = text.replace("'", "''")
     return f"'{escaped}'"

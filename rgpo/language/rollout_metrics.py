@@ -1,4 +1,4 @@
-"""Metrics of a rollout (scores, lengths, KL(policy || reference) and the sampler's rounding) and its rows of rollouts.parquet."""
+"""Metrics of a rollout (scores, lengths, KL(policy || reference), sampler rounding errors) and its rows for rollouts.parquet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def describe_rollout(
     score: Array, completions: Completions, old: OldLogprobs, *, group_size: int, on_policy: bool
 ) -> dict[str, float]:
-    """Metrics of completions with scores (B,); on_policy: whether they are samples of the policy."""
+    """Metrics of completions with scores (B,); on_policy: whether the policy sampled them."""
     metrics = {
         "reward/train_mean": float(score.mean()),
         "reward/train_std": float(score.std()),
@@ -30,7 +30,7 @@ def describe_rollout(
         "language/truncated_share": float((~completions.finished_B).double().mean()),
     }
     gap = sampler_gap(old.logp_old_N, completions).abs()
-    if not bool(gap.isnan().any()):  # stored completions have no sampler
+    if not bool(gap.isnan().any()):  # NaN for stored completions, which have no sampler
         metrics |= {"sampler/log_ratio_abs_mean": float(gap.mean()), "sampler/log_ratio_abs_max": float(gap.max())}
     if group_size > 1:
         metrics["language/zero_variance_group_share"] = float(zero_variance_groups(score, group_size).mean())
@@ -47,7 +47,7 @@ def rollout_rows(
     kl_BT: Array,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[dict[str, object]]:
-    """A row for each completion, whose text has its special tokens and what ended it; kl_BT: log pi/pi_ref of its tokens."""
+    """One row per completion, whose text includes special tokens and the token that ended it; kl_BT: log pi/pi_ref (nats)."""
     from rgpo.language.policy.generation import completion_ids
 
     texts: list[str] = tokenizer.batch_decode(completion_ids(completions), skip_special_tokens=False)

@@ -1,6 +1,6 @@
-"""Language: completions of prompts under a causal language model, scored by a reward model (online preference fine-tuning).
+"""Language tasks: completions of prompts by a causal language model, scored by a reward (online preference fine-tuning).
 
-The learner maximizes the reward model's score; a gold reward model, where there is one, is used for evaluation only.
+The learner maximizes the reward; a gold reward model, if there is one, is used only for evaluation.
 Names: B completions, T tokens; rgpo.language.policy.token_batch.
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Language:
-    """Rollouts of num_prompts prompts with group_size completions each; ``setup`` loads the source."""
+    """Language task with rollouts of num_prompts prompts and group_size completions each; ``setup`` loads the source."""
 
     source: AssetLoader
     sampler: Sampler
@@ -53,21 +53,21 @@ class Language:
     ratio_clip: list[float] | None = None
     reduction: str = field(metadata=one_of(*REDUCTIONS))
     correction: Correction = UNCORRECTED
-    decoupled: bool = False  # whether the policy at the update's start is the old one, whichever drew the rollout
+    decoupled: bool = False  # take the policy at the start of the update as the old one, even for stale rollouts
     micro_batch_size: int = field(metadata=count(MANY))
     parallel: str = field(metadata=one_of("ddp", "fsdp"))
     num_kl_tokens: int = field(metadata=count(MANY))
     staleness: int = field(metadata=count(100, least=0))
     gradient_checkpointing: bool
-    trained_layers: int | None = field(default=None, metadata=or_null(count(MANY)))  # without lora; null: all
+    trained_layers: int | None = field(default=None, metadata=or_null(count(MANY)))  # without LoRA only; null: all layers
     reward: list[Reward] | None = None  # null: the source's reward model
     missing_eos_penalty: float | None = field(default=None, metadata=or_null(POSITIVE))
     mask_truncated_completions: bool = False
     skip_special_tokens: bool = True
-    center_scores: bool  # subtract the mean score of the first rollout where values are learned
+    center_scores: bool  # with a critic, subtract the mean score of the first rollout
     num_eval_prompts: int = field(metadata=count(MANY))
     num_samples: int = field(metadata=count(MANY, least=0))
-    log_rollouts_every: int = field(default=0, metadata=count(MANY, least=0))  # iterations; 0: never
+    log_rollouts_every: int = field(default=0, metadata=count(MANY, least=0))  # in iterations; 0: never
 
     def __post_init__(self) -> None:
         check_fields(self, "task")
@@ -88,27 +88,27 @@ class Language:
 
     @property
     def stop_rule(self) -> StopRule:
-        """Tokens and texts that end a completion."""
+        """Tokens and strings that end a completion."""
         ids = self.assets.stop_ids | {self.assets.eos_id}
         return make_stop_rule(self.assets.tokenizer, ids, self.stop_tokens, self.stop_strings)
 
     @property
     def batch_size(self) -> int:
-        """Completions of one rollout, B."""
+        """B, the number of completions in a rollout."""
         return self.num_prompts * self.group_size
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Commit or sha256 of what was downloaded or built, and of the files of reward functions."""
+        """Commit or sha256 of everything downloaded or built, and sha256 of the reward functions' files."""
         return {**self.assets.versions, **{term.place: term.sha256 for term in self.reward or () if term.function is not None}}
 
     @property
     def without_model(self) -> dict[str, bool]:
-        """The keyword that makes a source leave out its reward model; none if the model is needed."""
+        """Keyword argument that makes a source skip its reward model; {} if the reward model is needed."""
         return {} if needs_reward_model(self.reward or ()) else {"reward_model": False}
 
     def check(self) -> None:
-        """Raises: ConfigError for what the source or the sampler lacks, or for processes without a prompt."""
+        """Raises: ConfigError if source or sampler cannot be used, or if a process would have no prompt."""
         for key in ("num_prompts", "num_eval_prompts"):
             value, size = getattr(self, key), distributed.world_size()
             require(value >= size, f"task.{key}", value, f"leaves some of {size} processes without a prompt; start fewer.")
@@ -117,7 +117,7 @@ class Language:
         self.correction.check_cap(self.sampler.correction_cap)
 
     def validate(self, requirements: Requirements) -> None:
-        """Raises: ConfigError for an algorithm that cannot learn from these rollouts."""
+        """Raises: ConfigError if the algorithm cannot learn from these rollouts."""
         if requirements.groups:
             require(self.group_size > 1, "task.group_size", self.group_size, "a group needs at least 2 completions to compare.")
         sharded = self.parallel == "fsdp" and requirements.whole_parameters
@@ -130,11 +130,11 @@ class Language:
         require(not requirements.compiled, "update.compile", True, "language models are not compiled; use auto or false.")
 
     def plan_iterations(self, total_env_steps: int) -> int:
-        """Iterations that generate total_env_steps tokens if every completion has the greatest length."""
+        """Number of iterations that generate total_env_steps tokens if every completion has max_new_tokens."""
         return -(-total_env_steps // (self.batch_size * self.max_new_tokens))
 
     def setup(self, seed: int, requirements: Requirements) -> None:
-        """Load model, prompts and reward models, and seed the draws."""
+        """Load model, prompts and reward models, and seed the random generators."""
         forget_unusable_compiler_cache()
         import torch
 
@@ -153,15 +153,15 @@ class Language:
         self.rewards = Rewards(self.reward or (), self.assets.reward_model, known)
         counts, keep = (self.num_eval_prompts, self.num_samples, draws[1]), self.skip_special_tokens
         self.evaluator = Evaluator(self.assets, *counts, rewards=self.rewards, skip_special_tokens=keep)
-        self.order: list[int] = []  # prompts left in this pass over them
-        self.waiting: deque[CompletionRollout] = deque()  # collected and not yet learned from
-        self.num_collected = 0  # rollouts: the iteration that the last of them is learned from
-        self.score_offset: float | None = None  # subtracted from scores; None before the first rollout and without a critic
+        self.order: list[int] = []  # prompts left in the current pass
+        self.waiting: deque[CompletionRollout] = deque()  # collected rollouts waiting to be learned from
+        self.num_collected = 0  # rollouts so far, i.e. the iteration that learns from the last one
+        self.score_offset: float | None = None  # subtracted from scores; None before the first rollout or if unused
 
     def make_policy(self, seed: int) -> LanguageModel:
-        """The source's model with fresh adapters, or all of it, and a value head if the algorithm trains values.
+        """The source's model with new adapters or with its own weights trained, and a value head if the algorithm has a critic.
 
-        Raises: ConfigError if the model's log-probabilities are not the same however its tokens are read.
+        Raises: ConfigError if the model fails the consistency check of its log-probabilities.
         """
         from rgpo.language.policy.consistency import Consistency
         from rgpo.language.policy.generation import Sampling
@@ -190,7 +190,7 @@ class Language:
         return policy
 
     def collect(self, policy: Policy) -> CompletionRollout:
-        """A rollout of the present policy, or with staleness s the one of s iterations ago.
+        """A rollout of the current policy or, with staleness s, that of s iterations ago.
 
         Raises: NonFiniteError if a reward is NaN or infinite.
         """
@@ -240,34 +240,34 @@ class Language:
         )
 
     def _centered(self, score_B: Array) -> Array:
-        """Scores less the first rollout's mean, so that V = 0 is a fair start: a constant in the reward changes nothing."""
-        if self.center_scores and self.requirements.critic:  # comparisons within a group remove a constant by themselves
+        """Scores minus the first rollout's mean, so that V = 0 is a fair start and a constant in the reward has no effect."""
+        if self.center_scores and self.requirements.critic:  # group comparisons already cancel a constant
             if self.score_offset is None:
                 self.score_offset = float(np.mean(score_B, dtype=np.float64))
             score_B = np.asarray(score_B, np.float64) - self.score_offset
         return score_B
 
     def _next_prompts(self) -> list[int]:
-        """num_prompts prompts of a shuffled pass over all; a remainder smaller than num_prompts is dropped."""
+        """The next num_prompts prompts of a shuffled pass over all; a remainder smaller than num_prompts is dropped."""
         if len(self.order) < self.num_prompts:
             self.order = self.rng.permutation(len(self.prompts)).tolist()
         taken, self.order = self.order[: self.num_prompts], self.order[self.num_prompts :]
         return taken
 
     def evaluate(self, policy: Policy) -> dict[str, float]:
-        """Scores on held-out prompts beside the reference's, and the KL to the reference."""
+        """Scores on held-out prompts, their changes from the reference, and the KL to the reference."""
         return self.evaluator.evaluate(as_language_model(policy))
 
     def summary(self, metrics: Mapping[str, float | list[float]]) -> list[str]:
-        """Scores before and after, the KL, and some completions."""
+        """Scores before and after training, the KL, and some completions."""
         return self.evaluator.summary(metrics)
 
     def take_samples(self) -> Iterable[Mapping[str, object]]:
-        """Rows of samples.parquet since the last call."""
+        """Return the rows of samples.parquet since the last call."""
         return self.evaluator.take_samples()
 
     def headline(self, metrics: Mapping[str, float | list[float]]) -> str:
-        """Mean score of the iteration and, where it was measured, the KL to the reference."""
+        """The iteration's mean score and, if measured, the KL to the reference."""
         kl = f"  KL(ref) {metrics['kl/ref_exact']:.4f}" if "kl/ref_exact" in metrics else ""
         return f"reward {metrics['reward/train_mean']:+.3f}{kl}"
 
@@ -286,7 +286,7 @@ class Language:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Raises: ConfigError if the data, the model or a reward model is not the one that the run began with."""
+        """Raises: ConfigError if the data, the model or a reward model differs from that at the start of the run."""
         from rgpo.language.policy.token_batch import restore_rollout
 
         require_same_versions(self.source, self.versions, cast(Mapping[str, str], state.get("versions", {})))

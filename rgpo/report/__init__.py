@@ -1,4 +1,4 @@
-"""rgpo-report: results to figures, tables and a page, without torch.
+"""rgpo-report: turns results into figures, tables and a page, without torch.
 
-Each room imports only from those before it: settings < stats < read < tables < figures, claims < page < build < cli.
+Each subpackage imports only from earlier ones: settings < stats < read < tables < figures, claims < page < build < cli.
 """

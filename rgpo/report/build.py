@@ -1,4 +1,4 @@
-"""The whole report: read the runs, compute, write. Every file is replaced atomically."""
+"""Build the whole report: read the runs, compute, write. Every file is replaced atomically."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from rgpo.report.settings import WITHOUT_RUNS, Settings, command
 from rgpo.report.tables.advice import advice
 from rgpo.runtime.schema import GLOSSARY
 
-MIN_POINTS, MAX_POINTS = 20, 400  # of a curve
-DRAWN_POINTS = 20_000  # of all runs' curves of one metric
+MIN_POINTS, MAX_POINTS = 20, 400  # points per curve
+DRAWN_POINTS = 20_000  # points in all runs' curves of one metric
 
 
 def build(settings: Settings, defaults: Settings, live: bool = False) -> tuple[str, list[Problem]]:
-    """Write the report; a summary in one line, and the problems.
+    """Write the report; returns a one-line summary and the problems.
 
-    live: the page listens to the events of the server that it came from.
+    live: the page listens for events from the server that delivers it.
 
-    Raises: ConfigError if there are no results, no experiment of that name, or `out` cannot be written.
+    Raises: ConfigError if there are no results, there is no experiment of that name, or `out` cannot be written.
     """
     if settings.ledger and settings.experiment:
         raise ConfigError(f"ledger={settings.ledger}: it covers all experiments; leave out experiment={settings.experiment}")
@@ -90,7 +90,7 @@ def build(settings: Settings, defaults: Settings, live: bool = False) -> tuple[s
                 general.figures.append(PageFigure(f"claim_{one.loaded.path.stem}", {}, caption, line, (), panels))
         for table in general.tables:
             write_table(table, out / "tables")
-        stale = {*TABLES} - {table.name for table in ledgers} if covers_all else ()  # of an earlier report with other claims
+        stale = {*TABLES} - {table.name for table in ledgers} if covers_all else ()  # left over from a report with other claims
         remove([out / "tables" / f"{name}.{kind}" for name in stale for kind in TABLE_FORMATS])
         with replacing(out / "index.html") as aside, aside.open("w", encoding="utf-8", errors="backslashreplace") as page:
             page.writelines(render_page(sections, general, found, advised, settings, defaults, live))

@@ -1,4 +1,4 @@
-"""rgpo-report: figures, tables and a page from the results folder alone (no torch), with Hydra-style overrides."""
+"""rgpo-report: figures, tables and a page from the results folder alone (no torch); takes Hydra-style overrides."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from rgpo import interrupt
 from rgpo.leaving import run_program
 
-TYPE_CHECKING = False  # as typing has it, whose import would delay interrupt.exit_at_once()
+TYPE_CHECKING = False  # not imported from typing, which would delay interrupt.exit_at_once()
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rgpo.report.read.run import Problem
     from rgpo.report.settings import Settings
 
-TEXTS = ("results_dir", "out", "experiment", "baseline", "claims", "ledger", "host")  # taken as typed, without a grammar
+TEXTS = ("results_dir", "out", "experiment", "baseline", "claims", "ledger", "host")  # taken literally, without a grammar
 PATHS = ("results_dir", "out", "claims", "ledger")
 VERIFIED = ("results_dir", "experiment")  # settings of `verify`
 COMPARED = ("results_dir", "experiment", "final_fraction", "confidence")  # settings of `compare`
@@ -99,7 +99,7 @@ def _report(settings: Settings, defaults: Settings, live: bool = False) -> int:
 
     from rgpo.report.build import build
 
-    warnings.filterwarnings("ignore", category=RuntimeWarning)  # overflows of odd numbers, which the tables show as infinite
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # overflows, which the tables show as infinite
     warnings.filterwarnings("ignore", "Glyph .* missing from font")
     with interrupt.Raising():
         return _print(*build(settings, defaults, live))
@@ -161,9 +161,9 @@ def _print(summary: str, problems: Sequence[Problem]) -> int:
 
 
 def parse(words: Sequence[str]) -> tuple[Settings, Settings]:
-    """Settings of conf/report.yaml with the overrides, and of conf/report.yaml alone.
+    """The settings in conf/report.yaml with overrides, and without.
 
-    Raises: ConfigError if an override cannot be used.
+    Raises: ConfigError if an override is invalid.
     """
     from dataclasses import replace
 
@@ -217,7 +217,7 @@ def _help() -> str:
 
 
 def program() -> None:
-    """The command as a process of its own."""
+    """Entry point of the console script; ends the process."""
     run_program(main)
 
 

@@ -1,4 +1,4 @@
-"""One experiment's part of the report: its runs, tables and figures; and the part about no single experiment."""
+"""One experiment's part of the report (runs, tables and figures), and the part that covers all experiments."""
 
 from __future__ import annotations
 
@@ -33,27 +33,25 @@ from rgpo.runtime.reader import Unreadable, printable
 from rgpo.runtime.schema import is_list
 
 Made = TypeVar("Made")
-MAX_NAMED = 8  # arms in a sentence
-TABLE_FORMATS = ("md", "tex", "csv")
-
+MAX_NAMED = 8  # most arms named in a sentence
 TABLE_FORMATS = ("md", "tex", "csv")
 
 
 @dataclass
 class Experiment:
-    """The runs of a folder of results, grouped."""
+    """The runs in an experiment's folder, grouped."""
 
     name: str
     runs: list[Run]
     groups: list[Group]
     problems: list[Problem]
-    num_queued: int = 0  # runs of a sweep that have no rows yet
+    num_queued: int = 0  # number of a sweep's runs without rows so far
 
 
 def load(
     folder: Path, columns: set[str], claims: Sequence[LoadedClaim], settings: Settings, num_points: int, distribute: Map
 ) -> Experiment:
-    """One experiment's runs and groups, and the problems of its runs."""
+    """Load an experiment's runs, groups and problems."""
     numbers = dict.fromkeys(number for claim in claims for number in claim.numbers)
     try:
         runs, problems = read_runs(folder, columns, settings.final_fraction, settings.thresholds, distribute, numbers, num_points)
@@ -65,7 +63,7 @@ def load(
 
 
 def _tables(section: Section, settings: Settings) -> list[Table]:
-    """Every table that has a row."""
+    """All tables that have rows."""
     groups = section.groups
     control = [group for group in groups if not group.language]
     language = [group for group in groups if group.language]
@@ -85,10 +83,10 @@ def _tables(section: Section, settings: Settings) -> list[Table]:
 
 
 def _attempt(section: Section, where: str, make: Callable[[], Made]) -> Made | None:
-    """Return the result of make(), or None after adding a problem: odd numbers in a run must not cost the report."""
+    """Return make(), or None after adding a problem, since unusual numbers in a run must not break the report."""
     try:
         return make()
-    except OSError:  # of the report's own files
+    except OSError:  # from writing the report's own files
         raise
     except Exception as error:
         why = f"cannot be made ({type(error).__name__}: {printable(str(error))}); it is left out"
@@ -104,7 +102,7 @@ def section_of(
     settings: Settings,
     defaults: Settings,
 ) -> Section:
-    """Tables and figures of one experiment; files are written to out/<experiment>/."""
+    """Make an experiment's tables and figures; files are written to out/<experiment>/."""
     section = Section(loaded.name, loaded.groups, list(loaded.problems))
     section.notes += [f"{loaded.num_queued} runs are queued."] if loaded.num_queued else []
     if not loaded.groups:
@@ -126,7 +124,7 @@ def section_of(
 
 
 def _annealing(groups: Sequence[Group]) -> list[str]:
-    """A sentence about the arms whose learning rate falls to 0 over the run, so that the ends of their curves are flat."""
+    """A sentence about arms whose learning rate is annealed to 0, which flattens the ends of their curves."""
     found = [next((v for k, v in group.runs[0].config.items() if k.endswith(".anneal_lr")), None) for group in groups]
     annealed = list(dict.fromkeys(group.label for group, value in zip(groups, found, strict=True) if value is True))
     if not annealed:
@@ -136,7 +134,7 @@ def _annealing(groups: Sequence[Group]) -> list[str]:
 
 
 def _add_figure(section: Section, place: str, name: str, module: FigureModule, settings: Settings, defaults: Settings) -> None:
-    """A figure of the page: metrics that its script draws, panels that are computed here, or a drawing of the user's own."""
+    """Add a figure: metrics drawn by the page's script, panels computed here, or a user's own drawing."""
     where = f"{section.title}/figures/{name}"
     metrics = tuple(column for column in _columns(section.groups, module) if any(r.has(column) for r in section.runs))
     drawn = name in EXPLORED and not settings.format
@@ -160,13 +158,13 @@ def _add_figure(section: Section, place: str, name: str, module: FigureModule, s
 
 
 def _columns(groups: Sequence[Group], module: FigureModule) -> Sequence[str]:
-    """The metrics of a figure: its own, or those that the runs' configs declare."""
+    """A figure's metrics: its own, or those declared in the runs' configs."""
     declared = dict.fromkeys(name for group in groups for run in group.runs for name in run.metrics)
     return module.COLUMNS or [name for name in declared if not is_list(name)]
 
 
 def _draw(section: Section, figure: PageFigure, place: str, panels: Sequence[Any], settings: Settings) -> None:
-    """Add a figure: its data for the page, and its drawing where a format or the user's own module needs one."""
+    """Add a figure's data for the page, and its drawing if a format is set or the figure is a user's own."""
     own = figure.name not in FIGURES
     if settings.format or own:
         kinds = ([settings.format] if settings.format else []) + (["svg"] if own and settings.format != "svg" else [])
@@ -185,7 +183,7 @@ def _draw(section: Section, figure: PageFigure, place: str, panels: Sequence[Any
 
 
 def add_speed(section: Section, results_dir: Path, settings: Settings, defaults: Settings) -> None:
-    """Table and figure of the benchmarks that there are."""
+    """Add the table and figure of the existing benchmarks."""
     cases, problems = bench.read(results_dir)
     section.problems += problems
     section.tables += [bench.speed_table(cases)] if cases else []
@@ -198,7 +196,7 @@ def add_speed(section: Section, results_dir: Path, settings: Settings, defaults:
 
 
 def add_gates(section: Section, results_dir: Path, settings: Settings, defaults: Settings) -> None:
-    """The figure of the gates."""
+    """Add the figure of all gates."""
     try:
         curves = gates.compute(results_dir)
     except Unreadable as error:
@@ -210,14 +208,14 @@ def add_gates(section: Section, results_dir: Path, settings: Settings, defaults:
 def _add_general(
     section: Section, name: str, panels: Sequence[Any], caption: str, settings: Settings, defaults: Settings
 ) -> None:
-    """Add a figure about no single experiment; its files are in out/figures/."""
+    """Add a figure that covers all experiments, with files in out/figures/."""
     line = command(settings, defaults, figures=[name])
     figure = PageFigure(name, _paths(section, name, settings), caption, line)
     _draw(section, figure, f"0-{len(section.figures) + 1}", panels, settings)
 
 
 def baseline_unknown(groups: Sequence[Group], settings: Settings) -> list[Problem]:
-    """A problem if no experiment has the baseline."""
+    """A problem if the baseline is in no experiment."""
     known = {group.algo for group in groups} | {group.label for group in groups}
     if not settings.baseline or settings.baseline in known:
         return []
@@ -226,7 +224,7 @@ def baseline_unknown(groups: Sequence[Group], settings: Settings) -> list[Proble
 
 
 def _leave_out(section: Section, settings: Settings, where: str, why: str) -> None:
-    """Record a figure without data: as a problem if it was requested by name, else as a note."""
+    """Record a figure without data, as a problem if it was requested by name, else as a note."""
     if settings.figures is None:
         section.notes.append(f"{where}: {why}.")
     else:
@@ -234,7 +232,7 @@ def _leave_out(section: Section, settings: Settings, where: str, why: str) -> No
 
 
 def _lacking(groups: Sequence[Group], columns: Sequence[str], where: str) -> list[Problem]:
-    """Problems of runs that lack a figure's metric although others of their group have it."""
+    """Problems of runs that lack one of a figure's metrics, although others in their group have it."""
     problems = []
     for group in groups:
         for column in columns:
@@ -246,7 +244,7 @@ def _lacking(groups: Sequence[Group], columns: Sequence[str], where: str) -> lis
 
 
 def _paths(section: Section, name: str, settings: Settings) -> dict[str, str]:
-    """Format -> path of a figure's file below `out`."""
+    """Format -> path of a figure's file inside `out`."""
     return {settings.format: f"{section.folder}figures/{name}.{settings.format}"} if settings.format else {}
 
 

@@ -1,4 +1,4 @@
-"""The report's settings; values and meanings are in conf/report.yaml."""
+"""The report's settings; defaults and meanings are in conf/report.yaml."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rgpo.errors import close_matches, require, shell_word
 
-FIGURES = (  # modules of rgpo.report.figures, in the report's order
+FIGURES = (  # modules in rgpo.report.figures, in the report's order
     "learning_curves",
     "frontier",
     "settings_frontier",
@@ -27,8 +27,8 @@ FIGURES = (  # modules of rgpo.report.figures, in the report's order
     "speed",
     "gates",
 )
-WITHOUT_RUNS = ("speed", "gates")  # figures of all experiments together, not made from their runs
-EXPLORED = (  # figures of metrics over a run, which the page's script draws from the runs themselves
+WITHOUT_RUNS = ("speed", "gates")  # figures that cover all experiments and are not made from runs
+EXPLORED = (  # figures of metrics over a run, drawn by the page's script from the runs' data
     "learning_curves",
     "kl",
     "gradient_variance",
@@ -36,8 +36,8 @@ EXPLORED = (  # figures of metrics over a run, which the page's script draws fro
     "own_metrics",
     "timing",
 )
-NEED_BASELINE = ("aggregates", "profiles", "improvement")  # figures of scores, which a baseline normalizes
-LIVE = ("watch", "watch_every_s", "serve", "host", "port")  # settings that leave the report the same
+NEED_BASELINE = ("aggregates", "profiles", "improvement")  # figures of scores normalized by a baseline
+LIVE = ("watch", "watch_every_s", "serve", "host", "port")  # settings that do not affect the report's contents
 FORMATS = ("svg", "png", "pdf")
 DEFAULT_BASELINE = "ppo"
 
@@ -96,23 +96,23 @@ class Settings:
 
     @property
     def wanted_figures(self) -> list[str]:
-        """Names in the report's order, without repetitions, the user's own last."""
+        """Names of the figures in the report's order, without duplicates, users' own last."""
         own = [name for name in dict.fromkeys(self.figures or ()) if name not in FIGURES]
         return [name for name in FIGURES if self.figures is None or name in self.figures] + own
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """Nats at which spike rates are taken, ascending, spike_threshold included."""
+        """Thresholds for spike rates in nats, ascending, including spike_threshold."""
         return tuple(sorted({self.spike_threshold, *self.spike_sweep}))
 
 
 def is_own_figure(name: str) -> bool:
-    """True if the current directory has a module of that name."""
+    """True if the current directory has a module with that name."""
     return name.isidentifier() and Path(f"{name}.py").is_file()
 
 
 def command(settings: Settings, defaults: Settings, **change: object) -> str:
-    """The shell line that makes the report of `settings` with `change`; it names only what differs from the defaults."""
+    """The shell command for the report with `settings` and `change`; lists only what differs from the defaults."""
     values = {field.name: change.get(field.name, getattr(settings, field.name)) for field in fields(settings)}
     words = [f"{key}={_text(value)}" for key, value in values.items() if value != getattr(defaults, key) and key not in LIVE]
     return " ".join(map(shell_word, ["rgpo-report", *words]))

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a bit-exact resume needs. The last two are kept, and none is loaded before its digest was verified."""
+"""Checkpoints hold everything for a bit-exact resume. The last two are kept, and a digest is verified before loading."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rgpo.runtime import reader
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
 FORMAT = 6
-HEADER = "rgpo checkpoint, sha256 {}\n"  # of what follows, which torch.save wrote
+HEADER = "rgpo checkpoint, sha256 {}\n"  # digest of the rest of the file, which torch.save wrote
 HEADER_BYTES = len(HEADER.format(64 * "0"))
 VALID_HEADER = re.compile(HEADER.format("([0-9a-f]{64})").encode())
-EARLIER = b"PK\x03\x04"  # first bytes of formats before 6, which had no header
-END, END_BYTES = b"PK\x05\x06", 22  # of the archive that torch.save writes
+EARLIER = b"PK\x03\x04"  # first bytes of formats before 6, which had no header (a zip archive)
+END, END_BYTES = b"PK\x05\x06", 22  # end record of the zip archive that torch.save writes
 MAX_BYTES = 1 << 50
 REMEDY = "use force=true to start again (the old folder is moved aside) or another results_dir."
 
@@ -36,16 +36,16 @@ class Checkpoint(TypedDict):
     num_threads: int
     iteration: int
     env_steps: int
-    num_samples: int  # rows of samples up to the iteration
+    num_samples: int  # rows of samples and rollouts so far
     ratio_moved: float  # nats; largest |log ratio| at which a gradient was taken
-    informative: bool  # whether rewards differed between completions of a prompt in any iteration
+    informative: bool  # whether any iteration had a learning signal, see runner.is_informative
     policy: State
     algorithm: State
     task: State
 
 
 class Found(NamedTuple):
-    """The checkpoint to continue from, None for the beginning, and one clause for each file that could not be used."""
+    """The checkpoint to continue from (None: start over), its file name, and one clause per file that could not be used."""
 
     checkpoint: Checkpoint | None
     name: str
@@ -53,13 +53,13 @@ class Found(NamedTuple):
 
 
 def save(run_dir: Path, checkpoint: Checkpoint) -> None:
-    """Replace the run's checkpoint atomically; the one before is kept as checkpoint-previous.pt.
+    """Replace the run's checkpoint atomically; the previous one is kept as checkpoint-previous.pt.
 
     Raises: StorageError if the disk is full or the folder is not writable.
     """
     import torch
 
-    buffer = io.BytesIO(bytes(HEADER_BYTES))  # writing to a file, torch turns a full disk into an error of its own
+    buffer = io.BytesIO(bytes(HEADER_BYTES))  # in memory first, since torch.save would hide the OSError of a full disk
     buffer.seek(HEADER_BYTES)
     torch.save({"format": FORMAT, **checkpoint}, buffer)
     data = buffer.getbuffer()
@@ -69,9 +69,9 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(run_dir: Path, config_hash: str) -> Checkpoint | None:
-    """The run's last checkpoint, or the one before, with a warning, if that is damaged; None if there is none.
+    """The run's last checkpoint or, with a warning, the previous one if the last is damaged; None if there is none.
 
-    Raises: ConfigError if none can be read, or they are of another version or of another configuration.
+    Raises: ConfigError if none is intact, or if one was written by another version or for another configuration.
     """
     found = find(run_dir, config_hash)
     for why in found.damage.values():
@@ -82,7 +82,7 @@ def load(run_dir: Path, config_hash: str) -> Checkpoint | None:
 def find(run_dir: Path, config_hash: str, usable: Callable[[Checkpoint], bool] = lambda checkpoint: True) -> Found:
     """The last checkpoint that is intact and usable.
 
-    Raises: ConfigError if there are only damaged ones, or they are of another version or of another configuration.
+    Raises: ConfigError if all are damaged, or if one was written by another version or for another configuration.
     """
     damage: dict[str, str] = {}
     intact = missing = 0
@@ -105,12 +105,12 @@ def find(run_dir: Path, config_hash: str, usable: Callable[[Checkpoint], bool] =
 
 
 def _is_intact(file: IO[bytes], header: bytes) -> bool:
-    """True if what follows a header has its digest, which is computed in pieces: a damaged file may be larger than memory."""
+    """True if the data after the header match its digest; hashed in chunks, since a damaged file may be larger than memory."""
     stored = VALID_HEADER.fullmatch(header)
     if stored is None or file.seek(0, os.SEEK_END) < HEADER_BYTES + END_BYTES:
         return False
     file.seek(-END_BYTES, os.SEEK_END)
-    if not file.read().startswith(END):  # at once, whatever was appended
+    if not file.read().startswith(END):  # quick check, which also catches appended data
         return False
     file.seek(HEADER_BYTES)
     intact = hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest() == stored[1].decode()
@@ -119,9 +119,9 @@ def _is_intact(file: IO[bytes], header: bytes) -> bool:
 
 
 def read(path: Path, config_hash: str) -> Checkpoint:
-    """One checkpoint file.
+    """Read one checkpoint file.
 
-    Raises: Unreadable if it is damaged; Missing if it does not exist; ConfigError if it is of another version or configuration.
+    Raises: Unreadable if it is damaged; Missing if it does not exist; ConfigError if its version or configuration is different.
     """
     import torch
 
@@ -138,7 +138,7 @@ def read(path: Path, config_hash: str) -> Checkpoint:
     if not earlier:
         try:
             found = torch.load(io.BytesIO(payload), weights_only=True)
-        except Exception as error:  # of another version of torch
+        except Exception as error:  # intact, so probably from another version of torch
             raise ConfigError(f"{path}: cannot be read ({type(error).__name__}); {REMEDY}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT or not Checkpoint.__required_keys__ <= set(found):
         raise ConfigError(f"{path}: is not a checkpoint of this version (format {FORMAT}); {REMEDY}")

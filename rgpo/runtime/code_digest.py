@@ -1,7 +1,7 @@
-"""A digest of the code that determines a run's numbers.
+"""Digest of the code that determines a run's numbers.
 
-It covers core, gates, learning and the task's package (without comments and docstrings) and the values of the options chosen
-in conf/. Two runs of equal configuration, seed, digest and library versions have equal numbers on one kind of machine.
+It covers core, gates, learning and the task's package (without comments and docstrings) and the values of the chosen options in
+conf/. Two runs with equal configuration, seed, digest and library versions give equal numbers on the same kind of machine.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ GROUPS = (
     "correction",
     "law",
 )
-FOLDERS = {"ref_gate": "gate"}  # group -> folder of conf/, where they differ
+FOLDERS = {"ref_gate": "gate"}  # group -> folder in conf/, where the names differ
 LENGTH = 12  # hexadecimal digits
-MAX_CACHED = 1000  # bytes of a file of the cache
-_EMPTY = re.compile(r"(?:, )?\b\w+=(?:\[\]|None)")  # fields that one version of Python shows and another does not
+MAX_CACHED = 1000  # bytes in a cache file
+_EMPTY = re.compile(r"(?:, )?\b\w+=(?:\[\]|None)")  # fields that only some versions of Python show
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def code_digest(choices: Mapping[str, object], target: str) -> str:
-    """The digest for a task's class (its dotted path) and the options that were chosen in the groups of conf/."""
+    """The digest for a task class, given by its dotted path, and the options chosen from the groups of conf/."""
     names = tuple(sorted((group, str(choices[group])) for group in GROUPS if choices.get(group)))
     room = room_of(target)
     return digest_of((*ALWAYS, *([room] if room else [])), names)
 
 
 def room_of(target: str) -> str:
-    """The package that a task's class is in, control or language; "" for a class from outside rgpo."""
+    """The subpackage of a task class, control or language; "" for a class outside rgpo."""
     parts = target.split(".")
     return parts[1] if parts[0] == "rgpo" and len(parts) > 2 else ""
 
 
 @cache
 def digest_of(parts: tuple[str, ...], choices: tuple[tuple[str, str], ...] = ()) -> str:
-    """The digest of packages and modules of rgpo, and of options of conf/ as (group, option)."""
+    """The digest of packages and modules of rgpo, and of options in conf/ given as (group, option)."""
     total = hashlib.sha256()
     for part in parts:
         total.update(_of_package(part).encode())
@@ -79,7 +79,7 @@ def _of_package(name: str) -> str:
 
 
 def _remembered(sources: Mapping[str, bytes]) -> str:
-    """The digest of files that were digested before; "" if they were not. Parsing them takes a third of a second of CPU."""
+    """The cached digest of these files, or ""; computing it takes a third of a CPU-second, for parsing."""
     place = _place(sources)
     try:
         found = read_text(place, MAX_CACHED)
@@ -94,19 +94,19 @@ def _remember(sources: Mapping[str, bytes]) -> str:
         text = without_comments(data.decode()) if name.endswith(".py") else data.decode()
         total.update(f"{name}\n{text}\n".encode())
     place = _place(sources)
-    with suppress(OSError):  # a cache that cannot be written costs time only
+    with suppress(OSError):  # without a cache, only time is lost
         atomic.make_folder(place.parent)
         atomic.write_text(place, _sealed(total.hexdigest(), place))
     return total.hexdigest()
 
 
 def _sealed(digest: str, place: Path) -> str:
-    """The contents of a file of the cache: a digest, and one of it and of the file's name, so that damage is noticed."""
+    """The contents of a cache file: the digest, followed by a checksum of it and of the file's name to detect damage."""
     return f"{digest} {hashlib.sha256(f'{place.name} {digest}'.encode()).hexdigest()}"
 
 
 def _place(sources: Mapping[str, bytes]) -> Path:
-    """A file of the cache, named by the bytes of the sources and of this module."""
+    """The cache file for these sources; its name is a hash of their contents and of this module."""
     exact = hashlib.sha256(Path(__file__).read_bytes() if Path(__file__).is_file() else b"")
     for name, data in sources.items():
         exact.update(f"{name} {len(data)}\n".encode() + data)
@@ -115,7 +115,7 @@ def _place(sources: Mapping[str, bytes]) -> Path:
 
 @cache
 def _of_option(group: str, name: str) -> str:
-    """The values of an option; "" for one of the user's own, whose values are in the run's configuration."""
+    """The values of an option; "" for a user's own option, whose values are in the run's configuration."""
     file = conf_dir() / FOLDERS.get(group, group) / f"{name}.yaml"
     if not file.is_file():
         return ""
@@ -123,11 +123,11 @@ def _of_option(group: str, name: str) -> str:
     return f"{group}={name} {json.dumps(values, sort_keys=True, default=str)}\n"
 
 
-_parsing = threading.Lock()  # Python 3.11's parser counts the depth of all threads together, and fails where they do not agree
+_parsing = threading.Lock()  # Python 3.11's parser shares its depth counter among threads and then fails
 
 
 def without_comments(source: str) -> str:
-    """A text that is equal for two sources which differ only in comments, docstrings and layout."""
+    """A normal form of Python source, equal for sources that differ only in comments, docstrings and layout."""
     with _parsing:
         tree = ast.parse(source)
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""Everything a run prints: a banner, a progress line, a summary. Rich on a terminal, plain lines elsewhere."""
+"""A run's console output: banner, progress and tables; Rich is used on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ PLAIN_EVERY_S = 30.0
 
 
 def banner(run_dir: Path, settings: Settings, facts: Provenance, num_iterations: int, note: str, found: Mapping[str, str]) -> str:
-    """Task, algorithm and its parts, size, folder and versions of a run.
+    """Task, algorithm and its parts, length, folder and versions of a run.
 
-    note: one clause about how updates are computed; found: of the task, outside the configuration.
+    note: a clause on how updates are computed; found: facts about the task that are not in the configuration.
     """
     commit = facts["commit"][:10] + (" with changes" if facts["dirty"] else "") if facts["commit"] else "no repository"
     versions, threads, size = facts["versions"], facts["num_threads"], facts["num_processes"]
@@ -45,12 +45,12 @@ def banner(run_dir: Path, settings: Settings, facts: Provenance, num_iterations:
 
 
 class Progress:
-    """A line that is updated in place on a terminal, or a plain line every half minute."""
+    """Progress line, updated in place on a terminal; elsewhere, a plain line every half minute."""
 
     def __init__(self, num_iterations: int, start: int) -> None:
         self.num_iterations = num_iterations
         self._last = time.monotonic()
-        self._text = ""  # of the last iteration, until it is a line of its own
+        self._text = ""  # the last iteration's line, until it is printed
         self._bar: RichProgress | None = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -62,7 +62,7 @@ class Progress:
             self._bar.start()
 
     def update(self, iteration: int, env_steps: int, metrics: Mapping[str, float | list[float]], headline: str) -> None:
-        """Show the state after an iteration."""
+        """Show the progress after an iteration."""
         parts = [f"steps {env_steps:,}", headline]
         if "kl/old_exact" in metrics:
             parts.append(f"KL {number(metrics, 'kl/old_exact'):.3g}")
@@ -75,7 +75,7 @@ class Progress:
             self._print()
 
     def close(self) -> None:
-        """Leave the last line as it is."""
+        """Stop updating and print the last line."""
         if self._bar is not None:
             self._bar.stop()
         if self._text:

@@ -1,6 +1,6 @@
-"""resume_from: a new run that continues a finished one for longer, from its checkpoint and with its rows.
+"""resume_from: a new run that extends a finished one, starting from its checkpoint and keeping its rows.
 
-The rows of the earlier run are copied under the name of the new one, so that the new run's files describe the whole training.
+The earlier run's rows are copied under the new run's name, so that the new run's files cover the whole training.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from rgpo.runtime.former import canonical_config, flat_config
 from rgpo.runtime.provenance import Provenance
 from rgpo.runtime.schema import NOT_IDENTITY
 
-LENGTH = ("total_env_steps", "num_iterations", "resume_from")  # keys in which the two runs differ
+LENGTH = ("total_env_steps", "num_iterations", "resume_from")  # keys in which the two runs may differ
 ANNEALED = ("anneal_lr",)
 
 
 def source_of(config: Mapping[str, object]) -> Path | None:
-    """The folder of the run that a configuration continues."""
+    """The folder of the run that a configuration continues, or None."""
     folder = config.get("resume_from")
     return None if folder is None else reader.user_path(str(folder)).absolute()
 
 
 def check(config: Mapping[str, object], num_iterations: int) -> None:
-    """Compare a configuration with the run that it continues, before anything is started.
+    """Compare a configuration with the run that it continues, before anything starts.
 
-    Raises: ConfigError if that is not a finished run, is one of another configuration, or has num_iterations already.
+    Raises: ConfigError if that run is not finished, is damaged, has another configuration or already has num_iterations.
     """
     source = source_of(config)
     if source is None:
@@ -52,9 +52,9 @@ def check(config: Mapping[str, object], num_iterations: int) -> None:
 
 
 def begin(config: Mapping[str, object], run_dir: Path, config_hash: str, num_iterations: int) -> str:
-    """Give a new run's folder the rows and the checkpoint of the run that it continues; returns a notice, "" if it has its own.
+    """Copy rows and checkpoint of the run that is continued to a new run's folder; returns a notice, or "" if nothing was copied.
 
-    The checkpoint is written last: a process killed before that begins anew.
+    The checkpoint is written last, so that after a kill the copy starts over.
 
     Raises: ConfigError if the earlier run cannot be continued; StorageError if a file cannot be written.
     """
@@ -84,7 +84,7 @@ def begin(config: Mapping[str, object], run_dir: Path, config_hash: str, num_ite
 
 
 def _copy_rows(path: Path, run_dir: Path, kind: str, config_hash: str) -> None:
-    """Write the rows of a finished run as the first part of another."""
+    """Write the rows of a finished run as the first part file of another run."""
     import pyarrow as pa
 
     from rgpo.runtime.parts import storing, write_part

@@ -1,4 +1,4 @@
-"""The folder that a run leaves for use outside rgpo: policy/ of control tasks, model/ of language tasks."""
+"""The exported folder for use outside rgpo: policy/ for control tasks, model/ for language tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTHING = "neither the task nor the policy has a method export; the checkpoint a
 
 
 def folder_of(task: Task, policy: Policy) -> str:
-    """The name of the folder: policy or model.
+    """The name of the exported folder: policy or model.
 
     Raises: NoExport if there is no way to save the policy.
     """
@@ -35,9 +35,9 @@ def folder_of(task: Task, policy: Policy) -> str:
 
 
 def fill(task: Task, policy: Policy, state: State, folder: Path, facts: Facts) -> None:
-    """Write the files of a policy into an empty folder.
+    """Write a policy's files to an empty folder.
 
-    Raises: NoExport if it cannot be saved; OSError if a file cannot be written.
+    Raises: NoExport if the policy cannot be saved; OSError if a file cannot be written.
     """
     if isinstance(policy, ExportingPolicy):
         policy.export(folder, facts)
@@ -48,7 +48,7 @@ def fill(task: Task, policy: Policy, state: State, folder: Path, facts: Facts) -
 
 
 def finish(task: Task, policy: Policy, state: State, run_dir: Path, facts: Facts) -> str:
-    """Replace the run's exported folder; returns a sentence if there is none, else "".
+    """Replace the run's exported folder; returns the reason if the policy cannot be exported, else "".
 
     Raises: OSError if the disk is full or a file cannot be written.
     """
@@ -61,7 +61,7 @@ def finish(task: Task, policy: Policy, state: State, run_dir: Path, facts: Facts
         return f"no {name}: {error}"
     except OSError:
         raise
-    except Exception as error:  # of the user's method, or of a library that cannot save this model
+    except Exception as error:  # from the user's method, or from a library that cannot save this model
         if is_out_of_memory(error):
             raise
         return f"no {name}: {described(error)}; the checkpoint alone holds the policy"
@@ -69,7 +69,7 @@ def finish(task: Task, policy: Policy, state: State, run_dir: Path, facts: Facts
 
 
 def facts_of(run_dir: Path, config: Mapping[str, object], iteration: int, env_steps: int) -> Facts:
-    """The records in the run's files about its policy after an iteration.
+    """The facts about a policy after an iteration, taken from the run's files.
 
     Raises: NoExport if provenance.json cannot be read.
     """
@@ -93,12 +93,12 @@ def facts_of(run_dir: Path, config: Mapping[str, object], iteration: int, env_st
 
 
 def latest_metrics(run_dir: Path, iteration: int) -> dict[str, float]:
-    """The last value up to an iteration of each metric that describes the policy; a damaged file is left out with a warning."""
+    """The latest value, up to an iteration, of each metric that describes the policy; skips damaged files with a warning."""
     found: dict[str, tuple[int, float]] = {}
     for path in [run_dir / "metrics.parquet", *part_files(run_dir / "metrics")]:
         try:
             rows = list(_rows(run_dir, path, iteration))
-        except reader.Missing:  # of an unfinished run, or joined meanwhile
+        except reader.Missing:  # the run is unfinished, or the part was joined in the meantime
             continue
         except reader.Unreadable as error:
             warnings.warn(f"{run_dir}: {error}; the metrics recorded with the policy lack its rows.", stacklevel=2)

@@ -1,4 +1,4 @@
-"""Names, keys and configurations of earlier versions in today's form, so that committed results and users' yaml can be read."""
+"""Conversion of old names, keys and configurations to the current form, so that old results and users' yaml can be read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 RENAMED_COLUMNS = {"language/dead_group_share": "language/zero_variance_group_share"}
 RENAMED_COLUMNS |= {
     f"gradvar/{when}_relative": f"gradvar/{when}_noise_share" for when in ("before", "after")
-}  # what it always was
+}  # the old name was a misnomer
 RENAMED_GROUPS = {"dual": "gate_combination"}
 RENAMED_OPTIONS = {
     "algo": {"rgpo_signed": "rgpo_sign_aware"},
@@ -17,7 +17,7 @@ RENAMED_CLASSES = {"rgpo.gates.SigmoidSigned": "rgpo.gates.SignAwareSigmoid"}
 MOVED_MODULES = {
     "rgpo.adaptive": "rgpo.core.adaptive_gate",
     "rgpo.advantages": "rgpo.core.advantages",
-    "rgpo.core.gates": "rgpo.gates",  # one name per gate: that of its public module
+    "rgpo.core.gates": "rgpo.gates",  # the public module gives each gate its only name
     "rgpo.language_advantages": "rgpo.core.advantages",
     "rgpo.objective": "rgpo.core.surrogate",
     "rgpo.penalties": "rgpo.core.kl_penalty",
@@ -33,17 +33,17 @@ MOVED_MODULES = {
     "rgpo.updates.sgd": "rgpo.learning.sgd",
 }
 KL_IN_LOSS = ("rgpo.core.kl_penalty.FixedPenalty", "rgpo.core.kl_penalty.AdaptivePenalty")
-FORMER_KL = {  # what they penalized before it was a choice; on language tasks: True
+FORMER_KL = {  # language task or not -> the penalized divergence before it became a setting
     True: {"estimator": "k3", "anchor": "reference"},
     False: {"estimator": "exact", "anchor": "old"},
 }
 NO_PENALTY, REWARD_KL = "rgpo.core.kl_penalty.NoPenalty", "rgpo.core.kl_penalty.RewardKL"
-DROPPED = ("published", "presets", "kl_spike_threshold")  # keys whose values reach a run through other keys, or not at all
+DROPPED = ("published", "presets", "kl_spike_threshold")  # keys whose values affect a run only through other keys, or not at all
 LANGUAGE = "rgpo.language.task.Language"
 ADDED_TO_CHAT = dict.fromkeys(("adapter", "chat_template", "chat_template_kwargs", "eval_data", "system_prompt")) | {
     "first_turn": False
 }
-ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since and the values that keep its behavior
+ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added since, and values that keep its behavior
     "": {
         "algorithm": {"_target_": "rgpo.learning.algorithm.GateAlgorithm"},
         "resume_from": None,
@@ -78,19 +78,19 @@ ADDED: dict[str, dict[str, object]] = {  # class ("": top level) -> keys added s
 
 
 def canonical_target(path: str) -> str:
-    """The present path of a class that a yaml names by its path, present or former."""
+    """The current path of a class, given its current or an old one."""
     module, dot, name = path.rpartition(".")
     moved = f"{MOVED_MODULES.get(module, module)}{dot}{name}"
     return RENAMED_CLASSES.get(moved, moved)
 
 
 def canonical_name(group: str, name: str) -> str:
-    """The present name of an option of a config group."""
+    """The current name of an option of a config group."""
     return RENAMED_OPTIONS.get("gate" if group == "ref_gate" else group, {}).get(name, name)
 
 
 def canonical_config(config: Mapping[str, object]) -> dict[str, object]:
-    """A run's stored configuration, of this version or 0.1, with present names and with keys added since at their defaults."""
+    """Convert a stored configuration (this version or 0.1) to current names; newer keys get values that keep its behavior."""
     top = {RENAMED_GROUPS.get(key, key): value for key, value in config.items() if key not in DROPPED}
     _move_normalization(top)
     node = _canonical_node(top, ADDED[""])
@@ -108,7 +108,7 @@ def canonical_config(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def flat_config(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Dotted key -> value of everything that is no mapping, or an empty one."""
+    """Dotted key -> value of every entry that is not a mapping, or is an empty one."""
     flat: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -135,7 +135,7 @@ def _canonical(value: object) -> object:
 
 
 def _move_normalization(top: dict[str, object]) -> None:
-    """``update.normalize_advantage``, which the first results have, is ``normalize`` of the advantage estimator."""
+    """Rename ``update.normalize_advantage``, found in the first results, to ``advantage.normalize``."""
     update, advantage = _mapping(top.get("update")), _mapping(top.get("advantage"))
     if "normalize_advantage" in update:
         normalize = update.pop("normalize_advantage")

@@ -1,7 +1,7 @@
-"""Digests of a finished run's files, so that damage is found before anything is read from them.
+"""Digests of a finished run's files, so that damage is detected before they are read.
 
-manifest.json is written when a run completes and is the mark of completion: state.json can be restored from it. The digest of a
-part file, which exists only while a run is unfinished, is in the part's name.
+manifest.json is written when a run completes and marks it as complete: state.json can be restored from it. Part files, which
+exist only while a run is unfinished, have their digest in their name.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ FILES = (
     *("config.yaml", "provenance.json", "metrics.parquet", "samples.parquet", "rollouts.parquet"),
     *("checkpoint.pt", "checkpoint-previous.pt"),
 )
-EXPORTS = ("policy", "model")  # folders for use outside rgpo, whose files have digests, too
-PART = re.compile(r"part-(\d{4,9})-\d{6,}(?:-([0-9a-f]{16}))?\.parquet")  # attempt, digest (version 0.1 wrote none)
-MAX_BYTES, MAX_PART = 1 << 50, 1 << 30  # of a file that is hashed, and of a part, which has at most 1,000 rows
+EXPORTS = ("policy", "model")  # exported folders, whose files have digests, too
+PART = re.compile(r"part-(\d{4,9})-\d{6,}(?:-([0-9a-f]{16}))?\.parquet")  # groups: attempt, digest (none in version 0.1)
+MAX_BYTES, MAX_PART = 1 << 50, 1 << 30  # largest file and largest part file that are hashed
 
 
 class Manifest(TypedDict):
@@ -33,15 +33,15 @@ class Manifest(TypedDict):
 
     attempt: int
     num_iterations: int
-    files: dict[str, str]  # name, or policy/name -> sha256
+    files: dict[str, str]  # name, or policy/name, -> sha256
     sizes: dict[str, int]  # the same names -> bytes
-    sha256: str  # of the other keys
+    sha256: str  # digest of the other keys
 
 
 def write(run_dir: Path, attempt: int = 0, num_iterations: int = 0) -> None:
-    """Write the digests of the files that the run has.
+    """Write the digests of the run's files.
 
-    Raises: Unreadable if one of them cannot be read; OSError if the manifest cannot be written.
+    Raises: Unreadable if a file cannot be read; OSError if the manifest cannot be written.
     """
     names = [name for name in FILES if (run_dir / name).exists()]
     exported = (path for folder in EXPORTS for path in sorted((run_dir / folder).rglob("*")) if path.is_file())
@@ -68,13 +68,13 @@ def read(run_dir: Path) -> Manifest:
 def problems(run_dir: Path, names: Collection[str] | None = None) -> list[str]:
     """One clause for each damaged or missing file of a finished run; [] for a folder without a manifest.
 
-    names: the files to check, None for all; a large checkpoint takes a second per gigabyte.
+    names: the files to check, None for all; hashing takes about a second per gigabyte.
     """
     return list(damage(run_dir, names).values())
 
 
 def damage(run_dir: Path, names: Collection[str] | None = None) -> dict[str, str]:
-    """The same clauses by the names of the files."""
+    """File name -> clause, for each damaged or missing file; as ``problems``."""
     try:
         expected = read(run_dir)
     except reader.Missing:
@@ -90,7 +90,7 @@ def damage(run_dir: Path, names: Collection[str] | None = None) -> dict[str, str
 
 
 def export_damage(run_dir: Path, folder: str) -> dict[str, str]:
-    """A clause for each damaged or missing file of an exported folder, by its name; {} if the run has no manifest."""
+    """File name -> clause, for each damaged or missing file of an exported folder; {} if the run has no manifest."""
     try:
         names = [name for name in read(run_dir)["files"] if name.startswith(f"{folder}/")]
     except reader.Unreadable:
@@ -99,13 +99,13 @@ def export_damage(run_dir: Path, folder: str) -> dict[str, str]:
 
 
 def part_damage(path: Path) -> str:
-    """A clause if a part file does not match the digest in its name; "" if it does or its name has none."""
+    """A clause if a part file does not match the digest in its name; "" if it matches or the name has no digest."""
     found = PART.fullmatch(path.name)
     return _damage(path, found[2], MAX_PART) if found and found[2] else ""
 
 
 def part_name(attempt: int, number: int, data: bytes | memoryview) -> str:
-    """The name of a part file with these contents."""
+    """The name of a part file with these contents, digest included."""
     return f"part-{attempt:04d}-{number:06d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
 
 
@@ -119,13 +119,13 @@ def digest(path: Path) -> str:
 
 
 def _is_name(name: str) -> bool:
-    """True for a file of a run or of one of its exported folders, never for a path that leads elsewhere."""
+    """True for the name of a run's file or of one in its exported folders; never for a path outside the run's folder."""
     parts = PurePosixPath(name).parts
     return name in FILES or (len(parts) > 1 and parts[0] in EXPORTS and ".." not in parts)
 
 
 def _damage(path: Path, sha256: str, limit: int, recorded: int = MAX_BYTES) -> str:
-    """A clause if a file has another digest, "" if not; one with more bytes than were recorded is not read."""
+    """A clause if a file's digest differs, else ""; a file with more bytes than recorded is not read."""
     try:
         with reader.opened(path, limit) as file:
             size = os.fstat(file.fileno()).st_size

@@ -1,7 +1,7 @@
-"""Crash-safe metrics: rows go to numbered part files, each replaced atomically, which are joined into one file at the end.
+"""Crash-safe metrics: rows are written to numbered part files, each atomically, which are joined into one file at the end.
 
-Everything flushed can be read after a kill with `pandas.read_parquet(run_folder / "metrics")`, and after the run with
-`pandas.read_parquet(run_folder / "metrics.parquet")`. Nothing is removed before its rows were read back from another file.
+Flushed rows can be read after a kill with `pandas.read_parquet(run_folder / "metrics")`, and after the run with
+`pandas.read_parquet(run_folder / "metrics.parquet")`. No file is removed until its rows have been read back from another one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ ARROW_TYPES = {"text": pa.string(), "whole": pa.int64(), "number": pa.float32(),
 
 
 def number(metrics: Mapping[str, float | list[float]], name: str, default: float = math.nan) -> float:
-    """A metric that is one number per iteration; default if it was not measured."""
+    """The value of a scalar metric; default if it was not measured or is a list."""
     value = metrics.get(name, default)
     return default if isinstance(value, list) else value
 
 
 def arrow_schema(metadata: Mapping[str, str], glossary: Mapping[str, Metric] = GLOSSARY) -> pa.Schema:
-    """Every column of a metrics file, with file metadata (config, versions)."""
+    """The schema of a metrics file with all possible columns and the file's metadata (config, versions)."""
     text = pa.dictionary(pa.int32(), pa.string())
     fields = [pa.field(name, text) for name in PROVENANCE] + [pa.field(name, pa.int64()) for name in COUNTERS]
     fields += [pa.field(name, pa.list_(pa.float32()) if is_list(name) else pa.float32()) for name in glossary]
@@ -38,12 +38,12 @@ def arrow_schema(metadata: Mapping[str, str], glossary: Mapping[str, Metric] = G
 
 
 def table_schema(columns: Mapping[str, str], metadata: Mapping[str, str]) -> pa.Schema:
-    """A file of columns name -> text, whole, number or yes/no."""
+    """The schema of a file with columns name -> text, whole, number or yes/no."""
     return pa.schema([pa.field(name, ARROW_TYPES[kind]) for name, kind in columns.items()], metadata=dict(metadata))
 
 
 def last_attempt(run_dir: Path, joined: bool) -> int:
-    """The highest attempt that the names of parts and, if joined, the rows of metrics.parquet mention; 0 if there are none."""
+    """The highest attempt in the names of part files and, if joined, in the rows of metrics.parquet; 0 if there are none."""
     names = [manifest.PART.fullmatch(part.name) for kind in KINDS for part in part_files(run_dir / kind)]
     found = [int(name[1]) for name in names if name]
     if joined:
@@ -53,7 +53,7 @@ def last_attempt(run_dir: Path, joined: bool) -> int:
 
 
 def has_rows(run_dir: Path, num_iterations: int) -> bool:
-    """True if metrics.parquet has a row of every iteration."""
+    """True if metrics.parquet has a row for every iteration."""
     try:
         with reader.parquet(run_dir / "metrics.parquet") as file:
             found = file.read(columns=["iteration"])["iteration"].unique().to_pylist()
@@ -63,11 +63,11 @@ def has_rows(run_dir: Path, num_iterations: int) -> bool:
 
 
 def remove_parts(run_dir: Path) -> None:
-    """Delete the part files; only once manifest.json and state.json record completion, because until then they are needed."""
+    """Delete the part files; call this only after manifest.json and state.json record completion."""
     for kind in KINDS:
         folder = run_dir / kind
         if folder.is_symlink():
-            atomic.remove([folder])  # the link, not what it leads to
+            atomic.remove([folder])  # the link, not its target
         elif folder.is_dir():
             atomic.remove(part_files(folder))
             atomic.remove_temporary(folder)
@@ -75,7 +75,7 @@ def remove_parts(run_dir: Path) -> None:
 
 
 def measured(run_dir: Path, name: str, iteration: int) -> list[float]:
-    """The values of a metric that a run, finished or not, measured up to an iteration; the latest attempt counts."""
+    """A metric's measured values up to an iteration, from a finished or running run; the latest attempt counts."""
     whole = run_dir / "metrics.parquet"
     found: dict[int, tuple[int, float]] = {}  # iteration -> attempt, value
     for path in [whole] if whole.exists() else part_files(run_dir / "metrics"):
@@ -90,7 +90,7 @@ def measured(run_dir: Path, name: str, iteration: int) -> list[float]:
 
 
 class MetricsWriter:
-    """One run's metrics.parquet with one row per iteration, and samples.parquet and rollouts.parquet of tasks that provide them.
+    """Writes a run's metrics.parquet, with one row per iteration, and samples.parquet and rollouts.parquet if the task has them.
 
     rollout_columns: {} if the run writes no rollouts.
     """
@@ -120,7 +120,7 @@ class MetricsWriter:
         self.damage = self.metrics.damage + [why for table in self.texts.values() for why in table.damage]
 
     def lost(self, iteration: int, num_samples: int) -> list[str]:
-        """One clause for each kind of rows of which earlier attempts left fewer than a checkpoint after the iteration counted."""
+        """One clause for each kind of rows (metrics, samples) that are missing up to an iteration's checkpoint."""
         found = {int(str(key)) for (key,) in self.metrics.read_until(iteration)}
         missing = [i for i in range(1, iteration + 1) if i not in found]
         lost = num_samples - sum(len(table.read_until(iteration)) for table in self.texts.values())
@@ -130,11 +130,11 @@ class MetricsWriter:
 
     @property
     def num_earlier(self) -> int:
-        """Rows of earlier attempts that wait to be continued or measured again."""
+        """Number of rows from earlier attempts that have been neither resumed from nor measured again."""
         return self.metrics.num_later
 
     def resume(self, iteration: int) -> None:
-        """Continue after an iteration, 0 for a new run; must be called before rows are added."""
+        """Continue after an iteration (0 for a new run); must be called before rows are added."""
         self.metrics.resume(iteration)
         for table in self.texts.values():
             table.resume(iteration)
@@ -142,7 +142,7 @@ class MetricsWriter:
     def log(self, iteration: int, env_steps: int, metrics: Mapping[str, float | list[float]]) -> None:
         """Add one row.
 
-        Raises: ConfigError for a metric that the glossary does not describe, or a list where a number belongs.
+        Raises: ConfigError if a metric is not in the glossary, or is a list although its name does not begin with epoch/.
         """
         for name, value in metrics.items():
             if name not in self.glossary:
@@ -154,12 +154,12 @@ class MetricsWriter:
         self.metrics.add({**row, **metrics, **self._constants, "iteration": iteration, "env_steps": env_steps})
 
     def log_samples(self, iteration: int, samples: Iterable[Row]) -> None:
-        """Add completions; those of the reference policy get iteration 0."""
+        """Add completions of held-out prompts; those of the reference policy get iteration 0."""
         for sample in samples:
             self._add("samples", sample, 0 if sample["reference"] else iteration)
 
     def log_rollout(self, iteration: int, rows: Iterable[Row]) -> None:
-        """Add completions that were learned from."""
+        """Add completions from the rollout."""
         for row in rows:
             self._add("rollouts", row, iteration)
 
@@ -169,7 +169,7 @@ class MetricsWriter:
 
     @property
     def num_samples(self) -> int:
-        """Rows of samples and rollouts so far."""
+        """Number of rows of samples and rollouts so far."""
         return sum(len(table.keys) for table in self.texts.values())
 
     def flush(self) -> None:
@@ -179,7 +179,7 @@ class MetricsWriter:
             table.flush()
 
     def finish(self) -> Path:
-        """Flush, and join all parts into metrics.parquet without the columns that were never measured.
+        """Flush and join all parts into one file per kind; columns of metrics that were never measured are dropped.
 
         Raises: StorageError if rows were lost or a file cannot be written.
         """
@@ -194,7 +194,7 @@ class MetricsWriter:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Sorted numbers as "1 to 3, 7"."""
+    """Format sorted numbers as "1 to 3, 7"."""
     starts = [x for i, x in enumerate(numbers) if i == 0 or numbers[i - 1] != x - 1]
     ends = [x for i, x in enumerate(numbers) if i + 1 == len(numbers) or numbers[i + 1] != x + 1]
     return ", ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))

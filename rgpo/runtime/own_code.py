@@ -1,4 +1,4 @@
-"""Code of the user's that a process has imported: modules from folders on Python's path that are no part of an installation."""
+"""The user's own code that a process has imported: modules from folders on Python's path outside of any installation."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SITE = {"site-packages", "dist-packages"}
 
 
 def own_folders() -> list[Path]:
-    """The folders of Python's path that are not part of an installation, in its order."""
+    """The folders on Python's path that do not belong to an installation, in order."""
     entries = dict.fromkeys(Path(entry).resolve() for entry in sys.path)
     installed = {folder.resolve() for folder in INSTALLED}
     return [entry for entry in entries if not installed & {entry, *entry.parents} and not SITE & set(entry.parts)]
 
 
 def digests() -> dict[str, str]:
-    """Digests of the source files, without comments and docstrings, by their paths below those folders; rgpo is left out."""
+    """Relative path -> digest (ignoring comments and docstrings) of imported source files in those folders, without rgpo's."""
     folders = [folder for folder in own_folders() if folder.is_dir()]
     found: dict[str, str] = {}
-    for file in sorted({place.resolve() for place in _places()}):  # few are left: resolving all that torch imports is slow
+    for file in sorted({place.resolve() for place in _places()}):  # few are left; resolving all that torch imports is slow
         folder = next((folder for folder in folders if folder in file.parents), None)
         if folder is not None and len(found) < MAX_FILES and PACKAGE not in file.parents and not SITE & set(file.parts):
             found[file.relative_to(folder).as_posix()] = _digest(file)
@@ -36,9 +36,9 @@ def digests() -> dict[str, str]:
 
 
 def _places() -> set[Path]:
-    """Source files of modules that are not, by their names and paths, of an installation or of rgpo."""
+    """Source files of imported modules, except those that by name or path belong to an installation or to rgpo."""
     files = {str(getattr(module, "__file__", None) or "") for name, module in list(sys.modules.items()) if _is_own(name)}
-    mine = f"{PACKAGE}/"  # texts: a Path for each of the thousands of files that torch imports takes long
+    mine = f"{PACKAGE}/"  # compared as text: creating a Path for each of the thousands of files that torch imports is slow
     outside = (file for file in files if file.endswith(".py") and file.startswith("/") and not file.startswith(mine))
     return {Path(file) for file in outside if SITE.isdisjoint(file.split("/"))}
 
@@ -55,8 +55,8 @@ def _digest(file: Path) -> str:
     return _digest_of(text)
 
 
-@functools.lru_cache(maxsize=2 * MAX_FILES)  # one process may start many runs
+@functools.lru_cache(maxsize=2 * MAX_FILES)  # cached, since one process may start many runs
 def _digest_of(text: str) -> str:
-    with suppress(SyntaxError, ValueError, RecursionError):  # of a file that is being edited
+    with suppress(SyntaxError, ValueError, RecursionError):  # the file is being edited
         text = without_comments(text)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]

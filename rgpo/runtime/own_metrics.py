@@ -1,4 +1,4 @@
-"""The columns of one run: the packaged ones, those of the terms of its reward, and the metrics that its config declares."""
+"""A run's columns: the packaged ones, those of its reward terms, and the metrics that its config declares."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from rgpo.runtime.schema import EVALUATED, GLOSSARY, ROLLOUTS, SAMPLES, Metric
 
 
 def glossary(config: Mapping[str, object]) -> dict[str, Metric]:
-    """The packaged metrics and those that a run's config declares: ``metrics: {group/name: {unit: ..., meaning: ...}}``.
+    """The packaged metrics, those of the reward terms, and those that the config declares.
 
-    Raises: ConfigError if a declaration is malformed or redefines a packaged metric.
+    A declaration has the form ``metrics: {group/name: {unit: ..., meaning: ...}}``.
+
+    Raises: ConfigError if a declaration is malformed, or if it or a reward term redefines a packaged metric.
     """
     own = {} if config.get("metrics") is None else config["metrics"]
     if not isinstance(own, Mapping):
@@ -22,30 +24,33 @@ def glossary(config: Mapping[str, object]) -> dict[str, Metric]:
 
 
 def reward_names(config: Mapping[str, object]) -> list[str]:
-    """Names of the terms of a run's reward; [] for the reward model alone."""
+    """Names of a run's reward terms; [] if the reward is the reward model alone."""
     task = config.get("task")
     return term_names(task.get("reward")) if isinstance(task, Mapping) else []
 
 
 def term_names(terms: object) -> list[str]:
-    """Names of the terms in a config's task.reward."""
+    """Names of the terms in the value of task.reward."""
     return [str(term.get("name")) for term in terms if isinstance(term, Mapping)] if isinstance(terms, list) else []
 
 
 def sample_columns(config: Mapping[str, object]) -> dict[str, str]:
-    """Columns of a run's samples.parquet: the packaged ones and the terms of its reward."""
+    """Columns of a run's samples.parquet: the packaged ones and one per reward term."""
     return SAMPLES | {f"reward/{name}": "number" for name in reward_names(config)}
 
 
 def rollout_columns(config: Mapping[str, object]) -> dict[str, str]:
-    """Columns of a run's rollouts.parquet: the packaged ones and the terms of its reward; {} if it writes none."""
+    """Columns of a run's rollouts.parquet: the packaged ones and one per reward term; {} if the run does not write the file."""
     task = config.get("task")
     wanted = isinstance(task, Mapping) and bool(task.get("log_rollouts_every"))
     return ROLLOUTS | {f"reward/{name}": "number" for name in reward_names(config)} if wanted else {}
 
 
 def _reward_metrics(config: Mapping[str, object]) -> dict[str, Metric]:
-    """Raises: ConfigError if a term's name makes a packaged metric."""
+    """The metrics of the reward terms.
+
+    Raises: ConfigError if a term's name would redefine another metric.
+    """
     found: dict[str, Metric] = {}
     for name in dict.fromkeys(reward_names(config)):
         term = f"the term {name} of the reward, unweighted,"

@@ -1,4 +1,4 @@
-"""Parquet files that are read back before they count, and rows in numbered part files that survive kills and power cuts."""
+"""Parquet files that are verified by reading them back, and numbered part files whose rows survive kills and power failures."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Row = Mapping[str, object]
 
 
 def write_atomically(table: pa.Table, path: Path, key: Sequence[str] = ()) -> None:
-    """Replace a parquet file by one that was read back.
+    """Replace a parquet file atomically, after reading the new one back.
 
-    key: the columns whose values are compared with those written.
+    key: columns whose decoded values are compared, in addition to the bytes of the file.
 
-    Raises: Unreadable if something else was read back; OSError if the file cannot be written.
+    Raises: Unreadable if the file read back differs; OSError if the file cannot be written.
     """
     _replace(path, encode(table), table, key)
 
@@ -49,9 +49,9 @@ def _replace(path: Path, data: bytes, table: pa.Table, key: Sequence[str]) -> No
 
 
 def write_part(folder: Path, table: pa.Table) -> None:
-    """Write rows as the first part of a folder, before any attempt's own, without the configuration that they came with.
+    """Write rows as part 0 of attempt 0, which precedes those of all attempts; their configuration metadata is dropped.
 
-    Raises: Unreadable if something else was read back; OSError if the file cannot be written.
+    Raises: Unreadable if the file read back differs; OSError if the file cannot be written.
     """
     table = table.replace_schema_metadata(None)
     data = encode(table)
@@ -59,7 +59,7 @@ def write_part(folder: Path, table: pa.Table) -> None:
 
 
 def encode(table: pa.Table) -> bytes:
-    """The bytes of a part or of metrics.parquet."""
+    """The bytes of a parquet file with our compression settings."""
     floats = [f.name for f in table.schema if pa.types.is_float32(f.type)]
     floats += [f"{f.name}.list.element" for f in table.schema if f.type == pa.list_(pa.float32())]
     words = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
@@ -71,16 +71,16 @@ def encode(table: pa.Table) -> bytes:
         compression_level=9,
         use_dictionary=words,
         use_byte_stream_split=floats,
-        write_statistics=False,  # a tenth of a file, and no reader skips row groups
+        write_statistics=False,  # would be a tenth of a file, and no reader skips row groups
         write_page_checksum=True,
     )
     return stream.getvalue()
 
 
 def _read_rows(path: Path, schema: pa.Schema, key: Sequence[str]) -> pa.Table:
-    """The rows of a file of this schema, which may have further columns; numbers that it lacks are NaN.
+    """The rows of a file with this schema; extra columns are kept, and missing columns of numbers are filled with NaN.
 
-    Raises: Unreadable if it is damaged, of another configuration, or has columns of other types or incomplete keys.
+    Raises: Unreadable if the file is damaged, has another configuration or other column types, or if keys are missing.
     """
     damage = manifest.part_damage(path)
     if damage:
@@ -101,7 +101,7 @@ def _read_rows(path: Path, schema: pa.Schema, key: Sequence[str]) -> pa.Table:
     return table
 
 
-@functools.lru_cache(maxsize=8)  # all parts of an attempt have the same text
+@functools.lru_cache(maxsize=8)  # all parts of an attempt have the same text, so the cache can be small
 def _is_same_run(own: str, stored: str) -> bool:
     return own == stored or reader.same_identity(reader.parse_yaml(Path("config.yaml"), own), stored)
 
@@ -115,21 +115,21 @@ def _keys(table: pa.Table, key: Sequence[str]) -> set[tuple[object, ...]]:
 
 
 def _split(table: pa.Table, iteration: int) -> tuple[pa.Table, pa.Table]:
-    """Sorted rows up to an iteration, and those after it."""
+    """Split sorted rows into those up to an iteration and those after it."""
     count = bisect.bisect_right(table["iteration"].to_pylist(), iteration)
     return table.slice(0, count), table.slice(count)
 
 
 def part_files(folder: Path) -> list[Path]:
-    """The part files in a folder, in the order in which they were written."""
+    """The part files in a folder, in the order they were written."""
     return sorted(folder.glob("part-*.parquet"))
 
 
 @contextmanager
 def storing(run_dir: Path) -> Iterator[None]:
-    """``atomic.storing`` for files that are read back.
+    """``atomic.storing`` for files that are read back: Unreadable becomes StorageError, too.
 
-    Raises: StorageError if a file cannot be read or written, or rows are lost.
+    Raises: StorageError if a file cannot be read or written, or if rows are lost.
     """
     try:
         with atomic.storing(run_dir):
@@ -139,16 +139,16 @@ def storing(run_dir: Path) -> Iterator[None]:
 
 
 class PartFiles:
-    """Rows of one schema in numbered part files, to which every attempt at a run adds its own.
+    """Rows of one schema in numbered part files; every attempt at a run adds its own.
 
-    Rows that an earlier attempt measured after the last checkpoint are kept until they are measured again.
+    Rows measured by an earlier attempt after the last checkpoint are kept until they are measured again.
     """
 
     def __init__(self, run_dir: Path, kind: str, schema: pa.Schema, key: tuple[str, ...], attempt: int) -> None:
-        """Read the rows of earlier attempts; a damaged file is set aside and named in ``damage``."""
+        """Read the rows of earlier attempts; damaged files are set aside and listed in ``damage``."""
         self.run_dir, self.folder, self.schema, self.key = run_dir, run_dir / kind, schema, key
-        self.path = run_dir / f"{kind}.parquet"  # of the joined file
-        self.rows: list[Row] = []  # not written yet
+        self.path = run_dir / f"{kind}.parquet"  # the joined file
+        self.rows: list[Row] = []  # buffered rows
         self.damage: list[str] = []
         self._attempt = attempt
         self._num_parts = 0
@@ -158,16 +158,16 @@ class PartFiles:
                 raise NotADirectoryError(errno.ENOTDIR, "it is a link", str(self.folder))
             atomic.make_folder(self.folder)
             atomic.remove_temporary(self.folder)
-            self._later = self._read(self._set_aside)  # rows after those of this attempt
+            self._later = self._read(self._set_aside)  # earlier attempts' rows for iterations that this one has not reached
         self._later_parts = part_files(self.folder)
-        self.keys: set[tuple[object, ...]] = set()  # of all rows but the later ones
+        self.keys: set[tuple[object, ...]] = set()  # keys of all rows except those in _later
 
     def _set_aside(self, path: Path, why: str) -> None:
         moved = atomic.set_aside(path, self.run_dir, "damaged")
         self.damage.append(f"{why}; it was renamed to {moved.name}")
 
     def _read(self, on_damage: Callable[[Path, str], None]) -> pa.Table:
-        """The rows of the joined file and of all parts, sorted by the key; of rows with equal keys, the one written last."""
+        """The rows of the joined file and all parts, sorted by key; among rows with equal keys, the last one written is kept."""
         tables = [columns.table([], self.schema)]
         for path in [*([self.path] if os.path.lexists(self.path) else []), *part_files(self.folder)]:
             try:
@@ -177,28 +177,28 @@ class PartFiles:
         table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
         keys = list(zip(*(table[name].to_pylist() for name in self.key), strict=True))
         place = {key: i for i, key in enumerate(keys)}
-        if sorted(place) == keys:  # as usual; otherwise pyarrow's functions are imported
+        if sorted(place) == keys:  # the usual case; take() below has to import pyarrow's compute functions
             return table.combine_chunks()
         return table.take(columns.array([place[key] for key in sorted(place)], pa.int64())).combine_chunks()
 
     @property
     def num_later(self) -> int:
-        """Rows after those of this attempt."""
+        """Number of earlier attempts' rows for iterations that this attempt has not reached."""
         return len(self._later)
 
     def read_until(self, iteration: int) -> set[tuple[object, ...]]:
-        """The keys of the rows of earlier attempts up to an iteration."""
+        """The keys of earlier attempts' rows up to an iteration."""
         return _keys(_split(self._later, iteration)[0], self.key)
 
     def resume(self, iteration: int) -> None:
-        """Continue after an iteration: earlier parts are joined into one of rows up to it and one of later rows."""
+        """Continue after an iteration: join the earlier parts into one with the rows up to it and one with the later rows."""
         earlier, later = _split(self._later, iteration)
         self.keys = _keys(earlier, self.key)
         self._write(earlier, self.key)
         self._keep(later)
 
     def _keep(self, later: pa.Table) -> None:
-        """Replace the parts that hold later rows by one."""
+        """Replace the parts that hold later rows by a single part."""
         part = self._write(later, self.key)
         with storing(self.run_dir):
             atomic.remove(self._later_parts)
@@ -225,7 +225,7 @@ class PartFiles:
                 self._keep(_split(self._later, max(table["iteration"].to_pylist()))[1])
 
     def _write(self, table: pa.Table, key: Sequence[str] = ()) -> list[Path]:
-        """The new part; [] for a table without rows."""
+        """Write a table as a new part and return its path in a list; [] for a table without rows."""
         if not len(table):
             return []
         data = encode(table)
@@ -236,7 +236,7 @@ class PartFiles:
         return [path]
 
     def join(self) -> pa.Table:
-        """Flush, and read everything back.
+        """Flush, read everything back and return all rows.
 
         Raises: StorageError if rows that were written are lost.
         """

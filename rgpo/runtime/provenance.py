@@ -1,4 +1,4 @@
-"""Code, versions and machine of a run: the facts that every run folder and every row carries."""
+"""A run's code, versions and machine, which are recorded in its folder and with its rows."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ _NAME = (
     "token|secret|passw(?:or)?d|passphrase|credential|cookie|(?:api|access|private|auth)[_-]?key"
     "|(?<![a-z])(?:keys?|auth|pwd|pass)(?![a-z])"
 )
-_NUMBER = r"(?:(?:null|none|true|false|[-+]?[\d._]+(?:e[-+]?\d+)?)(?![\w-])|\[[\d\s,.]*\])"  # task.max_new_tokens=32 is a count
+_NUMBER = r"(?:(?:null|none|true|false|[-+]?[\d._]+(?:e[-+]?\d+)?)(?![\w-])|\[[\d\s,.]*\])"  # no secret: task.max_new_tokens=32
 _INNER = r"[\[{][^\[\]{}]*[\]}]"
-_NODE = rf"[\[{{](?:[^\[\]{{}}]|[\[{{](?:[^\[\]{{}}]|{_INNER})*[\]}}])*[\]}}]|[\[{{].*"  # or what does not close
+_NODE = rf"[\[{{](?:[^\[\]{{}}]|[\[{{](?:[^\[\]{{}}]|{_INNER})*[\]}}])*[\]}}]|[\[{{].*"  # or one without a closing bracket
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _ASSIGNMENT = re.compile(
     rf"((?:{_NAME})\w*['\"]?\s*[=:]\s*)(?!{_NUMBER}|\$\{{)(?:'[^']*'|\"[^\"]*\"|{_NODE}|[^\s,;'\"{{}}()\[\]]+)", re.IGNORECASE
 )
-_SECRET = re.compile(  # by the form that those who issue them gave them
+_SECRET = re.compile(  # recognizable by the issuers' formats
     r"\b(?:hf_|sk-|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|AKIA|AIza)[\w-]{8,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*|(?<=://)[^\s/@'\"]+(?=@)"
     r"|(?<=[Bb]earer )[\w.~+/-]{8,}=*"
 )
-NO_HOOKS = ("-c", "core.fsmonitor=", "-c", "core.hooksPath=/dev/null")  # options of git
-LIBRARIES = ("torch", "numpy", "gymnasium", "mujoco", "transformers")  # that determine numbers
+NO_HOOKS = ("-c", "core.fsmonitor=", "-c", "core.hooksPath=/dev/null")  # git options that prevent it from running other programs
+LIBRARIES = ("torch", "numpy", "gymnasium", "mujoco", "transformers")  # libraries that determine numbers
 PACKAGES = (*LIBRARIES, "hydra-core", "omegaconf", "pyarrow")
 
 
 class Attempt(TypedDict):
-    """One start of a run."""
+    """One start of a run, as recorded in provenance.json."""
 
     attempt: int
     started: str  # UTC
     commit: str | None
     dirty: bool
     code: str  # digest of the code that determines numbers
-    own_code: dict[str, str]  # file of the user's -> digest
+    own_code: dict[str, str]  # the user's files -> digests
     versions: dict[str, str]
     host: dict[str, str | int | None]
     num_threads: int
     num_processes: int
 
 
-SIGNS = (1.0, -1.0)  # of the advantage, for each of which a gate has a curve
+SIGNS = (1.0, -1.0)  # signs of the advantage; a gate has one curve for each
 
 
 class GateCurve(TypedDict):
-    """Gate value g and weight w = dg/dd over the log ratio d, for each of SIGNS; None where a value is not finite."""
+    """Gate value g and weight w = dg/dd over the log ratio d, for each sign in SIGNS; None where a value is not finite."""
 
     log_ratio: list[float]  # nats
     gate_value: list[list[float | None]]
@@ -70,10 +70,10 @@ class Provenance(TypedDict):
     config_hash: str
     commit: str | None
     dirty: bool
-    code: str  # digest of the code that determines numbers, of every attempt that measured a part: "first+second"
+    code: str  # digests of the code that determines numbers, of all attempts with different code: "first+second"
     versions: dict[str, str]
-    algorithm: dict[str, str]  # its parts, as it describes them
-    gate_curve: NotRequired[GateCurve | None]  # of its gate, if it has one
+    algorithm: dict[str, str]  # its own description of its parts
+    gate_curve: NotRequired[GateCurve | None]  # the gate's curve, if it has a gate
     command: str
     host: dict[str, str | int | None]
     num_threads: int
@@ -86,7 +86,7 @@ class Provenance(TypedDict):
 def collect(
     run_id: str, config_hash: str, command: str, num_threads: int, attempt: int, algorithm: Mapping[str, str], code: str
 ) -> Provenance:
-    """The facts of an attempt that starts now."""
+    """The provenance of an attempt that starts now."""
     commit, dirty = _commit()
     return {
         "run_id": run_id,
@@ -107,7 +107,7 @@ def collect(
 
 
 def attempt_of(facts: Provenance, code: str, own_code: dict[str, str]) -> Attempt:
-    """The entry of the present attempt; code: its own digest."""
+    """The entry for the current attempt; code: its own digest."""
     return {
         "attempt": facts["attempt"],
         "started": facts["started"],
@@ -123,7 +123,7 @@ def attempt_of(facts: Provenance, code: str, own_code: dict[str, str]) -> Attemp
 
 
 def changes(attempts: Sequence[Attempt]) -> str:
-    """A clause about code and packages that differ between the last two attempts; "" if none do."""
+    """A clause about code and packages that changed between the last two attempts, or ""."""
     if len(attempts) < 2:
         return ""
     before, now = attempts[-2], attempts[-1]
@@ -143,21 +143,21 @@ def changes(attempts: Sequence[Attempt]) -> str:
 
 
 def with_earlier_code(run_dir: Path, code: str) -> str:
-    """A digest of code after those of the run's earlier attempts with other code."""
+    """The digests of the run's earlier code followed by this one, joined by "+", without repetition."""
     try:
         earlier = reader.read_json(run_dir / "provenance.json", Provenance).get("code", "unknown")
-    except reader.Unreadable:  # a new run, or one whose provenance is written anew
+    except reader.Unreadable:  # a new run, or damaged provenance that will be rewritten
         return code
     return earlier if code in earlier.split("+") else f"{earlier}+{code}"
 
 
 def redact(text: str) -> str:
-    """A text without tokens, passwords in URLs, and values of keys that name a secret."""
+    """Redact tokens, passwords in URLs, and values of keys that name a secret."""
     return _SECRET.sub(REDACTED, _ASSIGNMENT.sub(rf"\1{REDACTED}", text))
 
 
 def redact_word(word: str) -> str:
-    """A word key=value of a command line without the same; spaces and quotes belong to the value."""
+    """Redact a command-line argument key=value, where spaces and quotes belong to the value."""
     key, equals, value = word.partition("=")
     if not equals or not _SECRET_NAME.search(key) or re.fullmatch(rf"{_NUMBER}|\$\{{.*|", value, re.IGNORECASE):
         return redact(word)
@@ -165,7 +165,7 @@ def redact_word(word: str) -> str:
 
 
 def redact_values(node: object, key: str = "") -> object:
-    """A configuration without the same; numbers stay."""
+    """Redact a configuration; numbers are kept."""
     if isinstance(node, Mapping):
         return {
             name: redact_values(value, key if key == "metrics" else f"{key}.{name}".lstrip(".")) for name, value in node.items()
@@ -178,20 +178,20 @@ def redact_values(node: object, key: str = "") -> object:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of rgpo, Python and the packages that can change a number."""
+    """Installed versions of rgpo, Python and the packages that can affect numbers."""
     found = {"python": platform.python_version(), "rgpo": __version__}
     return found | {name: _version(name) for name in PACKAGES}
 
 
 def git_sha(facts: Provenance) -> str:
-    """Short commit with -dirty, or the package's version where there is no repository."""
+    """The short commit hash, with -dirty if there were changes; the package's version if there is no repository."""
     if facts["commit"] is None:
         return f"v{facts['versions']['rgpo']}"
     return facts["commit"][:10] + ("-dirty" if facts["dirty"] else "")
 
 
 def git_environment() -> dict[str, str]:
-    """The environment without what makes git use another repository or configuration; and git shall fetch nothing."""
+    """The environment without GIT_ variables, which select another repository or configuration; also prevents fetching."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return kept | {"GIT_ALLOW_PROTOCOL": "none", "GIT_OPTIONAL_LOCKS": "0"}
 
@@ -204,12 +204,12 @@ def _version(name: str) -> str:
 
 
 def _commit() -> tuple[str | None, bool]:
-    """The commit of the checkout that contains this package, and whether rgpo/ or conf/ differ from it, or may differ."""
+    """The commit of the checkout that contains this package, and True if rgpo/ or conf/ differ or could not be compared."""
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str | None:
         try:
-            out = subprocess.run(  # noqa: S603  # the words below
+            out = subprocess.run(  # noqa: S603  # only the fixed arguments below
                 ["git", *NO_HOOKS, "-C", str(root), *words],  # noqa: S607  # the user's own git
                 capture_output=True,
                 env=git_environment(),

@@ -1,4 +1,4 @@
-"""The one way to read files of a run: those of rgpo.files, and JSON and YAML of the declared types."""
+"""All reading of run files: the functions of rgpo.files, and JSON and YAML with type checks."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from rgpo.files import read_bytes as read_bytes
 from rgpo.files import read_text as read_text
 from rgpo.runtime.schema import NOT_IDENTITY
 
-MAX_DEPTH, MAX_NODES = 50, 100_000  # of JSON and YAML, with aliases expanded
+MAX_DEPTH, MAX_NODES = 50, 100_000  # limits for JSON and YAML, with aliases expanded
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE = "tag:yaml.org,2002:merge"
 _Typed = TypeVar("_Typed")
 
 
-class _YAML(_PARSER):  # type: ignore[misc,valid-type]  # either loader of PyYAML
-    """A safe loader that refuses a key which occurs twice in a mapping, where PyYAML takes the last one."""
+class _YAML(_PARSER):  # type: ignore[misc,valid-type]  # PyYAML's C or Python loader
+    """A safe loader that rejects duplicate keys, of which PyYAML would use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE]
@@ -47,13 +47,13 @@ class _YAML(_PARSER):  # type: ignore[misc,valid-type]  # either loader of PyYAM
 
 @functools.cache
 def _hints(kind: Hashable) -> dict[str, object]:
-    return typing.get_type_hints(kind)  # compiled each time
+    return typing.get_type_hints(kind)  # cached, because hints are compiled on every call
 
 
 def read_json(path: Path, kind: type[_Typed]) -> _Typed:
-    """A JSON object with the entries that a TypedDict declares; unknown entries are kept, and entries may be absent.
+    """Read a JSON object and check the entries that a TypedDict declares; extra entries are kept, and entries may be missing.
 
-    Raises: Unreadable, with the key, if the file is damaged or an entry has another type; Missing if it does not exist.
+    Raises: Unreadable if the file is damaged or an entry (which is named) has the wrong type; Missing if it does not exist.
     """
     text = read_text(path)
     try:
@@ -73,17 +73,17 @@ def read_json(path: Path, kind: type[_Typed]) -> _Typed:
 
 
 def read_yaml(path: Path) -> dict[str, object]:
-    """A YAML mapping of plain values: texts, numbers, lists and mappings.
+    """Read a YAML mapping of plain values: texts, numbers, lists and mappings.
 
-    Raises: Unreadable if the file is damaged or no such mapping; Missing if it does not exist.
+    Raises: Unreadable if the file is damaged or is not such a mapping; Missing if it does not exist.
     """
     return parse_yaml(path, read_text(path))
 
 
 def parse_yaml(path: Path, text: str) -> dict[str, object]:
-    """The mapping of a text that was read from a file.
+    """Parse YAML text that was read from the file ``path``.
 
-    Raises: Unreadable, which names the file, if it is no such mapping.
+    Raises: Unreadable, which names the file, if the text is not a mapping of plain values.
     """
     try:
         _count_nodes(text)
@@ -91,7 +91,7 @@ def parse_yaml(path: Path, text: str) -> dict[str, object]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise Unreadable.file(path, f"not valid YAML{f', line {mark.line + 1}' if mark else ''}") from None
-    except (ValueError, OverflowError) as error:  # a date or number that does not exist
+    except (ValueError, OverflowError) as error:  # an invalid date or number
         raise Unreadable.file(path, printable(str(error))) from None
     if not isinstance(found, dict):
         raise Unreadable.file(path, "empty or not a mapping")
@@ -99,7 +99,7 @@ def parse_yaml(path: Path, text: str) -> dict[str, object]:
 
 
 def same_identity(config: Mapping[str, object], text: str) -> bool:
-    """True if a text is the same configuration, apart from what changes no number; "", of early versions, is."""
+    """True if a YAML text has the same identity as a configuration; also for "", which early versions stored."""
     if not text:
         return True
     try:
@@ -110,19 +110,22 @@ def same_identity(config: Mapping[str, object], text: str) -> bool:
 
 
 def user_path(text: str) -> Path:
-    """A path that a user typed, with ~ and ~user expanded; ./~ is a folder of that name, and stays one if expanded again."""
-    path = Path(os.path.expanduser(text))  # noqa: PTH111  # Path would take ./~ for ~
+    """Expand ~ and ~user in a path that a user typed; ./~ means a folder of that name, even if the result is expanded again."""
+    path = Path(os.path.expanduser(text))  # noqa: PTH111  # Path would turn ./~ into ~
     return path.absolute() if path.parts[:1] and path.parts[0].startswith("~") else path
 
 
 def _count_nodes(text: str) -> None:
-    """Raises: ValueError if there are too many nodes or levels, before any of them is made."""
-    sizes: dict[str, int] = {}  # anchor -> nodes below it
-    outer: list[tuple[str | None, int]] = []  # open collections: anchor, and nodes before it
+    """Count nodes and levels before any of them is constructed.
+
+    Raises: ValueError if there are too many.
+    """
+    sizes: dict[str, int] = {}  # anchor -> number of nodes below it
+    outer: list[tuple[str | None, int]] = []  # open collections: anchor, and number of nodes before it
     nodes = 0
     for event in yaml.parse(text, _YAML):
         if isinstance(event, yaml.AliasEvent):
-            nodes += sizes.get(str(event.anchor), MAX_NODES)  # an anchor that is still open contains itself
+            nodes += sizes.get(str(event.anchor), MAX_NODES)  # an anchor that is still open: the collection contains itself
         elif isinstance(event, yaml.ScalarEvent):
             nodes += 1
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -139,9 +142,9 @@ def _count_nodes(text: str) -> None:
 
 
 def _plain(value: object, depth: int = 0) -> object:
-    """The value itself.
+    """Return the value unchanged after checking that it is plain.
 
-    Raises: ValueError if anything in it is no text, number, list or mapping that can be used.
+    Raises: ValueError if anything in it is not a usable text, number, list or mapping.
     """
     if depth > MAX_DEPTH:
         raise ValueError("too many levels")
@@ -173,7 +176,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _fits(value: object, hint: object) -> bool:
-    """True if a value of JSON has the type of a hint."""
+    """True if a JSON value matches a type hint."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, part) for part in arguments)

@@ -1,4 +1,4 @@
-"""The output of one attempt at a run: its files (apart from checkpoints) and everything it prints."""
+"""The output of one attempt at a run: its files, except for checkpoints, and everything it prints."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from rgpo.runtime.parts import Row
 from rgpo.runtime.settings import Settings
 from rgpo.runtime.trackers import Trackers
 
-STANDSTILL = ("kl/old_exact", "grad/norm_max")  # arguments of standstill
+STANDSTILL = ("kl/old_exact", "grad/norm_max")  # metrics that standstill() takes
 
 
 class Recorder:
-    """Writes and prints on rank 0; on other ranks every method does nothing."""
+    """Writes and prints on rank 0; its methods have no effect on other ranks."""
 
     def __init__(self, config: Mapping[str, object], task: Task, run_dir: Path) -> None:
         self.config, self.settings, self.task, self.run_dir = config, Settings.of(config), task, run_dir
         self._started = time.monotonic()
         self._writer: MetricsWriter | None = None
-        self.notes: list[str] = []  # about what was found of earlier attempts
+        self.notes: list[str] = []  # messages about earlier attempts
 
     @on_first
     def write_facts(
         self, config_hash: str, command: str, attempt: int, algorithm: Mapping[str, str], curve: provenance.GateCurve | None
     ) -> None:
         """Write config.yaml and provenance.json."""
-        task = cast(Mapping[str, object], self.config.get("task", {}))  # there is none where the runner is used on its own
+        task = cast(Mapping[str, object], self.config.get("task", {}))  # missing if the runner is used on its own
         code = code_digest(cast(Mapping[str, object], self.config["choices"]), str(task.get("_target_", "")))
         earlier, every = self._earlier_attempts(), provenance.with_earlier_code(self.run_dir, code)
         num_threads = self.settings.num_threads
@@ -57,7 +57,7 @@ class Recorder:
             atomic.write_text(self.run_dir / "provenance.json", json.dumps(self._facts, indent=1) + "\n", fsync=True)
 
     def _earlier_attempts(self) -> list[provenance.Attempt]:
-        """Entries of provenance.json; [] for a new run, or one whose provenance is written anew."""
+        """The attempts in provenance.json; [] for a new run, or if the file is damaged."""
         try:
             return reader.read_json(self.run_dir / "provenance.json", provenance.Provenance).get("attempts", [])
         except reader.Unreadable:
@@ -68,11 +68,11 @@ class Recorder:
 
     @on_first
     def read_earlier(self) -> None:
-        """Read the rows of earlier attempts; damaged files are set aside. Versions that the task loaded are recorded."""
+        """Read the rows of earlier attempts and set damaged files aside; also record the versions that the task has loaded."""
         facts, seed = self._facts, self.settings.seed
         loaded: Mapping[str, str] = getattr(self.task, "versions", {})
         if loaded:
-            facts["versions"] |= loaded  # those of the attempt, too
+            facts["versions"] |= loaded  # shared with the attempt's entry
             self._write_facts()
         if changed := provenance.changes(facts["attempts"]):
             self.notes.append(changed)
@@ -85,24 +85,24 @@ class Recorder:
         self.notes += self._writer.damage
 
     def lost(self, iteration: int, num_samples: int) -> list[str]:
-        """One clause for each kind of rows of which earlier attempts left fewer than a checkpoint after the iteration counted."""
+        """One clause for each kind of rows that are missing up to an iteration's checkpoint; [] on other ranks."""
         return self._writer.lost(iteration, num_samples) if self._writer is not None else []
 
     @property
     def num_earlier(self) -> int:
-        """Iterations of which earlier attempts left a row; 0 on other ranks."""
+        """Number of iterations with a row from an earlier attempt; 0 on other ranks."""
         return self._writer.num_earlier if self._writer is not None else 0
 
     @property
     def num_samples(self) -> int:
-        """Rows of samples and rollouts so far; 0 on other ranks."""
+        """Number of rows of samples and rollouts so far; 0 on other ranks."""
         return self._writer.num_samples if self._writer is not None else 0
 
     @on_first
     def open(self, iteration: int, env_steps: int, num_iterations: int, note: str, inexact: str) -> None:
-        """Continue after an iteration: open metrics and dashboards, print the banner and what was found of earlier attempts.
+        """Continue after an iteration: open metrics and dashboards, print the banner and messages about earlier attempts.
 
-        inexact: why the run does not continue bit for bit, "" if it does.
+        inexact: why the run is not resumed bit for bit, or "".
         """
         assert self._writer is not None
         facts = self._facts
@@ -147,7 +147,7 @@ class Recorder:
 
     @on_first
     def close(self) -> None:
-        """Leave the last progress line and close the dashboards."""
+        """Print the last progress line and close the dashboards."""
         self._progress.close()
         self._trackers.finish()
 
@@ -159,7 +159,7 @@ class Recorder:
 
     @on_first
     def summarize(self, metrics: Metrics) -> None:
-        """Print the time taken, the task's summary and how to draw the run; metrics: the last iteration's, {} if it had none."""
+        """Print the time taken, the task's summary and the report command; metrics: the last iteration's, {} without one."""
         minutes, seconds = divmod(time.monotonic() - self._started, 60)
         print(f"  done in {minutes:.0f} min {seconds:.0f} s: {printable(str(self.run_dir / 'metrics.parquet'), MAX_LINE)}")
         for line in [*(self.task.summary(metrics) if metrics else []), *self._standstill()]:
@@ -169,7 +169,7 @@ class Recorder:
         print(f"  {kl}`{report}` draws it", flush=True)
 
     def _standstill(self) -> list[str]:
-        """A sentence if the policy no longer changed at the end, from the stored rows, which a resumed run has too."""
+        """A message if the policy had stopped changing by the end, judged by the stored rows, including earlier attempts'."""
         with reader.parquet(self.run_dir / "metrics.parquet") as file:
             table = file.read([name for name in STANDSTILL if name in file.schema_arrow.names], use_threads=False)
             unmeasured = np.full(file.metadata.num_rows, np.nan)

@@ -1,4 +1,4 @@
-"""The machine's CPUs and free memory, the number of runs that fit at a time, and the threads of one run."""
+"""CPUs and free memory of the machine, the number of runs that fit at a time, and the threads of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def num_cpus() -> int:
-    """CPUs that this process may use."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -27,19 +27,19 @@ def available_gb() -> float:
 
 
 def jobs_that_fit(threads: int, memory_gb: float) -> int:
-    """Runs of that many threads and GB each that fit at a time: CPUs // threads, fewer if memory is short, at least 1."""
+    """Number of runs, with this many threads and GB each, that CPUs and free memory allow at a time, but at least 1."""
     return max(1, min(num_cpus() // threads, int(min(available_gb() / memory_gb, 2**31))))
 
 
 def compute_threads(task: object, number: int) -> int:
-    """Threads of torch and BLAS in a run that was given a number of threads: a task may keep them for its environments."""
+    """Threads for torch and BLAS out of a run's number of threads; a task may reserve some for its environments."""
     divide = getattr(task, "divide_threads", None)
     return number if divide is None else int(divide(number))
 
 
 @contextmanager
 def limited_threads(number: int) -> Iterator[None]:
-    """Compute with that many threads of torch and of numpy's BLAS, which would take every core and wait for work by spinning."""
+    """Limit the threads of torch and of numpy's BLAS, which would otherwise use every core and busy-wait for work."""
     with interrupt.Deferred():
         import torch
     from threadpoolctl import threadpool_limits

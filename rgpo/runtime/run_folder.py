@@ -1,4 +1,4 @@
-"""A run's folder: its lock, its state.json, whether it is complete, and moving it aside."""
+"""A run's folder: lock, state.json, check for completeness, and moving it aside."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class RunState(TypedDict, total=False):
     """The contents of state.json."""
 
     status: Literal["running", "completed", "failed", "interrupted"]
-    attempt: int  # number of starts
-    iteration: int  # of the last checkpoint, or where the run ended
+    attempt: int  # number of this start, from 1
+    iteration: int  # of the last checkpoint, or the one at which the run ended
     num_iterations: int
     reason: str | None  # for a failed or interrupted run
     pid: int
@@ -57,7 +57,7 @@ def read_state(run_dir: Path) -> RunState:
 
 
 def status(run_dir: Path) -> str:
-    """Status missing, running, completed, failed or interrupted; a running state whose process has ended is interrupted."""
+    """The run's status: missing, running, completed, failed or interrupted (also if its process was killed)."""
     found = read_state(run_dir).get("status")
     if found is None:
         return _status_without_state(run_dir)
@@ -65,7 +65,7 @@ def status(run_dir: Path) -> str:
 
 
 def _status_without_state(run_dir: Path) -> str:
-    """The status by a run's other files, where state.json is lost or damaged."""
+    """The status inferred from a run's other files if state.json is missing or damaged."""
     if os.path.lexists(run_dir / manifest.NAME) and not manifest.problems(run_dir, ROWS):
         return "completed"
     if is_locked(run_dir):
@@ -87,7 +87,7 @@ def write_state(run_dir: Path, **facts: object) -> None:
 
 
 def last_attempt(run_dir: Path) -> int:
-    """The highest attempt that any file of the run mentions; 0 for a new run."""
+    """The highest attempt number in any of the run's files; 0 for a new run."""
     from rgpo.runtime import metrics
 
     found = [metrics.last_attempt(run_dir, joined=not manifest.problems(run_dir, ROWS))]
@@ -100,9 +100,9 @@ def last_attempt(run_dir: Path) -> int:
 
 
 def settle(run_dir: Path) -> bool:
-    """True if the run is complete, by its manifest or, for one of an earlier version, by its state.
+    """True if the run is complete according to its manifest or, for a run of an earlier version, its state.
 
-    The caller holds the folder. state.json is corrected, and what a killed process left behind is removed.
+    The caller must hold the lock. Corrects state.json and, if the run is complete, removes what a killed process left behind.
 
     Raises: StorageError if state.json is wrong and cannot be written.
     """
@@ -118,7 +118,7 @@ def settle(run_dir: Path) -> bool:
             problems = ["metrics.parquet cannot be read or has not all rows"]
         complete = claimed and not problems
     except reader.Unreadable:
-        complete = False  # and the manifest is among the problems
+        complete = False  # problems already includes the manifest
     else:
         complete = not problems
         counts = {"attempt": done["attempt"], "iteration": done["num_iterations"], "num_iterations": done["num_iterations"]}
@@ -132,17 +132,17 @@ def settle(run_dir: Path) -> bool:
 
 
 def traceback_of(error: BaseException) -> str:
-    """The traceback of an error; of an environment's fault, that of the environment's own error."""
+    """The redacted traceback of an error; for an EnvironmentFault, that of the environment's own error if there is one."""
     cause = error.__cause__ if isinstance(error, EnvironmentFault) else None
     lines = redact("".join(traceback.format_exception(cause or error))).split("\n")
     return "\n".join(escaped(line) for line in lines)
 
 
 def record_fault(run_dir: Path, fault: BaseException) -> str:
-    """Write the traceback of a run that cannot start; returns a clause with its place, "" if it cannot be written."""
+    """Write the traceback of a run that cannot start; returns a clause with the file's path, or "" if it was not written."""
     path = run_dir / ERROR
     try:
-        if manifest.problems(run_dir, ROWS) or not os.path.lexists(run_dir / manifest.NAME):  # not into a finished run
+        if manifest.problems(run_dir, ROWS) or not os.path.lexists(run_dir / manifest.NAME):  # not in a finished run
             atomic.make_folder(run_dir)
             atomic.write_text(path, traceback_of(fault))
             return f" (traceback in {path})"
@@ -152,7 +152,7 @@ def record_fault(run_dir: Path, fault: BaseException) -> str:
 
 
 def tidy(run_dir: Path) -> None:
-    """Remove from a complete run what it no longer needs: part files, the traceback of an earlier attempt, half-written files.
+    """Clean up a complete run: remove part files, the traceback of an earlier attempt and partially written files.
 
     Raises: StorageError if a file cannot be removed.
     """
@@ -165,7 +165,7 @@ def tidy(run_dir: Path) -> None:
 
 
 def reopen(run_dir: Path) -> list[str]:
-    """Prepare a folder for another attempt; returns one clause for each damaged file that was set aside.
+    """Prepare a folder for another attempt; returns one clause per damaged file, which is set aside.
 
     Raises: StorageError if a file cannot be renamed or removed.
     """
@@ -178,14 +178,14 @@ def reopen(run_dir: Path) -> list[str]:
         for name, why in found.items():
             moved = atomic.set_aside(run_dir / name, run_dir, "damaged").name if _mode(run_dir / name) else ""
             clauses.append(f"{why}; it was renamed to {moved}" if moved else why)
-        atomic.remove([run_dir / manifest.NAME])  # of an earlier attempt
+        atomic.remove([run_dir / manifest.NAME])  # from an earlier attempt
         atomic.sync_folder(run_dir)
     return clauses
 
 
 @contextmanager
 def lock(run_dir: Path) -> Iterator[bool]:
-    """Create the run's folder and hold it; yields False if another process holds it.
+    """Create the run's folder and lock it; yields False if another process holds the lock.
 
     Raises: ConfigError if the folder cannot be written.
     """
@@ -202,13 +202,13 @@ def lock(run_dir: Path) -> Iterator[bool]:
 
 
 def holder(run_dir: Path) -> str:
-    """A clause about the process that holds a run's folder: since when, and how far it is."""
+    """A clause about the process that is running a run: when it started and its last checkpoint."""
     state = read_state(run_dir)
     known = []
     try:
         started = datetime.fromisoformat(reader.read_json(run_dir / "provenance.json", _Start)["started"])
         known.append(f"started at {started.astimezone():%H:%M on %Y-%m-%d}")
-    except (reader.Unreadable, ValueError):  # it has just begun
+    except (reader.Unreadable, ValueError):  # it has only just started
         pass
     if "iteration" in state:
         size = f" of {state['num_iterations']:,}" if "num_iterations" in state else ""
@@ -218,12 +218,12 @@ def holder(run_dir: Path) -> str:
 
 
 def is_locked(run_dir: Path) -> bool:
-    """True if a living process holds the run's folder."""
+    """True if a live process holds the run's lock."""
     return atomic.is_locked(run_dir / LOCK)
 
 
 def _mode(path: Path) -> int:
-    """The kind of a file; 0 if there is none."""
+    """A file's mode bits; 0 if it does not exist."""
     try:
         return os.lstat(path).st_mode
     except OSError:
@@ -231,7 +231,7 @@ def _mode(path: Path) -> int:
 
 
 def lock_file(run_dir: Path) -> os.stat_result | None:
-    """The lock file that is in the folder at present; None if there is none."""
+    """The status of the folder's current lock file; None if there is none."""
     try:
         return os.lstat(run_dir / LOCK)
     except OSError:
@@ -239,7 +239,7 @@ def lock_file(run_dir: Path) -> os.stat_result | None:
 
 
 def require_same(run_dir: Path, held: os.stat_result | None) -> None:
-    """Raises: StorageError if the folder whose lock file this process holds was deleted, emptied or replaced."""
+    """Raises: StorageError if the folder locked by this process was deleted, emptied or replaced."""
     found = lock_file(run_dir)
     if not run_dir.is_dir() or (held and not (found and os.path.samestat(held, found))):
         what = "was deleted or moved while the run was using it"
@@ -247,11 +247,11 @@ def require_same(run_dir: Path, held: os.stat_result | None) -> None:
 
 
 def _require_own(run_dir: Path) -> None:
-    """Raises: ConfigError if the folder is a copy of another run's, which its name, ending in the config's hash, does not fit."""
+    """Raises: ConfigError if the folder holds another run's files, so that its name does not end in their config hash."""
     named = re.search("-s[0-9]+-([0-9a-f]{8})$", run_dir.name)
     try:
         origin = reader.read_json(run_dir / "provenance.json", _Origin)
-    except reader.Unreadable:  # it is written anew by the next attempt
+    except reader.Unreadable:  # the next attempt will rewrite it
         return
     if named and origin.get("config_hash", named[1]) != named[1]:
         holds = f"holds the files of the run {reader.printable(origin.get('run_id', origin['config_hash']), 200)}"
@@ -271,12 +271,12 @@ def move_aside(run_dir: Path) -> Path | None:
 
 
 def prepare(run_dir: Path, force: bool) -> None:
-    """Create the run's folder and correct its state; with force, move an earlier run aside unless it is running.
+    """Create the run's folder and correct its state; with force, move an existing run aside unless it is running.
 
     Raises: ConfigError if the folder cannot be written or moved, or holds another run.
     """
     with lock(run_dir) as mine:
-        if mine and force and any(file.name != LOCK for file in run_dir.iterdir()):  # the lock itself creates the folder
+        if mine and force and any(file.name != LOCK for file in run_dir.iterdir()):  # locking has just created the folder
             try:
                 aside = move_aside(run_dir)
             except OSError as error:

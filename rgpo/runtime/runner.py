@@ -1,4 +1,4 @@
-"""The loop: collect, learn, evaluate, write, checkpoint; resume what was interrupted, skip what is finished."""
+"""The training loop: collect, learn, evaluate, write, checkpoint; interrupted runs are resumed, finished ones skipped."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rgpo.runtime.session import Session
 from rgpo.runtime.signals import Interrupted, Signals
 from rgpo.runtime.streams import tolerant_output
 
-RATIO_MOVED = 1e-4  # nats; below it the log ratio is rounding
+RATIO_MOVED = 1e-4  # nats; smaller log ratios are rounding errors
 
 
 def run(config: Mapping[str, object], task: Task, algorithm: Algorithm, run_dir: Path, config_hash: str, command: str) -> str:
-    """Run or resume one plain configuration, with its task and algorithm; returns completed, paused, skipped or held.
+    """Run or resume one resolved configuration with its task and algorithm; returns completed, paused, skipped or held.
 
-    Raises: Interrupted after a signal, ConfigError, NonFiniteError, OutOfMemory, StorageError or any error of the task or the
-    algorithm; state.json records which.
+    Raises: Interrupted after a signal; ConfigError, NonFiniteError, OutOfMemory, StorageError or any error from the task or the
+    algorithm. The reason is recorded in state.json.
     """
     with tolerant_output(), _hold(run_dir) as verdict:
         if verdict == "held":
@@ -48,7 +48,7 @@ def run(config: Mapping[str, object], task: Task, algorithm: Algorithm, run_dir:
 
 @contextmanager
 def _hold(run_dir: Path) -> Iterator[str]:
-    """Rank 0 holds the folder for all processes; yields held, skipped or free."""
+    """Rank 0 locks the folder for all processes; yields held (by another process), skipped (already complete) or free."""
     with run_folder.lock(run_dir) if distributed.rank() == 0 else nullcontext(True) as mine:
         complete = mine and distributed.rank() == 0 and run_folder.settle(run_dir)
         yield distributed.all_gather("held" if not mine else "skipped" if complete else "free")[0]
@@ -56,7 +56,7 @@ def _hold(run_dir: Path) -> Iterator[str]:
 
 @contextmanager
 def _recorded(session: Session) -> Iterator[None]:
-    """Record in the run's folder how it ends, and turn a failure of memory into an error with a remedy."""
+    """Record in the run's folder how the run ends, and convert out-of-memory errors to OutOfMemory, which has a remedy."""
     try:
         yield
     except Interrupted:
@@ -75,7 +75,7 @@ def _recorded(session: Session) -> Iterator[None]:
 
 
 def _loop(session: Session, signals: Signals) -> bool:
-    """All remaining iterations, or those up to pause_at; returns True if there are more.
+    """Run the remaining iterations, up to pause_at if it is set; returns True if the run is not finished.
 
     Raises: Interrupted after a signal to any process.
     """
@@ -109,14 +109,14 @@ def _loop(session: Session, signals: Signals) -> bool:
 
 
 def iterate(session: Session) -> Metrics:
-    """Collect, learn, evaluate if it is due, and record one iteration."""
+    """Run and record one iteration: collect, learn, and evaluate if due."""
     clock = Clock()
     every, last = session.settings.gradvar_every, session.iteration + 1 == session.num_iterations
     rollout = session.task.collect(session.policy)
     clock.add("collect")
     metrics: Metrics = dict(rollout.metrics)
     metrics |= session.algorithm.learn(session.policy, rollout, every > 0 and session.iteration % every == 0)
-    clock.add("update")  # of an algorithm that keeps no clock itself
+    clock.add("update")  # overridden below if the algorithm measures its own phases
     session.iteration += 1
     num_steps = int(rollout.live().sum())
     session.env_steps += num_steps
@@ -139,7 +139,7 @@ def iterate(session: Session) -> Metrics:
 
 def is_informative(metrics: Metrics) -> bool:
     """False if an iteration's advantages are all 0, or no prompt has completions with different scores."""
-    if "advantage/std" not in metrics:  # an algorithm that learns from something else
+    if "advantage/std" not in metrics:  # the algorithm does not learn from advantages
         return True
     alike = number(metrics, "language/zero_variance_group_share", 0.0) == 1
     return not alike and any(number(metrics, f"advantage/{moment}", 0.0) != 0 for moment in ("mean", "std"))

@@ -1,4 +1,4 @@
-"""Facts shared by the runner, which writes results, and the report, which reads them: columns, metrics, axes.
+"""Definitions shared by the runner, which writes results, and the report, which reads them: columns, metrics, axes.
 
 A row is one iteration (collect + learn). Provenance columns are strings (dictionary-encoded) or int64, metrics are float32.
 Metrics under ``epoch/`` are lists, one entry per pass over the batch. A metric that is in neither GLOSSARY nor the run's own
@@ -48,11 +48,11 @@ ROLLOUTS = {  # columns of rollouts.parquet, completions that were learned from
     "scale": "text",
     "seed": "whole",
     "iteration": "whole",
-    "completion_id": "whole",  # place in the rollout; those of a prompt side by side
+    "completion_id": "whole",  # index in the rollout; completions of a prompt are adjacent
     "prompt": "text",
-    "completion": "text",  # with special tokens and what ended it
-    "reward": "number",  # without any KL
-    "advantage": "number",  # mean over its tokens, before any normalization; NaN for an algorithm without
+    "completion": "text",  # including special tokens and the token that ended it
+    "reward": "number",  # without any KL penalty
+    "advantage": "number",  # mean over its tokens, before any normalization; NaN if the algorithm has none
     "kl_ref": "number",  # log pi(y)/pi_ref(y), nats per completion
     "length": "whole",  # tokens
     "finished": "yes/no",  # false: cut by the length limit
@@ -70,7 +70,7 @@ def _by_sign(group: str, what: str) -> dict[str, Metric]:
 
 
 def _phases() -> dict[str, Metric]:
-    """Wall and CPU seconds of each phase of an iteration; CPU seconds are those of all threads of the process."""
+    """Wall and CPU seconds of each phase of an iteration; CPU seconds include all threads of the process."""
     phases = {
         "collect": "the rollout",
         "generate": "sampling completions, a part of the rollout",
@@ -89,7 +89,7 @@ def _phases() -> dict[str, Metric]:
     }
 
 
-EVALUATED = {  # ends of the names of a score's metrics on held-out prompts
+EVALUATED = {  # suffixes of a score's metrics on held-out prompts
     "_mean": "mean score",
     "_se": "standard error over prompts of the mean score",
     "_change": "mean over prompts of policy minus reference in score",
@@ -199,7 +199,7 @@ GLOSSARY: dict[str, Metric] = {
     "epoch/ess_ratio": Metric("fraction", "effective sample size of the ratios after each epoch, whole batch"),
 }
 
-CLOCK_PREFIXES = ("time/", "speed/")  # columns that read a clock, the only ones in which two identical runs may differ
+CLOCK_PREFIXES = ("time/", "speed/")  # clock measurements, the only columns in which two identical runs may differ
 
 
 def is_list(name: str) -> bool:

@@ -26,27 +26,27 @@ def seeds_of(seed: int) -> tuple[int, int, int]:
 
 
 def set_up(settings: Settings, task: Task, algorithm: Algorithm) -> tuple[Policy, int]:
-    """Prepare the parts of a run for its first iteration; returns its policy and its number of iterations."""
+    """Set up task, policy and algorithm for the first iteration; returns the policy and the number of iterations."""
     seeds = seeds_of(settings.seed)
     task.setup(seeds[0], algorithm.requirements)
     policy = task.make_policy(seeds[1])
     num_iterations = settings.num_iterations
     if num_iterations is None:
-        assert settings.total_env_steps is not None  # a checked configuration has one of the two
+        assert settings.total_env_steps is not None  # checked: a configuration has at least one of the two
         num_iterations = task.plan_iterations(settings.total_env_steps)
     algorithm.setup(policy, num_iterations, seeds[2])
     return policy, num_iterations
 
 
 def restore(saved: checkpoint.Checkpoint, task: Task, policy: Policy, algorithm: Algorithm) -> None:
-    """Give the parts of a run, once set up, the state of its checkpoint; the task refuses one of other data first."""
+    """Load a checkpoint into parts that have been set up; the task comes first and refuses a checkpoint with other data."""
     task.load_state_dict(saved["task"])
     policy.load_state_dict(saved["policy"])
     algorithm.load_state_dict(saved["algorithm"])
 
 
 class Session:
-    """Every process computes; rank 0 alone writes and prints."""
+    """One attempt at one run; every process computes, but only rank 0 writes and prints."""
 
     def __init__(
         self, config: Mapping[str, object], task: Task, algorithm: Algorithm, run_dir: Path, config_hash: str, command: str
@@ -57,14 +57,14 @@ class Session:
         self.recorder = Recorder(config, task, run_dir)
         self.attempt = run_folder.last_attempt(run_dir) + 1
         self.iteration = self.env_steps = self.num_iterations = 0
-        self.last_checkpoint = 0  # iteration; 0: none
+        self.last_checkpoint = 0  # its iteration, 0 if there is none
         self._lock_file = run_folder.lock_file(run_dir)
-        self.ratio_moved = 0.0  # nats; largest |log ratio| at which a gradient was taken; infinite if it is not measured
-        self.inexact = ""  # why the resumed run does not continue bit for bit
-        self.informative = False  # whether rewards differed between completions of a prompt in any iteration
+        self.ratio_moved = 0.0  # nats; largest |log ratio| at which a gradient was taken; infinite if not measured
+        self.inexact = ""  # why the run is not resumed bit for bit
+        self.informative = False  # whether any iteration had a learning signal
 
     def start(self) -> None:
-        """Record what the run is, set up its parts and load the last checkpoint if there is one."""
+        """Record configuration and provenance, set up the parts, and load the last checkpoint if there is one."""
         settings = self.settings
         self._reopen()
         self.write_state("running")
@@ -81,13 +81,13 @@ class Session:
             alike, "results_dir", settings.results_dir, "the processes see different files; use a folder that all of them share."
         )
         self.recorder.open(self.iteration, self.env_steps, self.num_iterations, self.algorithm.note, self.inexact)
-        self.write_state("running")  # with the number of iterations, which readers need before the first checkpoint
+        self.write_state("running")  # again: readers need the number of iterations before the first checkpoint
         if saved is not None:
             self._compare_machines(saved)
 
     @distributed.on_first
     def _continue_earlier(self) -> None:
-        """Adopt rows and checkpoint of the run that resume_from names."""
+        """Copy rows and checkpoint of the run named by resume_from."""
         if text := continuation.begin(self.recorder.config, self.run_dir, self.config_hash, self.num_iterations):
             self.recorder.notes.append(text)
 
@@ -96,7 +96,7 @@ class Session:
         self.recorder.notes += run_folder.reopen(self.run_dir)
 
     def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
-        """The checkpoint that rank 0 chooses, so that every process continues from the same one."""
+        """The checkpoint chosen by rank 0, so that all processes continue from the same one."""
         found: checkpoint.Checkpoint | None = None
         choice: str | Exception | None = None
         if distributed.rank() == 0:
@@ -108,12 +108,12 @@ class Session:
         if isinstance(choice, Exception):
             raise choice
         if choice and distributed.rank():
-            with suppress(reader.Unreadable):  # start() compares the iterations
+            with suppress(reader.Unreadable):  # start() then finds different iterations
                 found = checkpoint.read(self.run_dir / choice, self.config_hash)
         return found
 
     def _choose_checkpoint(self) -> checkpoint.Checkpoint | None:
-        """The last intact checkpoint up to which no row is missing, then checkpoint.pt; damaged ones are set aside."""
+        """The last intact checkpoint up to which no rows are missing; damaged ones are set aside."""
         lost: list[str] = []
 
         def usable(saved: checkpoint.Checkpoint) -> bool:
@@ -147,7 +147,7 @@ class Session:
         self.inexact = str(getattr(self.task, "inexact", ""))
 
     def _compare_machines(self, saved: checkpoint.Checkpoint) -> None:
-        """Print a notice if the checkpoint was written by another number of processes or threads."""
+        """Print a notice if the checkpoint was written with a different number of processes or threads."""
         processes, threads = saved["num_processes"], saved["num_threads"]
         if (processes, threads) != (distributed.world_size(), self.settings.num_threads):
             was = f"{processes} process(es) wrote the checkpoint, with {threads} thread(s) each"
@@ -184,7 +184,7 @@ class Session:
         self.write_state("running")
 
     def finish(self, metrics: Metrics) -> None:
-        """Write the joined files, record completion and print a summary; metrics: the last iteration's, {} if there was none."""
+        """Write the joined files, record completion and print a summary; metrics: the last iteration's, {} without one."""
         self._require_folder()
         self.recorder.join_parts()
         if self.settings.save_model:
@@ -194,7 +194,7 @@ class Session:
 
     @distributed.on_first
     def _export(self, state: State) -> None:
-        """Write policy/ or model/; a policy that cannot be exported is a sentence and no failure."""
+        """Write policy/ or model/; if the policy cannot be exported, only a notice is printed."""
         with atomic.storing(self.run_dir):
             try:
                 facts = export.facts_of(self.run_dir, self.recorder.config, self.iteration, self.env_steps)
@@ -206,7 +206,7 @@ class Session:
 
     @distributed.on_first
     def _complete(self) -> None:
-        """Digests, then the state; what they make superfluous is removed last."""
+        """Write the digests, then the state; only then remove the files that are no longer needed."""
         with storing(self.run_dir):
             manifest.write(self.run_dir, self.attempt, self.num_iterations)
         self.write_state("completed")
@@ -223,7 +223,7 @@ class Session:
         run_folder.write_state(self.run_dir, status=status, **counts, reason=reason)
 
     def fail(self, error: BaseException) -> None:
-        """Keep everything measured so far and record what happened, where, and from which iteration the run can resume."""
+        """Record the error with its iteration and the last checkpoint, and keep everything measured so far."""
         if explained := isinstance(error, EXPLAINED):
             clauses = [str(error.args[0]).rstrip("."), *self._kept()]
             error.args = (f"iteration {self.iteration + 1}: {'; '.join(clauses)}.",)
@@ -237,21 +237,21 @@ class Session:
                 if mine and (isinstance(error, EnvironmentFault) or not known):
                     atomic.write_text(self.run_dir / run_folder.ERROR, run_folder.traceback_of(error), fsync=True)
                 elif mine:
-                    atomic.remove([self.run_dir / run_folder.ERROR])  # of an earlier attempt
+                    atomic.remove([self.run_dir / run_folder.ERROR])  # from an earlier attempt
             self.recorder.flush()
-        except Exception as second:  # a full disk, or rows that cannot be written, must not hide the first error
+        except Exception as second:  # such as a full disk; must not hide the first error
             if not isinstance(error, StorageError):
                 print(f"{printable(str(self.run_dir), MAX_LINE)}: could not record everything ({first_line(second)})", flush=True)
 
     def _kept(self) -> list[str]:
-        """Clauses about what a resumed run starts from."""
+        """Clauses about the checkpoint and metrics from which the run can resume."""
         try:
             run_folder.require_same(self.run_dir, self._lock_file)
         except StorageError:
             return []
         if self.last_checkpoint:
             good = f"the last good checkpoint is after iteration {self.last_checkpoint}"
-        else:  # none yet, or none was loaded yet
+        else:  # this attempt has neither saved nor loaded one
             found = [name for name in (checkpoint.NAME, checkpoint.PREVIOUS) if (self.run_dir / name).exists()]
             good = f"{found[0]} of an earlier attempt is kept" if found else "no checkpoint yet"
         return [good, f"metrics flushed before are kept in {self.run_dir}"]

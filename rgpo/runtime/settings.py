@@ -1,4 +1,4 @@
-"""The keys of a run's configuration that the runner itself reads, with their types and ranges."""
+"""The configuration keys that the runner itself uses, with their types and ranges."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from rgpo.core.ranges import NOT_NEGATIVE, accept, check_fields, count, or_null
 
-MOST_ITERATIONS = 10_000_000  # rows of metrics.parquet, whose table is joined in memory
+MOST_ITERATIONS = 10_000_000  # rows in metrics.parquet, which are joined in memory
 NAME = accept(
     lambda name: re.fullmatch(r"[\w-][\w.-]*", name) is not None and len(name.encode()) <= 200,
     "must consist of at most 200 letters, digits, -, _ and dots, and not begin with a dot.",
@@ -22,7 +22,7 @@ FOLDER = accept(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Each key as described in conf/config.yaml; ``choices`` are the options selected of each group, "none" included."""
+    """Settings of the runner, described in conf/config.yaml; ``choices`` is the option selected from each group, or "none"."""
 
     name: str = field(metadata=NAME)
     seed: int = field(metadata=count(2**63 - 1, least=0))
@@ -46,17 +46,17 @@ class Settings:
     def of(cls, config: Mapping[str, object]) -> Self:
         """The settings of a checked configuration.
 
-        Raises: ConfigError if a value lies outside its range.
+        Raises: ConfigError if a value is out of range.
         """
         values: dict[str, Any] = {field.name: config[field.name] for field in fields(cls)}
         return cls(**values)
 
     def choice(self, group: str) -> str:
-        """The option selected of a group; "none" where there is none."""
+        """The option selected from a config group, or "none"."""
         return self.choices.get(group) or "none"
 
     @property
     def task(self) -> str:
-        """The task's name, with its scale where tasks have several."""
+        """The task's name, with its scale if it has one."""
         scale = self.choice("scale")
         return self.choice("task") if scale == "none" else f"{self.choice('task')} (scale {scale})"

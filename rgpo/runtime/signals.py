@@ -8,28 +8,28 @@ import time
 from contextlib import suppress
 from types import FrameType
 
-QUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # one of which submitit handles: the job is to leave its node
-ECHO_S = 1.0  # a launcher passes on a signal that its processes have received as well
+QUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # submitit handles one of them as a warning that the job must leave its node
+ECHO_S = 1.0  # within this time, a repeated signal is taken to be the launcher forwarding the first one
 
 
 class Interrupted(Exception):
-    """The run was stopped by a signal, after a checkpoint if there was anything to keep."""
+    """A signal stopped the run, after a checkpoint was saved if there was anything to save."""
 
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
 
 
 class Signals:
-    """Records the first SIGINT or SIGTERM, on which the loop ends the current iteration; a later one stops the run immediately.
+    """On the first SIGINT or SIGTERM, the loop finishes its iteration and stops; a second signal stops the run immediately.
 
-    submitit has a handler of its own for the warning that its queue sends. After that signal, too, a run stops with a checkpoint
-    (exit code 138 or 140), and SIGTERM is left to submitit. Before the first iteration there is nothing to finish: Interrupted is
-    raised immediately. Python allows handlers in the main thread only; a run in another thread receives no signals.
+    Under submitit, the warning signal sent by the queue also stops the run with a checkpoint (exit code 138 or 140), and SIGTERM
+    is left to submitit's own handler. Before the first iteration there is nothing to finish: Interrupted is raised immediately.
+    Python allows signal handlers only in the main thread; a run in another thread does not receive signals.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.iterating = False  # set by the loop
+        self.iterating = False  # set to True by the loop
         self._at = 0.0
 
     def __enter__(self) -> Signals:
@@ -45,7 +45,7 @@ class Signals:
             raise KeyboardInterrupt
         self.received, self._at = number, time.monotonic()
         if not self.iterating:
-            raise Interrupted(number)  # the loop stops too, should a destructor swallow it
+            raise Interrupted(number)  # if a destructor swallows it, the loop still stops because of ``received``
         with suppress(RuntimeError):  # the signal arrived while the loop was printing
             print("stopping after this iteration; send the signal again to stop immediately", flush=True)
 

@@ -1,4 +1,4 @@
-"""Output that may break without stopping a run, in lines that end at words on a terminal."""
+"""Console output that may fail without stopping a run and is wrapped at word boundaries on a terminal."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 def wrapped(text: str, width: int) -> str:
-    """The text with lines of at most `width` characters, broken between words and never within a `command`.
+    """Wrap text to lines of at most `width` characters, at spaces but never within a `command`.
 
-    Continued lines are indented as far as the second column of a line such as "  update   SGD(...)", else by four more spaces.
+    Continuation lines are indented to the second column of a line such as "  update   SGD(...)", otherwise by four more spaces.
     """
     lines: list[str] = []
     for line in text.split("\n"):
@@ -24,7 +24,7 @@ def wrapped(text: str, width: int) -> str:
             lines.append(line)
             continue
         head = re.match(r" +\S+ {2,}(?=\S)", line) or re.match(" *", line)
-        assert head is not None  # no spaces are some, too
+        assert head is not None  # " *" always matches
         indent = len(head[0]) + (0 if head[0].strip() else 4)
         found = head[0]
         for word in re.findall(r"`[^`]*`\S*|\S+", line[len(head[0]) :]):
@@ -37,7 +37,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 class _Tolerant:
-    """A text stream; once nobody reads it or its disk is full, what is written to it is discarded."""
+    """A text stream that discards output after its reader is gone or its disk is full."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -47,29 +47,29 @@ class _Tolerant:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text, or discard it."""
-        if self._terminal and "\x1b" not in text and "\r" not in text:  # which a progress bar places itself
+        """Write text, or discard it."""
+        if self._terminal and "\x1b" not in text and "\r" not in text:  # not the output of a progress bar
             text = wrapped(text, shutil.get_terminal_size().columns)
         return self._tried(lambda: self._stream.write(text), len(text))
 
     def flush(self) -> None:
-        """Flush, or discard what is buffered."""
+        """Flush, or discard the buffer."""
         self._tried(self._stream.flush, None)
 
     def _tried(self, action: Callable[[], T], otherwise: T) -> T:
         try:
             return action()
         except OSError:
-            with suppress(OSError, ValueError):  # a stream without a descriptor
+            with suppress(OSError, ValueError):  # the stream has no descriptor
                 null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-                os.dup2(null, self._stream.fileno())  # also for other writers, and for the flush when the interpreter exits
+                os.dup2(null, self._stream.fileno())  # for other writers, too, and for the flush at exit
                 os.close(null)
             return otherwise
 
 
 @contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Ignore a broken stdout or stderr, such as that of `rgpo-run ... | head -2`."""
+    """Ignore a broken stdout or stderr, as in `rgpo-run ... | head -2`."""
     mine = {name: _Tolerant(stream) for name in ("stdout", "stderr") if not isinstance(stream := getattr(sys, name), _Tolerant)}
     before = {name: getattr(sys, name) for name in mine}
     for name, stream in mine.items():

@@ -1,9 +1,8 @@
-"""A task's name: the option of conf/task, and whatever makes its environment or data another than the option's own.
+"""A task's name: its option in conf/task, with all differences in environment or data from that option in parentheses.
 
-Runs are compared only within a task. So its environment (env_id, version, env_kwargs, wrappers), its scale, and its model and
-data are part of its name wherever they differ from what conf/ declares: "hopper", "hopper (v5)", "gym (CartPole-v1)",
-"qwen_rlhf (embedded)".
-The name depends on the run alone, never on what other runs there are. A run folder's name has the same parts.
+Runs are compared only within a task. Therefore its environment (env_id, version, env_kwargs, wrappers), model and data are part
+of the name wherever they differ from conf/, and so is its scale: "hopper", "hopper (v5)", "gym (CartPole-v1)",
+"qwen_rlhf (embedded)". The name depends only on the run, not on which other runs exist. A run folder's name has the same parts.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from rgpo.runtime.provenance import redact_values
 ENVIRONMENT = ("task.env_id", "task.version")
 KWARGS, WRAPPERS = "task.env_kwargs.", "task.wrappers"
 DATA = ("task.source.model", "task.source.data")
-DEFAULT_SCALE = "embedded"  # of language tasks
-MAX_PART, MAX_NAME = 40, 60  # characters of a value, and of what is different in a folder's name
+DEFAULT_SCALE = "embedded"  # for language tasks
+MAX_PART, MAX_NAME = 40, 60  # most characters of a value, and of the differences in a folder's name
 
 
 def task_name(config: Mapping[str, object], scale: str) -> str:
-    """The name of the task of a flat configuration with present names."""
+    """The name of a run's task, given its flat configuration with current names."""
     option = str(config.get("choices.task"))
     declared = declared_options("task", option)
     parts = [_short(other_environment(config))]
@@ -43,7 +42,7 @@ def task_name(config: Mapping[str, object], scale: str) -> str:
 
 
 def other_environment(config: Mapping[str, object]) -> str:
-    """id-version where the id is not the option's own, the version alone where only that differs, "" where neither does."""
+    """id-version if the environment's id differs from the option's, the version alone if only that differs, else ""."""
     declared = declared_options("task", str(config.get("choices.task")))
     env_id, version = (config.get(key) for key in ENVIRONMENT)
     if not isinstance(env_id, str):
@@ -56,10 +55,10 @@ def other_environment(config: Mapping[str, object]) -> str:
 def folder_name(config: Mapping[str, object], seed: object, config_hash: str) -> str:
     """task-environment-algorithm-sSEED-HASH, as in gym-Pong-v5-ppo-s1-0f5394b8 or hopper-healthy_reward_2-ppo-s1-1c44a514.
 
-    The second part is what the task's name has in parentheses, without the scale that is the task's own; often it is nothing.
+    The second part is the text in parentheses in the task's name, without the default scale; it is often empty.
     """
     option, scale = config.get("choices.task"), str(config.get("choices.scale") or "none")
-    shown = {key: redact_values(value, key) for key, value in config.items()}  # secrets are in no file's name
+    shown = {key: redact_values(value, key) for key, value in config.items()}  # keep secrets out of file names
     _, _, inside = task_name(shown, scale).partition(" (")
     words = [word for word in inside.removesuffix(")").split(", ") if word not in ("", DEFAULT_SCALE)]
     different = "_".join(re.sub(r"[^\w.-]+", "_", word.rpartition(":")[2]).strip("-_.") for word in words)[:MAX_NAME].strip("-_.")
@@ -68,7 +67,7 @@ def folder_name(config: Mapping[str, object], seed: object, config_hash: str) ->
 
 
 def _wrappers(used: object, declared: object) -> list[str]:
-    """Each wrapper with its settings, the first one inside, where they are not the option's own."""
+    """Each wrapper with its settings, innermost first; [] if they are the option's."""
     if (used or []) == (declared or []):
         return []
     nodes = [node if isinstance(node, Mapping) else {"_target_": node} for node in used or []] if isinstance(used, list) else []
@@ -86,7 +85,7 @@ def _short(value: object) -> str:
 
 @cache
 def declared_options(group: str, option: str) -> dict[str, object]:
-    """Dotted key -> value of an option of conf/ with the files that it includes; {} for one of the user's own."""
+    """Dotted key -> value of an option in conf/, including its defaults list; {} for a user's own option."""
     path = conf_dir() / group / f"{option}.yaml"
     if Path(option).name != option or not path.is_file():
         return {}

@@ -1,9 +1,9 @@
-"""Metrics sent to dashboards during a run: tensorboard, wandb, trackio, mlflow; off by default.
+"""Export of metrics to dashboards during a run: tensorboard, wandb, trackio, mlflow; off by default.
 
-The x axis is environment steps, or completion tokens of a language run. Beside the metrics they get the configuration, a few
-evaluated completions, and the film that rgpo-eval makes. The parquet files are always written first and are all that the report
-reads. A dashboard's package is imported only when ``exports`` names it. If it fails, one message is printed, that dashboard is
-dropped, and the run continues.
+The x axis is environment steps, or completion tokens for language tasks. Besides the metrics, dashboards receive the
+configuration, a few evaluated completions, and the film that rgpo-eval makes. The parquet files are always written first, and
+the report reads nothing else. A dashboard's package is imported only if ``exports`` names it. If a dashboard fails, one message
+is printed, the dashboard is dropped, and the run continues.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from rgpo.runtime.former import flat_config
 
 Config = Mapping[str, object]
 Row = Mapping[str, object]
-MAX_TEXTS = 10  # completions of an evaluation
+MAX_TEXTS = 10  # most completions sent per evaluation
 TEXTS = ("prompt_id", "prompt", "completion", "proxy", "kl_ref")  # columns of samples.parquet
-MAX_PARAMETER = 500  # characters, the least that an mlflow server takes
+MAX_PARAMETER = 500  # characters, which every mlflow server accepts
 
 
 class Tracker(Protocol):
-    """A destination of results besides the parquet files."""
+    """A destination for results in addition to the parquet files."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Receive one iteration's finite scalars."""
+        """Log one iteration's finite scalars."""
 
     def log_texts(self, step: int, rows: Sequence[Row]) -> None:
-        """Receive completions, with TEXTS as their columns."""
+        """Log completions, with the columns in TEXTS."""
 
     def log_film(self, step: int, path: Path) -> None:
-        """Receive an episode, an mp4 or gif file."""
+        """Log an episode as an mp4 or gif file."""
 
     def finish(self) -> None:
-        """Close; called however the run ends."""
+        """Close the dashboard; called no matter how the run ends."""
 
 
 class _EventFile(Protocol):
@@ -46,7 +46,7 @@ class _EventFile(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's folder, under tensorboard/; on resume, events after the checkpoint are purged."""
+    """Event files in the run's tensorboard/ folder; on resume, events after the checkpoint are purged."""
 
     def __init__(self, run_dir: Path, config: Config, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -70,7 +70,7 @@ class TensorBoard:
 
     def log_film(self, step: int, path: Path) -> None:
         if path.suffix != ".gif":
-            return  # it shows no other films
+            return  # TensorBoard does not show other formats
         kind = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
         image = kind.Image(colorspace=3, encoded_image_string=path.read_bytes())
         self._events.add_summary(kind(value=[kind.Value(tag="episode", image=image)]), step)
@@ -80,7 +80,7 @@ class TensorBoard:
 
 
 class WandbLike:
-    """wandb, or trackio, which has the same functions; project is the experiment's name, and a run is resumed by its id."""
+    """wandb or trackio, which share an interface; the project is the experiment's name, and runs are resumed by id or name."""
 
     def __init__(self, module: str, run_dir: Path, config: Config, step: int) -> None:
         self._module = importlib.import_module(module)
@@ -103,7 +103,7 @@ class WandbLike:
 
 
 class MLflow:
-    """One mlflow run per attempt, experiment and name as in the results folder; the destination is mlflow's own setting."""
+    """One mlflow run per attempt, named as in the results folder; the destination is set in mlflow itself."""
 
     def __init__(self, run_dir: Path, config: Config, step: int) -> None:
         self._mlflow = importlib.import_module("mlflow")
@@ -134,7 +134,7 @@ ADAPTERS: dict[str, Callable[[Path, Config, int], Tracker]] = {
 
 
 def parameters_of(config: Config) -> dict[str, str | int | float | bool]:
-    """Dotted key -> value of a configuration, lists and nulls as text."""
+    """Dotted key -> value of a configuration, with lists and nulls as text."""
     return {key: value if isinstance(value, int | float) else str(value) for key, value in flat_config(config).items()}
 
 
@@ -143,18 +143,18 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _verbatim(text: object) -> str:
-    """Lines that markdown shows as they are."""
+    """Indent lines so that markdown shows them verbatim."""
     return "\n".join(f"    {line}" for line in str(text).splitlines())
 
 
 def require_known(names: Sequence[str]) -> None:
-    """Raises: ConfigError for a dashboard that does not exist."""
+    """Raises: ConfigError for an unknown dashboard."""
     for name in names:
         require(name in ADAPTERS, "exports", f"[{','.join(names)}]", f"choose from {', '.join(ADAPTERS)}.")
 
 
 class Trackers:
-    """All dashboards of a run that continues after `step` environment steps or tokens (0 for a new one).
+    """All dashboards of a run that continues after `step` environment steps or tokens (0 for a new run).
 
     Raises: ConfigError for a name that is not in ADAPTERS.
     """
@@ -191,7 +191,7 @@ class Trackers:
         self._trackers[name] = ADAPTERS[name](run_dir, config, step)
 
     def _guarded(self, name: str, action: Callable[[], None]) -> None:
-        """Run an action; a dashboard that raises anything is dropped with one message, and never stops the run."""
+        """Run an action; if it raises, drop the dashboard and print one message, so that the run never stops."""
         try:
             action()
         except Exception as error:

@@ -1,7 +1,7 @@
-"""Folders that are built once per machine, appear only when complete, and are verified on every use.
+"""Cache of folders that are built once per machine, appear only when complete, and are verified on every use.
 
-Besides what the builder writes, a folder holds report.json (the builder's results, seconds, versions, and the fingerprint of the
-builder's files) and stamp.json (the settings, and the sha256 of every other file). Digests are compared on every use.
+Besides the builder's files, a folder contains report.json (the builder's results, time, versions, and a fingerprint of those
+files) and stamp.json (the settings, and the sha256 of every other file). Digests are compared on every use.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from rgpo.language.data.pypi_archive import sha256_of
 
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 Settings = Mapping[str, object]
-BuildReport = dict[str, Any]  # what report.json holds
-Builder = Callable[[Path, Log], BuildReport]  # writes into a folder that it creates, logs progress, and returns its results
-POLL_S = 1.0  # between two tries to take a lock that another process holds
+BuildReport = dict[str, Any]  # contents of report.json
+Builder = Callable[[Path, Log], BuildReport]  # creates and fills a folder, logs progress, and returns its results
+POLL_S = 1.0  # time between attempts to acquire a lock
 
 
 def artifact_folder(cache: Path, name: str, settings: Settings) -> Path:
@@ -36,15 +36,15 @@ def artifact_folder(cache: Path, name: str, settings: Settings) -> Path:
 
 
 def build_once(folder: Path, settings: Settings, build: Builder, log: Log, lock: str, what: str) -> BuildReport:
-    """The report of a folder, which is built first if it is missing or damaged.
+    """Return a folder's report, building the folder first if it is missing or damaged.
 
-    Other processes wait for the one that builds, and log which one it is and its latest line of progress.
+    Other processes wait for the one that is building, and log its id and its latest line of progress.
 
     Raises: ConfigError if the parent folder is not writable.
     """
     if not _is_intact(folder):
         with _build_lock(folder.parent, lock, log, what):
-            if not _is_intact(folder):  # no other process has built it in the meantime
+            if not _is_intact(folder):  # unless another process built it in the meantime
                 with _shown_progress(_progress_file(folder.parent, lock), log) as shown:
                     _build_aside(folder, settings, build, shown, what)
     report: BuildReport = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def _progress_file(cache: Path, name: str) -> Path:
 
 @contextmanager
 def _shown_progress(file: Path, log: Log) -> Iterator[Log]:
-    """A log whose latest line is also kept in a file, with the process and when it began, while the context lasts."""
+    """A log that also writes its latest line, with process id and start time, to a file, which is deleted at the end."""
     who = f"process {os.getpid()} on {socket.gethostname()}, which builds it since {time.strftime('%H:%M:%S')}"
 
     def shown(line: str) -> None:
@@ -95,7 +95,7 @@ def _shown_progress(file: Path, log: Log) -> Iterator[Log]:
 
 
 def _read_progress(file: Path) -> str | None:
-    """Its first line, None if there is none to read."""
+    """The first line of a progress file, or None."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -104,7 +104,7 @@ def _read_progress(file: Path) -> str | None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file but the stamp."""
+    """File name -> sha256 of every file except the stamp."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "stamp.json")
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
@@ -122,7 +122,7 @@ def _is_intact(folder: Path) -> bool:
 
 
 def _build_aside(folder: Path, settings: Settings, build: Builder, log: Log, what: str) -> None:
-    """Build in a hidden folder and rename it; under the lock, an existing hidden folder is left over from a killed process."""
+    """Build in a hidden folder, then rename it; needs the lock, so an existing hidden folder is a killed process's leftover."""
     aside = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(aside, ignore_errors=True)
     cpu_s, wall_s = time.process_time(), time.monotonic()

@@ -1,4 +1,4 @@
-"""Dialogues under a chat template: prompts, preference pairs, and the assets of a chat model."""
+"""Dialogues encoded with a chat template: prompts, preference pairs, and the assets of a chat model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANSWERS = ("prompt", "chosen", "rejected", "messages", "conversations", "instruc
 
 
 def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that a chat template writes after an assistant's answer, or None if text or nothing follows there."""
+    """The special token that a chat template writes after an assistant's answer; None if text or nothing follows."""
     if not tokenizer.chat_template:
         return None
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
@@ -31,7 +31,7 @@ def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without special tokens added."""
+    """Token ids of each text, without adding special tokens."""
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     return rows
 
@@ -39,9 +39,9 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Pair], max_tokens: int, prompt_format: PromptFormat = AS_GIVEN
 ) -> tuple[list[Prompt], int]:
-    """The distinct prompts of at most max_tokens under the chat template, and the number of longer ones, which are left out.
+    """The distinct prompts with at most max_tokens under the chat template, and the number of longer ones, which are dropped.
 
-    Prompts are distinct if their texts differ, or columns that are no part of the dialogues, such as an answer to compare with.
+    Prompts are distinct if their texts differ, or if columns outside the dialogues differ, such as a reference answer.
     """
     distinct: dict[tuple[str, str], Pair] = {}
     for pair in pairs:
@@ -53,16 +53,16 @@ def encode_prompts(
 
 
 def own_columns(pair: Pair) -> str:
-    """The columns of a row that are no part of its dialogues."""
+    """A row's columns other than its dialogues, as a string for comparison."""
     return repr(sorted((name, value) for name, value in pair.columns.items() if name not in ANSWERS))
 
 
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Pair], prompts: Iterable[Prompt], max_new_tokens: int, eos_id: int
 ) -> list[PreferencePair]:
-    """The pairs whose prompt is among prompts, each answer followed by eos_id and cut at max_new_tokens.
+    """The pairs whose prompt is among prompts; answers are followed by eos_id and cut at max_new_tokens.
 
-    Pairs whose answers do not differ before the cut are left out: they express no preference.
+    Pairs whose answers are equal after the cut are dropped, since they express no preference.
     """
     by_text = {prompt.text: prompt for prompt in prompts}
     kept = [pair for pair in pairs if pair.prompt in by_text]
@@ -75,7 +75,7 @@ def encode_pairs(
 
 
 def end_answer(ids: Sequence[int], eos_id: int, max_new_tokens: int) -> list[int]:
-    """The answer as a policy would generate it: up to the first eos, which is appended, but at most max_new_tokens."""
+    """The answer as a policy would generate it: up to the first eos, which is appended if missing, cut at max_new_tokens."""
     ended = [*ids, eos_id]
     return ended[: ended.index(eos_id) + 1][:max_new_tokens]
 
@@ -95,9 +95,9 @@ def make_chat_assets(
     data: str = "",
     prompt_format: PromptFormat = AS_GIVEN,
 ) -> LanguageAssets:
-    """The assets of a chat model; prompts too long for the limit or the model's context are left out and counted.
+    """The assets of a chat model; prompts that exceed the limit or the model's context are dropped and counted.
 
-    Raises: ConfigError if no training prompt or no held-out prompt is left, or max_new_tokens exceeds the context.
+    Raises: ConfigError if no training or no held-out prompts remain, or if max_new_tokens is not below the context length.
     """
     context, limit = context_length(model.config), max_prompt_tokens
     if context is not None:

@@ -1,7 +1,7 @@
-"""Data sets of prompts and pairs: a file, a folder or a data set of the hub (downloading from it was never run here).
+"""Data sets of prompts and pairs: a file, a folder or a data set on the hub (whose download we have never tested).
 
-In a folder, files of unknown formats are left out and named, and files below a name with the word test, eval, dev, valid or
-heldout are never trained on. Rows that cannot be used are left out, counted and named once for each file.
+In a folder, files with unknown formats are skipped with a message, and files whose path contains the word test, eval, dev, valid
+or heldout are never used for training. Unusable rows are dropped, with one message per file.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # owner/name, /s
 HELDOUT = re.compile(r"(?<![a-z])(tests?|testing|eval|evaluation|dev|val|valid|validation|held.?out)(?![a-z])")  # in names
 SPLIT = re.compile(r"[\w.-]+")
 FORMATS = "HH-RLHF's chosen and rejected, prompt with or without answers, or messages"
-MOST_BAD = 0.5  # share of a file's rows that may be malformed
+MOST_BAD = 0.5  # largest share of malformed rows in a file
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pairs in order, of which some may be held out by their files, and the files that they are from."""
+    """Pairs in order, some of which may come from held-out files, and the files from which they were read."""
 
     pairs: list[Pair]
     files: list[Path]
-    eval_files: tuple[Path, ...] = ()  # of eval_data
+    eval_files: tuple[Path, ...] = ()  # files from eval_data
 
 
 def check_data(data: str | None, key: str = KEY) -> None:
-    """Check that data is a file, a folder or owner/name/subset of the hub, without reading it.
+    """Check that data is a file, a folder or an id owner/name/subset on the hub, without reading it.
 
-    Raises: ConfigError if it is none of them.
+    Raises: ConfigError if it is none of these.
     """
     if not data:
         kinds = f"a jsonl, json, csv or parquet file of {FORMATS}"
@@ -54,21 +54,21 @@ def check_data(data: str | None, key: str = KEY) -> None:
 
 
 def check_eval_data(eval_data: str | None) -> None:
-    """As check_data, for held-out data, which may also be null or a word in the names of files of the data.
+    """Same as check_data for held-out data, which may also be None or a word that occurs in the names of the data's files.
 
-    Raises: ConfigError if it is none of them.
+    Raises: ConfigError if it is none of these.
     """
     if eval_data is not None and not is_split(eval_data):
         check_data(eval_data, EVAL_KEY)
 
 
 def is_split(eval_data: str) -> bool:
-    """True for a word such as test_prefs, which is no path."""
+    """True for a word such as test_prefs that is not a path."""
     return SPLIT.fullmatch(eval_data) is not None and find_local(EVAL_KEY, eval_data) is None and not eval_data.endswith(ENDINGS)
 
 
 def load_dataset(data: str, eval_data: str | None, log: Log) -> Dataset:
-    """Every usable row of data and eval_data; logs what was left out for which reason.
+    """Read every usable row of data and eval_data; logs what was skipped and why.
 
     Raises: ConfigError if a file cannot be read, is of another format or holds mostly malformed rows, or no row is usable.
     """
@@ -113,7 +113,7 @@ def _name_below(file: Path, place: Path) -> str:
 
 
 def find_files(data: str, key: str = KEY) -> list[Path]:
-    """The data files of a path, or of a data set of the hub, downloaded at first use; sorted by name.
+    """The data files at a path or in a data set on the hub, which is downloaded on first use; sorted by name.
 
     Raises: ConfigError if there is none.
     """
@@ -140,12 +140,14 @@ def _files_below(path: Path, data: str, key: str) -> list[Path]:
 
 
 def is_heldout(file: Path, root: Path) -> bool:
-    """True if the file's name, or that of a folder between root and it, has a word of HELDOUT."""
+    """True if the file's path below root contains a word in HELDOUT."""
     return HELDOUT.search(_name_below(file, root).lower()) is not None
 
 
 def read_pairs(files: Sequence[Path], log: Log, key: str = KEY, alone: bool = True) -> tuple[list[Pair], list[Path]]:
-    """Every usable pair or prompt of the files in order, and the files that have some; those of unknown formats are left out.
+    """Every usable pair or prompt in the files, in order, and the files that have any.
+
+    alone: raise an error for a file with an unknown format instead of skipping it.
 
     Raises: ConfigError if a file cannot be read, is of another format or holds mostly malformed rows, or no row is usable.
     """
@@ -213,7 +215,7 @@ def _listed(columns: Iterable[str]) -> str:
 
 
 def require_pairs(pairs: Sequence[Pair], data: str, why: str) -> list[Pair]:
-    """The rows that have two answers.
+    """The rows with two answers.
 
     Raises: ConfigError if there is none.
     """
@@ -228,9 +230,9 @@ def has_answers(pair: Pair) -> bool:
 
 
 def split_by_dialogue(pairs: Iterable[Pair], shares: Sequence[float], seed: int) -> list[list[Pair]]:
-    """len(shares) disjoint parts; a hash of seed and first turn decides, so that all pairs of a dialogue stay together.
+    """Split into len(shares) disjoint parts by a hash of seed and first turn, so that all pairs of a dialogue stay together.
 
-    Where some pairs are held out by their files, the last part consists of these, and its share is not used.
+    If some pairs come from held-out files, these form the last part, and its share is not used.
     """
     pairs = list(pairs)
     heldout = [pair for pair in pairs if pair.heldout]

@@ -1,7 +1,7 @@
-"""Dialogues: turns of system, user and assistant, as the text that rewards and samples show, and as messages for a template.
+"""Dialogues of system, user and assistant turns, as text for rewards and samples, and as messages for chat templates.
 
-Anthropic's HH-RLHF (Bai et al., arXiv 2204.05862) writes them as "\\n\\nHuman: ...\\n\\nAssistant: ...". Consecutive turns of one
-speaker are merged into one for the chat template.
+Anthropic's HH-RLHF (Bai et al., arXiv 2204.05862) writes them as "\\n\\nHuman: ...\\n\\nAssistant: ...". Consecutive turns by the
+same speaker are merged for the chat template.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Message = dict[str, str]  # role and content
 
 
 class Dialogue(str):
-    """A prompt's text that keeps its turns: a single question is its own text, several turns are named by their speakers."""
+    """A prompt's text with its turns as an attribute; the text of several turns includes the speakers' names."""
 
     __slots__ = ("messages", "standard")
     messages: tuple[Message, ...]
-    standard: bool  # True for a prompt that was given as text, without turns
+    standard: bool  # True if the prompt was given as plain text
 
     @classmethod
     def of(cls, messages: Sequence[Message], standard: bool = False) -> Dialogue:
-        """The dialogue of some turns."""
+        """Make a dialogue from turns."""
         single = len(messages) == 1
         text = messages[0]["content"] if single else write_turns(messages)
         made = cls(text)
@@ -36,22 +36,22 @@ class Dialogue(str):
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt, and two answers where the data have them; columns is the row that it was read from."""
+    """A prompt, with two answers if the data have them; columns is the row from which it was read."""
 
     prompt: str
     chosen: str | None = None
     rejected: str | None = None
-    heldout: bool = False  # from a test file
+    heldout: bool = False  # True if read from a held-out file
     columns: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
 
 
 def write_turns(messages: Sequence[Message]) -> str:
-    """Turns in HH-RLHF's format, without the empty line in front."""
+    """Write turns in HH-RLHF's format, without the leading empty line."""
     return "\n\n".join(f"{SPEAKERS[turn['role']]}: {turn['content']}" for turn in messages)
 
 
 def to_messages(prompt: str, *answer: str) -> list[Message]:
-    """The turns of a dialogue, or of a text in HH-RLHF's format, and an answer if given, as a chat template takes them."""
+    """Convert a dialogue or a text in HH-RLHF's format, with an optional answer, to messages for a chat template."""
     if isinstance(prompt, Dialogue):
         messages = [dict(turn) for turn in prompt.messages]
     else:
@@ -62,7 +62,7 @@ def to_messages(prompt: str, *answer: str) -> list[Message]:
 
 
 def merge_turns(turns: Iterable[Message]) -> list[Message]:
-    """The turns, with consecutive ones of one speaker as one."""
+    """Merge consecutive turns by the same speaker."""
     messages: list[Message] = []
     for turn in turns:
         if messages and messages[-1]["role"] == turn["role"]:
@@ -73,12 +73,12 @@ def merge_turns(turns: Iterable[Message]) -> list[Message]:
 
 
 def first_turn(prompt: str) -> Dialogue:
-    """A dialogue up to its first question, with a system prompt if it has one."""
+    """A dialogue up to and including its first question, with its system prompt if it has one."""
     messages = to_messages(prompt)
     end = next(i for i, turn in enumerate(messages) if turn["role"] == "user") + 1
     return Dialogue.of(messages[:end], standard=isinstance(prompt, Dialogue) and prompt.standard)
 
 
 def to_text(prompt: str) -> str:
-    """A prompt in HH-RLHF's format, without the empty line in front."""
+    """A prompt in HH-RLHF's format, without the leading empty line."""
     return write_turns(prompt.messages) if isinstance(prompt, Dialogue) else prompt

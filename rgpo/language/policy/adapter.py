@@ -1,4 +1,4 @@
-"""LoRA weights of an earlier fine-tuning, merged into a model before a run starts from it."""
+"""Merging of a LoRA adapter from an earlier fine-tuning into a model from which a run starts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KEY = "task.source.adapter"
-MERGED = "merged_adapter"  # attribute of a model that is not what its files hold
+MERGED = "merged_adapter"  # attribute of a model whose weights differ from its files
 WEIGHTS = "adapter_model.safetensors"
 
 
 def check_adapter(adapter: str) -> Path:
-    """The folder of an adapter, whose files are checked before they are loaded.
+    """Check an adapter's files without loading them and return its folder.
 
-    Raises: ConfigError if the folder, its settings or its safetensors are missing, or it is no LoRA.
+    Raises: ConfigError if the folder, its settings or its safetensors are missing, or if it is not a LoRA adapter.
     """
     require_packages(KEY, "peft")
     folder = find_local(KEY, adapter)
@@ -47,7 +47,7 @@ def _settings(folder: Path) -> dict[str, object]:
 
 
 def merge_adapter(model: PreTrainedModel, adapter: str, base: str, log: Log) -> tuple[PreTrainedModel, str]:
-    """The model with the adapter's weights added, and the version of its files.
+    """Merge an adapter into the model; returns the merged model and the version of the adapter's files.
 
     Raises: ConfigError if the adapter does not fit the model.
     """
@@ -62,7 +62,7 @@ def merge_adapter(model: PreTrainedModel, adapter: str, base: str, log: Log) -> 
             warnings.simplefilter("always")
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
             merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
-    except Exception as error:  # whatever peft raises for another model's adapter
+    except Exception as error:  # peft raises various errors for another model's adapter
         if is_out_of_memory(error):
             raise
         raise ConfigError(f"{KEY}={adapter}: does not fit {base} ({first_line(error)}); give its own adapter.") from error

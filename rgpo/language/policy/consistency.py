@@ -1,7 +1,7 @@
-"""Finds how a model can be read: its log-probabilities must be those of one whole text at a time, without padding or cache.
+"""Find a way to run a model whose log-probabilities equal those of one whole text at a time, without padding or cache.
 
-Checked with a few short random texts when a policy is made, so that masks, positions and caches of a family that nobody tried are
-right, or replaced by a slower way that is right, or the model is refused. No random numbers of the run are used.
+A few short random texts are checked when a policy is made, so that for an untested model family, masks, positions and caches are
+either correct or replaced by a slower method that is, or else the model is rejected. The run's random numbers are not used.
 Legend: V vocabulary; B rows, T longest completion, S a text.
 """
 
@@ -25,8 +25,8 @@ from rgpo.language.policy.token_batch import to_rows
 if TYPE_CHECKING:
     from rgpo.language.policy.language_model import LanguageModel
 
-PROMPTS, NUM_NEW = (9, 9, 2, 13, 13, 13), 8  # tokens of the prompts, of which equal ones are the same, and of a completion
-SEEDS = (0, 1)  # a mixture of experts that is one rounding away from another choice of experts gets a second try
+PROMPTS, NUM_NEW = (9, 9, 2, 13, 13, 13), 8  # tokens in each prompt (equal lengths: equal prompts) and completion
+SEEDS = (0, 1)  # a second try, in case rounding changes a mixture of experts' choice
 WORDS: dict[Batching, str] = {
     "equal_length": "one prompt length at a time",
     "uncached": "one prompt length at a time and without a cache, which is slow",
@@ -36,7 +36,7 @@ Way = TypeVar("Way", Batching, Layout)
 
 
 class Expected(NamedTuple):
-    """Drawn completions, log-probabilities of their tokens read as whole texts, and the accepted mean difference of each row."""
+    """Sampled completions, their log-probabilities from passes over whole texts, and the tolerance (mean difference) per row."""
 
     completions: Completions
     logp_BT: Tensor
@@ -44,7 +44,7 @@ class Expected(NamedTuple):
 
 
 class Consistency:
-    """The check of one policy before anything is trained."""
+    """Consistency check of a policy before training."""
 
     def __init__(self, policy: LanguageModel) -> None:
         self.policy, self.base = policy, base_model(policy.model)
@@ -53,9 +53,9 @@ class Consistency:
 
     @torch.no_grad()
     def run(self, log: Callable[[str], None]) -> None:
-        """Set the policy's batching and layout to the fastest that are right, and log where a slower one is needed.
+        """Set the policy's batching and layout to the fastest correct ones, and log if a slower one is needed.
 
-        Raises: ConfigError if two passes over one text differ, no way of reading gives the log-probabilities of whole texts, or
+        Raises: ConfigError if two passes over one text differ, no method reproduces the log-probabilities of whole texts, or
             there is no gradient.
         """
         name, policy = type(self.base).__name__, self.policy
@@ -83,9 +83,9 @@ class Consistency:
         self._require_gradient()
 
     def _require_gradient(self) -> None:
-        """Run a backward pass down to the first and the last trained parameters.
+        """Run a backward pass to the first and last 16 trained parameters.
 
-        Raises: ConfigError if the model has none (some run in transformers' training mode only, others not with autograd).
+        Raises: ConfigError if that fails (some models need transformers' training mode, others do not support autograd).
         """
         trained = [p for p in self.policy.model.parameters() if p.requires_grad]
         try:
@@ -106,7 +106,10 @@ class Consistency:
         return packing.make_micro_batch(completions, index, packing.assign_rows(completions, packed), packed)
 
     def _fastest(self, ways: Sequence[Way], gap_of: Callable[[Way, int], Tensor], does: str) -> tuple[Way, str]:
-        """The first way with an accepted gap, and why an earlier one is not."""
+        """The first way whose gap is within tolerance, and why the earlier ones are not.
+
+        Raises: ConfigError if there is none.
+        """
         trouble = ""
         for way in ways:
             try:
@@ -127,7 +130,7 @@ class Consistency:
         )
 
     def _prompts(self, seed: int) -> list[list[int]]:
-        """Random tokens; in a model with a short context shorter ones."""
+        """Prompts of random tokens, shortened to fit the model's context."""
         generator = torch.Generator().manual_seed(seed)
         room = (context_length(self.base.config) or 1024) - self._num_new
         high = self.base.get_input_embeddings().weight.shape[0]
@@ -139,7 +142,7 @@ class Consistency:
         return min(NUM_NEW, (context_length(self.base.config) or 1024) // 2)
 
     def _expected(self, batching: Batching, seed: int) -> Expected:
-        """Completions that are generated in this way, and what their log-probabilities should be."""
+        """Completions generated with this batching, and their correct log-probabilities; cached."""
         if (batching, seed) not in self._drawn:
             policy, device = self.policy, self.base.device
             vocabulary = self._logits(self._prompts(seed)[0]).shape[-1]
@@ -149,7 +152,7 @@ class Consistency:
                     self._prompts(seed),
                     max_new_tokens=self._num_new,
                     temperature=policy.sampling.temperature,
-                    stop=StopRule(frozenset(range(0, vocabulary, 8))),  # rows leave the batch at different steps
+                    stop=StopRule(frozenset(range(0, vocabulary, 8))),  # so that rows end at different steps
                     pad_id=policy.sampling.pad_id,
                     generator=torch.Generator(device).manual_seed(seed),
                     batching=batching,
@@ -165,12 +168,12 @@ class Consistency:
         return self._drawn[batching, seed]
 
     def _generated_gap(self, batching: Batching, seed: int) -> Tensor:
-        """(B,) differences of the log-probabilities that generation recorded, in units of the accepted ones."""
+        """Mean errors (B,) of the log-probabilities recorded by generation, in units of the tolerance."""
         expected = self._expected(batching, seed)
         return self._gap(expected.completions.logp_BT, expected)
 
     def _learned_gap(self, layout: Layout, seed: int) -> Tensor:
-        """(B,) differences of the log-probabilities that learning computes, in units of the accepted ones."""
+        """Mean errors (B,) of the log-probabilities computed for learning, in units of the tolerance."""
         policy, expected = self.policy, self._expected(self.policy.batching, seed)
         policy.layout, completions = layout, expected.completions
         view = self._view(completions)
@@ -183,23 +186,23 @@ class Consistency:
         return (logp_BT - expected.logp_BT).abs().sum(-1) / length_B / expected.tolerance_B
 
     def _logits(self, ids: Sequence[int]) -> Tensor:
-        """(S, V) of one whole text, by the model alone."""
+        """Logits / temperature (S, V) of one whole text, from the model's plain forward pass."""
         with self.policy.precision():
             text = torch.tensor([ids], device=self.base.device)
             logits: Tensor = self.policy.model(input_ids=text, **accepted(self.base, use_cache=False)).logits[0]
         return logits.float() / self.policy.sampling.temperature
 
     def _text_logp(self, ids: Sequence[int]) -> Tensor:
-        """(S - 1,) log-probabilities of a text's tokens but the first."""
+        """Log-probabilities (S - 1,) of all tokens of a text except the first."""
         targets = torch.tensor(ids[1:], device=self.base.device)
         return torch.log_softmax(self._logits(ids)[:-1], -1).gather(-1, targets[:, None])[:, 0]
 
     def _tolerance(self, ids: Sequence[int], logp: Tensor) -> float:
-        """The accepted mean difference from a text's logp (S - 1,): from its change when the last bit of embeddings changes."""
+        """Tolerance for the mean difference from logp (S - 1,), from its change when the embeddings' last bit changes."""
         with perturbed_embeddings(self.base, self.policy.compute_dtype):
             change = float((self._text_logp(ids) - logp).abs().mean())
         return ROUNDING * change + self._unit(logp)
 
     def _unit(self, logp: Tensor) -> float:
-        """The accepted difference of what should be equal up to the last place."""
+        """Tolerance for values that should agree up to the last place."""
         return max(LEAST, UNITS * torch.finfo(self.policy.compute_dtype).eps * float(logp.abs().max()))

@@ -1,8 +1,8 @@
-"""Sampling completions from a causal language model: batched, left-padded, every random number from the given generator.
+"""Batched sampling of completions from a causal language model, with all random numbers from the given generator.
 
 Legend: B sequences, P longest prompt, T longest completion, S = P + T, V vocabulary, b rows still running. The loop calls the
-model's forward and avoids overhead of ``model.generate``: a prompt that occurs many times is processed once, a row that has
-ended leaves the batch, and masks are made once. A row's random numbers depend only on its index and the step.
+model's forward pass directly and avoids the overhead of ``model.generate``: a repeated prompt is processed once, finished rows
+leave the batch, and masks are made once. A row's random numbers depend only on its index and the step.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from rgpo.language.policy.stopping import StopRule
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Batching = Literal["additive", "padded", "equal_length", "uncached"]  # how prompts share a batch, the fastest first
+Batching = Literal["additive", "padded", "equal_length", "uncached"]  # batching of prompts, fastest first
 BATCHINGS: tuple[Batching, ...] = get_args(Batching)
-Choose = Callable[[Tensor, Tensor, int], Tensor]  # logits (b, V), their rows of B (b,), step -> tokens (b,)
+Choose = Callable[[Tensor, Tensor, int], Tensor]  # logits (b, V), row indices (b,), step -> tokens (b,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Settings of drawing completions and of computing their tokens' log-probabilities."""
+    """Settings for sampling completions and computing their tokens' log-probabilities."""
 
     temperature: float
     max_new_tokens: int
     stop: StopRule
     pad_id: int
-    ratio: str  # one of RATIOS: the log ratio that the gate sees
+    ratio: str  # one of RATIOS: the log ratio passed to the gate
     reduction: str  # a key of REDUCTIONS
-    micro_batch_size: int  # completions per forward pass in learning
-    num_kl_tokens: int  # tokens whose whole distributions are stored
-    mask_truncated: bool = False  # completions cut by the length limit are left out of the loss
-    ratio_clip: Sequence[float] | None = None  # of ratio=sequence_clipped, nats
+    micro_batch_size: int  # completions per forward pass during learning
+    num_kl_tokens: int  # number of tokens whose full distributions are stored
+    mask_truncated: bool = False  # exclude completions cut by the length limit from the loss
+    ratio_clip: Sequence[float] | None = None  # nats, for ratio=sequence_clipped
     correction: Correction = UNCORRECTED
-    correction_cap: float | None = None  # the sampler's own, where correction is none
+    correction_cap: float | None = None  # the sampler's own cap, used if correction is none
 
 
 class Completions(NamedTuple):
-    """Prompts padded on the left and completions padded on the right; only the masks tell padding apart."""
+    """Prompts padded on the left and completions padded on the right; only the masks identify padding."""
 
     sequence_BS: Tensor  # int64
     attention_mask_BS: Tensor  # int64, 1 on prompt and completion
-    completion_mask_BT: Tensor  # int64, 1 on the completion with its end-of-sequence token
+    completion_mask_BT: Tensor  # int64, 1 on the completion including its end-of-sequence token
     finished_B: Tensor  # bool, False where max_new_tokens cut the completion
     prompt_lengths_B: Tensor  # int64
-    logp_BT: Tensor  # float32, nats, under the distribution that the token was drawn from, NaN if unknown; 0 under mask 0
+    logp_BT: Tensor  # float32, nats, under the sampling distribution; NaN if unknown, 0 on padding
 
 
 def generate(
@@ -71,13 +71,13 @@ def generate(
     rows: slice = slice(None),
     batching: Batching | None = None,
 ) -> Completions:
-    """One completion per prompt from softmax(logits / temperature); temperature 0 takes the most probable token.
+    """Sample one completion per prompt from softmax(logits / temperature); temperature 0 takes the most probable token.
 
-    Takes B x max_new_tokens numbers from the generator, none at temperature 0, and completes only the prompts in ``rows``.
-    pad_id may be a token that ends a completion, and both may occur in prompts. Dropout is off. batching: None takes
+    Draws B x max_new_tokens numbers from the generator (none at temperature 0), but completes only the prompts in ``rows``.
+    pad_id may be a token that ends a completion, and both may occur in prompts. Dropout is off. batching: None means
     ``default_batching``; additive and padded pad prompts on the left and differ in the mask; for the others see
     ``_decode_by_length``.
-    Raises: ConfigError if a setting is out of range, NonFiniteError if a logit is NaN or +inf.
+    Raises: ConfigError if a setting is out of range; NonFiniteError if a logit is NaN or +inf.
     """
     require(len(prompt_ids) > 0 and all(map(len, prompt_ids)), "prompt_ids", prompt_ids, "each prompt needs at least one token.")
     require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be at least 1.")
@@ -124,9 +124,9 @@ def make_completions(
     pad_id: int,
     device: torch.device,
 ) -> Completions:
-    """Completions from another source; rows: each prompt's tokens, their log-probabilities, and whether eos ended them.
+    """Build completions from another source; rows: completion tokens, their log-probabilities, and whether eos ended them.
 
-    Raises: ConfigError if no row has a token.
+    Raises: ConfigError if all completions are empty.
     """
     width, longest = max(map(len, prompt_ids)), max(len(ids) for ids, _, _ in rows)
     require(longest > 0, "task.sampler", f"{len(rows)} completions", "no completion has a token, not even the end of its turn.")
@@ -143,7 +143,7 @@ def make_completions(
 
 
 def concatenate(parts: Sequence[Completions], pad_id: int) -> Completions:
-    """The rows of all parts, padded to the longest prompt and the longest completion among them."""
+    """Concatenate the rows of all parts, padded to the longest prompt and the longest completion."""
     widths = [part.sequence_BS.shape[1] - part.completion_mask_BT.shape[1] for part in parts]
     lengths = [part.completion_mask_BT.shape[1] for part in parts]
 
@@ -162,16 +162,16 @@ def concatenate(parts: Sequence[Completions], pad_id: int) -> Completions:
 
 
 def completion_ids(completions: Completions) -> list[list[int]]:
-    """Tokens of each completion, eos included, padding left out."""
+    """Tokens of each completion, with eos and without padding."""
     live = completions.completion_mask_BT.bool()
     width = completions.sequence_BS.shape[1] - live.shape[1]
     return [row[mask].tolist() for row, mask in zip(completions.sequence_BS[:, width:], live, strict=True)]
 
 
 def sample_tokens(logits_BV: Tensor, uniform_B: Tensor, *, temperature: float) -> Tensor:
-    """Tokens (B,) int64 at which F first exceeds u F(V), F the running sum of p = softmax(logits / temperature), u in [0, 1).
+    """Sample tokens (B,) int64: the first with F > u F(V), F the running sum of softmax(logits / temperature), u in [0, 1).
 
-    p is float32, F and u are float64.
+    Probabilities are float32, F and u are float64.
     Raises: NonFiniteError if a logit is NaN or +inf.
     """
     mass = torch.softmax(logits_BV.float() / temperature, -1).cumsum(-1, dtype=torch.float64)
@@ -188,14 +188,14 @@ def base_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def default_batching(model: PreTrainedModel) -> Batching:
-    """The fastest batching that a model takes, by its config."""
+    """The fastest batching that a model's config allows."""
     return "additive" if attention_masks.accepts_custom_masks(model.config) else "padded"
 
 
 def _decode(
     model: PreTrainedModel, sequence: Tensor, mask: Tensor, width: int, stop: StopRule, choose: Choose, additive: bool
 ) -> Tensor:
-    """Write completions and their mask (B, P + max_new_tokens) in place, so that autograd can use them; returns finished (B,)."""
+    """Write completions and mask (B, P + max_new_tokens) in place, so that autograd can use them; returns finished (B,)."""
     finished = torch.zeros(len(sequence), dtype=torch.bool, device=sequence.device)
     base = base_model(model)
     with torch.inference_mode():
@@ -245,9 +245,9 @@ def _decode(
 def _decode_by_length(
     model: PreTrainedModel, sequence: Tensor, mask: Tensor, width: int, stop: StopRule, choose: Choose, cached: bool
 ) -> Tensor:
-    """As ``_decode``, for models that do not take padding on the left: prompts of one length at a time, without a mask.
+    """Same as ``_decode`` for models without support for left padding: one prompt length at a time, without a mask.
 
-    cached=False reads all of a row again for each token, for models whose cache cannot be used row by row.
+    cached=False processes the whole row again for each token, for models whose cache cannot be indexed by row.
     """
     finished = torch.zeros(len(sequence), dtype=torch.bool, device=sequence.device)
     lengths_B, base = mask.sum(-1), base_model(model)

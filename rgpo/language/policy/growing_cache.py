@@ -1,4 +1,4 @@
-"""A cache of keys and values whose memory is doubled when it is full; transformers' own copies all tokens for each new one."""
+"""A key-value cache that doubles its memory when full; transformers' own copies all tokens for each new one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values (b, heads, tokens, size) of a layer that attends to all earlier tokens, as views of larger arrays."""
+    """Keys and values (b, heads, tokens, size) of a layer with full attention, stored as views of larger arrays."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Append tokens, and return all of them."""
+        """Append tokens and return all keys and values."""
         new = (key_states, value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -35,7 +35,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take the given rows."""
+        """Select the given rows."""
         if self.get_seq_length() == 0:
             return
         length = self.keys.shape[2]
@@ -44,7 +44,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:
-    """An empty cache for a model; layers with a sliding window or a recurrent state are transformers' own."""
+    """An empty cache for a model; layers with a sliding window or a recurrent state use transformers' own cache."""
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

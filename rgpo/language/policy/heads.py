@@ -1,6 +1,6 @@
-"""The map from a causal language model's last hidden states to its logits, whatever its family does to them.
+"""The map from a causal language model's last hidden states to its logits, for any model family.
 
-Most families multiply by the output embeddings; some scale the product, cap it or put layers before it (Granite, Gemma-2, BERT).
+Most families multiply by the output embeddings; some scale or cap the product, or add layers before it (Granite, Gemma-2, BERT).
 Legend: R tokens, D size of a hidden state, V vocabulary.
 """
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class _Given(nn.Module):
-    """Stands for the decoder while a model computes its logits: returns given hidden states, with the decoder's attributes."""
+    """Replaces the decoder while a model computes its logits; returns given hidden states, and has the decoder's attributes."""
 
     def __init__(self, decoder: nn.Module, output: BaseModelOutput) -> None:
         super().__init__()
-        self.__dict__["decoder"], self.__dict__["output"] = decoder, output  # not registered as a submodule
+        self.__dict__["decoder"], self.__dict__["output"] = decoder, output  # avoids registering a submodule
 
     def forward(self, *_: object, **__: object) -> BaseModelOutput:
         return self.output
@@ -37,7 +37,7 @@ class _Given(nn.Module):
 
 
 class ModelHead:
-    """Logits (R, V) of hidden states (R, D): the model's own forward pass, with these states in place of its decoder's."""
+    """Logits (R, V) of hidden states (R, D): the model's own forward pass, with these states as its decoder's output."""
 
     def __init__(self, model: nn.Module, decoder: nn.Module, output: type[BaseModelOutput]) -> None:
         self.model, self.output = model, output
@@ -73,13 +73,13 @@ class Parts(NamedTuple):
 
 @torch.inference_mode()
 def find_parts(model: PreTrainedModel) -> Parts:
-    """The decoder, and as the head the output embeddings where logits are these times hidden states, else a ModelHead.
+    """Find the decoder and the head: the output embeddings if logits are their product with the hidden states, else a ModelHead.
 
-    Raises: ConfigError if the model cannot read a text, or its logits are no function of a decoder's last hidden states.
+    Raises: ConfigError if the model cannot process text alone, or if its logits are not a function of last hidden states.
     """
     key, name = f"task.source.model={model.name_or_path}", type(model).__name__
     ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
-    states: dict[nn.Module, BaseModelOutput] = {}  # what each submodule that has last hidden states returned, the innermost first
+    states: dict[nn.Module, BaseModelOutput] = {}  # outputs with last hidden states, innermost submodule first
 
     def keep(module: nn.Module, _: object, out: object) -> None:
         if isinstance(getattr(out, "last_hidden_state", None), Tensor):

@@ -1,7 +1,7 @@
-"""A causal language model as a policy: samples completions, and computes what an update needs of their tokens.
+"""A causal language model as a policy: samples completions, and computes the quantities that an update needs for their tokens.
 
-Log-probabilities are those of the sampling temperature, for sampling and learning alike. The reference policy is the model
-itself with its LoRA adapters disabled, or a frozen copy where all weights are trained.
+Log-probabilities are taken at the sampling temperature, both in sampling and in learning. The reference policy is the model
+itself with its LoRA adapters disabled, or a frozen copy if the model's own weights are trained.
 Names: rgpo.language.policy.token_batch, rgpo.language.policy.packing.
 """
 
@@ -54,17 +54,17 @@ if TYPE_CHECKING:
 
 
 class LanguageModel:
-    """model: a causal LM with a linear head, or a peft model around one; critic: whether it has a value head."""
+    """Policy of a causal LM or of a peft model around one; critic: whether it has a value head."""
 
     def __init__(self, model: PreTrainedModel, sampling: Sampling, critic: bool) -> None:
         self.model = model
         self.sampling = sampling
         base = base_model(model)
-        self.batching: Batching = default_batching(base)  # in generation; Consistency checks, and may change, both
-        self.compute_dtype = model.dtype  # of the model's computations; without adapters the weights themselves are float32
+        self.batching: Batching = default_batching(base)  # for generation; Consistency may change it and layout
+        self.compute_dtype = model.dtype  # dtype of computations; without adapters the weights are float32
         if base is model:
             model.float()
-        model.eval()  # always: with dropout the ratio of a policy to itself would not be 1
+        model.eval()  # always, because with dropout the ratio of a policy to itself would not be 1
         self.backbone, self.head, num_features = find_parts(base)
         self.layout: Layout = "packed" if enable_packing(base) else "padded"
         self._disable_adapters: Callable[[], AbstractContextManager[None]] | None = None
@@ -75,34 +75,34 @@ class LanguageModel:
             self._disable_adapters = model.disable_adapter
             self._reference_parts = Parts(self.backbone, self.head, num_features)
         self.critic = ValueHead(num_features, model.device, self._read_features) if critic else None
-        self._layers: dict[bool, list[FSDPModule]] = {True: [], False: []}  # sharded ones of reference and policy
+        self._layers: dict[bool, list[FSDPModule]] = {True: [], False: []}  # sharded; keys: is reference?
 
-    flat = None  # a module is no pure function of one vector
+    flat = None  # no flat parameter vector: the module is not a pure function of one
 
     def shard(self) -> None:
-        """Divide the layers of policy and reference copy over the processes."""
+        """Shard the layers of the policy and of the reference copy over the processes."""
         if distributed.world_size() > 1:
             self._layers[False] = sharding.shard(self.backbone)
             shared = self._disable_adapters is not None
             self._layers[True] = self._layers[False] if shared else sharding.shard(self._reference_parts.decoder)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """All that is trained, by name, the value head last."""
+        """All trained parameters by name, the value head last."""
         actor = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         critic = {} if self.critic is None else dict(self.critic.linear.named_parameters(prefix="value_head"))
         return actor | critic
 
     def parameters(self) -> list[nn.Parameter]:
-        """All that is trained, the value head last."""
+        """All trained parameters, the value head last."""
         return list(self.named_parameters().values())
 
     @property
     def num_actor_parameters(self) -> int:
-        """Everything but the value head."""
+        """Number of trained parameters except the value head's."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def generate(self, prompts: Sequence[Sequence[int]], generator: torch.Generator, reference: bool = False) -> Completions:
-        """One completion for each prompt's ids, by the policy or by the reference."""
+        """One completion per prompt, sampled from the policy or from the reference."""
         sampling = self.sampling
         model = self.reference if reference and self._disable_adapters is None else self.model
         with self._without_adapters(reference), sharding.gathered(self._layers[reference]), self.precision():
@@ -123,14 +123,14 @@ class LanguageModel:
         return self._disable_adapters() if reference and self._disable_adapters else nullcontext()
 
     def precision(self) -> AbstractContextManager[None]:
-        """The context of forward passes: autocast where trained weights are float32 and the model's dtype is not."""
+        """Context for forward passes: autocast if the trained weights are float32 and the model's dtype is not."""
         mixed = self._disable_adapters is None and self.compute_dtype != torch.float32
         return torch.autocast(self.model.device.type, self.compute_dtype) if mixed else nullcontext()
 
     def forward(
         self, view: View, *, flat: Tensor | None = None, kl: bool = False, entropy: bool = True, value: bool = True
     ) -> PolicyOutput:
-        """Log-probabilities, entropies and values (n,) of a micro-batch's tokens, and KL(old || new) (m,) of the stored ones."""
+        """Log-probabilities, entropies and values (n,) of a micro-batch's tokens, and KL(old || new) (m,) at the stored ones."""
         assert isinstance(view, MicroBatch) and flat is None
         out = self._outputs(view)
         return PolicyOutput(
@@ -147,13 +147,13 @@ class LanguageModel:
         )
 
     def _hidden(self, backbone: PreTrainedModel, view: MicroBatch) -> Tensor:
-        """Hidden states (n, D) that predict a micro-batch's tokens."""
+        """Hidden states (n, D) from which a micro-batch's tokens are predicted."""
         with self.precision():
             out = backbone(input_ids=view.input_ids_UW, **packing.layout_inputs(self.layout, view, backbone))
         return view.predicting(out.last_hidden_state if self._disable_adapters else out.last_hidden_state.float())
 
     def _stored_kl(self, view: MicroBatch, hidden_nD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the micro-batch's m stored tokens: their indices among the M, KL(old || new), log pi_new (m, V)."""
+        """For the micro-batch's m stored tokens: indices among the M, KL(old || new) (m,), and log pi_new (m, V)."""
         assert view.stored is not None
         among = torch.isin(view.tokens_n, view.stored.tokens_M)
         at, held = view.stored.locate(view.tokens_n[among])
@@ -161,7 +161,7 @@ class LanguageModel:
         return at, (old.exp() * (old - new)).sum(-1), new
 
     def _reference(self, view: MicroBatch) -> tuple[Tensor, Tensor, Head]:
-        """The reference's log-probabilities (n,) and hidden states (n, D) of a micro-batch, and its head."""
+        """The reference's log-probabilities (n,) and hidden states (n, D) for a micro-batch, and its head."""
         backbone, head, _ = self._reference_parts
         with self._without_adapters(reference=True):
             hidden_nD = self._hidden(backbone, view)
@@ -169,14 +169,14 @@ class LanguageModel:
         return statistics.logp_N.float(), hidden_nD, head
 
     def _log_softmax(self, hidden_nD: Tensor, head: Head) -> Tensor:
-        """Log-probabilities (n, V) float32 of whole distributions."""
+        """Log-probabilities (n, V) float32 over the whole vocabulary."""
         return torch.log_softmax(head(hidden_nD) / self.sampling.temperature, -1, dtype=torch.float32)
 
     @torch.no_grad()
     def compute_old_logprobs(self, completions: Completions, num_minibatches: int, rng: np.random.Generator) -> OldLogprobs:
-        """Split completions into minibatches, and compute logp_old, logp_ref, values and the stored distributions.
+        """Split completions into minibatches and compute logp_old, logp_ref, values and the stored distributions.
 
-        The same completions share a forward pass here and in learning, so that the ratio is exactly 1 before the first step.
+        Forward passes consist of the same completions here and in learning, so that the ratio is exactly 1 before the first step.
         """
         parts = np.split(rng.permutation(len(completions.sequence_BS)), num_minibatches)
         minibatches = self._split(completions, parts)
@@ -193,7 +193,7 @@ class LanguageModel:
                 value[view.tokens_n] = self.critic(out.hidden_nD).float()
             among = torch.isin(view.tokens_n, chosen)
             logp_ref[view.tokens_n], hidden, head = self._reference(view)
-            with self._without_adapters(reference=True):  # the head may have an adapter, too
+            with self._without_adapters(reference=True):  # the head, too, may have an adapter
                 ref_table = self._log_softmax(hidden[among], head)
             tables.append((view.tokens_n[among], self._log_softmax(out.hidden_nD[among], self.head), ref_table))
         tokens, old_table, ref_table = (torch.cat(column) for column in zip(*tables, strict=True))
@@ -204,7 +204,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def completion_kl(self, completions: Completions) -> Array:
-        """(B,) log pi(y)/pi_ref(y) of completions that the policy drew: k1, nats per completion."""
+        """log pi(y)/pi_ref(y) (B,) of completions sampled from the policy: the k1 estimate, nats per completion."""
         gap_N = torch.zeros(int(completions.completion_mask_BT.sum()), device=completions.sequence_BS.device)
         for view in self._local(completions, self._split(completions, [np.arange(len(completions.sequence_BS))])):
             gap_N[view.tokens_n] = self._outputs(view).logp_n.float() - self._reference(view)[0]
@@ -212,14 +212,14 @@ class LanguageModel:
         return total
 
     def _split(self, completions: Completions, parts: Iterable[Array]) -> list[list[Tensor]]:
-        """The completions (b,) of the micro-batches of each part."""
+        """Split each part into micro-batches, given as indices of completions (b,)."""
         rows = packing.assign_rows(completions, self.layout == "packed")
         return [packing.group_by_prompt(part, completions, rows, self.sampling.micro_batch_size) for part in parts]
 
     def _micro_batches(
         self, completions: Completions, minibatches: list[list[Tensor]], stored: StoredDistributions | None = None
     ) -> list[list[MicroBatch]]:
-        """The micro-batches whose completions are given, minibatch by minibatch."""
+        """The micro-batches with the given completions, per minibatch."""
         packed = self.layout == "packed"
         rows = packing.assign_rows(completions, packed)
         return [
@@ -232,7 +232,7 @@ class LanguageModel:
             yield from packing.local_micro_batches(part)
 
     def make_batch(self, rollout: Rollout, advantage: Array, value_target: Array) -> TokenBatch:
-        """The tokens of a rollout; advantage and value_target (T, B)."""
+        """The tokens of a rollout as a batch; advantage and value_target (T, B)."""
         assert isinstance(rollout, CompletionRollout)
         completions, old, sampling = rollout.completions, rollout.old, self.sampling
         max_kl = sampling.correction.max_kl
@@ -252,7 +252,7 @@ class LanguageModel:
         return TokenBatch(completions, micro_batches, old.stored, whole, samples)
 
     def subset(self, batch: Batch, index: Array) -> TokenBatch:
-        """The completions index (b,) as a batch of one minibatch."""
+        """The completions with the given indices (b,) as a batch with one minibatch."""
         assert isinstance(batch, TokenBatch)
         minibatches = self._split(batch.completions, [index])
         weight = token_weights(batch.completions, minibatches, self.sampling)
@@ -262,7 +262,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def measure_shift(self, batch: Batch) -> PolicyShift:
-        """The present policy compared with the one that collected the batch, and with the reference at the stored tokens."""
+        """Compare the current policy with the old one, and with the reference at the stored tokens."""
         assert isinstance(batch, TokenBatch)
         logp_old, level = batch.samples.logp_old, batch.samples.ratio or RatioLevel("token")
         log_ratio, entropy, seen, seen_old = torch.zeros(4, len(logp_old), device=logp_old.device)
@@ -282,7 +282,7 @@ class LanguageModel:
         return PolicyShift(*(distributed.all_reduce_sum(x.cpu()) for x in (log_ratio, kl_old, entropy, seen, kl_ref, seen_old)))
 
     def _read_features(self, batch: Batch) -> Tensor:
-        """Hidden states (N, D) that predict the batch's tokens."""
+        """Hidden states (N, D) from which the batch's tokens are predicted."""
         views = [cast(MicroBatch, view) for minibatch in batch.minibatches() for view in minibatch.views]
         hidden = [self._hidden(self.backbone, view) for view in views]
         table = hidden[0].new_zeros(len(batch.samples.logp_old), hidden[0].shape[1])
@@ -290,7 +290,7 @@ class LanguageModel:
         return distributed.all_reduce_sum(table)
 
     def state_dict(self) -> State:
-        """All that is trained, by name."""
+        """All trained parameters by name."""
         return {name: sharded.for_file(p) for name, p in self.named_parameters().items()}
 
     @torch.no_grad()

@@ -1,8 +1,9 @@
 """Log-probabilities and entropies over a large vocabulary without storing its (N, V) logits; pure torch.
 
 The logits of a linear head (`nn.Linear`, tied or not, or peft's LoRA around one) are computed in blocks of tokens x vocabulary.
-Two numbers per token and block give the result for the whole vocabulary, and the backward pass recomputes the blocks. Any other
-head (soft-capped logits) is called on some tokens at a time, and again in the backward pass: it must not change in between.
+Two numbers per token and block determine the result for the whole vocabulary, and the backward pass recomputes the blocks. Any
+other head (such as soft-capped logits) is called on a few tokens at a time, and again in the backward pass; it must not change
+in between.
 Legend: N tokens, D hidden size, V vocabulary, R tokens and W columns of a block. Results are float32 or wider, in nats.
 """
 
@@ -17,10 +18,10 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[Tensor], Tensor]  # (R, D) -> (R, V)
-BLOCK_BYTES = 2**21  # of a block of a linear head's logits; larger blocks are no faster
+BLOCK_BYTES = 2**21  # size of a block of a linear head's logits; larger blocks are not faster
 BLOCK_ROWS = 512
-LIVE = 10  # float32 arrays (R, V) alive at once with a head that is not linear
-MAX_BYTES = LIVE * 2**25  # of them together: glibc returns freed arrays of 32 MiB to the system, smaller ones fragment the heap
+LIVE = 10  # number of float32 arrays (R, V) alive at once with a nonlinear head
+MAX_BYTES = LIVE * 2**25  # in total: glibc returns freed arrays of 32 MiB to the system; smaller ones fragment the heap
 
 
 class TokenStatistics(NamedTuple):
@@ -35,8 +36,8 @@ def token_statistics(
 ) -> TokenStatistics:
     """log p at the targets and -sum p log p of p = softmax(head(h) / temperature); gradients reach h and the head.
 
-    targets_N int64; logits must be finite. Beside results and gradients a linear head takes 2 BLOCK_BYTES, any other about
-    max_bytes (but at least one token), plus a second gradient of its weight if that is trained.
+    targets_N int64; logits must be finite. In addition to results and gradients, a linear head needs 2 BLOCK_BYTES of memory, any
+    other about max_bytes (but at least one token's logits), plus a second gradient of its weight if that is trained.
     Raises: ValueError if shapes do not match or temperature <= 0.
     """
     if hidden_ND.ndim != 2:
@@ -67,9 +68,9 @@ def _plain(hidden_ND: Tensor, head: Head, targets_N: Tensor, temperature: float)
 
 
 def _linear_terms(head: Any, hidden: Tensor) -> tuple[list[Tensor], Tensor | None] | None:
-    """[x_0, W_0, x_1, W_1, ...] and bias with logits = sum_i x_i W_i' + bias, or None if the head is not known to be linear.
+    """[x_0, W_0, x_1, W_1, ...] and bias such that logits = sum_i x_i W_i' + bias; None if the head is not known to be linear.
 
-    peft's plain LoRA layer, x_1 = scaling A dropout(h) and W_1 = B, is recognized by name, so that peft stays optional.
+    peft's plain LoRA layer (x_1 = scaling A dropout(h), W_1 = B) is recognized by name, so that peft remains optional.
     """
     if type(head) is nn.Linear:
         return [hidden, head.weight], head.bias
@@ -87,7 +88,7 @@ def _linear_terms(head: Any, hidden: Tensor) -> tuple[list[Tensor], Tensor | Non
 
 
 class _Block(NamedTuple):
-    """Logits / temperature z (R, W) of some rows and columns, scratch (R, W), and the rows `hit` that have targets `at` there."""
+    """Block of z = logits / temperature (R, W), scratch memory (R, W), and the rows `hit` whose targets are its columns `at`."""
 
     rows: slice
     columns: slice
@@ -98,7 +99,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(terms: Sequence[Tensor], bias: Tensor | None, targets: Tensor, temperature: float) -> Iterator[_Block]:
-    """All blocks, one after the other in the same memory: separate allocations would fragment the heap by hundreds of MB."""
+    """Yield all blocks in the same memory, since separate allocations would fragment the heap by hundreds of MB."""
     inputs, weights = terms[::2], terms[1::2]
     num_rows, vocabulary = len(inputs[0]), len(weights[0])
     height = min(BLOCK_ROWS, num_rows)
@@ -126,7 +127,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 class _Blocked(torch.autograd.Function):
-    """Log-probabilities and entropies of a linear head by blocks; s_b is the probability of block b:
+    """Blockwise log-probabilities and entropies of a linear head, where s_b is the probability of block b:
 
     lse = log sum_b e^lse_b,  s_b = e^(lse_b - lse),  H = sum_b s_b (lse - E_b z),  d logp/dz = 1[target] - p,
     dH/dz = -p (log p + H).
@@ -178,4 +179,4 @@ class _Blocked(torch.autograd.Function):
         return None, None, *grads
 
 
-_blocked: Callable[..., tuple[Tensor, Tensor]] = _Blocked.apply  # torch declares no types of it
+_blocked: Callable[..., tuple[Tensor, Tensor]] = _Blocked.apply  # untyped in torch

@@ -1,7 +1,7 @@
-"""The files of language models: from a folder or the hub, and checked before anything is loaded.
+"""Language-model files, from a folder or the hub, and their checks before anything is loaded.
 
-A hub id, or id@revision, is downloaded to a folder first, without pickles and code, so that both take one path. The files of a
-model run no code: weights are safetensors, own code is refused, and chat templates are rendered in jinja's sandbox.
+A hub id, or id@revision, is first downloaded to a folder, without pickles and code, and then treated in the same way. A model's
+files cannot run code: weights are safetensors, custom code is rejected, and chat templates are rendered in jinja's sandbox.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 EXPERTS = ("eager", "batched_mm", "grouped_mm")
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # downloaded from the hub; no pickles, no code
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-CODE = {  # keys of a model's files that load code, and the values that do not
+CODE = {  # keys in a model's files that can load code, and their harmless values
     "auto_map": (),
     "attn_implementation": ATTENTIONS,
     "_attn_implementation": ATTENTIONS,
@@ -27,14 +27,14 @@ CODE = {  # keys of a model's files that load code, and the values that do not
     "_experts_implementation": EXPERTS,
 }
 REVISION = re.compile(r"\w[\w.-]*(/[\w.-]+)*")
-MAX_BYTES = 16 * 2**20  # of a config.json
+MAX_BYTES = 16 * 2**20  # largest config.json
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def find_local(key: str, text: str) -> Path | None:
-    """The path of a file or folder that exists, else None.
+    """The path of an existing file or folder, else None.
 
-    Raises: ConfigError for a name that no file can have, or whose folder cannot be read.
+    Raises: ConfigError if the name is invalid, or if its parent folder cannot be read.
     """
     try:
         path = Path(text).expanduser()
@@ -47,7 +47,7 @@ def find_local(key: str, text: str) -> Path | None:
 
 
 def check_path(key: str, path_or_id: str) -> None:
-    """Check the files of a model's folder before it is loaded; a hub id is not looked up.
+    """Check the files in a model's folder before loading; a hub id is not looked up.
 
     Raises: ConfigError if the folder does not exist or ``check_folder`` rejects it.
     """
@@ -60,7 +60,7 @@ def check_path(key: str, path_or_id: str) -> None:
 
 
 def check_folder(key: str, folder: Path) -> None:
-    """Raises: ConfigError if config.json, tokenizer or safetensors are missing, or the model would run code of its own."""
+    """Raises: ConfigError if config.json, tokenizer or safetensors are missing, it is an adapter, or it would run custom code."""
     require(folder.is_dir(), key, folder, "is not a folder; give the one that holds config.json.")
     require((folder / "config.json").is_file(), key, folder, "has no config.json; give a folder saved by save_pretrained.")
     require(
@@ -80,7 +80,7 @@ def check_folder(key: str, folder: Path) -> None:
 
 
 def _entries(node: object) -> Iterator[tuple[str, object]]:
-    """The entries of a mapping and of all mappings in it."""
+    """The entries of a mapping and of all mappings nested in it."""
     for name, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         yield str(name), value
         yield from _entries(value)
@@ -116,9 +116,9 @@ def _read_json(key: str, file: Path) -> dict[str, Any]:
 
 
 def resolve_folder(key: str, path_or_id: str) -> Path:
-    """The checked folder of a path, or of a hub id, downloaded into Hugging Face's cache at first use.
+    """The checked folder for a path or a hub id, downloaded to Hugging Face's cache on first use.
 
-    Raises: ConfigError if it cannot be found, downloaded or trained safely.
+    Raises: ConfigError if it cannot be found or downloaded, or if ``check_folder`` rejects it.
     """
     check_path(key, path_or_id)
     folder = find_local(key, path_or_id)
@@ -129,9 +129,9 @@ def resolve_folder(key: str, path_or_id: str) -> Path:
 
 
 def fetch_from_hub(key: str, repository: str, **options: Any) -> Path:
-    """huggingface_hub.snapshot_download of name or name@revision, which uses its cache if the hub cannot be reached.
+    """Call huggingface_hub.snapshot_download for name or name@revision; falls back to its cache if the hub cannot be reached.
 
-    Raises: ConfigError if neither has the repository.
+    Raises: ConfigError if the revision is invalid, or if neither the hub nor the cache has the repository.
     """
     from huggingface_hub import snapshot_download
 
@@ -148,12 +148,12 @@ def fetch_from_hub(key: str, repository: str, **options: Any) -> Path:
 
 
 def commit_of(path: Path) -> str | None:
-    """The commit of a file or folder that was downloaded from the hub; None for any other."""
+    """The commit of a file or folder downloaded from the hub; None for any other."""
     return next((place.name for place in (path, *path.parents) if place.parent.name == "snapshots"), None)
 
 
 def version_of(*paths: Path) -> str:
-    """The commit of what was downloaded from the hub; of other files, or of a model's folder, a sha256 of names and contents."""
+    """The commit of a download from the hub; for other files or a model's folder, a sha256 of names and contents."""
     commit = commit_of(paths[0])
     if commit is not None:
         return commit

@@ -1,7 +1,7 @@
-"""Attention in a packed row: the tokens of a micro-batch one after the other, each prompt once, without padding.
+"""Attention in a packed row: all tokens of a micro-batch in sequence, each prompt once, without padding.
 
-A token attends to its prompt and to its own completion. The model's attention gathers such rows by their indices and calls
-transformers' SDPA on them, so that its cost per completion is that of a row of one completion, whatever the group's size.
+A token attends to its prompt and its own completion. The model's attention gathers the relevant rows by index and calls
+transformers' SDPA on them, so that the cost per completion equals that of a separate row, for any group size.
 Legend: N tokens of a packed row; b completions of at most t tokens, U prompts of at most P; R rows of Q queries and K keys;
 H heads of size d.
 """
@@ -22,43 +22,43 @@ if TYPE_CHECKING:
 
 
 class AttentionCall(NamedTuple):
-    """Rows of tokens that attend to rows of tokens; beyond the end of a row is any token, whose result is not read."""
+    """An SDPA call on rows of query and key tokens; shorter rows are filled with arbitrary tokens, whose results are not used."""
 
     queries_RQ: Tensor  # int64, indices among the N
     keys_RK: Tensor
-    mask_R1QK: Tensor | None  # bool, True where a key is visible, or additive; None: the keys up to the query, which are as many
+    mask_R1QK: Tensor | None  # bool (True: visible) or additive; None: causal, with as many keys as queries
 
     @property
     def num_scores(self) -> int:
-        """Pairs of query and key that are computed, per head and layer; half of all without a mask."""
+        """Number of computed query-key pairs per head and layer; half of all pairs if causal."""
         return self.queries_RQ.numel() * self.keys_RK.shape[1] // (2 if self.mask_R1QK is None else 1)
 
 
 class PackedRows(NamedTuple):
-    """The attention of a packed row: calls, and where in their results, one after the other, those of the N tokens are."""
+    """The attention of a packed row: SDPA calls, and each of the N tokens' index in their concatenated results."""
 
     calls: tuple[AttentionCall, ...]
     places_N: Tensor  # int64
 
     @property
     def num_scores(self) -> int:
-        """Pairs of query and key that are computed, per head and layer."""
+        """Number of computed query-key pairs per head and layer."""
         return sum(call.num_scores for call in self.calls)
 
     def with_masks(self, dtype: torch.dtype) -> PackedRows:
-        """With additive masks, made once for all layers."""
+        """The same calls with additive masks, which all layers share."""
         masks = (None if call.mask_R1QK is None else additive_mask(call.mask_R1QK, dtype) for call in self.calls)
         return self._replace(calls=tuple(call._replace(mask_R1QK=m) for call, m in zip(self.calls, masks, strict=True)))
 
 
 def plan_attention(prompt_start_b: Tensor, prompt_length_b: Tensor, start_b: Tensor, length_b: Tensor) -> PackedRows:
-    """The attention that computes the fewest scores: prompts again with each completion, or prompts once and completions apart.
+    """Choose the attention with fewer scores: repeat the prompt for each completion, or process prompts once and separately.
 
-    Given are the indices among the N of the first token of each completion's prompt and of its own, and their numbers.
-    The first way takes b (P + t)^2 / 2 scores, half of (P + t)^2 since causal attention needs no mask; the second takes
-    U P^2 / 2 + b t (P + t). Where P = t both take 4/3 of the scores that are needed, else the lesser takes fewer.
+    Arguments (b,): index among the N of the first token of each completion's prompt, the prompt's length, and the same for the
+    completion. Repeating takes b (P + t)^2 / 2 scores, half of (P + t)^2 since causal attention needs no mask; separating takes
+    U P^2 / 2 + b t (P + t). At P = t both take 4/3 of the necessary scores, elsewhere the cheaper one takes less.
     """
-    first = torch.ones_like(prompt_start_b, dtype=torch.bool)  # of its prompt
+    first = torch.ones_like(prompt_start_b, dtype=torch.bool)  # first completion of its prompt
     first[1:] = ~(prompt_start_b[1:, None] == prompt_start_b).tril().any(-1)
     start, size, own, length = (x[:, None] for x in (prompt_start_b, prompt_length_b, start_b, length_b))
     widest, longest, whole = (int(x.max()) for x in (size, length, size + length))
@@ -82,7 +82,7 @@ def plan_attention(prompt_start_b: Tensor, prompt_length_b: Tensor, start_b: Ten
 
 
 def _places(*rows: tuple[Tensor, Tensor]) -> Tensor:
-    """(N,): of each token its place among all places of the rows that are read."""
+    """Each token's index (N,) among all positions of the rows; `read` marks the positions whose results are used."""
     index, read = (torch.cat([x.flatten() for x in column]) for column in zip(*rows, strict=True))
     found = read.nonzero().squeeze(-1)
     return torch.empty_like(found).index_copy(0, index[found], found)
@@ -97,7 +97,7 @@ def attend(
     packed_rows: PackedRows | None = None,
     **options: object,
 ) -> tuple[Tensor, None]:
-    """SDPA of transformers (1, H, N, d) -> (1, N, H, d) within the calls of packed_rows; without them SDPA itself."""
+    """transformers' SDPA (1, H, N, d) -> (1, N, H, d), applied per call of packed_rows if given."""
     sdpa = AttentionInterface()["sdpa"]
     if packed_rows is None:
         out: tuple[Tensor, None] = sdpa(module, query, key, value, attention_mask, **options)
@@ -111,12 +111,12 @@ def attend(
 
 
 def _gather(x_ND: Tensor, index_RQ: Tensor, num_heads: int) -> Tensor:
-    """(R, H, Q, d)."""
+    """Gather tokens (R, Q) and split the heads: (R, H, Q, d)."""
     return _pick(x_ND, index_RQ).view(*index_RQ.shape, num_heads, -1).transpose(1, 2)
 
 
 def _pick(x_ND: Tensor, index: Tensor) -> Tensor:
-    """Rows of x: as an embedding, whose gradient is summed in a fixed order on every device."""
+    """Select rows of x by an embedding lookup, whose gradient is summed in a fixed order on every device."""
     return F.embedding(index, x_ND)
 
 
@@ -126,7 +126,7 @@ AttentionMaskInterface.register(PACKED, AttentionMaskInterface()["sdpa"])
 
 @torch.inference_mode()
 def enable_packing(model: PreTrainedModel) -> bool:
-    """Give a model that can be packed ``attend`` in place of SDPA, and return True if its logits of a text stay equal."""
+    """Replace a model's SDPA by ``attend`` if it supports packing; returns True if its logits for a text are unchanged."""
     if not supports_packing(model.config):
         return False
     ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]

@@ -1,10 +1,10 @@
-"""Micro-batches: which completions share a forward pass, and how they are packed into rows.
+"""Micro-batches: the completions that share a forward pass, and their arrangement in rows.
 
-Where the model supports packing (rgpo.language.policy.packed_attention), all tokens of a micro-batch share one row, each prompt
-followed by its completions: a prompt is read once, not once per completion, and there is no padding. Otherwise a row is a prompt
-with one completion. The last token of a completion predicts nothing that is learned and is not read.
-Names: B completions of a rollout with N tokens in all, row by row. A micro-batch holds b of them, at most t tokens long and n in
-all, in U rows of W tokens (U = 1 if packed); distributions over the vocabulary V are stored for M of the N tokens.
+If the model supports packing (rgpo.language.policy.packed_attention), all tokens of a micro-batch share one row, in which each
+prompt is followed by its completions, so that it is processed only once, without padding. Otherwise, a row is one prompt with
+one completion. A completion's last token is not fed to the model, since nothing is learned from its prediction.
+Names: a rollout has B completions with N tokens in total, row by row. A micro-batch has b of them with at most t tokens each and
+n in total, in U rows of W tokens (U = 1 if packed); distributions over the vocabulary V are stored for M of the N tokens.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
 
 Layout = Literal[
     "packed", "padded", "plain"
-]  # rows of a forward pass, the fastest first; plain: padded, but without mask and positions
+]  # layouts of a forward pass, fastest first; plain: padded, but without mask and positions
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 class StoredDistributions(NamedTuple):
-    """Tokens whose whole distributions were stored when the rollout was collected."""
+    """Tokens whose full distributions were stored when the rollout was collected."""
 
     tokens_M: Tensor  # int64, ascending, indices among the N
-    tokens_K: Tensor  # those of them whose distributions this process holds; all M in a single process
+    tokens_K: Tensor  # those whose distributions this process has; all M with a single process
     logp_old_KV: Tensor  # log pi_old, nats
     logp_ref_KV: Tensor  # log pi_ref, nats
 
     def locate(self, tokens_n: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of stored tokens among the M, and among the K."""
+        """Indices of stored tokens among the M and among the K."""
         return torch.searchsorted(self.tokens_M, tokens_n), torch.searchsorted(self.tokens_K, tokens_n)
 
 
 class MicroBatch(NamedTuple):
-    """One forward pass: what it reads, and which of the N tokens it predicts."""
+    """One forward pass: its inputs, and which of the N tokens it predicts."""
 
     input_ids_UW: Tensor
     position_ids_UW: Tensor
-    known_UW: Tensor  # bool, False under padding
-    live_bt: Tensor  # bool, tokens of the completions
+    known_UW: Tensor  # bool, False on padding
+    live_bt: Tensor  # bool, True on the completions' tokens
     targets_n: Tensor
     tokens_n: Tensor  # int64, their indices among the N
-    sources_n: Tensor  # int64, indices among the U W of the positions that predict them
+    sources_n: Tensor  # int64, flat indices in (U, W) of the positions that predict them
     packed_rows: PackedRows | None = None  # the attention of a packed row
     stored: StoredDistributions | None = None
 
@@ -63,22 +63,22 @@ class MicroBatch(NamedTuple):
         return len(self.tokens_n)
 
     def predicting(self, hidden_UWD: Tensor) -> Tensor:
-        """(n, D): the hidden states that predict the completions' tokens."""
+        """The hidden states (n, D) from which the completions' tokens are predicted."""
         return hidden_UWD.flatten(0, 1)[self.sources_n]
 
 
 def layout_inputs(layout: Layout, view: MicroBatch, backbone: PreTrainedModel) -> dict[str, object]:
-    """Mask and positions of a micro-batch's rows; none for plain rows, in which padding only follows what is read."""
+    """Model inputs besides token ids: mask and positions; neither for plain rows, where padding comes after all tokens."""
     if view.packed_rows is not None:
-        unread = torch.zeros(1, 1, 1, 1, dtype=backbone.dtype, device=view.input_ids_UW.device)  # or transformers makes a mask
+        unread = torch.zeros(1, 1, 1, 1, dtype=backbone.dtype, device=view.input_ids_UW.device)  # transformers makes no mask
         inputs = accepted(backbone, attention_mask=unread, position_ids=view.position_ids_UW, use_cache=False)
-        return inputs | {"packed_rows": view.packed_rows.with_masks(backbone.dtype)}  # passed on to each layer's attention
+        return inputs | {"packed_rows": view.packed_rows.with_masks(backbone.dtype)}  # forwarded to each layer's attention
     masked = {"attention_mask": view.known_UW.long(), "position_ids": view.position_ids_UW} if layout == "padded" else {}
     return accepted(backbone, **masked, use_cache=False)
 
 
 def assign_rows(completions: Completions, packed: bool) -> Tensor:
-    """(B,) int64: which completions have their prompt in common: those of equal prompts if packed, else none."""
+    """A group id (B,) int64 per completion: equal for completions of equal prompts if packed, else unique."""
     count = len(completions.sequence_BS)
     if not packed:
         return torch.arange(count, device=completions.sequence_BS.device)
@@ -89,9 +89,9 @@ def assign_rows(completions: Completions, packed: bool) -> Tensor:
 
 
 def group_by_prompt(index: Array, completions: Completions, rows_B: Tensor, size: int) -> list[Tensor]:
-    """The completions index in micro-batches of at most size: those of one packed row together, beside rows of similar length.
+    """Split completions into micro-batches of at most ``size``, keeping equal prompts together and lengths similar.
 
-    There is at least one micro-batch per process where there are enough completions.
+    There is at least one micro-batch per process if there are enough completions.
     """
     row = rows_B.cpu().numpy()[index]
     length = completions.completion_mask_BT.sum(-1).cpu().numpy()[index]
@@ -102,7 +102,7 @@ def group_by_prompt(index: Array, completions: Completions, rows_B: Tensor, size
 
 
 def make_micro_batch(completions: Completions, index: Tensor, rows_B: Tensor, packed: bool) -> MicroBatch:
-    """The forward pass of the completions index (b,): in one row if packed, else each in its own."""
+    """The forward pass for completions with indices (b,): in one row if packed, otherwise one row each."""
     live, prompt_length = completions.completion_mask_BT[index].bool(), completions.prompt_lengths_B[index, None]
     length = live.sum(-1, keepdim=True)
     width, longest = completions.sequence_BS.shape[1] - live.shape[1], int(length.max())
@@ -110,15 +110,15 @@ def make_micro_batch(completions: Completions, index: Tensor, rows_B: Tensor, pa
     known, targets = completions.attention_mask_BS[index, :width].bool(), sequence[:, width:]
     column, step = (torch.arange(count, device=index.device) for count in (width, longest))
 
-    num_read = (length - 1).clamp(min=0)  # an empty completion takes no place
+    num_read = (length - 1).clamp(min=0)  # an empty completion takes no space
     row = torch.unique(rows_B[index], return_inverse=True)[1][:, None]
-    earlier = (row == row.T).tril(-1)  # completions that precede this one after its prompt
+    earlier = (row == row.T).tril(-1)  # earlier completions of the same prompt
     end = prompt_length + (earlier * num_read.T).sum(-1, keepdim=True) + num_read
     ends_U = torch.zeros(int(row.max()) + 1, dtype=end.dtype, device=index.device)
     ends_U.scatter_reduce_(0, row[:, 0], end[:, 0], "amax")
     shape = (1, int(ends_U.sum())) if packed else (len(ends_U), int(ends_U.max()))
-    begin = (ends_U.cumsum(0) - ends_U)[row] if packed else row * shape[1]  # of the prompt, among the U W
-    start = begin + end - num_read  # of the completion
+    begin = (ends_U.cumsum(0) - ends_U)[row] if packed else row * shape[1]  # start of the prompt, flat in (U, W)
+    start = begin + end - num_read  # start of the completion
     place_bP, place_bt = begin + column - width + prompt_length, start + step
     read = step < num_read
 
@@ -152,7 +152,7 @@ def local_micro_batches(micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]
 
 
 def _empty(micro_batch: MicroBatch) -> MicroBatch:
-    """One row to run the model on, none of whose tokens is learned from."""
+    """A micro-batch with one row to run the model on, but no tokens to learn from."""
     ids, position, known, live = (x[:1] for x in micro_batch[:4])
     targets, tokens, sources = (x[:0] for x in micro_batch[4:7])
     return MicroBatch(ids, position, known, torch.zeros_like(live), targets, tokens, sources, *micro_batch[7:])

@@ -1,6 +1,6 @@
-"""Loading of causal language models from the files of a folder, a check of their heads, and LoRA.
+"""Loading of causal language models from a folder, LoRA, and the choice of trained layers.
 
-torch is imported on loading only.
+torch is imported only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ DEVICE = accept(
 
 
 def require_packages(key: str, *names: str, extra: str = "llm") -> None:
-    """Raises: ConfigError, with the pip command, if a package of an extra is missing."""
+    """Raises: ConfigError, with the pip command, if a package is missing."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"{key}: needs the package {', '.join(missing)}; install it with `pip install rgpo[{extra}]`.")
 
 
 def forget_unusable_compiler_cache() -> None:
-    """Unset torch's compiler cache if it cannot be used; torch would make it when transformers is imported."""
+    """Unset torch's compiler cache if it is unusable, because importing transformers makes torch create it."""
     try:
         compiler_cache_dir()
     except ConfigError:
@@ -53,7 +53,7 @@ def forget_unusable_compiler_cache() -> None:
 
 
 def as_language_model(policy: Policy) -> LanguageModel:
-    """The policy, which is the one that language tasks make."""
+    """Cast to LanguageModel, the only policy of language tasks."""
     from rgpo.language.policy.language_model import LanguageModel
 
     assert isinstance(policy, LanguageModel)
@@ -61,7 +61,7 @@ def as_language_model(policy: Policy) -> LanguageModel:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name; auto is the current GPU if there is one, else the CPU.
+    """The device with this name; auto is the current GPU if there is one, else the CPU.
 
     Raises: ConfigError if the device cannot be used.
     """
@@ -84,10 +84,10 @@ def load_causal_lm(
     device: str = "auto",
     key: str = "task.source.model",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(AutoModelForCausalLM in eval mode, AutoTokenizer); every weight comes from the files.
+    """Load (AutoModelForCausalLM in eval mode, AutoTokenizer); every weight must be in the files.
 
-    Raises: ConfigError if the model does not exist, lacks config, tokenizer or weights, has only pickle weights, or would run
-        code of its own.
+    Raises: ConfigError if the model does not exist, lacks config, tokenizer or weights, has only pickle weights, has more tokens
+        in its tokenizer than embeddings, has no end-of-sequence token, or would run custom code.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -126,21 +126,21 @@ def quiet() -> Iterator[None]:
 
 
 def load_pretrained(key: str, folder: Path, auto: Any, **options: Any) -> Any:
-    """auto.from_pretrained(folder, **options) from local files, without code of the model's own and without progress bars.
+    """auto.from_pretrained(folder, **options) from local files, without custom code and progress bars.
 
     Raises: ConfigError if the files cannot be loaded.
     """
     try:
         with quiet():
             return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # whatever damaged or unknown files raise
+    except Exception as error:  # damaged or unknown files raise many kinds of errors
         if is_out_of_memory(error):
             raise
         raise ConfigError(f"{key}={folder}: cannot be loaded ({described(error)}).") from error
 
 
 def load_model(key: str, folder: Path, auto: Any, dtype: str, device: torch.device, **options: Any) -> PreTrainedModel:
-    """auto.from_pretrained(folder, **options) in eval mode on a device, with every weight from the folder's safetensors.
+    """auto.from_pretrained(folder, **options) in eval mode on a device, with all weights from the folder's safetensors.
 
     Raises: ConfigError if a weight is not in the files.
     """
@@ -159,13 +159,13 @@ def load_model(key: str, folder: Path, auto: Any, dtype: str, device: torch.devi
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
-    """The greatest number of tokens that a model can read, or None if its config names none (ALiBi, Mamba, Bloom)."""
+    """The context length in tokens; None if the model's config has no limit (ALiBi, Mamba, Bloom)."""
     longest = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     return longest if isinstance(longest, int) and longest > 0 else None
 
 
 def require_context(config: PreTrainedConfig, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
-    """Raises: ConfigError if a completion of the longest prompt would not fit into the model's context."""
+    """Raises: ConfigError if the longest prompt with a full completion does not fit in the model's context."""
     longest, context = max(len(prompt.ids) for prompt in prompts), context_length(config)
     fits = context is None or longest + max_new_tokens <= context
     remedy = f"exceeds the model's context of {context} tokens, of which the longest prompt takes {longest}; lower it."
@@ -173,7 +173,7 @@ def require_context(config: PreTrainedConfig, prompts: Sequence[Prompt], max_new
 
 
 def _names_modules(targets: object) -> bool:
-    """True for a regular expression, or for a list of names."""
+    """True for a valid regular expression or a nonempty list of names."""
     if isinstance(targets, list):
         return bool(targets) and all(isinstance(name, str) and name for name in targets)
     try:
@@ -187,7 +187,7 @@ MODULES = accept(_names_modules, "must be all-linear, or the names of modules su
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """Low-rank adapters in place of full fine-tuning (Hu et al. 2021)."""
+    """Low-rank adapters instead of full fine-tuning (Hu et al. 2021)."""
 
     rank: int = field(metadata=count(16_384))
     alpha: float = field(metadata=POSITIVE)
@@ -200,9 +200,9 @@ class LoRA:
 def add_lora(
     model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, target_modules: str | Sequence[str], seed: int
 ) -> PreTrainedModel:
-    """A peft model with y = W x + (alpha / rank) B A dropout(x) in the target modules; A from the seed, B = 0.
+    """A peft model with y = W x + (alpha / rank) B A dropout(x) in the target modules; A depends on the seed, B = 0.
 
-    target_modules: names, or all-linear. The global generators keep their state.
+    target_modules: names, a regular expression, or all-linear. The global generators' states are restored.
     Raises: ConfigError if a target module does not exist.
     """
     import torch
@@ -213,14 +213,14 @@ def add_lora(
     names = target_modules if isinstance(target_modules, str) else list(target_modules)
     config = LoraConfig(
         r=rank,
-        lora_alpha=cast(int, alpha),  # declared as int, but peft only divides it
+        lora_alpha=cast(int, alpha),  # declared as int, but peft only divides by the rank
         lora_dropout=dropout,
         target_modules=names,
         task_type="CAUSAL_LM",
     )
     gpus = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name of transformers
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name from transformers
         torch.manual_seed(seed)
         try:
             adapted: PreTrainedModel = get_peft_model(model, config)
@@ -232,7 +232,7 @@ def add_lora(
 def trainable(
     model: PreTrainedModel, lora: LoRA | None, trained_layers: int | None, gradient_checkpointing: bool, seed: int
 ) -> PreTrainedModel:
-    """The model with fresh adapters, or with some or all of its layers set to be trained."""
+    """Prepare a model for training: add new adapters, or unfreeze some or all of its layers."""
     if gradient_checkpointing:
         checkpoint_layers(model)
     if lora is not None:
@@ -242,9 +242,9 @@ def trainable(
 
 
 def train_last_layers(model: PreTrainedModel, num_layers: int | None) -> None:
-    """Train the last num_layers layers and what follows them, not the embeddings; None: everything.
+    """Train only the last num_layers layers and everything after them, without the embeddings; None: train all weights.
 
-    Raises: ConfigError if the model has fewer layers, or transformers does not mark them.
+    Raises: ConfigError if the model has fewer layers, or if transformers does not mark them.
     """
     model.requires_grad_(True)
     if num_layers is not None:
@@ -257,16 +257,16 @@ def train_last_layers(model: PreTrainedModel, num_layers: int | None) -> None:
 
 
 def find_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model as transformers marks them, in order."""
+    """The model's layers, as marked by transformers, in order."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """Compute the layers' activations again in the backward pass instead of storing them.
+    """Recompute the layers' activations in the backward pass instead of storing them.
 
-    transformers does so in training mode only, which also switches dropout on; here the mode does not matter.
+    transformers does this only in training mode, which also enables dropout; here the mode does not matter.
     Raises: ConfigError if transformers does not mark the model's layers.
     """
     import torch

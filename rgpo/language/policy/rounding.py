@@ -1,4 +1,4 @@
-"""Accepted differences of two ways of computing a number, and calls of foreign forward passes; torch is imported on use only."""
+"""Tolerances for two computations of the same number, and calls to other libraries' forward passes; torch is imported on use."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-ROUNDING = 4.0  # accepted difference: this many times that of embeddings changed in their last bit
-UNITS = 1.0  # and this many units in the last place of the result
-LEAST = 1e-4  # accepted in any case
-# raised by a forward pass that cannot take what it is given
+ROUNDING = 4.0  # tolerance: this many times the effect of changing the embeddings' last bit
+UNITS = 1.0  # plus this many units in the last place of the result
+LEAST = 1e-4  # minimum tolerance
+# raised by a forward pass that does not support its inputs
 UNUSABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def accepted(module: nn.Module, **inputs: object) -> dict[str, object]:
-    """The inputs that are among the named parameters of the module's forward."""
+    """The inputs that the module's forward accepts by name."""
     names = _parameters(getattr(module.forward, "__func__", module.forward))
     return {name: value for name, value in inputs.items() if name in names}
 
 
 @lru_cache
 def _parameters(function: Callable[..., object]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)  # 30 us, once per token if it were not cached
+    return frozenset(inspect.signature(function).parameters)  # cached: it takes 30 us, and is called for every token
 
 
 @contextmanager
 def perturbed_embeddings(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
-    """Change a model's input embeddings by one unit in the last place of dtype, up and down: the size of a rounding."""
+    """Perturb a model's input embeddings by one unit in the last place of dtype, up or down, as rounding would."""
     import torch
 
     eps = torch.finfo(dtype).eps

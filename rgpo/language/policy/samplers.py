@@ -1,4 +1,4 @@
-"""Samplers: the policy itself, vLLM with the policy's adapters, or stored preference pairs in place of samples."""
+"""Samplers: the policy itself, vLLM with the policy's adapters, or stored preference pairs instead of samples."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ if TYPE_CHECKING:
 
 
 class Sampler(Protocol):
-    """The object that conf/sampler/*.yaml names as task.sampler."""
+    """Interface of task.sampler, whose classes are named in conf/sampler/*.yaml."""
 
     @property
     def correction_cap(self) -> float | None:
-        """Largest weight pi_old/pi_sampler of a token; None applies no weight."""
+        """Largest weight pi_old/pi_sampler of a token; None: tokens are not weighted."""
         ...
 
     @property
     def on_policy(self) -> bool:
-        """True if completions are samples of the current policy, up to rounding; if not, only offline algorithms can use them."""
+        """True if completions are samples of the current policy, up to rounding; else only offline algorithms can use them."""
         ...
 
     def check(self, group_size: int) -> None:
-        """Check packages and the group size before anything is loaded.
+        """Check packages and group size before anything is loaded.
 
-        Raises: ConfigError if a package is missing or group_size cannot be served.
+        Raises: ConfigError if a package is missing or group_size is not supported.
         """
         ...
 
     def prompts(self, assets: LanguageAssets, max_new_tokens: int) -> Sequence[Prompt]:
-        """The prompts to choose from, one per group of completions."""
+        """The prompts from which collect()'s indices choose, one per group of completions."""
         ...
 
     def collect(
         self, policy: LanguageModel, assets: LanguageAssets, indices: Sequence[int], group_size: int, generator: torch.Generator
     ) -> Completions:
-        """group_size completions of each of prompts(...)[i] for i in indices, group by group."""
+        """group_size completions for each prompt prompts(...)[i], i in indices, group by group."""
         ...
 
 
@@ -58,13 +58,13 @@ CAP = accept(lambda x: x is None or 1 <= x < math.inf, "must be at least 1, or n
 
 
 def repeated_prompt_ids(assets: LanguageAssets, indices: Sequence[int], group_size: int) -> list[list[int]]:
-    """Ids of the training prompts at indices, each group_size times."""
+    """Token ids of the training prompts at indices, each repeated group_size times."""
     return [assets.train_prompts[i].ids for i in indices for _ in range(group_size)]
 
 
 @dataclass(kw_only=True)
 class Own:
-    """Samples from the policy's own forward pass; their probabilities differ from the learner's by rounding only."""
+    """Samples with the policy's own forward pass; probabilities differ from the learner's only by rounding."""
 
     correction_cap: float | None = field(default=None, metadata=CAP)
     on_policy: ClassVar[bool] = True
@@ -73,7 +73,7 @@ class Own:
         check_fields(self, "task.sampler")
 
     def check(self, group_size: int) -> None:
-        """No-op: needs only the policy's own packages and serves any group size."""
+        """No-op: needs only the policy's own packages and supports any group size."""
 
     def prompts(self, assets: LanguageAssets, max_new_tokens: int) -> Sequence[Prompt]:
         return assets.train_prompts
@@ -86,14 +86,14 @@ class Own:
 
 @dataclass(kw_only=True)
 class VLLM:
-    """Samples from vLLM, which loads the policy's LoRA adapters from disk before each rollout; never run on a GPU here.
+    """Samples with vLLM, which loads the policy's LoRA adapters from disk before each rollout; we have never run it on a GPU.
 
-    Its kernels round differently from the learner's, so each token has the weight min(pi_old/pi_vllm, correction_cap).
+    Its kernels round differently from the learner's, so each token is weighted by min(pi_old/pi_vllm, correction_cap).
     """
 
     correction_cap: float | None = field(default=2.0, metadata=CAP)
-    gpu_memory_utilization: float = field(default=0.4, metadata=FRACTION)  # share of the GPU's memory for vLLM
-    max_model_len: int = field(default=1024, metadata=count(MANY))  # tokens of prompt and completion
+    gpu_memory_utilization: float = field(default=0.4, metadata=FRACTION)  # fraction of the GPU's memory for vLLM
+    max_model_len: int = field(default=1024, metadata=count(MANY))  # tokens of prompt plus completion
     on_policy: ClassVar[bool] = True
 
     _engine: Any = field(default=None, init=False, repr=False)
@@ -103,9 +103,9 @@ class VLLM:
         check_fields(self, "task.sampler")
 
     def check(self, group_size: int) -> None:
-        """vllm is an extra of its own because it brings its own torch.
+        """Check that vLLM is installed; it is a separate extra because it requires its own version of torch.
 
-        Raises: ConfigError if vllm is not installed, or under torchrun.
+        Raises: ConfigError if vLLM is not installed, or under torchrun.
         """
         require_packages("task.sampler", "vllm", extra="vllm")
         require(distributed.world_size() == 1, "task.sampler", "vllm", "runs in one process; use own under torchrun.")
@@ -136,7 +136,7 @@ class VLLM:
                 max_lora_rank=rank,
                 max_model_len=self.max_model_len,
                 gpu_memory_utilization=self.gpu_memory_utilization,
-                logprobs_mode="processed_logprobs",  # after the temperature, as the learner computes them
+                logprobs_mode="processed_logprobs",  # after applying the temperature, as in the learner
             )
         seeds = torch.randint(2**31, (len(prompt_ids),), generator=generator, device=generator.device).tolist()
         shared: dict[str, object] = {"temperature": sampling.temperature, "max_tokens": sampling.max_new_tokens, "logprobs": 0}
@@ -165,9 +165,9 @@ class VLLM:
 
 @dataclass(kw_only=True)
 class OfflinePairs:
-    """The task's stored preference pairs in place of samples: groups of two, the chosen answer first; for offline algorithms.
+    """Stored preference pairs instead of samples, as groups of two with the chosen answer first; for offline algorithms.
 
-    The distribution that the answers came from is unknown, so their logp_BT is NaN and no correction is possible.
+    The distribution of the answers is unknown, so their logp_BT is NaN and no correction is possible.
     """
 
     correction_cap: ClassVar[None] = None

@@ -1,7 +1,7 @@
-"""FSDP2 for a causal language model: decoder layers are divided over processes, embeddings and head are whole in each.
+"""FSDP2 for a causal language model: decoder layers are sharded over processes; embeddings and head are replicated.
 
-The head stays whole because log-probabilities read its weight by blocks. "Fully sharded": Rajbhandari et al. 2020 (ZeRO), as in
-torch.distributed.fsdp.
+The head is not sharded, because log-probabilities read its weight in blocks. Fully sharded data parallelism follows ZeRO
+(Rajbhandari et al. 2020), as implemented in torch.distributed.fsdp.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def shard(decoder: nn.Module) -> list[FSDPModule]:
-    """Divide the decoder's layers in place and return them. Gradients are summed over the processes, not averaged.
+    """Shard the decoder's layers in place and return them; gradients are summed over the processes, not averaged.
 
-    The prefetch order of the backward pass is set by hand: torch would infer it from earlier forward passes, and processes
-    make different numbers of them when they generate.
+    The prefetch order of the backward pass is set explicitly: torch would infer it from earlier forward passes, whose number
+    differs between processes during generation.
 
     Raises: ConfigError if the decoder has no list of layers.
     """
@@ -38,13 +38,13 @@ def shard(decoder: nn.Module) -> list[FSDPModule]:
     for i, layer in enumerate(sharded):
         layer.set_modules_to_backward_prefetch([sharded[max(i - 1, 0)]])
         layer.set_gradient_divide_factor(1.0)
-        layer.set_force_sum_reduction_for_comms(True)  # the only reduction that gloo has
+        layer.set_force_sum_reduction_for_comms(True)  # the only reduction that gloo supports
     return sharded
 
 
 @contextmanager
 def gathered(layers: Sequence[FSDPModule]) -> Iterator[None]:
-    """Hold every layer whole in every process, so that each can run the model as often as it needs."""
+    """Unshard all layers in every process, so that each can run the model any number of times."""
     for layer in layers:
         layer.set_reshard_after_forward(False)
         layer.unshard()

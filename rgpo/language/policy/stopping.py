@@ -1,4 +1,4 @@
-"""Ends of a completion: token ids, and texts that may span several tokens."""
+"""Stop conditions of a completion: token ids, and strings that may span several tokens."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str | int) -> int:
-    """The id of a token given by its text or by its id.
+    """The id of a token given by text or id.
 
-    Raises: ConfigError if the tokenizer does not have it.
+    Raises: ConfigError if the tokenizer has no such token.
     """
     known = tokenizer.get_vocab()
     found = known.get(token) if isinstance(token, str) else token
@@ -29,7 +29,7 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str | int) -> int:
 
 
 def find_stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, turn_end: int | None) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's eos, those of generation_config, and what a template writes after an answer."""
+    """Tokens that end an answer: the tokenizer's eos, those in generation_config, and the chat template's end of turn."""
     listed = model.generation_config.eos_token_id if model.generation_config is not None else None
     several = listed if isinstance(listed, list | tuple) else [listed]
     return frozenset(int(i) for i in (tokenizer.eos_token_id, turn_end, *several) if i is not None)
@@ -37,19 +37,19 @@ def find_stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tu
 
 @dataclass(frozen=True)
 class StopRule:
-    """A completion ends with the first token of ids, or with the token that completes one of strings; that token is its last."""
+    """A completion ends with (and includes) the first token in ids, or the first token that completes one of strings."""
 
     ids: frozenset[int]
     strings: tuple[str, ...] = ()
-    tokenizer: PreTrainedTokenizerBase | None = None  # needed for strings
+    tokenizer: PreTrainedTokenizerBase | None = None  # required if there are strings
 
     @cached_property
     def _tail(self) -> int:
-        """The number of last tokens in which a string that was just completed begins; a character has at most 4 byte tokens."""
+        """Number of last tokens that must contain a just completed string; a character takes at most 4 byte tokens."""
         return 4 * max(map(len, self.strings)) + 4
 
     def ended(self, completion_bt: Tensor) -> Tensor:
-        """(b,) bool: completions, none of which had ended before its last token, that end with it."""
+        """True (b,) for completions that end with their last token; none may have ended before."""
         import torch
 
         ids = torch.tensor(sorted(self.ids), device=completion_bt.device)
@@ -70,11 +70,11 @@ class StopRule:
         return any(string in text for string in self.strings)
 
     def body(self, ids: list[int]) -> list[int]:
-        """A completion without the token of ids that ended it."""
+        """A completion without the stop token in ids that ended it, if any."""
         return ids[:-1] if ids and ids[-1] in self.ids else ids
 
     def cut(self, text: str) -> str:
-        """A completion's text up to the first of strings."""
+        """A completion's text up to the first stop string."""
         starts = [text.index(string) for string in self.strings if string in text]
         return text[: min(starts, default=len(text))]
 
@@ -82,9 +82,9 @@ class StopRule:
 def make_stop_rule(
     tokenizer: PreTrainedTokenizerBase, default: frozenset[int], tokens: list[str | int] | None, strings: list[str]
 ) -> StopRule:
-    """A rule of tokens, by text or id, in place of the default ones if given, and of strings.
+    """Make a rule from strings and from tokens, given by text or id; tokens None: the default ones.
 
-    Raises: ConfigError if the tokenizer does not have a token.
+    Raises: ConfigError if the tokenizer lacks one of the tokens.
     """
     ids = default if tokens is None else frozenset(token_id(tokenizer, token) for token in tokens)
     return StopRule(ids, tuple(strings), tokenizer)

@@ -1,7 +1,7 @@
-"""Completions as samples: a rollout with what was computed of its tokens at collection, and the batch that updates read.
+"""Completions as samples: a rollout with the per-token quantities computed at collection, and the batch used by updates.
 
-Names: B completions of a rollout, P longest prompt, T longest completion, S = P + T; N completion tokens in all, row by row; n of
-them in a micro-batch; M of them with stored distributions over the vocabulary V (rgpo.language.policy.packing).
+Names: B completions of a rollout, P longest prompt, T longest completion, S = P + T; N completion tokens in total, row by row; n
+of them in a micro-batch; M of them with stored distributions over the vocabulary V (rgpo.language.policy.packing).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rgpo.learning.types import Minibatch, State, View
 
 
 class TokenOutputs(NamedTuple):
-    """A forward pass at a micro-batch's n tokens."""
+    """Outputs of a forward pass at a micro-batch's n tokens."""
 
     logp_n: Tensor
     entropy_n: Tensor
@@ -32,9 +32,9 @@ class TokenOutputs(NamedTuple):
 
 
 class OldLogprobs(NamedTuple):
-    """Numbers of the N tokens that collection computes, in the forward passes that learning will repeat."""
+    """Quantities of the N tokens computed at collection, in the same forward passes that learning will use."""
 
-    minibatches: list[list[Tensor]]  # completions (b,) of the micro-batches of each minibatch
+    minibatches: list[list[Tensor]]  # minibatch -> micro-batch -> indices of completions (b,)
     logp_old_N: Tensor  # nats
     logp_ref_N: Tensor  # nats
     value_N: Tensor
@@ -47,15 +47,15 @@ class CompletionRollout(Rollout):
 
     completions: Completions
     old: OldLogprobs
-    correction_N: Tensor  # truncated weight of a token that another engine than the learner drew, else 1
+    correction_N: Tensor  # truncated weight of a token sampled by an engine other than the learner, else 1
 
     def with_old(self, old: OldLogprobs, sampling: Sampling) -> CompletionRollout:
-        """With another old policy, and the correction for the one that drew the completions (decoupled PPO, arXiv 2110.00641)."""
+        """Replace the old policy, and correct for the one that sampled the completions (decoupled PPO, arXiv 2110.00641)."""
         correction_N = sampler_correction(old.logp_old_N, self.completions, sampling)
         return replace(self, old=old._replace(value_N=self.old.value_N), correction_N=correction_N)
 
     def groups(self) -> Array:
-        """Completions (M, b) of at least 2 and at most 32 disjoint groups of whole prompts, for the gradient's variance."""
+        """Split completions into M <= 32 disjoint groups (M, b) of whole prompts, to estimate the gradient's variance."""
         num_prompts = self.reward.shape[1] // self.group_size
         per_group = -(-num_prompts // 32)
         size = per_group * self.group_size
@@ -67,18 +67,18 @@ class TokenBatch:
     """N tokens to learn from."""
 
     completions: Completions
-    micro_batches: list[list[MicroBatch]]  # of each minibatch, over all processes
+    micro_batches: list[list[MicroBatch]]  # per minibatch, for all processes
     stored: StoredDistributions
-    sequence_ratio: bool  # whether the loss of a token depends on the others of its completion
+    sequence_ratio: bool  # whether a token's loss depends on the other tokens of its completion
     samples: Samples
 
     @property
     def num_kl(self) -> int:
-        """M, the tokens with a stored distribution."""
+        """M, the number of tokens with a stored distribution."""
         return len(self.stored.tokens_M)
 
     def minibatches(self) -> list[Minibatch]:
-        """The minibatches of collection, with this process's micro-batches of each."""
+        """The minibatches from collection, with this process's micro-batches."""
         return [Minibatch(torch.cat([m.tokens_n for m in part]), local_micro_batches(part)) for part in self.micro_batches]
 
     def at(self, view: View) -> Samples:
@@ -92,9 +92,9 @@ class TokenBatch:
 
 
 def token_weights(completions: Completions, minibatches: list[list[Tensor]], sampling: Sampling) -> Tensor:
-    """(N,): the weight of each token in the reduction over its minibatch.
+    """Weight (N,) of each token in the reduction over its minibatch.
 
-    With mask_truncated, tokens of completions that were cut by the length limit have weight 0, and count as no tokens.
+    With mask_truncated, tokens of completions cut by the length limit have weight 0 and are not counted.
     """
     reduction, mask_truncated = sampling.reduction, sampling.mask_truncated
     mask_BT = completions.completion_mask_BT.to(torch.float32)
@@ -103,32 +103,32 @@ def token_weights(completions: Completions, minibatches: list[list[Tensor]], sam
     weight_BT = torch.zeros_like(mask_BT)
     for parts in minibatches:
         index = torch.cat(parts)
-        weight_BT[index] = REDUCTIONS[reduction](mask_BT[index]).nan_to_num()  # 0/0 of a row or minibatch without tokens
+        weight_BT[index] = REDUCTIONS[reduction](mask_BT[index]).nan_to_num()  # 0/0 for a row or minibatch without tokens
     if reduction == "constant":
         weight_BT /= sampling.max_new_tokens
     return weight_BT[completions.completion_mask_BT.bool()]
 
 
 def to_tokens(x_TB: Array, completions: Completions) -> Tensor:
-    """(N,) float32 of an array over steps and environments."""
+    """Convert an array (T, B) over steps and environments to tokens (N,) float32."""
     mask_BT = completions.completion_mask_BT.bool()
-    x_BT = np.array(x_TB.T, np.float32, order="C")  # a copy always: torch takes no negative strides, not even of a length-1 axis
+    x_BT = np.array(x_TB.T, np.float32, order="C")  # always a copy: torch rejects negative strides, even for an axis of length 1
     return torch.from_numpy(x_BT).to(mask_BT.device)[mask_BT]
 
 
 def to_rows(x_N: Tensor, completions: Completions) -> Tensor:
-    """(B, T): each token's number in its place, 0 under padding."""
+    """Arrange per-token values (N,) as (B, T), with 0 on padding."""
     mask_BT = completions.completion_mask_BT.bool()
     return torch.zeros(mask_BT.shape, dtype=x_N.dtype, device=x_N.device).masked_scatter(mask_BT, x_N)
 
 
 def sampler_gap(logp_old_N: Tensor, completions: Completions) -> Tensor:
-    """(N,) log pi_old - log pi_sampler of the tokens, nats: rounding where the policy drew them itself."""
+    """log pi_old - log pi_sampler (N,) of the tokens, nats; only rounding errors if the policy sampled them itself."""
     return logp_old_N - completions.logp_BT[completions.completion_mask_BT.bool()]
 
 
 def sampler_correction(logp_old_N: Tensor, completions: Completions, sampling: Sampling) -> Tensor:
-    """(N,) the tokens' weights of the correction; min(pi_old/pi_sampler, cap) with a cap of the sampler alone."""
+    """Correction weights (N,) of the tokens: min(pi_old/pi_sampler, cap) if the sampler has a cap, else task.correction's."""
     gap_N = sampler_gap(logp_old_N, completions)
     if sampling.correction_cap is not None:
         return gap_N.exp().clamp(max=sampling.correction_cap)
@@ -136,7 +136,7 @@ def sampler_correction(logp_old_N: Tensor, completions: Completions, sampling: S
 
 
 def reference_kl(old: OldLogprobs, completions: Completions) -> dict[str, float]:
-    """kl/ref_k1, k2 and k3 with standard errors: estimates of KL(policy || reference) from samples of the policy."""
+    """Metrics kl/ref_k1, k2 and k3 with standard errors: estimates of KL(policy || reference) from the policy's samples."""
     metrics, x = {}, old.logp_ref_N - old.logp_old_N
     for name, estimator in (("k1", k1), ("k2", k2), ("k3", k3)):
         metrics[f"kl/ref_{name}"], metrics[f"kl/ref_{name}_se"] = clustered_mean(estimator(x), completions)
@@ -144,7 +144,7 @@ def reference_kl(old: OldLogprobs, completions: Completions) -> dict[str, float]
 
 
 def clustered_mean(x_N: Tensor, completions: Completions) -> tuple[float, float]:
-    """Mean over tokens, and its standard error with whole completions as the independent samples (a ratio of means)."""
+    """Mean over tokens, and its standard error with completions as independent samples (ratio of means)."""
     total_B = to_rows(x_N.double(), completions).sum(-1)
     length_B = completions.completion_mask_BT.sum(-1).double()
     mean = total_B.sum() / length_B.sum()
@@ -154,7 +154,7 @@ def clustered_mean(x_N: Tensor, completions: Completions) -> tuple[float, float]
 
 
 def _gathered(stored: StoredDistributions) -> StoredDistributions:
-    """The stored tokens with the distributions that any process holds."""
+    """The stored tokens with the distributions of all processes."""
     columns = zip(*distributed.all_gather(tuple(x.cpu() for x in stored[1:])), strict=True)
     tokens, old, ref = (torch.cat(column).to(stored.tokens_M.device) for column in columns)
     order = tokens.argsort()
@@ -165,7 +165,7 @@ STEPS = ("reward", "value", "next_value", "terminated", "done", "mask")
 
 
 def rollout_state(rollout: CompletionRollout) -> State:
-    """The rollout as tensors, lists and numbers, for a checkpoint."""
+    """Convert a rollout to tensors, lists and numbers for a checkpoint."""
     old = rollout.old
     return {
         "steps": {name: torch.from_numpy(getattr(rollout, name)) for name in STEPS},

@@ -1,4 +1,4 @@
-"""A linear value function on a language model's hidden states, trained with the policy or fitted alone."""
+"""A linear value function on a language model's hidden states, trained jointly with the policy or fitted separately."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rgpo.learning.types import Batch
 
 
 class ValueHead:
-    """V(s) = w h(s) + b, zero at the start; h is the hidden state that predicts the next token.
+    """V(s) = w h(s) + b, initially zero; h is the hidden state from which the next token is predicted.
 
-    flat (D + 1,) holds w and b and shares its memory with ``linear``, whose parameters torch's optimizers see.
+    flat (D + 1,) contains w and b and shares memory with ``linear``, whose parameters torch's optimizers update.
     """
 
     def __init__(self, hidden_size: int, device: torch.device, read_features: Callable[[Batch], Tensor]) -> None:
@@ -24,7 +24,7 @@ class ValueHead:
         self._read_features = read_features
 
     def __call__(self, hidden_nD: Tensor) -> Tensor:
-        """V (n,) of hidden states."""
+        """Values (n,) of hidden states (n, D)."""
         values: Tensor = self.linear(hidden_nD.to(self.linear.weight.dtype)).squeeze(-1)
         return values
 
@@ -34,5 +34,5 @@ class ValueHead:
         return self._read_features(batch).to(self.flat.dtype)
 
     def value(self, flat: Tensor, features: Tensor) -> Tensor:
-        """V (n,) of features (n, D) at the parameters flat (D + 1,)."""
+        """Values (n,) of features (n, D) with parameters flat (D + 1,)."""
         return features @ flat[:-1] + flat[-1]

@@ -1,7 +1,7 @@
-"""Rewards: functions of the user's and the source's reward model, as a weighted sum that the policy learns from.
+"""Rewards: a weighted sum of the user's functions and the source's reward model, from which the policy learns.
 
-A function is called with the keywords prompts and completions (lists of N texts) and each column of the data (lists of N values,
-None where a row lacks it), as far as it has such parameters, and returns N numbers, higher is better.
+A function is called with keyword arguments prompts and completions (lists of N texts) and the columns of the data (lists of N
+values, None where a row lacks it), limited to its parameters. It returns N numbers; higher is better.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ from rgpo.errors import NonFiniteError, described, require
 from rgpo.language.assets import Prompt, RewardFunction, require_finite_scores
 
 KEY = "task.reward"
-MODEL = "reward_model"  # in place of a function: the source's reward model
+MODEL = "reward_model"  # instead of a function: the source's reward model
 NAME = accept(lambda name: bool(name) and name.replace("_", "").isalnum(), "must consist of letters, digits and _.")
 RESERVED = ("prompts", "completions")
 
 
 class RewardError(Exception):
-    """A reward function that raised an exception or returned something else than one number per completion."""
+    """A reward function raised an exception or did not return one number per completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    """A term of the reward: weight x what the function returns, or weight x the score of the reward model (function null)."""
+    """A reward term: weight times the function's value or, if function is null, weight times the reward model's score."""
 
     function: Callable[..., object] | None
     weight: float = field(metadata=FINITE)
-    name: str = field(metadata=NAME)  # in metrics and samples
+    name: str = field(metadata=NAME)  # used in metrics and samples
 
     def __post_init__(self) -> None:
         check_fields(self, KEY)
 
     @property
     def place(self) -> str:
-        """The function as messages name it: its file and name."""
+        """The function's file and name, for messages."""
         assert self.function is not None
         return f"{Path(inspect.getfile(self.function)).name}:{self.function.__name__}"
 
     @property
     def sha256(self) -> str:
-        """Of the function's file."""
+        """Digest of the function's file."""
         assert self.function is not None
         return hashlib.sha256(Path(inspect.getfile(self.function)).read_bytes()).hexdigest()
 
 
 def parameters(function: Callable[..., object]) -> tuple[set[str], set[str], bool]:
-    """Names of a function's parameters, of those without a default, and whether it takes any keyword."""
+    """Names of a function's parameters, names of those without a default, and whether it accepts any keyword."""
     found = inspect.signature(function).parameters.values()
     named = [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = {p.name for p in found if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
@@ -66,9 +66,9 @@ def parameters(function: Callable[..., object]) -> tuple[set[str], set[str], boo
 
 
 class Rewards:
-    """The terms of the reward of one run; without terms, the source's reward model with weight 1.
+    """The reward terms of a run; without terms, the source's reward model with weight 1.
 
-    Raises: ConfigError if two terms have one name, no term has a weight, or a function needs what the data do not have.
+    Raises: ConfigError if a function requires a column that the data lack.
     """
 
     def __init__(self, terms: Sequence[Reward], reward_model: RewardFunction | None, prompts: Sequence[Prompt]) -> None:
@@ -89,7 +89,7 @@ class Rewards:
         require(not missing, KEY, term.place, f"needs {', '.join(missing)}, which the data lack; a function gets {listed}.")
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[Array, dict[str, Array]]:
-        """The sum (N,) and its unweighted parts by name, none if there are no terms; each process scores its slice.
+        """The weighted sum (N,) and the unweighted terms by name ({} without named terms); each process scores its own slice.
 
         Raises: RewardError if a function fails; NonFiniteError if a score is NaN or infinite.
         """
@@ -112,9 +112,9 @@ class Rewards:
 
 
 def call(term: Reward, prompts: Sequence[Prompt], texts: Sequence[str]) -> Array:
-    """The numbers (N,) that a function returns.
+    """Call a reward function and return its values (N,).
 
-    Raises: RewardError if it raises an exception or returns anything else; NonFiniteError for NaN or infinity.
+    Raises: RewardError if it raises an exception or does not return N numbers; NonFiniteError if one is NaN or infinite.
     """
     function, place = term.function, term.place
     assert function is not None
@@ -129,7 +129,7 @@ def call(term: Reward, prompts: Sequence[Prompt], texts: Sequence[str]) -> Array
     given |= {"prompts": [str(prompt.text) for prompt in prompts], "completions": list(texts)}
     try:
         found = function(**{name: values for name, values in given.items() if anything or name in names})
-    except Exception as error:  # whatever a user's function raises
+    except Exception as error:  # a user's function may raise anything
         raise RewardError(f"{KEY}={place}: raised {described(error)}; fix the function.") from error
     return _to_scores(found, place, texts)
 
@@ -162,7 +162,7 @@ def _kind(value: object) -> str:
 
 
 def check_terms(terms: Sequence[Reward]) -> None:
-    """Raises: ConfigError if two terms have one name, or no term has a weight."""
+    """Raises: ConfigError if two terms have the same name, or if all weights are 0."""
     names = Counter(term.name for term in terms)
     twice = [name for name, count in names.items() if count > 1]
     require(not twice, KEY, ",".join(names), f"two terms are named {''.join(twice[:1])}; give one of them another name.")
@@ -171,11 +171,11 @@ def check_terms(terms: Sequence[Reward]) -> None:
 
 
 def needs_reward_model(terms: Sequence[Reward]) -> bool:
-    """True if the source's reward model is a term, or there are none."""
+    """True if the source's reward model is a term, or if there are no terms."""
     return not terms or any(term.function is None for term in terms)
 
 
 def describe(parts: Mapping[str, Array]) -> dict[str, float]:
-    """Mean and standard deviation of each part."""
+    """Mean and standard deviation of each reward term."""
     means = {f"reward/{name}_mean": float(score.mean()) for name, score in parts.items()}
     return means | {f"reward/{name}_std": float(score.std()) for name, score in parts.items()}

@@ -1,7 +1,7 @@
-"""Pairwise rewards: a Bradley-Terry head on a frozen model's features, and an independent linear model on words.
+"""Pairwise reward models: a Bradley-Terry head on a frozen model's features, and an independent linear model on words.
 
-Legend: N exchanges (prompt, completion), P pairs, H hidden size. The policy learns from the head; the gold reward model only
-measures. They are trained on disjoint dialogues and tested on pairs that neither was trained on.
+Legend: N exchanges (prompt, completion), P pairs, H hidden size. The policy is trained with the head; the gold reward model is
+used only for evaluation. They are trained on disjoint dialogues and tested on pairs seen by neither.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class CompletionFeatures:
-    """Mean hidden state of a completion's tokens and eos after the first num_layers layers of a causal language model.
+    """Mean hidden state over a completion's tokens and eos, after the first num_layers layers of a causal language model.
 
     Only the last max_tokens of a prompt and the first max_tokens of a completion are used.
     """
@@ -41,10 +41,10 @@ class CompletionFeatures:
         self.tokenizer: PreTrainedTokenizerBase = load_pretrained(key, folder, AutoTokenizer)
         self.model = load_model(key, folder, AutoModel, "float32", resolve_device(device), num_hidden_layers=num_layers)
         self.max_tokens = max_tokens
-        self.model.norm = torch.nn.Identity()  # the final norm applies to the last layer's output only
+        self.model.norm = torch.nn.Identity()  # the final norm is meant for the last layer's output only
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> Array:
-        """(N, H); a prompt that occurs many times is processed once."""
+        """Features (N, H); a repeated prompt is processed once."""
         import torch
 
         out = np.zeros((len(prompts), self.model.config.hidden_size))
@@ -77,7 +77,7 @@ class CompletionFeatures:
 
 
 def compute_features(features: CompletionFeatures, pairs: Sequence[Pair], log: Log, what: str) -> Array:
-    """(P, 2, H) features of each pair's chosen and rejected answer; logs its progress."""
+    """Features (P, 2, H) of each pair's chosen and rejected answer; logs progress."""
     out = []
     for i, pair in enumerate(pairs):
         if i % 200 == 0:
@@ -87,7 +87,7 @@ def compute_features(features: CompletionFeatures, pairs: Sequence[Pair], log: L
 
 
 def answers_of(pair: Pair) -> list[str]:
-    """The chosen and the rejected answer of a pair that has them."""
+    """The chosen and the rejected answer of a pair that has both."""
     assert pair.chosen is not None and pair.rejected is not None
     return [pair.chosen, pair.rejected]
 
@@ -108,7 +108,7 @@ def train_head(features_P2H: Array, l2: float, folder: Path) -> None:
 
 
 class RewardHead:
-    """w . (x - m) / s in nats of preference."""
+    """Linear reward w . (x - m) / s, in nats of preference."""
 
     def __init__(self, folder: Path) -> None:
         with np.load(folder / "head.npz", allow_pickle=False) as saved:
@@ -121,7 +121,7 @@ class RewardHead:
 
 
 class PairwiseRewardModel:
-    """RewardHead over CompletionFeatures."""
+    """Reward model that applies a RewardHead to CompletionFeatures."""
 
     def __init__(self, features: CompletionFeatures, head: RewardHead) -> None:
         self.features, self.head = features, head
@@ -135,7 +135,7 @@ class PairwiseRewardModel:
 
 
 class PairwiseGoldRewardModel:
-    """The gold reward model of answers; it does not use the prompt."""
+    """The gold reward model; scores answers without using the prompt."""
 
     def __init__(self, folder: Path) -> None:
         self.model = GoldRewardModel(folder)
@@ -146,13 +146,13 @@ class PairwiseGoldRewardModel:
 
 
 def train_pairwise_gold_reward_model(pairs: Sequence[Pair], ridge: float, folder: Path) -> None:
-    """Ridge regression of 1 for chosen and -1 for rejected answers on tf-idf features."""
+    """Fit a ridge regression on tf-idf features with target 1 for chosen and -1 for rejected answers, and save it."""
     answers = [answer for pair in pairs for answer in answers_of(pair)]
     train_gold_reward_model(answers, np.tile([1.0, -1.0], len(pairs)), ridge, folder)
 
 
 def margin_accuracy(margin_P: Array) -> Accuracy:
-    """Share of pairs with a positive margin, ties half, and its 95 % interval (Wilson's score interval)."""
+    """Share of pairs with a positive margin (ties count half), with Wilson's 95 % score interval."""
     n, z = len(margin_P), 1.96
     share = float((0.5 + 0.5 * np.sign(margin_P)).mean())
     center = (share + z**2 / (2 * n)) / (1 + z**2 / n)

@@ -1,4 +1,4 @@
-"""Reward models of a text: a neural classifier to train on, and an independent linear one to measure over-optimization."""
+"""Reward models for text: a neural classifier for training, and an independent linear model to measure over-optimization."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rgpo.language.policy.rounding import LEAST, ROUNDING, UNITS, UNUSABLE, acce
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row = dict[str, list[int]]  # a tokenizer's columns of one text
+Row = dict[str, list[int]]  # one text's tokenizer output
 WORD = re.compile(r"[a-z0-9']+|[^\sa-z0-9]")
 
 
@@ -40,12 +40,12 @@ class Accuracy(TypedDict):
 
 
 class RewardModel:
-    """Scores (nats of preference) of a Hugging Face sequence classifier with one output: a decoder, read at each text's last
-    token, or an encoder. A text's score does not depend on the texts that share its batch.
+    """Scores (nats of preference) from a Hugging Face sequence classifier with one output.
 
-    Loaded from a folder or the hub; special_tokens adds the tokenizer's special tokens to each text. Texts longer than the
-    model's context lose their beginning; log gets a line at the first of them, and whenever their number has doubled.
-    Raises: ConfigError as load_causal_lm does, if there is more than one output, or if a text's score depends on its batch.
+    The model is a decoder, read at each text's last token, or an encoder, from a folder or the hub. A text's score must not
+    depend on the other texts in its batch. special_tokens: add the tokenizer's special tokens to each text. Texts longer than the
+    model's context are truncated at the beginning, which is logged for the first one and whenever their number has doubled.
+    Raises: ConfigError as load_causal_lm, if there is more than one output, or if a text's score depends on its batch.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class RewardModel:
         return require_finite_scores(out, ["".join(text) for text in texts], self.name)
 
     def _encode(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Row]:
-        """The tokens of each text; one that is too long loses its beginning (a pair: the beginning of the first)."""
+        """Encode each text; one that is too long is truncated at the beginning (of the first text, for a pair)."""
         if not texts:
             return []
         columns = [list(texts)] if isinstance(texts[0], str) else [list(column) for column in zip(*texts, strict=True)]
@@ -110,7 +110,7 @@ class RewardModel:
         return rows
 
     def _score(self, rows: Sequence[Row]) -> Array:
-        """Scores of one batch. Decoders take a row's last token that is not the pad id, so an id that is in no row fills up."""
+        """Scores of one batch; decoders read a row's last token other than the pad id, so padding uses an id found in no row."""
         import torch
 
         config = self.model.config.get_text_config()
@@ -135,7 +135,7 @@ class RewardModel:
             self.log(f"reward model {self.name}: {count} are longer than {self.max_tokens} tokens and lose their beginning")
 
     def _check_batches(self, key: str) -> None:
-        """Raises: ConfigError if texts have other scores together than alone, or the model cannot read a text."""
+        """Raises: ConfigError if scores in a batch differ from those of single texts, or if the model cannot process text."""
         import torch
 
         words = "What is a cat ? A cat is an animal that sleeps all day and hunts at night ."
@@ -154,22 +154,23 @@ class RewardModel:
             raise ConfigError(f"{key}={self.name}: a {name} cannot score a text ({first_line(error)}); give another.") from error
         gap = np.abs(together - alone)
         accepted_gap = np.maximum(LEAST, ROUNDING * rounding.max() + UNITS * torch.finfo(self.model.dtype).eps * np.abs(alone))
-        wrong = gap > accepted_gap  # False for NaN, which is an error when a run meets it
+        wrong = gap > accepted_gap  # False for NaN, which raises an error during a run
         remedy = f"gives a text another score in a batch ({gap.max():.2g} off); give another reward model."
         require(not wrong.any(), key, self.name, f"a {type(self.model).__name__} {remedy}")
 
 
 class ChatRewardModel:
-    """A reward model's scores of exchanges: under its chat template, as a pair of texts, or in HH-RLHF's format.
+    """A reward model's scores of exchanges, formatted with its chat template, as a pair of texts, or in HH-RLHF's format.
 
-    Pairs are for tokenizers with tokens for the beginning and the separation of texts (BERT, DeBERTa), the format for all others.
+    Without a chat template, pairs are used for tokenizers with classification and separator tokens (BERT, DeBERTa), and HH-RLHF's
+    format for all others.
     """
 
     def __init__(self, key: str, path_or_id: str, *, dtype: str, device: str, batch_size: int, log: Log = log_line) -> None:
         self.model = RewardModel(path_or_id, batch_size, key=key, dtype=dtype, device=device, log=log)
         tokenizer = self.model.tokenizer
         self.has_template = bool(tokenizer.chat_template)
-        self.model.special_tokens = not self.has_template  # a template contains them
+        self.model.special_tokens = not self.has_template  # the template contains them
         separated = tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
         self.takes_pairs = separated and not self.has_template
 
@@ -191,13 +192,13 @@ class ChatRewardModel:
 
 
 def question(prompt: str) -> str:
-    """The first text of a pair: a single question without its speaker, or the dialogue."""
+    """The first text of a pair: a single question without its speaker's name, or the whole dialogue."""
     messages = to_messages(prompt)
     return messages[0]["content"] if len(messages) == 1 else prompt
 
 
 def text_features(text: str) -> Counter[str]:
-    """Counts of words, pairs of adjacent words (a b) and substrings of 3 to 5 letters within a word (#abc)."""
+    """Counts of words, pairs of adjacent words (a b) and substrings of 3 to 5 characters within a word (#abc)."""
     words = WORD.findall(text.lower())
     found = Counter(words)
     found.update(f"{a} {b}" for a, b in zip(["<", *words], [*words, ">"], strict=True))
@@ -208,7 +209,7 @@ def text_features(text: str) -> Counter[str]:
 
 
 class GoldRewardModel:
-    """Ridge regression of a rating (points, -4..4) on tf-idf features of unit length: score = mean + x . weight."""
+    """Ridge regression of ratings (points, -4..4) on unit-length tf-idf features: score = mean + x . weight."""
 
     def __init__(self, folder: Path) -> None:
         vocabulary: list[str] = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
@@ -219,13 +220,13 @@ class GoldRewardModel:
             self.mean = float(saved["mean"])
 
     def __call__(self, texts: Sequence[str]) -> Array:
-        """Predicted ratings (N,); the mean for a text without any known feature."""
+        """Predicted ratings (N,); the mean for a text without known features."""
         score: Array = self.mean + tfidf([text_features(text) for text in texts], self.index, self.idf) @ self.weight
         return score
 
 
 def tfidf(counts: Sequence[Counter[str]], index: dict[str, int], idf: Array) -> scipy.sparse.csr_array:
-    """(N, F) sparse rows of unit length: (1 + log count) idf."""
+    """Sparse rows (N, F) of unit length with entries proportional to (1 + log count) idf."""
     rows, columns, values = [], [], []
     for row, found in enumerate(counts):
         for feature, count in found.items():
@@ -240,7 +241,7 @@ def tfidf(counts: Sequence[Counter[str]], index: dict[str, int], idf: Array) -> 
 
 
 def train_gold_reward_model(texts: Sequence[str], rating: Array, ridge: float, folder: Path) -> None:
-    """Fit argmin_w |X w - (rating - mean)|^2 + ridge |w|^2 on features that occur in two texts, and save it as npz and json."""
+    """Fit argmin_w |X w - (rating - mean)|^2 + ridge |w|^2 on features found in at least two texts; save it as npz and json."""
     counts = [text_features(text) for text in texts]
     document_frequency = Counter(feature for found in counts for feature in found)
     vocabulary = sorted(feature for feature, number in document_frequency.items() if number > 1)
@@ -260,14 +261,14 @@ class MarginAccuracy(Accuracy):
 
 
 def pair_accuracy(score: Array, rating: Array, margin: float, rng: np.random.Generator) -> MarginAccuracy:
-    """Share of the pairs with rating_i - rating_j >= margin that have score_i > score_j; ties count half.
+    """Share of pairs with rating_i - rating_j >= margin for which score_i > score_j; ties count half.
 
     The interval covers 95 % of 1,000 bootstrap replicates over texts, because pairs share texts.
     """
     better = (rating[:, None] - rating[None, :] >= margin).astype(np.float32)
     right = better * (0.5 + 0.5 * np.sign(score[:, None] - score[None, :])).astype(np.float32)
     n = len(score)
-    times = rng.multinomial(n, np.full(n, 1 / n), size=1000).astype(np.float32)  # that each replicate draws each text
+    times = rng.multinomial(n, np.full(n, 1 / n), size=1000).astype(np.float32)  # how often each replicate draws each text
     shares = ((times @ right) * times).sum(1) / np.maximum(((times @ better) * times).sum(1), 1)
     num_pairs = int(better.sum())
     return {

@@ -1,4 +1,4 @@
-"""Common parts of the sources of chat models: data, chat template and adapter, in one way whatever model they are for."""
+"""Code shared by all sources of chat models: data, chat template and adapter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class ChatSource:
-    """Settings of a chat model's prompts; they are explained in conf/scale/paper.yaml."""
+    """Settings of a chat model's prompts, explained in conf/scale/paper.yaml."""
 
     data: str | None
     max_prompt_tokens: int = field(metadata=count(MANY))
@@ -41,7 +41,7 @@ class ChatSource:
         check_fields(self, "task.source")
 
     def check_paths(self) -> None:
-        """Raises: ConfigError if data, template or adapter are no such files; hub ids are looked up on loading."""
+        """Raises: ConfigError if data, template or adapter are missing or invalid; hub ids are only looked up on loading."""
         check_data(self.data)
         check_eval_data(self.eval_data)
         check_template(self.chat_template)
@@ -49,7 +49,7 @@ class ChatSource:
             check_adapter(self.adapter)
 
     def load_data(self, log: Log) -> tuple[Dataset, dict[str, str]]:
-        """Every usable row, cut to its first turn if asked for, and the versions of the files by the names of their keys.
+        """Every usable row, cut to its first turn if first_turn is set, and the versions of the data, by path or hub id.
 
         Raises: ConfigError as ``load_dataset``.
         """
@@ -73,7 +73,7 @@ class ChatSource:
         log: Log,
         attn_implementation: str = "sdpa",
     ) -> LanguageAssets:
-        """The assets of the model in a folder, which messages call by its name; versions of what was loaded before.
+        """The assets of the model in a folder; name: for messages; versions: those of everything loaded so far.
 
         Raises: ConfigError if model, adapter or template cannot be read or used.
         """

@@ -1,9 +1,9 @@
 """Scale paper: a model, prompts or pairs, and a reward model from the hub or from local folders in the same format.
 
-A hub id may name a branch, tag or commit, as in Qwen/Qwen2.5-1.5B-Instruct@main; the commits that were used, and digests
-of local files, are recorded.
+A hub id may include a branch, tag or commit, as in Qwen/Qwen2.5-1.5B-Instruct@main; the commits used and the digests of
+local files are recorded.
 
-Tested with tiny random checkpoints in exactly the hub's format; the default models were never run here.
+Tested with tiny random checkpoints in exactly the hub's format; we have never run the default models.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Hub(ChatSource):
     attn_implementation: str = field(metadata=one_of(*ATTENTIONS))
 
     def check(self, reward_model: bool = True) -> None:
-        """Check packages and paths; hub ids are looked up on loading.
+        """Check packages and paths; hub ids are only looked up on loading.
 
         Raises: ConfigError if a package, file or folder is missing.
         """
@@ -48,7 +48,7 @@ class Hub(ChatSource):
         self.check_paths()
 
     def load(self, log: Log, reward_model: bool = True) -> LanguageAssets:
-        """Download what is not in Hugging Face's cache, load it and encode the prompts.
+        """Download everything not in Hugging Face's cache, load it and encode the prompts.
 
         Raises: ConfigError if something cannot be downloaded, read or used.
         """

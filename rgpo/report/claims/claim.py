@@ -1,4 +1,4 @@
-"""A claim as a yaml file: the sentence it quotes, who states it, its evidence by name, its rule and its null arm."""
+"""Claims as yaml files: the quoted sentence, who states it, the evidence by name, the rule and the null arm."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ OF_RUNS: dict[str, type[Rule]] = {"parity": Parity, "gain": Gain, "level": Level
 OF_THEORY: dict[str, type[Statements | CostRatio]] = {"statements": Statements, "cost_ratio": CostRatio}
 RULES = (*OF_RUNS, *OF_THEORY)
 STATED_BY = ("paper", "reader", "ours")
-FOLDERS = {"algo": "algo", "ref_gate": "gate"}  # group -> folder of conf/, where they differ
+FOLDERS = {"algo": "algo", "ref_gate": "gate"}  # group -> folder in conf/, where the names differ
 THEORY, COST, CONTROL, LANGUAGE = SUBJECTS = "theory", "cost", "control", "language models"
 MAX_SEEDS = 1000
 MAX_TEXT = 2000
-MIN_CODE = 7  # characters of a digest or commit
+MIN_CODE = 7  # least number of characters of a digest or commit
 ID = re.compile(r"[\w.+-]{1,20}")
-TEXTS = ("claim", "quote", "source", "paper", "changes_our_mind")  # that a row must have, in one line
+TEXTS = ("claim", "quote", "source", "paper", "changes_our_mind")  # required one-line texts
 Arm = dict[str, object]
 
 
@@ -43,26 +43,26 @@ class Claim:
 
     id: str
     claim: str
-    quote: str  # the sentence that it takes literally
+    quote: str  # the sentence in the paper, verbatim
     source: str
-    stated_by: str  # paper, reader (of its full text) or ours; ours decides nothing about the paper
-    paper: str  # the paper's number in words
-    rule: dict[str, object]  # kind and its parameters
+    stated_by: str  # paper, reader (of its full text) or ours; ours has no bearing on the paper
+    paper: str  # the paper's number, as text
+    rule: dict[str, object]  # kind and parameters
     changes_our_mind: str
     evidence: dict[str, object] = field(default_factory=dict)
     arms: dict[str, Arm] = field(default_factory=dict)
-    null_arm: dict[str, object] | None = None  # an arm for which the rule must not hold
+    null_arm: dict[str, object] | None = None  # an arm that must not satisfy the rule
     matched: str = ""  # the variable on which the arms are matched
-    note: str = ""  # what a reader of the verdict should know about our setting
+    note: str = ""  # remarks on our setting for readers of the verdict
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A claim that was checked, with its rule and evidence built."""
+    """A validated claim, with its rule and evidence as objects."""
 
     claim: Claim
     path: Path
-    rule: Rule | None = None  # about runs
+    rule: Rule | None = None  # for claims about runs
     theory: Statements | CostRatio | None = None
     named: Named | None = None
     arms: dict[str, Arm] = field(default_factory=dict)  # treatment, baseline, null
@@ -85,11 +85,11 @@ class Loaded:
 
 
 def read_claims(folder: Path, experiments: Collection[str], anchors: Anchors) -> tuple[list[Loaded], list[Problem]]:
-    """The claims of a folder in the order of their file names, and a problem for each that is damaged.
+    """The claims in a folder, ordered by file name, and a problem for each invalid one.
 
-    experiments: those that have results; anchors: the numbers of results/external.
+    experiments: those with results; anchors: the numbers in results/external.
 
-    Raises: ConfigError if the folder has no claims.
+    Raises: ConfigError if the folder has no claims or cannot be read.
     """
     try:
         there = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -119,9 +119,9 @@ def read_claims(folder: Path, experiments: Collection[str], anchors: Anchors) ->
 
 
 def read_claim(path: Path, experiments: Collection[str], anchors: Anchors) -> Loaded:
-    """One claim.
+    """Read and validate one claim.
 
-    Raises: ConfigError, with file, key, value and remedy, if it cannot be used; Unreadable if it is no yaml.
+    Raises: ConfigError, with file, key, value and remedy, if it is invalid; Unreadable if it is not yaml.
     """
     where = f"{path.name}: "
     claim = fill(Claim, read_yaml(path), where)
@@ -180,13 +180,16 @@ def _check_evidence(named: Named, where: str, experiments: Collection[str]) -> N
 
 @functools.cache
 def declared_experiments() -> frozenset[str]:
-    """The names of the packaged experiments, of which several files may share one."""
+    """The names of the packaged experiments; several files may share a name."""
     nodes = (read_yaml(path) for path in (conf_dir() / "experiment").glob("*.yaml"))
     return frozenset(str(node["name"]) for node in nodes)
 
 
 def _arms(claim: Claim, rule: Rule, where: str, anchors: Anchors) -> dict[str, Arm]:
-    """The arms, by their roles."""
+    """Role (treatment, baseline, null) -> arm.
+
+    Raises: ConfigError if an arm is missing, invalid or equal to another one.
+    """
     known = (TREATMENT, BASELINE) if rule.needs_baseline else (TREATMENT,)
     for name in known:
         require(
@@ -219,7 +222,7 @@ def _check_arm(arm: Arm, where: str, anchors: Anchors) -> None:
         file, _, name = str(arm[EXTERNAL]).partition("/")
         require(len(arm) == 1, where, arm, "a published number has no other settings; leave them out")
         _one_of(file, anchors, f"{where}.external", "file of results/external")
-        if anchors[file]:  # a file without numbers is damaged, and no arm of it can be known
+        if anchors[file]:  # a file without numbers is damaged, so its arms are unknown
             _one_of(name, anchors[file], f"{where}.external={file}/", f"arm of {file}")
         return
     for key, value in arm.items():
@@ -231,18 +234,18 @@ def _check_arm(arm: Arm, where: str, anchors: Anchors) -> None:
 
 
 def _refuse_text_of_number(value: object, where: str) -> None:
-    """Raises: ConfigError for a number that yaml reads as text, as it does 3e-4."""
+    """Raises: ConfigError for a number that yaml reads as text, such as 3e-4."""
     if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", value):
         raise ConfigError(f"{where}={shown(value)}: is text in yaml; write a number with a decimal point, such as 3.0e-4.")
 
 
 def _options(group: str) -> list[str]:
-    """The options of a group of conf/, and none."""
+    """The options of a group in conf/, plus none."""
     return sorted({path.stem for path in (conf_dir() / FOLDERS.get(group, group)).glob("*.yaml")} | {"none"})
 
 
 def _natural(path: Path) -> list[tuple[str, int]]:
-    """Sort key that puts C9 before C10, and O2 before P1."""
+    """Natural sort key: C9 before C10, O2 before P1."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", path.stem)]
 
 

@@ -1,4 +1,4 @@
-"""The evidence of a claim by name, and what was found of it: samples of runs or published numbers, and what is lacking."""
+"""A claim's evidence: how it is named, the samples that were found (runs or published numbers), and what is missing."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from rgpo.report.stats.independent import Summary, summarize
 from rgpo.report.tables.matched import Path, path_through_ends, paths_of
 
 TREATMENT, BASELINE, NULL = "treatment", "baseline", "null"  # the arms of a claim
-EXTERNAL = "external"  # the word of an arm that is a published number
+EXTERNAL = "external"  # key of an arm that is a published number
 
 
 @dataclass(frozen=True)
 class Named:
-    """The evidence of a claim by name; seeds are 1 to n, and the budget is exact: other seeds and lengths are not part of it."""
+    """A claim's evidence by name: exactly the seeds 1 to n and the given length; runs with others are ignored."""
 
     experiment: str
     tasks: list[str]
     seeds: int
     steps: int | None = None  # total_env_steps
     iterations: int | None = None
-    config: dict[str, object] = field(default_factory=dict)  # dotted key -> value that every run of the claim has
-    over: list[str] = field(default_factory=list)  # keys whose values a seed's runs differ in; they are one path of a dominance
+    config: dict[str, object] = field(default_factory=dict)  # dotted key -> required value in every run of the claim
+    over: list[str] = field(default_factory=list)  # keys that vary between a seed's runs, which form one path (rule dominance)
     differ: list[str] = field(
         default_factory=list
-    )  # keys in which treatment and baseline may differ besides those that they name
-    code: list[str] | None = None  # beginnings of the digests (or commits) that count as one version; null: any single one
+    )  # keys, other than those they name, in which treatment and baseline may differ
+    code: list[str] | None = None  # prefixes of digests or commits accepted as one version; null: any single one
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Sample:
 
     runs: tuple[Run, ...] = ()
     anchor: Anchor | None = None
-    over: bool = False  # whether a seed has several runs
+    over: bool = False  # True if a seed has several runs
 
     def paths(self, x: str, y: str) -> list[Path]:
-        """One path (P,) per seed: through the run's evaluations, or through the ends of its runs."""
+        """One path (P,) per seed: through its run's evaluations or, with ``over``, through the ends of its runs."""
         if not self.over:
             return paths_of(self.runs, x, y)
         seeds = sorted({run.seed for run in self.runs})
@@ -57,7 +57,7 @@ class Sample:
         return found[np.isfinite(found)]
 
     def summary(self, column: str, statistic: str) -> Summary:
-        """Mean, spread and size over the runs, or as published."""
+        """Mean, standard deviation and number of runs, computed or as published."""
         if self.anchor is not None:
             return self.anchor.summary
         return summarize(self.values(column, statistic))
@@ -68,7 +68,7 @@ class Sample:
 
 
 class Lack(NamedTuple):
-    """Something that an arm does not have in a task."""
+    """Evidence that an arm lacks in a task."""
 
     arm: str
     task: str
@@ -77,7 +77,7 @@ class Lack(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """task -> arm -> sample, whatever is missing or ambiguous, and clauses about runs that were left out without harm."""
+    """task -> arm -> sample, all missing or ambiguous evidence, and clauses about runs that could be ignored."""
 
     samples: Mapping[str, Mapping[str, Sample]]
     lacking: tuple[Lack, ...]
@@ -85,5 +85,5 @@ class Selection:
 
     @property
     def runs(self) -> list[Run]:
-        """Every run that counts."""
+        """All runs in the samples."""
         return [run for arms in self.samples.values() for sample in arms.values() for run in sample.runs]

@@ -1,4 +1,4 @@
-"""Published numbers as data: results/external/*.yaml, each with value, spread, seeds, source, protocol and license."""
+"""Published numbers: results/external/*.yaml, with value, spread, seeds, source, protocol and license."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rgpo.report.stats.independent import Summary
 from rgpo.runtime.reader import Unreadable, printable, read_yaml
 from rgpo.runtime.schema import GLOSSARY
 
-FOLDER = "external"  # of results_dir
+FOLDER = "external"  # inside results_dir
 MAX_N, LARGEST = 1_000_000, 1e100
-NOT_READ = (".yml", ".parquet", ".csv", ".json")  # files that look like numbers; only .yaml is read
+NOT_READ = (".yml", ".parquet", ".csv", ".json")  # files reported as ignored, since only .yaml is read
 
 
 @dataclass(frozen=True)
 class Number:
-    """One published number of one task: mean, standard deviation over n runs (null: not published)."""
+    """A published number for a task: mean and standard deviation (null: not published) over n runs."""
 
     value: float
     n: int
@@ -31,7 +31,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Source:
-    """A file of results/external: arm -> task -> number, and where they come from."""
+    """A file in results/external: arm -> task -> number, with their origin."""
 
     source: str
     url: str
@@ -39,7 +39,7 @@ class Source:
     license: str
     metric: str
     arms: dict[str, dict[str, object]]
-    differs: str = ""  # from our protocol; "" if it is ours
+    differs: str = ""  # differences from our protocol, or ""
     steps: int | None = None
 
 
@@ -52,17 +52,17 @@ class Anchor:
     n: int
     metric: str = "return/train_mean"
     source: str = ""
-    differs: str = ""  # between its protocol and ours
-    steps: int | None = None  # of training
+    differs: str = ""  # differences between its protocol and ours
+    steps: int | None = None  # training steps
 
     @property
     def summary(self) -> Summary:
-        """The number as a sample; the standard deviation is nan where none was published."""
+        """The number as a sample; the standard deviation is nan if not published."""
         return Summary(self.value, self.sd, self.n)
 
     @property
     def why_not(self) -> str:
-        """Why a relative change against it has no interval; "" if it has one."""
+        """Why a relative change from it has no interval, or ""."""
         if self.value == 0:
             return "is 0, of which nothing is a percentage"
         return "" if self.n >= MIN_RUNS and math.isfinite(self.sd) else f"has no spread over at least {MIN_RUNS} runs"
@@ -72,9 +72,9 @@ Anchors = Mapping[str, Mapping[str, Mapping[str, Anchor]]]  # file -> arm -> tas
 
 
 def read_external(results_dir: Path) -> tuple[dict[str, dict[str, dict[str, Anchor]]], list[Problem]]:
-    """file -> arm -> task -> number; a damaged file becomes a problem and has no numbers.
+    """Read file -> arm -> task -> number; an invalid file becomes a problem and has no numbers.
 
-    A task is one of ours with its environment: "hopper" is Hopper-v4, "hopper (v3)" is another task.
+    Tasks have our names, which include the environment's version: "hopper" is Hopper-v4; "hopper (v3)" is another task.
     """
     found: dict[str, dict[str, dict[str, Anchor]]] = {}
     problems = []
@@ -94,9 +94,9 @@ def read_external(results_dir: Path) -> tuple[dict[str, dict[str, dict[str, Anch
 
 
 def anchors_of(node: object, name: str) -> dict[str, dict[str, Anchor]]:
-    """arm -> task -> number of a file's contents; name: of the file, for errors.
+    """arm -> task -> number from a file's contents; name: the file's, for errors.
 
-    Raises: ConfigError if they cannot be used.
+    Raises: ConfigError if the contents are invalid.
     """
     source = fill(Source, node, f"{name}: ")
     _check(source, name)
@@ -104,7 +104,7 @@ def anchors_of(node: object, name: str) -> dict[str, dict[str, Anchor]]:
 
 
 def _check(source: Source, name: str) -> None:
-    """Raises: ConfigError for a file whose numbers nobody could trace or place."""
+    """Raises: ConfigError if the source or license is empty, or if metric or steps are invalid."""
     for key in ("source", "license"):
         require(bool(getattr(source, key).strip()), f"{name}: {key}", "", "it is empty; a number without it is of no use")
     if source.metric not in GLOSSARY:
@@ -114,7 +114,7 @@ def _check(source: Source, name: str) -> None:
 
 
 def _anchors(source: Source, arm: str, name: str) -> dict[str, Anchor]:
-    """task -> number of one arm."""
+    """task -> number for one arm."""
     return {task: _anchor(node, source, f"{name}: arms.{arm}.{task}.") for task, node in source.arms[arm].items()}
 
 

@@ -1,4 +1,4 @@
-"""The rule about two metrics along each run: one arm has the larger reward at equal KL."""
+"""The rule on two metrics along each run: one arm has the larger reward at equal KL."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ class Dominance(Rule):
         n = min(arm.n, baseline.n)
         each = simultaneous(confidence, self.levels)
         sizes = {m: deciding_size(m.difference, n, abs(m.difference.value), each, 2) for m in found if m.difference.low <= 0}
-        against = [size for m, size in sizes.items() if m.difference.value < 0]  # one level where it is smaller would decide
+        against = [size for m, size in sizes.items() if m.difference.value < 0]  # a single level where it is smaller would decide
         return Finding(OPEN, text, min(against) if against else max(sizes.values(), default=0))

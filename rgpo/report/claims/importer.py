@@ -1,13 +1,13 @@
-"""Other people's results on disk as a file of results/external: Open RL Benchmark's csv, and exports of W&B.
+"""Import of other people's results into results/external: Open RL Benchmark's csv, and exports from W&B.
 
     rgpo-report import td3_vs_cleanrl.csv name=td3 n=3 steps=1000000 source='Open RL Benchmark' license=MIT
     rgpo-report import runs.csv name=theirs arms=ppo:ppo_continuous_action value=charts/episodic_return steps=1000000 ...
     rgpo-report import wandb/ name=mine ...
 
-Forms that are recognized: a csv with tasks in its first column, which has no name, and cells "mean ± sd" (openrlbenchmark.rlops);
-W&B's table of runs (columns task, arm and value); W&B's chart, one column "RUN - METRIC" per run, with runs named as CleanRL
-does, task__arm__seed__time; and a folder of runs with files/wandb-summary.json and files/config.yaml. Over seeds: mean, standard
-deviation (n - 1) and n. A task of ours is found by its environment and version; any other keeps its own name.
+Recognized formats: a csv with tasks in the first column, whose header is empty, and cells "mean ± sd" (openrlbenchmark.rlops);
+W&B's table of runs (columns for task, arm and value); W&B's chart export, with one column "RUN - METRIC" per run and runs named
+as by CleanRL, task__arm__seed__time; and a folder of runs with files/wandb-summary.json and files/config.yaml. The result is the
+mean, standard deviation (n - 1) and n over seeds. Our tasks are identified by environment and version; others keep their names.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from rgpo.report.stats.independent import Summary, summarize
 from rgpo.runtime.reader import Unreadable, printable, read_json, read_text, read_yaml, user_path
 from rgpo.runtime.task_name import declared_options
 
-FINAL = 0.1  # share of a chart's rows, at the end, that make a run's number
+FINAL = 0.1  # a run's number is the mean over this last share of a chart's rows
 NUMBER = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?"
 CELL = re.compile(rf"\s*({NUMBER}|nan)\s*±\s*({NUMBER}|nan)\s*", re.IGNORECASE)
 SEPARATORS = ",;\t"
-SEED = ("seed", "config.seed")  # columns of a table of runs
-Numbers = Mapping[tuple[str, str], Summary]  # (arm, task) -> over seeds
+SEED = ("seed", "config.seed")  # seed columns in a table of runs
+Numbers = Mapping[tuple[str, str], Summary]  # (arm, task) -> statistics over seeds
 
 
 class _Logged(TypedDict, total=False):
-    """wandb-summary.json: whatever a run logged."""
+    """wandb-summary.json: everything that a run logged."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """The words of the command, besides the file."""
+    """The command's arguments other than the file."""
 
     name: str
     source: str
     license: str
     steps: int | None = None
-    n: int | None = None  # seeds of each number, where the file does not have them
+    n: int | None = None  # number of seeds, if it is not in the file
     value: str = "charts/episodic_return"
     task: str = "env_id"
     arm: str = "exp_name"
@@ -68,9 +68,9 @@ class Words:
 
 
 def import_results(file: Path, words: Words) -> str:
-    """Write results_dir/external/NAME.yaml; returns a summary in one line.
+    """Write results_dir/external/NAME.yaml; returns a one-line summary.
 
-    Raises: ConfigError if the file has no form that is recognized, or a word does not fit it.
+    Raises: ConfigError if the file's format is not recognized, or if an argument does not fit it.
     """
     require(bool(re.fullmatch(r"\w[\w.-]*", words.name)), "name", words.name, "give letters, digits, _, - and .")
     path = user_path(words.results_dir) / FOLDER / f"{words.name}.yaml"
@@ -98,9 +98,9 @@ def import_results(file: Path, words: Words) -> str:
 
 
 def _pair(text: str, known: Collection[tuple[str, str]]) -> tuple[str, str]:
-    """(a part of their name, ours) of ours:theirs.
+    """Split ours:theirs into (part of their arm's name, our name).
 
-    Raises: ConfigError if it has no colon, or no arm of the file has that part.
+    Raises: ConfigError if it has no colon, or if no arm in the file contains that part.
     """
     name, _, part = text.partition(":")
     require(bool(name and part), "arms", text, "write ours:theirs, where theirs is a part of an arm's name in the file")
@@ -110,7 +110,7 @@ def _pair(text: str, known: Collection[tuple[str, str]]) -> tuple[str, str]:
 
 
 def task_of(environment: str) -> str:
-    """Our name of an environment: hopper for Hopper-v4, hopper (v2) for another version, its own name where we have none."""
+    """Our name for an environment: hopper for Hopper-v4, hopper (v2) for another version, or its own name if we have none."""
     env_id, _, version = environment.rpartition("-")
     for path in sorted((conf_dir() / "task").glob("*.yaml")):
         node = declared_options("task", path.stem)
@@ -122,9 +122,9 @@ def task_of(environment: str) -> str:
 
 
 def words_of(texts: Sequence[str]) -> Words:
-    """The words key=value of a command line.
+    """Parse the command line's key=value arguments.
 
-    Raises: ConfigError for an unknown or missing key, or a number that is none.
+    Raises: ConfigError for an unknown, repeated or missing key, or an invalid number.
     """
     names = [entry.name for entry in fields(Words)]
     given: dict[str, str | int] = {}
@@ -164,7 +164,7 @@ def _table(file: Path, words: Words) -> Numbers:
 
 
 def _cells(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words: Words) -> Numbers:
-    """Open RL Benchmark's: rows are tasks, columns are arms, and seeds are not in the file."""
+    """Read Open RL Benchmark's format: rows are tasks, columns are arms; the number of seeds is not in the file."""
     if words.n is None:
         raise ConfigError("n=null: the file does not state how many seeds its numbers have; give n=.")
     found: dict[tuple[str, str], Summary] = {}
@@ -184,7 +184,7 @@ def _cells(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words
 
 
 def _chart(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words: Words) -> Numbers:
-    """W&B's chart: a run's number is the mean of the last tenth of its rows, by their first column where that is a number."""
+    """Read W&B's chart: a run's number is the mean of its last tenth of rows, ordered by the first column if it is numeric."""
     if all(_is_number(row[0]) for row in body):
         body = sorted(body, key=lambda row: float(row[0]))
     ends: dict[str, int] = {}
@@ -207,7 +207,7 @@ def _chart(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words
 
 
 def _runs(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words: Words) -> Numbers:
-    """W&B's table of runs: a row per run."""
+    """Read W&B's table of runs, with one row per run."""
     task, arm, value = (head.index(name) for name in (words.task, words.arm, words.value))
     seed = next((head.index(name) for name in SEED if name in head), None)
     runs: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
@@ -224,7 +224,7 @@ def _runs(file: Path, head: Sequence[str], body: Sequence[Sequence[str]], words:
 
 
 def _folder(folder: Path, words: Words) -> Numbers:
-    """W&B's own files: wandb/run-*/files with the last value of each metric and the configuration."""
+    """Read W&B's own files: wandb/run-*/files with the last value of each metric and the configuration."""
     runs: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for file in sorted(folder.rglob("wandb-summary.json")):
         try:
@@ -242,8 +242,11 @@ def _folder(folder: Path, words: Words) -> Numbers:
 
 
 def _add(file: Path, runs: dict[str, float], seed: str, value: float) -> None:
-    """Raises: ConfigError if the seed has a run already, which would count twice."""
-    seed = f"{float(seed):g}" if _is_number(seed) else seed  # 1.0 is 1
+    """Add a seed's value.
+
+    Raises: ConfigError if the seed already has one.
+    """
+    seed = f"{float(seed):g}" if _is_number(seed) else seed  # 1.0 equals 1
     require(
         seed not in runs, "import", file, f"seed {printable(seed, 40)} of an arm occurs twice in a task; remove one of its runs"
     )
@@ -251,7 +254,10 @@ def _add(file: Path, runs: dict[str, float], seed: str, value: float) -> None:
 
 
 def _finite(file: Path, where: str, text: str) -> float:
-    """Raises: ConfigError for a value that is no finite number, since leaving out a run that diverged would flatter its arm."""
+    """Convert a value to a finite number.
+
+    Raises: ConfigError if it is not, because dropping a run that diverged would flatter its arm.
+    """
     if not _is_number(text):
         raise ConfigError(
             f"import={file}: {where} has the value {printable(text.strip(), 40) or 'none'}; remove the run, or give it a number."
@@ -264,7 +270,7 @@ def _over_seeds(runs: Mapping[tuple[str, str], Mapping[str, float]]) -> Numbers:
 
 
 def _setting(node: object) -> str:
-    """A value of W&B's config.yaml, which is in {value: ...}."""
+    """A value in W&B's config.yaml, stored as {value: ...}."""
     value = node.get("value") if isinstance(node, Mapping) else node
     return "" if value is None else str(value)
 

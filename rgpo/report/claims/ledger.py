@@ -1,4 +1,4 @@
-"""The ledger: every claim with our number, the paper's, and the verdict of its rule; and its place in a markdown file."""
+"""The ledger: every claim with our number, the paper's number and the rule's verdict, and its insertion in a markdown file."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rgpo.runtime.reader import Unreadable, printable, read_text
 
 START, END = "<!-- ledger -->", "<!-- /ledger -->"
 OURS = "ours"
-TABLES = ("ledger", "own_statements")  # names: of the paper's claims, and of our own statements
+TABLES = ("ledger", "own_statements")  # names of the tables with the paper's claims and with our own statements
 SHORT = {REPRODUCED: "yes", CONTRADICTED: "no", UNDECIDED: "undecided", UNTESTED: "not tested"}
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that was read: runs of all experiments, the theory's tables, published numbers, and what was repeated."""
+    """All data for the verdicts: runs of all experiments, the theory's tables, published numbers and repeated runs."""
 
     runs: Sequence[Run]
     theory: Theory
@@ -43,12 +43,12 @@ class Judged:
 
     @property
     def ours(self) -> bool:
-        """True for a statement of our own, which decides nothing about the paper."""
+        """True for our own statements, which have no bearing on the paper."""
         return self.loaded.claim.stated_by == OURS
 
 
 def in_short(found: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """A word for each subject, and how many claims have which verdict, from (subject, verdict) of every claim."""
+    """One word per subject, and the number of claims with each verdict, given (subject, verdict) of every claim."""
     counts = Counter(outcome for _, outcome in found)
     words = []
     for subject in dict.fromkeys(subject for subject, _ in found):
@@ -66,12 +66,12 @@ def in_short(found: Sequence[tuple[str, str]]) -> tuple[str, str]:
 
 
 def judge_all(claims: Sequence[Loaded], evidence: Evidence) -> tuple[list[Judged], list[Problem]]:
-    """Every claim with its verdict, in the given order; a problem for each that cannot be judged."""
+    """Judge every claim, in the given order; returns a problem for each that cannot be judged."""
     found, problems = [], []
     for loaded in claims:
         try:
             verdict = judge(loaded, evidence.runs, evidence.theory, evidence.anchors, evidence.repeated)
-        except (ArithmeticError, ValueError) as error:  # of odd numbers, which must cost this claim alone
+        except (ArithmeticError, ValueError) as error:  # from unusual numbers, which must not affect other claims
             problems.append(Problem(f"claims/{loaded.path.name}", f"cannot be judged ({printable(str(error))})"))
             verdict = Verdict(UNTESTED, "its numbers cannot be judged", NOTHING)
         found.append(Judged(loaded, verdict))
@@ -79,7 +79,7 @@ def judge_all(claims: Sequence[Loaded], evidence: Evidence) -> tuple[list[Judged
 
 
 def ledger(judged: Sequence[Judged]) -> list[Table]:
-    """A table of the paper's claims and one of our own statements."""
+    """A table with the paper's claims and one with our own statements; empty ones are omitted."""
     rows: dict[bool, list[dict[str, str | float]]] = {False: [], True: []}
     for one in judged:
         claim, verdict = one.loaded.claim, one.verdict
@@ -120,7 +120,7 @@ _OWN = "What we state ourselves; none of it decides a verdict about the paper. I
 
 
 def around(path: Path) -> tuple[str, str]:
-    """The text before and after the table of a file.
+    """The text before and after the table in a file.
 
     Raises: ConfigError if the file cannot be read, or has no markers.
     """
@@ -135,7 +135,7 @@ def around(path: Path) -> tuple[str, str]:
 
 
 def renew(path: Path, tables: Sequence[Table]) -> None:
-    """Replace the text between the file's markers by the tables.
+    """Replace the text between a file's markers with the tables.
 
     Raises: ConfigError if the file cannot be read or written, or has no markers.
     """

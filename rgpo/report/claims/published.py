@@ -1,4 +1,4 @@
-"""Our returns beside published ones, task by task, with whatever differs between the protocols."""
+"""Our returns next to published ones, by task, with the differences between the protocols."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _VERSION = re.compile(r" \((v\d+|no version)\)$")
 
 
 def published_table(anchors: Anchors, groups: Sequence[Group], confidence: float) -> Table | None:
-    """One row for each of our groups and each published number of its task, algorithm and length; None without any.
+    """One row per group and published number of the same task, algorithm and length; None if there are none.
 
-    A number of another version of the environment, or of another metric, is listed and not compared.
+    Numbers for another version of the environment or another metric are listed but not compared.
     """
     rows = []
     for group in groups:
@@ -58,7 +58,7 @@ def published_table(anchors: Anchors, groups: Sequence[Group], confidence: float
 
 
 def without_version(task: str) -> str:
-    """A task without the version of its environment: hopper for "hopper (v3)"."""
+    """A task's name without the environment's version: hopper for "hopper (v3)"."""
     return _VERSION.sub("", task)
 
 

@@ -1,8 +1,8 @@
-"""The rules that judge runs: a closed set. Each sees one task at a time, and the null arm goes through the same function.
+"""The rules that judge runs, a closed set. Each is applied per task, and to the null arm in the same way.
 
-A rule holds, fails, or leaves a task open; for what is open it gives the fewest seeds per arm with which the same rule would
-decide, if mean and spread stayed as they are. It holds by our interval. It fails by the prediction interval of a result like the
-paper's: wider by sqrt(2), since the paper's estimate has its own error, taken to be as large as ours where none is published.
+A rule holds, fails, or leaves a task open; an open task comes with the fewest seeds per arm that would decide it if mean and
+spread stayed the same. A rule holds based on our confidence interval. It fails based on the prediction interval for a result like
+the paper's, which is wider by sqrt(2), because the paper's estimate has its own error, assumed equal to ours if not published.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rgpo.report.stats.small_samples import MIN_SPREAD_RUNS, spread
 from rgpo.report.tables.table import between, percent, plain
 
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
-Number = tuple[str, str]  # a metric's column, and its statistic over the rows of a run
+Number = tuple[str, str]  # a metric's column and its statistic over a run's rows
 
 
 class Finding(NamedTuple):
-    """The outcome in one task, our numbers in words, and the seeds per arm that would decide (0: not known)."""
+    """The outcome in one task, our numbers as text, and the seeds per arm that would decide (0: unknown)."""
 
     outcome: str
     text: str
@@ -41,35 +41,35 @@ class Rule(ABC):
 
     @abstractmethod
     def numbers(self) -> list[Number]:
-        """The statistics of runs that the rule reads."""
+        """The run statistics that the rule uses."""
 
     def curves(self) -> list[str]:
-        """The metrics of which it reads every measured row."""
+        """The metrics of which it uses every measured row."""
         return []
 
     @abstractmethod
     def sentence(self) -> str:
-        """The rule in words, after "reproduced if"."""
+        """The rule as text that completes "reproduced if"."""
 
     @abstractmethod
     def judge(self, task: str, arm: Sample, baseline: Sample, confidence: float) -> Finding:
-        """The finding in one task; an arm has at least MIN_RUNS runs or is a published number."""
+        """Judge one task; an arm must have at least MIN_RUNS runs or be a published number."""
 
 
 @dataclass(frozen=True)
 class OfNumbers(Rule):
-    """Base of the rules about one number per run."""
+    """Base class of rules on one number per run."""
 
     metric: str
 
     @property
     @abstractmethod
     def read(self) -> str:
-        """The statistic over the rows of a run."""
+        """The statistic over a run's rows."""
 
     @abstractmethod
     def decide(self, task: str, x: Summary, y: Summary, published: bool, confidence: float) -> tuple[str, str]:
-        """The outcome in one task and our numbers in words; published: whether y has an error of its own."""
+        """The outcome in one task and our numbers as text; published: whether y is a published number with its own error."""
 
     def numbers(self) -> list[Number]:
         return [(self.metric, self.read)]
@@ -88,7 +88,7 @@ class OfNumbers(Rule):
 
 
 def fewest(decides: Callable[[int], bool], present: int) -> int:
-    """The smallest n above the present one for which decides(n), true from some n on; MAX_RUNS + 1 if there is none up to it."""
+    """The smallest n > present for which decides(n), found by bisection (decides is monotone); MAX_RUNS + 1 if there is none."""
     low, high = present, MAX_RUNS + 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -98,18 +98,18 @@ def fewest(decides: Callable[[int], bool], present: int) -> int:
 
 @dataclass(frozen=True)
 class Compared(OfNumbers):
-    """Base of those with a statistic of their choice."""
+    """Base class of rules with a configurable statistic."""
 
     statistic: str
 
     @property
     def read(self) -> str:
-        """The statistic; `final` is the last tenth of the rows, whatever final_fraction the report has."""
+        """The statistic; `final` always means the last tenth of the rows, regardless of the report's final_fraction."""
         return LAST_TENTH if self.statistic == "final" else self.statistic
 
 
 def change(x: Summary, y: Summary, confidence: float) -> tuple[Interval, str]:
-    """The relative change, and the same in words beside the A/A noise of the baseline."""
+    """The relative change, and the change as text with the baseline's A/A noise."""
     found, alike = relative_change(x, y, confidence), noise(y, confidence)
     return found, percent(found) + (f" (A/A ±{plain(alike, 2)} %)" if math.isfinite(alike) else "")
 
@@ -130,16 +130,16 @@ class Parity(Compared):
         found, text = change(x, y, confidence)
         if -self.margin <= found.low and found.high <= self.margin:
             return HOLDS, text
-        reach = found if published else prediction(found)  # a published number's own error is in the interval
+        reach = found if published else prediction(found)  # the interval already includes a published number's error
         return (FAILS if reach.low > self.margin or reach.high < -self.margin else OPEN), text
 
 
 @dataclass(frozen=True)
 class Gain(Compared):
-    """A change in the paper's direction, of a size that is compatible with the paper's number."""
+    """A change in the paper's direction and of a size compatible with the paper's number."""
 
     paper: dict[str, float]  # task -> percent
-    paper_error: float | None = None  # percent, standard error of the paper's numbers; null: as large as ours
+    paper_error: float | None = None  # standard error of the paper's numbers in percent; null: as large as ours
 
     def __post_init__(self) -> None:
         require(
@@ -167,11 +167,11 @@ class Gain(Compared):
 
 @dataclass(frozen=True)
 class Level(Compared):
-    """A mean over seeds, or their coefficient of variation in percent, within limits."""
+    """A mean over seeds, or a coefficient of variation in percent, within limits."""
 
     low: float | None = None
     high: float | None = None
-    over_seeds: str = "mean"  # or cv
+    over_seeds: str = "mean"  # mean or cv
     needs_baseline: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -210,11 +210,11 @@ class Level(Compared):
 
 @dataclass(frozen=True)
 class Rate(OfNumbers):
-    """The share of a run's updates with a metric above a threshold: low in one arm, high in the baseline."""
+    """The share of updates in which a metric exceeds a threshold is low in one arm and high in the baseline."""
 
     above: float
-    at_most: float  # percent, of the arm
-    baseline_at_least: float  # percent
+    at_most: float  # percent, for the arm
+    baseline_at_least: float  # percent, for the baseline
 
     def __post_init__(self) -> None:
         for key in ("at_most", "baseline_at_least"):
@@ -241,7 +241,7 @@ class Rate(OfNumbers):
 
 
 def prediction(found: Interval) -> Interval:
-    """The interval of another estimate with the same error: wider by sqrt(2) on each side."""
+    """Prediction interval for another estimate with the same error: wider by sqrt(2) on each side."""
     low, high = (found.value + math.sqrt(2) * (end - found.value) for end in (found.low, found.high))
     return Interval(found.value, low, high)
 

@@ -1,8 +1,8 @@
-"""Select the runs of a claim: those that it names. No other run can move a verdict, and whatever is in doubt is lacking.
+"""Selection of a claim's runs: only those that it names can affect the verdict, and anything in doubt counts as missing.
 
-An arm rarely names every setting. Where the runs that fit it have several configurations, the one counts that agrees with the
-other arms in every setting that distinguishes them; if none does, or several do, the claim has to name it. Which of them has
-more seeds is no reason.
+An arm rarely names every setting. If the runs that match it have several configurations, the one that counts is the one that
+agrees with the other arms in every setting that distinguishes them; if none or several agree, the claim must name the setting.
+The number of seeds plays no role in this choice.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rgpo.report.read.groups import distinguishing_keys, identifies, identity, s
 from rgpo.report.read.run import Run
 from rgpo.runtime.schema import AXES
 
-CHOICES = ("algo", "scale", "sampler", *AXES)  # words of an arm that are options of conf/: gate, not choices.gate
-MAX_SHOWN = 3  # settings in a clause
+CHOICES = ("algo", "scale", "sampler", *AXES)  # keys of an arm that are options in conf/: gate instead of choices.gate
+MAX_SHOWN = 3  # most settings listed in a clause
 Arms = Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True)
 class _Variant:
-    """Complete runs of one configuration and code: seed -> values of the keys `over` -> runs that are alike, earliest first."""
+    """Complete runs with the same configuration and code: seed -> values of the keys `over` -> identical runs, earliest first."""
 
     runs: Mapping[int, Mapping[Hashable, Sequence[Run]]]
 
@@ -35,27 +35,27 @@ class _Variant:
 
     @property
     def chosen(self) -> tuple[Run, ...]:
-        """One run per seed and place."""
+        """One run per seed and values of `over`."""
         return tuple(
             alike[0] for seed in sorted(self.runs) for _, alike in sorted(self.runs[seed].items(), key=lambda item: repr(item[0]))
         )
 
     def lost(self, num_seeds: int, over: Sequence[str]) -> str:
-        """A clause about seeds without all runs; "" if there are none."""
+        """A clause about seeds with missing runs, or ""."""
         places = {place for by_place in self.runs.values() for place in by_place}
         absent = [str(seed) for seed in range(1, num_seeds + 1) if set(self.runs.get(seed, ())) != places]
         what = f"{'all of ' if over else ''}seed{'s' if len(absent) > 1 else ''} {', '.join(absent)} of {num_seeds}"
         return f"without {what}" if absent else ""
 
     def doubled(self) -> str:
-        """A clause about seeds that were run more than once; "" if none was."""
+        """A clause about seeds that were run more than once, or ""."""
         seeds = [str(seed) for seed in sorted(self.runs) if any(len(alike) > 1 for alike in self.runs[seed].values())]
         one = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)} {'were' if len(seeds) > 1 else 'was'}"
         return f"{one} run more than once, of which the earliest counts" if seeds else ""
 
 
 class _Choice(NamedTuple):
-    """The variant that counts for an arm in a task, or None with the reason; and a clause about others."""
+    """The variant that counts for an arm in a task, or None with the reason, and a clause about other variants."""
 
     variant: _Variant | None
     why: str = ""
@@ -63,9 +63,9 @@ class _Choice(NamedTuple):
 
 
 def select(named: Named, arms: Arms, anchors: Mapping[tuple[str, str], Anchor], runs: Sequence[Run]) -> Selection:
-    """The samples of every arm in every task of a claim.
+    """Select the samples of every arm in every task of a claim.
 
-    anchors: (arm, task) -> published number, of arms that are not run.
+    anchors: (arm, task) -> published number, for arms that are not runs.
     """
     inside = [run for run in runs if _is_of(named, run) and all(holds(run) for _, holds in _conditions(named))]
     samples: dict[str, dict[str, Sample]] = {task: {} for task in named.tasks}
@@ -102,7 +102,7 @@ def select(named: Named, arms: Arms, anchors: Mapping[tuple[str, str], Anchor], 
 
 
 def _notes(variant: _Variant, fitting: Sequence[Run]) -> list[str]:
-    """Clauses about what a reader of the verdict should know of an arm's runs."""
+    """Clauses about an arm's runs for readers of the verdict."""
     chosen = variant.chosen
     ids = {identity(run) for run in chosen}
     begun = [run for run in fitting if not run.complete and identity(run) in ids]
@@ -118,12 +118,12 @@ def _notes(variant: _Variant, fitting: Sequence[Run]) -> list[str]:
 
 
 def matches(run: Run, settings: Mapping[str, object]) -> bool:
-    """True if the run has every value of an arm: options by their group's name, other keys dotted."""
+    """True if the run has all values of an arm; options are named by their group, other settings by dotted keys."""
     return all(run.config.get(_key(key)) == value for key, value in settings.items())
 
 
 def why_none(named: Named, runs: Sequence[Run]) -> str:
-    """Why no run counts: the first condition of the claim that no run of its experiment meets."""
+    """Why no run counts: the first of the claim's conditions that no run of its experiment meets."""
     left = [run for run in runs if _is_of(named, run)]
     if not left:
         return f"no finished run of experiment {named.experiment}"
@@ -135,12 +135,12 @@ def why_none(named: Named, runs: Sequence[Run]) -> str:
 
 
 def _is_of(named: Named, run: Run) -> bool:
-    """True if the run is part of the experiment, by the name in its own configuration and by its folder."""
+    """True if the run belongs to the experiment according to both its configuration and its folder."""
     return run.experiment == named.experiment == run.config.get("name")
 
 
 def _conditions(named: Named) -> list[tuple[str, Callable[[Run], bool]]]:
-    """The conditions under which a run of the experiment counts, in words and as a function."""
+    """The conditions under which a run of the experiment counts, as text and as a function."""
 
     def of_length(run: Run) -> bool:
         return named.steps in (None, run.planned_steps) and named.iterations in (None, run.num_iterations)
@@ -164,7 +164,7 @@ def _key(word: str) -> str:
 
 
 def _variants(runs: Sequence[Run], over: Sequence[str]) -> list[_Variant]:
-    """The configurations and code versions among complete runs."""
+    """Group complete runs by configuration and code version."""
     found: dict[Hashable, dict[int, dict[Hashable, list[Run]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for run in sorted(runs, key=lambda r: (r.started, r.run_id)):
         if run.complete:
@@ -174,7 +174,7 @@ def _variants(runs: Sequence[Run], over: Sequence[str]) -> list[_Variant]:
 
 
 def _choose(variants: Sequence[_Variant], others: Sequence[_Variant]) -> _Choice:
-    """The only variant, or the only one that agrees with the other arms wherever the variants differ."""
+    """The only variant, or the only one that agrees with the other arms in all settings that differ between variants."""
     if not variants:
         return _Choice(None)
     firsts = [variant.first for variant in variants]
@@ -191,7 +191,7 @@ def _choose(variants: Sequence[_Variant], others: Sequence[_Variant]) -> _Choice
 
 
 def _agrees(run: Run, key: str, others: Sequence[_Variant]) -> bool:
-    """False if the runs of the other arms have one other value of the key, under the same option where it belongs to one."""
+    """False if the other arms, with the same option if the key belongs to one, agree on a value that is not this run's."""
     option = f"choices.{key.partition('.')[0]}"
     alike = (other.first.config for other in others if other.first.config.get(option) == run.config.get(option))
     values = {repr(config[key]) for config in alike if key in config}
@@ -205,14 +205,14 @@ def _why_not(fitting: Sequence[Run], settings: Mapping[str, object], here: Seque
 
 
 def _unknown(settings: Mapping[str, object], here: Sequence[Run]) -> list[str]:
-    """Settings that no run has, of which null would fit every run."""
+    """Settings that are in no run's config, for which null would match every run."""
     return [key for key in settings if here and not any(_key(key) in run.config for run in here)]
 
 
 def _unmatched(samples: Mapping[str, Sample], one: str, other: str, arms: Arms, named: Named) -> list[str]:
-    """A clause if two arms differ in settings that neither of them nor `differ` names.
+    """A clause if two arms differ in settings that are named neither by them nor by `differ`.
 
-    What belongs to an option (gate.sharpness) differs with it. An algorithm names all its options, and not their values.
+    Keys of an option (gate.sharpness) may differ if it does. Naming an algorithm names all its options, but not their values.
     """
     sides = [samples.get(name, Sample()).runs for name in (one, other)]
     if not all(sides):
@@ -237,7 +237,7 @@ def _unmatched(samples: Mapping[str, Sample], one: str, other: str, arms: Arms, 
 
 
 def _shared(samples: Mapping[str, Sample]) -> list[tuple[str, str]]:
-    """An arm and a clause for each two arms that have a run in common, however their settings are written."""
+    """(arm, clause) for every pair of arms that share a run, however their settings are written."""
     found = []
     names = list(samples)
     for i, name in enumerate(names):
@@ -248,7 +248,7 @@ def _shared(samples: Mapping[str, Sample]) -> list[tuple[str, str]]:
 
 
 def _mixed(runs: Sequence[Run], named: Named) -> list[str]:
-    """Clauses about runs of several code versions, or of several versions of a library that determines numbers."""
+    """Clauses about unknown settings, several code versions, or several versions of a library that determines numbers."""
     versions = sorted({run.version for run in runs})
     clauses = [
         f"has no setting {key}" for key in (*named.over, *named.differ) if runs and not any(key in run.config for run in runs)
@@ -266,9 +266,9 @@ def _mixed(runs: Sequence[Run], named: Named) -> list[str]:
 
 
 def one_code(runs: Sequence[Run]) -> bool:
-    """True if all runs were measured with the same code: by one digest, today's code, or one commit without changes.
+    """True if all runs have the same code: one digest, the current code, or one commit without changes.
 
-    A digest covers the options of its run, so that arms of one commit have different ones.
+    A digest covers the run's options, so arms of the same commit have different digests.
     """
     commits = {"" if run.provenance.dirty else run.provenance.commit for run in runs}
     same_commit = len(commits) == 1 and "" not in commits

@@ -1,4 +1,4 @@
-"""The rules that judge no training runs: statements decided by the theory's experiments, and CPU time in interleaved rounds."""
+"""Rules that do not judge training runs: statements decided by the theory's experiments, and CPU time in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from rgpo.report.tables.table import between, plain
 from rgpo.runtime.code_digest import ALWAYS, digest_of
 from rgpo.runtime.reader import Missing, Unreadable, printable, read_json
 
-FOLDER, MADE = "theory", "made.json"  # of results_dir
-REPRODUCED, REFUTED = "reproduced", "not reproduced"  # words of verdicts.parquet
+FOLDER, MADE = "theory", "made.json"  # inside results_dir
+REPRODUCED, REFUTED = "reproduced", "not reproduced"  # verdicts in verdicts.parquet
 
 
 class Decided(NamedTuple):
-    """One row of results/theory/verdicts.parquet: a statement of a claim, decided by an experiment of the theory."""
+    """A row of results/theory/verdicts.parquet: a statement of a claim, decided by a theory experiment."""
 
     claim: str
     setting: str
@@ -36,7 +36,7 @@ class Decided(NamedTuple):
 
 
 class Round(NamedTuple):
-    """One row of results/theory/cost_time.parquet: CPU seconds of an update in one of several interleaved rounds."""
+    """A row of results/theory/cost_time.parquet: CPU seconds of an update in one of several interleaved rounds."""
 
     task: str
     algo: str
@@ -45,29 +45,29 @@ class Round(NamedTuple):
 
 
 class Made(TypedDict):
-    """results/theory/made.json: the code of the last whole set."""
+    """results/theory/made.json: the code that made the last complete set of tables."""
 
     commit: str
-    code: str  # of theory_digests()
+    code: str  # from theory_digests()
     cost_code: str
 
 
 @dataclass(frozen=True)
 class Theory:
-    """Both tables; None if the experiments were not made. version: the code that made them, and whether it has changed since."""
+    """Both tables, None if not made. version: the code that made them, and whether it has changed since."""
 
     decided: Sequence[Decided] | None = None
     rounds: Sequence[Round] | None = None
     version: str = ""
-    cost_version: str = ""  # likewise, for the rounds, which depend on the policies of the tasks, too
+    cost_version: str = ""  # same for the rounds, which also depend on the tasks' policies
 
 
 @dataclass(frozen=True)
 class Statements:
-    """The claim's statements in verdicts.parquet, by its id."""
+    """A claim holds if all its statements in verdicts.parquet hold."""
 
     claim: str  # "C1", or "C1 (ours)"
-    settings: list[str]  # of the statements, by name: all of them, and no others
+    settings: list[str]  # names of all the claim's statements
 
     def __post_init__(self) -> None:
         alike = len({*self.settings}) == len(self.settings)
@@ -96,13 +96,13 @@ class Statements:
 
 @dataclass(frozen=True)
 class CostRatio:
-    """The ratio of CPU times of an update, round by round, so that the machine's load affects both alike."""
+    """The ratio of CPU times per update, taken within each round, so that the machine's load affects both equally."""
 
     algo: str
     baseline: str
     tasks: list[str]
     at_most: float
-    rounds: int  # exactly: those that are numbered from 0 on
+    rounds: int  # exact number, counted from 0
 
     def __post_init__(self) -> None:
         require(MIN_RUNS <= self.rounds <= 10_000, "rounds", self.rounds, f"give {MIN_RUNS} to 10,000")
@@ -127,7 +127,7 @@ class CostRatio:
         if not whole or len(ratios) != self.rounds or max(pairs.values()) > 1:
             doubled = ", some of them twice" if pairs and max(pairs.values()) > 1 else ""
             return Finding(OPEN, f"{task}: {len(ratios)} of {self.rounds} rounds{doubled}")
-        logs = student(summarize(np.log(ratios)), confidence)  # the geometric mean: symmetric in the two arms
+        logs = student(summarize(np.log(ratios)), confidence)  # geometric mean, which is symmetric in the two arms
         found = Interval(*(float(np.exp(x)) for x in logs))
         text = f"{task} {plain(found.value)} {between(found.low, found.high)} ({len(ratios)} rounds)"
         if found.high <= self.at_most:
@@ -139,10 +139,10 @@ class CostRatio:
 
 
 def ratios_of(rounds: Sequence[Round], algo: str, baseline: str) -> Floats:
-    """CPU time of one algorithm over another's, of each round that has both."""
+    """Ratio of two algorithms' CPU times for each round that has both."""
     times: dict[int, dict[str, float]] = {}
     for row in rounds:
-        times.setdefault(row.round, {}).setdefault(row.algo, row.cpu_s)  # the first, where a round is doubled
+        times.setdefault(row.round, {}).setdefault(row.algo, row.cpu_s)  # the first one, if a round is repeated
     both: list[Mapping[str, float]] = [
         found for found in times.values() if all(0 < found.get(name, 0) < math.inf for name in (algo, baseline))
     ]
@@ -150,7 +150,7 @@ def ratios_of(rounds: Sequence[Round], algo: str, baseline: str) -> Floats:
 
 
 def read_theory(results_dir: Path) -> tuple[Theory, list[Problem]]:
-    """The tables of the theory's experiments that there are, and a problem for each that is damaged."""
+    """Read the theory experiments' tables, if they exist, with a problem for each damaged one."""
     problems: list[Problem] = []
     decided = _read(results_dir, "verdicts.parquet", Decided, problems)
     rounds = _read(results_dir, "cost_time.parquet", Round, problems)
@@ -163,12 +163,12 @@ def read_theory(results_dir: Path) -> tuple[Theory, list[Problem]]:
 
 
 def theory_digests() -> tuple[str, str]:
-    """Digests of the code that determines the theory's numbers: core, gates and learning; and with it both kinds of tasks."""
+    """Digests of the code that determines the theory's numbers: core, gates, learning, bandit; and with both kinds of tasks."""
     return digest_of((*ALWAYS, "bandit")), digest_of((*ALWAYS, "bandit", "control", "language"))
 
 
 def _versions(path: Path, problems: list[Problem]) -> tuple[str, str]:
-    """The code that made the tables, from the file that `python -m experiments.theory` writes beside them; "" without one."""
+    """The code that made the tables, from the file that `python -m experiments.theory` writes next to them; "" without it."""
     try:
         made = read_json(path, Made)
         commit, codes = made["commit"], (made["code"], made["cost_code"])

@@ -1,4 +1,4 @@
-"""Typed loading of yaml: a mapping becomes a dataclass, and what does not fit is refused in one sentence."""
+"""Typed loading of yaml: converts a mapping to a dataclass and rejects anything invalid with a one-sentence error."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 
 def fill(kind: type[_Made], node: object, where: str) -> _Made:
-    """The dataclass with the values of a mapping; `where` (file, and key inside it) begins every error.
+    """Build a dataclass from a mapping; `where` (file, and key inside it) is the start of every error message.
 
-    Raises: ConfigError if the node is no mapping, a key is unknown or missing, or a value has another type or cannot be used.
+    Raises: ConfigError if the node is not a mapping, a key is unknown or missing, or a value has the wrong type or is invalid.
     """
     if not isinstance(node, Mapping):
         raise ConfigError(f"{where}={shown(node)}: give a mapping with the keys {', '.join(_hints(kind))}")
@@ -42,7 +42,7 @@ def fill(kind: type[_Made], node: object, where: str) -> _Made:
 
 
 def shown(value: object) -> str:
-    """A value of a yaml file as text of an error."""
+    """A yaml value as text for an error message."""
     return "null" if value is None else printable(str(value), 80)
 
 
@@ -51,7 +51,7 @@ def _hints(kind: type) -> dict[str, object]:
 
 
 def _value(value: object, hint: object, where: str) -> object:
-    """The value, converted where a whole number stands for a number."""
+    """The value, with an integer converted to float where a float is expected."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is UnionType:
         if value is None and type(None) in arguments:

@@ -1,4 +1,4 @@
-"""Verdicts: what the rule found in every task, joined with what is lacking and with the null arm."""
+"""Verdicts: the rule's findings in all tasks, combined with missing evidence and the null arm."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from rgpo.report.tables.summary import setting
 from rgpo.report.tables.table import NOTHING
 
 REPRODUCED, CONTRADICTED, UNDECIDED, UNTESTED = OUTCOMES = "reproduced", "contradicted", "undecided", "not tested"
-CONFIDENCE = 0.95  # of every interval that a rule reads, whatever the report's own setting is
+CONFIDENCE = 0.95  # for all intervals used by rules, regardless of the report's setting
 
 
 class Verdict(NamedTuple):
-    """The judgment of a claim, with our numbers, their setting and the code that they were measured with."""
+    """The verdict on a claim, with our numbers, their setting, and the code with which they were measured."""
 
     outcome: str
     ours: str
     setting: str
     version: str = NOTHING
-    n: int = 0  # the fewest seeds of an arm in a task; 0 where no runs were judged
+    n: int = 0  # fewest seeds of an arm in a task; 0 if no runs were judged
 
 
 def judge(
     loaded: Loaded, runs: Sequence[Run], theory: Theory, anchors: Anchors, repeated: Mapping[str, Repeated] | None = None
 ) -> Verdict:
-    """The verdict on one claim from everything that was read; only the runs that it names are used.
+    """Judge one claim; of all runs, only those that it names are used.
 
-    repeated: runs that were repeated with later code, by their experiment and folder.
+    repeated: experiment/folder -> runs that were repeated with later code.
     """
     if loaded.damage:
         return Verdict(UNTESTED, loaded.damage, NOTHING)
@@ -68,7 +68,7 @@ def judge(
 
 
 def selected(loaded: Loaded, runs: Sequence[Run], anchors: Anchors) -> tuple[Selection, Mapping[tuple[str, str], Anchor]]:
-    """The samples of a claim about runs, and the published numbers among them by (arm, task)."""
+    """The samples of a claim about runs, and (arm, task) -> published number among them."""
     assert loaded.named is not None and loaded.rule is not None
     published = {(name, task): number for name, arm in loaded.arms.items() for task, number in _published(arm, anchors).items()}
     found = select(loaded.named, loaded.arms, published, runs)
@@ -77,7 +77,7 @@ def selected(loaded: Loaded, runs: Sequence[Run], anchors: Anchors) -> tuple[Sel
 
 
 def _unmeasured(rule: Rule, selection: Selection) -> list[Lack]:
-    """Runs in which a metric of the rule is missing, not finite or not measured at the end, as where one diverged."""
+    """Runs in which one of the rule's metrics is missing, not finite, or not measured at the end, such as diverged runs."""
     found = []
     for task, by_arm in selection.samples.items():
         for arm, sample in by_arm.items():
@@ -91,7 +91,7 @@ def _unmeasured(rule: Rule, selection: Selection) -> list[Lack]:
 
 
 def _is_measured(run: Run, column: str, statistic: str) -> bool:
-    """True if a number of a run is finite and its metric was measured until the end."""
+    """True if a run's number is finite and its metric was measured until the end."""
     return math.isfinite(run.number(column, statistic)) and math.isnan(run.number(column, ENDS_EARLY))
 
 
@@ -101,7 +101,7 @@ def _without(column: str, seeds: Sequence[int], n: int) -> str:
 
 
 def _of_another_kind(loaded: Loaded, published: Mapping[tuple[str, str], Anchor]) -> list[Lack]:
-    """Published numbers of another metric or after another number of steps than the claim's."""
+    """Published numbers with a different metric or number of steps than the claim's."""
     assert loaded.rule is not None and loaded.named is not None
     metrics, steps = {column for column, _ in loaded.rule.numbers()}, loaded.named.steps
     found = []
@@ -116,7 +116,7 @@ def _of_another_kind(loaded: Loaded, published: Mapping[tuple[str, str], Anchor]
 
 
 def findings(rule: Rule, arm: str, selection: Selection) -> dict[str, Finding]:
-    """The finding of each task in which an arm and the baseline have enough runs."""
+    """task -> finding, for tasks in which the arm and the baseline have enough runs."""
     found = {}
     for task, samples in selection.samples.items():
         baseline = samples.get(BASELINE, Sample())
@@ -129,9 +129,9 @@ def findings(rule: Rule, arm: str, selection: Selection) -> dict[str, Finding]:
 
 
 def decide(found: Sequence[Finding], lacking: Sequence[str], null: str, unit: str = "seeds per arm") -> tuple[str, list[str]]:
-    """The outcome, and clauses with the reasons why it is not decided.
+    """The outcome, and clauses with the reasons if it is undecided.
 
-    null: HOLDS if the null arm passes the rule too, OPEN if it was not run, FAILS otherwise.
+    null: HOLDS if the null arm also passes the rule, OPEN if it was not run completely, else FAILS.
     """
     if any(finding.outcome == FAILS for finding in found) and not lacking:
         return CONTRADICTED, []
@@ -149,7 +149,7 @@ def decide(found: Sequence[Finding], lacking: Sequence[str], null: str, unit: st
 
 
 def lacks(found: Sequence[Lack]) -> list[str]:
-    """One clause for each arm and reason: "baseline not run in ant, walker2d"."""
+    """One clause per arm and reason, such as "baseline not run in ant, walker2d"."""
     tasks: dict[tuple[str, str], list[str]] = {}
     for lack in found:
         tasks.setdefault((lack.arm, lack.why), []).append(lack.task)
@@ -157,7 +157,7 @@ def lacks(found: Sequence[Lack]) -> list[str]:
 
 
 def _null(rule: Rule, selection: Selection) -> tuple[str, str]:
-    """The null arm through the same rule: HOLDS only if it holds in every task that the claim has; OPEN if it is not whole."""
+    """Apply the rule to the null arm: HOLDS only if it holds in all of the claim's tasks; OPEN if evidence is missing."""
     found = findings(rule, NULL, selection)
     if len(found) < len(selection.samples) or any(lack.arm == NULL for lack in selection.lacking):
         return OPEN, ""
@@ -173,13 +173,13 @@ def _from_theory(found: Sequence[Finding], version: str) -> Verdict:
 
 
 def _published(arm: Arm, anchors: Anchors) -> Mapping[str, Anchor]:
-    """task -> number of an arm {external: file/arm}."""
+    """task -> published number for an arm {external: file/arm}."""
     file, _, name = str(arm.get(EXTERNAL, "")).partition("/")
     return anchors.get(file, {}).get(name, {})
 
 
 def _setting(selection: Selection) -> str:
-    """Length and seeds, once if they are the same everywhere."""
+    """Length and seeds, listed once if they are the same for all tasks."""
     words = []
     for arms in selection.samples.values():
         sizes = {sample.n for sample in arms.values() if sample.runs}
@@ -191,7 +191,7 @@ def _setting(selection: Selection) -> str:
 
 
 def _version(selection: Selection, repeated: Mapping[str, Repeated]) -> str:
-    """The code of the evidence, its commit if that is one, and whether the code that determines numbers has changed since."""
+    """The evidence's code, as one commit if possible, and whether the code that determines numbers has changed since."""
     runs = selection.runs
     if not runs:
         return NOTHING

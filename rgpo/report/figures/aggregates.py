@@ -1,4 +1,4 @@
-"""Mean, interquartile mean and median over all tasks, with intervals."""
+"""Mean, interquartile mean and median of scores over all tasks, with intervals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCALES = ("linear x axis",)
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One pair of axes: an aggregate of every label."""
+    """One pair of axes: an aggregate for every label."""
 
     name: str
     found: dict[str, Interval]
@@ -31,7 +31,7 @@ class Aggregate:
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Aggregate, ...]:
-    """A panel per aggregate; none where no task has a baseline to normalize by."""
+    """A panel per aggregate; none if no task has a baseline for normalization."""
     found = scores(groups, settings)
     if not found:
         return ()

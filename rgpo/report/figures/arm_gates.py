@@ -1,4 +1,4 @@
-"""Gate value and weight of every arm's gate as it was run, those of a user's own included."""
+"""Gate value and weight of every arm's gate as it was run, including users' own gates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawing of curves over seeds, intervals of labels and stacked phases."""
+"""Drawing of curves over seeds, intervals per label, and stacked phases."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rgpo.report.figures.style import Line
 from rgpo.report.stats.bootstrap import Interval
 
 LEVEL_DASHES = (0, (2, 2))
-MAX_THIN = 5  # seeds of a line drawn singly
-PHASE_LOOKS = {  # phase -> shade and hatch, since colors belong to algorithms
+MAX_THIN = 5  # most seeds of a line that are drawn individually
+PHASE_LOOKS = {  # phase -> shade and hatch, since colors identify algorithms
     "collect": ("#4D4D4D", ""),
     "update": ("#B3B3B3", ""),
     "diagnostics": ("#E0E0E0", "////"),
@@ -39,7 +39,7 @@ def draw_panels(
     y_limits: tuple[float, float] | None = None,
     extra: Sequence[Line2D] = (),
 ) -> Figure:
-    """Small multiples with one legend below; `columns` 0: two, or three where there are many panels."""
+    """Small multiples with one legend below; `columns` 0: two columns, or three if there are many panels."""
     figure, all_axes = style.grid(len(panels), columns=columns or (3 if len(panels) > 4 else 2), height=height)
     for axes, panel in zip(all_axes, panels, strict=True):
         draw_panel(axes, panel, lines)
@@ -70,7 +70,7 @@ def draw_panel(axes: Axes, panel: Panel, lines: Mapping[str, Line]) -> None:
 
 
 def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: int) -> None:
-    """Thin seeds, band, mean. Each of `count` series has markers at other points, so that it is legible without color."""
+    """Draw thin seeds, band and mean; `count` series have markers at different points, to be distinguishable without color."""
     draw_seeds(axes, series.seeds, series.label, line)
     if series.marks is not None:
         marks = axes.plot(
@@ -96,7 +96,7 @@ def draw_series(axes: Axes, series: Series, line: Line, *, order: int, count: in
 
 
 def draw_seeds(axes: Axes, seeds: Sequence[XY], label: str, line: Line) -> None:
-    """Thin lines of the first few seeds, if there are any."""
+    """Draw the first few seeds as thin lines."""
     points = [np.column_stack(xy) for xy in seeds[:MAX_THIN]]
     thin = LineCollection(points, colors=line.color, linewidths=0.45, alpha=0.35, zorder=2, gid=f"seed:{label}")
     if points:
@@ -104,7 +104,7 @@ def draw_seeds(axes: Axes, seeds: Sequence[XY], label: str, line: Line) -> None:
 
 
 def draw_intervals(axes: Axes, found: Mapping[str, Interval], lines: Mapping[str, Line], *, level: float, names: bool) -> None:
-    """A marker with its interval for each label, from top to bottom; `level` is a vertical reference line."""
+    """Draw a marker with its interval for each label, from top to bottom, and a vertical reference line at `level`."""
     axes.axvline(level, color=style.GRAY, linewidth=0.8, linestyle=LEVEL_DASHES, zorder=1)
     for place, (label, interval) in enumerate(found.items()):
         line, y = lines[label], len(found) - 1 - place
@@ -126,7 +126,7 @@ def draw_intervals(axes: Axes, found: Mapping[str, Interval], lines: Mapping[str
 
 
 def draw_phases(axes: Axes, y: float, values: Mapping[str, float]) -> list[Rectangle]:
-    """A horizontal bar of stacked phases, and its parts."""
+    """Draw a horizontal bar of stacked phases and return its parts."""
     left, parts = 0.0, []
     for phase, value in values.items():
         color, hatch = PHASE_LOOKS[phase]
@@ -138,7 +138,7 @@ def draw_phases(axes: Axes, y: float, values: Mapping[str, float]) -> list[Recta
 
 
 def phase_legend(figure: Figure, phases: Sequence[str]) -> None:
-    """A legend of the shades and hatches of the phases."""
+    """Add a legend for the phases' shades and hatches."""
     looks = {phase: PHASE_LOOKS[phase] for phase in phases}
     patches = [
         Patch(facecolor=color, hatch=hatch, edgecolor=style.BLACK, linewidth=0.4, label=phase)

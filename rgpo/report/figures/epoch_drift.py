@@ -1,4 +1,4 @@
-"""Drift of the policy from the old one within an update: where gates differ."""
+"""Drift from the old policy within an update, which is where gates differ."""
 
 from __future__ import annotations
 

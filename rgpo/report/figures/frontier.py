@@ -1,4 +1,4 @@
-"""Reward against KL to the reference: the reward that each algorithm gains for its drift."""
+"""Reward against KL to the reference policy: what each algorithm gains for its drift."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Y_LABELS = {PROXY: "proxy reward,\nchange against the reference", GOLD: "gold re
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One algorithm's curve: mean over seeds (E,) at the evaluations that all have, every seed, and intervals of the reward.
+    """One algorithm's curve: the mean over seeds (E,) at the evaluations common to all, the seeds, and intervals.
 
-    At a few levels of KL that all seeds reach, and at the end with that of the KL.
+    Intervals are given for the reward at a few levels of KL that all seeds reach, and for reward and KL at the end.
     """
 
     label: str
@@ -39,7 +39,7 @@ class Trajectory:
     seeds: tuple[XY, ...]
     end_kl: Interval
     end_reward: Interval
-    levels: tuple[tuple[float, Interval], ...] = ()  # KL, reward; they hold together
+    levels: tuple[tuple[float, Interval], ...] = ()  # (KL, reward), with simultaneous intervals
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Plane, ...]:
 
 
 def trajectory(group: Group, column: str, settings: Settings) -> Trajectory | None:
-    """The curve of one group; None if no run has both measures."""
+    """The curve of one group; None if no run measured both reward and KL."""
     runs = [run for run in group.used if run.has(column) and run.has(KL_REF)]
     if not runs:
         return None
     curves = [_points(run, column) for run in runs]
     common = sorted(set.intersection(*(set(curve) for curve in curves)))
-    points = np.array([[(0.0, 0.0), *(curve[i] for i in common)] for curve in curves])  # (S, 1 + E, 2), the reference first
+    points = np.array([[(0.0, 0.0), *(curve[i] for i in common)] for curve in curves])  # (S, 1 + E, 2), reference first
     kl, reward = points.mean(axis=0).T
     ends = [_end(group, name, settings) for name in (KL_REF, column)]
     seeds = tuple((p[:, 0], p[:, 1]) for p in points)
@@ -78,7 +78,7 @@ def trajectory(group: Group, column: str, settings: Settings) -> Trajectory | No
 
 
 def _points(run: Run, column: str) -> dict[float, tuple[float, float]]:
-    """Iteration -> (KL, reward) of every evaluation."""
+    """Iteration -> (KL, reward) for every evaluation."""
     both = run.curve("iteration"), run.curve(KL_REF), run.curve(column)
     return {i: (kl, reward) for i, kl, reward in zip(*map(list, both), strict=True) if not np.isnan(kl + reward)}
 
@@ -106,7 +106,7 @@ def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES
 
 
 def draw_trajectory(axes: Axes, curve: Trajectory, line: Line) -> None:
-    """Thin seeds, the mean with few markers, and a cross of the end's intervals."""
+    """Draw thin seeds, the mean with a few markers, and a cross with the intervals at the end."""
     draw_seeds(axes, curve.seeds, curve.label, line)
     axes.plot(
         curve.kl,

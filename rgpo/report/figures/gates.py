@@ -1,4 +1,4 @@
-"""The gate value g and the weight w = dg/dd of every gate over d = log r, from results_dir/gates.parquet."""
+"""Gate value g and weight w = dg/dd of every gate over d = log r, from results_dir/gates.parquet."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ FILE = "gates.parquet"
 SCALES = ("",)
 COMMAND = "python -m rgpo.cli.gates_table"
 TABLE_COLUMNS = {"gate": str, "advantage": float, "log_ratio": float, "gate_value": float, "weight": float}
-MAX_NAME, MAX_GATES = 40, 100  # characters of a gate's name; panels
+MAX_NAME, MAX_GATES = 40, 100  # most characters in a gate's name; most panels
 G, W = style.BLUE, style.VERMILLION
-G_WIDTH, W_WIDTH = 2.0, 1.0  # points; different, so that both are visible where they coincide
+G_WIDTH, W_WIDTH = 2.0, 1.0  # line widths in points; different, so that coinciding lines are both visible
 Y_LIMITS = (-1.0, 3.2)
 JUMP, STEEPER, MAX_JUMPS = (
     0.05,
     4.0,
     4,
-)  # a difference between neighbors is a jump from this on, and if that much above those beside it
+)  # smallest difference between neighbors that is a jump, and by what factor it must exceed the adjacent ones
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One gate on one side of A: d, g and w (I,)."""
+    """One gate for one sign of A: d, g and w (I,)."""
 
     gate: str
     advantage: float  # 1 or -1
@@ -43,7 +43,7 @@ class Curve:
 
 
 def compute(results_dir: Path) -> tuple[Curve, ...]:
-    """Curves by the present name of their gate, then A = 1 before A = -1.
+    """Curves ordered by their gate's current name, then A = 1 before A = -1.
 
     Raises: Unreadable, with the command that makes the file, if it is missing or damaged.
     """
@@ -68,7 +68,7 @@ def compute(results_dir: Path) -> tuple[Curve, ...]:
 
 
 def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line], scale: str = "") -> Figure:
-    """A panel per gate: g and w, solid for A >= 0, dashed for A < 0 where that differs."""
+    """A panel per gate: g and w, solid for A >= 0, dashed for A < 0 if different."""
     gates = list(dict.fromkeys(curve.gate for curve in curves))
     figure, all_axes = style.grid(len(gates), columns=5, height=1.35)
     for i, (axes, gate) in enumerate(zip(all_axes, gates, strict=True)):
@@ -96,7 +96,7 @@ def draw(curves: Sequence[Curve], lines: Mapping[str, style.Line], scale: str = 
 
 
 def with_jumps(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """x and y (I,) with two points between the neighbors of every jump of y, so that it is drawn as a step instead of a slope."""
+    """x and y (I,) with two points added at every jump of y, so that it is drawn as a step instead of a slope."""
     rise = np.nan_to_num(np.abs(np.diff(y)))
     beside = np.maximum(np.r_[0.0, rise[:-1]], np.r_[rise[1:], 0.0])
     jumps = np.flatnonzero((rise > JUMP) & (rise > STEEPER * beside))

@@ -23,7 +23,7 @@ SCALES = ("log y axis", "linear y axis")
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """Three panels per task: share of noise, variance of a sample, effective sample size."""
+    """Three panels per task: noise share, per-sample variance, effective sample size."""
     return series.rows(groups, settings, Y_LABELS)
 
 

@@ -1,4 +1,4 @@
-"""KL(old || new) of each update, with the spikes above the threshold."""
+"""KL(old || new) of each update, with spikes above the threshold marked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_MARKS = 60
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """A panel per task, every update above the threshold marked."""
+    """A panel per task, with updates above the threshold marked."""
     label = {(group.task, group.label): group for group in groups}
     made = []
     y_label = series.with_unit("KL(old || new)", KL)
@@ -39,13 +39,13 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
 
 
 def _spikes(run: Run, threshold: float) -> XY:
-    """The largest KL of each block of updates that has one above the threshold."""
+    """The largest KL in each block of updates, if above the threshold."""
     largest = run.curve(LARGEST_KL)
     return run.curve("iteration")[largest > threshold], largest[largest > threshold]
 
 
 def _marks(spikes: Sequence[XY]) -> XY:
-    """Up to MAX_MARKS of the spikes of all seeds, evenly chosen over updates."""
+    """Up to MAX_MARKS spikes from all seeds, spread evenly over updates."""
     x, y = (np.concatenate([np.empty(0), *values]) for values in (zip(*spikes, strict=True) if spikes else ((), ())))
     order = np.argsort(x, kind="stable")
     chosen = order[np.linspace(0, len(order) - 1, min(len(order), MAX_MARKS)).astype(int)]

@@ -18,7 +18,7 @@ from rgpo.report.settings import Settings
 
 COLUMNS = (EVAL, TRAIN, PROXY, REWARD)
 SCALES = ("linear x axis", "log x axis")
-MIN_EVALUATIONS = 3  # of a run; fewer do not make a curve
+MIN_EVALUATIONS = 3  # least number of evaluations of a run that make a curve
 Y_LABELS = {
     EVAL: "evaluation return",
     TRAIN: "training return",
@@ -28,7 +28,7 @@ Y_LABELS = {
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """A panel per task: held-out values if every group has enough of them for a curve, else those of training."""
+    """A panel per task: evaluation values if every group has enough of them for a curve, else training values."""
     made: list[Panel] = []
     for task in series.tasks(groups):
         members = [group for group in groups if group.task == task]

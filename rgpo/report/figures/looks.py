@@ -1,4 +1,4 @@
-"""The look of every label: a color, dashes and a marker of its own, the same in every figure and on the page."""
+"""The look of every label: its own color, dashes and marker, the same in all figures and on the page."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ DASHED, DOTTED, DASHDOT = (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2))
 
 
 class Line(NamedTuple):
-    """The look of one label; the colors have a contrast of 3 or more on white, and on the page's dark background."""
+    """The look of one label; colors have a contrast of at least 3 on white and on the page's dark background."""
 
     color: str
     dashes: Dashes
     marker: str
-    dark: str = "#C8C8C8"  # color on the dark background
+    dark: str = "#C8C8C8"  # color on a dark background
 
 
 KNOWN = {
@@ -33,7 +33,7 @@ KNOWN = {
     "dapo": Line("#7E8400", DASHED, "d", "#CDD24A"),
     "gspo": Line("#B01050", DOTTED, "h", "#FF6FA0"),
 }
-_OTHERS = [  # for algorithms without a look of their own, and for variants; markers that none of the known has
+_OTHERS = [  # for other algorithms and for variants
     Line(light, dashes, marker, dark)
     for dashes in (SOLID, DASHED, DOTTED, DASHDOT)
     for (light, dark), marker in zip(
@@ -54,15 +54,17 @@ _OTHERS = [  # for algorithms without a look of their own, and for variants; mar
 
 
 def algorithm_lines(algos: Iterable[str]) -> dict[str, Line]:
-    """Line of every algorithm: its own if it has one, else the next free one in alphabetical order."""
+    """The line of every algorithm: its own or, in alphabetical order, the next free one."""
     names = sorted(set(algos))
     others = [name for name in names if name not in KNOWN]
     return {name: KNOWN[name] if name in KNOWN else _OTHERS[others.index(name) % len(_OTHERS)] for name in names}
 
 
 def assign(labels: Sequence[tuple[str, str]], base: Mapping[str, Line]) -> dict[str, Line]:
-    """Line of every label, given (algorithm, label) in order: the algorithm's own for its first label, and for each further one
-    a color that no other label has, as long as there are any."""
+    """The line of every label, given (algorithm, label) in order.
+
+    An algorithm's first label has the algorithm's own line; others get colors that are not yet used, as long as there are any.
+    """
     algos = dict.fromkeys(algo for algo, _ in labels)
     lines: dict[str, Line] = {}
     taken = {base[algo].color for algo in algos}

@@ -1,4 +1,4 @@
-"""Metrics of the runs' own configs, beyond the packaged ones: declared ones and the terms of the reward."""
+"""Metrics declared in the runs' own configs, and those of the reward terms."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
 from rgpo.runtime.schema import Metric, is_list
 
-COLUMNS = ()  # a run reads the metrics that it declares
+COLUMNS = ()  # determined by the runs' configs
 SCALES = ("linear y axis", "log y axis")
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """A panel per metric and task; metrics under epoch/ against the epoch, others against the update."""
+    """A panel per metric and task; metrics under epoch/ are plotted against the epoch, others against the update."""
     declared: dict[str, Metric] = {}
     for group in groups:
         for run in group.runs:

@@ -1,4 +1,4 @@
-"""Performance profiles: the share of runs above every score."""
+"""Performance profiles: share of runs above each score."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_POINTS = 101
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """One panel over all tasks; none where no task has a baseline to normalize by."""
+    """One panel over all tasks; none if no task has a baseline for normalization."""
     found = scores(groups, settings)
     if not found:
         return ()

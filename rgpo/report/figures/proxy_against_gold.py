@@ -1,4 +1,4 @@
-"""Proxy against gold over KL: overoptimization of the reward model (after Gao et al. 2022, arXiv 2210.10760)."""
+"""Proxy and gold reward over KL: overoptimization of the reward model (Gao et al. 2022, arXiv 2210.10760)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Plane, ...]:
 
 
 def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
-    """Small multiples with common limits: solid proxy, dashed gold."""
+    """Small multiples with common limits; proxy solid, gold dashed."""
     columns, height = (3, 1.9) if len(planes) <= style.MANY_PANELS else (5, 1.35)
     figure, all_axes = style.grid(len(planes), columns=columns, height=height)
     for i, (axes, plane) in enumerate(zip(all_axes, planes, strict=True)):
@@ -43,11 +43,11 @@ def draw(planes: Sequence[Plane], lines: Mapping[str, Line], scale: str = SCALES
         axes.set_title(f"{plane.series[0].label}\n{plane.task}")
         axes.set_xlabel("KL to the reference\n[nats/completion]" if i + columns >= len(planes) else "")
         axes.set_ylabel(plane.y_label if i % columns == 0 else "")
-        axes.tick_params(labelleft=i % columns == 0)  # the limits are common
+        axes.tick_params(labelleft=i % columns == 0)  # shared limits
         if scale == SCALES[1]:
             style.log_scale(axes, "x")
     drawn = [point for axes in all_axes for point in (*axes.dataLim.get_points(), axes.dataLim.minpos)]
-    for axes in all_axes:  # common limits by hand; the time of shared axes is quadratic in their number
+    for axes in all_axes:  # limits are set manually, since shared axes take quadratic time
         axes.update_datalim(drawn)
         axes.autoscale_view()
     handles = [

@@ -1,4 +1,4 @@
-"""Heaviness of the tail of the probability ratios."""
+"""Tails of the probability ratios."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCALES = ("log-log axes",)
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """Two panels per task: survival of the largest ratio of an update, and Hill's index over updates."""
+    """Two panels per task: survival function of each update's largest ratio, and Hill's tail index over updates."""
     made = []
     indices = {p.task: p for p in series.panels(groups, INDEX, settings, y_label="Hill's tail index", window=settings.smoothing)}
     for task in series.tasks(groups):
@@ -35,7 +35,7 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
 
 
 def _survival(group: Group) -> Series:
-    """P(largest ratio of an update >= x) over the updates of all seeds, and of each single seed."""
+    """P(an update's largest ratio >= x) over the updates of all seeds, and of each seed."""
     each = [run.reduced.ratio_quantiles for run in group.used if run.has(RATIO_MAX)]
     x, share = (values[:: len(each)] for values in survival(np.concatenate(each)))
     nothing = np.full(len(x), np.nan)
@@ -43,7 +43,7 @@ def _survival(group: Group) -> Series:
 
 
 def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
-    """Rows of two panels, logarithmic except for the update."""
+    """Rows of two panels; all axes are logarithmic except the update."""
     figure, all_axes = style.grid(len(panels), columns=2, height=2.2)
     for place, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
         draw_panel(axes, panel, lines)

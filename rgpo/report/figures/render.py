@@ -1,4 +1,4 @@
-"""A figure drawn and saved in a format, and as SVG inside the page for figures of the user's own."""
+"""Drawing a figure and saving it in a format, and as inline SVG for users' own figures."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from rgpo.report.read.groups import Group
 from rgpo.report.settings import FIGURES, Settings
 from rgpo.runtime.reader import printable
 
-PARTS = ("COLUMNS", "SCALES", "compute", "draw", "caption")  # of a figure's module
+PARTS = ("COLUMNS", "SCALES", "compute", "draw", "caption")  # required attributes of a figure's module
 
 _HEAD = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.DOTALL)
 _SIZE = re.compile(r'(<svg [^>]*?)\swidth="[^"]*"|(<svg [^>]*?)\sheight="[^"]*"')
 _LABELED = re.compile(r'\bid="(seed|mean|band):([^"]*)"')
 _ID = re.compile(r'\b(id="|href="#|url\(#)')
-_DIGITS = re.compile(r"(>[^<]*<|\d\.\d\d)\d*")  # text between tags is matched first and kept: 0.005 is a label
+_DIGITS = re.compile(r"(>[^<]*<|\d\.\d\d)\d*")  # matches text between tags first, to keep labels such as 0.005
 _COLORS = {"#000000": "currentColor", "#ffffff": "var(--paper)", "#e4e4e4": "var(--grid)", "#e0e0e0": "var(--grid)"}
 
 
 class Drawable(Protocol):
-    """A figure from its panels, whose type is its own."""
+    """A figure that can be drawn from its panels, whose type it defines."""
 
-    SCALES: tuple[str, ...]  # names of the axes that it can have; the first is drawn
+    SCALES: tuple[str, ...]  # names of possible axes; the first is used
 
     def draw(self, panels: Any, lines: Mapping[str, Line], scale: str, /) -> Figure: ...
 
 
 class FigureModule(Drawable, Protocol):
-    """A figure of an experiment's runs."""
+    """A figure computed from an experiment's runs."""
 
-    COLUMNS: tuple[str, ...]  # the metrics that it reads
+    COLUMNS: tuple[str, ...]  # metrics that it uses
 
     def compute(self, groups: Sequence[Group], settings: Settings, /) -> Sequence[Any]: ...
 
@@ -49,37 +49,37 @@ class FigureModule(Drawable, Protocol):
 
 
 class Job(NamedTuple):
-    """Input for drawing a figure."""
+    """Everything needed to draw a figure."""
 
     name: str
-    place: str  # on the page, unique among figures
+    place: str  # id on the page, unique among figures
     panels: Sequence[Any]
     lines: Mapping[str, Line]
-    folder: Path  # of its file
-    format: str | None  # of the file; None for none
-    kinds: tuple[str, ...]  # formats to draw: that of the file, and svg for a page
+    folder: Path  # for its file
+    format: str | None  # the file's format; None: no file
+    kinds: tuple[str, ...]  # formats to draw: the file's, and svg for the page
     width: float  # inches
     font_size: float  # points
     dpi: int
 
 
 class Failed(NamedTuple):
-    """The reason why a figure cannot be drawn."""
+    """A figure could not be drawn, with the reason."""
 
     why: str
 
 
 def load(name: str) -> FigureModule:
-    """The module of a figure: one of the report's, or one of the user's in the current directory.
+    """Import a figure's module: one of the report's, or a user's in the current directory.
 
-    Raises: ConfigError if the user's cannot be imported or lacks a part.
+    Raises: ConfigError if a user's module cannot be imported or lacks an attribute.
     """
     if name in FIGURES:
         return cast(FigureModule, import_module(f"rgpo.report.figures.{name}"))
     sys.path[:0] = [here] if (here := str(Path.cwd())) not in sys.path else []
     try:
         module = import_module(name)
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:  # the user's module may raise anything
         raise ConfigError(f"figures=[{name}]: cannot be imported ({described(error)}).") from error
     lacking = [part for part in PARTS if not hasattr(module, part)]
     if lacking:
@@ -88,7 +88,7 @@ def load(name: str) -> FigureModule:
 
 
 def render(job: Job) -> str | Failed:
-    """Draw a figure and write its file; the <svg> for a page, "" if none was drawn.
+    """Draw a figure and write its file; returns the <svg> for the page, or "" if svg was not drawn.
 
     Raises: OSError if the file cannot be written.
     """
@@ -98,10 +98,10 @@ def render(job: Job) -> str | Failed:
             figure = module.draw(job.panels, job.lines, module.SCALES[0])
             style.settle(figure)
             files = style.save(figure, job.name, job.kinds, job.dpi)
-    except Exception as error:  # odd numbers in a run must not cost the report
+    except Exception as error:  # unusual numbers in a run must not break the report
         return Failed(f"cannot be drawn ({type(error).__name__}: {printable(str(error))})")
     del figure
-    gc.collect()  # a figure is one large reference cycle
+    gc.collect()  # a figure is a large reference cycle
     if job.format:
         job.folder.mkdir(parents=True, exist_ok=True)
         write_bytes(job.folder / f"{job.name}.{job.format}", files[job.format])
@@ -109,7 +109,7 @@ def render(job: Job) -> str | Failed:
 
 
 def inline(svg: bytes, prefix: str) -> str:
-    """The <svg> element for a page, its ids made unique by `prefix`; black, white and grid follow the page's colors.
+    """The <svg> element for the page, with ids made unique by `prefix`, and black, white and grid in the page's colors.
 
     An artist with the id "kind:label" gets class="kind" and data-label="label".
     """
@@ -122,7 +122,7 @@ def inline(svg: bytes, prefix: str) -> str:
     text = text.replace("<svg ", f'<svg style="max-width:{1.9 * width:.0f}px;min-width:{1.14 * width:.0f}px" ', 1)
     text = _LABELED.sub(r'class="\1" data-label="\2"', text)
     text = _ID.sub(rf"\g<1>{prefix}-", text)
-    text = _DIGITS.sub(r"\1", text)  # hundredths of a point are enough
+    text = _DIGITS.sub(r"\1", text)  # a precision of 0.01 points is enough
     for color, name in _COLORS.items():
         text = re.sub(color, name, text, flags=re.IGNORECASE)
     return text.strip()

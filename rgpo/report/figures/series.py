@@ -19,16 +19,16 @@ XY = tuple[Floats, Floats]
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a panel: mean and interval (I,) over the seeds in `used`, and every single seed (x, y)."""
+    """One line in a panel: mean and interval (I,) over the group's used seeds, and each seed's (x, y)."""
 
     label: str
     x: Floats  # (I,)
-    mean: Floats  # (I,), nan where a seed is not measured
+    mean: Floats  # (I,), nan where a seed was not measured
     low: Floats  # (I,), nan for fewer than three seeds
     high: Floats  # (I,)
     seeds: tuple[XY, ...]
-    num_seeds: int  # of the mean
-    marks: XY | None = None  # single points of the seeds
+    num_seeds: int  # number of seeds in the mean
+    marks: XY | None = None  # individual points from the seeds
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ class Panel:
     y_label: str
     series: tuple[Series, ...]
     levels: tuple[float, ...] = ()  # horizontal reference lines
-    title: str = ""  # if not the task
+    title: str = ""  # default: the task
 
 
 def with_unit(text: str, column: str) -> str:
-    """An axis label with the unit that the glossary has for the column."""
+    """An axis label with the column's unit from the glossary."""
     return f"{text}  [{GLOSSARY[column].unit}]"
 
 
 def over_iterations(group: Group, column: str, settings: Settings, *, x: str, window: int = 1) -> Series | None:
-    """`column` against column `x`, linearly interpolated between a seed's measurements; None if no run measured it.
+    """`column` against `x`, with each seed's measurements interpolated linearly; None if no run measured it.
 
-    Mean and interval are those of running means over `window` updates; the seeds stay raw.
+    Mean and interval are of running means over `window` updates; individual seeds are not smoothed.
     """
     drawn = [run for run in group.runs if run.has(column)]
     if not drawn:
@@ -68,7 +68,7 @@ def over_iterations(group: Group, column: str, settings: Settings, *, x: str, wi
 
 
 def over_epochs(group: Group, column: str, settings: Settings) -> Series | None:
-    """Mean over a run's iterations of a list `column`, against the epoch 1..K; None if no run measured it."""
+    """Mean over a run's iterations of a list `column`, against epochs 1..K; None if no run measured it."""
     drawn = [run for run in group.runs if run.has(column)]
     if not drawn:
         return None
@@ -117,7 +117,7 @@ def epoch_panels(groups: Sequence[Group], column: str, settings: Settings, *, y_
 
 
 def rows(groups: Sequence[Group], settings: Settings, y_labels: Mapping[str, str], window: int = 1) -> tuple[Panel, ...]:
-    """For each task a panel for each metric (column -> y label), in that order; tasks without any are left out."""
+    """For each task, one panel per metric (column -> y label), in that order; tasks without data are omitted."""
     found = [panels(groups, column, settings, y_label=text, window=window) for column, text in y_labels.items()]
     by_place = {(panel.task, panel.y_label): panel for many in found for panel in many}
     with_data = sorted({task for task, _ in by_place})
@@ -125,23 +125,23 @@ def rows(groups: Sequence[Group], settings: Settings, y_labels: Mapping[str, str
 
 
 def measured(run: Run, x: str, column: str) -> XY:
-    """Points of a run where the column was measured."""
+    """The points of a run at which the column was measured."""
     there = ~np.isnan(run.curve(column))
     return run.curve(x)[there], run.curve(column)[there]
 
 
 def tasks(groups: Iterable[Group]) -> list[str]:
-    """Names of the tasks, sorted."""
+    """Sorted task names."""
     return sorted({group.task for group in groups})
 
 
 def labels(drawn: Iterable[Panel]) -> list[str]:
-    """Labels of all panels' series in order of first appearance."""
+    """Labels of all panels' series, in order of first appearance."""
     return list(dict.fromkeys(series.label for panel in drawn for series in panel.series))
 
 
 def interval_text(drawn: Iterable[Panel], settings: Settings, window: int = 1) -> str:
-    """The end of a caption, on thick lines, bands and thin lines."""
+    """The end of a caption, which explains thick lines, bands and thin lines."""
     drawn = tuple(drawn)
     mean = f"mean over {_seeds_text(drawn)}" + (f", running mean over {window} updates" if window > 1 else "")
     raw = "single seeds, not smoothed" if window > 1 else "single seeds"
@@ -149,13 +149,13 @@ def interval_text(drawn: Iterable[Panel], settings: Settings, window: int = 1) -
 
 
 def band_text(settings: Settings) -> str:
-    """The clause of a caption on bands; over three seeds the percentile bootstrap reaches from the smallest to the largest."""
+    """The clause of a caption about bands; with three seeds, a percentile bootstrap spans the smallest to the largest value."""
     interval = f"{100 * settings.confidence:g} % percentile-bootstrap interval of the mean"
     return f"band: smallest to largest of {MIN_RUNS} seeds, {interval} from {MIN_RUNS + 1} on (none below {MIN_RUNS})"
 
 
 def _seeds_text(drawn: Iterable[Panel]) -> str:
-    """'3 seeds', '1 to 3 seeds'."""
+    """Number of seeds as text: '3 seeds', '1 to 3 seeds'."""
     counts = {series.num_seeds for panel in drawn for series in panel.series if series.num_seeds}
     if not counts:
         return "no finished seed"

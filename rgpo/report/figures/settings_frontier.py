@@ -1,4 +1,4 @@
-"""Results against KL where an arm was run with penalties of several strengths: one curve per arm through the ends of its runs."""
+"""Results against KL for arms run with several penalty strengths: one curve per arm through the ends of its runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Y_LABELS = {TRAIN: "training return", PROXY: "proxy reward, change", GOLD: "gold
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """A panel per task and result with an arm that was run with several settings."""
+    """A panel per task and result, for arms that were run with several settings."""
     arms = [arm for arm in arms_of(groups) if len(arm.groups) > 1]
     made = []
     for task in dict.fromkeys(arm.task for arm in arms):
@@ -38,11 +38,11 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
 
 
 def curve(arm: Arm, x: str, y: str, settings: Settings) -> Series | None:
-    """Means over the seeds at each of an arm's settings, by increasing mean x, with intervals of y that hold together."""
+    """Means over seeds at each of an arm's settings, by increasing mean x, with simultaneous intervals for y."""
     ends = [np.array(path)[:, -len(arm.groups) :] for path in arm_paths(arm, x, y) if len(path[0]) >= len(arm.groups)]
     if not ends:
         return None
-    by_setting = np.stack(ends).transpose(2, 1, 0)  # each seed's k-th smallest x belongs to the k-th setting; (K, 2, S)
+    by_setting = np.stack(ends).transpose(2, 1, 0)  # (K, 2, S); each seed's k-th smallest x is taken as the k-th setting
     each = simultaneous(settings.confidence, len(by_setting))
     intervals = [student(summarize(values), each) for _, values in by_setting]
     low, high = (np.array([interval[side] for interval in intervals]) for side in (1, 2))

@@ -1,4 +1,4 @@
-"""Speed beside other implementations on the same work, and our time by phase; from results_dir/bench."""
+"""Speed compared with other implementations on the same work, and our time by phase, from results_dir/bench."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTESTANTS = {
 
 
 def draw(cases: Sequence[Case], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
-    """A row per case: speeds, without those of our other gates, and our phases."""
+    """A row per case: speeds, excluding our other gates, and our phases."""
     figure, all_axes = style.grid(2 * len(cases), columns=2, height=1.0)
     for i, case in enumerate(cases):
         last = i + 1 == len(cases) or cases[i + 1].unit != case.unit

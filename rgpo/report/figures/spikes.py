@@ -21,7 +21,7 @@ SCALES = ("linear y axis",)
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
-    """A panel per task: percentage of updates above each threshold."""
+    """A panel per task with the percentage of updates above each threshold."""
     thresholds = np.array(settings.thresholds)
     made = []
     for task in series.tasks(groups):

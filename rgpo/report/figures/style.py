@@ -1,4 +1,4 @@
-"""Style of all figures: text width of a page, 8 pt."""
+"""The style shared by all figures: text width of a page, 8 pt."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from rgpo.report.figures.looks import algorithm_lines as algorithm_lines
 from rgpo.report.figures.looks import assign as assign
 
 CANVASES: dict[str, type[FigureCanvasBase]] = {"svg": FigureCanvasSVG, "png": FigureCanvasAgg, "pdf": FigureCanvasPdf}
-WIDTH, NARROW = 7.0, 5.0  # inches: the text width of a page, and the least width for panels side by side
+WIDTH, NARROW = 7.0, 5.0  # inches: a page's text width, and the least width for side-by-side panels
 FONT_SIZE = 8.0  # points
 BLACK, ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = (
     "#000000",
@@ -50,7 +50,7 @@ RC: dict[str, object] = {
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica"],
     "axes.titlesize": 8,
     "axes.titleweight": "bold",
-    "axes.titley": 1.0,  # fixed: there are no ticks above, and measuring them would take a tenth of the time
+    "axes.titley": 1.0,  # fixed, since there are no ticks above; measuring them would take a tenth of the time
     "axes.labelsize": 8,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
@@ -81,8 +81,8 @@ RC: dict[str, object] = {
 
 
 def context(width: float = WIDTH, font_size: float = FONT_SIZE) -> AbstractContextManager[None]:
-    """Apply the style while a figure is built and saved; width in inches, font size in points."""
-    settings: dict[Any, Any] = {**mpl.rcParamsDefault, **RC}  # independent of the user's matplotlibrc
+    """Apply the style while building and saving a figure; width in inches, font size in points."""
+    settings: dict[Any, Any] = {**mpl.rcParamsDefault, **RC}  # ignores the user's matplotlibrc
     settings |= {
         key: value * font_size / FONT_SIZE for key, value in RC.items() if key.endswith("size") and isinstance(value, int | float)
     }
@@ -91,7 +91,7 @@ def context(width: float = WIDTH, font_size: float = FONT_SIZE) -> AbstractConte
 
 
 def grid(num_panels: int, *, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of text width with num_panels axes in rows of up to `columns`, each `height` inches high."""
+    """A figure with num_panels axes in rows of up to `columns`, each `height` inches high."""
     page = float(mpl.rcParams["figure.figsize"][0])
     columns = min(columns if page >= NARROW else max(1, columns // 2), max(num_panels, 1))
     rows = math.ceil(num_panels / columns)
@@ -102,12 +102,12 @@ def grid(num_panels: int, *, columns: int, height: float) -> tuple[Figure, list[
     for unused in flat[num_panels:]:
         unused.remove()
     for axes in flat[:num_panels] if columns > 2 else ():
-        axes.locator_params(nbins=8 - columns)  # no more ticks than a narrow panel has room for
+        axes.locator_params(nbins=8 - columns)  # fewer ticks in narrow panels
     return figure, flat[:num_panels]
 
 
 def legend_below(figure: Figure, lines: Mapping[str, Line], extra: Sequence[Artist] = ()) -> None:
-    """One legend for all panels, outside of them."""
+    """Add one legend for all panels, below them."""
     handles: list[Artist] = [
         Line2D([], [], color=line.color, linestyle=line.dashes, marker=line.marker, label=label) for label, line in lines.items()
     ]
@@ -118,18 +118,18 @@ def legend_below(figure: Figure, lines: Mapping[str, Line], extra: Sequence[Arti
 
 
 def _columns_that_fit(words: Sequence[str], width: float) -> int:
-    """The most legend columns whose estimated widths (points) add up to less than `width`; entries fill column by column."""
+    """The most legend columns with an estimated total width (points) below `width`; entries are filled column by column."""
     for columns in range(len(words), 1, -1):
         sizes = [len(words[i::columns]) for i in range(columns)]
         starts = [sum(sizes[:i]) for i in range(columns)]
         longest = (max(map(len, words[start : start + size])) for start, size in zip(starts, sizes, strict=True))
         if sum(4.2 * length + 39 for length in longest) < width:
-            return math.ceil(len(words) / math.ceil(len(words) / columns))  # rows of about equal length
+            return math.ceil(len(words) / math.ceil(len(words) / columns))  # makes the rows about equally long
     return 1
 
 
 def log_scale(axes: Axes, *names: str) -> None:
-    """Make the axes "x" or "y" logarithmic, without minor ticks in figures of many panels, where they would dominate the time."""
+    """Make axes "x" or "y" logarithmic; no minor ticks in figures with many panels, where they would take most of the time."""
     figure = axes.get_figure(root=True)
     for name in names:
         getattr(axes, f"set_{name}scale")("log", nonpositive="mask")
@@ -138,7 +138,7 @@ def log_scale(axes: Axes, *names: str) -> None:
 
 
 def log_axis(axes: Axes, name: str = "y") -> None:
-    """Make the axis "x" or "y" logarithmic after plotting: decades, or plain numbers if it spans fewer than two of them."""
+    """Make axis "x" or "y" logarithmic after plotting, with ticks at decades, or plain numbers if it spans fewer than two."""
     log_scale(axes, name)
     low, high = axes.get_xlim() if name == "x" else axes.get_ylim()
     if high < 100 * low:
@@ -149,22 +149,22 @@ def log_axis(axes: Axes, name: str = "y") -> None:
 
 
 def update_axis(axes: Axes) -> None:
-    """Whole numbers from 0 on the x axis."""
+    """Use integer ticks from 0 on the x axis."""
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
 def count_axis(axes: Axes) -> None:
-    """Ticks 100k, 200k, 1M from 0 on the x axis."""
+    """Use ticks such as 100k, 200k, 1M from 0 on the x axis."""
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
 
 
 def settle(figure: Figure) -> None:
-    """Fix the layout for all formats.
+    """Compute the layout once for all formats.
 
-    Names and values from results may contain $: no text but that of ticks, which are yet to be made, is mathematics.
+    Names and values from results may contain $, so mathtext is disabled for all text except tick labels, which do not exist yet.
     """
     for text in figure.findobj(Text):
         if isinstance(text, Text) and text.get_text():
@@ -176,16 +176,16 @@ def settle(figure: Figure) -> None:
 
 
 def save(figure: Figure, stem: str, formats: Sequence[str], dpi: int) -> dict[str, bytes]:
-    """Bytes of a settled figure per format, reproducible with the same package versions."""
+    """Format -> bytes of a settled figure, reproducible with the same package versions."""
     metadata: dict[str, dict[str, str | None]] = {
         "svg": {"Date": None, "Title": stem},
         "pdf": {"CreationDate": None, "Title": stem},
         "png": {"Title": stem},
     }
     made = {}
-    for kind in formats:  # savefig would draw everything twice
+    for kind in formats:  # not savefig, which would draw everything twice
         buffer = io.BytesIO()
-        figure.set_dpi(dpi)  # svg and pdf leave another value
+        figure.set_dpi(dpi)  # svg and pdf change it
         getattr(CANVASES[kind](figure), f"print_{kind}")(buffer, metadata=metadata[kind])
         made[kind] = buffer.getvalue()
     return made

@@ -1,4 +1,4 @@
-"""Wall time of the phases of an iteration."""
+"""Wall time of an iteration's phases."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Bars:
 
 
 def compute(groups: Sequence[Group], settings: Settings) -> tuple[Bars, ...]:
-    """A panel per task: seconds of each phase in an iteration that has it, median over iterations, mean over seeds."""
+    """A panel per task: seconds per phase, as the median over iterations that have it, averaged over seeds."""
     made = []
     for task in tasks(groups):
         seconds = {}
@@ -44,7 +44,7 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Bars, ...]:
 
 
 def draw(panels: Sequence[Bars], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
-    """Stacked horizontal bars, with a marker in the algorithm's color beside its name."""
+    """Stacked horizontal bars, with a marker in the algorithm's color next to its name."""
     figure, all_axes = style.grid(len(panels), columns=2, height=0.7 + 0.2 * max(len(panel.seconds) for panel in panels))
     for axes, panel in zip(all_axes, panels, strict=True):
         for place, (label, seconds) in enumerate(reversed(panel.seconds.items())):

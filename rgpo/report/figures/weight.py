@@ -1,4 +1,4 @@
-"""The share of each update's batch that the gate lets through: relative weight and effective sample size of the weights."""
+"""The share of each update's batch that passes the gate: relative weight and effective sample size of the weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def compute(groups: Sequence[Group], settings: Settings) -> tuple[Panel, ...]:
 
 
 def draw(panels: Sequence[Panel], lines: Mapping[str, Line], scale: str = SCALES[0]) -> Figure:
-    """Rows of two panels; the gray line is 1, where nothing is rejected."""
+    """Rows of two panels; the gray line at 1 means that nothing is rejected."""
     return draw_panels(panels, lines, log_y=scale == SCALES[1], columns=2, height=2.1)
 
 

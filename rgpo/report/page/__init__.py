@@ -1,1 +1,1 @@
-"""The page, index.html, and its renewal."""
+"""The page, index.html, and live updates of it."""

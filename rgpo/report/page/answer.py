@@ -1,4 +1,4 @@
-"""The first screen: does the paper reproduce, in one box computed from the verdicts of its claims."""
+"""The first screen: whether the paper reproduces, computed from the verdicts on its claims."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rgpo.report.claims.verdict import CONTRADICTED, REPRODUCED, UNDECIDED, UNTE
 from rgpo.report.tables.table import NOTHING
 
 SIGNS = {REPRODUCED: "✓", CONTRADICTED: "✗", UNDECIDED: "?", UNTESTED: "–"}
-MARKS = re.compile(r" ?\[[PQ]\]")  # of the paper's abstract and of a reader of its full text, which the ledger explains
+MARKS = re.compile(r" ?\[[PQ]\]")  # marks for abstract and full text, which the ledger explains
 
 
 class Sentence(NamedTuple):
-    """One claim on the first screen."""
+    """A claim as shown on the first screen."""
 
     id: str
     outcome: str
@@ -27,14 +27,14 @@ class Sentence(NamedTuple):
     paper: str
     note: str
     n: int
-    figure: str  # link to its figure on the page; "" if there is none
-    curves: str  # link to the curves of its metric; "" if there are none
-    command: str  # that makes its evidence
+    figure: str  # link to its figure on the page, or ""
+    curves: str  # link to the curves of its metric, or ""
+    command: str  # command that makes its evidence
     version: str
 
 
 class Answer(NamedTuple):
-    """The question, its answer in a word for each subject and in numbers, and a sentence per claim under its subject."""
+    """The question, its answer in one word per subject and in numbers, and the claims by subject."""
 
     question: str
     words: str
@@ -43,7 +43,7 @@ class Answer(NamedTuple):
 
 
 def answer(judged: Sequence[Judged], experiments: Collection[str]) -> Answer | None:
-    """The answer from the paper's claims; None if there are none, or if no experiment here is evidence of any."""
+    """The answer from the paper's claims; None if there are none, or if no experiment here is evidence for one."""
     about_paper = [one for one in judged if not one.ours]
     named = {one.loaded.named.experiment for one in judged if one.loaded.named is not None}
     if not about_paper or not named & set(experiments):

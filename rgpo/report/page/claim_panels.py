@@ -1,4 +1,4 @@
-"""A figure per claim: the numbers of every seed of its arms, or their paths, which its rule compares."""
+"""A figure per claim with the data that its rule compares: every seed's number, or path, for each arm."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rgpo.report.read.run import Run
 from rgpo.report.stats.independent import student
 from rgpo.report.tables.matched import path_of
 
-MAX_POINTS = 100  # of a path
+MAX_POINTS = 100  # per path
 
 
 def claim_panels(one: Judged, runs: Sequence[Run], anchors: Anchors) -> list[dict[str, object]]:
-    """A panel per task of a claim about runs, of the arms that have some; none for a claim about the theory."""
+    """A panel per task of a claim about runs, with the arms that have runs; none for a claim about theory."""
     loaded = one.loaded
     if loaded.rule is None:
         return []
@@ -34,7 +34,7 @@ def claim_panels(one: Judged, runs: Sequence[Run], anchors: Anchors) -> list[dic
 
 
 def _name(loaded: Loaded, arm: str) -> str:
-    """An arm by its role and its settings."""
+    """An arm's role and settings as text."""
     settings = ", ".join(str(value) for value in loaded.arms[arm].values())
     return f"{'null arm' if arm == NULL else arm}: {settings}"
 

@@ -1,4 +1,4 @@
-"""Curves as short texts: 16 bits per point, linear or logarithmic between the smallest and the largest value, in base64."""
+"""Compact encoding of curves: 16 bits per point, on a linear or log scale from smallest to largest value, in base64."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rgpo.report.read.run import Run
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime.schema import GLOSSARY, Metric, is_list
 
-Encoded = tuple[float, float, int, str]  # smallest, largest (of logarithms if the third is 1), and the codes
-STEPS = 65534  # between the smallest and the largest value; the code above is a missing one
-MAX_VALUES = 300_000  # points of all curves of a page, 0.8 MB
-LOG_RANGE = 50.0  # from this ratio of largest to smallest on, equal relative errors are better than equal absolute ones
+Encoded = tuple[float, float, int, str]  # smallest and largest value, 1 if these are logarithms, codes
+STEPS = 65534  # number of steps from smallest to largest; the next code means missing
+MAX_VALUES = 300_000  # points in all curves of a page, 0.8 MB
+LOG_RANGE = 50.0  # ratio of largest to smallest above which a log scale is used
 FIRST = (TRAIN, EVAL, PROXY, GOLD, REWARD, KL, KL_REF, LENGTH, "weight/relative_mean", "ess/weight", "ess/ratio", "ratio/max")
-OF_EACH_RUN = ("samples", "wall", "cpu")  # axes on which no two runs have the same points
+OF_EACH_RUN = ("samples", "wall", "cpu")  # axes on which every run has different points
 AXES = {"iteration": "iteration", "env_steps": "env_steps", "samples": SUM_TOKENS, "wall": WALL, "cpu": CPU}  # x axis -> curve
 
 
 def encode(values: Floats) -> Encoded | None:
-    """A curve (P,) with an error of at most 1/131,068 of its range; None if no value is finite."""
+    """Encode a curve (P,) with an error of at most 1/131,068 of its range; None if no value is finite."""
     finite = np.isfinite(values)
     if not finite.any():
         return None
@@ -37,9 +37,9 @@ def encode(values: Floats) -> Encoded | None:
 
 
 def shown_metrics(runs: Sequence[Run], num_values: int) -> dict[str, Metric]:
-    """The metrics that some run measured, the important ones first, as many as `num_values` points allow.
+    """The metrics that at least one run measured, important ones first, as many as fit in `num_values` points.
 
-    Standard errors and lists are left out.
+    Standard errors and lists are omitted.
     """
     own: dict[str, Metric] = {}
     for run in runs:
@@ -53,7 +53,7 @@ def shown_metrics(runs: Sequence[Run], num_values: int) -> dict[str, Metric]:
 
 
 def curves(runs: Sequence[Run], metrics: Mapping[str, Metric]) -> dict[str, object]:
-    """The page's columns: x axes with each distinct one once, and for each metric one encoded curve or null per run."""
+    """The page's columns: distinct x axes, and for each metric one encoded curve or None per run."""
     axes: dict[str, object] = {}
     for name, column in AXES.items():
         distinct: dict[bytes, int] = {}

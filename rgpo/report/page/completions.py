@@ -1,4 +1,4 @@
-"""Pairs of completions of the same held-out prompt, before and after training."""
+"""Pairs of completions for the same held-out prompt, before and after training."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rgpo.report.read.rows import read_samples, sample_files
 from rgpo.report.read.run import Problem, Run
 from rgpo.runtime.reader import Unreadable, printable
 
-MAX_CHARACTERS = 4_000  # of a text on the page
+MAX_CHARACTERS = 4_000  # most characters of a text on the page
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control and direction characters
 
 
 class Sample(NamedTuple):
-    """A row of samples.parquet, with some of the columns in rgpo.runtime.schema.SAMPLES and the terms of the reward."""
+    """A row of samples.parquet: some of the columns in rgpo.runtime.schema.SAMPLES, and the reward terms."""
 
     iteration: int
     prompt_id: int
@@ -26,11 +26,11 @@ class Sample(NamedTuple):
     gold: float
     kl_ref: float
     length: int
-    terms: Mapping[str, float]  # name -> unweighted score; {} for the reward model alone
+    terms: Mapping[str, float]  # name -> unweighted score; {} if there is only the reward model
 
 
 class Pair(NamedTuple):
-    """A prompt's completion by the reference policy (iteration 0) and by the last sampled policy."""
+    """A prompt's completions by the reference policy (iteration 0) and by the last sampled policy."""
 
     label: str
     task: str
@@ -40,7 +40,7 @@ class Pair(NamedTuple):
 
 
 def pairs(groups: Sequence[Group], limit: int) -> tuple[list[Pair], list[Problem]]:
-    """Up to `limit` pairs, equally many per run, of the lowest prompt ids, which are the same for every run."""
+    """Up to `limit` pairs, equally many per run, for the lowest prompt ids, which are the same in every run."""
     runs = [(group, run) for group in groups for run in group.used if sample_files(run.folder)]
     each = max(1, limit // len(runs)) if runs else 0
     found: list[Pair] = []
@@ -48,7 +48,7 @@ def pairs(groups: Sequence[Group], limit: int) -> tuple[list[Pair], list[Problem
     for group, run in runs:
         try:
             found += _of_run(group.label, run, each)
-        except Exception as error:  # whatever is odd costs this run's alone
+        except Exception as error:  # anything unusual must not affect other runs
             why = str(error) if isinstance(error, Unreadable) else f"{type(error).__name__}: {printable(str(error))}"
             problems.append(Problem(run.where, f"{why}; its completions are left out"))
     return found[:limit], problems
@@ -73,6 +73,6 @@ def _legible(sample: Sample) -> Sample:
 
 
 def legible(text: str) -> str:
-    """A text with invisible characters replaced, cut to MAX_CHARACTERS."""
+    """Text with invisible characters replaced, cut to MAX_CHARACTERS."""
     text = _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", text)
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} … ({len(text):,} characters)"

@@ -1,4 +1,4 @@
-"""The data of an experiment as one JSON value, embedded once, from which the page's script draws and filters."""
+"""An experiment's data as one embedded JSON value, from which the page's script draws and filters."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from rgpo.report.tables.baseline import baseline_of
 from rgpo.runtime.former import canonical_name
 from rgpo.runtime.reader import printable
 
-MAX_KEYS = 24  # config keys that vary
-MAX_SHOWN = 60  # characters of a config's value
+MAX_KEYS = 24  # most varying config keys shown
+MAX_SHOWN = 60  # most characters of a config value
 
 
 def experiment_data(
@@ -40,7 +40,7 @@ def experiment_data(
 ) -> dict[str, object]:
     """Runs, their varying settings, metrics, lines, completions and published numbers.
 
-    num_values: the most points of all curves together.
+    num_values: the largest total number of points in all curves.
     """
     members = [(group, run) for group in groups for run in group.runs]
     runs = [run for _, run in members]
@@ -72,24 +72,24 @@ def experiment_data(
 
 
 def varying_keys(runs: Sequence[Run]) -> list[str]:
-    """Config keys whose values differ between runs, those that distinguish the arms first; the algorithm is one of them."""
+    """Config keys whose values differ between runs, including the algorithm; those that distinguish arms come first."""
     first = distinguishing_keys(runs) if runs else []
     return [*(["choices.algo"] if len({run.algo for run in runs}) > 1 else []), *first][:MAX_KEYS]
 
 
 def packed(value: object) -> str:
-    """JSON, compressed by gzip, in the letters of base64: a third of its size, and no character of it is markup."""
+    """JSON as gzip in base64, which takes a third of the size and contains no markup characters."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def look(line: Line) -> list[object]:
-    """Colors on light and on dark, and lengths of dashes and gaps."""
+    """Colors on light and dark background, and the dash pattern."""
     return [line.color, line.dark, [] if isinstance(line.dashes, str) else [2 * length for length in line.dashes[1]]]
 
 
 def number(value: float) -> float | None:
-    """Six digits, or None where a value is not finite."""
+    """Round to six digits; None if the value is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
@@ -113,7 +113,7 @@ def link(path: Path, out: str) -> str:
 
 
 def _published(groups: Sequence[Group], anchors: Anchors) -> list[dict[str, object]]:
-    """Published returns of the tasks, algorithms and lengths of the groups."""
+    """Published returns for the groups' tasks, algorithms and lengths."""
     found = {}
     for group in groups:
         steps = group.runs[0].planned_steps

@@ -1,4 +1,4 @@
-"""Films of episodes that rgpo-eval video=true wrote beside a run, embedded in the page."""
+"""Films of episodes, made by rgpo-eval video=true in a run's folder, embedded in the page."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rgpo.report.read.run import Problem
 from rgpo.runtime.reader import Missing, Unreadable, opened
 
 FILES = {"evaluation/episode.mp4": ("video/mp4", 4, b"ftyp"), "evaluation/episode.gif": ("image/gif", 0, b"GIF8")}
-MAX_BYTES = 4_000_000  # of one film; a larger one is linked
-MAX_FILMS = 12  # on the page per experiment
+MAX_BYTES = 4_000_000  # per film; larger ones are linked
+MAX_FILMS = 12  # per experiment
 
 
 class Film(NamedTuple):
-    """An episode of one run; data is empty if the file is too large for the page."""
+    """A run's episode; data is empty if the file is too large for the page."""
 
     label: str
     run_id: str
@@ -29,7 +29,7 @@ class Film(NamedTuple):
 
 
 def films(groups: Sequence[Group]) -> tuple[list[Film], list[Problem]]:
-    """Up to MAX_FILMS films, those of the first seeds of every group first."""
+    """Up to MAX_FILMS films, starting with the first seed of every group."""
     runs = [(group, run) for group in groups for run in group.runs]
     rank = {id(run): k for group in groups for k, run in enumerate(group.runs)}
     found: list[Film] = []
@@ -50,9 +50,9 @@ def films(groups: Sequence[Group]) -> tuple[list[Film], list[Problem]]:
 
 
 def _read(path: Path, offset: int, mark: bytes) -> bytes:
-    """The contents of a film; nothing if there are more than MAX_BYTES.
+    """The contents of a film; empty if it exceeds MAX_BYTES.
 
-    Raises: Unreadable for a file of another kind; Missing if there is none.
+    Raises: Unreadable if the file has another type; Missing if there is none.
     """
     with opened(path, 1 << 40) as file:
         data = file.read(MAX_BYTES + 1)

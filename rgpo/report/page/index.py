@@ -46,7 +46,7 @@ STYLES = ("uplot/uPlot.min.css", "style.css")
 
 
 class PageFigure(NamedTuple):
-    """A figure on the page: metrics that the script draws from the runs, panels computed here, or an SVG of the user's own."""
+    """A figure on the page: metrics drawn by the script from the runs, panels computed here, or a user's own SVG."""
 
     name: str
     paths: dict[str, str]  # format -> path below `out`
@@ -65,13 +65,13 @@ class PageFigure(NamedTuple):
 
     @property
     def data(self) -> dict[str, object]:
-        """The figure as the page's script reads it."""
+        """The figure's data for the page's script."""
         return {"name": self.name, "title": self.title, "metrics": self.metrics, "panels": self.panels or []}
 
 
 @dataclass
 class Section:
-    """One experiment's part of the page; the section without a title is about no single experiment."""
+    """One experiment's part of the page; the section without a title covers all experiments."""
 
     title: str
     groups: list[Group]
@@ -86,12 +86,12 @@ class Section:
 
     @property
     def folder(self) -> str:
-        """The folder of its files below `out`."""
+        """The folder of its files inside `out`."""
         return f"{self.title}/" if self.title else ""
 
     @property
     def runs(self) -> list[Run]:
-        """Every readable run."""
+        """All readable runs."""
         return [run for group in self.groups for run in group.runs]
 
 
@@ -104,11 +104,11 @@ def render_page(
     defaults: Settings,
     live: bool = False,
 ) -> Iterator[str]:
-    """Yield the page in pieces. Its own script, identified by its hash, is the only one allowed; everything else is text."""
+    """Yield the page in pieces. Only its own script, identified by a hash, may run; everything else is treated as text."""
     from rgpo.version import __version__
 
     parts = "\n".join((TEMPLATE / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = f"(async () => {{\n{parts}\n}})();"  # the data are decompressed first
+    script = f"(async () => {{\n{parts}\n}})();"  # async, since the data must be decompressed first
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE),
@@ -117,7 +117,7 @@ def render_page(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"quote": lambda text: quote(os.fsencode(text)), "value": _sort_key}  # names may be no UTF-8
+    environment.filters |= {"quote": lambda text: quote(os.fsencode(text)), "value": _sort_key}  # names may not be UTF-8
     packages = ", ".join(f"{name} {version(name)}" for name in REPORT_PACKAGES)
     data = {
         "sections": [section.data | {"figures": [figure.data for figure in section.figures]} for section in sections],
@@ -147,13 +147,13 @@ def render_page(
 
 
 def _media(sections: Sequence[Section]) -> str:
-    """The clause of the page's policy that lets embedded films play; none if there are none."""
+    """The clause of the page's content security policy that allows embedded films; "" if there are none."""
     embedded = any(film.data for section in sections for film in section.films)
     return "; img-src data:; media-src data:" if embedded else ""
 
 
 def provenance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Distinct values with the number of runs that have them."""
+    """Distinct values of each provenance field, with the number of runs that have them."""
     status = Counter(run.status for run in runs)
     resumed = sum(run.provenance.attempt > 1 for run in runs)
     inexact = sum(not run.exact for run in runs)
@@ -179,7 +179,7 @@ def _counted(values: Iterable[str]) -> list[str]:
 
 
 def _code(run: Run) -> str:
-    """The version of the code of a run, and whether the code that determines numbers is the same now."""
+    """A run's code version, and whether the code that determines numbers has changed since."""
     return f"{run.version}, {'unchanged' if run.is_current else 'changed since'}"
 
 

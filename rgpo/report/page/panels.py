@@ -1,4 +1,4 @@
-"""Figures that are computed before the page is opened, as data that its script draws: curves, paths and intervals."""
+"""Figures computed in advance, as data for the page's script: curves, paths and intervals."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rgpo.report.stats.bootstrap import Floats, Interval
 from rgpo.report.tables.bench import Case, median_and_range
 from rgpo.report.tables.matched import OVER_SETTINGS, REWARDS, Matched, against_baseline, arms_against_baseline
 
-MAX_POINTS = 100  # of a curve
-MAX_SEEDS = 5  # of a curve, drawn singly
-MANY_CURVES = 16  # of a panel; from more, no single seeds, and fewer points: they would be neither legible nor small
+MAX_POINTS = 100  # points per curve
+MAX_SEEDS = 5  # seeds drawn individually per curve
+MANY_CURVES = 16  # panels with more curves get no individual seeds and fewer points, for legibility and size
 FEW_POINTS = 40
 LOG = {  # figure -> logarithmic axes
     "epoch_drift": (False, True),
@@ -32,9 +32,9 @@ LOG = {  # figure -> logarithmic axes
 
 
 def drawn(name: str, panels: Sequence[object]) -> list[dict[str, object]]:
-    """One mapping per pair of axes, of the kinds that the page's script knows.
+    """One mapping per pair of axes, in the formats that the page's script understands.
 
-    Raises: TypeError for panels of another kind.
+    Raises: TypeError for panels of an unknown type.
     """
     log_x, log_y = LOG.get(name, (False, False))
     made: list[dict[str, object]] = []
@@ -47,7 +47,7 @@ def drawn(name: str, panels: Sequence[object]) -> list[dict[str, object]]:
             level = 0.5 if name == "improvement" else 1.0
             made.append(_intervals(panel.name, "P(better)" if name == "improvement" else "normalized score", panel.found, level))
         elif isinstance(panel, Case):
-            main = {who: one for who, one in panel.contestants.items() if "," not in who}  # without our other gates
+            main = {who: one for who, one in panel.contestants.items() if "," not in who}  # excludes our other gates
             speeds = {who: median_and_range(list(one.speed.values())) for who, one in main.items()}
             made.append(_intervals(panel.name, f"{panel.unit} per CPU-second", speeds, 0.0))
         else:
@@ -56,7 +56,7 @@ def drawn(name: str, panels: Sequence[object]) -> list[dict[str, object]]:
 
 
 def equal_kl(groups: Sequence[Group], settings: Settings) -> list[dict[str, object]]:
-    """Per reward, the change of every arm against the baseline at the largest KL that all its runs and the baseline's reach."""
+    """For each reward, every arm's change from the baseline at the largest KL that all runs of both reach."""
     made = []
     for name, column in REWARDS.items():
         for task in sorted({group.task for group in groups}):
@@ -66,7 +66,7 @@ def equal_kl(groups: Sequence[Group], settings: Settings) -> list[dict[str, obje
 
 
 def equal_kl_over_settings(groups: Sequence[Group], settings: Settings) -> list[dict[str, object]]:
-    """The same for arms that were run with several settings, and for returns over the KL per update."""
+    """Same as ``equal_kl`` for arms that were run with several settings, including returns over the KL per update."""
     made = []
     for name, (x, y) in OVER_SETTINGS.items():
         for task in sorted({group.task for group in groups}):
@@ -76,7 +76,7 @@ def equal_kl_over_settings(groups: Sequence[Group], settings: Settings) -> list[
 
 
 def _changes(title: str, found: Sequence[tuple[str, str, Sequence[Matched]]]) -> list[dict[str, object]]:
-    """One panel of the changes at the last level of each (label, baseline's label, levels)."""
+    """One panel with the changes at the last level of each (label, baseline's label, levels)."""
     rows = {f"{label} at {levels[-1].level:.2g} nats": (label, levels[-1].change) for label, _, levels in found}
     if not rows:
         return []
@@ -116,7 +116,7 @@ def _series(series: Series, many: bool) -> dict[str, object]:
 
 
 def _paths(plane: Plane) -> dict[str, object]:
-    """Rewards over KL of several labels, or of one label by two reward models."""
+    """Rewards over KL for several labels, or for one label and two reward models."""
     names = [curve.label for curve in plane.series]
     pair = len(names) == len(LOOKS) and len(set(names)) == 1
     names = list(LOOKS) if pair else names
@@ -150,7 +150,7 @@ def _intervals(title: str, unit: str, found: Mapping[str, Interval], level: floa
 
 
 def _gates(curves: Iterable[object]) -> list[Panel]:
-    """A panel per gate: g and w for A >= 0, and for A < 0 where that differs."""
+    """A panel per gate: g and w for A >= 0, and for A < 0 if different."""
     by_gate: dict[str, list[Curve]] = {}
     for curve in curves:
         if isinstance(curve, Curve):
@@ -174,7 +174,7 @@ def _gates(curves: Iterable[object]) -> list[Panel]:
 
 
 def _chosen(num_points: int, most: int) -> slice | np.ndarray:
-    """Places of at most `most` points, the first and the last included."""
+    """Indices of at most `most` points, including the first and the last."""
     if num_points <= most:
         return slice(None)
     return np.unique(np.linspace(0, num_points - 1, most).astype(int))
@@ -185,5 +185,5 @@ def _numbers(values: Floats) -> list[float | None]:
 
 
 def _number(value: float) -> float | None:
-    """Four digits, or None, for which JSON has a word, where a value is not finite."""
+    """Round to four digits; None (null in JSON) if the value is not finite."""
     return float(f"{value:.4g}") if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The report on a port of this machine, made again when results change; open pages are notified by server-sent events."""
+"""Serve the report on a local port and rebuild it when results change; open pages are notified by server-sent events."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rgpo.errors import ConfigError
 from rgpo.report.page.watch import watch
 from rgpo.report.settings import Settings
 
-HEARTBEAT_S = 15.0  # between comments to a page that listens, so that a lost one is noticed
+HEARTBEAT_S = 15.0  # interval between comments sent to a listening page, so that a lost connection is noticed
 MAX_LISTENERS = 32
 
 
 class Server(ThreadingHTTPServer):
-    """Files of one folder, and the events of its renewal."""
+    """Serves the files in a folder, and an event for every new report."""
 
     daemon_threads = True
 
@@ -35,25 +35,25 @@ class Server(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """The address of the page, with the token if there is one."""
+        """The page's address, including the token if there is one."""
         host, port = self.server_address[0], self.server_address[1]
         name = str(host, "ascii") if isinstance(host, bytes) else host
         return f"http://{f'[{name}]' if ':' in name else name}:{port}/{f'?token={self.token}' if self.token else ''}"
 
     def announce(self) -> None:
-        """Notify every page that listens of a new report."""
+        """Notify all listening pages of a new report."""
         with self.renewed:
             self.num_reports += 1
             self.renewed.notify_all()
 
     def wait(self, seen: int) -> bool:
-        """Wait for a report after the first `seen`, up to HEARTBEAT_S; True if there is one."""
+        """Wait up to HEARTBEAT_S for a report after the first `seen`; returns True if there is one."""
         with self.renewed:
             self.renewed.wait_for(lambda: self.ended or self.num_reports > seen, HEARTBEAT_S)
             return self.num_reports > seen
 
     def end(self) -> None:
-        """Stop listening, and let the threads of open pages return."""
+        """Stop the server and let the threads of open pages return."""
         with self.renewed:
             self.ended = True
             self.renewed.notify_all()
@@ -62,14 +62,14 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """GET of the page, of files beside it, and of events; everything else is refused."""
+    """Handles GET requests for the page, files next to it, and events; all others are rejected."""
 
     server: Server
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "rgpo", ""
 
     def do_GET(self) -> None:
-        """Answer a request."""
+        """Handle a GET request."""
         parts = urlsplit(self.path)
         if not self._allowed(parse_qs(parts.query).get("token", [""])[0]):
             self._answer(403, b"the address needs the token that rgpo-report printed", "text/plain")
@@ -79,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
             self._file(unquote(parts.path).lstrip("/") or "index.html")
 
     def _allowed(self, token: str) -> bool:
-        """True with the right token, or without one for a request to a loopback name: other names may be a foreign page's."""
+        """Check the token or, without one, that the host is a loopback name, since any other may be a foreign page's."""
         if self.server.token:
             return hmac.compare_digest(token.encode(), self.server.token.encode())
         name = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
             path = (self.server.out / name).resolve()
             inside = path.is_relative_to(self.server.out) and path.is_file() and not path.name.startswith(".")
             content = path.read_bytes() if inside else None
-        except (OSError, ValueError):  # a name with a null byte, a file that was just replaced
+        except (OSError, ValueError):  # a name with a null byte, or a file that was just replaced
             content = None
         if content is None:
             waits = name == "index.html"
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _events(self) -> None:
-        """One event for each report, until the page leaves."""
+        """Send one event per report until the page disconnects."""
         with self.server.renewed:
             full = self.server.num_listeners >= MAX_LISTENERS
             self.server.num_listeners += not full
@@ -129,18 +129,18 @@ class Handler(BaseHTTPRequestHandler):
                 new = self.server.wait(seen)
                 seen = self.server.num_reports if new else seen
                 self.wfile.write(b"event: report\ndata: %d\n\n" % seen if new else b": waiting\n\n")
-        except OSError:  # the page has left
+        except OSError:  # the page has disconnected
             return
         finally:
             with self.server.renewed:
                 self.server.num_listeners -= 1
 
     def log_message(self, format: str, *args: object) -> None:
-        """Print no line per request, which would bury the report's own."""
+        """Do not log requests, which would bury the report's own messages."""
 
 
 def is_loopback(host: str) -> bool:
-    """True for an address of this machine alone."""
+    """True for an address that is reachable only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -148,11 +148,11 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(settings: Settings, report: Callable[[], int], show: Callable[[str], None]) -> int:
-    """Serve the page, call report() now and whenever results change until Ctrl-C, and return its last exit code.
+    """Serve the page and call report(), now and whenever results change, until Ctrl-C; returns its last exit code.
 
-    show: called once with the address. A host that other machines reach gets a token.
+    show: called once with the address. If other machines can reach the host, the address includes a token.
 
-    Raises: ConfigError if the port is in use or the host is not this machine's.
+    Raises: ConfigError if the port is in use, or if the host is not this machine's.
     """
     token = "" if is_loopback(settings.host) else secrets.token_urlsafe(16)
     try:

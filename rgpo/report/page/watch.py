@@ -1,4 +1,4 @@
-"""Report again whenever results change."""
+"""Rebuild the report whenever results change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WATCHED = ("*/*/*.parquet", "*/*/state.json", "*/*/metrics/*.parquet")
 
 
 def watch(settings: Settings, report: Callable[[], int]) -> int:
-    """Call report() now and after every change of the results until Ctrl-C, and return its last exit code."""
+    """Call report() now and after every change of the results until Ctrl-C; returns its last exit code."""
     code, before = 0, None
     try:
         while True:
@@ -32,13 +32,13 @@ def watch(settings: Settings, report: Callable[[], int]) -> int:
 
 
 def fingerprint(results_dir: Path) -> frozenset[tuple[str, int, int]]:
-    """Name, time and size of every file that a report reads and a run rewrites."""
+    """Name, time and size of every file that runs rewrite and the report reads."""
     found = set()
     for pattern in WATCHED:
         for path in results_dir.glob(pattern):
             try:
                 stat = path.stat()
-            except FileNotFoundError:  # joined or replaced in the meantime
+            except FileNotFoundError:  # a file was joined or replaced in the meantime
                 continue
             found.add((str(path), stat.st_mtime_ns, stat.st_size))
     return frozenset(found)

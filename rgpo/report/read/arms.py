@@ -1,4 +1,4 @@
-"""Arms: groups that differ in nothing but how strongly the policy is held back, a curve of results over KL together."""
+"""Arms: groups that differ only in how strongly the policy is constrained, and so form a curve of results over KL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rgpo.report.read.groups import Group, distinguishing_keys, identity, short_label
 from rgpo.report.read.run import Run
 
-STRENGTHS = (  # config keys: how strong the penalty is, how wide the clip, how large the trust region
+STRENGTHS = (  # config keys: strength of the penalty, width of the clip, size of the trust region
     *("penalty.coef", "penalty.kl_target", "update.kl_max"),
     *("gate.eps_low", "gate.eps_high"),
 )
@@ -17,22 +17,22 @@ STRENGTHS = (  # config keys: how strong the penalty is, how wide the clip, how 
 
 @dataclass(frozen=True)
 class Arm:
-    """Groups of one task whose configurations are equal apart from STRENGTHS and the seed."""
+    """Groups of one task whose configurations differ only in STRENGTHS and the seed."""
 
     task: str
     algo: str
-    label: str  # the algorithm, and the values of the other config keys that distinguish its variants
+    label: str  # algorithm and values of the other config keys that distinguish its variants
     groups: tuple[Group, ...]
 
     @property
     def by_seed(self) -> dict[int, list[Run]]:
-        """Seed -> its runs, for the seeds that have a run in every group."""
+        """Seed -> its runs, for seeds that have a run in every group."""
         seeds = set.intersection(*({run.seed for run in group.used} for group in self.groups))
         return {seed: [run for group in self.groups for run in group.used if run.seed == seed] for seed in sorted(seeds)}
 
 
 def arms_of(groups: Sequence[Group]) -> list[Arm]:
-    """The arms of groups in their order; those of a single group are arms too."""
+    """Combine groups into arms, in order; an arm may consist of a single group."""
     found: dict[tuple[str, str, Hashable], list[Group]] = defaultdict(list)
     runs: dict[str, list[Run]] = defaultdict(list)
     for group in groups:

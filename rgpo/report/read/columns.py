@@ -1,6 +1,6 @@
-"""Names of the metrics that the report reads in every run, and the numbers that it keeps of each.
+"""Names of the metrics that the report reads from every run, and the numbers that it keeps for each.
 
-Units and meanings are in rgpo.runtime.schema.GLOSSARY. A figure names the further columns that it draws.
+Units and meanings are in rgpo.runtime.schema.GLOSSARY. Figures name any additional columns that they draw.
 """
 
 from __future__ import annotations

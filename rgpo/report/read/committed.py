@@ -1,4 +1,4 @@
-"""Folders of a repository as committed, extracted without running any program that the repository names."""
+"""Extraction of committed folders from a repository without running any program that the repository configures."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from rgpo.errors import MAX_LINE
 from rgpo.runtime.provenance import NO_HOOKS, git_environment
 
-MAX_COMMITTED = 1 << 30  # bytes of the files at a commit
-_FILE = re.compile(rb"100(?:644|755) blob ([0-9a-f]+)\t([^\0]+)\0")  # neither links nor submodules
+MAX_COMMITTED = 1 << 30  # bytes in the extracted files
+_FILE = re.compile(rb"100(?:644|755) blob ([0-9a-f]+)\t([^\0]+)\0")  # excludes links and submodules
 
 
 def extract(above: Path, name: str, folders: Sequence[str], target: Path) -> None:
-    """Write the folders, which are in `above`, as they were at the commit of a name, into the target.
+    """Write the folders inside `above`, as of the commit called `name`, to the target.
 
-    Raises: OSError or ValueError, with the reason, if there is no such commit or it has none of the folders.
+    Raises: OSError or ValueError, with the reason, if there is no such commit or it contains none of the folders.
     """
     commit = _git(above, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").decode().strip()
     found = _FILE.findall(_git(above, "ls-tree", "-r", "-z", commit, "--", *folders))
@@ -30,9 +30,9 @@ def extract(above: Path, name: str, folders: Sequence[str], target: Path) -> Non
 
 
 def _git(folder: Path, *words: str, given: bytes = b"") -> bytes:
-    """The output of git in a folder, for commands that run no program which the repository names.
+    """Run git in a folder and return its output; only for commands that run no program configured by the repository.
 
-    Its arguments are ours or hashes of commits, and paths are no patterns.
+    Arguments are our own or commit hashes, and paths are not patterns.
 
     Raises: OSError, with the reason, if git fails or its output is larger than MAX_COMMITTED.
     """
@@ -53,9 +53,9 @@ def _git(folder: Path, *words: str, given: bytes = b"") -> bytes:
 
 
 def _write(folder: Path, paths: Sequence[str], contents: bytes) -> None:
-    """Write files into a folder, from the answers of git cat-file: a line that ends in the size, the contents, a newline.
+    """Write files to a folder from the output of git cat-file: a line that ends in the size, the contents, a newline.
 
-    Raises: OSError or ValueError if a path leads elsewhere or something is missing.
+    Raises: OSError or ValueError if a path leads outside the folder or something is missing.
     """
     start = 0
     for path in paths:

@@ -1,4 +1,4 @@
-"""Groups of runs that may be averaged: equal task, algorithm and config, apart from the seed."""
+"""Groups of runs that may be averaged: same task, algorithm and config, apart from the seed."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime.reader import printable
 from rgpo.runtime.schema import AXES, NOT_IDENTITY
 
-MAX_SHOWN = 60  # characters of a value in a label
+MAX_SHOWN = 60  # most characters of a value in a label
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed only."""
+    """Runs that differ only in the seed."""
 
     task: str
     algo: str
-    label: str  # the algorithm, and the values of the config keys that distinguish its variants
+    label: str  # algorithm and values of the config keys that distinguish its variants
     runs: tuple[Run, ...]  # every readable run, by seed
-    used: tuple[Run, ...]  # the runs that enter means, intervals and tables
+    used: tuple[Run, ...]  # the runs used in means, intervals and tables
 
     @property
     def scale(self) -> str:
-        """embedded, smollm2 or paper; none for control."""
+        """The scale: embedded, smollm2 or paper; none for control tasks."""
         return self.runs[0].scale
 
     @property
@@ -40,22 +40,22 @@ class Group:
         return self.scale != "none"
 
     def by_seed(self, column: str, statistic: str) -> dict[int, float]:
-        """Seed -> number of every run in `used` that measured it."""
+        """Seed -> number, for the runs in `used` that measured it."""
         found = {run.seed: run.number(column, statistic) for run in self.used}
         return {seed: value for seed, value in found.items() if np.isfinite(value)}
 
     def values(self, column: str, statistic: str) -> Floats:
-        """The same numbers (S,) in the order of their seeds."""
+        """The numbers of ``by_seed`` (S,), ordered by seed."""
         return np.array(list(self.by_seed(column, statistic).values()), dtype=np.float64)
 
     @property
     def provisional(self) -> bool:
-        """True if no run is finished, so that all numbers are those of unfinished runs."""
+        """True if no run is finished, so that all numbers come from unfinished runs."""
         return bool(self.used) and not any(run.complete for run in self.used)
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[Problem]]:
-    """Groups sorted by task, algorithm and label, and a problem for each run that enters no mean."""
+    """Groups sorted by task, algorithm and label, and a problem for each run that is excluded from means."""
     groups, problems = [], []
     by_algo: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -75,10 +75,10 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[Problem]]:
 
 
 def distinguishing_keys(runs: Sequence[Run]) -> list[str]:
-    """The fewest config keys that distinguish all runs of one algorithm which differ in more than the seed.
+    """A small set of config keys that distinguishes all runs of an algorithm that differ in more than the seed.
 
-    A key is taken if it varies among runs of the same task (task.* may differ from task to task) and splits them further than
-    the keys before it: a subkey of a choice (gate.sharpness) must vary under the same choice.
+    Keys are chosen greedily: a key is added if it varies among runs of the same task (task.* may differ between tasks) and splits
+    them further than the previous keys, so a subkey of an option (gate.sharpness) must vary for the same option.
     """
     names = {key for run in runs for key in run.config if identifies(key)}
     first = [*(f"choices.{axis}" for axis in AXES), "total_env_steps", "num_iterations"]
@@ -94,17 +94,17 @@ def distinguishing_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def identity(run: Run, without: Collection[str] = ()) -> Hashable:
-    """The values of every key that identifies a run, equal for runs that differ in the seed, or in the keys `without`, only."""
+    """The values of all keys that identify a run; equal for runs that differ only in the seed or in the keys `without`."""
     return tuple(sorted((key, repr(_value(run, key))) for key in run.config if key not in without and identifies(key)))
 
 
 def short_label(run: Run, keys: Sequence[str]) -> str:
-    """The values of distinguishing keys: "update.lr=0.001 gate=clip"."""
+    """The values of distinguishing keys, such as "lr=0.001 gate=clip"."""
     return " ".join(f"{_short(key, keys)}={_shown(run, key)}" for key in keys)
 
 
 def identifies(key: str) -> bool:
-    """True if runs with different values of the key are different experiments."""
+    """True if runs with different values of the key count as different experiments."""
     top, leaf = key.partition(".")[0], key.rpartition(".")[2]
     if leaf == "seed" or leaf.endswith("_seed") or key in ("choices.task", "choices.algo"):
         return False
@@ -113,13 +113,13 @@ def identifies(key: str) -> bool:
 
 def _value(run: Run, key: str) -> Hashable:
     value = run.config.get(key)
-    if key == "resume_from":  # each seed continues a run of its own
+    if key == "resume_from":  # each seed continues a different run
         return value is not None
     return value if isinstance(value, Hashable) else repr(value)
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
-    """The last part of a key, or the whole key where two of them end alike."""
+    """The last part of a key, or the whole key if another one has the same last part."""
     leaf = key.rpartition(".")[2]
     alike = sum(other.rpartition(".")[2] == leaf for other in keys) > 1
     return key.removeprefix("choices.") if alike else leaf
@@ -136,11 +136,11 @@ def _shown(run: Run, key: str) -> str:
     text = str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
     if printable(text, MAX_SHOWN) == text:
         return text
-    return f"{printable(text[:MAX_SHOWN])}...{zlib.crc32(text.encode()):08x}"  # values that begin alike stay apart
+    return f"{printable(text[:MAX_SHOWN])}...{zlib.crc32(text.encode()):08x}"  # keeps values with the same beginning distinct
 
 
 def _natural(label: str) -> list[tuple[int, float, str]]:
-    """Sort key that puts k=5 before k=10."""
+    """Natural sort key: k=5 before k=10."""
     parts = label.replace("=", " ").split()
     numbers = [part.removesuffix("k").removesuffix("M") for part in parts]
     is_number = [re.fullmatch(r"-?[0-9]*\.?[0-9]+", number) is not None for number in numbers]
@@ -148,7 +148,7 @@ def _natural(label: str) -> list[tuple[int, float, str]]:
 
 
 def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
-    """The most advanced run of each seed, of several the earliest; a second one would be counted twice."""
+    """The most advanced run of each seed, the earliest of several, so that no seed is counted twice."""
     best: dict[int, Run] = {}
     problems = []
     for run in sorted(runs, key=lambda r: (r.seed, not r.complete, -r.reached, r.started, r.run_id)):
@@ -161,7 +161,7 @@ def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
 
 
 def _usable(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
-    """Finished runs, or, if there are none, the unfinished ones that did not fail."""
+    """The finished runs or, if there are none, the unfinished ones that did not fail."""
     complete = [run for run in runs if run.complete]
     used = complete or [run for run in runs if run.status != "failed"]
     problems = []

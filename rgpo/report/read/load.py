@@ -1,9 +1,9 @@
-"""Runs from disk: config, state, provenance and the reduced metrics of finished and running runs, and a problem for the rest.
+"""Load finished and running runs from disk (config, state, provenance, reduced metrics), with a problem for each unreadable one.
 
 results_dir/<experiment>/<task>-<algo>-s<seed>-<hash8>/
     config.yaml  provenance.json  state.json  metrics.parquet | metrics/part-<attempt>-<n>.parquet  [samples.parquet]
 
-Configs and columns of earlier versions are read by their present names (rgpo.runtime.schema).
+Configs and columns of earlier versions are read under their current names (rgpo.runtime.former).
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from rgpo.runtime.task_name import task_name
 
 RUN_FOLDER = re.compile(r".+-s\d+-[0-9a-f]{8}")
 STATUSES = ("running", "completed", "interrupted", "failed")
-MAX_POINTS = 400  # of a curve
-CHUNK = 8  # runs that a process reads at a time
-CHECKED = ("config.yaml", "provenance.json", "metrics.parquet")  # whose digests are compared; completions when they are shown
-MAX_NAME, MAX_COMMAND = 100, 2000  # characters of a task's or algorithm's name, and of a command
+MAX_POINTS = 400  # points per curve
+CHUNK = 8  # runs read by a process at a time
+CHECKED = ("config.yaml", "provenance.json", "metrics.parquet")  # files whose digests are checked; samples only when shown
+MAX_NAME, MAX_COMMAND = 100, 2000  # most characters in a name, and in a command
 _Typed = TypeVar("_Typed")
 
 
 def experiments(results_dir: Path, name: str | None, typed: str = "") -> list[str]:
-    """Names of the experiments that have run folders.
+    """Names of the experiments with run folders.
 
-    Raises: ConfigError, beginning with `typed`, if there is none, or none of the given name.
+    Raises: ConfigError, whose message starts with `typed`, if there are none, or none with the given name.
     """
     typed, remedy = typed or f"results_dir={results_dir}", "run rgpo-run first, or give another folder"
     try:
@@ -71,7 +71,7 @@ def experiments(results_dir: Path, name: str | None, typed: str = "") -> list[st
 
 
 def run_folders(experiment_dir: Path) -> list[Path]:
-    """Folders named <task>-<algo>-s<seed>-<hash8>, sorted; others (set aside by force=true) are not read.
+    """Folders named <task>-<algo>-s<seed>-<hash8>, sorted; others, such as those set aside by force=true, are ignored.
 
     Raises: Unreadable if the experiment's folder cannot be read.
     """
@@ -82,9 +82,9 @@ def run_folders(experiment_dir: Path) -> list[Path]:
 
 
 def queued(folder: Path) -> bool:
-    """True for the folder of a run without rows: one that has not started, or that a living process has just begun.
+    """True for the folder of a run without rows, because it has not started or a live process has just started it.
 
-    One that has not started holds no more than a lock and the reason why it cannot start.
+    A run that has not started has at most a lock and an error file.
     """
     try:
         empty = all(file.name.startswith(".") or file.name == ERROR for file in folder.iterdir())
@@ -102,9 +102,9 @@ def read_runs(
     numbers: Collection[tuple[str, str]] = (),
     num_points: int = MAX_POINTS,
 ) -> tuple[list[Run], list[Problem]]:
-    """Read every run of an experiment with the given metric columns; unreadable runs become problems, queued ones do not.
+    """Read an experiment's runs with the given metric columns; unreadable runs become problems, queued runs are skipped.
 
-    numbers: further (column, statistic) to keep of each run; num_points: of a curve, at most.
+    numbers: additional (column, statistic) to keep for each run; num_points: most points per curve.
 
     Raises: Unreadable if the experiment's folder cannot be read.
     """
@@ -119,7 +119,7 @@ def read_runs(
 
 
 def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Run, list[Problem]]:
-    """Read one run, with the problems that do not prevent its use.
+    """Read one run, and the problems that do not prevent its use.
 
     Raises: Unreadable if the run cannot be used.
     """
@@ -185,7 +185,7 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
 
 
 def _planned(folder: Path) -> int:
-    """The iterations of a finished run by its manifest; 0 without one."""
+    """The number of iterations in a finished run's manifest; 0 without a manifest."""
     try:
         return manifest.read(folder)["num_iterations"]
     except Missing:
@@ -193,7 +193,7 @@ def _planned(folder: Path) -> int:
 
 
 def _doubts(run: Run, remedy: str) -> list[Problem]:
-    """Problems of a run whose files could be read."""
+    """Problems of a run that was read successfully."""
     problems = []
     if run.status == "completed" and not run.complete:
         lost = f"its status is completed, but {run.num_iterations - run.reached} of {run.num_iterations} iterations have no row"
@@ -203,7 +203,7 @@ def _doubts(run: Run, remedy: str) -> list[Problem]:
 
 
 def _read_or_report(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Run | None, list[Problem]]:
-    """A run and its problems; whatever prevents its use costs this run alone."""
+    """A run and its problems; any error excludes only this run."""
     try:
         return read_run(folder, columns, detail)
     except Unreadable as error:
@@ -220,17 +220,17 @@ def _visible_folder(path: Path) -> bool:
 def _may_have_runs(path: Path) -> bool:
     try:
         return bool(run_folders(path))
-    except Unreadable:  # a problem of its own when it is read
+    except Unreadable:  # reported later, when it is read
         return True
 
 
 def _is_name(value: object) -> TypeGuard[str]:
-    """True for a text that can be a name in tables and figures."""
+    """True for text that can be used as a name in tables and figures."""
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME and printable(value) == value
 
 
 def _read(path: Path, kind: type[_Typed], where: str, consequence: str) -> tuple[_Typed, list[Problem]]:
-    """A JSON file, or an empty mapping and a problem if there is none.
+    """Read a JSON file; returns an empty mapping and a problem if it does not exist.
 
     Raises: Unreadable if it is damaged.
     """
@@ -274,7 +274,7 @@ def _provenance(stored: Mapping[str, object]) -> Provenance:
 
 
 def _gate_curve(stored: object) -> GateCurve | None:
-    """The curve of a run's gate, if it is whole."""
+    """The curve of a run's gate, or None if it is incomplete."""
     curve = _mapping(stored)
     if not curve.keys() >= GateCurve.__annotations__.keys():
         return None
@@ -285,7 +285,7 @@ def _gate_curve(stored: object) -> GateCurve | None:
 
 
 def _typed_again(command: str) -> str:
-    """A command of rgpo-run with every word quoted anew, so that a shell does nothing else; "" for any other text."""
+    """Requote every argument of an rgpo-run command, so that it is safe to paste in a shell; "" for any other text."""
     try:
         words = shlex.split(command) if "$'" not in command else []
     except ValueError:

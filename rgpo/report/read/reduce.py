@@ -1,4 +1,4 @@
-"""Reduction of a run's rows, however many, to a few hundred points per curve and the numbers of the tables."""
+"""Reduction of any number of rows to a few hundred points per curve and the numbers for the tables."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from rgpo.report.read.columns import ITERATION, KL, NUMBERS, RATIO_MAX, TOKENS
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime.schema import is_list
 
-WALL = "wall"  # a curve of the reduction: seconds since the start, iterations only
-LARGEST_KL = f"{KL}:max"  # a curve of the reduction: the largest KL of each block of rows
-SUM_TOKENS = "tokens"  # likewise, completion tokens since the start
-CPU = "cpu"  # likewise, CPU seconds
+WALL = "wall"  # derived curve: seconds since the start, counting iterations only
+LARGEST_KL = f"{KL}:max"  # derived curve: largest KL in each block of rows
+SUM_TOKENS = "tokens"  # derived curve: completion tokens since the start
+CPU = "cpu"  # derived curve: CPU seconds since the start
 TOTALS = {WALL: ITERATION, SUM_TOKENS: TOKENS, CPU: "time/iteration_cpu_s"}
-ENDS_EARLY = "ends early"  # 1 for a column that was not measured any more at the end of its run; not there for others
-LAST_TENTH = "last tenth"  # a statistic: as "final" with a final_fraction of a tenth
-SHARE = "share above "  # a statistic: the share of rows above the number that follows
-MAX_QUANTILES = 200  # of ratio/max over a run's updates
+ENDS_EARLY = "ends early"  # statistic: 1 if a column was no longer measured at the end of the run, else missing
+LAST_TENTH = "last tenth"  # statistic: like "final" with final_fraction=0.1
+SHARE = "share above "  # statistic: share of rows above the number that follows
+MAX_QUANTILES = 200  # most quantiles of ratio/max over a run's updates
 
 
 class Detail(NamedTuple):
     """Resolution of the reduction."""
 
-    final_fraction: float  # "final" is the mean over this share of a run's measured rows, at its end
-    thresholds: tuple[float, ...]  # nats; the rate of updates above each is kept
-    num_points: int  # per curve
-    numbers: tuple[tuple[str, str], ...] = ()  # (column, statistic) kept beyond those of the tables
+    final_fraction: float  # "final" is the mean over this last share of a run's measured rows
+    thresholds: tuple[float, ...]  # nats; the share of updates above each is computed
+    num_points: int  # most points per curve
+    numbers: tuple[tuple[str, str], ...] = ()  # additional (column, statistic) to keep
 
 
 class Reduced(NamedTuple):
-    """curves (P,) with the mean over each of P blocks of rows, lists (K,) with the mean over rows, and the numbers."""
+    """A run's curves (P,) of means over P blocks of rows, lists (K,) of means over all rows, and numbers."""
 
     curves: dict[str, Floats]
     lists: dict[str, Floats]
     numbers: dict[tuple[str, str], float]
-    spike_rates: Floats  # share of updates with KL above each threshold; nan if KL was not measured
-    ratio_quantiles: Floats  # of the largest ratio of each update
+    spike_rates: Floats  # share of updates with KL above each threshold; nan if not measured
+    ratio_quantiles: Floats  # quantiles of each update's largest ratio
 
 
 def reduce(columns: Mapping[str, Floats], detail: Detail, own: Collection[str] = ()) -> Reduced:
-    """Reduce the columns of a run: numbers are over all rows; curves are unchanged if there are at most num_points rows.
+    """Reduce a run's columns; numbers use all rows, and curves are unchanged if there are at most num_points rows.
 
-    own: metrics of this run alone, whose final values are kept, too.
+    own: the run's own metrics, whose final values are also kept.
     """
     numbers = {}
     for column, name in dict.fromkeys((*NUMBERS, *detail.numbers, *((column, "final") for column in own))):
@@ -66,7 +66,7 @@ def reduce(columns: Mapping[str, Floats], detail: Detail, own: Collection[str] =
 
 
 def _ends_early(values: Floats) -> bool:
-    """True if a column (I,) has no value in its last rows: over a tenth of all, and more than between any two values before."""
+    """True if a column (I,) has no value in more than its last tenth of rows, and the gap is longer than any earlier one."""
     measured = np.flatnonzero(~np.isnan(values))
     if not measured.size:
         return False
@@ -75,7 +75,7 @@ def _ends_early(values: Floats) -> bool:
 
 
 def mean_over_rows(values: Floats) -> Floats:
-    """Mean (K,) of the measured entries of each column of (I, K); nan where there is none."""
+    """Mean (K,) over the measured entries in each column of (I, K); nan if there are none."""
     measured = ~np.isnan(values)
     totals, counts = np.where(measured, values, 0.0).sum(axis=0), measured.sum(axis=0)
     return np.asarray(np.divide(totals, counts, out=np.full(len(totals), np.nan), where=counts > 0))
@@ -94,7 +94,7 @@ def _thin(columns: Mapping[str, Floats], num_points: int) -> dict[str, Floats]:
 
 
 def _block_means(values: Floats, starts: NDArray[np.int64]) -> Floats:
-    """Mean of the measured values (I,) of each block from one of starts (P,) to the next; nan where there is none."""
+    """Mean of the measured values (I,) in each block between consecutive starts (P,); nan if there are none."""
     measured = ~np.isnan(values)
     if measured.all():
         return np.asarray(np.add.reduceat(values, starts) / np.diff(starts, append=len(values)))
@@ -104,7 +104,7 @@ def _block_means(values: Floats, starts: NDArray[np.int64]) -> Floats:
 
 
 def is_statistic(name: str) -> bool:
-    """True for the name of a statistic over the rows of a run: final, mean, ..., or "share above 0.04"."""
+    """True for the name of a statistic over a run's rows: final, mean, ..., or "share above 0.04"."""
     try:
         return name in _STATISTICS or (name.startswith(SHARE) and math.isfinite(float(name.removeprefix(SHARE))))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Runs that were repeated with later code and came out equal: results_dir/repeated.json, which `verify RUN record=` writes."""
+"""Runs that gave equal results when repeated with later code, from results_dir/repeated.json (see `verify RUN record=`)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ FOUND, KEYS = ("equal", "equal to rounding"), {"code", "commit", "found"}
 
 
 class Repeated(TypedDict):
-    """A repetition whose columns, but for those that read a clock, are equal to the stored ones."""
+    """A repetition whose columns, except for clock measurements, equal the stored ones."""
 
-    code: str  # digest of the code that determines the run's numbers, with which it was repeated
+    code: str  # digest of the number-determining code used for the repetition
     commit: str
     found: str  # equal, or equal to rounding
 
 
 class _File(TypedDict):
-    runs: dict[str, Repeated]  # experiment/folder -> its last repetition
+    runs: dict[str, Repeated]  # experiment/folder -> last repetition
 
 
 def read_repeated(results_dir: Path) -> tuple[Mapping[str, Repeated], list[Problem]]:
-    """experiment/folder -> the repetition of a run; a damaged file or entry is a problem."""
+    """Read experiment/folder -> repetition; a damaged file or entry becomes a problem."""
     try:
         found, odd = _read(results_dir / NAME)
     except Missing:
@@ -41,9 +41,9 @@ def read_repeated(results_dir: Path) -> tuple[Mapping[str, Repeated], list[Probl
 
 
 def _read(path: Path) -> tuple[dict[str, Repeated], list[str]]:
-    """The entries that are whole, and the names of the others.
+    """The valid entries, and the names of the others.
 
-    Raises: Missing or Unreadable.
+    Raises: Unreadable if the file is damaged; Missing if it does not exist.
     """
     entries = reader.read_json(path, _File).get("runs", {})
     whole = {name: entry for name, entry in entries.items() if entry.keys() == KEYS and entry["found"] in FOUND}
@@ -51,7 +51,7 @@ def _read(path: Path) -> tuple[dict[str, Repeated], list[str]]:
 
 
 def record(path: Path, where: str, repeated: Repeated) -> None:
-    """Add a repetition to the file, or replace that of the same run.
+    """Add a repetition to the file, or replace the previous one of the same run.
 
     Raises: ConfigError if the file is damaged or cannot be written.
     """

@@ -1,4 +1,4 @@
-"""A run repeated, at its commit or with the present code, and its rows compared with the stored ones, bit by bit."""
+"""Repeat a run, at its commit or with the current code, and compare its rows bit by bit with the stored ones."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ from rgpo.runtime.reader import Unreadable
 from rgpo.runtime.schema import CLOCK_PREFIXES, COUNTERS, PROVENANCE
 
 COMMIT, HEAD = "commit", "head"
-DROPPED = ("results_dir", "force", "plan", "exports", "hydra/launcher", "tags")  # words about the place and form of results
-ROUNDING = 1e-5  # relative difference of float32 numbers
-MAX_SHOWN = 4  # columns named
-LEFT_OUT = b"left_out"  # of a file's metadata: JSON names of columns that were measured and not kept
+DROPPED = ("results_dir", "force", "plan", "exports", "hydra/launcher", "tags")  # do not affect numbers
+ROUNDING = 1e-5  # relative difference attributed to float32 rounding
+MAX_SHOWN = 4  # most columns listed
+LEFT_OUT = b"left_out"  # key in a file's metadata: JSON list of columns that were measured but not kept
 
 
 class Difference(NamedTuple):
-    """Of two runs' rows: the largest relative difference, and where they first differ by more than rounding (0: nowhere)."""
+    """The largest relative difference between two runs' rows, and the first iteration with more than rounding (0: none)."""
 
     largest: float
     iteration: int
-    columns: tuple[str, ...]  # that differ from there on
-    lacking: tuple[str, ...]  # that only one of them has
+    columns: tuple[str, ...]  # columns that differ from there on
+    lacking: tuple[str, ...]  # columns that only one of the runs has
 
 
 def verify_run(folder: Path, at: str, record_in: Path | None = None) -> tuple[str, list[Problem]]:
-    """Repeat a run and state whether all columns but those that read a clock are equal.
+    """Repeat a run and report whether all columns except clock measurements are equal.
 
-    record_in: a file to which an equal repetition is added, with the digest of the code that made it.
+    record_in: a file to which an equal repetition is added, with the digest of its code.
 
-    Raises: ConfigError if the folder holds no run that can be repeated, or the repetition fails.
+    Raises: ConfigError if the folder does not contain a repeatable run, or if the repetition fails.
     """
     require(at in (COMMIT, HEAD), "at", at, "give commit (of the run, in a temporary checkout) or head (the present code)")
     try:
@@ -93,7 +93,7 @@ def verify_run(folder: Path, at: str, record_in: Path | None = None) -> tuple[st
 
 
 def difference(first: Mapping[str, Floats], second: Mapping[str, Floats]) -> Difference:
-    """Compare the columns (I,) or (I, K) of two runs; one that is shorter differs from its end on."""
+    """Compare the columns (I,) or (I, K) of two runs; a shorter run differs from its end on."""
     common = sorted(first.keys() & second.keys())
     lacking = tuple(sorted(first.keys() ^ second.keys()))
     length = min(len(first["iteration"]), len(second["iteration"]))
@@ -118,7 +118,7 @@ def difference(first: Mapping[str, Floats], second: Mapping[str, Floats]) -> Dif
 
 
 def relative_gap(a: Floats, b: Floats) -> Floats:
-    """|a - b| / max(|a|, |b|), 0 where both are equal, infinite or nan alike, infinite where only one is."""
+    """|a - b| / max(|a|, |b|), but 0 where both are equal (nan included) and infinite where only one is finite."""
     with np.errstate(invalid="ignore", divide="ignore"):
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         gap = np.abs(a - b) / np.maximum(np.abs(a), np.abs(b))
@@ -126,7 +126,10 @@ def relative_gap(a: Floats, b: Floats) -> Floats:
 
 
 def _words(folder: Path, facts: Provenance) -> list[str]:
-    """The words of the command that made the run, without those that do not change its numbers."""
+    """The arguments of the run's command, without those that do not affect its numbers.
+
+    Raises: ConfigError if the stored command is not rgpo-run.
+    """
     try:
         typed = shlex.split(facts.get("command") or "")
     except ValueError:
@@ -137,14 +140,17 @@ def _words(folder: Path, facts: Provenance) -> list[str]:
 
 
 def _repeat(words: list[str], work: Path, of_commit: bool, folder: Path) -> tuple[dict[str, Floats], Provenance]:
-    """Run the command in a process of its own, and read its rows and its provenance."""
+    """Run the command in a subprocess, and read its rows and provenance.
+
+    Raises: ConfigError if the command fails or leaves no rows.
+    """
     results = work / "results"
     path = [str(work / "code")] if of_commit else [str(Path(__file__).parents[3])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])])}
     module, _, function = _entry_point(work / "code").partition(":") if of_commit else ("rgpo.cli.run", ":", "main")
     start = f"import sys; from {module} import {function}; sys.exit({function}())"
     command = [sys.executable, "-c", start, *words, f"results_dir={results}"]
-    place = work if of_commit else None  # the current directory comes first on the path, and may have a package of this name
+    place = work if of_commit else None  # not the current directory, which comes first on the path and may have an rgpo package
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)  # noqa: S603  # no shell
     found = [path for path in results.glob("*/*") if RUN_FOLDER.fullmatch(path.name)]
     if done.returncode or len(found) != 1:
@@ -158,7 +164,7 @@ def _repeat(words: list[str], work: Path, of_commit: bool, folder: Path) -> tupl
 
 
 def _entry_point(code: Path) -> str:
-    """module:function of rgpo-run in a checkout; earlier versions had it elsewhere."""
+    """module:function of rgpo-run in a checkout, which differs between versions."""
     try:
         found = str(tomllib.loads(reader.read_text(code / "pyproject.toml"))["project"]["scripts"]["rgpo-run"])
     except (Unreadable, tomllib.TOMLDecodeError, KeyError, TypeError):
@@ -167,9 +173,9 @@ def _entry_point(code: Path) -> str:
 
 
 def _read(folder: Path) -> dict[str, Floats]:
-    """Every column of a run that two identical runs share, by present names.
+    """All columns that must agree between identical runs, under current names.
 
-    Raises: Unreadable if there are none, or config.yaml is not that of the rows.
+    Raises: Unreadable if there are no rows, or if config.yaml is damaged or does not belong to the rows.
     """
     path = folder / "metrics.parquet"
     with reader.parquet(path) as file:
@@ -184,7 +190,10 @@ def _read(folder: Path) -> dict[str, Floats]:
 
 
 def _left_out(folder: Path) -> frozenset[str]:
-    """Columns that were measured and not kept, by present names."""
+    """Columns that were measured but not kept, under current names.
+
+    Raises: Unreadable if the file or its list of columns is damaged.
+    """
     with reader.parquet(folder / "metrics.parquet") as file:
         text = (file.schema_arrow.metadata or {}).get(LEFT_OUT, b"[]")
     try:
@@ -194,7 +203,7 @@ def _left_out(folder: Path) -> frozenset[str]:
 
 
 def _notes(facts: Provenance, by: Provenance, found: Difference) -> list[str]:
-    """One clause for each thing but numbers that differs between the two runs: libraries, data and models by their versions."""
+    """Clauses about differences other than numbers: versions of libraries, data and models, and missing columns."""
     now, then = by.get("versions", {}), facts.get("versions", {})
     changed = [
         f"{name} {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name] and name != "rgpo"

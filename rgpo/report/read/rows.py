@@ -1,4 +1,4 @@
-"""Parquet to arrays: the rows of a finished or running run, one per iteration, and the records of small tables."""
+"""Reading parquet into arrays: the rows of a finished or running run, one per iteration, and records of small tables."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from rgpo.runtime.reader import Missing, Unreadable
 from rgpo.runtime.schema import SAMPLES, is_list
 
 INDEX_COLUMNS = ("attempt", "iteration", "env_steps")
-WORDS = ("scale",)  # constant text columns that the report reads
-MAX_TEXT = 64 << 20  # characters of a small table
-BATCH = 256  # rows of it at a time
+WORDS = ("scale",)  # constant text columns used by the report
+MAX_TEXT = 64 << 20  # most characters in a small table
+BATCH = 256  # rows of a small table read at a time
 SAMPLES_FILE = "samples.parquet"
 _KINDS = {"text": str, "whole": int, "number": float, "yes/no": bool}
 SAMPLE_COLUMNS = {name: _KINDS[kind] for name, kind in SAMPLES.items()}
 
 
 class Rows(NamedTuple):
-    """Columns (I,), or (I, K) under epoch/, nan where not measured; only those that the files have, by their present names."""
+    """Columns (I,), or (I, K) under epoch/, nan where not measured, under current names; only those found in the files."""
 
     columns: dict[str, Floats]
-    words: dict[str, str]  # WORDS
-    configs: set[str]  # with which the files were written
+    words: dict[str, str]  # values of WORDS
+    configs: set[str]  # the configurations stored in the files
     problems: list[str]
 
 
 def read(folder: Path, columns: Collection[str]) -> Rows:
-    """Read the rows of metrics.parquet and of the parts; the highest attempt wins where iterations overlap.
+    """Read the rows of metrics.parquet and the part files; where iterations overlap, the highest attempt wins.
 
     Raises: Unreadable if there are no rows.
     """
     wanted = [*INDEX_COLUMNS, *sorted(set(columns) - set(INDEX_COLUMNS))]
-    for final in (False, True):  # a second try if the runner joined the parts between listing and reading
+    for final in (False, True):  # retry once, in case the runner joined the parts between listing and reading
         words: dict[str, str] = {}
         configs: set[str] = set()
         tables, problems, vanished = [], [], False
@@ -67,23 +67,23 @@ def read(folder: Path, columns: Collection[str]) -> Rows:
 
 
 def require_own(found: Rows, config: Mapping[str, object]) -> None:
-    """Raises: Unreadable unless rows were measured with this configuration, that of config.yaml."""
+    """Raises: Unreadable unless the rows were measured with this configuration, from config.yaml."""
     if not all(reader.same_identity(config, text) for text in found.configs):
         raise Unreadable("config.yaml is not the configuration that its rows were measured with")
 
 
 def files(folder: Path) -> list[Path]:
-    """metrics.parquet of a finished run, the parts of a running one, or both of one that was killed between."""
+    """A finished run's metrics.parquet, a running run's parts, or both if it was killed in between."""
     joined = folder / "metrics.parquet"
     return [*([joined] if joined.exists() else []), *part_files(folder / "metrics")]
 
 
 def read_records(path: Path, columns: Mapping[str, type]) -> list[dict[str, Any]]:
-    """Read a small table as one mapping column -> value per row; columns: name -> str, int, float or bool.
+    """Read a small table as a list of rows (column -> value); columns: name -> str, int, float or bool.
 
-    Missing numbers of a float column are nan.
+    Missing values in a float column become nan.
 
-    Raises: Unreadable if the file is damaged, or a column is missing or of another type; Missing if it does not exist.
+    Raises: Unreadable if the file is damaged or too large, or a column is missing or has another type; Missing if there is none.
     """
     found: list[dict[str, Any]] = []
     num_characters = 0
@@ -103,13 +103,13 @@ def read_records(path: Path, columns: Mapping[str, type]) -> list[dict[str, Any]
 
 
 def sample_files(folder: Path) -> list[Path]:
-    """samples.parquet of a finished run, the parts of a running one."""
+    """A finished run's samples.parquet, or a running run's parts."""
     joined = folder / SAMPLES_FILE
     return [joined] if joined.exists() else part_files(folder / "samples")
 
 
 def read_samples(folder: Path, columns: Mapping[str, type]) -> list[dict[str, Any]]:
-    """The completions of a run so far; [] if there are none.
+    """A run's completions so far; [] if there are none.
 
     Raises: Unreadable if a file is damaged.
     """
@@ -124,14 +124,14 @@ def read_samples(folder: Path, columns: Mapping[str, type]) -> list[dict[str, An
 
 
 def floats(column: pa.ChunkedArray) -> Floats:
-    """A numeric arrow column as (I,), nulls as nan; to_numpy and fill_null would import pandas, half a second."""
+    """Convert a numeric arrow column to (I,), nulls to nan; to_numpy and fill_null would import pandas, which takes 0.5 s."""
     if column.null_count:
         return np.array(column.to_pylist(), dtype=np.float64)
     return np.concatenate([np.empty(0), *(np.from_dlpack(chunk) for chunk in column.chunks if len(chunk))])
 
 
 def _require(path: Path, columns: Mapping[str, type], types: Mapping[str, pa.DataType]) -> None:
-    """Raises: Unreadable unless a file has the columns with their types."""
+    """Raises: Unreadable unless the file has all columns with the right types."""
     missing = sorted(set(columns) - set(types))
     if missing:
         raise Unreadable(f"{path.name} has no column {', '.join(missing)}")
@@ -177,7 +177,7 @@ def _first_words(file: pq.ParquetFile, names: list[str]) -> dict[str, str]:
 
 
 def _present_names(names: Collection[str]) -> dict[str, str]:
-    """Present name -> name in the file, for files that may have former names of columns."""
+    """Current name -> name in the file, which may have old names."""
     former = {RENAMED_COLUMNS[name]: name for name in names if name in RENAMED_COLUMNS}
     return former | {name: name for name in names if name not in RENAMED_COLUMNS}
 
@@ -197,14 +197,14 @@ _TYPES: dict[type, Callable[[pa.DataType], bool]] = {
 
 
 def _padded(path: Path, column: pa.ChunkedArray) -> Floats:
-    """Lists of different lengths -> (I, K), nan where a list is shorter.
+    """Convert lists of different lengths to (I, K), padded with nan.
 
-    Raises: Unreadable if they do not fit into memory.
+    Raises: Unreadable if the result would be too large.
     """
     lists = column.combine_chunks()
     lengths = np.nan_to_num(floats(pc.list_value_length(pa.chunked_array([lists])))).astype(int)
     entries, width = floats(pa.chunked_array([lists.flatten()])), lengths.max(initial=0)
-    if len(entries) == len(lengths) * width:  # all of equal length, unless runs of two kinds share a file
+    if len(entries) == len(lengths) * width:  # the usual case: all lists have equal length
         return entries.reshape(len(lengths), width)
     if len(lengths) * width > reader.MAX_VALUES:
         raise Unreadable.file(path, "its lists are too long")
@@ -226,7 +226,7 @@ def _join(tables: list[dict[str, Floats]], wanted: list[str]) -> dict[str, Float
 
 
 def _stack(parts: list[Floats | None], lengths: list[int]) -> Floats:
-    """Join one column of several files; nan where a file has no such column or shorter lists."""
+    """Concatenate a column of several files, with nan where a file lacks the column or has shorter lists."""
     if len(parts) == 1 and parts[0] is not None:
         return parts[0]
     width = max((part.shape[1] for part in parts if part is not None and part.ndim == 2), default=0)

@@ -1,4 +1,4 @@
-"""A run as the report sees it, and the problems found while reading."""
+"""A run in the report's representation, and problems found while reading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rgpo.runtime.schema import Metric
 
 
 class Problem(NamedTuple):
-    """Something that was left out or is incomplete: its place, and the reason in one sentence."""
+    """Something that is incomplete or was left out: where, and why, in one sentence."""
 
     where: str
     why: str
@@ -30,38 +30,38 @@ class Problem(NamedTuple):
 
 
 class Provenance(NamedTuple):
-    """The part of provenance.json that the report shows; empty or "unknown" where the file has nothing."""
+    """The part of provenance.json that the report shows; empty or "unknown" where the file has no entry."""
 
     commit: str
     dirty: bool  # uncommitted changes
-    code: str  # digest of the code that determines numbers; empty for runs from before there was one
+    code: str  # digest of the code that determines numbers; empty for old runs
     versions: str
-    libraries: Mapping[str, str]  # versions of those that determine numbers
+    libraries: Mapping[str, str]  # versions of libraries that determine numbers
     host: str
     started: str
     command: str
     attempt: int
-    gate: str  # with its parameters; empty for an algorithm without
-    gate_curve: GateCurve | None  # None for runs from before it was recorded
+    gate: str  # the gate with its parameters; empty for an algorithm without one
+    gate_curve: GateCurve | None  # None for old runs
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run, reduced: curves over iterations and the numbers of the tables."""
+    """A run reduced to curves over iterations and numbers for the tables."""
 
     experiment: str
     folder: Path
-    task: str  # with what makes it another task in parentheses: "qwen_rlhf (embedded)", "hopper (v5)"
-    scale: str  # embedded, smollm2, paper; none for control
+    task: str  # with differences from the packaged task in parentheses: "qwen_rlhf (embedded)", "hopper (v5)"
+    scale: str  # embedded, smollm2 or paper; none for control
     algo: str
     seed: int
-    config: Mapping[str, object]  # dotted key -> value, with present names
-    metrics: Mapping[str, Metric]  # of the run's own config, beyond the packaged ones: declared ones and terms of the reward
+    config: Mapping[str, object]  # dotted key -> value, with current names
+    metrics: Mapping[str, Metric]  # the run's own metrics: declared ones and reward terms
     provenance: Provenance
-    status: str  # of state.json, or "unknown"
+    status: str  # from state.json, or "unknown"
     reason: str
     num_iterations: int
-    reached: int  # iterations with a row
+    reached: int  # number of iterations with a row
     reduced: Reduced
 
     @property
@@ -74,34 +74,34 @@ class Run:
 
     @property
     def version(self) -> str:
-        """The code that the run was measured with: its digest, or the commit for runs from before there were digests."""
+        """The code with which the run was measured: its digest, or the commit for runs older than digests."""
         commit, changed = self.provenance.commit[:10], "-dirty" if self.provenance.dirty else ""
         return self.provenance.code or (f"{commit}{changed}" if commit else "unknown")
 
     @property
     def versions(self) -> list[str]:
-        """By what a claim may name that code: its version and, unless there were uncommitted changes, its commit."""
+        """Names by which a claim may refer to that code: its version and, unless there were uncommitted changes, its commit."""
         return [self.version, *([self.provenance.commit] if self.provenance.commit and not self.provenance.dirty else [])]
 
     @property
     def started(self) -> str:
-        """When it was started, in ISO format; one that is not known sorts as the last."""
+        """The start time in ISO format; if unknown, a text that sorts last."""
         return self.provenance.started or "9999"
 
     @property
     def present_code(self) -> str:
-        """The digest of the present code for the run's options."""
+        """The digest of the current code for the run's options."""
         choices = {key.removeprefix("choices."): value for key, value in self.config.items() if key.startswith("choices.")}
         return code_digest(choices, str(self.config.get("task._target_", "")))
 
     @property
     def is_current(self) -> bool:
-        """True if the run was measured with the code that determines numbers as it is now."""
+        """True if the code that determines numbers has not changed since the run."""
         return self.version == self.present_code
 
     @property
     def planned_steps(self) -> int | None:
-        """Environment steps that its configuration sets; num_iterations has precedence over total_env_steps."""
+        """Environment steps according to the configuration; num_iterations takes precedence over total_env_steps."""
         iterations, steps = self.config.get("num_iterations"), self.config.get("total_env_steps")
         if isinstance(iterations, int):
             size, copies = self.config.get("task.num_steps"), self.config.get("task.num_envs", 1)
@@ -115,22 +115,22 @@ class Run:
 
     @property
     def exact(self) -> bool:
-        """False if a resume could not restore open episodes, so that the run is not equal to an uninterrupted one bit for bit."""
+        """False if a resume could not restore open episodes, so that the run differs from an uninterrupted one."""
         return math.isnan(self.number(RESTARTED, "last"))
 
     @property
     def reward_terms(self) -> list[str]:
-        """Names of the terms of the reward; [] for the reward model alone."""
+        """Names of the reward terms; [] if there is only the reward model."""
         names = term_names(self.config.get("task.reward"))
         return [name for name in names if f"reward/{name}_mean" in self.metrics]
 
     def curve(self, column: str) -> Floats:
-        """Points (P,) of a column; nan where it was not measured."""
+        """A column's points (P,); nan where it was not measured."""
         found = self.reduced.curves.get(column)
         return found if found is not None else np.full(len(self.reduced.curves["iteration"]), np.nan)
 
     def number(self, column: str, statistic: str) -> float:
-        """A number of the tables; nan if the column was never measured."""
+        """A statistic of a column; nan if the column was never measured."""
         return self.reduced.numbers.get((column, statistic), float("nan"))
 
     def has(self, column: str) -> bool:

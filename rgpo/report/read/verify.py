@@ -1,4 +1,4 @@
-"""Every file of every run, read and compared with the run's manifest of digests."""
+"""Check every file of every run against the digests in the run's manifest."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rgpo.runtime.reader import Missing, Unreadable
 from rgpo.runtime.run_folder import RunState
 from rgpo.runtime.schema import GLOSSARY
 
-MIN_POINTS = 20  # of a curve that nobody draws
+MIN_POINTS = 20  # curves are read but not drawn
 
 
 def verify(settings: Settings) -> tuple[str, list[Problem]]:
-    """A summary in one line, and a problem for each damaged run.
+    """Check all runs; returns a one-line summary and a problem for each damaged run.
 
     Raises: ConfigError if there are no results.
     """
@@ -38,7 +38,7 @@ def verify(settings: Settings) -> tuple[str, list[Problem]]:
 
 
 def _damage(folder: Path) -> list[str]:
-    """One clause for each file that is damaged, and whatever else makes the report doubt a run."""
+    """One clause per damaged file, and the other reasons why the report would flag a run."""
     found = manifest.damage(folder)
     checks: dict[str, Callable[[Path], object]] = {
         "config.yaml": reader.read_yaml,

@@ -1,4 +1,4 @@
-"""Two processes for reading and drawing many runs, none for few."""
+"""Worker processes for reading and drawing: two for many runs, none for few."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from typing import Protocol, TypeVar
 
 from rgpo.errors import ConfigError
 
-MANY_RUNS = 60  # from this number on, processes save more time than their start costs
-GARBAGE_THRESHOLD = 20_000  # new objects; Python's default, 700, costs a tenth of the time of a figure with many parts
-NUM_PROCESSES = 2  # more would exceed the memory that a report may use
+MANY_RUNS = 60  # from this number on, processes save more time than it takes to start them
+GARBAGE_THRESHOLD = 20_000  # new objects; with Python's default, 700, figures with many parts take a tenth longer
+NUM_PROCESSES = 2  # more would exceed the report's memory limit
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Map(Protocol):
-    """map(function, items) with a chunk size; the results are in the order of the items."""
+    """map(function, items) with a chunk size; results are in the order of the items."""
 
     def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], chunk: int, /) -> Iterable[Result]: ...
 
 
 @contextmanager
 def workers(num_runs: int) -> Iterator[Map]:
-    """Yield a Map that uses processes if there are many runs and at least two cores."""
+    """Yield a Map, which uses processes if there are many runs and at least two cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if num_runs < MANY_RUNS or cores < 2:
         yield _serial
         return
-    method = "fork" if sys.platform == "linux" else "spawn"  # a fork shares what is imported, but is safe on Linux only
+    method = "fork" if sys.platform == "linux" else "spawn"  # forking shares imported modules, but is only safe on Linux
     gc.collect()
-    gc.freeze()  # what is loaded does not become garbage; scanning it costs time, and after a fork memory
+    gc.freeze()  # loaded objects are permanent; scanning them would take time and, after a fork, memory
     try:
         context = multiprocessing.get_context(method)
         with ProcessPoolExecutor(NUM_PROCESSES, context, initializer=_begin) as pool:
@@ -60,7 +60,7 @@ def workers(num_runs: int) -> Iterator[Map]:
 
 
 def _begin() -> None:
-    """Leave Ctrl-C to the process that started this one."""
+    """Ignore Ctrl-C, which the parent process handles."""
     gc.set_threshold(GARBAGE_THRESHOLD)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

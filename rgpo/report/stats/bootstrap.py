@@ -1,7 +1,7 @@
-"""Statistics over runs, after Agarwal et al. (2021, arXiv 2108.13264): aggregates, profiles, stratified bootstrap.
+"""Statistics over runs following Agarwal et al. (2021, arXiv 2108.13264): aggregates, profiles, stratified bootstrap.
 
-S runs of a task, T tasks, B bootstrap resamples, I points. `strata` is a list over tasks of scores (S_t,) or of resampled scores
-(B, S_t): every aggregate takes either and reduces the last axis. Pure numpy; randomness comes from a Generator passed in.
+Legend: S runs of a task, T tasks, B bootstrap resamples, I points. `strata` is a list, over tasks, of scores (S_t,) or resampled
+scores (B, S_t); every aggregate accepts either and reduces the last axis. Pure numpy; random numbers come from a given Generator.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Strata = Sequence[Floats]
 NAN = float("nan")
-MIN_RUNS = 3  # with fewer, no interval is given: a bootstrap over one or two runs carries no information
+MIN_RUNS = 3  # fewest runs for an interval: a bootstrap over one or two runs has no information
 
 
 class Interval(NamedTuple):
-    """An estimate and its interval, nan where there are too few runs."""
+    """An estimate and its interval, nan if there are too few runs."""
 
     value: float
     low: float
@@ -28,12 +28,12 @@ class Interval(NamedTuple):
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
-    """A Generator that depends on the seed and the name of the estimate, not on the order of estimation."""
+    """A Generator that depends on the seed and the estimate's name, but not on the order of estimation."""
     return np.random.default_rng([seed, zlib.crc32("/".join(names).encode())])
 
 
 def iqm(values: Floats) -> Floats:
-    """Interquartile mean: the mean of values (..., S) without the lowest and highest floor(S/4).
+    """Interquartile mean: the mean of values (..., S) without the floor(S/4) lowest and highest.
 
     Raises: ValueError if there are no values.
     """
@@ -54,7 +54,7 @@ def aggregate_median(strata: Strata) -> Floats:
 
 
 def aggregate_iqm(strata: Strata) -> Floats:
-    """Interquartile mean over all runs of all tasks; a task with more runs counts more."""
+    """Interquartile mean over all runs of all tasks; tasks with more runs have more weight."""
     return iqm(np.concatenate(list(strata), axis=-1))
 
 
@@ -82,7 +82,7 @@ def performance_profile(strata: Strata, thresholds: Floats) -> Floats:
 
 
 def probability_of_improvement(first: Strata, second: Strata) -> Floats:
-    """P(X > Y) + P(X = Y)/2 of a run X of the first and Y of the second, mean over tasks (Mann-Whitney's U / S_x S_y)."""
+    """P(X > Y) + P(X = Y)/2 for a run X of the first and Y of the second, mean over tasks (Mann-Whitney's U / (S_x S_y))."""
     chances = []
     for x, y in zip(first, second, strict=True):
         gap = x[..., :, None] - y[..., None, :]
@@ -105,7 +105,7 @@ def estimate(
 ) -> Interval:
     """A statistic and its percentile interval under the stratified bootstrap.
 
-    All nan without a run, the interval nan where a stratum has fewer than MIN_RUNS runs.
+    Everything is nan if there are no runs; the interval is nan if a stratum has fewer than MIN_RUNS runs.
     """
     sizes = [scores.size for scores in strata]
     if min(sizes) == 0:
@@ -129,20 +129,20 @@ def mean_interval(values: Floats, rng: np.random.Generator, *, num_resamples: in
 
 
 def percentiles(estimates: Floats, confidence: float) -> tuple[Floats, Floats]:
-    """Lower and upper end (...) of the central `confidence` of estimates (B, ...)."""
+    """Lower and upper end (...) of the central `confidence` interval of estimates (B, ...)."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.ascontiguousarray(np.moveaxis(estimates, 0, -1)), [tail, 1 - tail], axis=-1)
     return low, high
 
 
 def survival(values: Floats) -> tuple[Floats, Floats]:
-    """Empirical P(X >= x) of values (n,): the positive values x in ascending order, and the share of values from x up."""
+    """Empirical P(X >= x) of values (n,): the positive values x in ascending order, and the share of values >= x."""
     x = np.sort(values[np.isfinite(values) & (values > 0)])
     return x, np.arange(len(x), 0, -1) / max(len(x), 1)
 
 
 def running_mean(values: Floats, window: int) -> Floats:
-    """Centered mean over `window` points of values (S, I), over fewer at the ends; nan stays nan and is not averaged."""
+    """Centered mean of values (S, I) over `window` points, fewer at the ends; nan entries remain nan and are skipped."""
     if window == 1 or not values.size:
         return values
     measured = ~np.isnan(values)
@@ -153,7 +153,7 @@ def running_mean(values: Floats, window: int) -> Floats:
         np.concatenate([np.zeros((len(values), 1)), np.cumsum(x, axis=1)], axis=1)
         for x in (np.where(measured, values, 0.0), measured)
     )
-    with np.errstate(invalid="ignore"):  # after an infinite value, all later means are nan
+    with np.errstate(invalid="ignore"):  # an infinite value makes all later means nan
         means = (sums[:, stop] - sums[:, start]) / np.maximum(counts[:, stop] - counts[:, start], 1)
     return np.where(measured, means, np.nan)
 

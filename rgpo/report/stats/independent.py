@@ -1,9 +1,9 @@
-"""Independent samples: Welch's interval of a difference, Fieller's of a ratio, and the sample size that would decide.
+"""Independent samples: Welch's interval for a difference, Fieller's for a ratio, and the sample size that would decide.
 
-Two runs of different algorithms share a seed and nothing else, so they are independent: pairing them has no basis (the
-intraclass correlation over seeds is about -0.2 in our runs) and costs degrees of freedom. Everything here takes mean, standard
-deviation and size, so that a published number with its spread is a sample like ours. Exact for normal values with equal
-variances, approximate otherwise (tests/test_independent.py has the coverage).
+Runs of different algorithms with the same seed share nothing else, so they are independent: pairing them has no basis (the
+intraclass correlation over seeds is about -0.2 in our runs) and costs degrees of freedom. All functions take mean, standard
+deviation and size, so that published numbers can be used like our own samples. Exact for normal values with equal variances,
+approximate otherwise (tests/test_independent.py checks the coverage).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from scipy.special import stdtr, stdtrit
 
 from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Floats, Interval
 
-MAX_RUNS = 1000  # a sample size that would decide is not searched beyond it
+MAX_RUNS = 1000  # upper limit when searching for a sample size that would decide
 
 
 class Summary(NamedTuple):
-    """A sample: mean, standard deviation with n - 1, and size; all nan and 0 for an empty one."""
+    """A sample: mean, standard deviation (n - 1) and size; nan, nan and 0 for an empty sample."""
 
     mean: float
     sd: float
@@ -33,20 +33,20 @@ class Summary(NamedTuple):
 
 
 def summarize(values: Floats) -> Summary:
-    """Summary of values (n,); the standard deviation of a single value is nan."""
+    """Summarize values (n,); the standard deviation of a single value is nan."""
     if not values.size:
         return Summary(NAN, NAN, 0)
     return Summary(float(np.mean(values)), float(np.std(values, ddof=1)) if values.size > 1 else NAN, int(values.size))
 
 
 def student(x: Summary, confidence: float) -> Interval:
-    """Student's interval of a mean; nan below MIN_RUNS values."""
+    """Student's interval for a mean; nan with fewer than MIN_RUNS values."""
     half = _quantile(x.n - 1, confidence) * x.error if x.n >= MIN_RUNS else NAN
     return Interval(x.mean, x.mean - half, x.mean + half)
 
 
 def welch(x: Summary, y: Summary, confidence: float) -> tuple[Interval, float]:
-    """Difference of two means with Welch's (1947) interval, and the two-sided p of 0; nan below MIN_RUNS values of either."""
+    """Difference of two means with Welch's (1947) interval, and two-sided p for 0; nan with fewer than MIN_RUNS values."""
     difference = x.mean - y.mean
     if min(x.n, y.n) < MIN_RUNS:
         return Interval(difference, NAN, NAN), NAN
@@ -59,10 +59,10 @@ def welch(x: Summary, y: Summary, confidence: float) -> tuple[Interval, float]:
 
 
 def relative_change(x: Summary, y: Summary, confidence: float) -> Interval:
-    """Change of x against y in percent of |mean of y|, with Fieller's (1954) interval for independent samples.
+    """Change from y to x in percent of |mean of y|, with Fieller's (1954) interval for independent samples.
 
-    The interval is every rho for which mean(x) - rho mean(y) may be 0, infinite where mean(y) is not distinguishable from 0; the
-    degrees of freedom are Welch's at the estimate.
+    The interval contains every rho for which mean(x) - rho mean(y) may be 0; it is infinite if mean(y) cannot be distinguished
+    from 0. Degrees of freedom are Welch's at the estimate.
     """
     if not x.n or not y.n or y.mean == 0:
         return Interval(NAN, NAN, NAN)
@@ -84,10 +84,10 @@ def relative_change(x: Summary, y: Summary, confidence: float) -> Interval:
 
 
 def deciding_size(found: Interval, n: int, distance: float, confidence: float, arms: int) -> int:
-    """The fewest runs per arm at which an interval around the same estimate would be narrower than `distance` on each side.
+    """The fewest runs per arm for which an interval around the same estimate would be within `distance` on each side.
 
-    The wider half-width scales as t(n)/sqrt(n), with arms (n - 1) degrees of freedom. 0 if it cannot be computed; MAX_RUNS + 1 if
-    more than MAX_RUNS would be needed.
+    The wider half-width is scaled as t(n)/sqrt(n), with arms (n - 1) degrees of freedom. Returns 0 if it cannot be computed, and
+    MAX_RUNS + 1 if more than MAX_RUNS are needed.
     """
     half = max(found.high - found.value, found.value - found.low)
     if not math.isfinite(half) or not distance > 0 or n < MIN_RUNS:
@@ -99,7 +99,7 @@ def deciding_size(found: Interval, n: int, distance: float, confidence: float, a
 
 
 def intraclass_correlation(pairs: Floats) -> float:
-    """ICC(1) of pairs (n, 2) after each arm's mean is removed: the gain of pairing by seed; about 0 for independent runs."""
+    """ICC(1) of pairs (n, 2) after subtracting each arm's mean: the benefit of pairing by seed; about 0 for independent runs."""
     centered = pairs - pairs.mean(axis=0)
     n = len(pairs)
     between = 2 * float(np.sum(centered.mean(axis=1) ** 2)) / max(n - 1, 1)
@@ -108,12 +108,12 @@ def intraclass_correlation(pairs: Floats) -> float:
 
 
 def simultaneous(confidence: float, num_levels: int) -> float:
-    """Confidence of each of several intervals that hold together with the given one (Bonferroni)."""
+    """Confidence of each of num_levels intervals that hold simultaneously with the given confidence (Bonferroni)."""
     return 1 - (1 - confidence) / num_levels
 
 
 def noise(x: Summary, confidence: float) -> float:
-    """Percent of |mean| that the means of two further samples like x differ by at most, with the given confidence (A/A noise)."""
+    """A/A noise: bound, in percent of |mean|, on the difference of two more samples like x, with the given confidence."""
     if x.n < MIN_RUNS or x.mean == 0:
         return NAN
     return 100 * _quantile(x.n - 1, confidence) * math.sqrt(2) * x.error / abs(x.mean)

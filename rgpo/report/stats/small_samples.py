@@ -1,9 +1,10 @@
 """Statistics for few seeds: paired differences, spread over seeds, and multiple comparisons.
 
-n pairs (x_i, y_i): runs of one configuration and seed under two states of the code, which share their random numbers. Runs of
-different algorithms do not, and are compared as independent samples (independent.py). Student's t on x - y, because a bootstrap
-over 3 to 5 seeds is far too narrow (tests/test_report_stats.py); Fieller's interval for the ratio of means, which holds 1
-exactly when Student's holds 0. All of it is exact for normal values. Our choice; the paper does not describe its comparisons.
+The n pairs (x_i, y_i) are runs with the same configuration and seed under two states of the code, which share random numbers.
+Runs of different algorithms do not, and are compared as independent samples (independent.py). Student's t is used for x - y,
+because a bootstrap over 3 to 5 seeds is far too narrow (tests/test_report_stats.py), and Fieller's interval for the ratio of
+means, which contains 1 exactly when Student's contains 0. All methods are exact for normal values. Our choice; the paper does
+not describe its comparisons.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from scipy.special import chdtri, stdtr, stdtrit
 from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Floats
 from rgpo.report.stats.independent import Summary, summarize
 
-MIN_SPREAD_RUNS = 10  # fewer seeds may all come from one mode of a bimodal return, so no finite interval of the spread covers
+MIN_SPREAD_RUNS = 10  # fewer seeds may all be from one mode of a bimodal return, so no finite interval for the spread would cover
 
 
 class Change(NamedTuple):
-    """x against y: mean difference and relative change of the means in percent, with intervals; nan below MIN_RUNS pairs.
+    """x compared with y: difference of means and relative change in percent, with intervals; nan with fewer than MIN_RUNS pairs.
 
-    A relative interval is infinite where y's mean is not distinguishable from 0. p: two-sided, of a difference of 0.
+    A relative interval is infinite if y's mean cannot be distinguished from 0. p: two-sided, for no difference.
     """
 
     num_pairs: int
@@ -38,7 +39,7 @@ class Change(NamedTuple):
 
 
 def change(x: Mapping[int, float], y: Mapping[int, float], confidence: float) -> Change:
-    """Compare seed -> value of two algorithms over the seeds that both have."""
+    """Compare two mappings seed -> value over their common seeds."""
     seeds = sorted(seed for seed in x.keys() & y.keys() if math.isfinite(x[seed]) and math.isfinite(y[seed]))
     if not seeds:
         return Change(0, *[NAN] * 7)
@@ -52,7 +53,7 @@ def change(x: Mapping[int, float], y: Mapping[int, float], confidence: float) ->
 
 
 def student(values: Floats, confidence: float) -> tuple[float, float, float]:
-    """Student's interval of the mean of values (n,) and the two-sided p of mean 0."""
+    """Student's interval for the mean of values (n,), and two-sided p for mean 0."""
     n, mean = values.size, float(np.mean(values))
     error = float(np.std(values, ddof=1)) / math.sqrt(n)
     if error == 0:
@@ -62,7 +63,7 @@ def student(values: Floats, confidence: float) -> tuple[float, float, float]:
 
 
 def fieller(x: Floats, y: Floats, confidence: float) -> tuple[float, float]:
-    """Fieller's (1954) interval of E x / E y from pairs (n,): every rho for which mean(x - rho y) may be 0; or +-inf."""
+    """Fieller's (1954) interval for E x / E y from pairs (n,): every rho for which mean(x - rho y) may be 0; may be infinite."""
     n = x.size
     t2 = float(stdtrit(n - 1, 0.5 + confidence / 2)) ** 2 / n
     (vx, vxy), (_, vy) = np.cov(x, y)
@@ -76,16 +77,16 @@ def fieller(x: Floats, y: Floats, confidence: float) -> tuple[float, float]:
 
 
 def coefficient_of_variation(values: Floats, confidence: float) -> tuple[float, float, float]:
-    """100 s / |mean| in percent of values (n,), and its interval after Vangel (1996), infinite where it is unbounded.
+    """Coefficient of variation 100 s / |mean| of values (n,) in percent, with the interval of Vangel (1996), possibly infinite.
 
-    s with n - 1; all nan for fewer than two values or mean 0. Below MIN_SPREAD_RUNS values the interval is [0, inf]: Vangel's is
-    for normal values, and covers 77 % at a nominal 95 % if a quarter of the runs end at 2.5 times the return of the others.
+    s uses n - 1; all nan for fewer than two values or mean 0. With fewer than MIN_SPREAD_RUNS values, the interval is [0, inf]:
+    Vangel's assumes normal values, and covers 77 % at a nominal 95 % if a quarter of the runs have 2.5 times the others' return.
     """
     return spread(summarize(values), confidence)
 
 
 def spread(x: Summary, confidence: float) -> tuple[float, float, float]:
-    """``coefficient_of_variation`` of a sample that is known by its mean, standard deviation and size."""
+    """``coefficient_of_variation`` of a sample given by mean, standard deviation and size."""
     n = x.n
     if n < 2 or not x.mean:
         return NAN, NAN, NAN
@@ -101,7 +102,7 @@ def spread(x: Summary, confidence: float) -> tuple[float, float, float]:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p values; nan stays nan and is not counted."""
+    """Holm's (1979) adjusted p values; nan remains nan and is not counted."""
     tested = sorted((value, i) for i, value in enumerate(p) if not math.isnan(value))
     adjusted, largest = [NAN] * len(p), 0.0
     for rank, (value, i) in enumerate(tested):

@@ -1,1 +1,1 @@
-"""Tables of an experiment, of the benchmarks, and of the changes between two states of the results."""
+"""Tables for experiments, for benchmarks, and for changes between two states of the results."""

@@ -1,4 +1,4 @@
-"""Advice on arms: the best of every task, its lead over the others, and whether that is more than noise."""
+"""Advice on which arm to use: the best arm for each task, its lead over the others, and whether that exceeds noise."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from rgpo.report.tables.table import percent, plain
 BETTER, WORSE, NOISE, FEW = "better", "worse", "within noise", "too few seeds"
 DRIFT = "better at the end, but not at equal KL to the reference"
 SHORT = "worse at the end, but better at equal KL to the reference"
-OURS, NAME = "rgpo", "RGPO"  # the algorithm of the paper, which the advice names in any case
+OURS, NAME = "rgpo", "RGPO"  # the paper's algorithm, which the advice always mentions
 NO_GATE, PARTS = "identity", ("sigmoid", "adaptive")  # gate and penalty of the paper's algorithm
-MAX_TASKS = 4  # named in the headline
+MAX_TASKS = 4  # most tasks named in the headline
 APART = "never at the baseline's KL to the reference"
 PLACES = {BETTER: "better", WORSE: "worse", NOISE: "within noise of it"}
 PLACES |= {APART: APART, DRIFT: "ahead only by more KL", SHORT: "behind only by less KL"}
@@ -33,48 +33,48 @@ WORDS = {TRAIN: "training return", GOLD: "gold reward", PROXY: "proxy reward"}
 
 
 class Arm(NamedTuple):
-    """One arm of a task: its mean over n seeds, its change against the baseline, and whether that is more than noise."""
+    """An arm in one task: its mean over n seeds, its change from the baseline, and whether that exceeds noise."""
 
     algo: str
-    ours: bool  # the paper's algorithm, with a gate
+    ours: bool  # True for the paper's algorithm with a gate
     label: str
-    family: str  # the label without how strongly the policy is held back, of several such arms
+    family: str  # label without the strength of the constraint, if arms differ in it
     mean: float
     n: int
     change: Interval  # percent
     outcome: str  # BETTER, WORSE, NOISE, FEW, DRIFT, SHORT, APART; "" for the baseline itself
-    equal_kl: str = ""  # change against the baseline at equal KL to the reference
+    equal_kl: str = ""  # change from the baseline at equal KL to the reference, as text
 
 
 class Contest(NamedTuple):
-    """The arms of one task of an experiment, best first."""
+    """The arms in one task of an experiment, best first."""
 
     experiment: str
     task: str
     setting: str
-    length: int  # steps, or iterations where a run is not planned in steps
+    length: int  # in steps, or in iterations if runs are not planned in steps
     column: str
     baseline: str
     arms: tuple[Arm, ...]
-    lead: Interval  # change of the best against the second, percent
-    leads: bool  # the lead is more than noise
+    lead: Interval  # change from the second to the best, percent
+    leads: bool  # True if the lead exceeds noise
     language: bool
-    current: bool  # all its runs were made with today's code that determines numbers
-    fair: bool  # the baseline does no better with other settings, in another experiment of this task and length
+    current: bool  # True if all runs were made with the current number-determining code
+    fair: bool  # False if the baseline does better with other settings in another experiment of this task and length
 
     @property
     def num_seeds(self) -> int:
-        """Of the arm that has the fewest."""
+        """The fewest seeds of any arm."""
         return min(arm.n for arm in self.arms)
 
     @property
     def weight(self) -> tuple[int, int]:
-        """By which the contests of a task are ranked."""
+        """Rank among the contests of the same task."""
         return self.num_seeds, self.length
 
     @property
     def sentence(self) -> str:
-        """The best arm, its lead over the second, and its place beside the baseline."""
+        """A sentence on the best arm, its lead over the second, and its change from the baseline."""
         best, second = self.arms[0], self.arms[1]
         text = "" if self.leads else "no clear winner; "
         text += f"{best.label} has the highest {WORDS[self.column]}, {plain(best.mean, 4)} (n = {best.n}): "
@@ -91,7 +91,7 @@ class Contest(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """The arm to use, in one sentence for each kind of task, what else to know, and the reason in each task."""
+    """The recommended arm, in one sentence per kind of task, with remarks and the reasons for each task."""
 
     headlines: tuple[str, ...]
     remarks: tuple[str, ...]
@@ -99,11 +99,11 @@ class Advice(NamedTuple):
 
 
 def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) -> Advice | None:
-    """The advice from all experiments (name, groups); None if no task has two arms.
+    """Derive advice from all experiments (name, groups); None if no task has two arms.
 
-    An arm is recommended if it is better than the baseline beyond noise in some task and worse in none; else the baseline is. For
-    language models an arm is better or worse at equal KL to the reference, instead of at the end.
-    Noise: Welch's interval at `confidence`, over all arms of a task together (Bonferroni).
+    An arm is recommended if it is better than the baseline beyond noise in at least one task and worse in none; otherwise the
+    baseline is recommended. Language models are compared at equal KL to the reference instead of at the end.
+    Noise: Welch's interval at `confidence`, adjusted for all arms of a task (Bonferroni).
     """
     best = _best_means(sections)
     contests = [
@@ -126,7 +126,7 @@ def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) 
 
 
 def _best_means(sections: Sequence[tuple[str, Sequence[Group]]]) -> dict[tuple[object, ...], float]:
-    """The highest mean of an algorithm with one gate and penalty in a task, over all experiments of that length."""
+    """The highest mean of each algorithm, gate and penalty in a task, over all experiments of the same length."""
     found: dict[tuple[object, ...], float] = {}
     for group in (group for _, groups in sections for group in groups):
         values = group.values(_column([group]), "final")
@@ -141,12 +141,12 @@ def _kind(group: Group) -> tuple[object, ...]:
 
 
 def _column(groups: Sequence[Group]) -> str:
-    """The metric by which the arms of a task are compared."""
+    """The metric used to compare a task's arms."""
     return TRAIN if not groups[0].language else GOLD if all(g.values(GOLD, "final").size for g in groups) else PROXY
 
 
 def _weightiest(contests: Sequence[Contest]) -> list[Contest]:
-    """Those with enough seeds to compare, if there are any; of a task the longest of those whose arms have the most."""
+    """For each task, the contest with the most seeds, then the longest; those with too few seeds only if there are no others."""
     enough = [one for one in contests if any(arm.outcome not in ("", FEW) for arm in one.arms)] or list(contests)
     most = {one.task: max(other.weight for other in enough if other.task == one.task) for one in enough}
     return [one for one in enough if one.weight == most[one.task]]
@@ -198,7 +198,7 @@ def _contest(
 
 
 def _equal_kl(groups: Sequence[Group], column: str, settings: Settings) -> dict[str, Matched]:
-    """By label, the change against the baseline at the largest KL to the reference that both reach."""
+    """Label -> change from the baseline at the largest KL to the reference that both reach."""
     found = {group.label: levels[-1] for group, _, levels in against_baseline(groups, column, settings)}
     for arm, _, levels in arms_against_baseline(groups, KL_REF, column, settings):
         found |= {group.label: levels[-1] for group in arm.groups}
@@ -206,7 +206,7 @@ def _equal_kl(groups: Sequence[Group], column: str, settings: Settings) -> dict[
 
 
 def _outcome(difference: Interval, level: Matched | None) -> str:
-    """The outcome at equal KL where there is one, else by the difference from the baseline at the end of training."""
+    """The outcome at equal KL if available, else from the difference to the baseline at the end of training."""
     end = _of_interval(difference)
     if level is None or np.isnan(level.change.low):
         return end
@@ -221,7 +221,7 @@ def _of_interval(found: Interval) -> str:
 
 
 def _outcomes(contests: Sequence[Contest], only_ours: bool = False) -> dict[str, list[str]]:
-    """By family, its outcomes against the baselines, each once per task."""
+    """Family -> distinct outcomes against the baseline in each contest."""
     found: dict[str, list[str]] = {}
     for contest in contests:
         once = dict.fromkeys((arm.family, arm.outcome) for arm in contest.arms if arm.outcome and (arm.ours or not only_ours))
@@ -231,7 +231,7 @@ def _outcomes(contests: Sequence[Contest], only_ours: bool = False) -> dict[str,
 
 
 def _headline(contests: Sequence[Contest]) -> str:
-    """The recommended arms, or the baselines and the reason, and the place of the paper's algorithm."""
+    """A sentence with the recommended arms, or the baselines with the reason and the result of the paper's algorithm."""
     outcomes = _outcomes(contests)
     good = {label: found.count(BETTER) for label, found in outcomes.items() if BETTER in found and WORSE not in found}
     bases = _baselines(contests)
@@ -254,14 +254,14 @@ def _headline(contests: Sequence[Contest]) -> str:
 
 
 def _baselines(contests: Sequence[Contest]) -> str:
-    """The names of the baselines, without settings where these are no part of the comparison or all that differs."""
+    """The baselines' names, without settings that are irrelevant to the comparison or the only difference."""
     bases = [arm for contest in contests for arm in contest.arms if arm.label == contest.baseline]
     names, algos = (list(dict.fromkeys(one)) for one in ([arm.family for arm in bases], [arm.algo for arm in bases]))
     return " or ".join(algos if len(algos) == 1 < len(names) else names)
 
 
 def _ours(contests: Sequence[Contest]) -> str:
-    """A sentence on the outcomes of the paper's algorithm against the baseline, where there were enough seeds."""
+    """A sentence on the paper's algorithm against the baseline, counting only comparisons with enough seeds."""
     outcomes = [outcome for found in _outcomes(contests, only_ours=True).values() for outcome in found]
     found = Counter(outcome for outcome in outcomes if outcome != FEW)
     if not outcomes or not found:
@@ -273,7 +273,7 @@ def _ours(contests: Sequence[Contest]) -> str:
 
 
 def _remarks(contests: Sequence[Contest]) -> list[str]:
-    """Arms that trade KL for reward, and arms to avoid where the baseline is recommended."""
+    """Sentences on arms that trade KL for reward, and on arms that are worse in some task."""
     outcomes = _outcomes(contests)
     drift, short, worse = (
         ", ".join(family for family, found in outcomes.items() if outcome in found) for outcome in (DRIFT, SHORT, WORSE)

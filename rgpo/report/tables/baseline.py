@@ -1,4 +1,4 @@
-"""Every algorithm against the baseline of its task, as independent samples, beside A/A noise and the paper's change."""
+"""Comparison of every algorithm with its task's baseline, as independent samples, with A/A noise and the paper's change."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rgpo.report.tables.table import NOTHING, Cell, Column, Row, Table, estimate
 
 MEASURES = {"return": TRAIN, "reward, proxy": PROXY, "reward, gold": GOLD, "KL to reference": KL_REF}
 RLHF = "Qwen2.5-1.5B, n = 3"
-# The paper's relative changes (arXiv 2604.14895), from [P] its abstract, [Q] a reader of the full text.
-# Its step counts, seeds, KL constants and reward model are not known; see experiments/README.md.
+# The paper's relative changes (arXiv 2604.14895), from [P] its abstract or [Q] a reader of the full text.
+# Its step counts, seeds, KL constants and reward model are unknown; see experiments/README.md.
 PAPER = {  # (task, algorithm, baseline, measure) -> change
     ("walker2d", "rgpo", "ppo", "return"): "+81 % [Q]",
     ("ant", "rgpo", "ppo", "return"): "+47 % [Q]",
@@ -72,10 +72,10 @@ def comparisons(groups: Sequence[Group], settings: Settings) -> Table:
 
 
 def baseline_of(task: str, groups: Sequence[Group], label: str | None) -> Group | None:
-    """The only group of the task that has the given label or algorithm, or None if there is none or several.
+    """The task's only group with the given label or algorithm; None if there are none or several.
 
-    Without a label: the default baseline, else the arm with the most seeds, of several one without an adaptive penalty whose gate
-    is PPO's clip, else the first by name.
+    Without a label: the default baseline if it is unique; otherwise, among its variants (or all arms if it was not run), the one
+    with the most seeds, preferring PPO's clip without an adaptive penalty, then the first in order.
     """
     name = label or DEFAULT_BASELINE
     members = [group for group in groups if group.task == task]
@@ -86,13 +86,13 @@ def baseline_of(task: str, groups: Sequence[Group], label: str | None) -> Group 
 
 
 def _is_plain(group: Group) -> bool:
-    """True for PPO's clip without a further trust region."""
+    """True for PPO's clip without an adaptive penalty."""
     config = group.runs[0].config
     return config.get("choices.gate") == "clip" and config.get("choices.penalty") != "adaptive"
 
 
 def baseline_problems(groups: Sequence[Group], settings: Settings) -> list[Problem]:
-    """Tasks that cannot be compared with the baseline in the settings."""
+    """Problems for tasks that cannot be compared with the baseline given in the settings."""
     problems, name = [], settings.baseline
     for task in sorted({group.task for group in groups}) if name else ():
         several = [g.label for g in groups if g.task == task and g.algo == name]
@@ -103,7 +103,7 @@ def baseline_problems(groups: Sequence[Group], settings: Settings) -> list[Probl
 
 
 def baseline_choice(groups: Sequence[Group], settings: Settings) -> list[str]:
-    """A sentence for each task whose baseline had to be chosen because the default one was not run, or run in variants."""
+    """A sentence for each task whose baseline had to be chosen, because the default one was not run or has variants."""
     chosen = {}
     for task in sorted({group.task for group in groups}) if not settings.baseline else ():
         base = baseline_of(task, groups, None)
@@ -117,8 +117,8 @@ def baseline_choice(groups: Sequence[Group], settings: Settings) -> list[str]:
 def scores(groups: Sequence[Group], settings: Settings) -> dict[str, dict[str, Floats]]:
     """label -> task -> normalized scores (S,): 0 is the untrained policy, 1 the baseline's mean.
 
-    Tasks without a baseline that improved are left out. Control: the untrained policy's return is the mean first training return
-    of all the task's runs. Language: the change of the proxy reward against the reference policy, which is 0 for the reference.
+    Tasks whose baseline did not improve are left out. Control: the untrained policy's return is the mean first training return
+    over all of the task's runs. Language: the change of the proxy reward from the reference policy, which is 0 for the reference.
     Our choice; the paper has no such score.
     """
     found: dict[str, dict[str, Floats]] = {}
@@ -138,7 +138,7 @@ def scores(groups: Sequence[Group], settings: Settings) -> dict[str, dict[str, F
 
 
 def _row(measure: str, group: Group, base: Group, column: str, confidence: float) -> tuple[dict[str, Cell], float]:
-    """A row, and its p."""
+    """A row of the table and its p value."""
     x, y = (summarize(arm.values(column, "final")) for arm in (group, base))
     difference, p = welch(x, y, confidence)
     row: dict[str, Cell] = {"measure": measure, "task": group.task, "label": group.label, "algo": group.algo}

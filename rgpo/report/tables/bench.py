@@ -1,7 +1,7 @@
-"""Speed beside other implementations on the same work: results_dir/bench/*.parquet, one row per contestant and round.
+"""Speed compared with other implementations on the same work: results_dir/bench/*.parquet, one row per contestant and round.
 
-benchmarks/control.py and benchmarks/language.py write them. Rounds pair the contestants of a case, since the load of the machine
-was much the same within one.
+The files are written by benchmarks/control.py and benchmarks/language.py. Contestants are paired by round, because the machine's
+load was similar within a round.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from rgpo.report.tables.table import Cell, Table, estimate, interval_cells, numb
 from rgpo.runtime.reader import Missing, Unreadable, printable
 
 FOLDER, OURS = "bench", "ours"
-MAX_NAME, MAX_ROWS = 60, 10_000  # characters of a case or contestant; rows of a file
+MAX_NAME, MAX_ROWS = 60, 10_000  # most characters in a name; most rows in a file
 PHASES = ("collect", "update", "diagnostics", "gradvar")
-CONTROL = {phase: (f"{phase}_s",) for phase in PHASES}  # phase -> columns whose sum it is, seconds
+CONTROL = {phase: (f"{phase}_s",) for phase in PHASES}  # phase -> columns that are added up, seconds
 LANGUAGE = {
     "collect": ("time/generate_s", "time/score_s", "time/logprobs_s"),
     **{phase: (f"time/{phase}_s",) for phase in PHASES[1:3]},
@@ -36,12 +36,12 @@ MODELS |= {f"prompt_{g}": f"{TINY}, long prompts, 32 tokens, groups of {g}" for 
 
 
 class BenchFile(NamedTuple):
-    """Layout of one file of measurements."""
+    """Layout of a measurement file."""
 
     name: str
-    speed: str  # column, units per CPU-second
+    speed: str  # column with units per CPU-second
     unit: str
-    keys: Mapping[str, type]  # columns that distinguish the cases
+    keys: Mapping[str, type]  # columns that identify a case
     phases: Mapping[str, tuple[str, ...]]
 
 
@@ -53,15 +53,15 @@ FILES = (
 
 @dataclass
 class Measured:
-    """One contestant of a case: round -> value."""
+    """Measurements of one contestant in a case: round -> value."""
 
     speed: dict[int, float] = field(default_factory=dict)  # units per CPU-second
     peak: dict[int, float] = field(default_factory=dict)  # resident MiB
-    seconds: dict[str, list[float]] = field(default_factory=dict)  # phase -> seconds of each round; only for ours
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # phase -> seconds in each round; only for ours
 
     @property
     def shares(self) -> dict[str, float]:
-        """Phase -> percentage of the total of all phases, each the median over rounds."""
+        """Phase -> percentage of the total, from medians over rounds."""
         medians = {phase: float(np.median(values)) for phase, values in self.seconds.items()}
         total = sum(medians.values())
         return {phase: 100 * value / total for phase, value in medians.items()} if total > 0 else {}
@@ -69,7 +69,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Case:
-    """The same work for every contestant; ours with another gate is "ours, <gate>"."""
+    """A workload that is the same for all contestants; ours with another gate is called "ours, <gate>"."""
 
     name: str
     unit: str
@@ -77,7 +77,7 @@ class Case:
 
 
 def read(results_dir: Path) -> tuple[list[Case], list[Problem]]:
-    """Cases of the files that exist, in the benchmarks' order, and a problem for a file that cannot be used."""
+    """Read the cases in the existing files, in the benchmarks' order, with a problem for each unusable file."""
     cases: dict[str, Case] = {}
     problems = []
     for kind in FILES:
@@ -99,7 +99,7 @@ def read(results_dir: Path) -> tuple[list[Case], list[Problem]]:
 
 
 def command(kind: BenchFile, results_dir: Path) -> str:
-    """The shell line that measures a file again."""
+    """The shell command that measures a file again."""
     return f"python benchmarks/{kind.name}.py 5 {shell_word(f'{results_dir / FOLDER / kind.name}.parquet')}"
 
 
@@ -119,19 +119,19 @@ def _add(cases: dict[str, Case], kind: BenchFile, record: Mapping[str, Any]) -> 
 
 
 def median_and_range(values: Sequence[float]) -> Interval:
-    """Median of the rounds' values with the smallest and the largest."""
+    """Median over rounds with the smallest and largest value."""
     return Interval(float(np.median(values)), min(values), max(values)) if values else Interval(NAN, NAN, NAN)
 
 
 def ratio(case: Case, name: str, first: str = OURS) -> Interval:
-    """Speed of the first contestant over another's, round by round; nan for itself and without a common round."""
+    """Speed of the first contestant divided by another's in each round; nan for itself or without common rounds."""
     ours, one = case.contestants.get(first, Measured()), case.contestants[name]
     rounds = sorted(ours.speed.keys() & one.speed.keys()) if name != first else []
     return median_and_range([ours.speed[i] / one.speed[i] for i in rounds])
 
 
 def speed_table(cases: Sequence[Case]) -> Table:
-    """One row per contestant of a case."""
+    """One row per case and contestant."""
     rows = []
     for case in cases:
         for name, one in case.contestants.items():

@@ -1,4 +1,4 @@
-"""Two states of the results side by side, paired by seed: the changes beyond noise."""
+"""Comparison of two states of the results, paired by seed: which changes exceed noise."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ ORDER = (CHANGED, TOO_FEW, NOISE, SAME)
 
 
 def compare(first: str, second: str, settings: Settings) -> tuple[str, list[Problem]]:
-    """A table of every measure that both have, changes first, and a problem for whatever only one of them has.
+    """A table of all measures common to both, changes first, and a problem for everything that only one of them has.
 
-    Raises: ConfigError if one of them cannot be read, or they have nothing in common.
+    Raises: ConfigError if one of them cannot be read, or if they have nothing in common.
     """
     with ExitStack() as stack:
         sides = [_folder(name, settings, stack) for name in (first, second)]
@@ -68,7 +68,7 @@ def compare(first: str, second: str, settings: Settings) -> tuple[str, list[Prob
 
 
 def _folder(name: str, settings: Settings, stack: ExitStack) -> Path:
-    """A results folder, or results_dir as committed at a commit, extracted until the stack closes."""
+    """A results folder, or results_dir as of a commit, extracted to a folder that is deleted when the stack closes."""
     require(not name.startswith("-"), "compare", name, "begins with -; give a commit, or ./ and the name of a folder")
     if user_path(name).is_dir():
         return user_path(name)
@@ -83,13 +83,13 @@ def _folder(name: str, settings: Settings, stack: ExitStack) -> Path:
 
 
 def _groups(folders: Sequence[Path], settings: Settings) -> tuple[list[dict[tuple[str, str], Group]], list[Problem]]:
-    """(task, label) -> group of each side; a setting that differs only between the sides does not enter the labels."""
+    """(task, label) -> group for each side; settings that differ only between the sides are not in the labels."""
     runs: list[Run] = []
     problems = []
     for i, folder in enumerate(folders):
         with workers(len(run_folders(folder))) as distribute:
             read, found = read_runs(folder, (), settings.final_fraction, settings.thresholds, distribute)
-        runs += [replace(run, task=f"{i} {run.task}") for run in read]  # two sides of a task are grouped like two tasks
+        runs += [replace(run, task=f"{i} {run.task}") for run in read]  # so that the two sides of a task are grouped separately
         problems += found
     groups, found = group_runs(runs)
     sides: list[dict[tuple[str, str], Group]] = [{}, {}]

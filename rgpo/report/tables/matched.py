@@ -1,10 +1,10 @@
-"""Two metrics along each run, one as a function of the other: reward over KL, compared at equal KL.
+"""One metric as a function of another along each run: reward over KL, compared at equal KL.
 
-Every run is a path from (0, 0), the reference policy, through its evaluations; or a seed's runs, which differ in how strong a
-penalty is, are one path through their ends. At each of a few levels of x that every path of both arms covers, y is read off
-where the path first reaches it; the difference of the arms is Welch's. Intervals hold at all levels together (Bonferroni).
-Comparing at equal KL is our choice: at the end of a run, a reward and a KL follow from the penalty's coefficient as much as from
-the algorithm.
+A run is a path from (0, 0), the reference policy, through its evaluations; alternatively, a seed's runs with different penalty
+strengths form one path through their ends. At each of a few levels of x covered by every path of both arms, y is read off where
+the path first reaches the level; the difference between arms has Welch's interval. Intervals hold simultaneously at all levels
+(Bonferroni). Comparing at equal KL is our choice: at the end of a run, reward and KL depend on the penalty's coefficient as much
+as on the algorithm.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from rgpo.report.stats.independent import relative_change, simultaneous, student
 from rgpo.report.tables.baseline import baseline_of
 from rgpo.report.tables.table import Cell, Table, estimate, interval_cells, number, word
 
-LEVELS = 4  # of KL in the table and the figure
-Path = tuple[Floats, Floats]  # x and y (P,), from (0, 0)
+LEVELS = 4  # levels of KL in the table and the figure
+Path = tuple[Floats, Floats]  # x and y (P,)
 REWARDS = {"reward, proxy": PROXY, "reward, gold": GOLD}
-OVER_SETTINGS = {  # measure -> x and y of curves over settings
+OVER_SETTINGS = {  # measure -> (x, y) for curves over settings
     "return, over settings": (KL, TRAIN),
     "proxy reward, over settings": (KL_REF, PROXY),
     "gold reward, over settings": (KL_REF, GOLD),
@@ -35,17 +35,17 @@ OVER_SETTINGS = {  # measure -> x and y of curves over settings
 
 
 class Matched(NamedTuple):
-    """At one level of x: the difference of y and the relative change in percent."""
+    """Difference in y and relative change in percent at one level of x."""
 
     level: float
     difference: Interval
     change: Interval
-    alike: Interval  # A/A: 0, and what two sets of runs of the second arm may differ by
-    num_runs: int  # the fewer of both arms
+    alike: Interval  # A/A: 0 with the interval for two sets of the second arm's runs
+    num_runs: int  # of the arm with fewer runs
 
 
 def matched_table(groups: Sequence[Group], settings: Settings) -> Table | None:
-    """Results of each arm and of its task's baseline at equal KL; None without a common range of it."""
+    """Results of each arm compared with its task's baseline at equal KL; None without a common range of KL."""
     rows = []
     for measure, column in REWARDS.items():
         for group, base, found in against_baseline(groups, column, settings):
@@ -75,9 +75,9 @@ def matched_table(groups: Sequence[Group], settings: Settings) -> Table | None:
 
 
 def against_baseline(groups: Sequence[Group], column: str, settings: Settings) -> list[tuple[Group, Group, list[Matched]]]:
-    """(arm, baseline, differences of a reward at equal KL) of every arm that shares a range of KL with its task's baseline.
+    """(arm, baseline, differences of a reward at equal KL) for every arm that shares a range of KL with its task's baseline.
 
-    Arms that were run with several settings are compared over these, by ``arms_against_baseline``, and left out here.
+    Arms that were run with several settings are excluded; ``arms_against_baseline`` compares these over settings.
     """
     found = []
     single = [group for arm in arms_of(groups) if len(arm.groups) == 1 for group in arm.groups]
@@ -91,7 +91,7 @@ def against_baseline(groups: Sequence[Group], column: str, settings: Settings) -
 
 
 def arms_against_baseline(groups: Sequence[Group], x: str, y: str, settings: Settings) -> list[tuple[Arm, Arm, list[Matched]]]:
-    """(arm, baseline's arm, differences of y at equal x) of arms that were run with several settings, as the baseline was."""
+    """(arm, baseline's arm, differences of y at equal x) for arms that, like the baseline, were run with several settings."""
     arms = [arm for arm in arms_of(groups) if len(arm.groups) > 1]
     found = []
     for task in dict.fromkeys(arm.task for arm in arms):
@@ -113,7 +113,7 @@ def _row(measure: str, group: Group | Arm, base: Group | Arm, at: Matched) -> di
 
 
 def at_levels(paths: Sequence[Path], num_levels: int, confidence: float) -> list[tuple[float, Interval]]:
-    """Mean of y at levels of x that all paths reach, with Student intervals that hold together."""
+    """Mean of y at levels of x that all paths reach, with simultaneous Student intervals."""
     largest = min((float(x.max()) for x, _ in paths), default=0.0)
     each = simultaneous(confidence, num_levels)
     levels = largest * np.arange(1, num_levels + 1) / num_levels if largest > 0 else np.array([])
@@ -121,7 +121,7 @@ def at_levels(paths: Sequence[Path], num_levels: int, confidence: float) -> list
 
 
 def matched(first: Sequence[Path], second: Sequence[Path], num_levels: int, confidence: float) -> list[Matched]:
-    """Differences of y between two sets of paths at equal x, up to the largest that all reach."""
+    """Differences of y between two sets of paths at equal x, up to the largest x that all reach."""
     if not first or not second:
         return []
     smallest = max(float(x[0]) for x, _ in (*first, *second))
@@ -137,12 +137,12 @@ def matched(first: Sequence[Path], second: Sequence[Path], num_levels: int, conf
 
 
 def paths_of(runs: Iterable[Run], x: str, y: str) -> list[Path]:
-    """The path of every run that measured both columns at least once."""
+    """The paths of all runs that measured both columns at least once."""
     return [path for run in runs if (path := path_of(run, x, y)) is not None]
 
 
 def path_of(run: Run, x: str, y: str) -> Path | None:
-    """(x, y) at the run's evaluations, after the reference policy's (0, 0); None if either was never measured."""
+    """(x, y) at the run's evaluations, preceded by the reference policy's (0, 0); None if they were never measured together."""
     both = np.stack([run.curve(x), run.curve(y)])
     both = both[:, np.isfinite(both).all(axis=0)]
     if not both.shape[1]:
@@ -151,15 +151,15 @@ def path_of(run: Run, x: str, y: str) -> Path | None:
 
 
 def arm_paths(arm: Arm, x: str, y: str) -> list[Path]:
-    """The path of every seed through the ends of its runs."""
+    """Each seed's path through the ends of its runs."""
     found = (path_through_ends(runs, x, y) for runs in arm.by_seed.values())
     return [path for path in found if path is not None]
 
 
 def path_through_ends(runs: Iterable[Run], x: str, y: str) -> Path | None:
-    """Means of (x, y) over the last tenth of each run by increasing x; None if no run measured both there.
+    """Means of (x, y) over the last tenth of each run, by increasing x; None if no run measured both there.
 
-    It begins at its first run, since nothing was measured below: a line from the reference policy's (0, 0) would be a guess.
+    The path begins at the run with the smallest x: nothing was measured below, so a line from (0, 0) would be a guess.
     """
     both = (np.stack([run.curve(x), run.curve(y)]) for run in runs)
     last = (rows[:, -max(1, rows.shape[1] // 10) :] for rows in both)
@@ -171,9 +171,9 @@ def path_through_ends(runs: Iterable[Run], x: str, y: str) -> Path | None:
 
 
 def read_off(x: Floats, y: Floats, level: float) -> float:
-    """y where a path first reaches a level of x, by linear interpolation.
+    """Linear interpolation of y where a path first reaches a level of x.
 
-    Raises: ValueError if it never does.
+    Raises: ValueError if the path never reaches the level.
     """
     reached = np.flatnonzero(x[1:] >= level * (1 - 1e-12))
     if not reached.size:

@@ -1,4 +1,4 @@
-"""Aggregates over all tasks of an experiment: mean, IQM, median and probability of improvement."""
+"""Aggregates over an experiment's tasks: mean, IQM, median and probability of improvement."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from rgpo.report.stats.bootstrap import AGGREGATES, MIN_RUNS, NAN, Floats, Inter
 from rgpo.report.tables.baseline import baseline_of, scores
 from rgpo.report.tables.table import Cell, Table, estimate, interval_cells, number, word
 
-SHOWN = ("mean", "IQM", "median")  # no optimality gap: 1 is the baseline's own mean and not an optimum
+SHOWN = ("mean", "IQM", "median")  # no optimality gap, because 1 is the baseline's mean, not an optimum
 SCORE = "normalized score: 0 is the untrained policy, 1 the mean of {baseline} on the task"
 
 
 def baseline_name(groups: Sequence[Group], settings: Settings) -> str:
-    """Label of the baseline, whose mean has score 1."""
+    """The label of the baseline, whose mean has score 1."""
     found = [baseline_of(task, groups, settings.baseline) for task in sorted({group.task for group in groups})]
     return next((group.label for group in found if group), "the baseline")
 
 
 def aggregates(found: Mapping[str, Mapping[str, Floats]], baseline: str, settings: Settings) -> dict[str, dict[str, Interval]]:
-    """label -> aggregate -> estimate over every task that the label has.
+    """label -> aggregate -> estimate over all of the label's tasks.
 
-    The bootstrap is stratified by task and arm, and resamples the baseline too: each resample of scores is divided by the
-    baseline's mean in that resample, so that the unit of the score is not taken as known.
+    The bootstrap is stratified by task and arm and also resamples the baseline: each resample of scores is divided by the
+    baseline's mean in that resample, to account for the uncertainty of the score's unit.
     """
     made = {}
     for label, by_task in found.items():
@@ -42,13 +42,13 @@ def aggregates(found: Mapping[str, Mapping[str, Floats]], baseline: str, setting
 
 
 def _in_units(aggregate: Callable[[Strata], Floats], num_tasks: int, strata: Strata) -> Floats:
-    """The aggregate of scores (..., S) over the baseline's means; strata: the label's, then the baseline's if it is another."""
+    """Aggregate of scores (..., S) divided by the baseline's means; strata: the label's, then the baseline's if different."""
     units = strata[num_tasks:] or strata
     return aggregate([x / unit.mean(axis=-1, keepdims=True) for x, unit in zip(strata[:num_tasks], units, strict=True)])
 
 
 def improvements(found: Mapping[str, Mapping[str, Floats]], baseline: str, settings: Settings) -> dict[str, Interval]:
-    """label -> P(a run of it > a run of the baseline), mean over the tasks that both have."""
+    """label -> P(its run > a run of the baseline), averaged over common tasks."""
     made = {}
     for label, by_task in found.items():
         tasks = sorted(by_task.keys() & found.get(baseline, {}).keys())
@@ -64,7 +64,7 @@ def improvements(found: Mapping[str, Mapping[str, Floats]], baseline: str, setti
 
 
 def overall(groups: Sequence[Group], settings: Settings) -> Table | None:
-    """One row per label; None where no task has a baseline to normalize by."""
+    """One row per label; None if no task has a baseline for normalization."""
     found = scores(groups, settings)
     if not found:
         return None

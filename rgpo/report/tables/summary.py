@@ -1,4 +1,4 @@
-"""The numbers of an experiment per task and algorithm: returns or rewards, KL, spikes, cost, and one row per run."""
+"""An experiment's numbers per task and algorithm (returns or rewards, KL, spikes, cost), and one row per run."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Floats, Interval, Strata
 from rgpo.report.tables.table import Cell, Column, Table, estimate, interval_cells, number, plain, word
 from rgpo.runtime.reader import printable
 
-MAX_SHOWN = 1000  # characters of a config's value
-START = (word("task", "task"), word("label", "algorithm"), number("n", "n"))  # of every table of groups
+MAX_SHOWN = 1000  # most characters of a config value
+START = (word("task", "task"), word("label", "algorithm"), number("n", "n"))  # first columns of every table of groups
 
 
 def returns(groups: Sequence[Group], settings: Settings) -> Table:
-    """Control: return, its spread over seeds, KL per update and spikes."""
+    """Table for control tasks: return, its spread over seeds, KL per update and spikes."""
     rows = []
     for group in groups:
         final = group.values(TRAIN, "final")
@@ -68,7 +68,7 @@ def returns(groups: Sequence[Group], settings: Settings) -> Table:
 
 
 def _cut(groups: Sequence[Group]) -> str:
-    """A sentence about evaluations that were cut."""
+    """A sentence about truncated evaluation episodes."""
     tasks = dict.fromkeys(group.task for group in groups if group.values(CUT, "last").size)
     if not tasks:
         return ""
@@ -76,7 +76,7 @@ def _cut(groups: Sequence[Group]) -> str:
 
 
 def rewards(groups: Sequence[Group], settings: Settings) -> Table:
-    """Language: reward relative to the reference policy (proxy and gold), KL to the reference, lengths."""
+    """Table for language tasks: reward relative to the reference policy (proxy and gold), KL to the reference, lengths."""
     rows = []
     for group in groups:
         row = _start(group, len(group.values(PROXY, "final")) or len(group.used))
@@ -104,7 +104,7 @@ def rewards(groups: Sequence[Group], settings: Settings) -> Table:
 
 
 def reward_terms(groups: Sequence[Group], settings: Settings) -> Table:
-    """Language: each named term of the reward, without its weight."""
+    """Table for language tasks: each named reward term, unweighted."""
     rows = []
     for group in groups:
         for name in dict.fromkeys(name for run in group.used for name in run.reward_terms):
@@ -130,7 +130,7 @@ def reward_terms(groups: Sequence[Group], settings: Settings) -> Table:
 
 
 def spikes(groups: Sequence[Group], settings: Settings) -> Table:
-    """Share of updates whose KL exceeds each threshold."""
+    """Table of the share of updates whose KL exceeds each threshold."""
     rows = []
     for group in groups:
         rates = spike_rates(group)
@@ -147,7 +147,7 @@ def spikes(groups: Sequence[Group], settings: Settings) -> Table:
 
 
 def cost(groups: Sequence[Group], settings: Settings) -> Table:
-    """Wall time: steps per second, seconds of each phase of an iteration, hours per run."""
+    """Table of wall time: steps per second, seconds per phase of an iteration, hours per run."""
     rows = []
     for group in groups:
         per_iteration = group.by_seed(ITERATION, "median")
@@ -177,7 +177,7 @@ def cost(groups: Sequence[Group], settings: Settings) -> Table:
 
 
 def run_table(groups: Sequence[Group]) -> Table:
-    """One row per run with the config keys that vary."""
+    """Table with one row per run and the config keys that vary."""
     runs = [run for group in groups for run in group.runs]
     algos = {run.algo for run in runs}
     keys = sorted({key for algo in algos for key in distinguishing_keys([run for run in runs if run.algo == algo])})
@@ -208,7 +208,7 @@ def _status(run: Run, used: bool) -> str:
 
 
 def missing_metrics(groups: Sequence[Group]) -> list[Problem]:
-    """Problems of runs that lack a metric of the tables which other runs of their task have."""
+    """Problems of runs that lack one of the tables' metrics, although other runs of their task have it."""
     problems = []
     for task in sorted({group.task for group in groups}):
         runs = [run for group in groups if group.task == task for run in group.runs]
@@ -221,13 +221,13 @@ def missing_metrics(groups: Sequence[Group]) -> list[Problem]:
 
 
 def spike_rates(group: Group) -> Floats:
-    """Share of updates above each threshold (S, K), of the runs that measured KL."""
+    """Share of updates above each threshold (S, K), for the runs that measured KL."""
     found = [run.reduced.spike_rates for run in group.used if run.has(KL)]
     return np.array(found) if found else np.empty((0, 0))
 
 
 def setting(run: Run) -> str:
-    """The scale and planned length of a run, in words: "300k steps", "embedded, 200 iterations"."""
+    """A run's scale and planned length as text: "300k steps", "embedded, 200 iterations"."""
     if run.scale != "none":
         return f"{run.scale}, {run.num_iterations} iterations"
     steps = run.config.get("total_env_steps")
@@ -271,7 +271,7 @@ def _estimate(
     settings: Settings,
     statistic: Callable[[Strata], Floats] = bootstrap.aggregate_mean,
 ) -> dict[str, float]:
-    """key, key_low, key_high: a statistic over seeds with its bootstrap interval."""
+    """A statistic over seeds with its bootstrap interval, as key, key_low and key_high."""
     rng = bootstrap.generator(settings.seed, group.task, group.label, key)
     found = bootstrap.estimate([values], statistic, rng, num_resamples=settings.num_resamples, confidence=settings.confidence)
     return interval_cells(key, found)

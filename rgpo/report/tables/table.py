@@ -1,4 +1,4 @@
-"""Tables as markdown, LaTeX (booktabs) and csv, and cells of the page: text for readers, full precision in the csv."""
+"""Tables as markdown, LaTeX (booktabs), csv and page cells; rounded text for readers, full precision in the csv."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 Cell = str | float
 Row = Mapping[str, Cell]
 NOTHING = "–"
-MANY = 1000.0  # percent, from which on a factor is easier to read
-MAX_WORDS = 28  # characters of a cell that does not wrap in LaTeX
+MANY = 1000.0  # percent, above which a factor is easier to read
+MAX_WORDS = 28  # most characters of a cell that does not wrap in LaTeX
 _TEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
 _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "≤": r"$\leq$", "≥": r"$\geq$"}
@@ -25,39 +25,39 @@ _TEX |= {"∞": r"$\infty$", "Δ": r"$\Delta$"}
 
 @dataclass(frozen=True)
 class Column:
-    """A column for readers: title, the text of a row's cell, and the key by which the page sorts."""
+    """A column for readers: title, function from row to cell text, and key by which the page sorts."""
 
     title: str
     text: Callable[[Row], str]
-    left: bool = False  # words are aligned left, numbers right
-    key: str = ""  # of the row's raw value
+    left: bool = False  # align words left, numbers right
+    key: str = ""  # key of the row's raw value
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of raw values (the csv's columns are their keys) and the columns that readers see."""
+    """Rows of raw values, whose keys are the csv's columns, and the columns shown to readers."""
 
     name: str
     title: str
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    section: str | None = None  # key whose change draws a rule in LaTeX
+    section: str | None = None  # key whose change adds a rule in LaTeX
 
     @cached_property
     def shown(self) -> tuple[Column, ...]:
-        """The columns that are not empty in every row."""
+        """The columns that are not entirely empty."""
         return tuple(column for column in self.columns if any(column.text(row) != NOTHING for row in self.rows))
 
     def markdown(self) -> str:
-        """A GitHub table."""
+        """A GitHub-flavored markdown table."""
         head = [column.title for column in self.shown]
         rule = [":--" if column.left else "--:" for column in self.shown]
         body = [[column.text(row).replace("|", "\\|") for column in self.shown] for row in self.rows]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, rule, *body])
 
     def tex(self) -> str:
-        """A tabular with booktabs rules, no wider than the text: words in long columns wrap, and what is still wider shrinks."""
+        """A LaTeX tabular with booktabs rules, no wider than the text: long columns of words wrap; wider tables are shrunk."""
         texts = [[column.text(row) for row in self.rows] for column in self.shown]
         align = "".join(_align(column, cells) for column, cells in zip(self.shown, texts, strict=True))
         head = " & ".join(escape_tex(column.title) for column in self.shown)
@@ -75,7 +75,7 @@ class Table:
         return "\n".join([*out, r"\bottomrule", r"\end{tabular}}}", ""])
 
     def csv(self) -> str:
-        """Raw values at full precision; empty where there is none."""
+        """Raw values at full precision as csv; missing values are empty."""
         out = io.StringIO()
         keys = list(self.rows[0]) if self.rows else []
         writer = csv.writer(out, lineterminator="\n")
@@ -86,7 +86,7 @@ class Table:
 
 
 def _align(column: Column, cells: list[str]) -> str:
-    """The column type in LaTeX: l, r, or a paragraph for words that would be wider than a fifth of the text."""
+    """The LaTeX column type: l, r, or a paragraph for words wider than a fifth of the text."""
     longest = max((len(text) for text in cells), default=0)
     if not column.left or longest <= MAX_WORDS:
         return "l" if column.left else "r"
@@ -105,7 +105,7 @@ def number(key: str, title: str, digits: int = 3) -> Column:
 
 
 def estimate(key: str, title: str, digits: int = 3, *, sign: bool = False) -> Column:
-    """A column "value [low, high]" of row[key], row[key_low], row[key_high], with a remark where row["n"] seeds are too few."""
+    """A column "value [low, high]" from row[key], row[key_low], row[key_high]; notes if row["n"] seeds are too few."""
 
     def text(row: Row) -> str:
         value, low, high, n = (_number(row, name) for name in (key, f"{key}_low", f"{key}_high", "n"))
@@ -120,7 +120,7 @@ def estimate(key: str, title: str, digits: int = 3, *, sign: bool = False) -> Co
 
 
 def interval_cells(key: str, interval: Interval) -> dict[str, float]:
-    """The raw values that `estimate` shows: key, key_low, key_high."""
+    """The raw values for an `estimate` column: key, key_low, key_high."""
     return {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
 
 
@@ -131,7 +131,7 @@ def between(low: float, high: float, digits: int = 3, *, sign: bool = False) -> 
 
 
 def percent(found: Interval) -> str:
-    """A change in words: "+12 % [-3, +27]"; as a factor from eleven times on: "620 times [210, 1000]"."""
+    """A change as text: "+12 % [-3, +27]", or as a factor from eleven times on: "620 times [210, 1000]"."""
     if math.isnan(found.value):
         return NOTHING
     if found.value >= MANY:
@@ -143,7 +143,7 @@ def percent(found: Interval) -> str:
 
 
 def plain(value: float, digits: int = 3) -> str:
-    """`digits` significant digits, without an exponent where that is legible: 2383, 41.2, 0.00973, 1.2e-05."""
+    """Format with `digits` significant digits, without an exponent if legible: 2383, 41.2, 0.00973, 1.2e-05."""
     if _is_nan(value):
         return NOTHING
     if not math.isfinite(value):
@@ -158,7 +158,7 @@ def plain(value: float, digits: int = 3) -> str:
 
 
 def escape_tex(text: str) -> str:
-    """Text that LaTeX prints verbatim; a number's minus becomes a minus sign."""
+    """Escape text for LaTeX; a number's hyphen becomes a minus sign."""
     escaped = "".join(_TEX.get(character, character) for character in text)
     return re.sub(r"(?<![\w.-])-(?=[\d$])", "$-$", escaped)
 

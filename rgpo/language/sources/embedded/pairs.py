@@ -1,7 +1,7 @@
 """Offline preference data of the embedded scale: two samples of the reference model per prompt, ranked by the reward model.
 
-The rated sentences cannot serve as pairs: only 50 three-word beginnings of the policy's 2,145 sentences have two continuations
-whose ratings differ. The labels are therefore the reward model's, not people's.
+The rated sentences cannot be used as pairs: only 50 three-word beginnings in the policy's 2,145 sentences have two continuations
+with different ratings. The labels are therefore the reward model's, not people's.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from rgpo.language.policy.stopping import StopRule
 from rgpo.language.sources.embedded.training import reproducible
 
 SEED = 0
-CHUNK = 256  # prompts sampled at a time
+CHUNK = 256  # prompts per batch
 
 
 def sample_pairs(
     model_folder: Path, prompts: Sequence[Prompt], reward_model: RewardFunction, max_new_tokens: int
 ) -> list[PreferencePair]:
-    """One pair per prompt: two completions at temperature 1 with a fixed seed, the one with the higher score first.
+    """One pair per prompt: two completions at temperature 1 with a fixed seed, the higher-scoring one first.
 
-    Ties are left out. The model is loaded from its folder, so that pairs do not depend on what has been trained since.
+    Ties are dropped. The model is loaded from its folder, so that the pairs do not depend on later training.
     """
     model, tokenizer = load_causal_lm(model_folder, dtype="float32", device="cpu")
     stop, generator = StopRule(frozenset([tokenizer.eos_token_id])), torch.Generator().manual_seed(SEED)

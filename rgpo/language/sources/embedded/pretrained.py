@@ -1,8 +1,8 @@
-"""The embedded scale's weights as the default recipe trained them; ``python -m experiments.embedded_weights`` wrote them.
+"""The embedded scale's weights for the default recipe, written by ``python -m experiments.embedded_weights``.
 
-Training takes two minutes of a core, and rounds differently on other processors; with these files it takes no time, and the
-models are the same everywhere. A file's name has the digest of everything that the training sees. With another recipe, other
-sentences or a tokenizer that cuts them differently there is no such file, and the models are trained.
+Training takes two minutes on one core and rounds differently on different processors; these files save that time and make the
+models identical everywhere. A file's name contains a digest of all training inputs. With another recipe, other sentences or a
+tokenizer that splits them differently, there is no matching file, and the models are trained.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ FOLDER = Path(__file__).with_name("weights")
 
 
 def digest(rows: Rows, rated_rows: Rows, rating: Array, recipe: Recipe) -> str:
-    """Sha256 of token ids, ratings (N,) of the rated rows, and recipe."""
+    """Digest of token ids, ratings (N,) of the rated rows, and recipe."""
     return hashlib.sha256(json.dumps([rows, rated_rows, rating.tolist(), recipe]).encode()).hexdigest()
 
 
 def file(name: str, seen: str) -> Path:
-    """The weights of a model, trained on what has this digest."""
+    """The file with a model's weights for the training inputs with digest ``seen``."""
     return FOLDER / f"{name}-{seen[:16]}.safetensors"
 
 
 def load(model: PreTrainedModel, name: str, seen: str) -> bool:
-    """Give a model, in place, its trained weights and set it to evaluation; False if the package has none for this digest."""
+    """Load a model's trained weights in place and set it to eval mode; False if the package has none for this digest."""
     if not file(name, seen).exists():
         return False
     load_model(model, file(name, seen))

@@ -1,4 +1,4 @@
-"""Scale embedded: a small Qwen2 with prompts and reward models, trained on first use from rated review sentences."""
+"""Scale embedded: a small Qwen2 with prompts and reward models, built on first use from rated review sentences."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from rgpo.language.assets import LanguageAssets, Log, PreferencePair, Prompt
 from rgpo.language.policy.pretrained import load_causal_lm, require_packages
 from rgpo.paths import cache_dir
 
-HELDOUT_SEED = 0  # the held-out prompts are shuffled once, the same way for every run
+HELDOUT_SEED = 0  # held-out prompts are shuffled in the same way for every run
 
 
 @dataclass(kw_only=True)
 class Embedded:
-    """Has no settings; the artifacts are in the folder RGPO_CACHE."""
+    """The embedded source, which has no settings; its artifacts are in the folder RGPO_CACHE."""
 
     def check(self, reward_model: bool = True) -> None:
-        """Check the packages; the sentences are downloaded when they are needed.
+        """Check packages; the sentences are downloaded only when needed.
 
         Raises: ConfigError if a package is missing.
         """
         require_packages("task.source", "transformers", "tokenizers", "safetensors")
 
     def load(self, log: Log, reward_model: bool = True) -> LanguageAssets:
-        """Build the artifacts if the cache has none, and load them.
+        """Load the artifacts, building them first if they are not in the cache.
 
         Raises: ConfigError if the cache is not writable or the sentences cannot be downloaded.
         """

@@ -1,6 +1,6 @@
-"""Tokenizer, language model and reward model of the embedded scale: trained on the CPU, saved in Hugging Face's format.
+"""Training of the embedded scale's tokenizer, language model and reward model on the CPU, saved in Hugging Face's format.
 
-Legend: B sentences, T tokens, H hidden size. Texts end with eos; batches are padded right, so a causal model needs no mask.
+Legend: B sentences, T tokens, H hidden size. Texts end with eos; batches are right-padded, so a causal model needs no mask.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ PAD_ID, EOS_ID = 0, 1
 
 
 class Recipe(NamedTuple):
-    """Everything besides the sentences that determines the weights."""
+    """All settings that determine the weights, apart from the sentences."""
 
     seed: int = 0
-    shares: tuple[float, float, float, float] = (0.15, 0.40, 0.35, 0.10)  # of the sentences: policy, reward, gold, heldout
+    shares: tuple[float, float, float, float] = (0.15, 0.40, 0.35, 0.10)  # fractions of sentences: policy, reward, gold, heldout
     vocab_size: int = 1536
     hidden_size: int = 96
     intermediate_size: int = 256
@@ -54,15 +54,15 @@ class Recipe(NamedTuple):
     reward_epochs: int = 2
     reward_batch: int = 16  # all pairs within a batch are used
     reward_lr: float = 1e-3
-    reward_margin: float = 0.5  # smallest difference in rating points of a training pair
-    token_dropout: float = 0.2  # share of a sentence's tokens dropped at each step of the reward model
+    reward_margin: float = 0.5  # least difference in rating points within a training pair
+    token_dropout: float = 0.2  # fraction of a sentence's tokens dropped when training the reward model
     gold_ridge: float = 1.0
-    eval_margin: float = 1.0  # smallest difference in rating points of a test pair
+    eval_margin: float = 1.0  # least difference in rating points within a test pair
 
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """One thread, and torch's global generator seeded (Hugging Face uses it); both are restored at the end."""
+    """Use one thread and seed torch's global generator, which Hugging Face uses; both are restored at the end."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -74,9 +74,9 @@ def reproducible(seed: int) -> Iterator[None]:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE with pad and eos as ids 0 and 1; every string can be encoded.
+    """Train byte-level BPE with pad and eos as ids 0 and 1; it can encode any string.
 
-    AutoTokenizer applies Qwen2's normalizer and pre-tokenizer to every Qwen2 folder regardless of its files; hence these.
+    It uses Qwen2's normalizer and pre-tokenizer, because AutoTokenizer applies these to every Qwen2 folder anyway.
     """
     tokenizer = Tokenizer(models.BPE())
     qwen2 = Qwen2Tokenizer().backend_tokenizer
@@ -92,7 +92,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, appends_eos: bool) -> None:
-    """Save for AutoTokenizer: for generation without eos and padded left, for scoring with eos and padded right."""
+    """Save for AutoTokenizer: for generation, without eos and left-padded; for scoring, with eos and right-padded."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     if appends_eos:
         copy.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, EOS_ID)])
@@ -102,12 +102,12 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, appends_eos: bool) -> Non
 
 
 def rows_of(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Rows:
-    """Ids of each text, cut to at most max_tokens including the eos at the end."""
+    """Token ids of each text, cut to at most max_tokens including the final eos."""
     return [[*encoding.ids[: max_tokens - 1], EOS_ID] for encoding in tokenizer.encode_batch(list(texts))]
 
 
 def pad(rows: Rows) -> Tensor:
-    """(B, T) ids, padded on the right."""
+    """Pad ids on the right to (B, T)."""
     out = torch.full((len(rows), max(map(len, rows))), PAD_ID)
     for i, row in enumerate(rows):
         out[i, : len(row)] = torch.tensor(row)
@@ -115,7 +115,7 @@ def pad(rows: Rows) -> Tensor:
 
 
 def batches(rows: Rows, size: int, rng: np.random.Generator) -> list[Array]:
-    """One epoch: indices of batches of similarly long rows, in random order."""
+    """One epoch of batches, as indices of rows of similar length, in random order."""
     order = rng.permutation(len(rows))
     lengths = np.array([len(row) for row in rows])
     out = []
@@ -127,7 +127,7 @@ def batches(rows: Rows, size: int, rng: np.random.Generator) -> list[Array]:
 
 
 def make_config(recipe: Recipe, vocab_size: int) -> Qwen2Config:
-    """A Qwen2 with tied embeddings."""
+    """Config of a Qwen2 with tied embeddings."""
     return Qwen2Config(
         vocab_size=vocab_size,
         hidden_size=recipe.hidden_size,
@@ -160,7 +160,7 @@ def new_language_model(vocab_size: int, recipe: Recipe) -> Qwen2ForCausalLM:
 
 
 def fit_language_model(model: PreTrainedModel, rows: Rows, recipe: Recipe, log: Log) -> None:
-    """Fit to the next token of every row."""
+    """Train on next-token prediction."""
 
     def loss(index: Array, rng: np.random.Generator) -> Tensor:
         return next_token_loss(model, pad([rows[i] for i in index])).mean()
@@ -170,14 +170,14 @@ def fit_language_model(model: PreTrainedModel, rows: Rows, recipe: Recipe, log: 
 
 
 def bradley_terry_loss(score: Tensor, rating: Tensor, margin: float) -> Tensor:
-    """Mean of -log sigmoid(score_i - score_j) over the pairs of (B,) with rating_i - rating_j >= margin; 0 if there is none."""
+    """Mean of -log sigmoid(score_i - score_j) over pairs with rating_i - rating_j >= margin, inputs (B,); 0 without pairs."""
     better = rating[:, None] - rating[None, :] >= margin
     difference = (score[:, None] - score[None, :])[better]
     return -functional.logsigmoid(difference).sum() / max(1, difference.numel())
 
 
 def new_reward_model(language_model: PreTrainedModel, recipe: Recipe) -> Qwen2ForSequenceClassification:
-    """A Qwen2ForSequenceClassification with one output at eos: the language model's body and a head that starts at 0."""
+    """A Qwen2ForSequenceClassification with one output, read at eos: the language model's body and a zero-initialized head."""
     config = make_config(recipe, language_model.config.vocab_size)
     config.num_labels = 1
     model = Qwen2ForSequenceClassification(config)
@@ -187,7 +187,7 @@ def new_reward_model(language_model: PreTrainedModel, recipe: Recipe) -> Qwen2Fo
 
 
 def fit_reward_model(model: PreTrainedModel, rows: Rows, rating: Array, recipe: Recipe, log: Log) -> None:
-    """Fit to the order of the ratings (N,) of all rows."""
+    """Train on the order of the ratings (N,) with the Bradley-Terry loss."""
     ratings = torch.from_numpy(rating).float()
 
     def loss(index: Array, rng: np.random.Generator) -> Tensor:
@@ -212,7 +212,7 @@ def _fit(
     seed: int,
     log: Log,
 ) -> None:
-    """Train with AdamW; shape = (epochs, batch size, peak lr), 50 warm-up steps, cosine decay to 5 %, gradient norm at most 1."""
+    """Train with AdamW, 50 warm-up steps, cosine decay to 5 %, gradient norm at most 1; shape: (epochs, batch size, peak lr)."""
     num_epochs, batch_size, lr = shape
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
@@ -236,14 +236,14 @@ def _fit(
 
 
 def mean_nats(model: PreTrainedModel, rows: Rows) -> float:
-    """Mean -log p(next token) over all targets of the rows, nats."""
+    """Mean -log p(next token) over all targets, in nats."""
     with torch.inference_mode():
         nats = [next_token_loss(model, pad(rows[i : i + 64])) for i in range(0, len(rows), 64)]
     return torch.cat(nats).double().mean().item()
 
 
 def sample(model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[str], num_tokens: int) -> list[str]:
-    """Each prompt with a completion of at most num_tokens sampled at temperature 1; prompts of equal length share a batch."""
+    """Prompts with completions of at most num_tokens, sampled at temperature 1; prompts of equal length share a batch."""
     ids = [tokenizer.encode(prompt).ids for prompt in prompts]
     out = [""] * len(ids)
     for length in sorted({len(row) for row in ids}):
