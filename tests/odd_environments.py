@@ -150,7 +150,7 @@ class EmptyPart(Sound):
 
 
 class NumberedParts(Sound):
-    action_space = spaces.Dict({1: spaces.Discrete(2), 2: spaces.Discrete(2)})  # type: ignore[dict-item]
+    action_space = spaces.Dict({1: spaces.Discrete(2), 2: spaces.Discrete(2)})
 
 
 class Small(Sound):

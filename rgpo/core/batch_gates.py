@@ -126,7 +126,7 @@ def steps(width: float, step: float) -> int:
 class CovarianceGate(BatchGate):
     """Base class of gates that single out samples with a high covariance of A and log pi (arXiv 2505.22617).
 
-    If logp_old is not given, d stands in for log pi.
+    If logp_old is not given, d is used as log pi.
     """
 
     fraction: float = field(metadata=FRACTION)  # of the samples

@@ -79,7 +79,7 @@ class GateParts:
 
         samples = Samples(
             logp_old, logp_ref, advantage, advantage, advantage, correction=correction, sequence_mask=sequence_mask, ratio=ratio
-        )  # advantage stands in for the critic's fields, which are not used
+        )  # the critic's fields are unused; advantage only fills them
         return sample_losses(
             PolicyOutput(logp, None, None, kl_old),
             samples,
