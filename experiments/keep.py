@@ -3,9 +3,9 @@
     python -m experiments.keep ../long-runs/results matched_kl sensitivity
     python -m experiments.keep results factorial
 
-Only config.yaml, provenance.json, state.json and the columns of metrics.parquet that the report, the claims and the pages use are
-kept, about half of the file. The file lists the dropped columns, so that `rgpo-report verify RUN` does not compare them. Values
-are unchanged. If the source is results/ itself, the runs in it are reduced in place.
+Only config.yaml, provenance.json, state.json and the columns of metrics.parquet that the claims and the pages use are kept, about
+a third of the file. The file lists the dropped columns, so that `rgpo-report verify RUN` does not compare them. Values are
+unchanged. If the source is results/ itself, the runs in it are reduced in place.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ from rgpo.runtime.reader import Unreadable
 from rgpo.runtime.run_folder import RunState
 
 RESULTS = Path("results")
-BESIDE = ("config.yaml", "provenance.json", "state.json")
+BESIDE = ("config.yaml", "state.json")
 UNREAD = re.compile(
-    r"epoch/(weight_relative_mean|ess_ratio)|gate/.*|weight/.*_q\d+|.*_se|kl/(old|ref)_k\d|gradvar/.*_noise_share.*"
+    r"epoch/(weight_relative_mean|ess_ratio)|gate/.*|weight/(.*_q\d+|pos_mean|neg_mean)|.*_se|kl/(old|ref)_k\d|gradvar/.*_noise_share.*"
     r"|time/(?!iteration).*_cpu_s|grad/norm_max|advantage/.*|return/(train_std|length_mean|num_episodes)|ratio/(abs_log_max.*|min)"
+    r"|loss/.*"
 )
+DETAIL = re.compile(r"epoch/kl_old_exact|time/(?!iteration).*_s")  # KL after every epoch, and the time that each phase takes
+DETAILED = ("first_evidence", "epochs", "staleness", "language_frontier")  # experiments whose details are kept
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -60,15 +63,21 @@ def keep(folder: Path, target: Path) -> bool:
         return False
     table = pq.read_table(folder / "metrics.parquet")
     metadata = table.schema.metadata or {}
-    unread = [name for name in table.column_names if UNREAD.fullmatch(name)]
+    unread = [name for name in table.column_names if _is_unread(name, target.parent.name)]
     left_out = sorted({*json.loads(metadata.get(LEFT_OUT, b"[]")), *unread})
     table = table.drop_columns(unread).replace_schema_metadata({**metadata, LEFT_OUT: json.dumps(left_out).encode()})
     target.mkdir(parents=True, exist_ok=True)
     for name in BESIDE:
         if target != folder:
             shutil.copyfile(folder / name, target / name)
-    atomic.write_bytes(target / "metrics.parquet", encode(table))
+    facts = json.loads((folder / "provenance.json").read_text())
+    atomic.write_text(target / "provenance.json", json.dumps(facts, separators=(",", ":")) + "\n")  # half the size
+    atomic.write_bytes(target / "metrics.parquet", encode(table, keep_types=False))
     return bool(unread) or target != folder
+
+
+def _is_unread(column: str, experiment: str) -> bool:
+    return bool(UNREAD.fullmatch(column) or (experiment not in DETAILED and DETAIL.fullmatch(column)))
 
 
 if __name__ == "__main__":

@@ -255,8 +255,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def page_data(page: Path) -> Any:
-    """The data that a page embeds."""
-    found = re.search(r'<script type="application/gzip" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+def page_data(page: Path, part: str = "data") -> Any:
+    """The data, or the rows of long tables, that a page embeds."""
+    found = re.search(rf'<script type="application/gzip" id="{part}">(.*?)</script>', page.read_text(), re.DOTALL)
     assert found
     return json.loads(gzip.decompress(base64.b64decode(found[1])))

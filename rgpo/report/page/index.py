@@ -126,6 +126,12 @@ def render_page(
         "watch": settings.watch_every_s if settings.watch and not live else 0,  # seconds
     }
     connect = "; connect-src 'self'" if live else ""
+    long_rows: list[str] = []  # filled while the page is rendered; the page ends with them
+
+    def later(rows: str) -> int:
+        long_rows.append(rows)
+        return len(long_rows) - 1
+
     return environment.get_template("index.html").generate(
         sections=sections,
         general=general,
@@ -135,6 +141,9 @@ def render_page(
         style=Markup("\n".join((TEMPLATE / name).read_text(encoding="utf-8") for name in STYLES)),  # noqa: S704  # our files
         script=Markup(script),  # noqa: S704  # files of the package
         data=packed(data),
+        packed=packed,
+        long_rows=long_rows,
+        later=later,
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
         f"{connect}{_media(sections)}",
         made_with=f"rgpo {__version__}, Python {platform.python_version()}, {packages}",

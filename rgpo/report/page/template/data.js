@@ -1,7 +1,10 @@
 "use strict";
 // Data of the page: decoded columns, curves of runs, means and bands over seeds, and the state in the address.
-const packed = Uint8Array.from(atob(document.getElementById("data").textContent), letter => letter.charCodeAt(0));
-const DATA = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+const unpack = id => {
+  const packed = Uint8Array.from(atob(document.getElementById(id).textContent), letter => letter.charCodeAt(0));
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+};
+const DATA = await unpack("data"), ROWS = await unpack("rows");
 const STEPS = 65534;
 
 // Node with attributes and children; texts are only ever text.

@@ -1,4 +1,6 @@
 // The page's parts: experiments, computed figures, tables, completions, and renewal.
+// Insert the rows of long tables, whose texts were escaped when the page was made.
+for (const body of document.querySelectorAll("tbody[data-rows]")) body.innerHTML = ROWS[body.dataset.rows];
 for (const home of document.querySelectorAll(".experiment[data-section]")) {
   const section = DATA.sections[home.dataset.section], box = home.querySelector(".explorer");
   if (!box || !section.runs) continue;
