@@ -76,7 +76,10 @@ class Bapo(BatchGate):
     """The first clip [low, high] at which samples with A >= 0 have a given share of sum |g A| (BAPO, arXiv 2510.18927).
 
     The bounds rise in steps: high from high_min to high_max, then low from low_min to low_max. If no clip suffices, the last
-    one is used. Raises: ConfigError if low_min > low_max or high_min > high_max.
+    one is used. Raising low cannot raise the share, since |g A| of samples with A < 0 grows with it; the authors' code
+    (github.com/WooooDyy/BAPO) measures the share in the same way but raises low first.
+
+    Raises: ConfigError if low_min > low_max or high_min > high_max.
     """
 
     share: float = field(metadata=FRACTION)  # rho_0
