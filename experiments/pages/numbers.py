@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from experiments.pages import literature, one_update
-from experiments.pages.results import ESS, SPIKES, TAIL, Results, arm_of, chosen
+from experiments.pages import arms, literature, one_update
+from experiments.pages.results import PER_TOKEN, Results, chosen
 from rgpo.cli.config_dir import group_options
 from rgpo.paths import conf_dir
 from rgpo.report.claims.ledger import in_short
-from rgpo.report.read.columns import KL, TRAIN
+from rgpo.report.read.columns import LENGTH
 from rgpo.report.read.groups import Group
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
-from rgpo.report.stats.independent import Summary, relative_change, summarize, welch
 from rgpo.report.tables import bench, summary
 from rgpo.report.tables.advice import advice
 from rgpo.report.tables.matched import matched_table
@@ -83,73 +82,6 @@ def verdicts(found: Results) -> str:
     return "\n".join(["| id | about | claim | verdict |", "| :-- | :-- | :-- | :-- |", *rows])
 
 
-def arms(found: Results, experiment: str) -> str:
-    """A row per arm and task with means over seeds: KL per update, share of updates with a spike, tail of the ratios, return."""
-    groups = found.groups.get(experiment, [])
-    if not groups:
-        return f"`rgpo-run -m experiment={experiment}` has not been run."
-    rows: list[dict[str, str | float]] = []
-    for group in groups:
-        config = group.used[0].config
-        row: dict[str, str | float] = {"task": group.task, "gate": str(config["choices.gate"])}
-        row |= {"penalty": str(config["choices.penalty"]), "n": len(group.used)}
-        numbers = {"kl": (KL, "mean"), "spikes": SPIKES, "tail": TAIL, "ess": ESS, "return": (TRAIN, "final")}
-        for key, name in numbers.items():
-            scale = 100 if key in ("spikes", "ess") else 1
-            values = scale * group.values(*name)
-            row[key] = float(values.mean())
-        returns = group.values(*numbers["return"])
-        row["return_sd"] = float(returns.std(ddof=1)) if len(returns) > 1 else float("nan")
-        rows.append(row)
-    columns = (
-        word("task", "task"),
-        word("gate", "gate"),
-        word("penalty", "penalty"),
-        number("n", "n"),
-        number("kl", "KL per update, nats", 2),
-        number("spikes", "KL > 0.04, % of updates", 2),
-        number("tail", "tail index of the ratios", 2),
-        number("ess", "effective sample size, %", 2),
-        number("return", "return", 4),
-        number("return_sd", "± sd", 3),
-    )
-    return Table("arms", "", "", columns, tuple(rows)).markdown()
-
-
-def contrasts(found: Results, experiment: str, *pairs: str) -> str:
-    """Changes in return in percent (Fieller), with a row per pair of arms ``gate+penalty:gate+penalty`` and a column per task."""
-    return _pairs(found, experiment, pairs, relative_change, ", %")
-
-
-def differences(found: Results, experiment: str, *pairs: str) -> str:
-    """Differences in return (Welch), with a row per pair of arms ``gate+penalty:gate+penalty`` and a column per task."""
-    return _pairs(found, experiment, pairs, lambda ours, theirs, confidence: welch(ours, theirs, confidence)[0], "")
-
-
-def _pairs(
-    found: Results, experiment: str, pairs: Sequence[str], change: Callable[[Summary, Summary, float], Interval], unit: str
-) -> str:
-    samples: dict[str, dict[str, Summary]] = {}
-    for group in found.groups.get(experiment, []):
-        samples.setdefault(group.task, {})[arm_of(group)] = summarize(group.values(TRAIN, "final"))
-    if not samples:
-        return f"`rgpo-run -m experiment={experiment}` has not been run."
-    rows: list[dict[str, str | float]] = []
-    for pair in pairs:
-        ours, theirs = pair.split(":")
-        row: dict[str, str | float] = {"arm": ours, "against": theirs}
-        for task, by_arm in samples.items():
-            row |= interval_cells(task, change(by_arm[ours], by_arm[theirs], found.settings.confidence))
-        rows.append(row | {"n": min(by_arm[arm].n for by_arm in samples.values() for arm in (ours, theirs))})
-    columns = (
-        word("arm", "gate + penalty"),
-        word("against", "against"),
-        number("n", "n"),
-        *(estimate(task, f"{task}{unit}", sign=True) for task in sorted(samples)),
-    )
-    return Table("contrasts", "", "", columns, tuple(rows)).markdown()
-
-
 def equal_kl(found: Results, experiment: str, baseline: str = "ppo", algo: str = "") -> str:
     """Rewards of an experiment's arms, or of one algorithm's, compared with a baseline at the largest KL that both reach."""
     table = matched_table(found.groups.get(experiment, []), replace(found.settings, baseline=baseline))
@@ -157,6 +89,28 @@ def equal_kl(found: Results, experiment: str, baseline: str = "ppo", algo: str =
         return f"`rgpo-run -m experiment={experiment}` has not been run."
     last = {(row["measure"], row["label"]): row for row in table.rows if algo in ("", row["algo"])}
     return chosen(replace(table, rows=tuple(last.values())), ("measure", "label", "n", "kl", "percent"))
+
+
+def lengths(found: Results, experiment: str) -> str:
+    """Smallest and largest means of completions' lengths and of the KL per token, for arms whose label ends with a setting."""
+    samples: dict[str, list[list[float]]] = {}
+    for group in found.groups.get(experiment, []):
+        means = [float(group.values(*name).mean()) for name in ((LENGTH, "final"), PER_TOKEN)]
+        samples.setdefault(group.label.rpartition(" ")[0], []).append(means)
+    if not samples:
+        return f"`rgpo-run -m experiment={experiment}` has not been run."
+    rows: list[dict[str, str | float]] = []
+    for label, values in samples.items():
+        length, kl = zip(*values, strict=True)
+        spans = {"length": f"{min(length):.1f} to {max(length):.1f}", "kl": f"{min(kl):.2g} to {max(kl):.2g}"}
+        rows.append({"label": label, "settings": len(values), **spans})
+    columns = (
+        word("label", "algorithm"),
+        number("settings", "settings"),
+        word("length", "tokens per completion"),
+        word("kl", "KL to the reference per token, nats"),
+    )
+    return Table("lengths", "", "", columns, tuple(rows)).markdown()
 
 
 def return_at_equal_kl(found: Results, experiment: str, baseline: str) -> str:
@@ -257,9 +211,13 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "curve": curve,
     "verdict": verdict,
     "verdicts": verdicts,
-    "arms": arms,
-    "contrasts": contrasts,
-    "differences": differences,
+    "arms": arms.arms,
+    "across": arms.across,
+    "contrasts": arms.contrasts,
+    "differences": arms.differences,
+    "grid": arms.grid,
+    "others": arms.others,
+    "lengths": lengths,
     "published": literature.published,
     "evaluated": literature.evaluated,
     "equal_kl": equal_kl,

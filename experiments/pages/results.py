@@ -27,8 +27,10 @@ from rgpo.report.tables.table import Table
 LEDGER = Path(__file__).parents[1] / "README.md"
 TAIL, ESS, SPIKES = ("ratio/tail_index", "median"), ("ess/ratio", "mean"), (KL, "share above 0.04")
 EVALUATED = (EVAL, "final")
-NUMBERS = (TAIL, ESS, SPIKES, (KL, "mean"), EVALUATED)  # numbers of runs for the tables of arms
-COLUMNS = {*learning_curves.COLUMNS, TRAIN, KL, PROXY, GOLD, KL_REF, LENGTH, TRUNCATED, TAIL[0], ESS[0]}
+PER_TOKEN = ("kl/ref_exact", "final")
+CLIPPED, COEF = ("grad/clip_fraction", "mean"), ("kl/coef", "share above 0.001001")  # 0.001 is the floor of the coefficient
+NUMBERS = (TAIL, ESS, SPIKES, (KL, "mean"), EVALUATED, PER_TOKEN, CLIPPED, COEF)  # numbers of runs for the tables of arms
+COLUMNS = {*learning_curves.COLUMNS, TRAIN, PROXY, GOLD, KL_REF, LENGTH, TRUNCATED, *(column for column, _ in NUMBERS)}
 
 
 class Judged(NamedTuple):

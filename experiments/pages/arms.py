@@ -1,0 +1,133 @@
+"""Tables of the arms of control experiments: means over seeds, differences in return, and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from experiments.pages.results import ESS, SPIKES, TAIL, Results, arm_of
+from rgpo.report.read.columns import KL, TRAIN
+from rgpo.report.stats.bootstrap import Interval
+from rgpo.report.stats.independent import Summary, relative_change, summarize, welch
+from rgpo.report.tables.table import Table, estimate, interval_cells, number, word
+
+Cells = dict[str, str | float]
+
+
+def arms(found: Results, experiment: str) -> str:
+    """A row per arm and task with means over seeds: KL per update, share of updates with a spike, tail of the ratios, return."""
+    groups = found.groups.get(experiment, [])
+    if not groups:
+        return f"`rgpo-run -m experiment={experiment}` has not been run."
+    rows: list[Cells] = []
+    for group in groups:
+        config = group.used[0].config
+        row: Cells = {"task": group.task, "gate": str(config["choices.gate"])}
+        row |= {"penalty": str(config["choices.penalty"]), "n": len(group.used)}
+        numbers = {"kl": (KL, "mean"), "spikes": SPIKES, "tail": TAIL, "ess": ESS, "return": (TRAIN, "final")}
+        for key, name in numbers.items():
+            scale = 100 if key in ("spikes", "ess") else 1
+            values = scale * group.values(*name)
+            row[key] = float(values.mean())
+        returns = group.values(*numbers["return"])
+        row["return_sd"] = float(returns.std(ddof=1)) if len(returns) > 1 else float("nan")
+        rows.append(row)
+    columns = (
+        word("task", "task"),
+        word("gate", "gate"),
+        word("penalty", "penalty"),
+        number("n", "n"),
+        number("kl", "KL per update, nats", 2),
+        number("spikes", "KL > 0.04, % of updates", 2),
+        number("tail", "tail index of the ratios", 2),
+        number("ess", "effective sample size, %", 2),
+        number("return", "return", 4),
+        number("return_sd", "± sd", 3),
+    )
+    return Table("arms", "", "", columns, tuple(rows)).markdown()
+
+
+def contrasts(found: Results, experiment: str, *pairs: str) -> str:
+    """Changes in return in percent (Fieller), with a row per pair of arms ``gate+penalty:gate+penalty`` and a column per task."""
+    return _pairs(found, experiment, pairs, relative_change, ", %")
+
+
+def differences(found: Results, experiment: str, *pairs: str) -> str:
+    """Differences in return (Welch), with a row per pair of arms ``gate+penalty:gate+penalty`` and a column per task."""
+    return _pairs(found, experiment, pairs, lambda ours, theirs, confidence: welch(ours, theirs, confidence)[0], "")
+
+
+def _pairs(
+    found: Results, experiment: str, pairs: Sequence[str], change: Callable[[Summary, Summary, float], Interval], unit: str
+) -> str:
+    samples: dict[str, dict[str, Summary]] = {}
+    for group in found.groups.get(experiment, []):
+        samples.setdefault(group.task, {})[arm_of(group)] = summarize(group.values(TRAIN, "final"))
+    if not samples:
+        return f"`rgpo-run -m experiment={experiment}` has not been run."
+    rows: list[Cells] = []
+    for pair in pairs:
+        ours, theirs = pair.split(":")
+        row: Cells = {"arm": ours, "against": theirs}
+        for task, by_arm in samples.items():
+            row |= interval_cells(task, change(by_arm[ours], by_arm[theirs], found.settings.confidence))
+        rows.append(row | {"n": min(by_arm[arm].n for by_arm in samples.values() for arm in (ours, theirs))})
+    columns = (
+        word("arm", "gate + penalty"),
+        word("against", "against"),
+        number("n", "n"),
+        *(estimate(task, f"{task}{unit}", sign=True) for task in sorted(samples)),
+    )
+    return Table("contrasts", "", "", columns, tuple(rows)).markdown()
+
+
+def across(found: Results, experiment: str, column: str, *statistic: str) -> str:
+    """Means over seeds of a statistic in percent, with a row per arm and a column per task; arms that have 0 are left out."""
+    rows: dict[str, Cells] = {}
+    for group in found.groups.get(experiment, []):
+        mean = 100 * float(group.values(column, " ".join(statistic)).mean())
+        rows.setdefault(arm_of(group), {"arm": arm_of(group)})[group.task] = mean
+    if not rows:
+        return f"`rgpo-run -m experiment={experiment}` has not been run."
+    shown = tuple(row for row in rows.values() if any(mean for task, mean in row.items() if task != "arm"))
+    tasks = sorted({task for row in shown for task in row} - {"arm"})
+    columns = (word("arm", "gate + penalty"), *(number(task, f"{task}, %", 2) for task in tasks))
+    return Table("across", "", "", columns, shown).markdown()
+
+
+def grid(found: Results, experiment: str, key: str, column: str, *statistic: str) -> str:
+    """Means over seeds (± their standard deviation) with a row per task and arm, and a column per value of a setting."""
+    rows: dict[tuple[str, str], Cells] = {}
+    settings = set()
+    for group in found.groups.get(experiment, []):
+        setting = float(str(group.used[0].config[key]))
+        values = group.values(column, " ".join(statistic))
+        spread = f" ± {values.std(ddof=1):,.0f}" if len(values) > 1 and column == TRAIN else ""
+        row = rows.setdefault((group.task, arm_of(group)), {"task": group.task, "arm": arm_of(group), "n": len(values)})
+        row[f"{setting:g}"] = f"{values.mean():,.0f}{spread}" if column == TRAIN else f"{values.mean():.2g}"
+        settings.add(setting)
+    if not rows:
+        return f"`rgpo-run -m experiment={experiment}` has not been run."
+    name = key.rpartition(".")[2]
+    columns = [word("task", "task"), word("arm", "gate + penalty"), number("n", "n")]
+    columns += [word(f"{setting:g}", f"{name} {setting:g}") for setting in sorted(settings)]
+    return Table("grid", "", "", tuple(columns), tuple(rows.values())).markdown()
+
+
+def others(found: Results, experiment: str, baseline_in: str, baseline: str) -> str:
+    """Changes in return in percent (Fieller) of each algorithm of an experiment, against an arm of another experiment."""
+    theirs = {
+        group.task: summarize(group.values(TRAIN, "final"))
+        for group in found.groups.get(baseline_in, [])
+        if arm_of(group) == baseline
+    }
+    rows: dict[str, Cells] = {}
+    for group in found.groups.get(experiment, []):
+        if group.task in theirs:
+            ours = summarize(group.values(TRAIN, "final"))
+            row = rows.setdefault(group.label, {"label": group.label, "n": ours.n})
+            row |= interval_cells(group.task, relative_change(ours, theirs[group.task], found.settings.confidence))
+    if not rows:
+        return f"`rgpo-run -m experiment={experiment}` has not been run."
+    columns = [word("label", "algorithm"), number("n", "n")]
+    columns += [estimate(task, f"{task}, %", sign=True) for task in sorted(theirs)]
+    return Table("others", "", "", tuple(columns), tuple(rows.values())).markdown()
