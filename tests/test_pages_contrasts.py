@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from experiments.pages.arms import across, contrasts, differences, grid, others
 from experiments.pages.literature import evaluated, published
-from experiments.pages.numbers import contrasts, differences
+from experiments.pages.numbers import lengths
 from experiments.pages.results import Results
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +54,41 @@ def test_a_contrast_is_the_relative_change_of_the_means(results: Results) -> Non
     assert "has not been run" in contrasts(results, "nothing", "a+b:c+d")
     value, low, high = interval(cells(differences(results, "factorial", "sigmoid+adaptive:clip+none"), 0)[3])
     assert value == pytest.approx(ours - theirs, rel=0.05) and low < value < high
+
+
+def means(experiment: str, prefix: str, column: str, fits: Callable[[Any], bool], share: float = 1.0) -> list[float]:
+    """The mean of a column over the last share of its rows, for each run of an experiment whose configuration fits."""
+    found = []
+    for folder in sorted((ROOT / "results" / experiment).glob(f"{prefix}-*")):
+        if fits(yaml.safe_load((folder / "config.yaml").read_text())):
+            values = pq.read_table(folder / "metrics.parquet", columns=[column]).column(0).to_numpy()
+            found.append(float(values[-round(share * len(values)) :].mean()))
+    return found
+
+
+def test_shares_lengths_and_settings_are_means_over_the_runs(results: Results) -> None:
+    alone = lambda c: c["choices"]["gate"] == "sigmoid" and c["choices"]["penalty"] == "none"  # noqa: E731
+    table = across(results, "factorial", "grad/clip_fraction", "mean")
+    (row,) = (one for one in map(str.strip, table.splitlines()) if one.startswith("| sigmoid+none"))
+    head = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
+    share = float([cell.strip() for cell in row.strip("|").split("|")][head.index("hopper, %")])
+    assert share == pytest.approx(100 * np.mean(means("factorial", "hopper", "grad/clip_fraction", alone)), rel=0.02)
+    assert "+none" not in across(results, "factorial", "kl/coef", "share", "above", "0.001001")
+
+    low = lambda c: c["choices"]["algo"] == "ppo" and c["penalty"]["coef"] == 0.2  # noqa: E731
+    short = np.mean(means("language_frontier", "qwen_rlhf", "language/length_mean", low, results.settings.final_fraction))
+    (row,) = (one for one in lengths(results, "language_frontier").splitlines() if one.startswith("| ppo |"))
+    least, _, most = row.strip("| ").split(" | ")[2].partition(" to ")
+    assert float(least) - 0.05 <= short <= float(most) + 0.05
+
+    at = lambda c: c["choices"]["gate"] == "sigmoid" and c["penalty"]["kl_target"] == 0.05  # noqa: E731
+    returns = means("matched_kl", "hopper", "return/train_mean", at, results.settings.final_fraction)
+    table = grid(results, "matched_kl", "penalty.kl_target", "return/train_mean", "final")
+    assert f"{np.mean(returns):,.0f} ± {np.std(returns, ddof=1):,.0f}" in table and len(returns) == 5
+
+    same = contrasts(results, "factorial", "sigmoid+adaptive:clip+none")
+    (row,) = (one for one in others(results, "factorial", "factorial", "clip+none").splitlines() if "=sigmoid penalty=ad" in one)
+    assert row.split("|")[3:] == same.strip().splitlines()[2].split("|")[4:]
 
 
 def test_published_rows_are_those_with_an_interval(results: Results) -> None:
