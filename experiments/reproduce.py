@@ -27,8 +27,9 @@ from rgpo.cli.plan import building_of, expected, planned
 from rgpo.paths import conf_dir
 
 ROOT = Path(__file__).parents[1]
-NO_EVIDENCE = (  # experiments that no claim uses; those of the zoo need additional environment packages
+NO_EVIDENCE = (  # experiments that no claim uses; those of the zoo need additional packages, and smollm2 needs pairs
     "smoke",
+    "smollm2",
     *(f"zoo_{name}" for name in ("bipedalwalker", "lunarlander", "minigrid_empty", "mountaincar_continuous")),
 )
 REPORT = 30.0  # CPU-s
