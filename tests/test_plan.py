@@ -100,15 +100,18 @@ def test_a_design_that_does_not_fit_is_one_sentence(design: str, sentence: str, 
         plan.describe(jobs)
 
 
-def test_every_registered_design_names_predictions_that_are_written_down() -> None:
+def test_every_registered_design_names_predictions_that_are_written_down(tmp_path: Path) -> None:
     """Each prediction is in experiments/predictions.md, for that experiment; each null cell is among the experiment's runs."""
     lines = (ROOT / "experiments/predictions.md").read_text().splitlines()
     rows = {cells[0]: cells[1] for line in lines if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) > 5}
     found = set()
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}))
     for file in sorted((ROOT / "conf/experiment").glob("*.yaml")):
         node = yaml.safe_load(file.read_text())
         if design := node.get("design"):
             found |= {*design["predictions"]}
             assert all(node["name"] in rows[name] for name in design["predictions"]), file
-            plan.describe(compose_jobs([f"experiment={file.stem}", "seed=1", "plan=true"], True, None))
+            data = [f"task.source.data={pairs}"] if file.stem == "smollm2" else []
+            plan.describe(compose_jobs([f"experiment={file.stem}", "seed=1", "plan=true", *data], True, None))
     assert found == rows.keys() - {"id", ":--", "xiv"}, "xiv is of experiments/one_update.py, which is no sweep"
