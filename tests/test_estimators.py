@@ -25,7 +25,7 @@ class Curves:
     def __init__(self, x: Floats, y: Floats) -> None:
         self.columns = {"x": x, "y": y}
 
-    def curve(self, name: str) -> Floats:
+    def path(self, name: str) -> Floats:
         return self.columns[name]
 
 

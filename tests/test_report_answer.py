@@ -12,6 +12,7 @@ from rgpo.report.claims.ledger import in_short
 from rgpo.report.cli import main, parse
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import read_runs
+from rgpo.report.read.run import Run
 from rgpo.report.read.workers import workers
 from rgpo.report.tables.advice import APART, BETTER, DRIFT, FEW, NOISE, WORSE, advice
 from rgpo.report.tables.matched import matched_table
@@ -70,6 +71,28 @@ def test_a_baseline_at_a_worse_setting_is_no_comparison(tmp_path: Path) -> None:
     both = groups(tmp_path / "both", {"ppo": [20.0, 21, 22], "rgpo": [19.0, 20, 21]})
     found = advice([("fast", fast), ("usual", alone), ("both", both)], parse([])[0])
     assert found is not None and found.headlines[0].startswith("Use ppo: the other does not beat it beyond noise")
+
+
+def test_a_baseline_with_several_settings_is_compared_at_its_best(tmp_path: Path) -> None:
+    """The first setting alone, 1 to 3, would lose to rgpo."""
+    for lr, values in ((1e-4, [1.0, 2, 3]), (1e-3, [20.0, 21, 22]), (1e-2, [10.0, 11, 12])):
+        for seed, value in enumerate(values, start=1):
+            metrics = {"return/train_mean": np.full(5, value)}
+            fixtures.write_run(tmp_path, "hopper", "ppo", seed, 5, metrics=metrics, update={"lr": lr})
+    found = advice([("sweep", groups(tmp_path, {"rgpo": [18.0, 19, 20]}))], parse([])[0])
+    assert found is not None and found.contests[0].baseline == "ppo lr=0.001" and "beats it beyond noise" in found.headlines[0]
+    assert {arm.label: arm.outcome for arm in found.contests[0].arms}["rgpo"] == NOISE
+
+
+def test_each_task_is_answered_by_its_own_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the present code replace older ones of their task, not those of other tasks."""
+    old = groups(tmp_path / "old", {"ppo": [20.0, 21, 22], "rgpo": [1.0, 2, 3]}, tasks=("ant", "hopper"))
+    new = groups(tmp_path / "new", {"ppo": [20.0, 21, 22], "rgpo": [20.0, 21, 23]})
+    folders = {run.folder for group in new for run in group.runs}
+    monkeypatch.setattr(Run, "is_current", property(lambda run: run.folder in folders))
+    found = advice([("old", old), ("new", new)], parse([])[0])
+    assert found is not None and "on ant or hopper" in found.headlines[0]
+    assert "worse in 1 and within noise of it in 1 of 2 comparisons" in found.headlines[0]
 
 
 def test_of_a_task_the_longer_experiment_counts(tmp_path: Path) -> None:

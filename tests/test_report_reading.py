@@ -17,6 +17,7 @@ from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import read_run, read_runs
 from rgpo.report.read.reduce import ENDS_EARLY, Detail, reduce
 from rgpo.report.read.run import Problem
+from rgpo.report.tables.matched import path_of, path_through_ends
 from rgpo.runtime.reader import Unreadable
 
 COLUMNS = ("return/train_mean", "return/eval_mean", "kl/old_exact", "epoch/kl_old_exact")
@@ -241,6 +242,19 @@ def test_many_rows_are_thinned_and_the_numbers_are_not(tmp_path: Path) -> None:
     assert run.curve("gradvar/before")[0] == pytest.approx(np.mean(np.float32(metrics["gradvar/before"][[0, 10]])))
     assert run.curve("kl/old_exact:max").max() == 5.0 and run.reduced.spike_rates.tolist() == [0.001]
     assert run.number("return/train_mean", "final") == pytest.approx(np.mean(np.float32(metrics["return/train_mean"][-100:])))
+
+
+def test_results_at_equal_kl_do_not_depend_on_the_points_of_curves(tmp_path: Path) -> None:
+    """There are fewer of these the more runs a folder has, so other runs would move verdicts."""
+    rng = np.random.default_rng(0)
+    metrics = {"kl/old_exact": rng.random(300), "return/train_mean": rng.random(300), "ess/ratio": rng.random(300)}
+    folder = fixtures.write_run(tmp_path, iterations=300, metrics=metrics)
+    few, many = (read_run(folder, metrics, Detail(0.1, (), points, paths=("ess/ratio",)))[0] for points in (20, 400))
+    for y in ("return/train_mean", "ess/ratio"):
+        for read in (path_of, lambda run, x, y: path_through_ends([run], x, y)):
+            assert all(map(np.array_equal, read(few, "kl/old_exact", y), read(many, "kl/old_exact", y)))
+    ends = path_through_ends([few], "kl/old_exact", "return/train_mean")
+    assert np.ravel(ends) == pytest.approx([metrics[name][-30:].mean() for name in ("kl/old_exact", "return/train_mean")])
 
 
 @pytest.mark.parametrize(

@@ -95,11 +95,13 @@ def across(found: Results, experiment: str, column: str, *statistic: str) -> str
 
 
 def grid(found: Results, experiment: str, key: str, column: str, *statistic: str) -> str:
-    """Means over seeds (± their standard deviation) with a row per task and arm, and a column per value of a setting."""
+    """Means over seeds, of returns with standard deviations, with a row per task and arm and a column per value of a setting."""
     rows: dict[tuple[str, str], Cells] = {}
     settings = set()
     for group in found.groups.get(experiment, []):
-        setting = float(str(group.used[0].config[key]))
+        setting = group.used[0].config.get(key)
+        if not isinstance(setting, int | float):
+            continue
         values = group.values(column, " ".join(statistic))
         spread = f" ± {values.std(ddof=1):,.0f}" if len(values) > 1 and column == TRAIN else ""
         row = rows.setdefault((group.task, arm_of(group)), {"task": group.task, "arm": arm_of(group), "n": len(values)})
@@ -113,8 +115,11 @@ def grid(found: Results, experiment: str, key: str, column: str, *statistic: str
     return Table("grid", "", "", tuple(columns), tuple(rows.values())).markdown()
 
 
-def others(found: Results, experiment: str, baseline_in: str, baseline: str) -> str:
-    """Changes in return in percent (Fieller) of each algorithm of an experiment, against an arm of another experiment."""
+def others(found: Results, experiment: str, baseline_in: str, baseline: str, word_in: str = "") -> str:
+    """Changes in return in percent (Fieller) of an experiment's arms against an arm ``gate+penalty`` of another experiment.
+
+    word_in: part of the labels of the arms that are listed.
+    """
     theirs = {
         group.task: summarize(group.values(TRAIN, "final"))
         for group in found.groups.get(baseline_in, [])
@@ -122,12 +127,13 @@ def others(found: Results, experiment: str, baseline_in: str, baseline: str) -> 
     }
     rows: dict[str, Cells] = {}
     for group in found.groups.get(experiment, []):
-        if group.task in theirs:
+        if group.task in theirs and word_in in group.label:
             ours = summarize(group.values(TRAIN, "final"))
             row = rows.setdefault(group.label, {"label": group.label, "n": ours.n})
             row |= interval_cells(group.task, relative_change(ours, theirs[group.task], found.settings.confidence))
     if not rows:
         return f"`rgpo-run -m experiment={experiment}` has not been run."
     columns = [word("label", "algorithm"), number("n", "n")]
-    columns += [estimate(task, f"{task}, %", sign=True) for task in sorted(theirs)]
+    tasks = sorted({group.task for group in found.groups[experiment]} & theirs.keys())
+    columns += [estimate(task, f"{task}, %", sign=True) for task in tasks]
     return Table("others", "", "", tuple(columns), tuple(rows.values())).markdown()

@@ -53,8 +53,10 @@ def load(
 ) -> Experiment:
     """Load an experiment's runs, groups and problems."""
     numbers = dict.fromkeys(number for claim in claims for number in claim.numbers)
+    paths = dict.fromkeys(column for claim in claims if claim.rule for column in claim.rule.curves())
+    fraction, thresholds = settings.final_fraction, settings.thresholds
     try:
-        runs, problems = read_runs(folder, columns, settings.final_fraction, settings.thresholds, distribute, numbers, num_points)
+        runs, problems = read_runs(folder, columns, fraction, thresholds, distribute, numbers, num_points, paths)
         num_queued = sum(map(queued, run_folders(folder)))
     except Unreadable as error:
         return Experiment(folder.name, [], [], [Problem(folder.name, f"{error}; the experiment is left out")])

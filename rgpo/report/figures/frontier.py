@@ -79,7 +79,7 @@ def trajectory(group: Group, column: str, settings: Settings) -> Trajectory | No
 
 def _points(run: Run, column: str) -> dict[float, tuple[float, float]]:
     """Iteration -> (KL, reward) for every evaluation."""
-    both = run.curve("iteration"), run.curve(KL_REF), run.curve(column)
+    both = run.path("iteration"), run.path(KL_REF), run.path(column)
     return {i: (kl, reward) for i, kl, reward in zip(*map(list, both), strict=True) if not np.isnan(kl + reward)}
 
 

@@ -16,6 +16,7 @@ PHASES = ("collect", "update", "diagnostics", "gradvar", "evaluate")
 TIMES = {phase: f"time/{phase}_s" for phase in PHASES}
 
 SCORES = (TRAIN, REWARD, PROXY, GOLD)
+PATHS = (KL, TRAIN, KL_REF, PROXY, GOLD)  # compared at equal KL
 FINAL = (*SCORES, KL_REF, LENGTH, TRUNCATED)
 NUMBERS: tuple[tuple[str, str], ...] = (  # (column, statistic over a run's measured rows)
     (TRAIN, "first"),

@@ -101,15 +101,17 @@ def read_runs(
     distribute: Map,
     numbers: Collection[tuple[str, str]] = (),
     num_points: int = MAX_POINTS,
+    paths: Collection[str] = (),
 ) -> tuple[list[Run], list[Problem]]:
     """Read an experiment's runs with the given metric columns; unreadable runs become problems, queued runs are skipped.
 
-    numbers: additional (column, statistic) to keep for each run; num_points: most points per curve.
+    numbers: additional (column, statistic) to keep for each run; num_points: most points per curve; paths: additional columns
+    from which results are read off.
 
     Raises: Unreadable if the experiment's folder cannot be read.
     """
     folders = [folder for folder in run_folders(experiment_dir) if not queued(folder)]
-    detail = Detail(final_fraction, tuple(thresholds), num_points, tuple(numbers))
+    detail = Detail(final_fraction, tuple(thresholds), num_points, tuple(numbers), tuple(paths))
     read = partial(_read_or_report, columns={*columns, *COLUMNS}, detail=detail)
     runs, problems = [], []
     for run, found in distribute(read, folders, CHUNK):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rgpo.report.read.columns import ITERATION, KL, NUMBERS, RATIO_MAX, TOKENS
+from rgpo.report.read.columns import ITERATION, KL, NUMBERS, PATHS, RATIO_MAX, TOKENS
 from rgpo.report.stats.bootstrap import Floats
 from rgpo.runtime.schema import is_list
 
@@ -21,6 +21,7 @@ TOTALS = {WALL: ITERATION, SUM_TOKENS: TOKENS, CPU: "time/iteration_cpu_s"}
 ENDS_EARLY = "ends early"  # statistic: 1 if a column was no longer measured at the end of the run, else missing
 LAST_TENTH = "last tenth"  # statistic: like "final" with final_fraction=0.1
 SHARE = "share above "  # statistic: share of rows above the number that follows
+PATH_POINTS = 400  # most points of a path, however many runs there are
 MAX_QUANTILES = 200  # most quantiles of ratio/max over a run's updates
 
 
@@ -31,12 +32,17 @@ class Detail(NamedTuple):
     thresholds: tuple[float, ...]  # nats; the share of updates above each is computed
     num_points: int  # most points per curve
     numbers: tuple[tuple[str, str], ...] = ()  # additional (column, statistic) to keep
+    paths: tuple[str, ...] = ()  # additional columns to keep as paths
 
 
 class Reduced(NamedTuple):
-    """A run's curves (P,) of means over P blocks of rows, lists (K,) of means over all rows, and numbers."""
+    """A run's curves (P,) of means over P blocks of rows, lists (K,) of means over all rows, and numbers.
+
+    Curves are drawn, and have fewer points the more runs there are. Results are read off paths, which do not.
+    """
 
     curves: dict[str, Floats]
+    paths: dict[str, Floats]
     lists: dict[str, Floats]
     numbers: dict[tuple[str, str], float]
     spike_rates: Floats  # share of updates with KL above each threshold; nan if not measured
@@ -62,7 +68,9 @@ def reduce(columns: Mapping[str, Floats], detail: Detail, own: Collection[str] =
     ratio = ratio[np.isfinite(ratio)]
     quantiles = np.quantile(ratio, np.linspace(0, 1, min(detail.num_points, MAX_QUANTILES))) if ratio.size else np.empty(0)
     lists = {name: mean_over_rows(values) for name, values in columns.items() if is_list(name)}
-    return Reduced(_thin(columns, detail.num_points), lists, numbers, np.array(rates), quantiles)
+    curves = _thin(columns, detail.num_points)
+    paths = _thin({name: columns[name] for name in ("iteration", *PATHS, *detail.paths) if name in columns}, PATH_POINTS)
+    return Reduced(curves, paths, lists, numbers, np.array(rates), quantiles)
 
 
 def _ends_early(values: Floats) -> bool:

@@ -129,6 +129,11 @@ class Run:
         found = self.reduced.curves.get(column)
         return found if found is not None else np.full(len(self.reduced.curves["iteration"]), np.nan)
 
+    def path(self, column: str) -> Floats:
+        """A column's points (P,) at the resolution of all paths; nan where it was not measured."""
+        found = self.reduced.paths.get(column)
+        return found if found is not None else np.full(len(self.reduced.paths["iteration"]), np.nan)
+
     def number(self, column: str, statistic: str) -> float:
         """A statistic of a column; nan if the column was never measured."""
         return self.reduced.numbers.get((column, statistic), float("nan"))

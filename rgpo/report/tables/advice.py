@@ -118,7 +118,8 @@ def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) 
     headlines, remarks = [], []
     for kind, of_kind in kinds.items():
         fair = [contest for contest in of_kind if contest.fair] or of_kind
-        members = _weightiest([contest for contest in fair if contest.current] or fair)
+        measured_now = {contest.task for contest in fair if contest.current}
+        members = _weightiest([contest for contest in fair if contest.current or contest.task not in measured_now])
         text = _headline(members)
         headlines.append(text if alone else f"{kind}, {text[0].lower()}{text[1:]}")
         remarks += [one if alone else f"{kind}: {one[0].lower()}{one[1:]}" for one in _remarks(members)]
@@ -160,6 +161,9 @@ def _contest(
     base = baseline_of(groups[0].task, measured, settings.baseline)
     if len(measured) < 2 or base is None:
         return None
+    if not (base.language or settings.baseline):  # of several settings of the baseline, its best
+        alike = [group for group in measured if _kind(group) == _kind(base) and len(group.used) == len(base.used)]
+        base = max(alike, key=lambda group: float(np.mean(group.values(column, "final"))))
     each = simultaneous(settings.confidence, len(measured) - 1)
     ranked = sorted(measured, key=lambda group: -float(np.mean(group.values(column, "final"))))
     samples = [summarize(group.values(column, "final")) for group in ranked]

@@ -143,7 +143,7 @@ def paths_of(runs: Iterable[Run], x: str, y: str) -> list[Path]:
 
 def path_of(run: Run, x: str, y: str) -> Path | None:
     """(x, y) at the run's evaluations, preceded by the reference policy's (0, 0); None if they were never measured together."""
-    both = np.stack([run.curve(x), run.curve(y)])
+    both = np.stack([run.path(x), run.path(y)])
     both = both[:, np.isfinite(both).all(axis=0)]
     if not both.shape[1]:
         return None
@@ -161,7 +161,7 @@ def path_through_ends(runs: Iterable[Run], x: str, y: str) -> Path | None:
 
     The path begins at the run with the smallest x: nothing was measured below, so a line from (0, 0) would be a guess.
     """
-    both = (np.stack([run.curve(x), run.curve(y)]) for run in runs)
+    both = (np.stack([run.path(x), run.path(y)]) for run in runs)
     last = (rows[:, -max(1, rows.shape[1] // 10) :] for rows in both)
     ends = sorted(tuple(np.nanmean(rows, 1)) for rows in last if np.isfinite(rows).any(1).all())
     if not ends:
