@@ -5,7 +5,7 @@
 
 Only config.yaml, provenance.json, state.json and the columns of metrics.parquet that the claims and the pages use are kept, about
 a third of the file. The file lists the dropped columns, so that `rgpo-report verify RUN` does not compare them. Values are
-unchanged. If the source is results/ itself, the runs in it are reduced in place.
+unchanged. If the source is results/ itself, runs that were kept before are reduced further in place.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from rgpo import atomic
+from rgpo.errors import first_line
+from rgpo.report.read.load import CHECKED, run_folders
 from rgpo.report.read.rerun import LEFT_OUT
-from rgpo.runtime import reader
+from rgpo.runtime import manifest, reader
 from rgpo.runtime.parts import encode
 from rgpo.runtime.reader import Unreadable
 from rgpo.runtime.run_folder import RunState
@@ -37,17 +38,28 @@ DETAIL = re.compile(r"epoch/kl_old_exact|time/(?!iteration).*_s")  # KL after ev
 DETAILED = ("first_evidence", "epochs", "staleness", "language_frontier")  # experiments whose details are kept
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Keep every completed run."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Keep every completed run; returns 1 if some could not be kept, else 0."""
     parser = argparse.ArgumentParser(prog="python -m experiments.keep", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", type=Path)
     parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT")
     given = parser.parse_args(words)
+    problems = []
     for name in given.experiments:
-        folders = [folder for folder in sorted((given.source / name).iterdir()) if _completed(folder)]
-        kept = sum(keep(folder, RESULTS / name / folder.name) for folder in folders)
-        print(f"{name}: {len(folders)} completed runs, {kept} of them taken")
+        try:
+            folders = [folder for folder in run_folders(given.source / name) if _completed(folder)]
+        except Unreadable as error:
+            parser.error(f"{given.source / name}: {error}; give a results folder and the names of experiments in it")
+        num_taken = 0
+        for folder in folders:
+            try:
+                num_taken += keep(folder, RESULTS / name / folder.name)
+            except (Unreadable, OSError) as error:
+                problems.append(f"{name}/{folder.name}: {first_line(error)}; it is left out")
+        print(f"{name}: {len(folders)} completed runs, {num_taken} of them taken")
+    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _completed(folder: Path) -> bool:
@@ -58,21 +70,35 @@ def _completed(folder: Path) -> bool:
 
 
 def keep(folder: Path, target: Path) -> bool:
-    """Write a run's rows without unused columns; returns False if the run was already there in this form."""
+    """Write a run's rows without unused columns; returns False if the run was already there in this form.
+
+    Raises: Unreadable if a file of the run is damaged or missing, or if a run that has a manifest is to be reduced in place.
+    """
     if target != folder and target.exists():
         return False
-    table = pq.read_table(folder / "metrics.parquet")
-    metadata = table.schema.metadata or {}
+    if damaged := manifest.problems(folder, CHECKED):
+        raise Unreadable("; ".join(damaged))
+    if target == folder and (folder / manifest.NAME).exists():
+        raise Unreadable(f"it has a {manifest.NAME}, whose digests would not fit; keep it from another results folder")
+    with reader.parquet(folder / "metrics.parquet") as file:
+        table, metadata = file.read(), file.schema_arrow.metadata or {}
     unread = [name for name in table.column_names if _is_unread(name, target.parent.name)]
     left_out = sorted({*json.loads(metadata.get(LEFT_OUT, b"[]")), *unread})
     table = table.drop_columns(unread).replace_schema_metadata({**metadata, LEFT_OUT: json.dumps(left_out).encode()})
-    target.mkdir(parents=True, exist_ok=True)
-    for name in BESIDE:
-        if target != folder:
-            shutil.copyfile(folder / name, target / name)
-    facts = json.loads((folder / "provenance.json").read_text())
-    atomic.write_text(target / "provenance.json", json.dumps(facts, separators=(",", ":")) + "\n")  # half the size
-    atomic.write_bytes(target / "metrics.parquet", encode(table, keep_types=False))
+    try:
+        facts = json.dumps(json.loads(reader.read_text(folder / "provenance.json")), separators=(",", ":"))  # half the size
+    except ValueError:
+        raise Unreadable("provenance.json is not JSON") from None
+    beside = {name: reader.read_text(folder / name) for name in BESIDE}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".keeping-", dir=target.parent) as aside:
+        new = Path(aside) / target.name if target != folder else target
+        new.mkdir(exist_ok=True)
+        for name, text in {**beside, "provenance.json": f"{facts}\n"}.items():
+            atomic.write_text(new / name, text)
+        atomic.write_bytes(new / "metrics.parquet", encode(table, keep_types=False))
+        if new != target:
+            new.rename(target)
     return bool(unread) or target != folder
 
 
@@ -81,4 +107,4 @@ def _is_unread(column: str, experiment: str) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

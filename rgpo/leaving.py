@@ -61,8 +61,9 @@ def _finished() -> bool:
 
     _join(threading)
     if _others(threading):  # started by an environment, perhaps; waiting for them would keep a finished run alive
-        names = ", ".join(thread.name for thread in _others(threading))
-        print(f"left without threads that do not end: {names}; make them daemons, or end them in close()", file=sys.stderr)
+        names = ", ".join(thread.name for thread in _others(threading) if not type(thread).__module__.startswith("joblib."))
+        if names:  # the threads of an interrupted parallel sweep are joblib's
+            print(f"left without threads that do not end: {names}; make them daemons, or end them in close()", file=sys.stderr)
     else:
         vars(threading)["_shutdown"]()  # not in the type stubs
     atexit._run_exitfuncs()

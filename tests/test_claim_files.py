@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import report_fixtures as fixtures
 import yaml
@@ -241,3 +243,8 @@ def test_published_returns_are_rows_beside_ours_with_their_differences() -> None
     zoo = rows["hopper", "RL Baselines3 Zoo benchmark"]  # listed, and not compared: another version and another metric
     assert "one seed" in zoo["differs"] and zoo["of"] == "hopper (v3), return/eval_mean" and math.isnan(zoo["percent"])
     assert not any("RPO page" in source for _, source in rows), "8M steps are another length"
+    evaluated = np.mean([run.number("return/eval_mean", "final") for run in runs if run.task == "hopper"])
+    assert zoo["ours"] == pytest.approx(evaluated) != ours["ours"]
+    for part in ("gate", "penalty"):  # arms with parts of their own are another algorithm
+        other = [replace(run, config={**run.config, f"choices.{part}": "other"}) for run in runs]
+        assert published_table(read_external(ROOT / "results")[0], group_runs(other)[0], 0.95) is None

@@ -177,6 +177,14 @@ def test_unfinished_and_failed_runs_enter_no_mean(here: Path, capsys: pytest.Cap
 # groups
 
 
+def test_a_run_that_failed_before_its_first_row_says_why(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fixtures.write_experiment(here / "results", tasks=("hopper",), algos=("ppo",))
+    folder = fixtures.write_run(here / "results", seed=9, status="failed", reason="there are only 7 prompts")
+    (folder / "metrics.parquet").unlink()
+    assert main(["figures=[]", "num_resamples=100"]) == 1
+    assert f"{folder.name}: it failed before its first row: there are only 7 prompts" in capsys.readouterr().err
+
+
 def test_groups_keep_apart_what_differs(tmp_path: Path) -> None:
     for seed in (1, 2):
         fixtures.write_run(tmp_path, seed=seed)

@@ -8,8 +8,8 @@ from dataclasses import replace
 from experiments.pages.results import EVALUATED, Results, arm_of, chosen
 from rgpo.report.claims.external import Anchor, read_external
 from rgpo.report.claims.published import published_table, without_version
-from rgpo.report.stats.independent import Summary, summarize
-from rgpo.report.tables.table import Table, number, word
+from rgpo.report.stats.independent import Summary, summarize, welch
+from rgpo.report.tables.table import Table, estimate, interval_cells, word
 
 
 def published(found: Results, experiment: str, arm: str) -> str:
@@ -24,18 +24,26 @@ def published(found: Results, experiment: str, arm: str) -> str:
 
 
 def evaluated(found: Results, experiment: str, algo: str) -> str:
-    """Evaluation returns of an algorithm's arms next to those of other projects, whose versions and settings differ."""
+    """Evaluation returns of an algorithm's arms next to those of other projects, and their difference from the first of these."""
     groups = [group for group in found.groups.get(experiment, []) if group.algo == algo]
     if not groups:
         return f"`rgpo-run -m experiment={experiment} algo={algo}` has not been run."
     theirs = _evaluations(found, algo)
+    first = next(iter(theirs), "")
     rows: list[dict[str, str | float]] = []
     for group in groups:
         ours = summarize(group.values(*EVALUATED))
         row: dict[str, str | float] = {"task": group.task, "label": group.label, "n": ours.n, "ours": _words(ours)}
-        rows.append(row | {source: _words(by_task[group.task]) for source, by_task in theirs.items() if group.task in by_task})
+        published = {source: by_task[group.task] for source, by_task in theirs.items() if group.task in by_task}
+        row |= {source: _words(summary) for source, summary in published.items()}
+        if first in published:
+            row |= interval_cells("minus", welch(ours, published[first], found.settings.confidence)[0])
+        rows.append(row)
     others = (word(source, source) for source in theirs)
-    columns = (word("task", "task"), word("label", "algorithm"), number("n", "n"), word("ours", "ours"), *others)
+    columns = (
+        *(word("task", "task"), word("label", "algorithm"), word("ours", "ours"), *others),
+        estimate("minus", f"ours minus {first}", sign=True),
+    )
     return Table("evaluated", "", "", columns, tuple(dict.fromkeys(theirs, "") | row for row in rows)).markdown()
 
 
@@ -55,6 +63,6 @@ def _short(anchor: Anchor) -> str:
 
 
 def _words(sample: Summary) -> str:
-    """Mean and standard deviation as text: "1,803 ± 46"; only the mean if the spread is unknown."""
+    """Mean, standard deviation and number of runs as text: "1,803 ± 46 (3)"; without the deviation if it is unknown."""
     spread = "" if math.isnan(sample.sd) else f" ± {sample.sd:,.0f}"
-    return f"{sample.mean:,.0f}{spread}"
+    return f"{sample.mean:,.0f}{spread} ({sample.n})"

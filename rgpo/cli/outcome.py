@@ -146,7 +146,7 @@ def final_values(folder: Path) -> dict[str, float]:
         names = [name for name in (*RESULTS.values(), KL) if name in file.schema_arrow.names]
         columns = file.read(names, use_threads=False).to_pydict()
     finite = {name: [x for x in values if x is not None and math.isfinite(x)] for name, values in columns.items()}
-    return {name: float(np.mean(x[-max(1, int(len(x) * FINAL)) :])) for name, x in finite.items() if x}
+    return {name: float(np.mean(x[-max(1, round(len(x) * FINAL)) :])) for name, x in finite.items() if x}
 
 
 def mean(values: Sequence[float]) -> float:

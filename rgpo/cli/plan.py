@@ -108,7 +108,8 @@ def expected(seconds: float) -> str:
     if seconds != seconds:
         return "an unknown time (no rate was measured at this scale)"
     if seconds < 3600:
-        return f"about {max(1, round(seconds / 60))} CPU-minutes" if seconds else "nothing"
+        minutes = max(1, round(seconds / 60))
+        return f"about {minutes} CPU-minute{'s' if minutes > 1 else ''}" if seconds else "nothing"
     return f"about {seconds / 3600:.1f} CPU-hours"
 
 
@@ -133,7 +134,8 @@ def describe(jobs: Sequence[Job]) -> str:
     left = sum(run.seconds for run in runs) + building_of(runs)
     whole = sum(seconds_of(run.job) for run in runs) + building_of(runs)
     done = sum(run.done for run in runs)
-    lines.append(f"{len(rows)} run(s), {done} done; left: {expected(left)} of {expected(whole)}, from measured rates")
+    time = f"{expected(left)} of {expected(whole)}, from measured rates" if left == left else expected(left)
+    lines.append(f"{len(rows)} run(s), {done} done; left: {time}")
     return "\n".join(lines)
 
 

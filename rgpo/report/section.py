@@ -147,7 +147,9 @@ def _add_figure(section: Section, place: str, name: str, module: FigureModule, s
         return
     if not panels:
         others = {"arm_gates": "the curve of its gate, as runs do now"}
-        columns = " or ".join(module.COLUMNS) or others.get(name, "a metric that its config declares")
+        missing = [column for column in module.COLUMNS if not any(run.has(column) for run in section.runs)]
+        columns = " or ".join(missing) or others.get(name, f"all of {', '.join(module.COLUMNS)} as often as the figure needs")
+        columns = columns if module.COLUMNS or name in others else "a metric that its config declares"
         hint = ", or there is no baseline to compare with" if name in NEED_BASELINE else ""
         if module.COLUMNS or settings.figures is not None:
             _leave_out(section, settings, where, f"no run measured {columns}{hint}")

@@ -21,6 +21,7 @@ FINAL = (*SCORES, KL_REF, LENGTH, TRUNCATED)
 NUMBERS: tuple[tuple[str, str], ...] = (  # (column, statistic over a run's measured rows)
     (TRAIN, "first"),
     (EVAL, "last"),
+    (EVAL, "final"),
     (CUT, "last"),
     (RESTARTED, "last"),
     *((column, "final") for column in FINAL),

@@ -141,6 +141,8 @@ def read_run(folder: Path, columns: Collection[str], detail: Detail) -> tuple[Ru
     try:
         found = rows.read(folder, {*columns, *metrics})
     except Unreadable as error:
+        if state.get("status") == "failed" and not rows.files(folder):
+            raise Unreadable(f"it failed before its first row: {printable(state.get('reason') or 'unknown reason')}") from None
         raise Unreadable(f"{error}{remedy}") from None
     rows.require_own(found, written)
     problems += [Problem(where, problem) for problem in found.problems]

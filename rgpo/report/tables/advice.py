@@ -18,7 +18,7 @@ from rgpo.report.stats.independent import relative_change, simultaneous, summari
 from rgpo.report.tables.baseline import baseline_of
 from rgpo.report.tables.matched import Matched, against_baseline, arms_against_baseline
 from rgpo.report.tables.summary import setting
-from rgpo.report.tables.table import percent, plain
+from rgpo.report.tables.table import between, percent, plain
 
 BETTER, WORSE, NOISE, FEW = "better", "worse", "within noise", "too few seeds"
 DRIFT = "better at the end, but not at equal KL to the reference"
@@ -41,7 +41,7 @@ class Arm(NamedTuple):
     family: str  # label without the strength of the constraint, if arms differ in it
     mean: float
     n: int
-    change: Interval  # percent
+    change: str  # from the baseline
     outcome: str  # BETTER, WORSE, NOISE, FEW, DRIFT, SHORT, APART; "" for the baseline itself
     equal_kl: str = ""  # change from the baseline at equal KL to the reference, as text
 
@@ -56,7 +56,7 @@ class Contest(NamedTuple):
     column: str
     baseline: str
     arms: tuple[Arm, ...]
-    lead: Interval  # change from the second to the best, percent
+    lead: str  # change from the second to the best
     leads: bool  # True if the lead exceeds noise
     language: bool
     current: bool  # True if all runs were made with the current number-determining code
@@ -78,7 +78,7 @@ class Contest(NamedTuple):
         best, second = self.arms[0], self.arms[1]
         text = "" if self.leads else "no clear winner; "
         text += f"{best.label} has the highest {WORDS[self.column]}, {plain(best.mean, 4)} (n = {best.n}): "
-        text += f"{percent(self.lead)} over the next, {second.label}, "
+        text += f"{self.lead} over the next, {second.label}, "
         text += "which is more than noise" if self.leads else "which may be noise"
         if second.label != self.baseline != best.label:
             verdict = {
@@ -86,7 +86,7 @@ class Contest(NamedTuple):
                 DRIFT: "more than noise",
                 FEW: f"with fewer than {MIN_RUNS} seeds undecided",
             }.get(best.outcome, "perhaps noise")
-            text += f"; {percent(best.change)} over {self.baseline}, {verdict}"
+            text += f"; {best.change} over {self.baseline}, {verdict}"
         return f"{text}{f'; {best.equal_kl}' if best.equal_kl else ''}."
 
 
@@ -179,12 +179,12 @@ def _contest(
         else:
             outcome = APART if equal and level is None else _outcome(difference, level)
         note = f"at equal KL to the reference, {level.level:.2g} nats, {percent(level.change)}" if level is not None else ""
-        change = relative_change(sample, against, each)
+        change = _gain(relative_change(sample, against, each), difference)
         gate, penalty = (group.used[0].config.get(f"choices.{axis}") for axis in ("gate", "penalty"))
         ours = (group.algo == OURS and gate != NO_GATE) or (gate, penalty) == PARTS
         arms.append(Arm(group.algo, ours, group.label, families[group.label], sample.mean, sample.n, change, outcome, note))
     lead, _ = welch(samples[0], samples[1], each)
-    over_next = relative_change(samples[0], samples[1], each)
+    over_next = _gain(relative_change(samples[0], samples[1], each), lead)
     return Contest(
         experiment,
         base.task,
@@ -218,6 +218,15 @@ def _outcome(difference: Interval, level: Matched | None) -> str:
     if end == BETTER != equal:
         return DRIFT
     return SHORT if end == WORSE and equal == BETTER else equal
+
+
+def _gain(change: Interval, difference: Interval) -> str:
+    """The change in percent; where its interval is unbounded, or disagrees with that of the difference, the difference."""
+    fits = all((one > 0) == (other > 0) for one, other in zip(change, difference, strict=True))
+    if np.isnan(difference.low) or (np.isfinite(change).all() and fits):
+        return percent(change)
+    sign = "+" if difference.value > 0 else ""
+    return f"{sign}{plain(difference.value)} {between(difference.low, difference.high, sign=True)}"
 
 
 def _of_interval(found: Interval) -> str:

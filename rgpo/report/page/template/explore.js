@@ -12,7 +12,7 @@ function explorer(section, box) {
   const figures = section.figures.filter(figure => figure.metrics.length);
   const language = section.axes.samples != null && section.score.startsWith("reward/");
   const start = (figures.length && figures.every(f => f.name !== "learning_curves") ? figures.flatMap(f => f.metrics)
-    : [section.score, ...(language ? ["reward/eval_gold_change", "kl/eval_ref_sequence"] : []), "kl/old_exact"]).filter(name => index.has(name));
+    : [section.score, ...(language ? ["reward/eval_gold_change", "kl/eval_ref_sequence", "return/train_mean"] : []), "kl/old_exact"]).filter(name => index.has(name));
   const labels = Object.keys(section.lines), crowded = labels.length > CROWDED && section.front.length > 1; // more than can be told apart
   const initial = { metrics: start.length ? start : section.metrics.slice(0, 1).map(m => m.name), axis: section.axes.env_steps && !language ? "env_steps" : "iteration",
     smooth: 7, band: "range", group: "arm", scale: "auto", seeds: !crowded, published: true, off: crowded ? labels.filter(label => !section.front.includes(label)) : [], filter: {} };
@@ -117,7 +117,8 @@ function explorer(section, box) {
     home?.append(...films);
     for (const name of now.metrics) {
       const metric = section.metrics[index.get(name)];
-      for (const task of tasks) {
+      const measured = tasks.filter(task => section.runs.some((run, i) => run.task === task && metric.of[i]));
+      for (const task of measured.length ? measured : tasks) {
         const cell = node("div", { class: "chart", id: `${section.name}:${name}:${task}` });
         const close = now.metrics.length > 1 ? node("button", { type: "button", class: "close", "aria-label": `remove ${name}`, onclick: () => { now.metrics = now.metrics.filter(m => m !== name); change(); } }, "×") : "";
         boxes.push(cell);

@@ -31,8 +31,9 @@ for (const figure of document.querySelectorAll("figure.panels")) {
 }
 // Sort a table by a column: numbers by value, words alphabetically, missing values last.
 for (const button of document.querySelectorAll(".sort")) {
-  button.addEventListener("click", () => {
-    const head = button.closest("th"), body = head.closest("table").tBodies[0], column = head.cellIndex;
+  const head = button.closest("th");
+  head.addEventListener("click", () => { // the whole cell, which a click on the button reaches, too
+    const body = head.closest("table").tBodies[0], column = head.cellIndex;
     const down = head.getAttribute("aria-sort") === "ascending";
     for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
