@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from experiments.pages.results import ESS, SPIKES, TAIL, Results, arm_of
 from rgpo.report.read.columns import KL, TRAIN
-from rgpo.report.stats.bootstrap import Interval
+from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.stats.independent import Summary, relative_change, summarize, welch
 from rgpo.report.tables.table import Table, estimate, interval_cells, number, word
 
@@ -118,7 +118,7 @@ def grid(found: Results, experiment: str, key: str, column: str, *statistic: str
 def others(found: Results, experiment: str, baseline_in: str, baseline: str, word_in: str = "") -> str:
     """Changes in return in percent (Fieller) of an experiment's arms against an arm ``gate+penalty`` of another experiment.
 
-    word_in: part of the labels of the arms that are listed.
+    Arms with too few seeds for an interval are left out of a task. word_in: part of the labels of the arms that are listed.
     """
     theirs = {
         group.task: summarize(group.values(TRAIN, "final"))
@@ -127,8 +127,8 @@ def others(found: Results, experiment: str, baseline_in: str, baseline: str, wor
     }
     rows: dict[str, Cells] = {}
     for group in found.groups.get(experiment, []):
-        if group.task in theirs and word_in in group.label:
-            ours = summarize(group.values(TRAIN, "final"))
+        ours = summarize(group.values(TRAIN, "final"))
+        if group.task in theirs and word_in in group.label and ours.n >= MIN_RUNS:
             row = rows.setdefault(group.label, {"label": group.label, "n": ours.n})
             row |= interval_cells(group.task, relative_change(ours, theirs[group.task], found.settings.confidence))
     if not rows:
