@@ -30,6 +30,7 @@ from rgpo.report.read.groups import Group
 GATES = {"identity": "trpo", "clip": "ppo", "sigmoid": "rgpo", "sign_aware_sigmoid": "rgpo_sign_aware"}  # gate -> whose line
 FRONTIERS = {"frontier": "language_frontier", "return_over_kl": "matched_kl"}  # picture -> experiment
 KL_EXPERIMENT = "first_evidence"
+MAX_ARMS = 10  # of a figure that can be read
 RATIOS = np.linspace(0.02, 2.0, 200)
 
 
@@ -213,9 +214,10 @@ def divergences(gate: GateLike, kl_coef: float, num_steps: int = 150, lr: float 
 
 
 def learning(results: Results, algo: str) -> Figure:
-    """Learning curves of an algorithm and PPO on all control tasks, from the experiment with the most runs."""
+    """Learning curves of an algorithm and PPO on all control tasks, from the experiment with the most runs that can be read."""
     found = {name: [group for group in groups if not group.language] for name, groups in results.of(algo).items()}
-    name = max(found, key=lambda one: (sum(len(group.used) for group in found[one]), one))
+    legible = {name: groups for name, groups in found.items() if len({group.label for group in groups}) <= MAX_ARMS}
+    name = max(sorted(legible or found), key=lambda one: sum(len(group.used) for group in found[one]))
     return learning_curves.draw(learning_curves.compute(found[name], results.settings), _lines(found[name]))
 
 
