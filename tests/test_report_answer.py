@@ -85,12 +85,13 @@ def test_a_baseline_with_several_settings_is_compared_at_its_best(tmp_path: Path
 
 
 def test_each_task_is_answered_by_its_own_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of the present code replace older ones of their task, not those of other tasks."""
+    """Runs of the present code replace older ones of their task, not those of other tasks, nor a comparison with PPO."""
     old = groups(tmp_path / "old", {"ppo": [20.0, 21, 22], "rgpo": [1.0, 2, 3]}, tasks=("ant", "hopper"))
     new = groups(tmp_path / "new", {"ppo": [20.0, 21, 22], "rgpo": [20.0, 21, 23]})
-    folders = {run.folder for group in new for run in group.runs}
+    without = groups(tmp_path / "without", {"awr": [1.0, 2, 3, 4], "rgpo": [5.0, 6, 7, 8]}, tasks=("ant",))
+    folders = {run.folder for group in [*new, *without] for run in group.runs}
     monkeypatch.setattr(Run, "is_current", property(lambda run: run.folder in folders))
-    found = advice([("old", old), ("new", new)], parse([])[0])
+    found = advice([("old", old), ("new", new), ("without", without)], parse([])[0])
     assert found is not None and "on ant or hopper" in found.headlines[0]
     assert "worse in 1 and within noise of it in 1 of 2 comparisons" in found.headlines[0]
 

@@ -12,7 +12,7 @@ import numpy as np
 from rgpo.report.read.arms import arms_of
 from rgpo.report.read.columns import GOLD, KL_REF, PROXY, TRAIN
 from rgpo.report.read.groups import Group
-from rgpo.report.settings import Settings
+from rgpo.report.settings import DEFAULT_BASELINE, Settings
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.stats.independent import relative_change, simultaneous, summarize, welch
 from rgpo.report.tables.baseline import baseline_of
@@ -60,6 +60,7 @@ class Contest(NamedTuple):
     leads: bool  # True if the lead exceeds noise
     language: bool
     current: bool  # True if all runs were made with the current number-determining code
+    usual: bool  # True if the baseline is of the default algorithm
     fair: bool  # False if the baseline does better with other settings in another experiment of this task and length
 
     @property
@@ -68,9 +69,9 @@ class Contest(NamedTuple):
         return min(arm.n for arm in self.arms)
 
     @property
-    def weight(self) -> tuple[int, int]:
-        """Rank among the contests of the same task."""
-        return self.num_seeds, self.length
+    def weight(self) -> tuple[bool, int, int, bool]:
+        """Rank among the contests of the same task: those with the default baseline, more seeds, more steps, present code."""
+        return self.usual, self.num_seeds, self.length, self.current
 
     @property
     def sentence(self) -> str:
@@ -118,8 +119,7 @@ def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) 
     headlines, remarks = [], []
     for kind, of_kind in kinds.items():
         fair = [contest for contest in of_kind if contest.fair] or of_kind
-        measured_now = {contest.task for contest in fair if contest.current}
-        members = _weightiest([contest for contest in fair if contest.current or contest.task not in measured_now])
+        members = _weightiest(fair)
         text = _headline(members)
         headlines.append(text if alone else f"{kind}, {text[0].lower()}{text[1:]}")
         remarks += [one if alone else f"{kind}: {one[0].lower()}{one[1:]}" for one in _remarks(members)]
@@ -147,7 +147,7 @@ def _column(groups: Sequence[Group]) -> str:
 
 
 def _weightiest(contests: Sequence[Contest]) -> list[Contest]:
-    """For each task, the contest with the most seeds, then the longest; those with too few seeds only if there are no others."""
+    """For each task, the contests of the largest weight; those with too few seeds only if there are no others."""
     enough = [one for one in contests if any(arm.outcome not in ("", FEW) for arm in one.arms)] or list(contests)
     most = {one.task: max(other.weight for other in enough if other.task == one.task) for one in enough}
     return [one for one in enough if one.weight == most[one.task]]
@@ -197,6 +197,7 @@ def _contest(
         lead.low > 0,
         base.language,
         all(run.is_current for group in measured for run in group.used),
+        base.algo == DEFAULT_BASELINE,
         base.language or against.mean >= best[_kind(base)],
     )
 
