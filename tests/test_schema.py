@@ -114,7 +114,8 @@ def test_stored_configurations_have_present_names() -> None:
         assert {*schema.AXES, "algorithm"} <= config.keys() and {*schema.AXES, "task", "algo", "scale"} <= config[
             "choices"
         ].keys()
-        assert "normalize" in config["advantage"] and "normalize_advantage" not in config["update"]
+        advantage = config["advantage"].get("gae", config["advantage"])  # AWR's is nested
+        assert "normalize" in advantage and "normalize_advantage" not in config["update"]
         for path in targets(config):
             module, _, name = path.rpartition(".")
             assert hasattr(importlib.import_module(module), name), path
