@@ -48,25 +48,21 @@ def main(words: Sequence[str] | None = None) -> int:
     problems = []
     for name in given.experiments:
         try:
-            folders = [folder for folder in run_folders(given.source / name) if _completed(folder)]
+            folders = run_folders(given.source / name)
         except Unreadable as error:
             parser.error(f"{given.source / name}: {error}; give a results folder and the names of experiments in it")
-        num_taken = 0
+        num_completed = num_taken = 0
         for folder in folders:
             try:
+                if reader.read_json(folder / "state.json", RunState).get("status") != "completed":
+                    continue
+                num_completed += 1
                 num_taken += keep(folder, RESULTS / name / folder.name)
             except (Unreadable, OSError) as error:
                 problems.append(f"{name}/{folder.name}: {first_line(error)}; it is left out")
-        print(f"{name}: {len(folders)} completed runs, {num_taken} of them taken")
+        print(f"{name}: {num_completed} completed runs, {num_taken} of them taken")
     print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
     return 1 if problems else 0
-
-
-def _completed(folder: Path) -> bool:
-    try:
-        return reader.read_json(folder / "state.json", RunState).get("status") == "completed"
-    except Unreadable:
-        return False
 
 
 def keep(folder: Path, target: Path) -> bool:

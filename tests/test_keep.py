@@ -37,6 +37,8 @@ def damage(folder: Path, what: str) -> None:
     elif what == "cut short":
         data = (folder / "metrics.parquet").read_bytes()
         (folder / "metrics.parquet").write_bytes(data[: len(data) // 2])
+    elif what == "no state":
+        (folder / "state.json").write_text("{")
     elif what == "no provenance":
         (folder / "provenance.json").unlink()
     else:
@@ -44,14 +46,14 @@ def damage(folder: Path, what: str) -> None:
         (folder / "provenance.json").write_text("{")
 
 
-@pytest.mark.parametrize("what", ["a flipped byte", "cut short", "no provenance", "no JSON"])
+@pytest.mark.parametrize("what", ["a flipped byte", "cut short", "no provenance", "no JSON", "no state"])
 def test_a_damaged_run_is_named_and_the_others_are_taken(what: str, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder,) = (results / "first_evidence").glob("hopper-ppo-s2-*")
     damage(folder, what)
     for taken in (2, 0):
         assert keep.main([str(results), "first_evidence"]) == 1
         said = capsys.readouterr()
-        assert f"3 completed runs, {taken} of them taken" in said.out
+        assert f"{2 if what == 'no state' else 3} completed runs, {taken} of them taken" in said.out
         assert said.err.startswith(f"first_evidence/{folder.name}: ") and said.err.endswith("; it is left out\n")
     files = ["config.yaml", "metrics.parquet", "provenance.json", "state.json"]
     assert kept(results) == {"s1": files, "s3": files}

@@ -29,8 +29,8 @@ TAIL, ESS, SPIKES = ("ratio/tail_index", "median"), ("ess/ratio", "mean"), (KL, 
 EVALUATED = (EVAL, "final")
 PER_TOKEN = ("kl/ref_exact", "final")
 CLIPPED, COEF = ("grad/clip_fraction", "mean"), ("kl/coef", "share above 0.001001")  # 0.001 is the floor of the coefficient
-NUMBERS = (TAIL, ESS, SPIKES, (KL, "mean"), EVALUATED, PER_TOKEN, CLIPPED, COEF)  # numbers of runs for the tables of arms
-COLUMNS = {*learning_curves.COLUMNS, TRAIN, PROXY, GOLD, KL_REF, LENGTH, TRUNCATED, *(column for column, _ in NUMBERS)}
+NUMBERS = (TAIL, ESS, SPIKES, PER_TOKEN, CLIPPED, COEF)  # beside the report's own
+COLUMNS = {*learning_curves.COLUMNS, TRAIN, KL, PROXY, GOLD, KL_REF, LENGTH, TRUNCATED, *(column for column, _ in NUMBERS)}
 
 
 class Judged(NamedTuple):

@@ -105,8 +105,7 @@ def read_runs(
 ) -> tuple[list[Run], list[Problem]]:
     """Read an experiment's runs with the given metric columns; unreadable runs become problems, queued runs are skipped.
 
-    numbers: additional (column, statistic) to keep for each run; num_points: most points per curve; paths: additional columns
-    from which results are read off.
+    numbers, paths: additional (column, statistic) and columns to keep for each run; num_points: most points per curve.
 
     Raises: Unreadable if the experiment's folder cannot be read.
     """
