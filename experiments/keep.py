@@ -4,8 +4,9 @@
     python -m experiments.keep results factorial
 
 Only config.yaml, provenance.json, state.json and the columns of metrics.parquet that the claims and the pages use are kept, about
-a third of the file. The file lists the dropped columns, so that `rgpo-report verify RUN` does not compare them. Values are
-unchanged. If the source is results/ itself, runs that were kept before are reduced further in place.
+a quarter of the file, and the curve of an arm's gate with seed 1 only. The file lists the dropped columns, so that
+`rgpo-report verify RUN` does not compare them. Values are unchanged. If the source is results/ itself, runs that were kept before
+are reduced further in place.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from rgpo import atomic
 from rgpo.errors import first_line
@@ -32,10 +35,10 @@ BESIDE = ("config.yaml", "state.json")
 UNREAD = re.compile(
     r"epoch/(weight_relative_mean|ess_ratio)|gate/.*|weight/(.*_q\d+|pos_mean|neg_mean)|.*_se|kl/(old|ref)_k\d|gradvar/.*_noise_share.*"
     r"|time/(?!iteration).*_cpu_s|grad/norm_max|advantage/.*|return/(train_std|length_mean|num_episodes)|ratio/(abs_log_max.*|min)"
-    r"|loss/.*"
+    r"|loss/.*|grad/norm_mean|ratio/clip_fraction|value/explained_variance"
 )
-DETAIL = re.compile(r"epoch/kl_old_exact|time/(?!iteration).*_s")  # KL after every epoch, and the time that each phase takes
-DETAILED = ("first_evidence", "epochs", "staleness", "language_frontier")  # experiments whose details are kept
+DETAIL = re.compile(r"epoch/kl_old_exact|time/(?!iteration).*_s|speed/.*")  # KL after every epoch, and times beside other runs
+DETAILED = ("first_evidence", "epochs")  # experiments whose details are kept
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -81,16 +84,19 @@ def keep(folder: Path, target: Path) -> bool:
     unread = [name for name in table.column_names if _is_unread(name, target.parent.name)]
     left_out = sorted({*json.loads(metadata.get(LEFT_OUT, b"[]")), *unread})
     table = table.drop_columns(unread).replace_schema_metadata({**metadata, LEFT_OUT: json.dumps(left_out).encode()})
+    beside = {name: reader.read_text(folder / name) for name in BESIDE}
     try:
-        facts = json.dumps(json.loads(reader.read_text(folder / "provenance.json")), separators=(",", ":"))  # half the size
+        facts = json.loads(reader.read_text(folder / "provenance.json"))
     except ValueError:
         raise Unreadable("provenance.json is not JSON") from None
-    beside = {name: reader.read_text(folder / name) for name in BESIDE}
+    if yaml.safe_load(beside["config.yaml"])["seed"] != 1:
+        facts.pop("gate_curve", None)
+    short = json.dumps(facts, separators=(",", ":"))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".keeping-", dir=target.parent) as aside:
         new = Path(aside) / target.name if target != folder else target
         new.mkdir(exist_ok=True)
-        for name, text in {**beside, "provenance.json": f"{facts}\n"}.items():
+        for name, text in {**beside, "provenance.json": f"{short}\n"}.items():
             atomic.write_text(new / name, text)
         atomic.write_bytes(new / "metrics.parquet", encode(table, keep_types=False))
         if new != target:

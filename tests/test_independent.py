@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_ind
+from scipy.stats import t, ttest_ind
 
 from rgpo.report.cli import parse
 from rgpo.report.stats.bootstrap import Interval
 from rgpo.report.stats.independent import (
     MAX_RUNS,
     Summary,
+    combination,
     deciding_size,
     intraclass_correlation,
     noise,
@@ -48,6 +49,21 @@ def test_intervals_of_independent_arms_cover(num_seeds: int, spread: float) -> N
     for found, true in ((differences, 10.0), (changes, 10.0)):
         assert np.mean([i.value for i in found]) == pytest.approx(true, abs=0.5)
         assert np.mean([i.low <= true <= i.high for i in found]) == pytest.approx(0.955, abs=0.02)
+
+
+def test_a_difference_of_differences_covers_and_is_the_pooled_one_for_equal_variances() -> None:
+    rng = np.random.default_rng(4)
+    means, spreads, sizes = (8.0, 5.0, 1.0, 4.0), (1.0, 3.0, 0.5, 2.0), (3, 5, 5, 10)
+    found = []
+    for _ in range(3000):
+        samples = [summarize(rng.normal(*one)) for one in zip(means, spreads, sizes, strict=True)]
+        found.append(combination(samples, (1, -1, -1, 1), 0.95)[0])
+    assert np.mean([i.value for i in found]) == pytest.approx(6.0, abs=0.1)
+    assert np.mean([i.low <= 6.0 <= i.high for i in found]) == pytest.approx(0.95, abs=0.02)
+    alike = [Summary(mean, 2.0, 5) for mean in means]
+    half = t.ppf(0.975, 16) * math.sqrt(4 * 2.0**2 / 5)
+    assert combination(alike, (1, -1, -1, 1), 0.95)[0] == pytest.approx((6.0, 6.0 - half, 6.0 + half))
+    assert math.isnan(combination([*alike[:3], Summary(1.0, 1.0, 2)], (1, -1, -1, 1), 0.95)[0].low)
 
 
 def test_a_change_against_a_mean_near_0_is_unbounded_and_a_negative_one_keeps_its_sign() -> None:

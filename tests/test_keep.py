@@ -18,7 +18,9 @@ from rgpo.runtime import manifest
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three finished runs with manifests; the kept ones go to kept/."""
     for seed in (1, 2, 3):
-        manifest.write(fixtures.write_run(tmp_path / "made", seed=seed), 1, 30)
+        path = (folder := fixtures.write_run(tmp_path / "made", seed=seed)) / "provenance.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"gate_curve": {"weight": [[1.0], [1.0]]}}))
+        manifest.write(folder, 1, 30)
     monkeypatch.setattr(keep, "RESULTS", tmp_path / "kept")
     return tmp_path / "made"
 
@@ -35,8 +37,8 @@ def damage(folder: Path, what: str) -> None:
         data[len(data) // 3] ^= 1
         (folder / "metrics.parquet").write_bytes(data)
     elif what == "cut short":
-        data = (folder / "metrics.parquet").read_bytes()
-        (folder / "metrics.parquet").write_bytes(data[: len(data) // 2])
+        whole = (folder / "metrics.parquet").read_bytes()
+        (folder / "metrics.parquet").write_bytes(whole[: len(whole) // 2])
     elif what == "no state":
         (folder / "state.json").write_text("{")
     elif what == "no provenance":
@@ -67,7 +69,10 @@ def test_a_kept_run_has_its_rows_metadata_and_the_names_of_what_is_left_out(resu
     assert set(left_out) == set(before.column_names) - set(after.column_names) and "gradvar/before_noise_share" in left_out
     for name in after.column_names:
         assert [str(x) for x in before[name].to_pylist()] == [str(x) for x in after[name].to_pylist()]  # nan is nan
-    assert json.loads((source / "provenance.json").read_text()) == json.loads((target / "provenance.json").read_text())
+    facts = json.loads((source / "provenance.json").read_text())
+    assert facts == json.loads((target / "provenance.json").read_text())
+    (second,) = (results.parent / "kept" / "first_evidence").glob("*-s2-*")
+    assert "gate_curve" in facts and "gate_curve" not in json.loads((second / "provenance.json").read_text())
 
 
 def test_a_run_with_a_manifest_is_not_reduced_in_place(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,11 +11,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from scipy.stats import ttest_ind
 
-from experiments.pages.arms import across, contrasts, differences, grid, others
+from experiments.pages.arms import across, contrasts, differences, others
 from experiments.pages.literature import evaluated, published
 from experiments.pages.numbers import lengths
 from experiments.pages.results import Results
+from experiments.pages.sweeps import grid, losses, remedies
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,6 +91,34 @@ def test_shares_lengths_and_settings_are_means_over_the_runs(results: Results) -
     same = contrasts(results, "factorial", "sigmoid+adaptive:clip+none")
     (row,) = (one for one in others(results, "factorial", "factorial", "clip+none").splitlines() if "=sigmoid penalty=ad" in one)
     assert row.split("|")[3:] == same.strip().splitlines()[2].split("|")[4:]
+
+
+def test_losses_and_remedies_are_differences_of_the_runs_returns(results: Results) -> None:
+    def returns(algo: str, staleness: int, cap: float | None) -> Any:
+        def fits(config: Any) -> bool:
+            task = config["task"]
+            return config["choices"]["algo"] == algo and (task["staleness"], task["correction_cap"]) == (staleness, cap)
+
+        return means("staleness", "hopper", "return/train_mean", fits, results.settings.final_fraction)
+
+    literal, clip = ([returns(algo, delay, None) for delay in (0, 16)] for algo in ("rgpo_literal", "ppo"))
+    table = losses(results, "staleness", "task.staleness", "0", "16", "sigmoid+none")
+    rows = [cells(table, row) for row in range(len(table.strip().splitlines()) - 2)]
+    (row,) = (row for row in rows if row[:2] == ["hopper", "clip+none"])
+    loss, beyond = (interval(cell) for cell in row[-2:])
+    judge = ttest_ind(*clip, equal_var=False).confidence_interval(0.95)
+    assert loss[1:] == pytest.approx(tuple(judge), rel=0.01)
+    drops = [np.mean(arm[0]) - np.mean(arm[1]) for arm in (clip, literal)]
+    assert beyond[0] == pytest.approx(drops[0] - drops[1], rel=0.01)
+    (row,) = (row for row in rows if row[:2] == ["hopper", "sigmoid+none"])
+    assert row[-1] == "–"
+
+    table = remedies(results, "staleness", "task.staleness", "correction_cap=2")
+    rows = [cells(table, row) for row in range(len(table.strip().splitlines()) - 2)]
+    (row,) = (row for row in rows if row[:2] == ["hopper", "sigmoid+none"])
+    judge = ttest_ind(returns("rgpo_literal", 16, 2.0), literal[1], equal_var=False).confidence_interval(0.95)
+    assert interval(row[-1])[1:] == pytest.approx(tuple(judge), rel=0.01)
+    assert "has not been run" in remedies(results, "factorial", "update.lr", "correction_cap=2")
 
 
 def test_published_rows_are_those_with_an_interval(results: Results) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from experiments.pages.results import ESS, SPIKES, TAIL, Results, arm_of
+from experiments.pages.results import ESS, SPIKES, TAIL, Results, arm_of, not_run
 from rgpo.report.read.columns import KL, TRAIN
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.stats.independent import Summary, relative_change, summarize, welch
@@ -17,7 +17,7 @@ def arms(found: Results, experiment: str) -> str:
     """A row per arm and task with means over seeds: KL per update, share of updates with a spike, tail of the ratios, return."""
     groups = found.groups.get(experiment, [])
     if not groups:
-        return f"`rgpo-run -m experiment={experiment}` has not been run."
+        return not_run(experiment)
     rows: list[Cells] = []
     for group in groups:
         config = group.used[0].config
@@ -63,7 +63,7 @@ def _pairs(
     for group in found.groups.get(experiment, []):
         samples.setdefault(group.task, {})[arm_of(group)] = summarize(group.values(TRAIN, "final"))
     if not samples:
-        return f"`rgpo-run -m experiment={experiment}` has not been run."
+        return not_run(experiment)
     rows: list[Cells] = []
     for pair in pairs:
         ours, theirs = pair.split(":")
@@ -87,32 +87,11 @@ def across(found: Results, experiment: str, column: str, *statistic: str) -> str
         mean = 100 * float(group.values(column, " ".join(statistic)).mean())
         rows.setdefault(arm_of(group), {"arm": arm_of(group)})[group.task] = mean
     if not rows:
-        return f"`rgpo-run -m experiment={experiment}` has not been run."
+        return not_run(experiment)
     shown = tuple(row for row in rows.values() if any(mean for task, mean in row.items() if task != "arm"))
     tasks = sorted({task for row in shown for task in row} - {"arm"})
     columns = (word("arm", "gate + penalty"), *(number(task, f"{task}, %", 2) for task in tasks))
     return Table("across", "", "", columns, shown).markdown()
-
-
-def grid(found: Results, experiment: str, key: str, column: str, *statistic: str) -> str:
-    """Means over seeds, of returns with standard deviations, with a row per task and arm and a column per value of a setting."""
-    rows: dict[tuple[str, str], Cells] = {}
-    settings = set()
-    for group in found.groups.get(experiment, []):
-        setting = group.used[0].config.get(key)
-        if not isinstance(setting, int | float):
-            continue
-        values = group.values(column, " ".join(statistic))
-        spread = f" ± {values.std(ddof=1):,.0f}" if len(values) > 1 and column == TRAIN else ""
-        row = rows.setdefault((group.task, arm_of(group)), {"task": group.task, "arm": arm_of(group), "n": len(values)})
-        row[f"{setting:g}"] = f"{values.mean():,.0f}{spread}" if column == TRAIN else f"{values.mean():.2g}"
-        settings.add(setting)
-    if not rows:
-        return f"`rgpo-run -m experiment={experiment}` has not been run."
-    name = key.rpartition(".")[2]
-    columns = [word("task", "task"), word("arm", "gate + penalty"), number("n", "n")]
-    columns += [word(f"{setting:g}", f"{name} {setting:g}") for setting in sorted(settings)]
-    return Table("grid", "", "", tuple(columns), tuple(rows.values())).markdown()
 
 
 def others(found: Results, experiment: str, baseline_in: str, baseline: str, word_in: str = "") -> str:
@@ -132,7 +111,7 @@ def others(found: Results, experiment: str, baseline_in: str, baseline: str, wor
             row = rows.setdefault(group.label, {"label": group.label, "n": ours.n})
             row |= interval_cells(group.task, relative_change(ours, theirs[group.task], found.settings.confidence))
     if not rows:
-        return f"`rgpo-run -m experiment={experiment}` has not been run."
+        return not_run(experiment)
     columns = [word("label", "algorithm"), number("n", "n")]
     tasks = sorted({group.task for group in found.groups[experiment]} & theirs.keys())
     columns += [estimate(task, f"{task}, %", sign=True) for task in tasks]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from experiments.pages.results import EVALUATED, Results, arm_of, chosen
+from experiments.pages.results import EVALUATED, Results, arm_of, chosen, not_run
 from rgpo.report.claims.external import Anchor, read_external
 from rgpo.report.claims.published import published_table, without_version
 from rgpo.report.stats.independent import Summary, summarize, welch
@@ -17,7 +17,7 @@ def published(found: Results, experiment: str, arm: str) -> str:
     groups = [group for group in found.groups.get(experiment, []) if arm_of(group) == arm]
     table = published_table(read_external(found.folder)[0], groups, found.settings.confidence)
     if table is None:
-        return f"`rgpo-run -m experiment={experiment}` has not been run."
+        return not_run(experiment)
     rows = tuple(row for row in table.rows if not math.isnan(float(row["percent_low"])))
     shown = ("task", "ours", "sd", "n", "theirs", "their_sd", "their_n", "percent", "source")
     return chosen(replace(table, rows=rows), shown)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from experiments.pages import arms, literature, one_update
-from experiments.pages.results import PER_TOKEN, Results, chosen
+from experiments.pages import arms, literature, one_update, sweeps
+from experiments.pages.results import PER_TOKEN, Results, chosen, not_run
 from rgpo.cli.config_dir import group_options
 from rgpo.paths import conf_dir
 from rgpo.report.claims.ledger import in_short
@@ -86,7 +86,7 @@ def equal_kl(found: Results, experiment: str, baseline: str = "ppo", algo: str =
     """Rewards of an experiment's arms, or of one algorithm's, compared with a baseline at the largest KL that both reach."""
     table = matched_table(found.groups.get(experiment, []), replace(found.settings, baseline=baseline))
     if table is None:
-        return f"`rgpo-run -m experiment={experiment}` has not been run."
+        return not_run(experiment)
     last = {(row["measure"], row["label"]): row for row in table.rows if algo in ("", row["algo"])}
     return chosen(replace(table, rows=tuple(last.values())), ("measure", "label", "n", "kl", "percent"))
 
@@ -98,7 +98,7 @@ def lengths(found: Results, experiment: str) -> str:
         means = [float(group.values(*name).mean()) for name in ((LENGTH, "final"), PER_TOKEN)]
         samples.setdefault(group.label.rpartition(" ")[0], []).append(means)
     if not samples:
-        return f"`rgpo-run -m experiment={experiment}` has not been run."
+        return not_run(experiment)
     rows: list[dict[str, str | float]] = []
     for label, values in samples.items():
         length, kl = zip(*values, strict=True)
@@ -118,7 +118,7 @@ def return_at_equal_kl(found: Results, experiment: str, baseline: str) -> str:
     settings = replace(found.settings, baseline=baseline.replace("+", " "))
     table = matched_table(found.groups.get(experiment, []), settings)
     if table is None:
-        return f"`rgpo-run -m experiment={experiment}` has not been run."
+        return not_run(experiment)
     return chosen(table, ("task", "label", "n", "kl", "difference", "percent"))
 
 
@@ -215,7 +215,9 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "across": arms.across,
     "contrasts": arms.contrasts,
     "differences": arms.differences,
-    "grid": arms.grid,
+    "grid": sweeps.grid,
+    "losses": sweeps.losses,
+    "remedies": sweeps.remedies,
     "others": arms.others,
     "lengths": lengths,
     "published": literature.published,

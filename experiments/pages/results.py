@@ -96,6 +96,11 @@ def arm_of(group: Group) -> str:
     return f"{config['choices.gate']}+{config['choices.penalty']}"
 
 
+def not_run(experiment: str) -> str:
+    """What stands in the place of a table of an experiment without finished runs."""
+    return f"`rgpo-run -m experiment={experiment}` has not been run."
+
+
 def chosen(table: Table, keys: tuple[str, ...]) -> str:
     """A table as markdown with only the given columns."""
     return replace(table, columns=tuple(column for column in table.columns if column.key in keys)).markdown()

@@ -146,19 +146,27 @@ def _add_figure(section: Section, place: str, name: str, module: FigureModule, s
     if panels is None:
         return
     if not panels:
-        others = {"arm_gates": "the curve of its gate, as runs do now"}
-        missing = [column for column in module.COLUMNS if not any(run.has(column) for run in section.runs)]
-        columns = " or ".join(missing) or others.get(name, f"all of {', '.join(module.COLUMNS)} as often as the figure needs")
-        columns = columns if module.COLUMNS or name in others else "a metric that its config declares"
-        hint = ", or there is no baseline to compare with" if name in NEED_BASELINE else ""
         if module.COLUMNS or settings.figures is not None:
-            _leave_out(section, settings, where, f"no run measured {columns}{hint}")
+            _leave_out(section, settings, where, _unmeasured(section.groups, name, module))
         return
     section.problems += _lacking(section.groups, module.COLUMNS, where)
     line = command(settings, defaults, experiment=section.title, figures=[name])
     caption = "" if drawn else module.caption(panels, settings)
     figure = PageFigure(name, _paths(section, name, settings), caption, line, metrics if name in EXPLORED else ())
     _draw(section, figure, place, panels, settings)
+
+
+def _unmeasured(groups: Sequence[Group], name: str, module: FigureModule) -> str:
+    """A clause on what the runs would have to measure for the figure."""
+    absent = [column for column in module.COLUMNS if not any(run.has(column) for group in groups for run in group.runs)]
+    hint = ", or there is no baseline to compare with" if name in NEED_BASELINE else ""
+    if absent:
+        return f"no run measured {' or '.join(absent)}{hint}"
+    if module.COLUMNS:
+        return f"no run measured all of {', '.join(module.COLUMNS)} as often as the figure needs{hint}"
+    if name == "arm_gates":
+        return "no run measured the curve of its gate, as runs do now"
+    return f"no run measured a metric that its config declares{hint}"
 
 
 def _columns(groups: Sequence[Group], module: FigureModule) -> Sequence[str]:

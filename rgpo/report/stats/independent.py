@@ -9,6 +9,7 @@ approximate otherwise (tests/test_independent.py checks the coverage).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,15 +48,24 @@ def student(x: Summary, confidence: float) -> Interval:
 
 def welch(x: Summary, y: Summary, confidence: float) -> tuple[Interval, float]:
     """Difference of two means with Welch's (1947) interval, and two-sided p for 0; nan with fewer than MIN_RUNS values."""
-    difference = x.mean - y.mean
-    if min(x.n, y.n) < MIN_RUNS:
-        return Interval(difference, NAN, NAN), NAN
-    error = math.hypot(x.error, y.error)
+    return combination((x, y), (1.0, -1.0), confidence)
+
+
+def combination(samples: Sequence[Summary], factors: Sequence[float], confidence: float) -> tuple[Interval, float]:
+    """Sum of factor times mean with Welch's (1947) interval, and two-sided p for 0; nan with fewer than MIN_RUNS values.
+
+    With factors (1, -1, -1, 1) it is the difference of two differences.
+    """
+    value = sum(factor * sample.mean for factor, sample in zip(factors, samples, strict=True))
+    if min(sample.n for sample in samples) < MIN_RUNS:
+        return Interval(value, NAN, NAN), NAN
+    errors = [factor * sample.error for factor, sample in zip(factors, samples, strict=True)]
+    error = math.hypot(*errors)
     if error == 0:
-        return Interval(difference, difference, difference), 1.0 if difference == 0 else 0.0
-    freedom = _freedom(x.error**2, x.n, y.error**2, y.n)
+        return Interval(value, value, value), 1.0 if value == 0 else 0.0
+    freedom = _freedom([one**2 for one in errors], [sample.n for sample in samples])
     half = _quantile(freedom, confidence) * error
-    return Interval(difference, difference - half, difference + half), 2 * float(stdtr(freedom, -abs(difference) / error))
+    return Interval(value, value - half, value + half), 2 * float(stdtr(freedom, -abs(value) / error))
 
 
 def relative_change(x: Summary, y: Summary, confidence: float) -> Interval:
@@ -74,7 +84,7 @@ def relative_change(x: Summary, y: Summary, confidence: float) -> Interval:
     vx, vy = x.error**2, y.error**2
     if vx == vy == 0:
         return Interval(percent, percent, percent)
-    t2 = _quantile(_freedom(vx, x.n, ratio**2 * vy, y.n), confidence) ** 2
+    t2 = _quantile(_freedom([vx, ratio**2 * vy], [x.n, y.n]), confidence) ** 2
     a, b, c = y.mean**2 - t2 * vy, x.mean * y.mean, x.mean**2 - t2 * vx
     if a <= 0:
         return Interval(percent, -math.inf, math.inf)
@@ -119,10 +129,10 @@ def noise(x: Summary, confidence: float) -> float:
     return 100 * _quantile(x.n - 1, confidence) * math.sqrt(2) * x.error / abs(x.mean)
 
 
-def _freedom(vx: float, nx: int, vy: float, ny: int) -> float:
-    """Welch-Satterthwaite degrees of freedom of squared standard errors."""
-    total = vx**2 / (nx - 1) + vy**2 / (ny - 1)
-    return (vx + vy) ** 2 / total if total > 0 else float(nx + ny - 2)
+def _freedom(variances: Sequence[float], sizes: Sequence[int]) -> float:
+    """Welch-Satterthwaite degrees of freedom of a sum of squared standard errors."""
+    total = sum(variance**2 / (n - 1) for variance, n in zip(variances, sizes, strict=True))
+    return sum(variances) ** 2 / total if total > 0 else float(sum(n - 1 for n in sizes))
 
 
 def _quantile(freedom: float, confidence: float) -> float:

@@ -1,0 +1,95 @@
+"""Tables of control experiments that sweep a setting, with a row per task and arm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from experiments.pages.arms import Cells
+from experiments.pages.results import Results, arm_of, not_run
+from rgpo.report.read.columns import TRAIN
+from rgpo.report.read.groups import Group
+from rgpo.report.stats.bootstrap import NAN, Interval
+from rgpo.report.stats.independent import Summary, combination, summarize, welch
+from rgpo.report.tables.table import Table, estimate, interval_cells, number, word
+
+EMPTY = Interval(NAN, NAN, NAN)
+FIRST = (word("task", "task"), word("arm", "gate + penalty"), number("n", "n"))
+
+
+def grid(found: Results, experiment: str, key: str, column: str, *statistic: str) -> str:
+    """Means over seeds, of returns with standard deviations, with a column per value of a setting."""
+    rows: dict[tuple[str, str], Cells] = {}
+    settings = set()
+    for arm, setting, group in _cells(found, experiment, key):
+        values = group.values(column, " ".join(statistic))
+        spread = f" ± {values.std(ddof=1):,.0f}" if len(values) > 1 and column == TRAIN else ""
+        row = rows.setdefault((group.task, arm), {"task": group.task, "arm": arm})
+        row["n"] = min(int(row.get("n", len(values))), len(values))
+        row[setting] = f"{values.mean():,.0f}{spread}" if column == TRAIN else f"{values.mean():.2g}"
+        settings.add(setting)
+    if not rows:
+        return not_run(experiment)
+    blank: Cells = dict.fromkeys(settings, "")
+    columns = [word(setting, f"{_leaf(key)} {setting}") for setting in sorted(settings, key=float)]
+    return Table("grid", "", "", (*FIRST, *columns), tuple({**blank, **row} for row in rows.values())).markdown()
+
+
+def losses(found: Results, experiment: str, key: str, low: str, high: str, reference: str) -> str:
+    """Returns lost by raising a setting from `low` to `high` (Welch), and that loss minus the loss of the arm `reference`."""
+    samples = _samples(found, experiment, key)
+    rows: list[Cells] = []
+    for (task, arm), at in samples.items():
+        theirs = samples.get((task, reference), {})
+        if {low, high} <= at.keys() & theirs.keys():
+            ends = (at[low], at[high])
+            row: Cells = {"task": task, "arm": arm, "n": min(one.n for one in ends), low: ends[0].mean, high: ends[1].mean}
+            row |= interval_cells("loss", welch(*ends, found.settings.confidence)[0])
+            both = combination((*ends, theirs[low], theirs[high]), (1, -1, -1, 1), found.settings.confidence)[0]
+            row |= interval_cells("beyond", both if arm != reference else EMPTY)
+            rows.append(row)
+    if not rows:
+        return not_run(experiment)
+    columns = [number(setting, f"{_leaf(key)} {setting}", 4) for setting in (low, high)]
+    columns += [estimate("loss", "loss", sign=True), estimate("beyond", f"minus the loss of {reference}", sign=True)]
+    return Table("losses", "", "", (*FIRST, *columns), tuple(rows)).markdown()
+
+
+def remedies(found: Results, experiment: str, key: str, remedy: str) -> str:
+    """Returns with a remedy such as ``correction_cap=2`` minus those without it (Welch), with a column per value of `key`."""
+    samples = _samples(found, experiment, key)
+    rows: list[Cells] = []
+    settings: set[str] = set()
+    for (task, arm), plain in samples.items():
+        mended = samples.get((task, f"{arm} {remedy}"), {})
+        if shared := plain.keys() & mended.keys():
+            row: Cells = {"task": task, "arm": arm, "n": min(at[setting].n for at in (plain, mended) for setting in shared)}
+            for setting in shared:
+                row |= interval_cells(setting, welch(mended[setting], plain[setting], found.settings.confidence)[0])
+            rows.append(row)
+            settings |= shared
+    if not rows:
+        return f"`rgpo-run -m experiment={experiment}` has not been run with and without {remedy}."
+    columns = [estimate(setting, f"{_leaf(key)} {setting}", sign=True) for setting in sorted(settings, key=float)]
+    return Table("remedies", "", "", (*FIRST, *columns), tuple(rows)).markdown()
+
+
+def _samples(found: Results, experiment: str, key: str) -> Mapping[tuple[str, str], Mapping[str, Summary]]:
+    """(task, arm) -> value of the setting -> returns of the last tenth."""
+    samples: dict[tuple[str, str], dict[str, Summary]] = {}
+    for arm, setting, group in _cells(found, experiment, key):
+        samples.setdefault((group.task, arm), {})[setting] = summarize(group.values(TRAIN, "final"))
+    return samples
+
+
+def _cells(found: Results, experiment: str, key: str) -> Iterator[tuple[str, str, Group]]:
+    """Arm, value of the setting and runs; an arm is named by gate, penalty and what else is set for it and not for all runs."""
+    shown = (f"{_leaf(key)}=", "gate=", "penalty=")
+    for group in found.groups.get(experiment, []):
+        setting = group.used[0].config.get(key)
+        if isinstance(setting, int | float):
+            others = [part for part in group.label.split()[1:] if not part.startswith(shown) and not part.endswith("=none")]
+            yield " ".join([arm_of(group), *others]), f"{setting:g}", group
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
