@@ -14,7 +14,8 @@ from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import read_runs
 from rgpo.report.read.run import Run
 from rgpo.report.read.workers import workers
-from rgpo.report.tables.advice import APART, BETTER, DRIFT, FEW, NOISE, WORSE, advice
+from rgpo.report.tables.advice import advice
+from rgpo.report.tables.contest import APART, BETTER, DRIFT, FEW, NOISE, WORSE
 from rgpo.report.tables.matched import matched_table
 
 FAST = ["num_resamples=100", "figures=[]"]
@@ -80,7 +81,9 @@ def test_a_baseline_with_several_settings_is_compared_at_its_best(tmp_path: Path
             metrics = {"return/train_mean": np.full(5, value)}
             fixtures.write_run(tmp_path, "hopper", "ppo", seed, 5, metrics=metrics, update={"lr": lr})
     found = advice([("sweep", groups(tmp_path, {"rgpo": [18.0, 19, 20]}))], parse([])[0])
-    assert found is not None and found.contests[0].baseline == "ppo lr=0.001" and "beats it beyond noise" in found.headlines[0]
+    assert found is not None and found.contests[0].baseline == "ppo lr=0.001"
+    assert "none of 3 other arms beats it beyond noise" in found.headlines[0]
+    assert found.remarks[-1] == "The baseline on hopper is ppo lr=0.001, the best of its 3 settings."
     assert {arm.label: arm.outcome for arm in found.contests[0].arms}["rgpo"] == NOISE
 
 
@@ -102,6 +105,13 @@ def test_of_a_task_the_longer_experiment_counts(tmp_path: Path) -> None:
     long = groups(tmp_path / "long", {"ppo": [10.0, 11, 12], "rgpo": [10.5, 11, 12]}, iterations=10)
     found = advice([("short", short), ("long", long)], parse([])[0])
     assert found is not None and "the other does not beat it beyond noise on hopper" in found.headlines[0]
+
+
+def test_the_headline_counts_the_arms_of_each_task(tmp_path: Path) -> None:
+    many = groups(tmp_path / "many", {"ppo": [10.0, 11, 12], "trpo": [1.0, 2, 3], "awr": [1.0, 2, 3]}, tasks=("ant",))
+    few = groups(tmp_path / "few", {"ppo": [10.0, 11, 12], "rgpo": [10.5, 11, 12]})
+    found = advice([("many", many), ("few", few)], parse([])[0])
+    assert found is not None and "none of 1 to 2 other arms beats it beyond noise on ant or hopper" in found.headlines[0]
 
 
 def test_one_arm_alone_is_no_contest(tmp_path: Path) -> None:

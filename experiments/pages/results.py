@@ -97,7 +97,7 @@ def arm_of(group: Group) -> str:
 
 
 def not_run(experiment: str) -> str:
-    """What stands in the place of a table of an experiment without finished runs."""
+    """The sentence in place of a table, for an experiment without finished runs."""
     return f"`rgpo-run -m experiment={experiment}` has not been run."
 
 

@@ -10,14 +10,15 @@ from rgpo.report.read.columns import TRAIN
 from rgpo.report.read.groups import Group
 from rgpo.report.stats.bootstrap import NAN, Interval
 from rgpo.report.stats.independent import Summary, combination, summarize, welch
-from rgpo.report.tables.table import Table, estimate, interval_cells, number, word
+from rgpo.report.tables.table import Table, estimate, interval_cells, number, plain, word
 
 EMPTY = Interval(NAN, NAN, NAN)
 FIRST = (word("task", "task"), word("arm", "gate + penalty"), number("n", "n"))
 
 
 def grid(found: Results, experiment: str, key: str, column: str, *statistic: str) -> str:
-    """Means over seeds, of returns with standard deviations, with a column per value of a setting."""
+    """Means over seeds, of returns with standard deviations and of shares in percent, with a column per value of a setting."""
+    scale = 100 if statistic[0] == "share" else 1
     rows: dict[tuple[str, str], Cells] = {}
     settings = set()
     for arm, setting, group in _cells(found, experiment, key):
@@ -25,7 +26,7 @@ def grid(found: Results, experiment: str, key: str, column: str, *statistic: str
         spread = f" ± {values.std(ddof=1):,.0f}" if len(values) > 1 and column == TRAIN else ""
         row = rows.setdefault((group.task, arm), {"task": group.task, "arm": arm})
         row["n"] = min(int(row.get("n", len(values))), len(values))
-        row[setting] = f"{values.mean():,.0f}{spread}" if column == TRAIN else f"{values.mean():.2g}"
+        row[setting] = f"{values.mean():,.0f}{spread}" if column == TRAIN else plain(scale * float(values.mean()), 2)
         settings.add(setting)
     if not rows:
         return not_run(experiment)
@@ -59,12 +60,12 @@ def remedies(found: Results, experiment: str, key: str, remedy: str) -> str:
     samples = _samples(found, experiment, key)
     rows: list[Cells] = []
     settings: set[str] = set()
-    for (task, arm), plain in samples.items():
+    for (task, arm), without in samples.items():
         mended = samples.get((task, f"{arm} {remedy}"), {})
-        if shared := plain.keys() & mended.keys():
-            row: Cells = {"task": task, "arm": arm, "n": min(at[setting].n for at in (plain, mended) for setting in shared)}
+        if shared := without.keys() & mended.keys():
+            row: Cells = {"task": task, "arm": arm, "n": min(at[setting].n for at in (without, mended) for setting in shared)}
             for setting in shared:
-                row |= interval_cells(setting, welch(mended[setting], plain[setting], found.settings.confidence)[0])
+                row |= interval_cells(setting, welch(mended[setting], without[setting], found.settings.confidence)[0])
             rows.append(row)
             settings |= shared
     if not rows:
