@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 from experiments.pages.results import ESS, SPIKES, TAIL, Results, arm_of, not_run
 from rgpo.report.read.columns import KL, TRAIN
-from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
+from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Interval
 from rgpo.report.stats.independent import Summary, relative_change, summarize, welch
 from rgpo.report.tables.table import Table, estimate, interval_cells, number, word
 
 Cells = dict[str, str | float]
+EMPTY = Interval(NAN, NAN, NAN)
 
 
 def arms(found: Results, experiment: str) -> str:
@@ -21,7 +22,7 @@ def arms(found: Results, experiment: str) -> str:
     rows: list[Cells] = []
     for group in groups:
         config = group.used[0].config
-        row: Cells = {"task": group.task, "gate": str(config["choices.gate"])}
+        row: Cells = {"task": group.task, "label": group.label, "gate": str(config["choices.gate"])}
         row |= {"penalty": str(config["choices.penalty"]), "n": len(group.used)}
         numbers = {"kl": (KL, "mean"), "spikes": SPIKES, "tail": TAIL, "ess": ESS, "return": (TRAIN, "final")}
         for key, name in numbers.items():
@@ -31,10 +32,10 @@ def arms(found: Results, experiment: str) -> str:
         returns = group.values(*numbers["return"])
         row["return_sd"] = float(returns.std(ddof=1)) if len(returns) > 1 else float("nan")
         rows.append(row)
+    factorial = len({group.algo for group in groups}) == 1
     columns = (
         word("task", "task"),
-        word("gate", "gate"),
-        word("penalty", "penalty"),
+        *((word("gate", "gate"), word("penalty", "penalty")) if factorial else (word("label", "algorithm"),)),
         number("n", "n"),
         number("kl", "KL per update, nats", 2),
         number("spikes", "KL > 0.04, % of updates", 2),
@@ -113,6 +114,7 @@ def others(found: Results, experiment: str, baseline_in: str, baseline: str, wor
     if not rows:
         return not_run(experiment)
     columns = [word("label", "algorithm"), number("n", "n")]
-    tasks = sorted({group.task for group in found.groups[experiment]} & theirs.keys())
+    tasks = sorted({task for row in rows.values() for task in theirs.keys() & row})
     columns += [estimate(task, f"{task}, %", sign=True) for task in tasks]
-    return Table("others", "", "", tuple(columns), tuple(rows.values())).markdown()
+    blank = {key: value for task in tasks for key, value in interval_cells(task, EMPTY).items()}
+    return Table("others", "", "", tuple(columns), tuple({**blank, **row} for row in rows.values())).markdown()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from experiments.pages.arms import Cells
+from experiments.pages.arms import EMPTY, Cells
 from experiments.pages.results import Results, arm_of, not_run
 from rgpo.report.read.columns import TRAIN
 from rgpo.report.read.groups import Group
-from rgpo.report.stats.bootstrap import NAN, Interval
 from rgpo.report.stats.independent import Summary, combination, summarize, welch
 from rgpo.report.tables.table import Table, estimate, interval_cells, number, plain, word
 
-EMPTY = Interval(NAN, NAN, NAN)
 FIRST = (word("task", "task"), word("arm", "gate + penalty"), number("n", "n"))
 
 
@@ -71,7 +69,8 @@ def remedies(found: Results, experiment: str, key: str, remedy: str) -> str:
     if not rows:
         return f"`rgpo-run -m experiment={experiment}` has not been run with and without {remedy}."
     columns = [estimate(setting, f"{_leaf(key)} {setting}", sign=True) for setting in sorted(settings, key=float)]
-    return Table("remedies", "", "", (*FIRST, *columns), tuple(rows)).markdown()
+    blank = {key: value for setting in settings for key, value in interval_cells(setting, EMPTY).items()}
+    return Table("remedies", "", "", (*FIRST, *columns), tuple({**blank, **row} for row in rows)).markdown()
 
 
 def _samples(found: Results, experiment: str, key: str) -> Mapping[tuple[str, str], Mapping[str, Summary]]:
