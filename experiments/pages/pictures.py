@@ -214,11 +214,17 @@ def divergences(gate: GateLike, kl_coef: float, num_steps: int = 150, lr: float 
 
 
 def learning(results: Results, algo: str) -> Figure:
-    """Learning curves of an algorithm and PPO on all control tasks, from the experiment with the most runs that can be read."""
+    """Learning curves of an algorithm and PPO, from the longest experiment with few arms; of several, the one with most tasks."""
     found = {name: [group for group in groups if not group.language] for name, groups in results.of(algo).items()}
-    legible = {name: groups for name, groups in found.items() if len({group.label for group in groups}) <= MAX_ARMS}
-    name = max(sorted(legible or found), key=lambda one: sum(len(group.used) for group in found[one]))
-    return learning_curves.draw(learning_curves.compute(found[name], results.settings), _lines(found[name]))
+
+    def rank(name: str) -> tuple[bool, int, int, int]:
+        groups = found[name]
+        num_arms = len({group.label for group in groups})
+        length = max(group.used[0].planned_steps or 0 for group in groups)
+        return num_arms <= MAX_ARMS, length, len({group.task for group in groups}), -num_arms
+
+    groups = found[max(sorted(name for name in found if found[name]), key=rank)]
+    return learning_curves.draw(learning_curves.compute(groups, results.settings), _lines(groups))
 
 
 def kl_per_update(results: Results) -> Figure:
