@@ -13,7 +13,7 @@ import pytest
 import yaml
 from scipy.stats import ttest_ind
 
-from experiments.pages.arms import across, contrasts, differences, others
+from experiments.pages.arms import across, arms, contrasts, differences, others
 from experiments.pages.literature import evaluated, published
 from experiments.pages.numbers import lengths
 from experiments.pages.results import Results
@@ -119,6 +119,15 @@ def test_losses_and_remedies_are_differences_of_the_runs_returns(results: Result
     judge = ttest_ind(returns("rgpo_literal", 16, 2.0), literal[1], equal_var=False).confidence_interval(0.95)
     assert interval(row[-1])[1:] == pytest.approx(tuple(judge), rel=0.01)
     assert "has not been run" in remedies(results, "factorial", "update.lr", "correction_cap=2")
+
+
+def test_arms_of_several_algorithms_are_named_by_them(results: Results) -> None:
+    table = arms(results, "neighbors")
+    assert "| algorithm |" in table.splitlines()[0] and "gate" not in table
+    rows = [cells(table, row) for row in range(len(table.strip().splitlines()) - 2)]
+    returns = means("neighbors", "hopper", "return/train_mean", lambda c: c["choices"]["algo"] == "spo", 0.1)
+    (row,) = (row for row in rows if row[:2] == ["hopper", "spo"])
+    assert float(row[-2]) == pytest.approx(np.mean(returns), rel=1e-3) and row[2] == str(len(returns))
 
 
 def test_published_rows_are_those_with_an_interval(results: Results) -> None:
