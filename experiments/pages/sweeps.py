@@ -30,7 +30,8 @@ def grid(found: Results, experiment: str, key: str, column: str, *statistic: str
         return not_run(experiment)
     blank: Cells = dict.fromkeys(settings, "")
     columns = [word(setting, f"{_leaf(key)} {setting}") for setting in sorted(settings, key=float)]
-    return Table("grid", "", "", (*FIRST, *columns), tuple({**blank, **row} for row in rows.values())).markdown()
+    plain_first = sorted(rows, key=lambda row: (row[0], " " in row[1]))
+    return Table("grid", "", "", (*FIRST, *columns), tuple({**blank, **rows[row]} for row in plain_first)).markdown()
 
 
 def losses(found: Results, experiment: str, key: str, low: str, high: str, reference: str) -> str:
