@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from experiments.pages.results import ESS, SPIKES, TAIL, Results, arm_of, not_run
 from rgpo.report.read.columns import KL, TRAIN
@@ -106,14 +107,18 @@ def others(found: Results, experiment: str, baseline_in: str, baseline: str, wor
         if arm_of(group) == baseline
     }
     rows: dict[str, Cells] = {}
+    sizes: dict[str, list[int]] = {}
     for group in found.groups.get(experiment, []):
         ours = summarize(group.values(TRAIN, "final"))
         if group.task in theirs and word_in in group.label and ours.n >= MIN_RUNS:
             row = rows.setdefault(group.label, {"label": group.label, "n": ours.n})
+            sizes.setdefault(group.label, []).append(ours.n)
             row |= interval_cells(group.task, relative_change(ours, theirs[group.task], found.settings.confidence))
     if not rows:
         return not_run(experiment)
-    columns = [word("label", "algorithm"), number("n", "n")]
+    for label, row in rows.items():
+        row["seeds"] = " to ".join(dict.fromkeys((str(min(sizes[label])), str(max(sizes[label])))))
+    columns = [word("label", "algorithm"), replace(word("seeds", "n"), left=False)]
     tasks = sorted({task for row in rows.values() for task in theirs.keys() & row})
     columns += [estimate(task, f"{task}, %", sign=True) for task in tasks]
     blank = {key: value for task in tasks for key, value in interval_cells(task, EMPTY).items()}
