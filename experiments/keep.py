@@ -19,8 +19,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from rgpo import atomic
 from rgpo.errors import first_line
 from rgpo.report.read.load import CHECKED, run_folders
@@ -89,7 +87,7 @@ def keep(folder: Path, target: Path) -> bool:
         facts = json.loads(reader.read_text(folder / "provenance.json"))
     except ValueError:
         raise Unreadable("provenance.json is not JSON") from None
-    if yaml.safe_load(beside["config.yaml"])["seed"] != 1:
+    if reader.parse_yaml(folder / "config.yaml", beside["config.yaml"]).get("seed") != 1:
         facts.pop("gate_curve", None)
     short = json.dumps(facts, separators=(",", ":"))
     target.parent.mkdir(parents=True, exist_ok=True)

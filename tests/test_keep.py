@@ -45,10 +45,10 @@ def damage(folder: Path, what: str) -> None:
         (folder / "provenance.json").unlink()
     else:
         (folder / "manifest.json").unlink()
-        (folder / "provenance.json").write_text("{")
+        (folder / ("config.yaml" if what == "no YAML" else "provenance.json")).write_text("{")
 
 
-@pytest.mark.parametrize("what", ["a flipped byte", "cut short", "no provenance", "no JSON", "no state"])
+@pytest.mark.parametrize("what", ["a flipped byte", "cut short", "no provenance", "no JSON", "no YAML", "no state"])
 def test_a_damaged_run_is_named_and_the_others_are_taken(what: str, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder,) = (results / "first_evidence").glob("hopper-ppo-s2-*")
     damage(folder, what)

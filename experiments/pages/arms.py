@@ -9,7 +9,7 @@ from experiments.pages.results import ESS, SPIKES, TAIL, Results, arm_of, not_ru
 from rgpo.report.read.columns import KL, TRAIN
 from rgpo.report.stats.bootstrap import MIN_RUNS, NAN, Interval
 from rgpo.report.stats.independent import Summary, relative_change, summarize, welch
-from rgpo.report.tables.table import Table, estimate, interval_cells, number, word
+from rgpo.report.tables.table import Table, estimate, interval_cells, number, span, word
 
 Cells = dict[str, str | float]
 EMPTY = Interval(NAN, NAN, NAN)
@@ -113,11 +113,10 @@ def others(found: Results, experiment: str, baseline_in: str, baseline: str, wor
         if group.task in theirs and word_in in group.label and ours.n >= MIN_RUNS:
             row = rows.setdefault(group.label, {"label": group.label, "n": ours.n})
             sizes.setdefault(group.label, []).append(ours.n)
+            row |= {"seeds": span(sizes[group.label])}
             row |= interval_cells(group.task, relative_change(ours, theirs[group.task], found.settings.confidence))
     if not rows:
         return not_run(experiment)
-    for label, row in rows.items():
-        row["seeds"] = " to ".join(dict.fromkeys((str(min(sizes[label])), str(max(sizes[label])))))
     columns = [word("label", "algorithm"), replace(word("seeds", "n"), left=False)]
     tasks = sorted({task for row in rows.values() for task in theirs.keys() & row})
     columns += [estimate(task, f"{task}, %", sign=True) for task in tasks]

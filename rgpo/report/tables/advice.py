@@ -10,6 +10,7 @@ from rgpo.report.read.groups import Group
 from rgpo.report.settings import Settings
 from rgpo.report.stats.bootstrap import MIN_RUNS
 from rgpo.report.tables.contest import APART, BETTER, DRIFT, FEW, NOISE, SHORT, WORSE, Contest, best_means, contest_of
+from rgpo.report.tables.table import span
 
 NAME = "RGPO"  # the paper's algorithm, which the advice always mentions
 MAX_TASKS = 4  # most tasks named in the headline
@@ -84,17 +85,12 @@ def _headline(contests: Sequence[Contest]) -> str:
     tasks = list(dict.fromkeys(contest.task for contest in contests))
     listed = " or ".join(filter(None, [", ".join(tasks[:-1]), tasks[-1]]))
     where = f"on {listed}" if len(tasks) <= MAX_TASKS else "in any task"
-    where += f" ({_range([contest.num_seeds for contest in contests])} seeds)"
+    where += f" ({span([contest.num_seeds for contest in contests])} seeds)"
     better = sorted(label for label, found in outcomes.items() if BETTER in found)
     others = [len({arm.family for arm in contest.arms if arm.outcome}) for contest in contests]
-    subject = f"none of {_range(others)} other arms beats it" if max(others) > 1 else "the other does not beat it"
+    subject = f"none of {span(others)} other arms beats it" if max(others) > 1 else "the other does not beat it"
     what = f"{', '.join(better)} beat it in one task and lost in another" if better else f"{subject} beyond noise {where}"
     return f"Use {bases}: {what}.{_ours(contests)}"
-
-
-def _range(sizes: Sequence[int]) -> str:
-    """The smallest and the largest number: "7 to 19", or "5" if they are equal."""
-    return " to ".join(map(str, dict.fromkeys((min(sizes), max(sizes)))))
 
 
 def _baselines(contests: Sequence[Contest]) -> str:
@@ -127,6 +123,6 @@ def _remarks(contests: Sequence[Contest]) -> list[str]:
     found += [f"Worse by more than noise in at least one task: {worse}."] if worse else []
     for contest in contests:
         if contest.num_settings > 1:
-            best = contest.baseline
-            found.append(f"The baseline on {contest.task} is {best}, the best of its {contest.num_settings} settings.")
+            where = f"The baseline on {contest.task} is {contest.baseline}"
+            found.append(f"{where}, the best of its {contest.num_settings} settings.")
     return found

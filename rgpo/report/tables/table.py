@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -128,6 +128,11 @@ def between(low: float, high: float, digits: int = 3, *, sign: bool = False) -> 
     """An interval "[low, high]"."""
     ends = (("+" if sign and end > 0 else "") + plain(end, digits) for end in (low, high))
     return f"[{', '.join(ends)}]"
+
+
+def span(sizes: Sequence[int]) -> str:
+    """The smallest and the largest number as text: "3 to 5", or "5" if they are equal."""
+    return " to ".join(map(str, dict.fromkeys((min(sizes), max(sizes)))))
 
 
 def percent(found: Interval) -> str:
