@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -84,8 +85,10 @@ def test_settings_of_version_01_have_not_changed(run: str) -> None:
 
 @pytest.mark.parametrize("task", [name for name in group_options("task") if name != "gym"])
 def test_task_builds(task: str) -> None:
-    if task == "atari":
-        pytest.importorskip("ale_py")
+    if task == "atari" and find_spec("ale_py") is None:  # in the atari extra
+        with pytest.raises(ConfigError, match="ale_py cannot be imported; pip install 'ale-py'"):
+            compose_jobs([f"task={task}"], False, None)
+        return
     job = compose_jobs([f"task={task}"], False, None)[0]
     assert job.run_dir.name.startswith(f"{task}-rgpo-s1-")
 
