@@ -20,7 +20,6 @@ from rgpo.runtime.trackers import Trackers
 CONFIG = {"name": "mine", "seed": 1, "choices": {"algo": "ppo"}}
 TEXT = {"prompt_id": 7, "prompt": "Why?", "completion": "Because.", "proxy": 0.5, "kl_ref": 1.5}
 ROW = {"a/b": 1.5, "bad": float("nan"), "epoch/list": [1.0], "n": 3}
-needs_tensorboard = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not there; the dev extra has it")
 
 
 class Fake(types.ModuleType):
@@ -111,7 +110,6 @@ def read_events(folder: Path) -> dict[str, dict[int, float]]:
     return {tag: {event.step: event.value for event in many} for tag, many in found.items()}
 
 
-@needs_tensorboard
 def test_tensorboard_shows_what_the_parquet_file_holds(tmp_path: Path) -> None:
     rgpo_run([*TINY, "num_iterations=3", "exports=[tensorboard]"], tmp_path)
     metrics = pd.read_parquet(the_run(tmp_path) / "metrics.parquet").set_index("env_steps")
@@ -121,7 +119,6 @@ def test_tensorboard_shows_what_the_parquet_file_holds(tmp_path: Path) -> None:
     assert len(events) > 40 and list(events["kl/old_exact"]) == metrics.index.tolist() != [1, 2, 3]
 
 
-@needs_tensorboard
 def test_tensorboard_has_parameters_completions_and_a_film(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -155,7 +152,6 @@ def test_the_real_package_takes_it(name: str, tmp_path: Path, monkeypatch: pytes
     assert list(trackers._trackers) == [name]
 
 
-@needs_tensorboard
 def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path: Path) -> None:
     for start, stop, value in ((0, 5, 1.0), (3, 6, 2.0)):
         trackers = Trackers(["tensorboard"], tmp_path, CONFIG, start)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
-
-pytest.importorskip("hypothesis")  # of the extra dev
-
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
