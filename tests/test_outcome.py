@@ -29,7 +29,7 @@ def test_mean_standard_error_and_the_best(tmp_path: Path) -> None:
     done = [a_run(tmp_path, "ppo", seed, float(seed)) for seed in (1, 2, 3)] + [a_run(tmp_path, "trpo", 1, 1.5)]
     shown = outcome.results(done).splitlines()
     assert shown[0].split() == ["cell", "final", "return,", "mean", "+-", "SE", "(n)", "final", "KL"]
-    assert shown[1].split() == ["algo=ppo", "2", "+-", "0.577", "(3)", "best", "0.25"]
+    assert shown[1].split() == ["algo=ppo", "2", "+-", "0.577", "(3)", "highest", "mean", "0.25"]
     assert shown[2].split() == ["algo=trpo", "1.5", "(1)", "0.25"]
     assert shown[3] == "`rgpo-report 'results_dir=my results' experiment=first_evidence` draws them"
 
@@ -38,7 +38,7 @@ def test_what_was_not_measured_or_is_damaged_is_never_the_best(tmp_path: Path, c
     done = [a_run(tmp_path, "ppo", 1, -5.0), a_run(tmp_path, "trpo", 1, None), a_run(tmp_path, "rgpo", 1, 9.0)]
     (done[2][1] / "metrics.parquet").write_bytes(b"PAR1")
     shown = outcome.results(done)
-    assert "algo=ppo   -5 (1)  best" in shown and shown.count("not measured") == 2
+    assert "algo=ppo   -5 (1)  highest mean" in shown and shown.count("not measured") == 2
     assert "metrics.parquet cannot be read" in capsys.readouterr().err
 
 

@@ -96,15 +96,15 @@ def show(jobs: Sequence[Job], broken: Mapping[Path, str], earlier: Mapping[Path,
 
 
 def results(done: Sequence[tuple[Job, Path]]) -> str:
-    """One line per cell: mean +- standard error of its runs' results (n) and mean KL; the best cell of each task is marked."""
+    """One line per cell: mean +- standard error of its runs' results (n) and mean KL; the highest mean of each task is marked."""
     cells, heading = cells_of(done)
     by_task: dict[str, list[Cell]] = {}
     for cell in cells:
         by_task.setdefault(cell.task, []).append(cell)
-    best = [max(rivals, key=lambda cell: mean(cell.results)) for rivals in by_task.values() if len(rivals) > 1]
+    highest = [max(rivals, key=lambda cell: mean(cell.results)) for rivals in by_task.values() if len(rivals) > 1]
     rows = []
     for cell in cells[:MAX_ROWS]:
-        mark = "  best" if cell in best and cell.results else ""
+        mark = "  highest mean" if cell in highest and cell.results else ""
         kl = f"{mean(cell.kls):.3g}" if cell.kls else "-"
         rows.append([f"  {' '.join(cell.words) or cell.task}", f"{spread(cell.results)}{mark}", kl])
     header = ["  cell", f"final {heading}, mean +- SE (n)", "final KL"]
@@ -150,7 +150,7 @@ def final_values(folder: Path) -> dict[str, float]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean, or -inf without values, so that a cell without results is never the best."""
+    """The mean, or -inf without values, so that a cell without results never has the highest."""
     return float(np.mean(values)) if values else -math.inf
 
 
