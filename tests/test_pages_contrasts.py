@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from experiments.pages.arms import across, arms, contrasts, differences, others
 from experiments.pages.literature import evaluated, published
 from experiments.pages.numbers import lengths
 from experiments.pages.results import Results
-from experiments.pages.sweeps import grid, losses, remedies
+from experiments.pages.sweeps import apart, grid, losses, remedies
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,6 +120,28 @@ def test_losses_and_remedies_are_differences_of_the_runs_returns(results: Result
     judge = ttest_ind(returns("rgpo_literal", 16, 2.0), literal[1], equal_var=False).confidence_interval(0.95)
     assert interval(row[-1])[1:] == pytest.approx(tuple(judge), rel=0.01)
     assert "has not been run" in remedies(results, "factorial", "update.lr", "correction_cap=2")
+
+
+def test_settings_apart_are_those_whose_adjusted_p_is_small(results: Results) -> None:
+    def returns(gate: str, k: float) -> Any:
+        def fits(config: Any) -> bool:
+            return (
+                config["choices"]["gate"] == gate
+                and config["choices"]["penalty"] == "adaptive"
+                and config["gate"]["sharpness"] == k
+            )
+
+        return means("sensitivity", task, "return/train_mean", fits, results.settings.final_fraction)
+
+    found = []
+    for task in ("halfcheetah", "hopper"):
+        for gate in ("sigmoid", "sigmoid_log"):
+            for low, high in combinations((1, 2, 4, 5, 10, 20), 2):
+                if 60 * ttest_ind(returns(gate, low), returns(gate, high), equal_var=False).pvalue < 0.05:
+                    found.append([task, f"{gate}+adaptive", str(low), str(high)])
+    first, table = apart(results, "sensitivity", "gate.sharpness", "adaptive").split("\n\n")
+    rows = [cells(table, row) for row in range(len(table.strip().splitlines()) - 2)]
+    assert found and [row[:2] + row[3:5] for row in rows] == found and first == f"{len(found)} of 60 pairs:"
 
 
 def test_arms_of_several_algorithms_are_named_by_them(results: Results) -> None:

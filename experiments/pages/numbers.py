@@ -217,6 +217,7 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "differences": arms.differences,
     "grid": sweeps.grid,
     "losses": sweeps.losses,
+    "apart": sweeps.apart,
     "remedies": sweeps.remedies,
     "others": arms.others,
     "lengths": lengths,

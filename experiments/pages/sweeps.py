@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 
 from experiments.pages.arms import EMPTY, Cells
 from experiments.pages.results import Results, arm_of, not_run
 from rgpo.report.read.columns import TRAIN
 from rgpo.report.read.groups import Group
-from rgpo.report.stats.independent import Summary, combination, summarize, welch
+from rgpo.report.stats.independent import Summary, combination, simultaneous, summarize, welch
 from rgpo.report.tables.table import Table, estimate, interval_cells, number, plain, word
 
 FIRST = (word("task", "task"), word("arm", "gate + penalty"), number("n", "n"))
@@ -72,6 +73,30 @@ def remedies(found: Results, experiment: str, key: str, remedy: str) -> str:
     columns = [estimate(setting, f"{_leaf(key)} {setting}", sign=True) for setting in sorted(settings, key=float)]
     blank = {key: value for setting in settings for key, value in interval_cells(setting, EMPTY).items()}
     return Table("remedies", "", "", (*FIRST, *columns), tuple({**blank, **row} for row in rows)).markdown()
+
+
+def apart(found: Results, experiment: str, key: str, word_in: str) -> str:
+    """Pairs of settings whose returns differ beyond noise, by intervals that hold for all pairs together (Welch, Bonferroni).
+
+    word_in: part of the names of the arms whose settings are compared.
+    """
+    arms = {arm: at for arm, at in _samples(found, experiment, key).items() if word_in in arm[1]}
+    pairs = [(arm, *pair) for arm, at in arms.items() for pair in combinations(sorted(at, key=float), 2)]
+    if not pairs:
+        return not_run(experiment)
+    each = simultaneous(found.settings.confidence, len(pairs))
+    rows: list[Cells] = []
+    for (task, arm), low, high in pairs:
+        at = arms[task, arm]
+        difference, _ = welch(at[high], at[low], each)
+        if difference.low > 0 or difference.high < 0:
+            row: Cells = {"task": task, "arm": arm, "n": min(at[low].n, at[high].n), "low": low, "high": high}
+            row |= interval_cells("difference", difference)
+            rows.append(row)
+    if not rows:
+        return f"None of {len(pairs)} pairs differs beyond noise."
+    columns = [word("low", _leaf(key)), word("high", f"and {_leaf(key)}"), estimate("difference", "difference", sign=True)]
+    return f"{len(rows)} of {len(pairs)} pairs:\n\n{Table('apart', '', '', (*FIRST, *columns), tuple(rows)).markdown()}"
 
 
 def _samples(found: Results, experiment: str, key: str) -> Mapping[tuple[str, str], Mapping[str, Summary]]:
