@@ -14,7 +14,7 @@ import pytest
 from rgpo.core.rollout import Rollout
 from rgpo.errors import ConfigError
 from rgpo.learning.types import Metrics, Requirements, State
-from rgpo.runtime import run_folder, runner
+from rgpo.runtime import console, run_folder, runner
 from rgpo.runtime.signals import Interrupted
 
 METRICS = {"mine/loss": {"unit": "1", "meaning": "squared distance to the goal"}}
@@ -144,6 +144,11 @@ def test_an_algorithm_outside_the_gate_family_runs(tmp_path: Path, capsys: pytes
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["algorithm"] == {"rule": "Halve(rate=0.5)"}
     assert run(tmp_path / "run") == "skipped"
+
+
+def test_a_kl_below_rounding_is_shown_without_its_arbitrary_sign() -> None:
+    assert console.nats(-1.9e-9) == console.nats(2.8e-8) == "below 1e-7"
+    assert (console.nats(0.021344), console.nats(-2e-7), console.nats(float("nan"))) == ("0.0213", "-2e-07", "nan")
 
 
 def test_the_state_has_the_length_before_the_first_checkpoint(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Progress:
         """Show the progress after an iteration."""
         parts = [f"steps {env_steps:,}", headline]
         if "kl/old_exact" in metrics:
-            parts.append(f"KL {number(metrics, 'kl/old_exact'):.3g}")
+            parts.append(f"KL {nats(number(metrics, 'kl/old_exact'))}")
         parts.append(f"{number(metrics, 'speed/env_steps_per_s'):,.0f} steps/s")
         text = "  ".join(part for part in parts if part)
         self._text = f"  iteration {iteration:,}/{self.num_iterations:,}  {text}"
@@ -85,6 +85,11 @@ class Progress:
         self._last = time.monotonic()
         print(self._text, flush=True)
         self._text = ""
+
+
+def nats(kl: float) -> str:
+    """A divergence to three digits; below the rounding of float32, where even its sign is arbitrary, only "below 1e-7"."""
+    return "below 1e-7" if abs(kl) < 1e-7 else f"{kl:.3g}"
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:

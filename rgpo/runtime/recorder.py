@@ -164,7 +164,7 @@ class Recorder:
         print(f"  done in {minutes:.0f} min {seconds:.0f} s: {printable(str(self.run_dir / 'metrics.parquet'), MAX_LINE)}")
         for line in [*(self.task.summary(metrics) if metrics else []), *self._standstill()]:
             print(f"  {line}")
-        kl = f"last KL(old || new) {number(metrics, 'kl/old_exact'):.4g}; " if "kl/old_exact" in metrics else ""
+        kl = f"last KL(old || new) {console.nats(number(metrics, 'kl/old_exact'))}; " if "kl/old_exact" in metrics else ""
         report = f"rgpo-report results_dir={shell_word(self.settings.results_dir)} experiment={self.settings.name}"
         print(f"  {kl}`{report}` draws it", flush=True)
 
