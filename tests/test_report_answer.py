@@ -88,7 +88,7 @@ def test_a_baseline_with_several_settings_is_compared_at_its_best(tmp_path: Path
 
 
 def test_each_task_is_answered_by_its_own_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of the present code replace older ones of their task, not those of other tasks, nor a comparison with PPO."""
+    """Runs of the present code replace older ones of their task, not those of other tasks; without PPO, theirs is used."""
     old = groups(tmp_path / "old", {"ppo": [20.0, 21, 22], "rgpo": [1.0, 2, 3]}, tasks=("ant", "hopper"))
     new = groups(tmp_path / "new", {"ppo": [20.0, 21, 22], "rgpo": [20.0, 21, 23]})
     without = groups(tmp_path / "without", {"awr": [1.0, 2, 3, 4], "rgpo": [5.0, 6, 7, 8]}, tasks=("ant",))
@@ -96,7 +96,24 @@ def test_each_task_is_answered_by_its_own_experiments(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Run, "is_current", property(lambda run: run.folder in folders))
     found = advice([("old", old), ("new", new), ("without", without)], parse([])[0])
     assert found is not None and "on ant or hopper" in found.headlines[0]
-    assert "worse in 1 and within noise of it in 1 of 2 comparisons" in found.headlines[0]
+    assert "worse in 2 and within noise of it in 1 of 3 comparisons" in found.headlines[0]
+    assert found.remarks[-1] == "The arms of without are compared with ppo from old."
+
+
+def test_neighbors_are_compared_with_ppo_at_its_best_elsewhere(tmp_path: Path) -> None:
+    """Only under the same conditions, with enough seeds, and in the same time."""
+    neighbors = groups(tmp_path / "neighbors", {"awr": [1.0, 2, 3], "spo": [20.0, 21, 22]})
+    one_run = groups(tmp_path / "one_run", {"ppo": [99.0]})
+    longer = groups(tmp_path / "longer", {"ppo": [98.0, 99, 99]}, iterations=10)
+    stale = groups(tmp_path / "stale", {"ppo": [18.0, 19, 20]})
+    usual = groups(tmp_path / "usual", {"ppo": [15.0, 16, 17]})
+    sections = [("neighbors", neighbors), ("one_run", one_run), ("longer", longer)]
+    (alone,) = advice(sections, parse([])[0]).contests
+    assert alone.borrowed == "" and alone.baseline in ("awr", "spo")
+    (contest,) = advice([*sections, ("usual", usual), ("stale", stale)], parse([])[0]).contests
+    assert (contest.borrowed, contest.baseline) == ("stale", "ppo") and contest.fair and contest.usual
+    assert {arm.label: arm.outcome for arm in contest.arms} == {"spo": NOISE, "ppo": "", "awr": WORSE}
+    assert contest.sentence.endswith("; ppo is from stale.")
 
 
 def test_of_a_task_the_longer_experiment_counts(tmp_path: Path) -> None:

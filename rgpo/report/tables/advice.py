@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rgpo.report.read.groups import Group
-from rgpo.report.settings import Settings
+from rgpo.report.settings import DEFAULT_BASELINE, Settings
 from rgpo.report.stats.bootstrap import MIN_RUNS
-from rgpo.report.tables.contest import APART, BETTER, DRIFT, FEW, NOISE, SHORT, WORSE, Contest, best_means, contest_of
+from rgpo.report.tables.contest import APART, BETTER, DRIFT, FEW, NOISE, SHORT, WORSE, Contest, best_groups, contest_of
 from rgpo.report.tables.table import span
 
 NAME = "RGPO"  # the paper's algorithm, which the advice always mentions
@@ -33,7 +33,7 @@ def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) 
     baseline is recommended. Language models are compared at equal KL to the reference instead of at the end.
     Noise: Welch's interval at `confidence`, adjusted for all arms of a task (Bonferroni).
     """
-    best = best_means(sections)
+    best = best_groups(sections)
     contests = [
         contest
         for name, groups in sections
@@ -73,21 +73,22 @@ def _outcomes(contests: Sequence[Contest], only_ours: bool = False) -> dict[str,
 def _headline(contests: Sequence[Contest]) -> str:
     """A sentence with the recommended arms, or the baselines with the reason and the result of the paper's algorithm."""
     outcomes = _outcomes(contests)
-    good = {label: found.count(BETTER) for label, found in outcomes.items() if BETTER in found and WORSE not in found}
-    bases = _baselines(contests)
+    good = {label for label, found in outcomes.items() if BETTER in found and WORSE not in found}
+    bases, tasks = _baselines(contests), sorted({contest.task for contest in contests})
     if good:
-        most = max(good.values())
-        names = " or ".join(label for label, count in good.items() if count == most)
-        where = f"in {most} of {len(contests)} tasks" if len(contests) > 1 else f"on {contests[0].task}"
-        return f"Use {names}: better than {bases} by more than noise {where}{', and worse in none' if len(contests) > 1 else ''}."
+        places = {(arm.family, one.task) for one in contests for arm in one.arms if arm.outcome == BETTER}
+        wins = Counter(family for family, _ in places)
+        most = max(wins[label] for label in good)
+        names = " or ".join(label for label in outcomes if label in good and wins[label] == most)
+        where = f"in {most} of {len(tasks)} tasks" if len(tasks) > 1 else f"on {tasks[0]}"
+        return f"Use {names}: better than {bases} by more than noise {where}{', and worse in none' if len(tasks) > 1 else ''}."
     if all(outcome == FEW for found in outcomes.values() for outcome in found):
         return f"Undecided: every arm has fewer than {MIN_RUNS} seeds. The highest means are listed below."
-    tasks = list(dict.fromkeys(contest.task for contest in contests))
     listed = " or ".join(filter(None, [", ".join(tasks[:-1]), tasks[-1]]))
     where = f"on {listed}" if len(tasks) <= MAX_TASKS else "in any task"
     where += f" ({span([contest.num_seeds for contest in contests])} seeds)"
     better = sorted(label for label, found in outcomes.items() if BETTER in found)
-    others = [len({arm.family for arm in contest.arms if arm.outcome}) for contest in contests]
+    others = [len({arm.family for one in contests if one.task == task for arm in one.arms if arm.outcome}) for task in tasks]
     subject = f"none of {span(others)} other arms beats it" if max(others) > 1 else "the other does not beat it"
     what = f"{', '.join(better)} beat it in one task and lost in another" if better else f"{subject} beyond noise {where}"
     return f"Use {bases}: {what}.{_ours(contests)}"
@@ -121,6 +122,9 @@ def _remarks(contests: Sequence[Contest]) -> list[str]:
     found = [f"More reward at the end only with more KL to the reference: {drift}."] if drift else []
     found += [f"Less reward at the end, with less KL, but more at equal KL: {short}."] if short else []
     found += [f"Worse by more than noise in at least one task: {worse}."] if worse else []
+    for name in dict.fromkeys(contest.experiment for contest in contests if contest.borrowed):
+        sources = sorted({contest.borrowed for contest in contests if contest.experiment == name and contest.borrowed})
+        found.append(f"The arms of {name} are compared with {DEFAULT_BASELINE} from {' and '.join(sources)}.")
     for contest in contests:
         if contest.num_settings > 1:
             where = f"The baseline on {contest.task} is {contest.baseline}"

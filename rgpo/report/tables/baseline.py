@@ -82,10 +82,10 @@ def baseline_of(task: str, groups: Sequence[Group], label: str | None) -> Group 
     found = [g for g in members if g.label == name] or [g for g in members if g.algo == name]
     if len(found) == 1 or label or not members:
         return found[0] if len(found) == 1 else None
-    return max(found or members, key=lambda group: (len(group.used), _is_plain(group)))
+    return max(found or members, key=lambda group: (len(group.used), is_plain(group)))
 
 
-def _is_plain(group: Group) -> bool:
+def is_plain(group: Group) -> bool:
     """True for PPO's clip without an adaptive penalty."""
     config = group.runs[0].config
     return config.get("choices.gate") == "clip" and config.get("choices.penalty") != "adaptive"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,11 +9,11 @@ import numpy as np
 
 from rgpo.report.read.arms import arms_of
 from rgpo.report.read.columns import GOLD, KL_REF, PROXY, TRAIN
-from rgpo.report.read.groups import Group
+from rgpo.report.read.groups import Group, identifies
 from rgpo.report.settings import DEFAULT_BASELINE, Settings
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.stats.independent import relative_change, simultaneous, summarize, welch
-from rgpo.report.tables.baseline import baseline_of
+from rgpo.report.tables.baseline import baseline_of, is_plain
 from rgpo.report.tables.matched import Matched, against_baseline, arms_against_baseline
 from rgpo.report.tables.summary import setting
 from rgpo.report.tables.table import between, percent, plain
@@ -51,6 +50,7 @@ class Contest(NamedTuple):
     length: int  # in steps, or in iterations if runs are not planned in steps
     column: str
     baseline: str
+    borrowed: str  # the experiment that the baseline is from; "" if it is this one
     arms: tuple[Arm, ...]
     lead: str  # change from the second to the best
     leads: bool  # True if the lead exceeds noise
@@ -85,17 +85,43 @@ class Contest(NamedTuple):
                 FEW: f"with fewer than {MIN_RUNS} seeds undecided",
             }.get(best.outcome, "perhaps noise")
             text += f"; {best.change} over {self.baseline}, {verdict}"
-        return f"{text}{f'; {best.equal_kl}' if best.equal_kl else ''}."
+        text += f"; {best.equal_kl}" if best.equal_kl else ""
+        return f"{text}; {self.baseline} is from {self.borrowed}." if self.borrowed else f"{text}."
 
 
-def best_means(sections: Sequence[tuple[str, Sequence[Group]]]) -> dict[tuple[object, ...], float]:
-    """The highest mean of each algorithm, gate and penalty in a task, over all experiments of the same length."""
-    found: dict[tuple[object, ...], float] = {}
-    for group in (group for _, groups in sections for group in groups):
-        values = group.values(_column([group]), "final")
-        if values.size:
-            found[_kind(group)] = max(found.get(_kind(group), -math.inf), float(np.mean(values)))
+def best_groups(sections: Sequence[tuple[str, Sequence[Group]]]) -> dict[tuple[object, ...], tuple[str, Group]]:
+    """Of each algorithm, gate and penalty in a task, the group with the highest mean, with its experiment.
+
+    Groups of all experiments of the same length are compared, except those with too few seeds.
+    """
+    found: dict[tuple[object, ...], tuple[str, Group]] = {}
+    everything = ((name, group) for name, groups in sections for group in groups)
+    for name, group in everything:
+        if group.values(_column([group]), "final").size < MIN_RUNS:
+            continue
+        kind = _kind(group)
+        if kind not in found or _mean(group) > _mean(found[kind][1]):
+            found[kind] = name, group
     return found
+
+
+def _mean(group: Group) -> float:
+    return float(np.mean(group.values(_column([group]), "final")))
+
+
+def _borrowed(group: Group, best: Mapping[tuple[object, ...], tuple[str, Group]]) -> tuple[str, Group] | None:
+    """The default baseline at its best, and its experiment, for a control task with the same settings and length."""
+    for name, other in best.values():
+        if other.algo == DEFAULT_BASELINE and is_plain(other) and not group.language and _conditions(other) == _conditions(group):
+            return name, other
+    return None
+
+
+def _conditions(group: Group) -> tuple[object, ...]:
+    """Task, length and settings of the task."""
+    run = group.used[0]
+    settings = sorted((key, repr(value)) for key, value in run.config.items() if key.startswith("task.") and identifies(key))
+    return group.task, setting(run), tuple(settings)
 
 
 def _kind(group: Group) -> tuple[object, ...]:
@@ -109,10 +135,17 @@ def _column(groups: Sequence[Group]) -> str:
 
 
 def contest_of(
-    experiment: str, groups: Sequence[Group], settings: Settings, best: Mapping[tuple[object, ...], float]
+    experiment: str, groups: Sequence[Group], settings: Settings, best: Mapping[tuple[object, ...], tuple[str, Group]]
 ) -> Contest | None:
+    """The contest of an experiment's groups of one task; without PPO among them, its best from another experiment is added.
+
+    None if there are fewer than two arms.
+    """
     column = _column(groups)
     measured = [group for group in groups if group.values(column, "final").size]
+    alone = not settings.baseline and all(group.algo != DEFAULT_BASELINE for group in measured)
+    source, other = (_borrowed(measured[0], best) if measured and alone else None) or ("", None)
+    measured += [other] if other is not None else []
     base = baseline_of(groups[0].task, measured, settings.baseline)
     if len(measured) < 2 or base is None:
         return None
@@ -148,13 +181,14 @@ def contest_of(
         base.used[0].planned_steps or base.used[0].num_iterations,
         column,
         base.label,
+        source,
         tuple(arms),
         over_next,
         lead.low > 0,
         base.language,
         all(run.is_current for group in measured for run in group.used),
         base.algo == DEFAULT_BASELINE,
-        base.language or against.mean >= best[_kind(base)],
+        base.language or _kind(base) not in best or against.mean >= _mean(best[_kind(base)][1]),
         len(alike),
     )
 
