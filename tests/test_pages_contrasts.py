@@ -18,7 +18,7 @@ from experiments.pages.arms import across, arms, contrasts, differences, others
 from experiments.pages.literature import evaluated, published
 from experiments.pages.numbers import lengths
 from experiments.pages.results import Results
-from experiments.pages.sweeps import apart, grid, losses, remedies
+from experiments.pages.sweeps import apart, grid, growth, losses, remedies
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,6 +120,21 @@ def test_losses_and_remedies_are_differences_of_the_runs_returns(results: Result
     judge = ttest_ind(returns("rgpo_literal", 16, 2.0), literal[1], equal_var=False).confidence_interval(0.95)
     assert interval(row[-1])[1:] == pytest.approx(tuple(judge), rel=0.01)
     assert "has not been run" in remedies(results, "factorial", "update.lr", "correction_cap=2")
+
+
+def test_growth_is_the_ratio_of_the_means(results: Results) -> None:
+    def kl(num_epochs: int) -> list[float]:
+        fits = lambda c: c["choices"]["algo"] == "ppo" and c["update"]["num_epochs"] == num_epochs  # noqa: E731
+        return means("epochs", "halfcheetah", "kl/old_exact", fits)
+
+    table = growth(results, "epochs", "update.num_epochs", "30", "80", "kl/old_exact", "mean")
+    rows = [cells(table, row) for row in range(len(table.strip().splitlines()) - 2)]
+    (row,) = (row for row in rows if row[:2] == ["halfcheetah", "clip+none"])
+    value, low, high = interval(row[3])
+    assert value == pytest.approx(np.mean(kl(80)) / np.mean(kl(30)), rel=0.01) and row[2] == str(len(kl(80))) == "5"
+    for end in (low, high):  # ratios that Welch's test just rejects
+        assert ttest_ind(kl(80), np.multiply(kl(30), end), equal_var=False).pvalue == pytest.approx(0.05, abs=0.01)
+    assert "has not been run" in growth(results, "factorial", "update.num_epochs", "30", "80", "kl/old_exact", "mean")
 
 
 def test_settings_apart_are_those_whose_adjusted_p_is_small(results: Results) -> None:

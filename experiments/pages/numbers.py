@@ -217,6 +217,7 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "differences": arms.differences,
     "grid": sweeps.grid,
     "losses": sweeps.losses,
+    "growth": sweeps.growth,
     "apart": sweeps.apart,
     "remedies": sweeps.remedies,
     "others": arms.others,

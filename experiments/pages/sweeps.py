@@ -9,7 +9,8 @@ from experiments.pages.arms import EMPTY, Cells
 from experiments.pages.results import Results, arm_of, not_run
 from rgpo.report.read.columns import TRAIN
 from rgpo.report.read.groups import Group
-from rgpo.report.stats.independent import Summary, combination, simultaneous, summarize, welch
+from rgpo.report.stats.bootstrap import Interval
+from rgpo.report.stats.independent import Summary, combination, relative_change, simultaneous, summarize, welch
 from rgpo.report.tables.table import Table, estimate, interval_cells, number, plain, word
 
 FIRST = (word("task", "task"), word("arm", "gate + penalty"), number("n", "n"))
@@ -53,6 +54,22 @@ def losses(found: Results, experiment: str, key: str, low: str, high: str, refer
     columns = [number(setting, f"{_leaf(key)} {setting}", 4) for setting in (low, high)]
     columns += [estimate("loss", "loss", sign=True), estimate("beyond", f"minus the loss of {reference}", sign=True)]
     return Table("losses", "", "", (*FIRST, *columns), tuple(rows)).markdown()
+
+
+def growth(found: Results, experiment: str, key: str, low: str, high: str, column: str, *statistic: str) -> str:
+    """The mean of a metric at `high` over that at `low`, as a factor with Fieller's interval, for every arm."""
+    samples = _samples(found, experiment, key, column, " ".join(statistic))
+    rows: list[Cells] = []
+    for (task, arm), at in samples.items():
+        if {low, high} <= at.keys():
+            change = relative_change(at[high], at[low], found.settings.confidence)
+            row: Cells = {"task": task, "arm": arm, "n": min(at[low].n, at[high].n)}
+            row |= interval_cells("factor", Interval(*(1 + percent / 100 for percent in change)))
+            rows.append(row)
+    if not rows:
+        return not_run(experiment)
+    columns = (*FIRST, estimate("factor", f"{_leaf(key)} {high} over {low}"))
+    return Table("growth", "", "", columns, tuple(rows)).markdown()
 
 
 def remedies(found: Results, experiment: str, key: str, remedy: str) -> str:
@@ -99,11 +116,13 @@ def apart(found: Results, experiment: str, key: str, word_in: str) -> str:
     return f"{len(rows)} of {len(pairs)} pairs:\n\n{Table('apart', '', '', (*FIRST, *columns), tuple(rows)).markdown()}"
 
 
-def _samples(found: Results, experiment: str, key: str) -> Mapping[tuple[str, str], Mapping[str, Summary]]:
-    """(task, arm) -> value of the setting -> returns of the last tenth."""
+def _samples(
+    found: Results, experiment: str, key: str, column: str = TRAIN, statistic: str = "final"
+) -> Mapping[tuple[str, str], Mapping[str, Summary]]:
+    """(task, arm) -> value of the setting -> a metric's statistic, the return of the last tenth unless another is named."""
     samples: dict[tuple[str, str], dict[str, Summary]] = {}
     for arm, setting, group in _cells(found, experiment, key):
-        samples.setdefault((group.task, arm), {})[setting] = summarize(group.values(TRAIN, "final"))
+        samples.setdefault((group.task, arm), {})[setting] = summarize(group.values(column, statistic))
     return samples
 
 
