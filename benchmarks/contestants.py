@@ -13,8 +13,7 @@ from typing import Any
 
 SAMPLES = {"HalfCheetah-v4": 2048, "Hopper-v4": 2048, "CartPole-v1": 1024}  # per rollout, over all environments
 TASKS = {"HalfCheetah-v4": "halfcheetah", "Hopper-v4": "hopper", "CartPole-v1": "cartpole"}
-EPOCHS, MINIBATCH = 10, 64
-EPISODES = 10
+EPOCHS, MINIBATCH, EPISODES = 10, 64, 10
 Found = dict[str, float]
 
 

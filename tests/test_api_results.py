@@ -139,7 +139,7 @@ def test_results_refuse_what_is_not_there(ppo: rgpo.Run, results_dir: Path, tmp_
 
 
 def test_a_language_run_evaluates_on_held_out_prompts(tmp_path: Path) -> None:
-    from test_hh_rlhf import line, write
+    from pair_files import line, write
     from tiny_models import write_model, write_reward_model
 
     parts = {"model": write_model(tmp_path / "model"), "reward_model": write_reward_model(tmp_path / "reward")}

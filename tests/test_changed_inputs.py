@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from cli import rgpo_run, start, the_run
-from test_hh_rlhf import line, write
+from pair_files import line, write
 from test_language_cli import words
 from test_resume import wait_for_iteration
 from tiny_models import write_model, write_reward_model

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pair_files import HELLO, line, read, write
 from tiny_models import TEMPLATE, write_model
 from transformers import AutoTokenizer
 
@@ -20,31 +20,11 @@ from rgpo.language.data.dataset import (
     find_files,
     is_heldout,
     load_dataset,
-    read_pairs,
     split_by_dialogue,
 )
 from rgpo.language.data.dialogue import Pair, to_messages
 from rgpo.language.data.rows import ENDINGS
 from rgpo.language.data.template import apply_chat_template
-
-HELLO = "\n\nHuman: Hello.\n\nAssistant: Hi!\n\nHuman: What is\n\na cat?"
-
-
-def line(prompt: str = HELLO, chosen: str = " An animal.", rejected: str = " No idea: none.") -> str:
-    return json.dumps({name: f"{prompt}\n\nAssistant:{answer}" for name, answer in (("chosen", chosen), ("rejected", rejected))})
-
-
-def read(*files: Path) -> tuple[list[Pair], list[str]]:
-    """The pairs of files, and what was logged."""
-    logged: list[str] = []
-    return read_pairs(files, logged.append, alone=len(files) == 1)[0], logged
-
-
-def write(file: Path, *lines: str) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    data = "".join(f"{text}\n" for text in lines).encode()
-    file.write_bytes(gzip.compress(data) if file.suffix == ".gz" else data)
-    return file
 
 
 def test_a_line_is_a_prompt_and_two_answers(tmp_path: Path) -> None:

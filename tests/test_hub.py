@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pair_files import line, write
 from safetensors.torch import load_file, save_file
-from test_hh_rlhf import line, write
 from tiny_models import write_model, write_reward_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

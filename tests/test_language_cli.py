@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import torch
 from cli import checkpoint_of, rgpo_run, rows, start, the_run
+from pair_files import line, write
 from safetensors.torch import load_file, save_file
-from test_hh_rlhf import line, write
 from test_resume import wait_for_iteration
 from tiny_models import write_model, write_reward_model
 

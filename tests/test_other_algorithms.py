@@ -12,7 +12,7 @@ import pytest
 import report_fixtures as fixtures
 import torch
 from cli import checkpoint_of, rgpo_run, rows
-from test_hh_rlhf import line, write
+from pair_files import line, write
 from tiny_models import write_model, write_reward_model
 
 from rgpo.cli import run

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import torch
 from cli import checkpoint_of, parameters, rgpo_run, rows, the_run
+from pair_files import line, write
 from process_worker import CASES, measure
-from test_hh_rlhf import line, write
 from tiny_models import write_model, write_reward_model
 
 from rgpo import distributed

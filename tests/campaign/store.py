@@ -94,7 +94,7 @@ def _write_language(folder: Path) -> None:
     """Random checkpoints and a few prompts, those of the tests."""
 
     def write_all() -> None:
-        from test_hh_rlhf import line, write
+        from pair_files import line, write
         from tiny_models import write_model, write_reward_model
 
         write_model(folder / "model")
