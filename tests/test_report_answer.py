@@ -100,20 +100,24 @@ def test_each_task_is_answered_by_its_own_experiments(tmp_path: Path, monkeypatc
     assert found.remarks[-1] == "The arms of without are compared with ppo from old."
 
 
-def test_neighbors_are_compared_with_ppo_at_its_best_elsewhere(tmp_path: Path) -> None:
-    """Only under the same conditions, with enough seeds, and in the same time."""
+def test_neighbors_are_compared_with_ppo_at_its_best_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only under the same conditions, with enough seeds, and in the same time; of equal ones with the present code's."""
     neighbors = groups(tmp_path / "neighbors", {"awr": [1.0, 2, 3], "spo": [20.0, 21, 22]})
     one_run = groups(tmp_path / "one_run", {"ppo": [99.0]})
     longer = groups(tmp_path / "longer", {"ppo": [98.0, 99, 99]}, iterations=10)
-    stale = groups(tmp_path / "stale", {"ppo": [18.0, 19, 20]})
+    better = groups(tmp_path / "better", {"ppo": [18.0, 19, 20]})
     usual = groups(tmp_path / "usual", {"ppo": [15.0, 16, 17]})
     sections = [("neighbors", neighbors), ("one_run", one_run), ("longer", longer)]
     (alone,) = advice(sections, parse([])[0]).contests
     assert alone.borrowed == "" and alone.baseline in ("awr", "spo")
-    (contest,) = advice([*sections, ("usual", usual), ("stale", stale)], parse([])[0]).contests
-    assert (contest.borrowed, contest.baseline) == ("stale", "ppo") and contest.fair and contest.usual
+    (contest,) = advice([*sections, ("usual", usual), ("better", better)], parse([])[0]).contests
+    assert (contest.borrowed, contest.baseline) == ("better", "ppo") and contest.fair and contest.usual
     assert {arm.label: arm.outcome for arm in contest.arms} == {"spo": NOISE, "ppo": "", "awr": WORSE}
-    assert contest.sentence.endswith("; ppo is from stale.")
+    assert contest.sentence.endswith("; ppo is from better.")
+    today = groups(tmp_path / "today", {"ppo": [18.0, 19, 20]})
+    monkeypatch.setattr(Run, "is_current", property(lambda run: "today" in run.folder.parts))
+    (contest,) = advice([*sections, ("better", better), ("today", today)], parse([])[0]).contests
+    assert contest.borrowed == "today"
 
 
 def test_of_a_task_the_longer_experiment_counts(tmp_path: Path) -> None:

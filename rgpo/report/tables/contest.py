@@ -100,9 +100,14 @@ def best_groups(sections: Sequence[tuple[str, Sequence[Group]]]) -> dict[tuple[o
         if group.values(_column([group]), "final").size < MIN_RUNS:
             continue
         kind = _kind(group)
-        if kind not in found or _mean(group) > _mean(found[kind][1]):
+        if kind not in found or _rank(group) > _rank(found[kind][1]):
             found[kind] = name, group
     return found
+
+
+def _rank(group: Group) -> tuple[float, bool]:
+    """Its mean, and whether its runs are of the present code."""
+    return _mean(group), all(run.is_current for run in group.used)
 
 
 def _mean(group: Group) -> float:
