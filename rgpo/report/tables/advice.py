@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from rgpo.report.read.groups import Group
@@ -14,7 +14,7 @@ from rgpo.report.tables.table import span
 
 NAME = "RGPO"  # the paper's algorithm, which the advice always mentions
 MAX_TASKS = 4  # most tasks named in the headline
-PLACES = {BETTER: "better", WORSE: "worse", NOISE: "within noise of it"}
+PLACES = {BETTER: "better", WORSE: "worse", NOISE: "not shown to differ from it"}
 PLACES |= {APART: APART, DRIFT: "ahead only by more KL", SHORT: "behind only by less KL"}
 
 
@@ -31,7 +31,7 @@ def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) 
 
     An arm is recommended if it is better than the baseline beyond noise in at least one task and worse in none; otherwise the
     baseline is recommended. Language models are compared at equal KL to the reference instead of at the end.
-    Noise: Welch's interval at `confidence`, adjusted for all arms of a task (Bonferroni).
+    Noise: Welch's interval at `confidence`, adjusted for all arms of an experiment in a task (Bonferroni).
     """
     best = best_groups(sections)
     contests = [
@@ -55,50 +55,57 @@ def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) 
 
 def _weightiest(contests: Sequence[Contest]) -> list[Contest]:
     """For each task, the contests of the largest weight; those with too few seeds only if there are no others."""
-    enough = [one for one in contests if any(arm.outcome not in ("", FEW) for arm in one.arms)] or list(contests)
+    enough = [one for one in contests if one.compared] or list(contests)
     most = {one.task: max(other.weight for other in enough if other.task == one.task) for one in enough}
     return [one for one in enough if one.weight == most[one.task]]
 
 
 def _outcomes(contests: Sequence[Contest], only_ours: bool = False) -> dict[str, list[str]]:
-    """Family -> distinct outcomes against the baseline in each contest."""
-    found: dict[str, list[str]] = {}
+    """Family -> distinct outcomes against the baseline in each task; families of equal settings are one, named as at first."""
+    names: dict[Hashable, str] = {}
+    once: dict[tuple[str, str, str], None] = {}
     for contest in contests:
-        once = dict.fromkeys((arm.family, arm.outcome) for arm in contest.arms if arm.outcome and (arm.ours or not only_ours))
-        for family, outcome in once:
-            found.setdefault(family, []).append(outcome)
+        for arm in contest.arms:
+            if arm.outcome and (arm.ours or not only_ours):
+                once[names.setdefault(arm.key, arm.family), contest.task, arm.outcome] = None
+    found: dict[str, list[str]] = {}
+    for family, _, outcome in once:
+        found.setdefault(family, []).append(outcome)
     return found
 
 
 def _headline(contests: Sequence[Contest]) -> str:
     """A sentence with the recommended arms, or the baselines with the reason and the result of the paper's algorithm."""
     outcomes = _outcomes(contests)
-    good = {label for label, found in outcomes.items() if BETTER in found and WORSE not in found}
-    bases, tasks = _baselines(contests), sorted({contest.task for contest in contests})
+    good = {label: found.count(BETTER) for label, found in outcomes.items() if BETTER in found and WORSE not in found}
+    tasks = sorted({contest.task for contest in contests})
+    bases, one_setting = _baselines(contests)
     if good:
-        places = {(arm.family, one.task) for one in contests for arm in one.arms if arm.outcome == BETTER}
-        wins = Counter(family for family, _ in places)
-        most = max(wins[label] for label in good)
-        names = " or ".join(label for label in outcomes if label in good and wins[label] == most)
+        most = max(good.values())
+        names = " or ".join(label for label, count in good.items() if count == most)
         where = f"in {most} of {len(tasks)} tasks" if len(tasks) > 1 else f"on {tasks[0]}"
         return f"Use {names}: better than {bases} by more than noise {where}{', and worse in none' if len(tasks) > 1 else ''}."
-    if all(outcome == FEW for found in outcomes.values() for outcome in found):
+    compared = [arm for contest in contests for arm in contest.compared]
+    if not compared:
         return f"Undecided: every arm has fewer than {MIN_RUNS} seeds. The highest means are listed below."
     listed = " or ".join(filter(None, [", ".join(tasks[:-1]), tasks[-1]]))
     where = f"on {listed}" if len(tasks) <= MAX_TASKS else "in any task"
-    where += f" ({span([contest.num_seeds for contest in contests])} seeds)"
+    where += f" ({span([arm.n for arm in compared])} seeds)"
     better = sorted(label for label, found in outcomes.items() if BETTER in found)
-    others = [len({arm.family for one in contests if one.task == task for arm in one.arms if arm.outcome}) for task in tasks]
+    others = [len({arm.key for contest in contests if contest.task == task for arm in contest.compared}) for task in tasks]
     subject = f"none of {span(others)} other arms beats it" if max(others) > 1 else "the other does not beat it"
+    subject += "" if one_setting else " at its best setting"
     what = f"{', '.join(better)} beat it in one task and lost in another" if better else f"{subject} beyond noise {where}"
     return f"Use {bases}: {what}.{_ours(contests)}"
 
 
-def _baselines(contests: Sequence[Contest]) -> str:
-    """The baselines' names, without settings that are irrelevant to the comparison or the only difference."""
+def _baselines(contests: Sequence[Contest]) -> tuple[str, bool]:
+    """The baselines' names, and False if they are one algorithm at several settings, which the names leave out."""
     bases = [arm for contest in contests for arm in contest.arms if arm.label == contest.baseline]
     names, algos = (list(dict.fromkeys(one)) for one in ([arm.family for arm in bases], [arm.algo for arm in bases]))
-    return " or ".join(algos if len(algos) == 1 < len(names) else names)
+    if len(algos) == 1 < len(names) and all(contest.usual for contest in contests):
+        return algos[0], len({arm.key for arm in bases}) == 1
+    return " or ".join(names), True
 
 
 def _ours(contests: Sequence[Contest]) -> str:
@@ -110,7 +117,9 @@ def _ours(contests: Sequence[Contest]) -> str:
     total = sum(found.values())
     listed = " and ".join(f"{PLACES[outcome]} in {number}" for outcome, number in found.most_common())
     where = " at equal KL to the reference" if any(arm.equal_kl for contest in contests for arm in contest.arms) else ""
-    return f" {NAME} is {f'{listed} of {total} comparisons' if total > 1 else PLACES[next(iter(found))]}{where}."
+    tasks = len({contest.task for contest in contests if any(arm.ours for arm in contest.compared)})
+    size = f"{total} comparisons{f' ({tasks} tasks)' if 1 < tasks < total else ''}"
+    return f" {NAME} is {f'{listed} of {size}' if total > 1 else PLACES[next(iter(found))]}{where}."
 
 
 def _remarks(contests: Sequence[Contest]) -> list[str]:

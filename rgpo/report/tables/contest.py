@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from rgpo.report.read.arms import arms_of
 from rgpo.report.read.columns import GOLD, KL_REF, PROXY, TRAIN
-from rgpo.report.read.groups import Group, identifies
+from rgpo.report.read.groups import Group, identifies, identity
 from rgpo.report.settings import DEFAULT_BASELINE, Settings
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.stats.independent import relative_change, simultaneous, summarize, welch
@@ -34,6 +34,7 @@ class Arm(NamedTuple):
     ours: bool  # True for the paper's algorithm with a gate
     label: str
     family: str  # label without the strength of the constraint, if arms differ in it
+    key: Hashable  # the same in all experiments
     mean: float
     n: int
     change: str  # from the baseline
@@ -56,19 +57,19 @@ class Contest(NamedTuple):
     leads: bool  # True if the lead exceeds noise
     language: bool
     current: bool  # True if all runs were made with the current number-determining code
-    usual: bool  # True if the baseline is of the default algorithm
+    usual: bool  # True if the baseline is the default one, with its own gate
     fair: bool  # False if the baseline does better with other settings in another experiment of this task and length
     num_settings: int  # number of settings of the baseline in the experiment, of which the best is the baseline
 
     @property
-    def num_seeds(self) -> int:
-        """The fewest seeds of any arm."""
-        return min(arm.n for arm in self.arms)
+    def compared(self) -> list[Arm]:
+        """The arms with an outcome: all but the baseline and those with too few seeds."""
+        return [arm for arm in self.arms if arm.outcome not in ("", FEW)]
 
     @property
     def weight(self) -> tuple[bool, int, int, bool]:
-        """Rank among the contests of the same task: those with the default baseline, more seeds, more steps, present code."""
-        return self.usual, self.num_seeds, self.length, self.current
+        """Rank among the contests of a task: those with the default baseline, more seeds of it, more steps, present code."""
+        return self.usual, next(arm.n for arm in self.arms if arm.label == self.baseline), self.length, self.current
 
     @property
     def sentence(self) -> str:
@@ -114,12 +115,20 @@ def _mean(group: Group) -> float:
     return float(np.mean(group.values(_column([group]), "final")))
 
 
-def _borrowed(group: Group, best: Mapping[tuple[object, ...], tuple[str, Group]]) -> tuple[str, Group] | None:
-    """The default baseline at its best, and its experiment, for a control task with the same settings and length."""
-    for name, other in best.values():
-        if other.algo == DEFAULT_BASELINE and is_plain(other) and not group.language and _conditions(other) == _conditions(group):
-            return name, other
-    return None
+def _with_usual(groups: Sequence[Group], best: Mapping[tuple[object, ...], tuple[str, Group]]) -> tuple[str, list[Group]]:
+    """The experiment of the default baseline at its best under the conditions of these groups, and both; "" if there is none.
+
+    Groups under other conditions than the baseline's are left out. Control only.
+    """
+    for group in groups:
+        for name, other in best.values():
+            if _is_usual(other) and not group.language and _conditions(other) == _conditions(group):
+                return name, [*(one for one in groups if _conditions(one) == _conditions(group)), other]
+    return "", list(groups)
+
+
+def _is_usual(group: Group) -> bool:
+    return group.algo == DEFAULT_BASELINE and (group.language or is_plain(group))
 
 
 def _conditions(group: Group) -> tuple[object, ...]:
@@ -131,7 +140,7 @@ def _conditions(group: Group) -> tuple[object, ...]:
 
 def _kind(group: Group) -> tuple[object, ...]:
     config = group.used[0].config
-    return (group.task, setting(group.used[0]), group.algo, config.get("choices.gate"), config.get("choices.penalty"))
+    return *_conditions(group), group.algo, config.get("choices.gate"), config.get("choices.penalty")
 
 
 def _column(groups: Sequence[Group]) -> str:
@@ -142,15 +151,15 @@ def _column(groups: Sequence[Group]) -> str:
 def contest_of(
     experiment: str, groups: Sequence[Group], settings: Settings, best: Mapping[tuple[object, ...], tuple[str, Group]]
 ) -> Contest | None:
-    """The contest of an experiment's groups of one task; without PPO among them, its best from another experiment is added.
+    """The contest of an experiment's groups of one task; without PPO's clip, its best from another experiment is added.
 
     None if there are fewer than two arms.
     """
     column = _column(groups)
     measured = [group for group in groups if group.values(column, "final").size]
-    alone = not settings.baseline and all(group.algo != DEFAULT_BASELINE for group in measured)
-    source, other = (_borrowed(measured[0], best) if measured and alone else None) or ("", None)
-    measured += [other] if other is not None else []
+    source = ""
+    if not settings.baseline and not any(_is_usual(group) for group in measured):
+        source, measured = _with_usual(measured, best)
     base = baseline_of(groups[0].task, measured, settings.baseline)
     if len(measured) < 2 or base is None:
         return None
@@ -176,7 +185,9 @@ def contest_of(
         change = _gain(relative_change(sample, against, each), difference)
         gate, penalty = (group.used[0].config.get(f"choices.{axis}") for axis in ("gate", "penalty"))
         ours = (group.algo == OURS and gate != NO_GATE) or (gate, penalty) == PARTS
-        arms.append(Arm(group.algo, ours, group.label, families[group.label], sample.mean, sample.n, change, outcome, note))
+        of_task = [key for key in group.used[0].config if key.startswith("task.")]
+        key = families[group.label] if group.language else (group.algo, identity(group.used[0], of_task))
+        arms.append(Arm(group.algo, ours, group.label, families[group.label], key, sample.mean, sample.n, change, outcome, note))
     lead, _ = welch(samples[0], samples[1], each)
     over_next = _gain(relative_change(samples[0], samples[1], each), lead)
     return Contest(
@@ -192,7 +203,7 @@ def contest_of(
         lead.low > 0,
         base.language,
         all(run.is_current for group in measured for run in group.used),
-        base.algo == DEFAULT_BASELINE,
+        _is_usual(base),
         base.language or _kind(base) not in best or against.mean >= _mean(best[_kind(base)][1]),
         len(alike),
     )
