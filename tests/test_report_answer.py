@@ -12,6 +12,7 @@ from rgpo.report.claims.ledger import in_short
 from rgpo.report.cli import main, parse
 from rgpo.report.read.groups import Group, group_runs
 from rgpo.report.read.load import read_runs
+from rgpo.report.read.repeated import Repeated
 from rgpo.report.read.run import Run
 from rgpo.report.read.workers import workers
 from rgpo.report.tables.advice import advice
@@ -98,6 +99,24 @@ def test_each_task_is_answered_by_its_own_experiments(tmp_path: Path, monkeypatc
     assert found is not None and "on ant or hopper" in found.headlines[0]
     assert "worse in 1 and not shown to differ from it in 1 of 2 comparisons" in found.headlines[0]
     assert found.remarks[-1] == "The arms of without are compared with ppo from old."
+
+
+def test_a_repeated_run_stands_for_its_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = groups(tmp_path / "old", {"ppo": [20.0, 21, 22], "awr": [1.0, 2, 3]})
+    new = groups(tmp_path / "new", {"ppo": [20.0, 21, 22], "rgpo": [20.0, 21, 23]})
+    monkeypatch.setattr(Run, "is_current", property(lambda run: "new" in run.folder.parts))
+    sections, run = [("old", old), ("new", new)], old[0].runs[0]
+    for code, current in ((run.present_code, True), ("0" * 12, False)):
+        repeated = {run.where: Repeated(code=code, commit="", found="equal")}
+        found = advice([("old", old)], parse([])[0], repeated)
+        assert found is not None and found.contests[0].current is current
+    monkeypatch.setattr(Run, "where", property(lambda run: str(run.folder)))  # both are called first_evidence
+    for repeated, size in (
+        ({}, "the other does"),
+        ({run.where: Repeated(code=run.present_code, commit="", found="equal")}, "none of 2"),
+    ):
+        found = advice(sections, parse([])[0], repeated)
+        assert found is not None and size in found.headlines[0]
 
 
 def test_neighbors_are_compared_with_ppo_at_its_best_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from rgpo.paths import conf_dir
 from rgpo.report.claims.ledger import in_short
 from rgpo.report.read.columns import LENGTH
 from rgpo.report.read.groups import Group
+from rgpo.report.read.repeated import read_repeated
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.tables import bench, summary
 from rgpo.report.tables.advice import advice
@@ -70,7 +71,7 @@ def gate_of(algo: str) -> str | None:
 def verdict(found: Results) -> str:
     """Both answers of the report's first screen: whether the paper reproduces, and what to use instead."""
     words, counts = in_short([(claim.subject, claim.verdict) for claim in found.claims])
-    advised = advice(list(found.groups.items()), found.settings)
+    advised = advice(list(found.groups.items()), found.settings, read_repeated(found.folder)[0])
     lines = [f"**Does it reproduce?** {words}. {counts}"]
     lines += [f"**What should I use instead?** {' '.join(advised.headlines)}"] if advised else []
     return "\n\n".join(lines)

@@ -63,7 +63,7 @@ def build(settings: Settings, defaults: Settings, live: bool = False) -> tuple[s
     judged, unjudged = judge_all(claims, Evidence(every_run, theory, anchors, repeated))
     ledgers = ledger(judged)
     found = answer(judged, [folder.name for folder in folders]) if not settings.experiment else None
-    advised = advice([(experiment.name, experiment.groups) for experiment in loaded], settings)
+    advised = advice([(experiment.name, experiment.groups) for experiment in loaded], settings, repeated)
     try:
         out.mkdir(parents=True, exist_ok=True)
         remove_temporary(out)

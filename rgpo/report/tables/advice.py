@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
-from rgpo.report.read.groups import Group
+from rgpo.report.read.repeated import Repeated
 from rgpo.report.settings import DEFAULT_BASELINE, Settings
 from rgpo.report.stats.bootstrap import MIN_RUNS
-from rgpo.report.tables.contest import APART, BETTER, DRIFT, FEW, NOISE, SHORT, WORSE, Contest, best_groups, contest_of
+from rgpo.report.tables.contest import (
+    APART,
+    BETTER,
+    DRIFT,
+    FEW,
+    NOISE,
+    SHORT,
+    WORSE,
+    Contest,
+    Sections,
+    best_groups,
+    contest_of,
+    experiments_of_today,
+)
 from rgpo.report.tables.table import span
 
 NAME = "RGPO"  # the paper's algorithm, which the advice always mentions
@@ -26,19 +39,20 @@ class Advice(NamedTuple):
     contests: tuple[Contest, ...]
 
 
-def advice(sections: Sequence[tuple[str, Sequence[Group]]], settings: Settings) -> Advice | None:
+def advice(sections: Sections, settings: Settings, repeated: Mapping[str, Repeated] | None = None) -> Advice | None:
     """Derive advice from all experiments (name, groups); None if no task has two arms.
 
     An arm is recommended if it is better than the baseline beyond noise in at least one task and worse in none; otherwise the
     baseline is recommended. Language models are compared at equal KL to the reference instead of at the end.
     Noise: Welch's interval at `confidence`, adjusted for all arms of an experiment in a task (Bonferroni).
     """
-    best = best_groups(sections)
+    today = experiments_of_today(sections, repeated or {})
+    best = best_groups(sections, today)
     contests = [
         contest
         for name, groups in sections
         for task in sorted({group.task for group in groups})
-        if (contest := contest_of(name, [group for group in groups if group.task == task], settings, best)) is not None
+        if (contest := contest_of(name, [group for group in groups if group.task == task], settings, best, today)) is not None
     ]
     kinds = {"For control": [c for c in contests if not c.language], "For language models": [c for c in contests if c.language]}
     kinds = {kind: members for kind, members in kinds.items() if members}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from rgpo.report.read.arms import arms_of
 from rgpo.report.read.columns import GOLD, KL_REF, PROXY, TRAIN
 from rgpo.report.read.groups import Group, identifies, identity
+from rgpo.report.read.repeated import Repeated
 from rgpo.report.settings import DEFAULT_BASELINE, Settings
 from rgpo.report.stats.bootstrap import MIN_RUNS, Interval
 from rgpo.report.stats.independent import relative_change, simultaneous, summarize, welch
@@ -56,7 +57,7 @@ class Contest(NamedTuple):
     lead: str  # change from the second to the best
     leads: bool  # True if the lead exceeds noise
     language: bool
-    current: bool  # True if all runs were made with the current number-determining code
+    current: bool  # True if all runs were made with the present number-determining code, or with code that gives the same
     usual: bool  # True if the baseline is the default one, with its own gate
     fair: bool  # False if the baseline does better with other settings in another experiment of this task and length
     num_settings: int  # number of settings of the baseline in the experiment, of which the best is the baseline
@@ -90,32 +91,45 @@ class Contest(NamedTuple):
         return f"{text}; {self.baseline} is from {self.borrowed}." if self.borrowed else f"{text}."
 
 
-def best_groups(sections: Sequence[tuple[str, Sequence[Group]]]) -> dict[tuple[object, ...], tuple[str, Group]]:
+Sections = Sequence[tuple[str, Sequence[Group]]]  # experiments with their groups
+Best = Mapping[tuple[object, ...], tuple[str, Group]]
+
+
+def experiments_of_today(sections: Sections, repeated: Mapping[str, Repeated]) -> set[str]:
+    """Experiments of the present number-determining code, and those of which a run was repeated with it and was equal.
+
+    repeated: experiment/folder -> repetition.
+    """
+    found = set()
+    for name, groups in sections:
+        runs = [run for group in groups for run in group.used]
+        again = any((one := repeated.get(run.where)) is not None and one["code"] == run.present_code for run in runs)
+        if again or all(run.is_current for run in runs):
+            found.add(name)
+    return found
+
+
+def best_groups(sections: Sections, today: Collection[str]) -> dict[tuple[object, ...], tuple[str, Group]]:
     """Of each algorithm, gate and penalty in a task, the group with the highest mean, with its experiment.
 
-    Groups of all experiments of the same length are compared, except those with too few seeds.
+    Groups of all experiments of the same length are compared, except those with too few seeds; of equals, one of today's code.
     """
     found: dict[tuple[object, ...], tuple[str, Group]] = {}
     everything = ((name, group) for name, groups in sections for group in groups)
     for name, group in everything:
         if group.values(_column([group]), "final").size < MIN_RUNS:
             continue
-        kind = _kind(group)
-        if kind not in found or _rank(group) > _rank(found[kind][1]):
+        kind, rank = _kind(group), (_mean(group), name in today)
+        if kind not in found or rank > (_mean(found[kind][1]), found[kind][0] in today):
             found[kind] = name, group
     return found
-
-
-def _rank(group: Group) -> tuple[float, bool]:
-    """Its mean, and whether its runs are of the present code."""
-    return _mean(group), all(run.is_current for run in group.used)
 
 
 def _mean(group: Group) -> float:
     return float(np.mean(group.values(_column([group]), "final")))
 
 
-def _with_usual(groups: Sequence[Group], best: Mapping[tuple[object, ...], tuple[str, Group]]) -> tuple[str, list[Group]]:
+def _with_usual(groups: Sequence[Group], best: Best) -> tuple[str, list[Group]]:
     """The experiment of the default baseline at its best under the conditions of these groups, and both; "" if there is none.
 
     Groups under other conditions than the baseline's are left out. Control only.
@@ -149,7 +163,7 @@ def _column(groups: Sequence[Group]) -> str:
 
 
 def contest_of(
-    experiment: str, groups: Sequence[Group], settings: Settings, best: Mapping[tuple[object, ...], tuple[str, Group]]
+    experiment: str, groups: Sequence[Group], settings: Settings, best: Best, today: Collection[str]
 ) -> Contest | None:
     """The contest of an experiment's groups of one task; without PPO's clip, its best from another experiment is added.
 
@@ -202,7 +216,7 @@ def contest_of(
         over_next,
         lead.low > 0,
         base.language,
-        all(run.is_current for group in measured for run in group.used),
+        {experiment, source or experiment} <= {*today},
         _is_usual(base),
         base.language or _kind(base) not in best or against.mean >= _mean(best[_kind(base)][1]),
         len(alike),
