@@ -30,7 +30,6 @@ STORED = sorted(
     if file.parts[-3] not in OF_READERS
 )
 SUCCESSORS = {"published_returns": {"baselines", "factorial"}}  # experiments of the archive whose runs are part of others today
-
 DATA = {"smollm2": "hh_harmless_test.jsonl.gz"}  # pairs that are not part of rgpo, as the runs name them
 
 

@@ -109,7 +109,7 @@ def experiments_of_today(sections: Sections, repeated: Mapping[str, Repeated]) -
     return found
 
 
-def best_groups(sections: Sections, today: Collection[str]) -> dict[tuple[object, ...], tuple[str, Group]]:
+def best_groups(sections: Sections, today: Collection[str]) -> Best:
     """Of each algorithm, gate and penalty in a task, the group with the highest mean, with its experiment.
 
     Groups of all experiments of the same length are compared, except those with too few seeds; of equals, one of today's code.
@@ -180,7 +180,7 @@ def contest_of(
     alike = [base]
     if not (base.language or settings.baseline):  # of several settings of the baseline, its best
         alike = [group for group in measured if _kind(group) == _kind(base) and len(group.used) == len(base.used)]
-        base = max(alike, key=lambda group: float(np.mean(group.values(column, "final"))))
+        base = max(alike, key=_mean)
     each = simultaneous(settings.confidence, len(measured) - 1)
     ranked = sorted(measured, key=lambda group: -float(np.mean(group.values(column, "final"))))
     samples = [summarize(group.values(column, "final")) for group in ranked]
